@@ -1,0 +1,159 @@
+package jobs
+
+import (
+	"context"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/jobpb"
+)
+
+// Job is one session job as taken from its message: valid, and with its
+// identity settled.
+type Job struct {
+	*jobpb.Job
+
+	ID        string // never changes; see Identify
+	Run       int    // 1, and one more for each replay
+	Queue     string // the last token of Subject
+	Subject   string
+	StreamSeq uint64 // sequence of the message in the jobs stream
+	Published time.Time
+
+	TraceParent string // W3C, from the message's headers; may be empty
+	TraceState  string
+}
+
+// Attempt is one try to run a job, as the processor hands it to a Runner.
+type Attempt struct {
+	Job        *Job
+	AppID      string // the job's, or the configuration's default
+	Region     string // the job's, or the configuration's default
+	Session    int    // session number: rises with each take-over within a run
+	Number     int    // attempt number, from 1
+	Checkpoint int    // utterances already delivered: start with the next
+	// PreviousSession is the session number that the record named before this
+	// take-over; 0 if there was none. Frames stored by it may be ahead of
+	// Checkpoint.
+	PreviousSession int
+	Progress        Progress
+	Control         *Control
+}
+
+// Progress is what a Runner tells the processor while an attempt runs. Its
+// methods are called from one goroutine at a time.
+type Progress interface {
+	// Connected is called when the backend confirmed the session.
+	Connected(connectionID, region string)
+	// FirstFrame is called for the session's first frame (in egress: when its
+	// first utterance was spoken): the backend works.
+	FirstFrame()
+	// Delivered moves the checkpoint: the utterance's frames are stored and
+	// acknowledged. An error means that the job is no longer this worker's;
+	// the Runner closes the session and returns it.
+	Delivered(ctx context.Context, u Utterance) error
+}
+
+// Utterance is what the completed event says of one utterance.
+type Utterance struct {
+	ReqID        string `json:"req_id"`
+	Frames       int    `json:"frames"`
+	Bytes        int64  `json:"bytes"`    // of the frames
+	AudioMS      int64  `json:"audio_ms"` // length of the speech
+	FirstFrameMS int64  `json:"first_frame_ms"`
+	DurationMS   int64  `json:"duration_ms"`
+	Interrupted  bool   `json:"interrupted,omitempty"`
+	Converted    string `json:"converted,omitempty"` // what audio.convert did
+}
+
+// Report is what a Runner says of an attempt, also of one that failed.
+type Report struct {
+	ConnectionID string
+	Region       string        // the region that served
+	Connected    time.Duration // connected time: what is billed
+	Recording    string        // object name, for output object
+	Frames       int
+	Bytes        int64
+}
+
+// Runner runs one attempt of a job. It returns when the session is closed,
+// whatever the error; the error is an *errors.Error unless ctx was cancelled,
+// and then context.Cause(ctx) is in its chain.
+type Runner interface {
+	Run(ctx context.Context, a *Attempt) (Report, error)
+	// Finish does what follows from the outcome completed, idempotently, also
+	// for a job whose worker died: it assembles the recording.
+	Finish(ctx context.Context, job *Job, utterances int) error
+}
+
+// DeadLetter is a job that is given up, with its own bytes and headers.
+type DeadLetter struct {
+	Job      Identity
+	Header   map[string][]string // the job message's own
+	Data     []byte
+	Reason   string // permanent, attempts_exhausted, invalid_job, worker_lost, held_too_long
+	Error    ErrorEvent
+	Crashes  int
+	Attempts int
+	FailedAt time.Time
+	Worker   string
+}
+
+// Identity is what is known of a message even when it is no valid job.
+type Identity struct {
+	ID        string
+	Run       int
+	Queue     string
+	Subject   string
+	StreamSeq uint64
+}
+
+// DeadLetters keeps the jobs that are given up. Write returns when the letter
+// is stored; writing the same letter again stores nothing new.
+type DeadLetters interface {
+	Write(ctx context.Context, d DeadLetter) error
+}
+
+// ErrorEvent is the body of an error event, and the last_error of a record. A
+// field that is absent is not known.
+type ErrorEvent struct {
+	JobID        string            `json:"job_id"`
+	Queue        string            `json:"queue"`
+	AppID        string            `json:"app_id,omitempty"`
+	AvatarID     string            `json:"avatar_id,omitempty"`
+	Region       string            `json:"region,omitempty"`
+	Worker       string            `json:"worker"`
+	WorkerID     string            `json:"worker_id"`
+	Run          int               `json:"run"`
+	Session      int               `json:"session,omitempty"`
+	Attempt      int               `json:"attempt,omitempty"`
+	MaxAttempts  int               `json:"max_attempts,omitempty"`
+	Code         errors.Code       `json:"code"`
+	Class        errors.Class      `json:"class"`
+	Phase        errors.Phase      `json:"phase"`
+	Message      string            `json:"message"`
+	HTTPStatus   int               `json:"http_status,omitempty"`
+	ServerCode   string            `json:"server_code,omitempty"`
+	ServerTitle  string            `json:"server_title,omitempty"`
+	ServerDetail string            `json:"server_detail,omitempty"`
+	ConnectionID string            `json:"connection_id,omitempty"`
+	ReqID        string            `json:"req_id,omitempty"`
+	CloseCode    int               `json:"close_code,omitempty"`
+	CloseReason  string            `json:"close_reason,omitempty"`
+	Action       errors.Action     `json:"action"`
+	RetryAt      *time.Time        `json:"retry_at,omitempty"`
+	Labels       map[string]string `json:"labels,omitempty"`
+	Time         time.Time         `json:"time"`
+}
+
+// Control reaches a running attempt from outside: the processor's control
+// subject on one side, the Runner on the other.
+type Control struct {
+	interrupt func(ctx context.Context) (Interrupted, error)
+}
+
+// Interrupted answers an interrupt.
+type Interrupted struct {
+	ReqID   string // the utterance that was interrupted
+	LastSeq int64  // the last Avatar-Seq published; 0 where output is not frames
+}
