@@ -1,0 +1,96 @@
+package jobs
+
+import "time"
+
+// step is what to do with a delivery.
+type step int
+
+const (
+	stepStart     step = iota // nobody has the job: run it
+	stepDuplicate             // another message's job: acknowledge and drop
+	stepFollow                // the outcome is there: repeat what follows from it
+	stepWait                  // not yet: hand back with a delay
+	stepAsk                   // somebody is said to run it: ask him
+)
+
+// decide looks at the record (nil: there is none) and at the message, and says
+// what to do. It is pure: whoever acts on it does so by compare-and-set.
+func decide(r *Record, id Identity, now time.Time) (step, time.Duration) {
+	switch {
+	case r == nil:
+		return stepStart, 0
+	case id.Run < r.Run:
+		return stepDuplicate, 0
+	case id.Run > r.Run:
+		if r.State.Final() {
+			return stepStart, 0
+		}
+		return stepWait, waitForOutcome
+	case r.StreamSeq != 0 && r.StreamSeq != id.StreamSeq:
+		return stepDuplicate, 0
+	case r.State.Final():
+		return stepFollow, 0
+	case r.State == StateRunning:
+		return stepAsk, 0
+	case r.State == StateRetrying && r.NextAttemptAt != nil && r.NextAttemptAt.After(now):
+		return stepWait, r.NextAttemptAt.Sub(now)
+	default:
+		return stepStart, 0
+	}
+}
+
+// waitForOutcome is how long a replay waits for the run before it.
+const waitForOutcome = 5 * time.Second
+
+// takeover is the record of a job that this worker makes its own. crashed says
+// that the worker that had it is gone.
+func takeover(r *Record, job *Job, worker string, limits limits, crashed bool, now time.Time) *Record {
+	next := &Record{CreatedAt: now, Attempt: 1}
+	if r != nil && r.Run == job.Run {
+		next = r.clone()
+		next.endHold(now)
+		if r.State == StateRetrying {
+			next.Attempt++
+		}
+		if crashed {
+			next.Crashes++
+		}
+	}
+	next.identify(job, limits)
+	next.Attempt = max(next.Attempt, 1)
+	next.Session++
+	next.State = StateRunning
+	next.WorkerID = worker
+	next.NextAttemptAt = nil
+	next.ConnectionID = ""
+	next.UpdatedAt = now
+	return next
+}
+
+// limits are what the configuration says where the job says nothing.
+type limits struct {
+	appID       string
+	region      string
+	maxAttempts int
+}
+
+// identify copies what the job says of itself.
+func (r *Record) identify(job *Job, l limits) {
+	r.JobID, r.Run, r.StreamSeq, r.Queue = job.ID, job.Run, job.StreamSeq, job.Queue
+	r.AppID = orElse(job.GetAppId(), l.appID)
+	r.AvatarID = job.GetAvatarId()
+	r.Region = orElse(job.GetRegion(), l.region)
+	r.MaxAttempts = l.maxAttempts
+	if n := int(job.GetMaxAttempts()); n > 0 && n < l.maxAttempts {
+		r.MaxAttempts = n
+	}
+	r.Labels = job.GetLabels()
+	r.PublishedAt = job.Published
+}
+
+func orElse(value, fallback string) string {
+	if value == "" {
+		return fallback
+	}
+	return value
+}
