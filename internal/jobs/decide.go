@@ -42,18 +42,31 @@ func decide(r *Record, id Identity, now time.Time) (step, time.Duration) {
 // waitForOutcome is how long a replay waits for the run before it.
 const waitForOutcome = 5 * time.Second
 
-// takeover is the record of a job that this worker makes its own. crashed says
-// that the worker that had it is gone.
-func takeover(r *Record, job *Job, worker string, limits limits, crashed bool, now time.Time) *Record {
-	next := &Record{CreatedAt: now, Attempt: 1}
-	if r != nil && r.Run == job.Run {
-		next = r.clone()
+// prior is the record that this run of the job goes on from: nil if there is
+// none yet. crashed says that the worker that had the job is gone.
+func prior(r *Record, id Identity, crashed bool, now time.Time) *Record {
+	if r == nil || r.Run != id.Run {
+		return nil
+	}
+	next := r.clone()
+	if crashed {
+		next.Crashes++
+	}
+	if r.State != StateHeld {
 		next.endHold(now)
-		if r.State == StateRetrying {
+	}
+	return next
+}
+
+// takeover is the record of a job that this worker makes its own. from is what
+// prior gave.
+func takeover(from *Record, job *Job, worker string, limits limits, now time.Time) *Record {
+	next := &Record{CreatedAt: now}
+	if from != nil {
+		next = from.clone()
+		next.endHold(now)
+		if from.State == StateRetrying {
 			next.Attempt++
-		}
-		if crashed {
-			next.Crashes++
 		}
 	}
 	next.identify(job, limits)
@@ -63,7 +76,9 @@ func takeover(r *Record, job *Job, worker string, limits limits, crashed bool, n
 	next.WorkerID = worker
 	next.NextAttemptAt = nil
 	next.ConnectionID = ""
-	next.UpdatedAt = now
+	if job.Resume() == OnRedeliveryRestart {
+		next.Checkpoint, next.LiveSeq, next.UtterancesDone, next.Utterances = 0, 0, 0, nil
+	}
 	return next
 }
 

@@ -78,6 +78,7 @@ type Record struct {
 	Holds          int                 `json:"holds,omitempty"`       // how often it was held
 	HeldSince      *time.Time          `json:"held_since,omitempty"`  // of the hold that lasts
 	HeldFor        time.Duration       `json:"held_for_ns,omitempty"` // all holds that ended
+	HeldCode       errors.Code         `json:"held_code,omitempty"`   // what it waits for, where no try of its own failed
 	Refusals       int                 `json:"refusals,omitempty"`    // for concurrency, in a row
 	ConnectionIDs  []string            `json:"connection_ids,omitempty"`
 	Utterances     []Utterance         `json:"utterances,omitempty"` // the newest of those delivered
@@ -99,15 +100,26 @@ func (r *Record) heldTotal(now time.Time) time.Duration {
 	return r.HeldFor + now.Sub(*r.HeldSince)
 }
 
+// heldCode is the code of what holds the job.
+func (r *Record) heldCode() errors.Code {
+	if r.LastError != nil && r.LastError.Action == errors.ActionHold && r.LastError.Session == r.Session {
+		return r.LastError.Code
+	}
+	if r.HeldCode != "" {
+		return r.HeldCode
+	}
+	return errors.CodeBillingRequired
+}
+
 // endHold adds the hold that lasts to the total.
 func (r *Record) endHold(now time.Time) {
 	r.HeldFor = r.heldTotal(now)
 	r.HeldSince = nil
 }
 
-// delivered moves the checkpoint and gives the job its full budget back: what
-// counts against it are failures without progress.
-func (r *Record) delivered(u Utterance) {
+// delivered moves the checkpoint. A job that keeps what it has reached gets its
+// full budget back: what counts against it are failures without progress.
+func (r *Record) delivered(u Utterance, keeps bool) {
 	r.Checkpoint++
 	r.UtterancesDone++
 	r.Utterances = append(r.Utterances, u)
@@ -117,11 +129,13 @@ func (r *Record) delivered(u Utterance) {
 	if u.LiveSeq > 0 {
 		r.LiveSeq = u.LiveSeq
 	}
-	r.BudgetFrom = r.Attempt
-	r.Failures = nil
-	r.Crashes = 0
-	r.Refusals = 0
+	if keeps {
+		r.BudgetFrom, r.Failures, r.Crashes, r.Refusals = r.Attempt, nil, 0, 0
+	}
 }
+
+// progressed tells whether an utterance was finished in the last attempt.
+func (r *Record) progressed() bool { return r.Attempt > 0 && r.BudgetFrom == r.Attempt }
 
 // clone is a copy that may be changed without changing r.
 func (r *Record) clone() *Record {

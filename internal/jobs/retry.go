@@ -13,8 +13,8 @@ type RetryPolicy struct {
 	Max         time.Duration // bound of every wait
 }
 
-// Failure is what the retry policy looks at.
-type Failure struct {
+// Setback is what the retry policy looks at.
+type Setback struct {
 	Decision errors.Decision
 	Record   *Record
 	Now      time.Time
@@ -36,7 +36,7 @@ type Plan struct {
 }
 
 // Plan decides. rnd returns a number in [0, 1).
-func (p RetryPolicy) Plan(f Failure, rnd func() float64) Plan {
+func (p RetryPolicy) Plan(f Setback, rnd func() float64) Plan {
 	plan := p.plan(f, rnd)
 	if again := plan.Action == errors.ActionRetry; again && past(f.Deadline, f.Now.Add(plan.Delay)) {
 		return Plan{Action: errors.ActionExpire}
@@ -44,7 +44,7 @@ func (p RetryPolicy) Plan(f Failure, rnd func() float64) Plan {
 	return plan
 }
 
-func (p RetryPolicy) plan(f Failure, rnd func() float64) Plan {
+func (p RetryPolicy) plan(f Setback, rnd func() float64) Plan {
 	switch f.Decision.Action {
 	case errors.ActionHold:
 		if f.Refused {
@@ -66,7 +66,7 @@ func (p RetryPolicy) plan(f Failure, rnd func() float64) Plan {
 	}
 }
 
-func (p RetryPolicy) again(f Failure, rnd func() float64) Plan {
+func (p RetryPolicy) again(f Setback, rnd func() float64) Plan {
 	spent := f.Record.Spent()
 	ofCode := f.Record.Failures[f.Decision.Code] + 1
 	limit := f.Decision.Attempts
