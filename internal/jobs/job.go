@@ -32,6 +32,9 @@ type Attempt struct {
 	Session    int    // session number: rises with each take-over within a run
 	Number     int    // attempt number, from 1
 	Checkpoint int    // utterances already delivered: start with the next
+	// LiveSeq is the sequence of the last live audio message that belongs to a
+	// delivered utterance; 0 before the first.
+	LiveSeq uint64
 	// PreviousSession is the session number that the record named before this
 	// take-over; 0 if there was none. Frames stored by it may be ahead of
 	// Checkpoint.

@@ -240,11 +240,9 @@ func (t *task) hold(ctx context.Context, from *Record, wait time.Duration, code 
 	}
 	now := t.w.o.Now().UTC()
 	at := now.Add(wait)
-	next := t.next(from)
-	next.identify(t.job, t.w.limits())
+	next := t.named(from)
 	if next.State == StateRetrying {
 		next.Attempt++ // the attempt that waits now; the last one is over
-		next.BudgetFrom += 0
 	}
 	next.State, next.NextAttemptAt, next.HeldSince = StateHeld, &at, &now
 	next.HeldCode = code
@@ -283,11 +281,7 @@ func (t *task) superseded(r *Record) {
 
 // giveUp dead-letters a job without an attempt.
 func (t *task) giveUp(ctx context.Context, from *Record, e *errors.Error, reason string) error {
-	next := t.next(from)
-	if t.job != nil {
-		next.identify(t.job, t.w.limits())
-	}
-	next.StreamSeq, next.Queue = t.id.StreamSeq, t.id.Queue
+	next := t.named(from)
 	decision := t.w.o.Table.Decide(e, false)
 	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
 	next.Reason = reason

@@ -114,23 +114,24 @@ func (s *Slots) prepare(ctx context.Context, app string, limit int) (jetstream.C
 	return consumer, err
 }
 
-// Take waits for a slot of the app. The returned context ends with ErrLeaseLost
-// when the slot can't be kept; give hands it back, and is called only after the
-// session is closed. errSlotsBusy means that enough jobs wait here already.
-func (s *Slots) Take(ctx context.Context, app, job string) (_ context.Context, give func(), err error) {
+// Take waits for a slot of the app as long as waiting stands. The returned
+// context is work's, and ends with ErrLeaseLost when the slot can't be kept; give
+// hands it back, and is called only after the session is closed. errSlotsBusy
+// means that enough jobs wait here already.
+func (s *Slots) Take(waiting, work context.Context, app, job string) (_ context.Context, give func(), err error) {
 	slots := s.join(app)
 	if slots == nil {
-		return ctx, func() {}, nil
+		return work, func() {}, nil
 	}
 	if slots.consumer == nil {
 		return nil, nil, errSlotsBusy
 	}
 	defer s.part(slots)
-	for ctx.Err() == nil {
+	for waiting.Err() == nil {
 		from := time.Now()
 		msg, err := fetchOne(slots.consumer)
 		if err != nil {
-			if err := pause(ctx, time.Second, err); err != nil {
+			if err := pause(waiting, time.Second, err); err != nil {
 				return nil, nil, err
 			}
 			continue
@@ -138,15 +139,15 @@ func (s *Slots) Take(ctx context.Context, app, job string) (_ context.Context, g
 		if msg == nil {
 			continue
 		}
-		if ctx.Err() != nil {
+		if waiting.Err() != nil {
 			s.handBack(msg, 0)
 			break
 		}
-		if slotCtx, give, ok := s.accept(ctx, slots, msg, from, job); ok {
+		if slotCtx, give, ok := s.accept(work, slots, msg, from, job); ok {
 			return slotCtx, give, nil
 		}
 	}
-	return nil, nil, context.Cause(ctx)
+	return nil, nil, context.Cause(waiting)
 }
 
 // join counts one more job that waits; nil: the app has no limit; a consumer

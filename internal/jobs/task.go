@@ -135,7 +135,7 @@ func (t *task) step(invalid *errors.Error) error {
 	case stepAsk:
 		return t.ask(ctx, record, invalid, now)
 	default:
-		return t.begin(ctx, prior(record, t.id, false), invalid, now)
+		return t.begin(ctx, prior(record, t.id, false, now), invalid, now)
 	}
 }
 
@@ -172,7 +172,7 @@ func (t *task) ask(ctx context.Context, record *Record, invalid *errors.Error, n
 		t.handBack(handBackPause)
 		return nil
 	default:
-		return t.begin(ctx, prior(record, t.id, got == answerGone), invalid, now)
+		return t.begin(ctx, prior(record, t.id, got == answerGone, now), invalid, now)
 	}
 }
 
@@ -191,7 +191,7 @@ func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, n
 	}
 	if from != nil {
 		if from.CancelRequested {
-			return t.finish(ctx, t.next(from), StateCancelled)
+			return t.finish(ctx, t.named(from), StateCancelled)
 		}
 		if from.Crashes >= draft.MaxAttempts {
 			return t.giveUp(ctx, from, lostError(from), ReasonWorkerLost)
@@ -204,7 +204,7 @@ func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, n
 		}
 	}
 	if past(t.notAfter(), now) {
-		return t.finish(ctx, t.next(from), StateExpired)
+		return t.finish(ctx, t.named(from), StateExpired)
 	}
 	if wait, open := t.w.circuits.Open(draft.AppID, draft.Region); open {
 		if pass, err := t.w.circuits.Allow(ctx, draft.AppID, draft.Region, t.id.ID); err != nil {
@@ -268,12 +268,14 @@ func (t *task) start(from *Record, pass Pass) error {
 		t.w.pull.pause(true)
 		defer t.w.pull.pause(false)
 	}
-	leave, err := t.w.gate.enter(ctx, alone)
+	waiting, stopWaiting := t.whileFetching(ctx)
+	defer stopWaiting()
+	leave, err := t.w.gate.enter(waiting, alone)
 	if err != nil {
 		return t.notStarted(draft, pass, err)
 	}
 	defer leave()
-	slotCtx, give, err := t.w.slots.Take(t.stopWaiting(ctx), draft.AppID, t.id.ID)
+	slotCtx, give, err := t.w.slots.Take(waiting, ctx, draft.AppID, t.id.ID)
 	if err != nil {
 		return t.notStarted(draft, pass, err)
 	}
@@ -301,10 +303,12 @@ func (t *task) start(from *Record, pass Pass) error {
 	return t.settle(t.attempt(slotCtx, cancel, draft.Session-1, pass))
 }
 
-// stopWaiting ends a wait for a slot as soon as the worker drains: somebody
-// else may get one sooner.
-func (t *task) stopWaiting(ctx context.Context) context.Context {
-	return ctx
+// whileFetching ends with ctx, or as soon as the worker drains: a job that only
+// waits is better off elsewhere.
+func (t *task) whileFetching(ctx context.Context) (context.Context, func()) {
+	waiting, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(t.w.fetching, func() { cancel(errDrained) })
+	return waiting, func() { stop(); cancel(nil) }
 }
 
 // notStarted hands a job back that got no place: that costs it nothing.
@@ -319,6 +323,16 @@ func (t *task) notStarted(draft *Record, pass Pass, err error) error {
 		t.handBack(0)
 	}
 	return nil
+}
+
+// named is the record to settle a job by that was not started here.
+func (t *task) named(from *Record) *Record {
+	next := t.next(from)
+	if t.job != nil {
+		next.identify(t.job, t.w.limits())
+	}
+	next.StreamSeq, next.Queue = t.id.StreamSeq, t.id.Queue
+	return next
 }
 
 func (t *task) inconclusive(r *Record, pass Pass, reached bool) {

@@ -83,6 +83,7 @@ type Worker struct {
 	told      chan Event // alerts about circuits, on their way out
 
 	base     context.Context // of work: outlives the signal
+	fetching context.Context // ends when the worker is told to stop
 	drained  context.Context // ends when the drain time is up
 	giveBack context.CancelCauseFunc
 	tasks    sync.WaitGroup
@@ -163,7 +164,7 @@ func (w *Worker) alerting() func(errors.Code) bool {
 // finish for the drain time and hands back what has not finished by then. It
 // returns when everything is settled.
 func (w *Worker) Run(ctx context.Context) error {
-	w.base = context.WithoutCancel(ctx)
+	w.base, w.fetching = context.WithoutCancel(ctx), ctx
 	w.drained, w.giveBack = context.WithCancelCause(w.base)
 	defer w.giveBack(nil)
 	answering, err := answers(w.o.NC, w.o.Names.WorkerSubject(w.o.ID), w.hasJob, w.slots.holds)
