@@ -41,7 +41,13 @@ func StartWith(t testing.TB, o natsserver.Options) *natsserver.Server {
 // Connect connects a client until the test ends.
 func Connect(t testing.TB, s *natsserver.Server, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(s.ClientURL(), opts...)
+	return ConnectURL(t, s.ClientURL(), opts...)
+}
+
+// ConnectURL connects a client to these servers until the test ends.
+func ConnectURL(t testing.TB, urls string, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(urls, opts...)
 	if err != nil {
 		t.Fatalf("connecting to NATS: %v", err)
 	}
