@@ -133,7 +133,7 @@ type controls struct {
 
 func (w *Worker) serveControl(ctx context.Context) (*controls, error) {
 	c := &controls{w: w}
-	subject := w.o.Names.Control("*")
+	subject := w.o.Names.AllControl()
 	own, err := w.o.NC.Subscribe(subject, func(m *nats.Msg) { c.serve(ctx, m, c.forOwn) })
 	if err != nil {
 		return nil, err

@@ -459,6 +459,7 @@ func (h *house) told(filter string) []event {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	defer func() { _ = h.handles.Events.DeleteConsumer(context.Background(), info.Name) }() // it would go by itself, later
 	n := int(info.NumPending)
 	list := make([]event, 0, n)
 	if n == 0 {

@@ -121,8 +121,12 @@ func (t *task) keep(ctx context.Context, next *Record) error {
 
 // overwrite is keep for who holds t.writing.
 func (t *task) overwrite(ctx context.Context, next *Record) error {
+	wished := next.CancelRequested
 	for {
 		err := t.write(ctx, next)
+		if err == nil && next.CancelRequested && !wished {
+			t.end(errCancelled) // now that what was reached is written down
+		}
 		if !errors.Is(err, ErrConflict) {
 			return err
 		}
@@ -143,10 +147,7 @@ func (t *task) overwrite(ctx context.Context, next *Record) error {
 				return err
 			}
 		}
-		if now.CancelRequested && !next.CancelRequested {
-			next.CancelRequested = true
-			t.end(errCancelled)
-		}
+		next.CancelRequested = next.CancelRequested || now.CancelRequested
 	}
 }
 

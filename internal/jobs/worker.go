@@ -19,7 +19,8 @@ import (
 type Names interface {
 	Subjects
 	DLQ(class, code string) string
-	Control(jobID string) string
+	AllControl() string
+	AllErrors() string
 	WorkerSubject(workerID string) string
 }
 
@@ -123,7 +124,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	w.fleet = newFleet(o.Fleet, shared, w.circuits, w.presence(), o.AckWait, o.Now, o.Logger)
 	w.asks.heard = w.fleet.heardOf
 	w.alerts = &Alerts{
-		js: o.JS, stream: o.Events.CachedInfo().Config.Name, names: o.Names, config: o.Alerts, codes: w.alerting(),
+		js: o.JS, stream: o.Events.CachedInfo().Config.Name, errors: o.Names.AllErrors(), config: o.Alerts, codes: w.alerting(),
 		store: shared, publish: w.publisher.Publish, worker: o.Name, log: o.Logger,
 		raised: func(code errors.Code) { o.Observer.Alerted(AlertRecurring, code) },
 	}
