@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -37,6 +38,7 @@ type house struct {
 	names    topology.Names
 	settings topology.Settings
 	handles  topology.Handles
+	storage  jetstream.StorageType
 }
 
 func newHouse(t testing.TB, queues ...string) *house {
@@ -44,7 +46,7 @@ func newHouse(t testing.TB, queues ...string) *house {
 	if t, ok := t.(*testing.T); ok {
 		t.Parallel() // they mostly wait
 	}
-	h := &house{t: t, server: natstest.Start(t)}
+	h := &house{t: t, server: natstest.Start(t), storage: jetstream.MemoryStorage}
 	h.open(queues)
 	return h
 }
@@ -59,11 +61,27 @@ func (h *house) open(queues []string) {
 	}
 	h.settings = topology.DefaultSettings()
 	h.settings.AckWait = testAckWait
-	h.settings.Storage = jetstream.MemoryStorage
+	h.settings.Storage = h.storage
 	if len(queues) > 0 {
 		h.settings.Queues = queues
 	}
 	h.ensure()
+}
+
+// openOnDisk is open with files that outlive the server.
+func (h *house) openOnDisk() {
+	h.t.Helper()
+	h.storage = jetstream.FileStorage
+	h.open(nil)
+}
+
+func portOf(t testing.TB, url string) int {
+	t.Helper()
+	port, err := strconv.Atoi(url[strings.LastIndexByte(url, ':')+1:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
 }
 
 func (h *house) ensure() {
