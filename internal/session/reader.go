@@ -14,12 +14,21 @@ import (
 func (s *Session) readLoop() {
 	defer s.c.wg.Done()
 	defer close(s.readDone)
-	err := s.awaitConfirm()
+	s.kill(s.read())
+}
+
+// read reads until something ends the session. A panic, in OnFrame for one,
+// ends this session and no other.
+func (s *Session) read() (err error) {
+	defer contain(&err, errors.PhaseRuntime)
+	if err := s.awaitConfirm(); err != nil {
+		return err
+	}
 	hint := classOf(0)
 	for err == nil {
 		hint, err = s.next(hint)
 	}
-	s.kill(err)
+	return err
 }
 
 // awaitConfirm handles the first message (docs/protocol.md, 5).

@@ -133,15 +133,14 @@ func (s *Session) writeInterrupt(u *utterance) error {
 	if u.over.Swap(true) {
 		return ErrNoUtterance // it has just ended, or been interrupted
 	}
-	defer close(u.interrupted)
 	defer u.cancel()
-	if !u.started {
-		return nil // the backend knows nothing of it
+	if u.started { // else the backend knows nothing of it
+		msg := appendInterrupt(make([]byte, 0, 64), u.reqID)
+		if err := s.conn.Write(context.Background(), websocket.MessageBinary, msg); err != nil {
+			s.sendFailed(errors.PhaseSend, err)
+			return s.failure(u.reqID)
+		}
 	}
-	msg := appendInterrupt(make([]byte, 0, 64), u.reqID)
-	if err := s.conn.Write(context.Background(), websocket.MessageBinary, msg); err != nil {
-		s.sendFailed(errors.PhaseSend, err)
-		return s.failure(u.reqID)
-	}
+	close(u.interrupted)
 	return nil
 }

@@ -31,10 +31,10 @@ type Session struct {
 	closed   chan struct{} // closed once the connection is
 	readDone chan struct{} // closed once the reader has returned
 
-	endOnce   sync.Once
-	closeOnce sync.Once
-	err       error // why the session ended; read after ended
-	closedAt  time.Time
+	endOnce  sync.Once
+	closing  atomic.Bool
+	err      error // why the session ended; read after ended
+	closedAt time.Time
 
 	unwatch func() bool // stops watching Open's context
 
@@ -121,24 +121,29 @@ func (s *Session) end(err error) {
 // kill ends the session and closes its connection, whoever came first.
 func (s *Session) kill(err error) {
 	s.end(err)
-	s.closeOnce.Do(func() {
-		cut := time.AfterFunc(closeWait, s.force)
-		// Its error says that the peer was gone or silent: the connection is
-		// closed all the same.
-		_ = s.conn.Close(websocket.StatusNormalClosure, "")
-		cut.Stop()
-		s.force()
-		s.closedAt = time.Now()
-		s.mu.Lock()
-		unwatch := s.unwatch
-		s.mu.Unlock()
-		if unwatch != nil {
-			unwatch()
-		}
-		s.c.forget(s)
-		close(s.closed)
-	})
+	if s.closing.CompareAndSwap(false, true) {
+		s.shut()
+	}
 	<-s.closed
+}
+
+// shut closes the connection: politely, and in time.
+func (s *Session) shut() {
+	defer close(s.closed)
+	cut := time.AfterFunc(closeWait, s.force)
+	// Its error says that the peer was gone or silent: the connection is closed
+	// all the same.
+	_ = s.conn.Close(websocket.StatusNormalClosure, "")
+	cut.Stop()
+	s.force()
+	s.closedAt = time.Now()
+	s.mu.Lock()
+	unwatch := s.unwatch
+	s.mu.Unlock()
+	if unwatch != nil {
+		unwatch()
+	}
+	s.c.forget(s)
 }
 
 // watch closes the session when ctx ends.
