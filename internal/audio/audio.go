@@ -106,6 +106,8 @@ const (
 	// maxSpeech is longer than any session: speech said to be longer than this
 	// comes from a broken header.
 	maxSpeech = 24 * time.Hour
+	// noLimit is the most bytes of a source that another limit bounds.
+	noLimit = 1 << 62
 	// readBuffer is the size of the buffer between a source and its parser.
 	readBuffer = 16 << 10
 )
@@ -228,7 +230,7 @@ func (in *input) checkShape() error {
 	switch in.Format {
 	case "", formatWAV, formatPCM, formatOpus:
 	default:
-		return invalid("%s.format: unknown format %q: give wav, pcm_s16le or ogg_opus, or leave it out", in.Field, clip(in.Format))
+		return invalid("%s.format: unknown format %q: give wav, pcm_s16le or ogg_opus, or leave it out", in.Field, short(in.Format))
 	}
 	if in.SampleRate < 0 {
 		return invalid("%s.sample_rate: %d is not a rate in Hz", in.Field, in.SampleRate)
@@ -301,8 +303,8 @@ func invalid(format string, args ...any) error {
 	return errors.Newf(errors.CodeInvalidJob, errors.PhaseJob, format, args...)
 }
 
-// clip keeps foreign text in errors short.
-func clip(s string) string {
+// short keeps foreign text in errors short.
+func short(s string) string {
 	const most = 120
 	if len(s) <= most {
 		return s
@@ -335,7 +337,7 @@ func (o *Opener) openInline(ctx context.Context, in *input) (*Speech, error) {
 
 func inlineSource(ctx context.Context, in *input) *source {
 	size := int64(len(in.Inline))
-	return &source{in: in, name: "inline", body: io.NopCloser(bytes.NewReader(in.Inline)), ctx: ctx, max: size, size: size}
+	return &source{in: in, name: "inline", body: io.NopCloser(bytes.NewReader(in.Inline)), ctx: ctx, max: noLimit, size: size}
 }
 
 func drain(s *Speech) error {

@@ -89,7 +89,7 @@ func wrongURL(u *url.URL) string {
 
 // shownURL is a URL without what may be secret.
 func shownURL(u *url.URL) string {
-	return clip((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
+	return short((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
 }
 
 func (o *Opener) openURL(ctx context.Context, in *input) (*Speech, error) {
@@ -149,7 +149,7 @@ func (in *input) checkResponse(name string, res *http.Response) error {
 		e.RetryAfter = retryAfter(res.Header.Get("Retry-After"), time.Now())
 		return e
 	case encoding != "" && !strings.EqualFold(encoding, "identity"):
-		return in.unavailable("%s: the server sent it in the encoding %q without being asked", name, clip(encoding))
+		return in.unavailable("%s: the server sent it in the encoding %q without being asked", name, short(encoding))
 	}
 	return nil
 }

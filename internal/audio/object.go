@@ -25,11 +25,11 @@ func checkObjectName(in *input) error {
 		return nil
 	}
 	if bucket == "" || name == "" {
-		return invalid("%s.object: %q: give name or bucket/name", in.Field, clip(in.Object))
+		return invalid("%s.object: %q: give name or bucket/name", in.Field, short(in.Object))
 	}
 	for _, c := range []byte(bucket) {
 		if !isBucketByte(c) {
-			return invalid("%s.object: bucket %q: letters, digits, _ and - only (a name with a slash needs its bucket before it)", in.Field, clip(bucket))
+			return invalid("%s.object: bucket %q: letters, digits, _ and - only (a name with a slash needs its bucket before it)", in.Field, short(bucket))
 		}
 	}
 	return nil
@@ -47,7 +47,7 @@ func (o *Opener) openObject(ctx context.Context, in *input) (*Speech, error) {
 	if !hasBucket {
 		bucket, name = o.opts.DefaultBucket, in.Object
 	}
-	src := o.remoteSource(ctx, in, clip(bucket+"/"+name))
+	src := o.remoteSource(ctx, in, short(bucket+"/"+name))
 	src.fault = func(err error) error { return in.objectFault(src.name, err) }
 	err := src.wait(func() (err error) {
 		src.body, src.size, err = o.opts.Objects(src.ctx, bucket, name)

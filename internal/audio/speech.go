@@ -94,7 +94,7 @@ func NewPCM(r io.Reader, rate int) (*Speech, error) {
 	if err := in.checkRate(rate, PCM); err != nil {
 		return nil, err
 	}
-	src := &source{in: in, body: body, size: -1, max: 1 << 62, ctx: context.Background()}
+	src := &source{in: in, body: body, size: -1, max: noLimit, ctx: context.Background()}
 	src.fault = func(err error) error { return in.unreachable(err, "reading failed") }
 	return pcmSpeech(in, src, bufio.NewReaderSize(src, readBuffer), defaultChunk)
 }

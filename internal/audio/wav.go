@@ -50,9 +50,6 @@ func wavSpeech(in *input, src *source, r *bufio.Reader, opts Options) (*Speech, 
 	if err != nil {
 		return nil, err
 	}
-	if h.data > src.max {
-		return nil, in.tooLarge(src.name, src.max)
-	}
 	if in.SampleRate != 0 && in.SampleRate != h.rate {
 		return nil, in.broken("WAV is at %d Hz, but %s.sample_rate says %d Hz", h.rate, in.Field, in.SampleRate)
 	}
@@ -65,6 +62,9 @@ func wavSpeech(in *input, src *source, r *bufio.Reader, opts Options) (*Speech, 
 	}
 	if err := w.checkSamples(h); err != nil {
 		return nil, err
+	}
+	if h.data > src.max {
+		return nil, in.tooLarge(src.name, src.max)
 	}
 	d := &pcmDecoder{in: in, what: "WAV", r: r, left: h.data, size: h.data, frame: h.frame, convert: convert, rate: h.rate}
 	d.allocate(opts.Chunk)
