@@ -97,6 +97,7 @@ func (s *source) Read(p []byte) (int, error) {
 	s.read += int64(n)
 	switch {
 	case s.read > s.max:
+		n -= int(s.read - s.max)
 		err = s.in.tooLarge(s.name, s.max)
 	case err != nil && err != io.EOF && s.fault != nil && s.ctx.Err() == nil:
 		err = s.fault(err)
