@@ -107,24 +107,26 @@ func dialFirst(ctx context.Context, dial DialFunc, network, port string, addrs [
 
 // specialRanges are the blocks that are not the public internet, beyond those
 // that netip tells by itself (IANA's special-purpose registries).
-var specialRanges = []string{
-	"0.0.0.0/8",       // this network
-	"100.64.0.0/10",   // carrier-grade NAT
-	"192.0.0.0/24",    // protocol assignments
-	"192.0.2.0/24",    // documentation
-	"192.88.99.0/24",  // 6to4 relays
-	"198.18.0.0/15",   // benchmarks
-	"198.51.100.0/24", // documentation
-	"203.0.113.0/24",  // documentation
-	"240.0.0.0/4",     // reserved, broadcast
-	"::/96",           // IPv4-compatible, loopback, unspecified
-	"64:ff9b:1::/48",  // local NAT64
-	"100::/64",        // discard
-	"2001::/23",       // protocol assignments, Teredo
-	"2001:db8::/32",   // documentation
-	"3fff::/20",       // documentation
-	"5f00::/16",       // segment routing
-	"fec0::/10",       // site-local, deprecated
+func specialRanges() []string {
+	return []string{
+		"0.0.0.0/8",       // this network
+		"100.64.0.0/10",   // carrier-grade NAT
+		"192.0.0.0/24",    // protocol assignments
+		"192.0.2.0/24",    // documentation
+		"192.88.99.0/24",  // 6to4 relays
+		"198.18.0.0/15",   // benchmarks
+		"198.51.100.0/24", // documentation
+		"203.0.113.0/24",  // documentation
+		"240.0.0.0/4",     // reserved, broadcast
+		"::/96",           // IPv4-compatible, loopback, unspecified
+		"64:ff9b:1::/48",  // local NAT64
+		"100::/64",        // discard
+		"2001::/23",       // protocol assignments, Teredo
+		"2001:db8::/32",   // documentation
+		"3fff::/20",       // documentation
+		"5f00::/16",       // segment routing
+		"fec0::/10",       // site-local, deprecated
+	}
 }
 
 // isPublic reports whether an address is one of the public internet. Where an
@@ -137,7 +139,7 @@ func isPublic(addr netip.Addr) bool {
 	if !addr.IsGlobalUnicast() || addr.IsPrivate() {
 		return false
 	}
-	for _, r := range specialRanges {
+	for _, r := range specialRanges() {
 		if netip.MustParsePrefix(r).Contains(addr) {
 			return false
 		}

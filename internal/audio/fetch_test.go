@@ -3,8 +3,11 @@ package audio
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -344,11 +347,11 @@ func TestDrippingServerIsCutOff(t *testing.T) {
 func TestSlowSessionIsNotCutOff(t *testing.T) {
 	long := plainWAV(make([]byte, 4<<20)).bytes()
 	net := serve(t, func(w http.ResponseWriter, _ *http.Request) { write(t, w, long) })
-	s, err := net.opener(t, Options{FetchTimeout: 50 * time.Millisecond}).Open(t.Context(), at("http://example.com/"))
+	s, err := net.opener(t, Options{FetchTimeout: 250 * time.Millisecond}).Open(t.Context(), at("http://example.com/"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(120 * time.Millisecond) // longer than the limit: the thing under test
+	<-time.After(300 * time.Millisecond) // longer than the limit: the thing under test
 	if h, err := listen(t, s); err != nil || len(h.data) != 4<<20 {
 		t.Errorf("%d bytes, %v", len(h.data), err)
 	}
@@ -432,5 +435,44 @@ func TestCancelEndsAWaitingNextWithItsCause(t *testing.T) {
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestHTTPSIsSpokenAndItsCertificateChecked(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { write(t, w, clip.WAV) }))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // it tells of the refused handshake
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Certificate())
+	trusting := newOpener(t, Options{AllowPrivateURLs: true, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}})
+	mustHear(t, trusting, at(server.URL))
+	e := wantError(t, openAndHear(t, newOpener(t, Options{AllowPrivateURLs: true}), at(server.URL+"/?sesame")),
+		errors.CodeAudioUnavailable, errors.PhaseAudio, "certificate")
+	if strings.Contains(e.Error(), "sesame") {
+		t.Errorf("a secret shows: %s", e)
+	}
+}
+
+func TestServerThatDoesNotSpeakHTTPIsANetworkFault(t *testing.T) {
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if r.URL.Path == "/babble" {
+			write(t, conn, []byte("sesame sesame\r\n\r\n"))
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	o := server.opener(t, Options{})
+	for path, word := range map[string]string{"/babble": "can't be understood", "/hangup": "connection ended"} {
+		e := wantError(t, openAndHear(t, o, at("http://example.com"+path)), errors.CodeAudioUnavailable, errors.PhaseAudio, word)
+		if !e.Network || strings.Contains(e.Error(), "sesame") {
+			t.Errorf("got %+v", e)
+		}
 	}
 }

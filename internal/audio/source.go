@@ -39,10 +39,18 @@ type source struct {
 	err    error
 }
 
-// remoteSource is a source that has yet to be opened: body and size follow.
+// remoteSource is a source that has yet to be opened: body and size follow. Its
+// context has a deadline, though none that is ever met, because the JetStream
+// client gives up after 5 s under one that has none.
 func (o *Opener) remoteSource(ctx context.Context, in *input, name string) *source {
 	src := &source{in: in, name: name, size: -1, max: o.opts.MaxBytes, timeout: o.opts.FetchTimeout}
-	src.ctx, src.cancel = context.WithCancelCause(ctx)
+	dated, stop := context.WithTimeout(ctx, maxSpeech)
+	var cancel context.CancelCauseFunc
+	src.ctx, cancel = context.WithCancelCause(dated)
+	src.cancel = func(cause error) {
+		cancel(cause)
+		stop()
+	}
 	return src
 }
 
