@@ -126,8 +126,8 @@ func (c *session) pump() {
 	buf := c.srv.envelopes.get()
 	defer func() { c.srv.envelopes.put(buf) }()
 	for {
-		st, any := c.next(buf[:0])
-		if !any {
+		st, more := c.next(buf[:0])
+		if !more {
 			return
 		}
 		if st.fail {
