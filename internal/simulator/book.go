@@ -1,6 +1,8 @@
 package simulator
 
 import (
+	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -62,10 +64,11 @@ type book struct {
 	sessions []*Session
 	totals   Totals
 	open     map[string]int // by app
+	changed  chan struct{}  // closed and made anew when a session closes
 }
 
 func newBook(limit int) *book {
-	b := &book{limit: limit, open: map[string]int{}}
+	b := &book{limit: limit, open: map[string]int{}, changed: make(chan struct{})}
 	b.totals.PeakByApp = map[string]int{}
 	b.totals.Faults = map[string]int{}
 	return b
@@ -117,9 +120,28 @@ func (b *book) closed(rec *Session, now time.Time, code int, by string) {
 	if b.open[rec.AppID]--; b.open[rec.AppID] == 0 {
 		delete(b.open, rec.AppID)
 	}
+	close(b.changed)
+	b.changed = make(chan struct{})
 	// Now and then only: the cost for each session stays the same.
 	if len(b.sessions) > b.limit+b.limit/4+64 {
 		b.forget()
+	}
+}
+
+// wait returns when at most n sessions are open.
+func (b *book) wait(ctx context.Context, n int) error {
+	for {
+		b.mu.Lock()
+		open, changed := b.totals.Open, b.changed
+		b.mu.Unlock()
+		if open <= n {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("simulator: %d sessions still open: %w", open, context.Cause(ctx))
+		}
 	}
 }
 
@@ -209,6 +231,9 @@ func (s *Server) ResetBook() {
 
 // OpenSessions is the number of sessions open now.
 func (s *Server) OpenSessions() int { return s.book.count().Open }
+
+// WaitOpen returns when at most n sessions are open, or with ctx.
+func (s *Server) WaitOpen(ctx context.Context, n int) error { return s.book.wait(ctx, n) }
 
 // PeakSessions is the most sessions that an app had open at once; of all apps
 // together if app is empty.

@@ -274,14 +274,20 @@ func field(t *testing.T, b []byte, want protowire.Number) []byte {
 // pcm is silence of so many milliseconds.
 func pcm(rate, ms int) []byte { return make([]byte, rate*ms/1000*2) }
 
-// closed waits until the backend's book has no open session, and returns it.
+// settled waits until the backend has at most n sessions open.
+func settled(t *testing.T, s *simulator.Server, n int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := s.WaitOpen(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// closed waits until no session is open, and returns the backend's book.
 func closed(t *testing.T, s *simulator.Server) []simulator.Session {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); s.OpenSessions() > 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d sessions still open", s.OpenSessions())
-		}
-	}
+	settled(t, s, 0)
 	return s.Book()
 }
 

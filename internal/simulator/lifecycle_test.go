@@ -79,8 +79,7 @@ func TestMaxSessionsRefusesOneTooManyForEachApp(t *testing.T) {
 		t.Errorf("another app: %+v %v", a, err)
 	}
 	first.close()
-	for s.OpenSessions() > 2 { //nolint:revive // the backend notes the close right after the client
-	}
+	settled(t, s, 2)
 	open(t, s, "ok")
 	if s.PeakSessions(app) != 2 || s.PeakSessions("") != 3 || s.PeakSessions("none") != 0 {
 		t.Errorf("peaks %d and %d", s.PeakSessions(app), s.PeakSessions(""))
@@ -94,8 +93,7 @@ func TestTheBookForgetsTheOldestClosedSessionsBeyondItsLimit(t *testing.T) {
 		c := open(t, s, fmt.Sprintf("ok-%d", i))
 		c.close()
 		if i%50 == 49 {
-			for s.OpenSessions() > 1 { //nolint:revive // as above
-			}
+			settled(t, s, 1)
 		}
 	}
 	book, totals := s.Book(), s.Totals()
