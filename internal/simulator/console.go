@@ -71,7 +71,11 @@ func (s *Server) tokenFault(key, appID string) (fault, bool) {
 	}
 	f, _, err := parseFault(words)
 	if err != nil {
-		return s.accountFor(phaseToken, appID)
+		// The key itself is a secret, perhaps a real one: it isn't repeated.
+		return fault{
+			name: "refused", status: http.StatusUnauthorized, jsonCode: "INVALID_API_KEY", title: "Invalid API key",
+			text: "the key asks for a failure that the simulator does not have; GET / lists them",
+		}, true
 	}
 	if f, err = f.in(phaseToken); err != nil {
 		// connectionClosed has no form here: a cut call is a failed connection.

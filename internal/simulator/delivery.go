@@ -231,8 +231,7 @@ func (c *session) build(buf []byte, u *utterance, p piece) []byte {
 	case p.replay != nil && !c.srv.opts.ReplayPatch:
 		return p.replay.envelope
 	case p.replay != nil:
-		p.replay = nil
-		data = c.srv.replay[u.pieces].data
+		data = p.replay.data
 	case !p.bare:
 		data = c.srv.motion.slice(p.first, p.n)
 	}

@@ -159,7 +159,7 @@ func (f fault) in(phase string) (fault, error) {
 func (f fault) writeToken(w http.ResponseWriter) {
 	switch f.kind {
 	case kindDrop:
-		dropConnection(w)
+		dropConnection()
 	case kindGarbage:
 		writeJSON(w, http.StatusOK, map[string]any{"ok": true})
 	default:
@@ -175,7 +175,7 @@ func (f fault) writeToken(w http.ResponseWriter) {
 // writeUpgrade answers an upgrade with the fault.
 func (f fault) writeUpgrade(w http.ResponseWriter) {
 	if f.kind == kindDrop {
-		dropConnection(w)
+		dropConnection()
 		return
 	}
 	f.setRetryAfter(w)
@@ -189,7 +189,7 @@ func (f fault) setRetryAfter(w http.ResponseWriter) {
 }
 
 // dropConnection ends the TCP connection of a request without an answer.
-func dropConnection(http.ResponseWriter) {
+func dropConnection() {
 	// net/http's own way to cut a connection from a handler; it logs nothing.
 	panic(http.ErrAbortHandler)
 }

@@ -211,6 +211,8 @@ func TestTokenCallsAreChecked(t *testing.T) {
 		"revoked":          {"fail-sessionTokenExpired", tokenBody(time.Hour), "", 401},
 		"unpaid":           {"fail-billingRequired", tokenBody(time.Hour), "", 402},
 		"no usable token":  {"fail-protocolError", tokenBody(time.Hour), "", 200},
+		"no such failure":  {"fail-noSuchCode", tokenBody(time.Hour), "", 401},
+		"no such status":   {"status-99", tokenBody(time.Hour), "", 401},
 		"a word like fail": {"failure", tokenBody(time.Hour), "", 200},
 	}
 	for name, tc := range tests {
