@@ -29,7 +29,7 @@ type Config struct {
 
 // NATS says where the queue is and what is kept in it.
 type NATS struct {
-	URL          string        `yaml:"url"`    // several are separated by commas; may hold user and password
+	URL          string        `yaml:"url"`    // several are separated by commas; may hold a password: never log it
 	Prefix       string        `yaml:"prefix"` // of subjects; in upper case, of streams and buckets
 	Context      string        `yaml:"context"`
 	Creds        string        `yaml:"creds"` // path of a credentials file

@@ -132,6 +132,6 @@ func (v *validator) readable(id string) {
 		if creds.file != "" {
 			key += "_file"
 		}
-		v.fail(key, "%s", strings.TrimPrefix(strings.TrimPrefix(err.Error(), key), ": "))
+		v.fail(key, "%s", strings.TrimLeft(strings.TrimPrefix(err.Error(), key), ": "))
 	}
 }
