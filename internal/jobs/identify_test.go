@@ -42,7 +42,7 @@ func TestIdentityIsTheFirstThatFits(t *testing.T) {
 		{name: "the id is read of a body that is broken after it", body: `{"id":"B6","audio":{`, id: "B6"},
 		{name: "the id is read of a body with unknown fields", body: `{"avatr":[{"id":"x"}],"id":"B7"} trailing`, id: "B7"},
 		{name: "an id deeper in the body is not the job's", header: nats.Header{"Nats-Msg-Id": {"M8"}}, body: `{"audio":{"id":"B8"}}`, id: "M8"},
-		{name: "an id after values of every kind", body: ` { "a" : [ 1 , {"id":"x\\"}]"} , [ ] ] , "b":{"c":"\\\\"},"n":-1.5e3,"t":true,"z":null, "id" : "B9" } `, id: "B9"},
+		{name: "an id after values of every kind", body: ` { "a" : [ 1 , {"id":"x\"}]"} , [ ] ] , "b":{"c":"\\\\"},"n":-1.5e3,"t":true,"z":null, "id" : "B9" } `, id: "B9"},
 		{name: "a key in escapes", body: `{"\u0069d":"B\u0031\u0030"}`, id: "B10"},
 		{name: "a string that does not end", header: nats.Header{"Nats-Msg-Id": {"M11"}}, body: `{"a":["x\",{"id":"B11"}`, id: "M11"},
 		{name: "protobuf", header: proto, body: string(protobufBody("P1", "app")), id: "P1"},

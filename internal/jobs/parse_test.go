@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+	"pgregory.net/rapid"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobpb"
@@ -324,7 +325,7 @@ func FuzzJob(f *testing.F) {
 }
 
 // roundTrip writes a valid job in both encodings and reads it again.
-func roundTrip(t *testing.T, body *jobpb.Job, id string) {
+func roundTrip(t rapid.TB, body *jobpb.Job, id string) {
 	t.Helper()
 	if body.GetId() != "" && body.GetId() != id {
 		t.Fatalf("the job is %q, identified as %q", body.GetId(), id)
