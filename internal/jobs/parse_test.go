@@ -56,13 +56,13 @@ var brokenJobs = []struct{ name, body, want string }{
 	{"no avatar", `{"audio":{"object":"o"}}`, `avatar_id: is required`},
 	{"avatar with a slash", `{"avatar_id":"a/../b","audio":{"object":"o"}}`, `avatar_id: no slashes, spaces or control characters, got "a/../b"`},
 	{"avatar too long", `{"avatar_id":"` + strings.Repeat("a", 257) + `","audio":{"object":"o"}}`, `avatar_id: at most 256 bytes, got 257`},
-	{"bad id", ok(`"id":"a.b"`), `id: want 1 to 64 of A-Z a-z 0-9 _ -, got "a.b"`},
-	{"bad app", ok(`"app_id":"a b"`), `app_id: want 1 to 128 of A-Z a-z 0-9 _ - and, inside, dots, got "a b"`},
-	{"region that is a host", ok(`"region":"evil.example/"`), `region: want lower-case words joined by hyphens such as "us-west", got "evil.example/"`},
+	{"bad id", with(`"id":"a.b"`), `id: want 1 to 64 of A-Z a-z 0-9 _ -, got "a.b"`},
+	{"bad app", with(`"app_id":"a b"`), `app_id: want 1 to 128 of A-Z a-z 0-9 _ - and, inside, dots, got "a b"`},
+	{"region that is a host", with(`"region":"evil.example/"`), `region: want lower-case words joined by hyphens such as "us-west", got "evil.example/"`},
 	{"nothing to say", `{"avatar_id":"a"}`, `exactly one of audio, utterances, live is needed, none is given`},
 	{"no utterances", `{"avatar_id":"a","utterances":[]}`, `exactly one of audio, utterances, live is needed, none is given`},
 	{"too many utterances", `{"avatar_id":"a","utterances":[` + strings.Repeat(`{"object":"o"},`, 1000) + `{"object":"o"}]}`, `utterances: at most 1000, got 1001; split the job`},
-	{"audio and live", ok(`"live":{"sample_rate":16000}`), `exactly one of audio, utterances, live is needed, got audio and live`},
+	{"audio and live", with(`"live":{"sample_rate":16000}`), `exactly one of audio, utterances, live is needed, got audio and live`},
 	{"two sources", `{"avatar_id":"a","audio":{"inline":"AAA=","object":"o"}}`, `audio: exactly one of inline, object, url is needed, got inline and object`},
 	{"no source", `{"avatar_id":"a","utterances":[{"object":"o"},{"format":"wav"}]}`, `utterances[1]: exactly one of inline, object, url is needed, none is given`},
 	{"empty inline", `{"avatar_id":"a","audio":{"inline":""}}`, `audio.inline: is empty`},
@@ -80,24 +80,24 @@ var brokenJobs = []struct{ name, body, want string }{
 	{"silence a word", `{"avatar_id":"a","live":{"sample_rate":16000,"max_silence":"long"}}`, `live.max_silence: want a duration such as "30s", got "long"`},
 	{"silence too short", `{"avatar_id":"a","live":{"sample_rate":16000,"max_silence":"0.5s"}}`, `live.max_silence: want 1s to 10m, got "0.5s"`},
 	{"silence for ever", `{"avatar_id":"a","live":{"sample_rate":16000,"max_silence":"inf"}}`, `live.max_silence: want a duration such as "30s", got "inf"`},
-	{"no output", ok(`"output":{}`), `output: exactly one of frames, object, livekit, agora, discard is needed, none is given`},
-	{"two outputs", ok(`"output":{"frames":{},"discard":{}}`), `output: exactly one of frames, object, livekit, agora, discard is needed, got frames and discard`},
-	{"recording name", ok(`"output":{"object":{"name":" x"}}`), `output.object.name: no space at its ends, got " x"`},
-	{"livekit without credentials", ok(`"output":{"livekit":{"idle_timeout":-1}}`), `output.livekit.url: is required; output.livekit.room_name: is required; output.livekit.api_token: is required; output.livekit.idle_timeout: want seconds, or 0 for the backend's default, got -1`},
-	{"livekit token with a line break", ok(`"output":{"livekit":{"url":"wss://h","room_name":"r","api_token":"geheim\n"}}`), `output.livekit.api_token: no control characters; is there a line break at its end?`},
-	{"agora without credentials", ok(`"output":{"agora":{"uid":1}}`), `output.agora.channel_name: is required; output.agora.token: is required`},
-	{"negative attempts", ok(`"max_attempts":-1`), `max_attempts: want 1 or more, or 0 for the worker's default, got -1`},
-	{"unknown redelivery", ok(`"on_redelivery":"again"`), `on_redelivery: want one of resume, restart, give_up, got "again"`},
-	{"too many labels", ok(`"labels":{` + members(17) + `}`), `labels: at most 16, got 17`},
-	{"long label", ok(`"labels":{"note":"` + strings.Repeat("x", 257) + `"}`), `labels.note: at most 256 bytes, got 257`},
-	{"long label name", ok(`"labels":{"` + strings.Repeat("x", 257) + `":""}`), `labels: names are at most 256 bytes, got "` + strings.Repeat("x", 61) + `…" with 257`},
-	{"nameless label", ok(`"labels":{"":"x"}`), `labels: a label needs a name`},
-	{"too many params", ok(`"extra_params":{` + members(65) + `}`), `extra_params: at most 64, got 65`},
-	{"nameless param", ok(`"extra_params":{"":"x"}`), `extra_params: want keys of 1 to 256 bytes and values of at most 4096, got "" with 1 bytes`},
+	{"no output", with(`"output":{}`), `output: exactly one of frames, object, livekit, agora, discard is needed, none is given`},
+	{"two outputs", with(`"output":{"frames":{},"discard":{}}`), `output: exactly one of frames, object, livekit, agora, discard is needed, got frames and discard`},
+	{"recording name", with(`"output":{"object":{"name":" x"}}`), `output.object.name: no space at its ends, got " x"`},
+	{"livekit without credentials", with(`"output":{"livekit":{"idle_timeout":-1}}`), `output.livekit.url: is required; output.livekit.room_name: is required; output.livekit.api_token: is required; output.livekit.idle_timeout: want seconds, or 0 for the backend's default, got -1`},
+	{"livekit token with a line break", with(`"output":{"livekit":{"url":"wss://h","room_name":"r","api_token":"geheim\n"}}`), `output.livekit.api_token: no control characters; is there a line break at its end?`},
+	{"agora without credentials", with(`"output":{"agora":{"uid":1}}`), `output.agora.channel_name: is required; output.agora.token: is required`},
+	{"negative attempts", with(`"max_attempts":-1`), `max_attempts: want 1 or more, or 0 for the worker's default, got -1`},
+	{"unknown redelivery", with(`"on_redelivery":"again"`), `on_redelivery: want one of resume, restart, give_up, got "again"`},
+	{"too many labels", with(`"labels":{` + members(17) + `}`), `labels: at most 16, got 17`},
+	{"long label", with(`"labels":{"note":"` + strings.Repeat("x", 257) + `"}`), `labels.note: at most 256 bytes, got 257`},
+	{"long label name", with(`"labels":{"` + strings.Repeat("x", 257) + `":""}`), `labels: names are at most 256 bytes, got "` + strings.Repeat("x", 61) + `…" with 257`},
+	{"nameless label", with(`"labels":{"":"x"}`), `labels: a label needs a name`},
+	{"too many params", with(`"extra_params":{` + members(65) + `}`), `extra_params: at most 64, got 65`},
+	{"nameless param", with(`"extra_params":{"":"x"}`), `extra_params: want keys of 1 to 256 bytes and values of at most 4096, got "" with 1 bytes`},
 }
 
-// ok is a job that is valid but for the fields given.
-func ok(fields string) string { return `{"avatar_id":"a","audio":{"object":"o"},` + fields + `}` }
+// with is a job that is valid but for the fields given.
+func with(fields string) string { return `{"avatar_id":"a","audio":{"object":"o"},` + fields + `}` }
 
 func members(n int) string {
 	list := make([]string, n)
@@ -191,7 +191,7 @@ func TestBrokenProtobufAndHeadersAreRefused(t *testing.T) {
 func TestErrorTextOfManyFaultsStaysShort(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("{")
-	for i := range 50_000 {
+	for i := range 5_000 {
 		fmt.Fprintf(&b, `"%s%d":1,`, strings.Repeat("ü", 500), i)
 	}
 	b.WriteString(`"x":1}`)
