@@ -136,40 +136,21 @@ type Duplicate struct {
 	CurrentRun int    `json:"current_run,omitempty"` // the run in the job's record
 }
 
-// RecurringAlert says that a code comes too often, counted over the fleet. Make
-// it with NewRecurringAlert.
+// RecurringAlert says that a code comes too often, counted over the fleet.
 type RecurringAlert struct {
 	Code   errors.Code `json:"code"`
 	Count  int         `json:"count"`
 	Window string      `json:"window"` // a duration: "1m0s"
 	First  time.Time   `json:"first"`
 	Last   time.Time   `json:"last"`
-	AppIDs []string    `json:"app_ids"` // the newest 100
+	AppIDs []string    `json:"app_ids"` // the newest 10
 	JobIDs []string    `json:"job_ids"` // the newest 10
 	Worker string      `json:"worker"`
 	Time   time.Time   `json:"time"`
 }
 
-// Bounds of the lists in a recurring alert.
-const (
-	maxAlertJobs = 10
-	maxAlertApps = 100
-)
-
-// NewRecurringAlert bounds the lists and writes the times as UTC.
-func NewRecurringAlert(code errors.Code, count int, window time.Duration, first, last time.Time, apps, jobs []string, worker string, now time.Time) RecurringAlert {
-	return RecurringAlert{
-		Code:   code,
-		Count:  count,
-		Window: window.String(),
-		First:  first.UTC(),
-		Last:   last.UTC(),
-		AppIDs: newest(apps, maxAlertApps),
-		JobIDs: newest(jobs, maxAlertJobs),
-		Worker: worker,
-		Time:   now.UTC(),
-	}
-}
+// maxAlertJobs bounds the lists of a RecurringAlert.
+const maxAlertJobs = 10
 
 // CircuitAlert says that the circuit of an app in a region opened or closed.
 type CircuitAlert struct {
