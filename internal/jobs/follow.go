@@ -15,8 +15,9 @@ import (
 // last event's presence proves the rest. It may be repeated: events have ids,
 // dead letters too.
 func (t *task) follow(ctx context.Context, r *Record) error {
-	if r.State == StateCompleted {
-		if err := t.w.o.Runner.Finish(ctx, t.job, r.UtterancesDone); err != nil {
+	if r.State.Final() && t.job != nil {
+		finished := Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint}
+		if err := t.w.o.Runner.Finish(ctx, t.job, finished); err != nil {
 			return err
 		}
 	}
