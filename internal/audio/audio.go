@@ -265,6 +265,12 @@ func (in *input) needsRate(hint string) error {
 }
 
 func (in *input) checkRate(rate int, format Format) error {
+	return CheckRate(in.Field+"."+string(in.kind), format, rate)
+}
+
+// CheckRate refuses a rate that the backend does not take: the error is
+// unsupportedSampleRate and names the field.
+func CheckRate(field string, format Format, rate int) error {
 	rates := format.rates()
 	if slices.Contains(rates, rate) {
 		return nil
@@ -274,7 +280,7 @@ func (in *input) checkRate(rate int, format Format) error {
 		names[i] = strconv.Itoa(r)
 	}
 	return errors.Newf(errors.CodeUnsupportedSampleRate, errors.PhaseAudio,
-		"%s.%s: %d Hz: for %s the backend takes %s Hz", in.Field, in.kind, rate, format, strings.Join(names, ", "))
+		"%s: %d Hz: for %s the backend takes %s Hz", field, rate, format, strings.Join(names, ", "))
 }
 
 // broken is speech that no retry will mend. Inline speech is part of the job.

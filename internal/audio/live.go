@@ -35,6 +35,7 @@ type LiveSpec struct {
 // Live is speech that is published while it is spoken. It is used from one
 // goroutine at a time; its Next gives the chunks of one utterance.
 type Live struct {
+	js       jetstream.JetStream
 	spec     LiveSpec
 	messages jetstream.MessagesContext
 	arrived  chan jetstream.Msg
@@ -65,7 +66,7 @@ func OpenLive(ctx context.Context, js jetstream.JetStream, spec LiveSpec) (*Live
 	if err != nil {
 		return nil, liveFault(err, "read "+spec.Subject)
 	}
-	l := &Live{spec: spec, messages: messages, arrived: make(chan jetstream.Msg), done: make(chan struct{}), last: max(spec.From, 1) - 1}
+	l := &Live{js: js, spec: spec, messages: messages, arrived: make(chan jetstream.Msg), done: make(chan struct{}), last: max(spec.From, 1) - 1}
 	go l.receive()
 	return l, nil
 }
@@ -189,7 +190,9 @@ func (l *Live) Next(ctx context.Context) ([]byte, time.Duration, error) {
 	return msg.Data(), length, nil
 }
 
-func (l *Live) ends(msg jetstream.Msg) bool { return header(msg, HeaderEnd) || header(msg, HeaderClose) }
+func (l *Live) ends(msg jetstream.Msg) bool {
+	return header(msg, HeaderEnd) || header(msg, HeaderClose)
+}
 
 // length is how long so many bytes take to be spoken; of Opus nobody has looked.
 func (l *Live) length(n int) time.Duration {
@@ -197,6 +200,46 @@ func (l *Live) length(n int) time.Duration {
 		return 0
 	}
 	return time.Duration(n/2) * time.Second / time.Duration(l.spec.SampleRate)
+}
+
+// Skip passes over the rest of the utterance in flight, as far as it has been
+// published: it was interrupted, and what is published from now on is new.
+func (l *Live) Skip(ctx context.Context) error {
+	if !l.open {
+		return nil
+	}
+	l.open, l.first = false, nil
+	last, err := l.published(ctx)
+	if err != nil {
+		return err
+	}
+	for l.last < last && !l.closed {
+		msg, err := l.take(ctx)
+		if err != nil {
+			return err
+		}
+		if msg == nil || l.ends(msg) {
+			l.closed = msg == nil || header(msg, HeaderClose)
+			return nil
+		}
+	}
+	return nil
+}
+
+// published is the sequence of the subject's last message.
+func (l *Live) published(ctx context.Context) (uint64, error) {
+	stream, err := l.js.Stream(ctx, l.spec.Stream)
+	if err != nil {
+		return 0, liveFault(err, "open stream "+l.spec.Stream)
+	}
+	msg, err := stream.GetLastMsgForSubject(ctx, l.spec.Subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, liveFault(err, "read "+l.spec.Subject)
+	}
+	return msg.Sequence, nil
 }
 
 // take waits for the next message; nil: none came within MaxSilence.
