@@ -7,12 +7,14 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go"
+
+	"avatarworker/internal/jobs"
 )
 
 // Headers of a dead letter.
 const (
-	HeaderJobID     = "Avatar-Job-Id"
-	HeaderRun       = "Avatar-Run"
+	HeaderJobID     = jobs.HeaderJobID
+	HeaderRun       = jobs.HeaderRun
 	HeaderCrashes   = "Avatar-Crashes"
 	HeaderQueue     = "Avatar-Queue"
 	HeaderSubject   = "Avatar-Subject"
@@ -38,7 +40,7 @@ const (
 
 	// HeaderIgnoreDeadline on a replayed job tells the worker to run it although
 	// its deadline has passed. The value is "true".
-	HeaderIgnoreDeadline = "Avatar-Ignore-Deadline"
+	HeaderIgnoreDeadline = jobs.HeaderIgnoreDeadline
 
 	// origPrefix stands before the name of a header that means something to
 	// the NATS server and must not mean it again for the dead letter.
