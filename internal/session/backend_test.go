@@ -32,16 +32,28 @@ type backend struct {
 	bootstrap http.HandlerFunc
 	dial      func(host string) error // an error: can't be reached
 
+	accept  *websocket.AcceptOptions
+	release chan struct{} // a test's own
+
 	minted   atomic.Int64
 	upgrades atomic.Int64
 
 	mu       sync.Mutex
 	requests []*http.Request
 	closes   []websocket.StatusCode // as the peers saw them
-	peers    sync.WaitGroup
+	peers    *sync.WaitGroup        // a bubble's own, as the next
+	handlers *sync.WaitGroup
+}
+
+func (b *backend) reset(t testing.TB) {
+	b.t, b.peers, b.handlers, b.closes, b.requests = t, new(sync.WaitGroup), new(sync.WaitGroup), nil, nil
+	b.minted.Store(0)
+	b.upgrades.Store(0)
 }
 
 func (b *backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	b.handlers.Add(1)
+	defer b.handlers.Done()
 	b.mu.Lock()
 	b.requests = append(b.requests, r)
 	b.mu.Unlock()
@@ -69,7 +81,7 @@ func (b *backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (b *backend) serve(w http.ResponseWriter, r *http.Request) {
 	b.peers.Add(1)
 	defer b.peers.Done()
-	c, err := websocket.Accept(w, r, nil)
+	c, err := websocket.Accept(w, r, b.accept)
 	if err != nil {
 		b.t.Errorf("accept: %v", err)
 		return
@@ -116,7 +128,7 @@ type peer struct {
 func (p *peer) read() *avatarpb.Message {
 	_, b, err := p.c.Read(context.Background())
 	if err != nil {
-		p.sawClose = websocket.CloseStatus(err)
+		p.sawClose = orDefault(p.sawClose, websocket.CloseStatus(err))
 		return nil
 	}
 	var m avatarpb.Message
@@ -228,18 +240,19 @@ func (l *memoryListener) Addr() net.Addr { return &net.UnixAddr{Name: "memory"} 
 func inMemory(t *testing.T, b *backend, o Options, f func(c *Client)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		b.t = t
+		b.reset(t)
 		l := &memoryListener{conns: make(chan net.Conn), done: make(chan struct{})}
 		srv := &http.Server{Handler: b}
 		served := make(chan struct{})
 		go func() { defer close(served); _ = srv.Serve(l) }()
+		// What is composed is https; there is no TLS in memory.
 		dial := func(ctx context.Context, _, addr string) (net.Conn, error) {
 			if b.dial != nil {
 				if err := b.dial(addr); err != nil {
 					return nil, err
 				}
 			}
-			here, there := net.Pipe()
+			here, there := memoryPipe()
 			select {
 			case l.conns <- there:
 				return here, nil
@@ -258,6 +271,7 @@ func inMemory(t *testing.T, b *backend, o Options, f func(c *Client)) {
 			t.Errorf("closing the client: %v", err)
 		}
 		tr.CloseIdleConnections()
+		b.handlers.Wait()
 		close(l.done)
 		srv.Close()
 		<-served
@@ -267,7 +281,7 @@ func inMemory(t *testing.T, b *backend, o Options, f func(c *Client)) {
 // overTCP is the same over real sockets.
 func overTCP(t testing.TB, b *backend, o Options) *Client {
 	t.Helper()
-	b.t = t
+	b.reset(t)
 	srv := httptest.NewServer(b)
 	o.Endpoints = Endpoints{ConsoleURL: srv.URL + "/v1/console", IngressURL: srv.URL + "/v2/driveningress"}
 	c := New(o)

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"net/url"
 	"runtime/debug"
@@ -118,4 +119,18 @@ func (r *redactor) clean(err error, connectionID, reqID string) error {
 	out.ConnectionID = orDefault(out.ConnectionID, connectionID)
 	out.ReqID = orDefault(out.ReqID, reqID)
 	return out.Redact(r.secrets...)
+}
+
+// trimCut removes from the end of a text that was cut whatever a secret begins
+// with: half a secret would not be recognised.
+func (r *redactor) trimCut(b []byte) []byte {
+	for _, secret := range r.secrets {
+		for n := min(len(secret), len(b)); n > 0; n-- {
+			if bytes.HasSuffix(b, []byte(secret[:n])) {
+				b = b[:len(b)-n]
+				break
+			}
+		}
+	}
+	return b
 }

@@ -1,7 +1,6 @@
 package session
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -188,6 +187,7 @@ func (o *opening) dial(parent context.Context, region, token string) (d dialled,
 	if err != nil {
 		return dialled{}, err
 	}
+	o.red.add(token)
 	header := http.Header{}
 	if o.c.o.Auth == AuthQuery {
 		q := u.Query()
@@ -206,7 +206,7 @@ func (o *opening) dial(parent context.Context, region, token string) (d dialled,
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { d.raw = i.Conn }})
 	conn, resp, err := websocket.Dial(ctx, u.String(), &websocket.DialOptions{HTTPClient: o.c.http, HTTPHeader: header})
 	if err != nil {
-		return dialled{}, o.red.clean(refusal(parent, ctx, resp, err), "", "")
+		return dialled{}, o.red.clean(refusal(&o.red, parent, ctx, resp, err), "", "")
 	}
 	if t, ok := d.raw.(*tls.Conn); ok {
 		d.raw = t.NetConn() // closing the TLS layer may wait for its farewell
@@ -216,8 +216,11 @@ func (o *opening) dial(parent context.Context, region, token string) (d dialled,
 	return d, nil
 }
 
+// refusalLimit is how much of a refusal's body the library keeps.
+const refusalLimit = 1 << 10
+
 // refusal is the error of an upgrade that failed.
-func refusal(parent, ctx context.Context, resp *http.Response, err error) error {
+func refusal(red *redactor, parent, ctx context.Context, resp *http.Response, err error) error {
 	if parent.Err() != nil {
 		return cancelled(parent, "dialling the WebSocket")
 	}
@@ -227,10 +230,13 @@ func refusal(parent, ctx context.Context, resp *http.Response, err error) error 
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		return errors.Wrap(errors.CodeProtocolError, errors.PhaseConnect, withoutURL(err), "the upgrade's answer is no WebSocket's")
 	}
-	body := new(bytes.Buffer)
-	// What can be had of the body: the library keeps its first 1,024 bytes.
-	_, _ = io.Copy(body, io.LimitReader(resp.Body, 1<<10))
-	return errors.FromHTTP(errors.PhaseConnect, resp.StatusCode, resp.Header, body.Bytes())
+	// What can be had of the body: the library keeps its first 1,024 bytes, in
+	// memory, so that reading them does not fail.
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, refusalLimit))
+	if len(body) == refusalLimit {
+		body = red.trimCut(body)
+	}
+	return errors.FromHTTP(errors.PhaseConnect, resp.StatusCode, resp.Header, body)
 }
 
 func (o *opening) handshake(ctx, parent context.Context, region string, d dialled, configure []byte) (_ *Session, err error) {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"os"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -310,7 +311,8 @@ func TestStallIsSeenWhileLiveSpeechFlows(t *testing.T) {
 	inMemory(t, b, Options{StallTimeout: 5 * time.Second}, func(c *Client) {
 		s := mustOpen(t, c, params())
 		live, stop := make(liveSpeech), make(chan struct{})
-		go func() {
+		var source sync.WaitGroup
+		source.Go(func() {
 			for {
 				time.Sleep(100 * time.Millisecond)
 				select {
@@ -319,10 +321,11 @@ func TestStallIsSeenWhileLiveSpeechFlows(t *testing.T) {
 					return
 				}
 			}
-		}()
+		})
 		start := time.Now()
 		_, err := s.Speak(context.Background(), Utterance{Speech: live})
 		close(stop)
+		source.Wait()
 		wantError(t, err, errors.CodeConnectionClosed, errors.PhaseRuntime)
 		if took := time.Since(start); took < 5*time.Second || took > 6*time.Second {
 			t.Errorf("noticed after %s", took)

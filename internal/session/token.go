@@ -51,7 +51,6 @@ func (o *opening) apiKey() (string, error) {
 
 func (o *opening) askToken(ctx context.Context, region, key string) (string, error) {
 	token, err := o.post(ctx, region, key)
-	o.red.add(token)
 	return token, o.red.clean(err, "", "")
 }
 
