@@ -139,7 +139,7 @@ const maxEventText = 4 << 10
 
 // Failure is a failed attempt and what was decided about it.
 type Failure struct {
-	Err         *errors.Error
+	Err         *errors.Error // not nil
 	Class       errors.Class
 	Action      errors.Action
 	MaxAttempts int       // 0: not known, the job could not be read

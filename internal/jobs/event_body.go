@@ -143,13 +143,13 @@ type RecurringAlert struct {
 	Window string      `json:"window"` // a duration: "1m0s"
 	First  time.Time   `json:"first"`
 	Last   time.Time   `json:"last"`
-	AppIDs []string    `json:"app_ids"`
+	AppIDs []string    `json:"app_ids"` // the newest 10
 	JobIDs []string    `json:"job_ids"` // the newest 10
 	Worker string      `json:"worker"`
 	Time   time.Time   `json:"time"`
 }
 
-// maxAlertJobs bounds RecurringAlert.JobIDs.
+// maxAlertJobs bounds the lists of a RecurringAlert.
 const maxAlertJobs = 10
 
 // CircuitAlert says that the circuit of an app in a region opened or closed.

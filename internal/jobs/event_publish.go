@@ -15,7 +15,7 @@ import (
 // Waits of Publish. One try has to outlast a short pause of the server; all of
 // them together an election, which takes about five seconds.
 const (
-	publishTry     = 5 * time.Second
+	publishTry     = 2 * time.Second
 	publishInitial = 100 * time.Millisecond
 	publishMost    = 2 * time.Second
 )

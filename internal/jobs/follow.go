@@ -15,7 +15,7 @@ import (
 // last event's presence proves the rest. It may be repeated: events have ids,
 // dead letters too.
 func (t *task) follow(r *Record) error {
-	if r.State == StateCompleted && t.job != nil {
+	if r.State.Final() && t.job != nil {
 		if err := t.completeOutput(r); err != nil {
 			return err
 		}
@@ -51,7 +51,7 @@ const finishTimeout = 5 * time.Minute
 func (t *task) completeOutput(r *Record) error {
 	ctx, cancel := context.WithTimeout(t.ctx, finishTimeout)
 	defer cancel()
-	return t.w.o.Runner.Finish(ctx, t.job, r.UtterancesDone)
+	return t.w.o.Runner.Finish(ctx, t.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint})
 }
 
 // tellsError tells whether the state came with a failed attempt of its own.

@@ -230,7 +230,7 @@ func (w *worker) kill() { w.nc.Close() }
 // script is a Runner that a test writes.
 type script struct {
 	run    func(ctx context.Context, a *jobs.Attempt) (jobs.Report, error)
-	finish func(ctx context.Context, job *jobs.Job, utterances int) error
+	finish func(ctx context.Context, job *jobs.Job, f jobs.Finished) error
 
 	mu   sync.Mutex
 	runs []string // job/session/attempt
@@ -246,11 +246,11 @@ func (s *script) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) 
 	return s.run(ctx, a)
 }
 
-func (s *script) Finish(ctx context.Context, job *jobs.Job, utterances int) error {
+func (s *script) Finish(ctx context.Context, job *jobs.Job, f jobs.Finished) error {
 	if s.finish == nil {
 		return nil
 	}
-	return s.finish(ctx, job, utterances)
+	return s.finish(ctx, job, f)
 }
 
 func (s *script) ran() []string {
@@ -280,7 +280,7 @@ func connect(a *jobs.Attempt) {
 }
 
 func speak(ctx context.Context, a *jobs.Attempt, n int) error {
-	if err := a.Progress.Speaking(ctx, n); err != nil {
+	if err := a.Progress.Speaking(ctx, n, 0); err != nil {
 		return err
 	}
 	a.Progress.FirstFrame()

@@ -93,31 +93,101 @@ func runOf(header nats.Header) (int, bool) {
 }
 
 // scanJSONID reads the top-level "id" of a JSON object that need not be a valid
-// job, nor whole: it is read as far as the id. "" if there is none.
+// job, nor whole: it is read as far as the id. "" if there is none. The values
+// before it are stepped over and not decoded, for they may hold a MiB of speech.
 func scanJSONID(data []byte) string {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+	rest := jsonScan(data)
+	if !rest.take('{') {
 		return ""
 	}
-	for dec.More() {
-		key, err := dec.Token()
-		if err != nil {
+	for {
+		key, ok := rest.text()
+		if !ok || !rest.take(':') {
 			return ""
 		}
-		var value json.RawMessage
-		if err := dec.Decode(&value); err != nil {
+		if unquote(key) == "id" {
+			value, _ := rest.text()
+			return unquote(value)
+		}
+		if rest.skip(); !rest.take(',') {
 			return ""
 		}
-		if key != "id" {
-			continue
-		}
-		var id string
-		if err := json.Unmarshal(value, &id); err != nil {
-			return ""
-		}
-		return id
 	}
-	return ""
+}
+
+// unquote reads a JSON string; "" where it is none.
+func unquote(quoted []byte) string {
+	var s string
+	if json.Unmarshal(quoted, &s) != nil {
+		return ""
+	}
+	return s
+}
+
+// jsonScan is the rest of a JSON text that is being stepped through.
+type jsonScan []byte
+
+// take steps over white space and c, where c is what follows.
+func (s *jsonScan) take(c byte) bool {
+	*s = bytes.TrimLeft(*s, " \t\r\n")
+	if len(*s) == 0 || (*s)[0] != c {
+		return false
+	}
+	*s = (*s)[1:]
+	return true
+}
+
+// text steps over a string and returns it, with its quotes.
+func (s *jsonScan) text() ([]byte, bool) {
+	*s = bytes.TrimLeft(*s, " \t\r\n")
+	data := *s
+	if len(data) == 0 || data[0] != '"' {
+		return nil, false
+	}
+	for end := 1; ; end++ {
+		quote := bytes.IndexByte(data[end:], '"')
+		if quote < 0 {
+			return nil, false
+		}
+		end += quote
+		escapes := 0
+		for data[end-1-escapes] == '\\' {
+			escapes++
+		}
+		if escapes%2 == 0 {
+			*s = data[end+1:]
+			return data[:end+1], true
+		}
+	}
+}
+
+// skip steps over a value of any kind; over nothing where there is none.
+func (s *jsonScan) skip() {
+	for depth := 0; ; {
+		if _, ok := s.text(); !ok {
+			i := bytes.IndexAny(*s, `"{}[],`)
+			if i < 0 {
+				return
+			}
+			*s = (*s)[i:]
+			switch c := (*s)[0]; {
+			case c == '"' && i > 0 && depth > 0:
+				continue // a string after something else: the next text
+			case c == '"':
+				return // a string that does not end, or that is out of place
+			case c == '{' || c == '[':
+				depth++
+			case depth == 0:
+				return // what follows a number or a word
+			case c == '}' || c == ']':
+				depth--
+			}
+			*s = (*s)[1:]
+		}
+		if depth == 0 {
+			return
+		}
+	}
 }
 
 // scanProtobufID reads field 1 of a protobuf message, as far as it can be read;

@@ -35,6 +35,9 @@ type Attempt struct {
 	// LiveSeq is the sequence of the last live audio message that belongs to a
 	// delivered utterance; 0 before the first.
 	LiveSeq uint64
+	// LiveBegun is the sequence of the first live audio message of the
+	// utterance that the last session had begun and not finished; 0: none.
+	LiveBegun uint64
 	// PreviousSession is the session number that the record named before this
 	// take-over; 0 if there was none. Frames stored by it may be ahead of
 	// Checkpoint.
@@ -52,8 +55,10 @@ type Progress interface {
 	// first utterance was spoken): the backend works.
 	FirstFrame()
 	// Speaking is called before an utterance's first speech is sent; the first
-	// utterance is 1. An error means the same as one of Delivered.
-	Speaking(ctx context.Context, utterance int) error
+	// utterance is 1, and liveBegun the sequence of its first message if it is
+	// live. An error means the same as one of Delivered. It may be called while
+	// FirstFrame is.
+	Speaking(ctx context.Context, utterance int, liveBegun uint64) error
 	// Delivered moves the checkpoint: the utterance's frames are stored and
 	// acknowledged. An error means that the job is no longer this worker's;
 	// the Runner closes the session and returns it.
@@ -88,9 +93,17 @@ type Report struct {
 // and then context.Cause(ctx) is in its chain.
 type Runner interface {
 	Run(ctx context.Context, a *Attempt) (Report, error)
-	// Finish does what follows from the outcome completed, idempotently, also
-	// for a job whose worker died: it assembles the recording.
-	Finish(ctx context.Context, job *Job, utterances int) error
+	// Finish does what follows from an outcome, idempotently, also for a job
+	// whose worker died: it assembles the recording, or clears up what there is
+	// of it.
+	Finish(ctx context.Context, job *Job, f Finished) error
+}
+
+// Finished says how a job ended.
+type Finished struct {
+	Outcome    State
+	Session    int // the run's last session
+	Utterances int // delivered
 }
 
 // DeadLetter is a job that is given up, with its own bytes and headers.

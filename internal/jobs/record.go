@@ -76,6 +76,7 @@ type Record struct {
 	Failures       map[errors.Code]int `json:"failures,omitempty"`    // by code, since then
 	Speaking       int                 `json:"speaking,omitempty"`    // utterance begun; only kept for give_up
 	LiveSeq        uint64              `json:"live_seq,omitempty"`    // last live audio message delivered
+	LiveBegun      uint64              `json:"live_begun,omitempty"`  // first message of the live utterance in flight
 	Holds          int                 `json:"holds,omitempty"`       // how often it was held
 	HeldSince      *time.Time          `json:"held_since,omitempty"`  // of the hold that lasts
 	HeldFor        time.Duration       `json:"held_for_ns,omitempty"` // all holds that ended
@@ -131,7 +132,7 @@ func (r *Record) delivered(u Utterance, keeps bool) {
 		r.Utterances = append([]Utterance(nil), r.Utterances[over:]...)
 	}
 	if u.LiveSeq > 0 {
-		r.LiveSeq = u.LiveSeq
+		r.LiveSeq, r.LiveBegun = u.LiveSeq, 0
 	}
 	if keeps {
 		r.BudgetFrom, r.Failures, r.Crashes, r.Refusals = r.Attempt, nil, 0, 0

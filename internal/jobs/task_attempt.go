@@ -44,7 +44,7 @@ func (t *task) attempt(ctx context.Context, cancel context.CancelCauseFunc, prev
 	report, err := t.runGuarded(ctx, &Attempt{
 		Job: t.job, AppID: record.AppID, Region: record.Region,
 		Session: record.Session, Number: record.Attempt,
-		Checkpoint: record.Checkpoint, LiveSeq: record.LiveSeq, PreviousSession: previous,
+		Checkpoint: record.Checkpoint, LiveSeq: record.LiveSeq, LiveBegun: record.LiveBegun, PreviousSession: previous,
 		Progress: p, Control: &t.control,
 	})
 	failpoint.Here("session_closed")
@@ -155,13 +155,13 @@ func (p *progress) FirstFrame() {
 	failpoint.Here("first_frame")
 }
 
-// Speaking implements Progress. Only give_up needs to know later that an
-// utterance was begun; for all others it would be a write for nothing.
-func (p *progress) Speaking(ctx context.Context, utterance int) error {
-	if p.t.job.Resume() != OnRedeliveryGiveUp {
+// Speaking implements Progress. Only give_up and live speech need to know later
+// that an utterance was begun; for all others it would be a write for nothing.
+func (p *progress) Speaking(ctx context.Context, utterance int, liveBegun uint64) error {
+	if p.t.job.Resume() != OnRedeliveryGiveUp && liveBegun == 0 {
 		return nil
 	}
-	return p.t.change(ctx, func(r *Record) { r.Speaking = utterance })
+	return p.t.change(ctx, func(r *Record) { r.Speaking, r.LiveBegun = utterance, liveBegun })
 }
 
 // Delivered implements Progress.

@@ -94,7 +94,7 @@ func TestWorkerOutlivesAnAbsentServerAndHearsOfIt(t *testing.T) {
 	}
 	states := make(chan bool, 16)
 	nc, err := natsconn.Connect(t.Context(), natsconn.Options{
-		URLs: first.ClientURL(),
+		URLs:    first.ClientURL(),
 		OnState: func(connected bool) { states <- connected },
 	})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
@@ -26,6 +27,8 @@ type Handles struct {
 // be opened or made, or with which the worker could not keep its promises
 // (ErrUnusable).
 //
+// Without a connection it fails at once with nats.ErrDisconnected.
+//
 // Racing first starts are fine: who comes second opens what the first made.
 func Ensure(ctx context.Context, js jetstream.JetStream, n Names, s Settings) (Handles, []Difference, error) {
 	if err := n.Validate(); err != nil {
@@ -33,6 +36,9 @@ func Ensure(ctx context.Context, js jetstream.JetStream, n Names, s Settings) (H
 	}
 	if err := s.validate(); err != nil {
 		return Handles{}, nil, err
+	}
+	if !js.Conn().IsConnected() {
+		return Handles{}, nil, fmt.Errorf("topology: %w", nats.ErrDisconnected)
 	}
 	maxJob, err := jobMaxSize(js.Conn().MaxPayload())
 	if err != nil {
