@@ -1,0 +1,221 @@
+// Package admin serves what a machine asks of a worker over HTTP: is it alive,
+// is it ready, how is it doing.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
+)
+
+// Options of a Server.
+type Options struct {
+	Addr     string              // host:port; "": 127.0.0.1:8080
+	Gatherer prometheus.Gatherer // what /metrics shows
+	Live     func() error        // nil: alive whenever it answers
+	Ready    func() error        // the error says why not; nil: ready whenever it answers
+	PProf    bool                // serve /debug/pprof/
+	Logger   zerolog.Logger
+}
+
+// Server is the admin listener. Start it once; Stop it as often as you like.
+type Server struct {
+	options Options
+	http    *http.Server
+	stopped chan struct{} // closed when serving has ended
+
+	mu       sync.Mutex
+	listener net.Listener
+}
+
+const (
+	defaultAddr = "127.0.0.1:8080"
+	// profileTime is the longest profile that can be asked for, with some room;
+	// nothing else takes nearly as long.
+	profileTime = 2 * time.Minute
+)
+
+// New returns a server that does not listen yet.
+func New(options Options) *Server {
+	if options.Addr == "" {
+		options.Addr = defaultAddr
+	}
+	s := &Server{options: options, stopped: make(chan struct{})}
+	s.http = &http.Server{
+		Handler:           s.Handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      profileTime,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          log.New(errorLog{options.Logger}, "", 0),
+	}
+	return s
+}
+
+// errorLog takes net/http's complaints about single connections, which are
+// the callers' doing.
+type errorLog struct{ logger zerolog.Logger }
+
+func (l errorLog) Write(text []byte) (int, error) {
+	l.logger.Debug().Str("component", "admin").Msg(strings.TrimSpace(string(text)))
+	return len(text), nil
+}
+
+// Start listens and serves until Stop. It returns the address that it listens
+// at, which tells the port where 0 was asked for.
+func (s *Server) Start() (net.Addr, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener != nil {
+		return nil, errors.New("admin: already started")
+	}
+	listener, err := net.Listen("tcp", s.options.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("admin.addr: can't listen at %s: %w", s.options.Addr, err)
+	}
+	s.listener = listener
+	go func() {
+		defer close(s.stopped)
+		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			s.options.Logger.Error().Err(err).Msg("the admin listener ended: no health and no metrics until a restart")
+		}
+	}()
+	return listener.Addr(), nil
+}
+
+// Stop takes no new requests, waits for those that run until ctx ends, and
+// then cuts them off; the error says that it had to.
+func (s *Server) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	started := s.listener != nil
+	s.mu.Unlock()
+	if !started {
+		return nil
+	}
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(fmt.Errorf("admin: requests were cut off: %w", err), s.http.Close())
+	}
+	<-s.stopped
+	return err
+}
+
+// Handler serves the same without a listener of its own.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/{$}", s.index)
+	mux.HandleFunc("/livez", answer("live", "not live", s.options.Live))
+	mux.HandleFunc("/readyz", answer("ready", "not ready", s.options.Ready))
+	if s.options.Gatherer != nil {
+		mux.Handle("/metrics", promhttp.HandlerFor(s.options.Gatherer, promhttp.HandlerOpts{
+			ErrorLog: log.New(errorLog{s.options.Logger}, "", 0), EnableOpenMetrics: true,
+		}))
+	}
+	if s.options.PProf {
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/cmdline", notFound) // may hold secrets given as flags
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
+	return secured(mux)
+}
+
+func notFound(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }
+
+// secured refuses what changes something, since nothing here does, and sets
+// the standard headers.
+func secured(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("X-Frame-Options", "DENY")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Cache-Control", "no-store")
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			h.Set("Allow", "GET, HEAD")
+			http.Error(w, "only GET and HEAD are served here", http.StatusMethodNotAllowed)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) index(w http.ResponseWriter, _ *http.Request) {
+	text := "/livez    the process works\n/readyz   it takes jobs; or why not\n"
+	if s.options.Gatherer != nil {
+		text += "/metrics  for Prometheus\n"
+	}
+	if s.options.PProf {
+		text += "/debug/pprof/\n"
+	}
+	write(w, http.StatusOK, "text/plain; charset=utf-8", text)
+}
+
+// answer is 200 with yes, or 503 with no and the reason; as JSON
+// {"status","reason"} where the caller prefers that.
+func answer(yes, no string, check func() error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		status, word, reason := http.StatusOK, yes, ""
+		if check != nil {
+			if err := check(); err != nil {
+				status, word, reason = http.StatusServiceUnavailable, no, err.Error()
+			}
+		}
+		if wantsJSON(r) {
+			body, err := json.Marshal(struct {
+				Status string `json:"status"`
+				Reason string `json:"reason,omitempty"`
+			}{word, reason})
+			if err != nil {
+				http.Error(w, "the answer can't be encoded", http.StatusInternalServerError)
+				return
+			}
+			write(w, status, "application/json", string(body)+"\n")
+			return
+		}
+		if reason != "" {
+			word += ": " + reason
+		}
+		write(w, status, "text/plain; charset=utf-8", word+"\n")
+	}
+}
+
+func write(w http.ResponseWriter, status int, contentType, body string) {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Add("Vary", "Accept")
+	w.WriteHeader(status)
+	// A caller that has gone away is not our fault, and there is nobody to tell.
+	_, _ = w.Write([]byte(body))
+}
+
+// wantsJSON tells whether JSON is asked for by name before plain text: probes
+// and browsers send */* or nothing and get text.
+func wantsJSON(r *http.Request) bool {
+	for entry := range strings.SplitSeq(strings.Join(r.Header.Values("Accept"), ","), ",") {
+		kind, _, _ := strings.Cut(entry, ";")
+		switch strings.ToLower(strings.TrimSpace(kind)) {
+		case "application/json":
+			return true
+		case "text/plain", "text/html", "text/*":
+			return false
+		}
+	}
+	return false
+}

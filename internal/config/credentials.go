@@ -1,0 +1,137 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode"
+)
+
+// Credentials are one app's.
+type Credentials struct {
+	AppID       string
+	MaxSessions int // over the whole fleet; 0: no limit
+
+	secret Secret
+	file   string
+	key    string // of the configuration, for messages
+}
+
+// Credentials returns those of an app; "" asks for the default app's. ok is
+// false where the app is not in the configuration.
+func (c *Config) Credentials(appID string) (creds Credentials, ok bool) {
+	app, key := &c.App, "app.api_key"
+	if appID != "" && appID != c.App.ID {
+		if app, ok = c.Apps[appID]; !ok {
+			return Credentials{}, false
+		}
+		key = "apps." + appID + ".api_key"
+	}
+	if app.ID == "" && appID == "" {
+		return Credentials{}, false
+	}
+	id := appID
+	if id == "" {
+		id = app.ID
+	}
+	return Credentials{AppID: id, MaxSessions: app.MaxSessions, secret: app.APIKey, file: app.APIKeyFile, key: key}, true
+}
+
+// APIKey returns the key; from a file it is read afresh each time, so that a
+// rotated key is found without a restart. An error names the file, never the
+// key.
+func (c Credentials) APIKey() (string, error) {
+	key, err := readSecret(c.key, c.secret, c.file)
+	if err == nil && key == "" {
+		err = fmt.Errorf("%s is not set: give it, or %s_file", c.key, c.key)
+	}
+	return key, err
+}
+
+// Login returns the password and the token for NATS, read from their files
+// where they are in files; "" is none.
+func (n *NATS) Login() (password, token string, err error) {
+	if password, err = readSecret("nats.password", n.Password, n.PasswordFile); err != nil {
+		return "", "", err
+	}
+	if token, err = readSecret("nats.token", n.Token, n.TokenFile); err != nil {
+		return "", "", err
+	}
+	return password, token, nil
+}
+
+// maxSecret bounds a secret's file: a wrong path may name anything.
+const maxSecret = 64 * kib
+
+func readSecret(key string, secret Secret, file string) (string, error) {
+	text := secret.Reveal()
+	if file != "" {
+		data, err := readFile(file)
+		if err != nil {
+			return "", fmt.Errorf("%s_file: %s can't be read: %s", key, file, reason(err))
+		}
+		text = string(bytes.TrimPrefix(data, []byte("\uFEFF")))
+	}
+	text = strings.TrimSpace(text)
+	switch {
+	case file != "" && text == "":
+		return "", fmt.Errorf("%s_file: %s is empty", key, file)
+	case strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || r == unicode.ReplacementChar }):
+		// It would be no HTTP header, and the error of the HTTP client would
+		// show it.
+		return "", fmt.Errorf("%s holds a line break or another control character: give the key alone", key)
+	}
+	return text, nil
+}
+
+func readFile(path string) (data []byte, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if closeErr := f.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	data, err = io.ReadAll(io.LimitReader(f, int64(maxSecret)+1))
+	if err == nil && len(data) > int(maxSecret) {
+		return nil, fmt.Errorf("it is larger than %s", maxSecret)
+	}
+	return data, err
+}
+
+// RequireApp checks what the commands that open sessions need: at least one
+// app, and for each a key that can be read now. The error is an *Error.
+func (c *Config) RequireApp() error {
+	v := &validator{c: c}
+	hasKey := c.App.APIKey != "" || c.App.APIKeyFile != ""
+	switch {
+	case c.App.ID == "" && hasKey:
+		v.fail("app.id", "is not set, though app.api_key is: set it, or SPATIUS_APP_ID")
+	case c.App.ID == "" && len(c.Apps) == 0:
+		v.fail("app.id", "is not set: sessions need an app: set app.id and app.api_key, or SPATIUS_APP_ID and SPATIUS_API_KEY")
+	case c.App.ID != "":
+		v.readable(c.App.ID)
+	}
+	for _, id := range sortedNames(c.Apps) {
+		v.readable(id)
+	}
+	return asError(v.found)
+}
+
+func (v *validator) readable(id string) {
+	creds, ok := v.c.Credentials(id)
+	if !ok {
+		return
+	}
+	if _, err := creds.APIKey(); err != nil {
+		key := creds.key
+		if creds.file != "" {
+			key += "_file"
+		}
+		v.fail(key, "%s", strings.TrimLeft(strings.TrimPrefix(err.Error(), key), ": "))
+	}
+}

@@ -1,0 +1,333 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Validate checks every rule, and returns an *Error with all that are broken.
+// Load has done so; it is for a configuration that code has changed.
+func (c *Config) Validate() error { return asError(c.problems()) }
+
+func (c *Config) problems() []Problem {
+	v := &validator{c: c}
+	v.nats()
+	v.streams()
+	v.worker()
+	v.retries()
+	v.apps()
+	v.backend()
+	v.audio()
+	v.policy()
+	v.admin()
+	return v.found
+}
+
+type validator struct {
+	c     *Config
+	found []Problem
+}
+
+// fail reports a broken rule at the place where the key, or else what it is
+// part of, was set.
+func (v *validator) fail(key, format string, args ...any) {
+	at := key
+	for _, known := v.c.origins[at]; !known && at != ""; _, known = v.c.origins[at] {
+		at = at[:max(0, strings.LastIndexAny(at, ".["))]
+	}
+	o := v.c.origins[at]
+	v.found = append(v.found, Problem{Source: o.source, Line: o.line, Key: key, Message: fmt.Sprintf(format, args...)})
+}
+
+func (v *validator) between(key string, n, low, high int) {
+	if n < low || n > high {
+		v.fail(key, "is %d: give a number from %d to %d", n, low, high)
+	}
+}
+
+func (v *validator) duration(key string, d, low, high time.Duration) {
+	if d < low || d > high {
+		v.fail(key, "is %s: give a duration from %s to %s", formatDuration(d), formatDuration(low), formatDuration(high))
+	}
+}
+
+// durationOrNone allows 0, which switches the limit off.
+func (v *validator) durationOrNone(key string, d, low, high time.Duration) {
+	if d != 0 && (d < low || d > high) {
+		v.fail(key, "is %s: give a duration from %s to %s, or 0 for no limit",
+			formatDuration(d), formatDuration(low), formatDuration(high))
+	}
+}
+
+func (v *validator) oneOf(key, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		v.fail(key, "is %s: give one of %s", quote(value), strings.Join(allowed, ", "))
+	}
+}
+
+func (v *validator) matches(key, value string, pattern *regexp.Regexp, want string) {
+	if !pattern.MatchString(value) {
+		v.fail(key, "is %s: %s", quote(value), want)
+	}
+}
+
+var (
+	token    = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+	appID    = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
+	hostName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
+	region   = regexp.MustCompile(`^(auto|[a-z]+(-[a-z0-9]+)+)$`)
+)
+
+const (
+	tokenWant  = "use letters, digits, _ and - only, at most 64: it is one token of a subject"
+	regionWant = "give lowercase words joined by hyphens, such as us-west, or auto"
+	nameWant   = "use letters, digits, _, - and . only, at most 128"
+
+	forever = 10 * 365 * day
+)
+
+func (v *validator) nats() {
+	n := &v.c.NATS
+	v.natsURLs(n.URL)
+	v.matches("nats.prefix", n.Prefix, token, tokenWant)
+	v.between("nats.replicas", n.Replicas, 1, 5)
+	v.oneOf("nats.storage", n.Storage, "file", "memory")
+	if n.StoreDir == "" {
+		v.fail("nats.store_dir", "is empty: name a directory")
+	}
+	v.duration("nats.state_ttl", n.StateTTL, time.Hour, forever)
+	v.natsLogin()
+	if (n.TLS.Cert == "") != (n.TLS.Key == "") {
+		key, other := "nats.tls.cert", "nats.tls.key"
+		if n.TLS.Cert == "" {
+			key, other = other, key
+		}
+		v.fail(key, "is set without %s: a certificate and its key come together", other)
+	}
+}
+
+func (v *validator) natsURLs(list string) {
+	for text := range strings.SplitSeq(list, ",") {
+		text = strings.TrimSpace(text)
+		full := text
+		if !strings.Contains(full, "://") {
+			full = "nats://" + full // as the client reads it
+		}
+		u, err := url.Parse(full)
+		if err != nil || u.Hostname() == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) || badPort(u) {
+			v.fail("nats.url", "%s is not a NATS URL: write nats://host:port (or tls://, ws://, wss://), several separated by commas", quote(text))
+		}
+	}
+}
+
+func badPort(u *url.URL) bool {
+	if u.Port() == "" {
+		return strings.HasSuffix(u.Host, ":")
+	}
+	n, err := strconv.Atoi(u.Port())
+	return err != nil || n < 1 || n > 65535
+}
+
+// natsLogin refuses a second way of logging in: the client would take one of
+// them silently.
+func (v *validator) natsLogin() {
+	n := &v.c.NATS
+	var ways []string
+	for _, way := range []struct {
+		key string
+		set bool
+	}{
+		{"nats.creds", n.Creds != ""},
+		{"nats.nkey", n.NKey != ""},
+		{"nats.user", n.User != ""},
+		{"nats.token", n.Token != ""},
+		{"nats.token_file", n.TokenFile != ""},
+	} {
+		if way.set {
+			ways = append(ways, way.key)
+		}
+	}
+	if len(ways) > 1 && !slices.Equal(ways, []string{"nats.token", "nats.token_file"}) {
+		v.fail(ways[1], "is set, and %s too: log in to NATS in one way", ways[0])
+	}
+	password := "nats.password"
+	if n.Password == "" {
+		password = "nats.password_file"
+	}
+	hasPassword := n.Password != "" || n.PasswordFile != ""
+	switch {
+	case hasPassword && n.User == "":
+		v.fail(password, "is set without nats.user: give the user")
+	case n.User != "" && !hasPassword:
+		v.fail("nats.user", "is set without nats.password: give the password, or nats.password_file")
+	}
+}
+
+func (v *validator) streams() {
+	s := &v.c.Streams
+	for _, l := range []struct {
+		name   string
+		limits Limits
+	}{
+		{"jobs", Limits{MaxBytes: s.Jobs.MaxBytes}},
+		{"dlq", s.DLQ}, {"events", s.Events}, {"frames", s.Frames},
+		{"audio", s.Audio}, {"audio_files", s.AudioFiles}, {"recordings", s.Recordings},
+	} {
+		v.durationOrNone("streams."+l.name+".max_age", l.limits.MaxAge, time.Minute, forever)
+		if l.limits.MaxBytes != 0 && l.limits.MaxBytes < mib {
+			v.fail("streams."+l.name+".max_bytes", "is %s: give at least 1MiB, or 0 for no limit", l.limits.MaxBytes)
+		}
+	}
+}
+
+func (v *validator) worker() {
+	w := &v.c.Worker
+	v.between("worker.concurrency", w.Concurrency, 1, 100_000)
+	v.duration("worker.drain_timeout", w.DrainTimeout, 0, day)
+	if w.Name != "" {
+		v.matches("worker.name", w.Name, hostName, nameWant)
+	}
+	if len(w.Queues) == 0 {
+		v.fail("worker.queues", "is empty: name at least one queue")
+	}
+	var names []string
+	for i, q := range w.Queues {
+		key := fmt.Sprintf("worker.queues[%d]", i)
+		v.matches(key+".name", q.Name, token, tokenWant)
+		v.between(key+".weight", q.Weight, 1, 1000)
+		if slices.Contains(names, q.Name) {
+			v.fail(key+".name", "is %s, which is in the list already: keep one", quote(q.Name))
+		}
+		names = append(names, q.Name)
+	}
+}
+
+func (v *validator) retries() {
+	r, c, a := &v.c.Retry, &v.c.Circuit, &v.c.Alerts
+	v.between("retry.max_attempts", r.MaxAttempts, 1, 100)
+	v.duration("retry.initial", r.Initial, time.Millisecond, day)
+	v.duration("retry.max", r.Max, time.Millisecond, day)
+	v.atLeast("retry.max", r.Max, "retry.initial", r.Initial)
+	v.duration("lease.ack_wait", v.c.Lease.AckWait, 2*time.Second, time.Hour)
+
+	v.between("circuit.failures", c.Failures, 1, 1000)
+	v.duration("circuit.cooldown", c.Cooldown, 100*time.Millisecond, day)
+	v.duration("circuit.max_cooldown", c.MaxCooldown, 100*time.Millisecond, day)
+	v.duration("circuit.max_hold", c.MaxHold, time.Second, 365*day)
+	v.atLeast("circuit.max_cooldown", c.MaxCooldown, "circuit.cooldown", c.Cooldown)
+	v.atLeast("circuit.max_hold", c.MaxHold, "circuit.max_cooldown", c.MaxCooldown)
+
+	v.between("alerts.threshold", a.Threshold, 1, 100_000)
+	v.duration("alerts.window", a.Window, time.Second, day)
+}
+
+// atLeast reports at whichever of the two keys somebody has set.
+func (v *validator) atLeast(key string, d time.Duration, lowKey string, low time.Duration) {
+	switch {
+	case d >= low:
+	case v.c.Source(key) == "" && v.c.Source(lowKey) != "":
+		v.fail(lowKey, "is %s, which is more than %s (%s): raise that or lower this", formatDuration(low), key, formatDuration(d))
+	default:
+		v.fail(key, "is %s, which is less than %s (%s): raise this or lower that", formatDuration(d), lowKey, formatDuration(low))
+	}
+}
+
+func (v *validator) apps() {
+	app := &v.c.App
+	if app.ID != "" {
+		v.matches("app.id", app.ID, appID, nameWant)
+	}
+	v.between("app.max_sessions", app.MaxSessions, 0, 100_000)
+	for _, id := range sortedNames(v.c.Apps) {
+		key, app := "apps."+id, v.c.Apps[id]
+		v.matches(key, id, appID, "an app's id has letters, digits, _, - and . only, at most 128")
+		v.between(key+".max_sessions", app.MaxSessions, 0, 100_000)
+		if app.APIKey == "" && app.APIKeyFile == "" {
+			v.fail(key, "has no key: give api_key or api_key_file")
+		}
+		if id == v.c.App.ID {
+			v.fail(key, "is app.id too: keep one of them")
+		}
+	}
+}
+
+func (v *validator) backend() {
+	b := &v.c.Backend
+	v.matches("backend.region", b.Region, region, regionWant)
+	for i, r := range b.FallbackRegions {
+		key := fmt.Sprintf("backend.fallback_regions[%d]", i)
+		if v.matches(key, r, region, regionWant); r == "auto" {
+			v.fail(key, "is auto: name a region")
+		}
+	}
+	v.webURL("backend.console_url", b.ConsoleURL, true)
+	v.webURL("backend.ingress_url", b.IngressURL, true)
+	v.webURL("backend.bootstrap_url", b.BootstrapURL, b.Region != "auto")
+	v.oneOf("backend.auth", b.Auth, "header", "query")
+	// The backend takes an expiry of less than 24 h; a minute is for clocks
+	// that differ (docs/protocol.md, session token).
+	v.duration("backend.token_ttl", b.TokenTTL, time.Minute, day-time.Minute)
+	v.between("backend.token_pool", b.TokenPool, 0, 1000)
+	v.duration("backend.connect_timeout", b.ConnectTimeout, 100*time.Millisecond, 5*time.Minute)
+	v.duration("backend.handshake_timeout", b.HandshakeTimeout, 100*time.Millisecond, 5*time.Minute)
+	v.duration("backend.stall_timeout", b.StallTimeout, 100*time.Millisecond, time.Hour)
+	v.durationOrNone("backend.max_session", b.MaxSession, time.Second, forever)
+}
+
+func (v *validator) webURL(key, text string, optional bool) {
+	if text == "" && optional {
+		return
+	}
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Hostname() == "" || badPort(u) || !slices.Contains([]string{"http", "https", "ws", "wss"}, u.Scheme):
+		v.fail(key, "%s is not a URL: write https://host/path (or http://, wss://, ws://)", quote(text))
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		v.fail(key, "%s has a user, a query or a fragment: give host and path only", quote(text))
+	}
+}
+
+func (v *validator) audio() {
+	a := &v.c.Audio
+	if a.MaxBytes < kib || a.MaxBytes > 4*gib {
+		v.fail("audio.max_bytes", "is %s: give a size from 1KiB to 4GiB", a.MaxBytes)
+	}
+	v.duration("audio.fetch_timeout", a.FetchTimeout, 100*time.Millisecond, time.Hour)
+	v.duration("audio.egress_margin", a.EgressMargin, 0, 10*time.Minute)
+	v.duration("audio.chunk", a.Chunk, 10*time.Millisecond, 10*time.Second)
+	v.oneOf("audio.pace", a.Pace, "fast", "realtime")
+}
+
+func (v *validator) policy() {
+	for _, code := range sortedNames(v.c.Policy) {
+		key, p := "policy."+code, v.c.Policy[code]
+		if !slices.Contains(codes(), code) {
+			best, _ := nearest(code, codes())
+			v.fail(key, "is not an error code: the nearest is %s (worker errors lists them)", best)
+		}
+		if p.Action != "" {
+			v.oneOf(key+".action", p.Action, "retry", "dead_letter", "hold")
+		}
+		v.between(key+".attempts", p.Attempts, 0, 100)
+	}
+}
+
+func (v *validator) admin() {
+	v.oneOf("log.level", v.c.Log.Level, "trace", "debug", "info", "warn", "error")
+	v.oneOf("log.format", v.c.Log.Format, "auto", "json", "console")
+	addr := v.c.Admin.Addr
+	if addr == "" {
+		return
+	}
+	_, port, err := net.SplitHostPort(addr)
+	n, portErr := strconv.Atoi(port)
+	if err != nil || portErr != nil || n < 0 || n > 65535 {
+		v.fail("admin.addr", "%s is not an address: write host:port, such as 127.0.0.1:8080, or off", quote(addr))
+	}
+}

@@ -1,0 +1,195 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"reflect"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Secret is a text that is never shown: every way of printing it gives
+// "[hidden]". Reveal gives the text.
+type Secret string
+
+const hidden = "[hidden]"
+
+// Reveal returns the secret itself, for the one place that sends it.
+func (s Secret) Reveal() string { return string(s) }
+
+// String is "[hidden]", or "" for no secret.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return hidden
+}
+
+// GoString hides the secret from %#v.
+func (s Secret) GoString() string { return strconv.Quote(s.String()) }
+
+// MarshalText hides the secret from JSON and logs.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Size is a number of bytes.
+type Size int64
+
+var sizeUnits = []struct {
+	suffix string
+	bytes  Size
+}{{"TiB", gib << 10}, {"GiB", gib}, {"MiB", mib}, {"KiB", kib}}
+
+// String is the size in the largest unit that divides it.
+func (s Size) String() string {
+	for _, u := range sizeUnits {
+		if s != 0 && s%u.bytes == 0 {
+			return strconv.FormatInt(int64(s/u.bytes), 10) + u.suffix
+		}
+	}
+	return strconv.FormatInt(int64(s), 10)
+}
+
+func parseSize(text string) (Size, error) {
+	digits, unit := text, Size(1)
+	for _, u := range sizeUnits {
+		if rest, ok := strings.CutSuffix(text, u.suffix); ok {
+			digits, unit = strings.TrimSpace(rest), u.bytes
+			break
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n > math.MaxInt64/int64(unit) || n < math.MinInt64/int64(unit) {
+		return 0, fmt.Errorf("%s is not a size: write bytes, or a whole number with KiB, MiB, GiB or TiB", quote(text))
+	}
+	return Size(n) * unit, nil
+}
+
+// Queue is one queue that a worker serves. Weight is its share of the starts
+// beside the other queues.
+type Queue struct {
+	Name   string `yaml:"name"`
+	Weight int    `yaml:"weight"`
+}
+
+// String is name or name:weight, as the environment gives it.
+func (q Queue) String() string {
+	if q.Weight == 1 {
+		return q.Name
+	}
+	return fmt.Sprintf("%s:%d", q.Name, q.Weight)
+}
+
+func parseQueue(text string) (Queue, error) {
+	name, weight, found := strings.Cut(text, ":")
+	q := Queue{Name: strings.TrimSpace(name), Weight: 1}
+	if !found {
+		return q, nil
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(weight))
+	if err != nil {
+		return q, fmt.Errorf("%s is not a queue: write name or name:weight, the weight a whole number", quote(text))
+	}
+	q.Weight = n
+	return q, nil
+}
+
+// parseText turns text into a value of type t: one of the types that a key of
+// Config has.
+func parseText(t reflect.Type, text string) (any, error) {
+	switch reflect.Zero(t).Interface().(type) {
+	case string:
+		return text, nil
+	case Secret:
+		return Secret(text), nil
+	case bool:
+		return parseBool(text)
+	case *bool:
+		b, err := parseBool(text)
+		return &b, err
+	case int:
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s is not a whole number", quote(text))
+		}
+		return n, nil
+	case time.Duration:
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s is not a duration: write a number with its unit, such as 100ms, 30s, 5m or 168h", quote(text))
+		}
+		return d, nil
+	case Size:
+		return parseSize(text)
+	case Queue:
+		return parseQueue(text)
+	case []string:
+		return splitList(text, func(s string) (string, error) { return s, nil })
+	case []Queue:
+		return splitList(text, parseQueue)
+	}
+	return nil, fmt.Errorf("a value of type %s can't be read from text", t)
+}
+
+func parseBool(text string) (bool, error) {
+	switch text {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, fmt.Errorf("%s is neither true nor false", quote(text))
+}
+
+func splitList[T any](text string, parse func(string) (T, error)) ([]T, error) {
+	var list []T
+	for item := range strings.SplitSeq(text, ",") {
+		item = strings.TrimSpace(item)
+		if item == "" {
+			return nil, fmt.Errorf("%s has an empty entry: separate entries by single commas", quote(text))
+		}
+		v, err := parse(item)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, v)
+	}
+	return list, nil
+}
+
+// formatDuration is Duration.String without the zero units: 168h, not 168h0m0s.
+func formatDuration(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+var (
+	userInfo       = regexp.MustCompile(`://\S*@`)
+	schemelessInfo = regexp.MustCompile(`^\S*@`)
+)
+
+// redact hides what a URL may carry of secrets: user, password, query.
+func redact(text string) string {
+	if strings.Contains(text, "://") {
+		text, _, _ = strings.Cut(userInfo.ReplaceAllString(text, "://hidden@"), "?")
+		return text
+	}
+	return schemelessInfo.ReplaceAllString(text, "hidden@")
+}
+
+// quote quotes a value for a message: redacted, and cut where it is long.
+func quote(text string) string {
+	const most = 60
+	text = redact(text)
+	if runes := []rune(text); len(runes) > most {
+		text = string(runes[:most]) + "…"
+	}
+	return strconv.Quote(text)
+}

@@ -1,0 +1,261 @@
+package errors
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Rule is what the worker does about a code where nothing else decides.
+type Rule struct {
+	Class    Class
+	Action   Action
+	Attempts int  // failures with this code in all; 0: the job's own limit
+	Alert    bool // counts towards the recurring alert
+	// Unless says in words where class or action differ; "" where they never do.
+	Unless string
+}
+
+// Override changes what the table does about a code. A zero field changes
+// nothing.
+type Override struct {
+	Action   Action // retry, dead_letter or hold
+	Attempts int    // failures with this code in all
+	Alert    *bool
+}
+
+// Policy is the user's `policy:`.
+type Policy map[Code]Override
+
+// Table decides what becomes of a failure. It never changes, and may be used by
+// several goroutines at once.
+type Table struct {
+	rules  map[Code]Rule
+	policy Policy
+}
+
+// Decision is what the worker does about one failure.
+type Decision struct {
+	Code     Code
+	Class    Class
+	Action   Action
+	Attempts int  // failures with this code in all; 0: the job's own limit
+	Alert    bool // counts towards the recurring alert
+	// NotBefore is how long the backend asked to be left alone, at most 1 h; 0
+	// where it did not, or where the job is not tried again.
+	NotBefore time.Duration
+	// AppWide: the failure concerns the whole app and counts for its circuit.
+	AppWide bool
+	// OpensCircuit: the app's circuit opens at once.
+	OpensCircuit bool
+}
+
+// maxNotBefore is how much of a Retry-After counts.
+const maxNotBefore = time.Hour
+
+// NewTable is the default table under a policy, which may be nil. The error
+// names every code, action and limit of it that can't be.
+func NewTable(policy Policy) (*Table, error) {
+	var faults []error
+	for _, code := range sortedCodes(policy) {
+		faults = append(faults, policy[code].validate(code))
+	}
+	if err := Join(faults...); err != nil {
+		return nil, err
+	}
+	own := make(Policy, len(policy))
+	for code, o := range policy {
+		if o.Alert != nil {
+			alert := *o.Alert
+			o.Alert = &alert
+		}
+		own[code] = o
+	}
+	return &Table{rules: defaultRules(), policy: own}, nil
+}
+
+func sortedCodes(policy Policy) []Code {
+	var out []Code
+	for code := range policy {
+		out = append(out, code)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (o Override) validate(code Code) error {
+	if !code.Known() {
+		return fmt.Errorf("policy.%s: no such code; want one of %v", code, codes())
+	}
+	var faults []error
+	switch o.Action {
+	case "", ActionRetry, ActionDeadLetter, ActionHold:
+	default:
+		faults = append(faults, fmt.Errorf("policy.%s.action: %q is no action; want retry, dead_letter or hold", code, o.Action))
+	}
+	if o.Attempts < 0 {
+		faults = append(faults, fmt.Errorf("policy.%s.attempts: %d is below 0; want how many failures with this code end a job, or 0 for the job's own limit", code, o.Attempts))
+	}
+	return Join(faults...)
+}
+
+// defaultRules is the table of the codes, before HTTP status, text and policy.
+func defaultRules() map[Code]Rule {
+	rules := make(map[Code]Rule, len(codes()))
+	for _, code := range codes() {
+		rules[code] = defaultRule(code)
+	}
+	return rules
+}
+
+func defaultRule(code Code) Rule {
+	r := Rule{Class: code.Class(), Action: ActionDeadLetter}
+	switch r.Class {
+	case ClassTransient:
+		r.Action = ActionRetry
+	case ClassServer:
+		r.Action, r.Alert = ActionRetry, true
+	case ClassProtocol, ClassUnknown, ClassInternal:
+		r.Action, r.Attempts, r.Alert = ActionRetry, 2, true
+	case ClassBilling:
+		r.Action = ActionHold
+	}
+	switch code {
+	case CodeEgressUnavailable:
+		r.Unless = `class config and dead_letter where the text says "not configured"`
+	case CodeSessionDurationExceeded:
+		r.Action = ActionDeadLetter
+		r.Unless = "retry where an utterance was finished since the last attempt"
+	case CodeAudioUnavailable:
+		r.Unless = "class transient and retry for a network fault, HTTP 5xx, 408, 425 or 429"
+	case CodeDeadlineExceeded:
+		r.Action = ActionExpire
+	}
+	return r
+}
+
+// Decide says what becomes of a failure. progressed: an utterance was finished
+// since the last attempt. First match wins: policy, billing codes, HTTP status
+// 408, 425, 429 and 503, the text, the code; the policy changes the action, the
+// attempts and the alert, never the class. A nil e, or a code that is not
+// known, is a fault of the worker: internal.
+func (t *Table) Decide(e *Error, progressed bool) Decision {
+	if e == nil {
+		e = &Error{Code: CodeInternal, Phase: PhaseJob}
+	}
+	code := e.Code
+	rule, ok := t.rules[code]
+	if !ok {
+		code, rule = CodeInternal, t.rules[CodeInternal]
+	}
+	rule = rule.refine(code, e, progressed)
+	d := Decision{
+		Code: code, Class: rule.Class, Action: rule.Action, Attempts: rule.Attempts, Alert: rule.Alert,
+		AppWide: appWide(code, rule.Class, e.Phase),
+	}
+	t.policy[code].apply(&d)
+	d.OpensCircuit = d.Action == ActionHold && (code == CodeBillingRequired || code == CodeCreditsExhausted)
+	if d.Action == ActionRetry || d.Action == ActionHold {
+		d.NotBefore = min(max(e.RetryAfter, 0), maxNotBefore)
+	}
+	return d
+}
+
+// refine is the precedence below the policy: billing, status, text, code.
+func (r Rule) refine(code Code, e *Error, progressed bool) Rule {
+	switch {
+	case code.Class() == ClassBilling:
+		if code == CodeSessionDurationExceeded && progressed {
+			r.Action = ActionRetry
+		}
+	case ownVerdict(code):
+	case passingStatus(e.HTTPStatus), code == CodeAudioUnavailable && passingAudioFault(e):
+		r.Class, r.Action, r.Attempts = ClassTransient, ActionRetry, 0
+	case code == CodeEgressUnavailable && e.mentions("not configured"):
+		r.Class, r.Action = ClassConfig, ActionDeadLetter
+	}
+	return r
+}
+
+// ownVerdict: the worker itself judged the job, so that an HTTP status which it
+// carries along from an earlier failure changes nothing.
+func ownVerdict(code Code) bool {
+	return code == CodeInvalidJob || code == CodeDeadlineExceeded || code == CodeWorkerLost
+}
+
+// passingStatus: the server itself says that a later try may succeed.
+func passingStatus(status int) bool {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusTooEarly,
+		http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		return true
+	}
+	return false
+}
+
+func passingAudioFault(e *Error) bool {
+	return e.Network || e.HTTPStatus >= http.StatusInternalServerError
+}
+
+// mentions looks at every text of the failure. The server's code is one: it is
+// where a flat body's "error" ends up.
+func (e *Error) mentions(phrase string) bool {
+	text := strings.Join([]string{e.ServerCode, e.ServerTitle, e.ServerDetail, e.Message}, " | ")
+	return strings.Contains(lower(text), phrase)
+}
+
+func appWide(code Code, class Class, phase Phase) bool {
+	if code.Class() == ClassAuth || code == CodeAppIDUnrecognized {
+		return true
+	}
+	if class != ClassTransient && class != ClassServer {
+		return false
+	}
+	return phase == PhaseToken || phase == PhaseConnect || phase == PhaseHandshake
+}
+
+func (o Override) apply(d *Decision) {
+	if o.Action != "" {
+		d.Action = o.Action
+	}
+	if o.Attempts > 0 {
+		d.Attempts = o.Attempts
+	}
+	if o.Alert != nil {
+		d.Alert = *o.Alert
+	}
+}
+
+// Row is one code of the table as it stands under the policy.
+type Row struct {
+	Code       Code   `json:"code"`
+	Class      Class  `json:"class"`
+	Action     Action `json:"action"`
+	Attempts   int    `json:"attempts"` // 0: the job's own limit
+	Alert      bool   `json:"alert"`
+	Unless     string `json:"unless,omitempty"` // where class or action differ
+	Overridden bool   `json:"overridden"`       // the policy changed something
+	Explanation
+}
+
+// Rows is the whole table in the order of Codes.
+func (t *Table) Rows() []Row {
+	rows := make([]Row, 0, len(t.rules))
+	for _, code := range codes() {
+		rule := t.rules[code]
+		o, overridden := t.policy[code]
+		d := Decision{Class: rule.Class, Action: rule.Action, Attempts: rule.Attempts, Alert: rule.Alert}
+		o.apply(&d)
+		row := Row{
+			Code: code, Class: d.Class, Action: d.Action, Attempts: d.Attempts, Alert: d.Alert,
+			Unless: rule.Unless, Overridden: overridden && o != Override{}, Explanation: Explain(code),
+		}
+		if o.Action != "" {
+			row.Unless = "" // the policy's action holds in every case
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}

@@ -1,0 +1,269 @@
+package telemetry
+
+import (
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"avatarworker/internal/errors"
+)
+
+// Labels says which values the labels queue and app may take, so that a job
+// can't make new ones; any other is counted as "other".
+type Labels struct {
+	Queues  []string
+	Apps    []string
+	Version string // of the worker, for build_info
+}
+
+// Metrics are the worker's. Every method may be called by several goroutines
+// at once.
+type Metrics struct {
+	labels  Labels
+	regions *firstSeen
+
+	jobs            *prometheus.CounterVec
+	attempts        *prometheus.CounterVec
+	takeovers       *prometheus.CounterVec
+	leaseExtensions *prometheus.CounterVec
+	deadLetters     *prometheus.CounterVec
+	alerts          *prometheus.CounterVec
+	frames          map[string]frameCounters // by output; looked up once a frame
+
+	sessions      *prometheus.GaugeVec
+	slots         *prometheus.GaugeVec
+	runnable      *prometheus.GaugeVec
+	waiting       *prometheus.GaugeVec
+	oldest        *prometheus.GaugeVec
+	circuit       *prometheus.GaugeVec
+	retries       prometheus.Gauge
+	held          prometheus.Gauge
+	natsConnected prometheus.Gauge
+	ready         prometheus.Gauge
+
+	firstFrame prometheus.Histogram
+	session    prometheus.Histogram
+	utterance  prometheus.Histogram
+}
+
+type frameCounters struct{ frames, bytes prometheus.Counter }
+
+const (
+	namespace  = "avatar_worker"
+	maxRegions = 32
+)
+
+// NewMetrics registers every metric, and those of Go and of the process, with
+// reg, which must not have them yet.
+func NewMetrics(reg *prometheus.Registry, labels Labels) *Metrics {
+	r := registrar{reg}
+	m := &Metrics{labels: labels, regions: newFirstSeen(maxRegions)}
+	m.counters(r)
+	m.gauges(r)
+	m.histograms(r)
+	build := r.gauges("build_info", "Always 1; the labels say what runs.", "version", "go_version")
+	build.WithLabelValues(labels.Version, runtime.Version()).Set(1)
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.zero()
+	return m
+}
+
+func (m *Metrics) counters(r registrar) {
+	m.jobs = r.counters("jobs_total", "Jobs that ended, by queue and outcome.", "queue", "outcome")
+	m.attempts = r.counters("attempts_total", `Attempts that ended; code "ok" where nothing failed.`, "code", "class", "phase")
+	m.takeovers = r.counters("takeovers_total", "Sessions started, by why the job had none: new, retry, crash (its worker vanished), released (handed back).", "reason")
+	m.leaseExtensions = r.counters("lease_extensions_total", "Extensions of job leases, by result: ok, failed, lost.", "result")
+	m.deadLetters = r.counters("dead_letters_total", "Jobs given up, by error code.", "code")
+	m.alerts = r.counters("alerts_total", "Alerts published, by kind and error code.", "kind", "code")
+	frames := r.counters("frames_total", "Frame envelopes received, by the kind of output they went to.", "output")
+	frameBytes := r.counters("frame_bytes_total", "Bytes of frame envelopes received, by the kind of output they went to.", "output")
+	m.frames = map[string]frameCounters{}
+	for _, output := range append(outputs(), other) {
+		m.frames[output] = frameCounters{frames.WithLabelValues(output), frameBytes.WithLabelValues(output)}
+	}
+}
+
+func (m *Metrics) gauges(r registrar) {
+	m.sessions = r.gauges("sessions_running", "Sessions that this worker runs, by app.", "app")
+	m.slots = r.gauges("slots", "Places for sessions in this worker: busy and free.", "state")
+	m.runnable = r.gauges("jobs_runnable", "Jobs of the queue that run or could run now, in the whole fleet: neither in backoff nor held. For autoscaling.", "queue")
+	m.waiting = r.gauges("jobs_waiting", "Jobs of the queue that no worker has yet, in the whole fleet.", "queue")
+	m.oldest = r.gauges("oldest_waiting_seconds", "Age of the oldest job of the queue that no worker has yet; 0 where none waits.", "queue")
+	m.circuit = r.gauges("circuit_open", "1 while starting sessions for the app in the region is pointless.", "app", "region")
+	m.retries = r.gauge("retries_waiting", "Jobs that this worker handed back for a later attempt and whose time has not come.")
+	m.held = r.gauge("jobs_held", "Jobs that this worker handed back because of an open circuit and whose time has not come.")
+	m.natsConnected = r.gauge("nats_connected", "1 while connected to NATS.")
+	m.ready = r.gauge("ready", "1 while the worker takes jobs, as /readyz says.")
+}
+
+func (m *Metrics) histograms(r registrar) {
+	m.firstFrame = r.histogram("first_frame_seconds", "From an utterance's first speech sent to its first frame.",
+		.025, .05, .1, .2, .3, .5, .75, 1, 1.5, 2, 3, 5, 10, 20, 30)
+	m.session = r.histogram("session_seconds", "Connected time of sessions: what is billed.",
+		1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400)
+	m.utterance = r.histogram("utterance_seconds", "From an utterance's first speech sent to its last frame.",
+		.25, .5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600)
+}
+
+func outcomes() []string { return []string{"completed", "dead_lettered", "expired", "cancelled"} }
+func reasons() []string  { return []string{"new", "retry", "crash", "released"} }
+func results() []string  { return []string{"ok", "failed", "lost"} }
+func kinds() []string    { return []string{"recurring", "circuit_opened", "circuit_closed"} }
+func outputs() []string  { return []string{"frames", "object", "livekit", "agora", "discard"} }
+
+// zero makes the series that are known beforehand: a rate needs its first
+// value, and an absent series looks like a worker that does not count.
+func (m *Metrics) zero() {
+	for _, queue := range m.labels.Queues {
+		for _, outcome := range outcomes() {
+			m.jobs.WithLabelValues(queue, outcome)
+		}
+	}
+	for _, reason := range reasons() {
+		m.takeovers.WithLabelValues(reason)
+	}
+	for _, result := range results() {
+		m.leaseExtensions.WithLabelValues(result)
+	}
+	for _, app := range m.labels.Apps {
+		m.sessions.WithLabelValues(app)
+	}
+	m.SetSlots(0, 0)
+}
+
+// JobDone counts a job's outcome.
+func (m *Metrics) JobDone(queue, outcome string) {
+	m.jobs.WithLabelValues(known(queue, m.labels.Queues), known(outcome, outcomes())).Inc()
+}
+
+// Attempt counts an attempt that ended; code "" where nothing failed.
+func (m *Metrics) Attempt(code errors.Code, class errors.Class, phase errors.Phase) {
+	m.attempts.WithLabelValues(codeLabel(code), classLabel(class), phaseLabel(phase)).Inc()
+}
+
+// TakeOver counts a session that a worker starts; reason is new, retry, crash
+// or released.
+func (m *Metrics) TakeOver(reason string) {
+	m.takeovers.WithLabelValues(known(reason, reasons())).Inc()
+}
+
+// LeaseExtension counts an extension; result is ok, failed or lost.
+func (m *Metrics) LeaseExtension(result string) {
+	m.leaseExtensions.WithLabelValues(known(result, results())).Inc()
+}
+
+// DeadLetter counts a job given up.
+func (m *Metrics) DeadLetter(code errors.Code) {
+	m.deadLetters.WithLabelValues(codeLabel(code)).Inc()
+}
+
+// Alert counts an alert published; kind is recurring, circuit_opened or
+// circuit_closed.
+func (m *Metrics) Alert(kind string, code errors.Code) {
+	m.alerts.WithLabelValues(known(kind, kinds()), codeLabel(code)).Inc()
+}
+
+// Frame counts one envelope of so many bytes; output is the kind that it went
+// to: frames, object, livekit, agora or discard.
+func (m *Metrics) Frame(output string, bytes int) {
+	counters, ok := m.frames[output]
+	if !ok {
+		counters = m.frames[other]
+	}
+	counters.frames.Inc()
+	counters.bytes.Add(float64(bytes))
+}
+
+// SessionStarted counts a running session of the app until SessionEnded.
+func (m *Metrics) SessionStarted(app string) {
+	m.sessions.WithLabelValues(known(app, m.labels.Apps)).Inc()
+}
+
+// SessionEnded takes back one SessionStarted. connected is the billed time; 0
+// where the backend never confirmed.
+func (m *Metrics) SessionEnded(app string, connected time.Duration) {
+	m.sessions.WithLabelValues(known(app, m.labels.Apps)).Dec()
+	if connected > 0 {
+		m.session.Observe(connected.Seconds())
+	}
+}
+
+// FirstFrame takes the time from an utterance's first speech to its first frame.
+func (m *Metrics) FirstFrame(d time.Duration) { m.firstFrame.Observe(d.Seconds()) }
+
+// Utterance takes the time from an utterance's first speech to its last frame.
+func (m *Metrics) Utterance(d time.Duration) { m.utterance.Observe(d.Seconds()) }
+
+// SetSlots says how many places for sessions are taken and free.
+func (m *Metrics) SetSlots(busy, free int) {
+	m.slots.WithLabelValues("busy").Set(float64(busy))
+	m.slots.WithLabelValues("free").Set(float64(free))
+}
+
+// QueueState is how a queue stands in the whole fleet.
+type QueueState struct {
+	Runnable int           // waiting and running, neither in backoff nor held
+	Waiting  int           // no worker has them yet
+	Oldest   time.Duration // age of the oldest of those; 0: none waits
+}
+
+// SetQueue says how a queue stands.
+func (m *Metrics) SetQueue(queue string, state QueueState) {
+	label := known(queue, m.labels.Queues)
+	m.runnable.WithLabelValues(label).Set(float64(state.Runnable))
+	m.waiting.WithLabelValues(label).Set(float64(state.Waiting))
+	m.oldest.WithLabelValues(label).Set(state.Oldest.Seconds())
+}
+
+// SetRetriesWaiting says how many jobs wait for their next attempt.
+func (m *Metrics) SetRetriesWaiting(jobs int) { m.retries.Set(float64(jobs)) }
+
+// SetJobsHeld says how many jobs wait for a circuit.
+func (m *Metrics) SetJobsHeld(jobs int) { m.held.Set(float64(jobs)) }
+
+// SetCircuit says whether the circuit of an app and region is open.
+func (m *Metrics) SetCircuit(app, region string, open bool) {
+	m.circuit.WithLabelValues(known(app, m.labels.Apps), m.regions.label(region)).Set(oneIf(open))
+}
+
+// SetNATSConnected says whether NATS can be reached.
+func (m *Metrics) SetNATSConnected(connected bool) { m.natsConnected.Set(oneIf(connected)) }
+
+// SetReady says what /readyz says.
+func (m *Metrics) SetReady(ready bool) { m.ready.Set(oneIf(ready)) }
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// registrar makes metrics under our namespace and registers them.
+type registrar struct{ reg prometheus.Registerer }
+
+func (r registrar) counters(name, help string, labels ...string) *prometheus.CounterVec {
+	c := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels)
+	r.reg.MustRegister(c)
+	return c
+}
+
+func (r registrar) gauges(name, help string, labels ...string) *prometheus.GaugeVec {
+	g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, labels)
+	r.reg.MustRegister(g)
+	return g
+}
+
+func (r registrar) gauge(name, help string) prometheus.Gauge {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help})
+	r.reg.MustRegister(g)
+	return g
+}
+
+func (r registrar) histogram(name, help string, buckets ...float64) prometheus.Histogram {
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets})
+	r.reg.MustRegister(h)
+	return h
+}
