@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"go.yaml.in/yaml/v4"
-
 	"avatarworker/internal/errors"
 )
 
@@ -373,20 +371,29 @@ func FuzzLoad(f *testing.F) {
 	f.Add("&a [*a]")
 	f.Add("worker: &w {queues: [*w]}")
 	f.Fuzz(func(t *testing.T, text string) {
-		l := &loading{c: Defaults()}
-		d := &decoder{source: "f", isFile: true, set: map[string]origin{}}
-		d.decode(strings.NewReader(text), reflect.ValueOf(l.c).Elem(), "")
-		l.layer(d.set)
-		if len(d.problems) > 0 || len(l.problems) > 0 || len(l.c.problems()) > 0 {
+		printed, ok := decodeAndPrint(t, text)
+		if !ok {
 			return
 		}
-		var out bytes.Buffer
-		if err := l.c.Print(&out); err != nil {
-			t.Fatal(err)
-		}
-		var doc yaml.Node
-		if err := yaml.Load(out.Bytes(), &doc); err != nil {
-			t.Fatalf("what was printed does not load: %v\n%s", err, out.String())
+		if again, ok := decodeAndPrint(t, printed); !ok || again != printed {
+			t.Fatalf("what was printed loads otherwise (valid: %v):\n%s\n%s", ok, printed, again)
 		}
 	})
+}
+
+// decodeAndPrint is ok where text is a valid configuration.
+func decodeAndPrint(t *testing.T, text string) (printed string, ok bool) {
+	t.Helper()
+	l := &loading{c: Defaults()}
+	d := &decoder{source: "f", isFile: true, set: map[string]origin{}}
+	d.decode(strings.NewReader(text), reflect.ValueOf(l.c).Elem(), "")
+	l.layer(d.set)
+	if len(d.problems) > 0 || len(l.problems) > 0 || len(l.c.problems()) > 0 {
+		return "", false
+	}
+	var out bytes.Buffer
+	if err := l.c.Print(&out); err != nil {
+		t.Fatal(err)
+	}
+	return out.String(), true
 }

@@ -122,6 +122,8 @@ func (v *validator) natsURLs(list string) {
 		u, err := url.Parse(full)
 		if err != nil || u.Hostname() == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) || badPort(u) {
 			v.fail("nats.url", "%s is not a NATS URL: write nats://host:port (or tls://, ws://, wss://), several separated by commas", quote(text))
+		} else if strings.Trim(u.Path, "/")+u.RawQuery+u.Fragment != "" {
+			v.fail("nats.url", "%s has a path, a query or a fragment: give host and port only", quote(text))
 		}
 	}
 }

@@ -177,11 +177,15 @@ var (
 
 // redact hides what a URL may carry of secrets: user, password, query.
 func redact(text string) string {
-	if strings.Contains(text, "://") {
-		text, _, _ = strings.Cut(userInfo.ReplaceAllString(text, "://hidden@"), "?")
+	if !strings.Contains(text, "://") && !strings.Contains(text, "@") {
 		return text
 	}
-	return schemelessInfo.ReplaceAllString(text, "hidden@")
+	text = userInfo.ReplaceAllString(text, "://hidden@")
+	if !strings.Contains(text, "://") {
+		text = schemelessInfo.ReplaceAllString(text, "hidden@")
+	}
+	text, _, _ = strings.Cut(text, "?")
+	return text
 }
 
 // quote quotes a value for a message: redacted, and cut where it is long.

@@ -153,7 +153,7 @@ func (t *Table) Decide(e *Error, progressed bool) Decision {
 	rule = rule.refine(code, e, progressed)
 	d := Decision{
 		Code: code, Class: rule.Class, Action: rule.Action, Attempts: rule.Attempts, Alert: rule.Alert,
-		AppWide: appWide(code, rule.Class, e.Phase),
+		AppWide: appWide(code, rule.Class, e),
 	}
 	t.policy[code].apply(&d)
 	d.OpensCircuit = d.Action == ActionHold && (code == CodeBillingRequired || code == CodeCreditsExhausted)
@@ -206,14 +206,21 @@ func (e *Error) mentions(phrase string) bool {
 	return strings.Contains(lower(text), phrase)
 }
 
-func appWide(code Code, class Class, phase Phase) bool {
+// appWide: auth codes, appIDUnrecognized, and transient or server failures
+// before a session was confirmed. A 401 to the token request is the app's API
+// key whatever its code: with the text "unauthorized" it is classified as
+// invalidEgressConfig (docs/protocol.md, section 10).
+func appWide(code Code, class Class, e *Error) bool {
 	if code.Class() == ClassAuth || code == CodeAppIDUnrecognized {
+		return true
+	}
+	if e.Phase == PhaseToken && e.HTTPStatus == http.StatusUnauthorized {
 		return true
 	}
 	if class != ClassTransient && class != ClassServer {
 		return false
 	}
-	return phase == PhaseToken || phase == PhaseConnect || phase == PhaseHandshake
+	return e.Phase == PhaseToken || e.Phase == PhaseConnect || e.Phase == PhaseHandshake
 }
 
 func (o Override) apply(d *Decision) {

@@ -207,6 +207,14 @@ func TestWhatCountsForTheCircuit(t *testing.T) {
 	if !table(t, nil).Decide(limited, false).AppWide {
 		t.Error("a token request refused with 429 concerns the whole app")
 	}
+	revoked := FromHTTP(PhaseToken, 401, nil, []byte(`{"message":"Unauthorized"}`))
+	if d := table(t, nil).Decide(revoked, false); d.Code != CodeInvalidEgressConfig || !d.AppWide {
+		t.Errorf("a revoked API key concerns the whole app: %+v", d)
+	}
+	room := FromHTTP(PhaseConnect, 401, nil, []byte(`{"message":"Unauthorized"}`))
+	if table(t, nil).Decide(room, false).AppWide {
+		t.Error("a job's egress token does not concern the whole app")
+	}
 	policy := Policy{CodeBillingRequired: {Action: ActionRetry}}
 	if table(t, policy).Decide(&Error{Code: CodeBillingRequired}, false).OpensCircuit {
 		t.Error("a policy that does not hold must not open the circuit")
