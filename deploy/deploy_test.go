@@ -196,7 +196,7 @@ func TestImageIsStaticAndRunsAsNobodyWithoutAShell(t *testing.T) {
 func TestUnitGivesADrainItsTime(t *testing.T) {
 	unit := read(t, "systemd/avatarworker.service")
 	drain := config.Defaults().Worker.DrainTimeout
-	if got, want := duration(t, unit, "TimeoutStopSec"), time.Duration(drain)+30*time.Second; got != want {
+	if got, want := duration(t, unit, "TimeoutStopSec"), drain+30*time.Second; got != want {
 		t.Errorf("TimeoutStopSec is %s, want the default drain timeout and 30 s: %s", got, want)
 	}
 	for _, want := range []string{"Type=notify", "KillSignal=SIGTERM", "LoadCredential=api-key:", "DynamicUser=yes", "RestartPreventExitStatus=2 78"} {
