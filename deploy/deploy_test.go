@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -206,23 +207,43 @@ func TestUnitGivesADrainItsTime(t *testing.T) {
 	}
 }
 
-// The settings that the unit, the image and the chart make must be keys.
+// The settings that the unit, the image and the chart make must be ones that
+// the worker reads: each must change the configuration, or be refused for its
+// value.
 func TestEnvironmentVariablesAreOnesTheWorkerKnows(t *testing.T) {
-	assigned := regexp.MustCompile(`\b(AVATAR_[A-Z_]+|SPATIUS_[A-Z_]+|NATS_[A-Z_]+)\b`)
+	assigned := regexp.MustCompile(`(?:ENV |Environment=|- name: )((?:AVATAR|SPATIUS|NATS)_[A-Z_]+)`)
+	base := config.Defaults()
 	for _, file := range []string{"Dockerfile", "systemd/avatarworker.service", "helm/avatarworker/templates/deployment.yaml"} {
-		for _, name := range assigned.FindAllString(read(t, file), -1) {
-			if name == "NATS_URL" { // in a comment
-				continue
-			}
-			value := map[string]string{"AVATAR_ADMIN_ADDR": ":8080", "AVATAR_LOG_FORMAT": "json"}[name]
-			if value == "" {
-				value = "/some/value"
-			}
-			_, warnings, err := config.Load(config.Source{Environ: []string{name + "=" + value}})
-			if err != nil && strings.Contains(err.Error(), "unknown") || len(warnings) > 0 {
-				t.Errorf("%s sets %s: %v %v", file, name, err, warnings)
+		names := assigned.FindAllStringSubmatch(read(t, file), -1)
+		if len(names) == 0 {
+			t.Errorf("%s sets nothing: is it still read right?", file)
+		}
+		for _, name := range names {
+			c, warnings, err := config.Load(config.Source{Environ: []string{name[1] + "=some-value"}})
+			if len(warnings) > 0 || err == nil && reflect.DeepEqual(c, base) {
+				t.Errorf("%s sets %s, which the worker does not know: %v", file, name[1], warnings)
 			}
 		}
+	}
+}
+
+func TestRunbooksNameKeysThatExist(t *testing.T) {
+	keys := map[string]bool{"policy.CODE.alert": true}
+	for _, k := range config.Keys() {
+		keys[k.Path] = true
+	}
+	keyLike := regexp.MustCompile("`((?:nats|worker|retry|lease|app|backend|audio|circuit|alerts|policy|admin|log)\\.[a-zA-Z_.]+)")
+	found := 0
+	for _, page := range glob(t, "../docs/runbooks/*.md") {
+		for _, m := range keyLike.FindAllStringSubmatch(read(t, page), -1) {
+			found++
+			if !keys[m[1]] {
+				t.Errorf("%s names %s, which is no key", page, m[1])
+			}
+		}
+	}
+	if found < 10 {
+		t.Errorf("found %d keys in the runbooks: are they still read right?", found)
 	}
 }
 
