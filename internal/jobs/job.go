@@ -32,6 +32,12 @@ type Attempt struct {
 	Session    int    // session number: rises with each take-over within a run
 	Number     int    // attempt number, from 1
 	Checkpoint int    // utterances already delivered: start with the next
+	// LiveSeq is the sequence of the last live audio message that belongs to a
+	// delivered utterance; 0 before the first.
+	LiveSeq uint64
+	// LiveBegun is the sequence of the first live audio message of the
+	// utterance that the last session had begun and not finished; 0: none.
+	LiveBegun uint64
 	// PreviousSession is the session number that the record named before this
 	// take-over; 0 if there was none. Frames stored by it may be ahead of
 	// Checkpoint.
@@ -48,6 +54,11 @@ type Progress interface {
 	// FirstFrame is called for the session's first frame (in egress: when its
 	// first utterance was spoken): the backend works.
 	FirstFrame()
+	// Speaking is called before an utterance's first speech is sent; the first
+	// utterance is 1, and liveBegun the sequence of its first message if it is
+	// live. An error means the same as one of Delivered. It may be called while
+	// FirstFrame is.
+	Speaking(ctx context.Context, utterance int, liveBegun uint64) error
 	// Delivered moves the checkpoint: the utterance's frames are stored and
 	// acknowledged. An error means that the job is no longer this worker's;
 	// the Runner closes the session and returns it.
@@ -64,6 +75,7 @@ type Utterance struct {
 	DurationMS   int64  `json:"duration_ms"`
 	Interrupted  bool   `json:"interrupted,omitempty"`
 	Converted    string `json:"converted,omitempty"` // what audio.convert did
+	LiveSeq      uint64 `json:"-"`                   // of its last live audio message
 }
 
 // Report is what a Runner says of an attempt, also of one that failed.
@@ -81,9 +93,17 @@ type Report struct {
 // and then context.Cause(ctx) is in its chain.
 type Runner interface {
 	Run(ctx context.Context, a *Attempt) (Report, error)
-	// Finish does what follows from the outcome completed, idempotently, also
-	// for a job whose worker died: it assembles the recording.
-	Finish(ctx context.Context, job *Job, utterances int) error
+	// Finish does what follows from an outcome, idempotently, also for a job
+	// whose worker died: it assembles the recording, or clears up what there is
+	// of it.
+	Finish(ctx context.Context, job *Job, f Finished) error
+}
+
+// Finished says how a job ended.
+type Finished struct {
+	Outcome    State
+	Session    int // the run's last session
+	Utterances int // delivered
 }
 
 // DeadLetter is a job that is given up, with its own bytes and headers.
@@ -144,16 +164,4 @@ type ErrorEvent struct {
 	RetryAt      *time.Time        `json:"retry_at,omitempty"`
 	Labels       map[string]string `json:"labels,omitempty"`
 	Time         time.Time         `json:"time"`
-}
-
-// Control reaches a running attempt from outside: the processor's control
-// subject on one side, the Runner on the other.
-type Control struct {
-	interrupt func(ctx context.Context) (Interrupted, error)
-}
-
-// Interrupted answers an interrupt.
-type Interrupted struct {
-	ReqID   string // the utterance that was interrupted
-	LastSeq int64  // the last Avatar-Seq published; 0 where output is not frames
 }

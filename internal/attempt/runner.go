@@ -1,0 +1,174 @@
+// Package attempt runs one attempt of a job: its speech goes into a session, the
+// frames that come back go where the job wants them, and the job's checkpoint
+// moves with each utterance.
+package attempt
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/audio"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/output"
+	"avatarworker/internal/session"
+	"avatarworker/internal/topology"
+)
+
+// Options are what a Runner is made of; all are required but where they say
+// otherwise.
+type Options struct {
+	JS         jetstream.JetStream
+	Names      topology.Names
+	Frames     jetstream.Stream      // the frames stream
+	Recordings jetstream.ObjectStore // recordings out
+	Sessions   *session.Client
+	Audio      *audio.Opener
+	// APIKey gives the key of an app, read anew each time.
+	APIKey     func(app string) (string, error)
+	MaxSession time.Duration // 0: no limit
+	Logger     zerolog.Logger
+}
+
+// Runner runs attempts. It is safe for concurrent use and keeps nothing between
+// them.
+type Runner struct{ o Options }
+
+var _ jobs.Runner = (*Runner)(nil)
+
+// New returns a Runner.
+func New(o Options) *Runner { return &Runner{o: o} }
+
+// Run implements jobs.Runner.
+func (r *Runner) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
+	if r.o.MaxSession > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, r.o.MaxSession, errMaxSession)
+		defer cancel()
+	}
+	report, err := r.run(ctx, a)
+	if err != nil && errors.Is(context.Cause(ctx), errMaxSession) {
+		return report, errors.Newf(errors.CodeSessionDurationExceeded, errors.PhaseRuntime,
+			"the session was closed after %s: backend.max_session", r.o.MaxSession)
+	}
+	return report, err
+}
+
+var errMaxSession = errors.New("backend.max_session is over")
+
+func (r *Runner) run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
+	sink := r.sink(a)
+	if err := r.catchUp(ctx, a); err != nil {
+		return jobs.Report{}, err
+	}
+	script, err := r.script(ctx, a)
+	if err != nil {
+		return jobs.Report{}, err
+	}
+	defer script.close()
+	if script.finished() {
+		return jobs.Report{Recording: a.Job.RecordingName()}, nil
+	}
+	s, err := r.o.Sessions.Open(ctx, r.params(a, script))
+	if err != nil {
+		return jobs.Report{}, err
+	}
+	p := &performance{a: a, session: s, sink: sink, script: script, egress: egress(a.Job)}
+	err = p.perform(ctx)
+	if closeErr := s.Close(); err == nil {
+		err = closeErr
+	}
+	return p.report(), err
+}
+
+// sink is where the job wants the frames.
+func (r *Runner) sink(a *jobs.Attempt) output.Sink {
+	id := output.SessionID{JobID: a.Job.ID, Run: a.Job.Run, Session: a.Session, Attempt: a.Number}
+	switch a.Job.OutputKind() {
+	case jobs.OutputFrames:
+		return output.NewFrames(r.o.JS, r.o.Names.Frames(a.Job.ID), id)
+	case jobs.OutputObject:
+		return output.NewObject(r.o.Recordings, id)
+	default:
+		return output.Discard{}
+	}
+}
+
+// catchUp looks at the job's last stored frame: a worker that died between the
+// last frame of an utterance and the checkpoint has spoken it all the same.
+func (r *Runner) catchUp(ctx context.Context, a *jobs.Attempt) error {
+	if a.PreviousSession == 0 || a.Job.OutputKind() != jobs.OutputFrames || a.Job.Resume() == jobs.OnRedeliveryRestart || a.Job.GetLive() != nil {
+		return nil
+	}
+	last, found, err := output.Last(ctx, r.o.Frames, r.o.Names.Frames(a.Job.ID))
+	if err != nil {
+		return errors.Wrap(errors.CodeInternal, errors.PhaseJob, err, "look at the frames of the session before")
+	}
+	// Only the last take-over's frames count: what a session that was
+	// superseded still published is dropped by everybody who listens.
+	if !found || last.Run != a.Job.Run || last.Session != a.PreviousSession || !last.End || last.Utterance != a.Checkpoint+1 {
+		return nil
+	}
+	if err := a.Progress.Delivered(ctx, jobs.Utterance{ReqID: last.ReqID}); err != nil {
+		return err
+	}
+	a.Checkpoint++
+	return nil
+}
+
+// script is the job's speech from the checkpoint on.
+func (r *Runner) script(ctx context.Context, a *jobs.Attempt) (script, error) {
+	if a.Job.GetLive() != nil {
+		return newLive(r.o.JS, r.o.Names, a), nil
+	}
+	return newClips(ctx, r.o.Audio, a)
+}
+
+// egress tells whether the backend publishes into a room, and no frames come
+// back.
+func egress(job *jobs.Job) bool {
+	kind := job.OutputKind()
+	return kind == jobs.OutputLiveKit || kind == jobs.OutputAgora
+}
+
+func (r *Runner) params(a *jobs.Attempt, script script) session.Params {
+	p := session.Params{
+		AppID:       a.AppID,
+		APIKey:      func() (string, error) { return r.o.APIKey(a.AppID) },
+		AvatarID:    a.Job.GetAvatarId(),
+		Region:      a.Region,
+		Config:      script.config,
+		ExtraParams: a.Job.GetExtraParams(),
+		TraceParent: a.Job.TraceParent,
+		TraceState:  a.Job.TraceState,
+		Secrets:     a.Job.Secrets(),
+	}
+	if l := a.Job.GetOutput().GetLivekit(); l != nil {
+		p.LiveKit = &session.LiveKit{
+			URL: l.GetUrl(), RoomName: l.GetRoomName(), PublisherID: l.GetPublisherId(), APIToken: l.GetApiToken(),
+			ExtraAttributes: l.GetExtraAttributes(), IdleTimeout: int(l.GetIdleTimeout()),
+		}
+	}
+	if g := a.Job.GetOutput().GetAgora(); g != nil {
+		p.Agora = &session.Agora{ChannelName: g.GetChannelName(), Token: g.GetToken(), UID: g.GetUid(), PublisherID: g.GetPublisherId()}
+	}
+	return p
+}
+
+// Finish implements jobs.Runner: it makes a completed job's recording, and
+// removes what there is of any other's.
+func (r *Runner) Finish(ctx context.Context, job *jobs.Job, f jobs.Finished) error {
+	if job.OutputKind() != jobs.OutputObject {
+		return nil
+	}
+	recording := output.Recording{
+		Name: job.RecordingName(), JobID: job.ID, Run: job.Run, Session: f.Session, Utterances: f.Utterances,
+	}
+	if f.Outcome != jobs.StateCompleted {
+		return output.Sweep(ctx, r.o.Recordings, recording)
+	}
+	return output.Assemble(ctx, r.o.Recordings, recording)
+}

@@ -1,0 +1,120 @@
+package audio
+
+import (
+	"bufio"
+	"io"
+	"math/bits"
+	"time"
+)
+
+// pcmDecoder cuts samples into chunks, converting them on the way.
+type pcmDecoder struct {
+	in      *input
+	what    string // "WAV" or "PCM"
+	r       *bufio.Reader
+	left    int64 // bytes still to come; -1: up to the end of the file
+	size    int64 // what left was at the start
+	frame   int   // bytes of one sample of all channels, as they come in
+	convert func(out, in []byte)
+	rate    int
+	samples int64 // given out so far
+
+	buf []byte // one chunk as it comes in
+	out []byte // one chunk as it goes out; nil where nothing is converted
+}
+
+// pcmSpeech is raw PCM up to the end of r.
+func pcmSpeech(in *input, src *source, r *bufio.Reader, chunk time.Duration) (*Speech, error) {
+	if err := in.checkRate(in.SampleRate, PCM); err != nil {
+		return nil, err
+	}
+	if src.size >= 0 && src.size%2 != 0 {
+		return nil, in.oddBytes("PCM", src.size, 2)
+	}
+	d := &pcmDecoder{in: in, what: "PCM", r: r, left: -1, frame: 2, rate: in.SampleRate}
+	d.allocate(chunk)
+	s := &Speech{src: src, decoder: d, format: PCM, rate: in.SampleRate}
+	if src.size >= 0 {
+		s.total, s.known = pcmLength(src.size/2, d.rate), true
+	}
+	return s, nil
+}
+
+func (d *pcmDecoder) allocate(chunk time.Duration) {
+	samples := max(1, int(chunk*time.Duration(d.rate)/time.Second))
+	d.buf = make([]byte, samples*d.frame)
+	if d.convert != nil {
+		d.out = make([]byte, samples*2)
+	}
+}
+
+func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
+	want := d.buf
+	if d.left >= 0 {
+		want = want[:min(int64(len(want)), d.left)]
+	}
+	if len(want) == 0 {
+		return nil, 0, io.EOF
+	}
+	n, err := io.ReadFull(d.r, want)
+	if err != nil {
+		if err = d.end(n, err); err != nil {
+			return nil, 0, err
+		}
+	}
+	if d.left >= 0 {
+		d.left -= int64(n)
+	}
+	return d.chunk(want[:n])
+}
+
+// end judges a file that ended after n more bytes: nil where these are a last,
+// shorter chunk.
+func (d *pcmDecoder) end(n int, err error) error {
+	switch {
+	case !endOfFile(err):
+		return err
+	case d.left >= 0:
+		return d.in.cutShort(d.size, d.size-d.left+int64(n))
+	case n%d.frame != 0:
+		return d.in.oddBytes(d.what, d.samples*int64(d.frame)+int64(n), d.frame)
+	case n == 0:
+		return io.EOF
+	}
+	return nil
+}
+
+func (d *pcmDecoder) chunk(data []byte) ([]byte, time.Duration, error) {
+	samples := len(data) / d.frame
+	if d.convert != nil {
+		out := d.out[:samples*2]
+		d.convert(out, data)
+		data = out
+	}
+	// The difference of two positions: the lengths add up to the total.
+	before := pcmLength(d.samples, d.rate)
+	d.samples += int64(samples)
+	return data, pcmLength(d.samples, d.rate) - before, nil
+}
+
+// pcmLength is how long so many samples take. It saturates: a header may say
+// anything.
+func pcmLength(samples int64, rate int) time.Duration {
+	hi, lo := bits.Mul64(uint64(max(samples, 0)), uint64(time.Second))
+	if hi >= uint64(rate) {
+		return 1<<63 - 1
+	}
+	quotient, _ := bits.Div64(hi, lo, uint64(rate))
+	return time.Duration(min(quotient, 1<<63-1))
+}
+
+func (in *input) oddBytes(what string, size int64, frame int) error {
+	if frame == 2 {
+		return in.broken("%s has an odd number of bytes (%d): 16-bit samples take two each", what, size)
+	}
+	return in.broken("%s has %d bytes of samples, which is no multiple of %d, the size of one sample of all channels", what, size, frame)
+}
+
+func (in *input) cutShort(says, has int64) error {
+	return in.broken("WAV is cut short: its header says %d bytes of samples, %d are there", says, has)
+}

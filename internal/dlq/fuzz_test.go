@@ -1,0 +1,74 @@
+package dlq
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nats-io/nats.go"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/topology"
+)
+
+func FuzzEventIsValidJSONWithinItsLimit(f *testing.F) {
+	f.Add("message", "detail", "label", uint16(10))
+	f.Add("ä\xff\x00", "\"\\<>&", "", uint16(9000))
+	f.Fuzz(func(t *testing.T, message, detail, label string, repeat uint16) {
+		n := int(repeat)%2000 + 1
+		e := jobs.ErrorEvent{
+			JobID: "j", Code: errors.CodeUnknown, Message: strings.Repeat(message, n), ServerDetail: strings.Repeat(detail, n),
+			AvatarID: detail, Labels: map[string]string{label: strings.Repeat(label, n), "b": message},
+		}
+		for _, limit := range []int{maxError, leanError} {
+			text, err := eventJSON(e, limit)
+			if err != nil || len(text) > limit {
+				t.Fatalf("%d bytes of at most %d, %v", len(text), limit, err)
+			}
+			var back jobs.ErrorEvent
+			if err := json.Unmarshal([]byte(text), &back); err != nil || back.JobID != "j" || back.Code != e.Code {
+				t.Fatalf("%v: %s", err, text)
+			}
+		}
+	})
+}
+
+func FuzzCutKeepsWholeCharacters(f *testing.F) {
+	f.Add("ä€😀", 4)
+	f.Fuzz(func(t *testing.T, text string, limit int) {
+		limit = max(limit%200, len(ellipsis))
+		got := cut(text, limit)
+		if len(got) > limit || !utf8.ValidString(got) {
+			t.Fatalf("%q, at most %d", got, limit)
+		}
+		if utf8.ValidString(text) && len(text) <= limit && got != text {
+			t.Fatalf("%q became %q", text, got)
+		}
+	})
+}
+
+// What others put into the stream must not stop an operator's list or replay.
+func FuzzForeignLetterIsRead(f *testing.F) {
+	f.Add("application/protobuf", "{}", "gzip", "-1", []byte("\x52\x02\x08\x01"))
+	f.Add("application/json", "[]", "", "2026-01-01T00:00:00Z", []byte(`{"deadline":"2026-01-01T00:00:00Z"}`))
+	f.Fuzz(func(t *testing.T, contentType, event, encoding, value string, data []byte) {
+		h := nats.Header{}
+		for name, v := range map[string]string{
+			headerContentType: contentType, HeaderError: event, HeaderEncoding: encoding,
+			HeaderRun: value, HeaderFailedAt: value, HeaderStreamSeq: value,
+		} {
+			h.Set(name, v)
+		}
+		at := time.Unix(1, 0)
+		e := entry(topology.Names{}, stored{seq: 1, subject: value, header: h, time: at})
+		if e.Run < 0 || e.FailedAt.IsZero() && value == "" {
+			t.Fatalf("%+v", e)
+		}
+		if plain, err := body(h, data); err == nil {
+			deadline(Letter{Entry: e, Header: h, Data: plain})
+		}
+	})
+}

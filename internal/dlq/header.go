@@ -1,0 +1,115 @@
+// Package dlq keeps the jobs that are given up, and gives operators what they
+// need for them: list, show, count, replay, remove.
+package dlq
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+
+	"avatarworker/internal/jobs"
+)
+
+// Headers of a dead letter.
+const (
+	HeaderJobID     = jobs.HeaderJobID
+	HeaderRun       = jobs.HeaderRun
+	HeaderCrashes   = "Avatar-Crashes"
+	HeaderQueue     = "Avatar-Queue"
+	HeaderSubject   = "Avatar-Subject"
+	HeaderStreamSeq = "Avatar-Stream-Seq"
+	HeaderCode      = "Avatar-Error-Code"
+	HeaderClass     = "Avatar-Error-Class"
+	HeaderPhase     = "Avatar-Error-Phase"
+	HeaderReason    = "Avatar-Reason"
+	HeaderAttempts  = "Avatar-Attempts"
+	HeaderFailedAt  = "Avatar-Failed-At" // RFC 3339, UTC
+	HeaderWorker    = "Avatar-Worker"
+	HeaderError     = "Avatar-Error"  // the error event's body
+	HeaderMsgID     = "Avatar-Msg-Id" // the job's own Nats-Msg-Id
+
+	// HeaderDropped names headers of the job that there was no room for.
+	HeaderDropped = "Avatar-Headers-Dropped"
+	// HeaderEncoding is "gzip" where the job's bytes had to be compressed to
+	// fit. Show and Replay give them back as they were.
+	HeaderEncoding = "Avatar-Body-Encoding"
+	// HeaderOmitted is the number of the job's bytes where not even that was
+	// enough; it can't be replayed then.
+	HeaderOmitted = "Avatar-Body-Omitted"
+
+	// HeaderIgnoreDeadline on a replayed job tells the worker to run it although
+	// its deadline has passed. The value is "true".
+	HeaderIgnoreDeadline = jobs.HeaderIgnoreDeadline
+
+	// origPrefix stands before the name of a header that means something to
+	// the NATS server and must not mean it again for the dead letter.
+	origPrefix = "Avatar-Orig-"
+	natsPrefix = "nats-"
+
+	headerContentType = "Content-Type"
+)
+
+// ours are the headers that a dead letter adds, and a replay removes.
+var ours = []string{
+	HeaderJobID, HeaderRun, HeaderCrashes, HeaderQueue, HeaderSubject, HeaderStreamSeq,
+	HeaderCode, HeaderClass, HeaderPhase, HeaderReason, HeaderAttempts, HeaderFailedAt,
+	HeaderWorker, HeaderError, HeaderMsgID, HeaderDropped, HeaderEncoding, HeaderOmitted,
+	HeaderIgnoreDeadline,
+}
+
+func hasPrefixFold(text, prefix string) bool {
+	return len(text) >= len(prefix) && strings.EqualFold(text[:len(prefix)], prefix)
+}
+
+func isOurs(name string) bool {
+	return hasPrefixFold(name, origPrefix) || slices.ContainsFunc(ours, func(o string) bool { return strings.EqualFold(o, name) })
+}
+
+// carried are the job's own headers as they stand in its dead letter: what the
+// server would act on is renamed (Nats-TTL would delete the letter,
+// Nats-Rollup all the others, Nats-Expected-… refuse it).
+func carried(job map[string][]string) nats.Header {
+	h := make(nats.Header, len(job)+len(ours))
+	for name, values := range job {
+		switch {
+		case strings.EqualFold(name, nats.MsgIdHdr):
+			h[HeaderMsgID] = slices.Clone(values)
+		case hasPrefixFold(name, natsPrefix):
+			h[origPrefix+name] = slices.Clone(values)
+		case !isOurs(name):
+			h[name] = slices.Clone(values)
+		}
+	}
+	return h
+}
+
+// restored are the job's own headers as they were published, without those
+// that the server acted on then: its duplicate window, expectations, life.
+func restored(letter nats.Header) nats.Header {
+	h := make(nats.Header, len(letter))
+	for name, values := range letter {
+		if !isOurs(name) && !hasPrefixFold(name, natsPrefix) {
+			h[name] = slices.Clone(values)
+		}
+	}
+	return h
+}
+
+// wireSize is how many bytes one header takes.
+func wireSize(name string, values []string) int {
+	n := 0
+	for _, v := range values {
+		n += len(name) + len(": ") + len(v) + len("\r\n")
+	}
+	return n
+}
+
+// headerSize is how many bytes the headers take.
+func headerSize(h nats.Header) int {
+	n := len("NATS/1.0\r\n") + len("\r\n")
+	for name, values := range h {
+		n += wireSize(name, values)
+	}
+	return n
+}

@@ -1,0 +1,176 @@
+package dlq
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/topology"
+)
+
+const (
+	minBatch = 32
+	maxBatch = 512
+	// minWindow and maxWindow are how many sequences are read at a time on the
+	// way from the newest: more each time that little was found.
+	minWindow = 256
+	maxWindow = 8192
+	// clockSlack is how much earlier than it failed a letter may have been
+	// stored by the server's clock.
+	clockSlack = 5 * time.Minute
+
+	consumerLife = time.Minute
+	cleanupTime  = 2 * time.Second
+)
+
+// lister reads headers through consumers of its own, which the server filters
+// and forgets.
+type lister struct {
+	stream jetstream.Stream
+	names  topology.Names
+	filter Filter
+	limit  int
+}
+
+// oldest walks from the oldest letter until keep returns false.
+func (l lister) oldest(ctx context.Context, keep func(Entry) bool) error {
+	cfg := jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}
+	if !l.filter.After.IsZero() {
+		from := l.filter.After.Add(-clockSlack)
+		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &from
+	}
+	return l.read(ctx, cfg, l.batch(), keep)
+}
+
+func (l lister) batch() int {
+	if l.limit <= 0 {
+		return maxBatch
+	}
+	return min(max(l.limit, minBatch), maxBatch)
+}
+
+// newest walks from the newest letter until keep returns false: window by
+// window, since JetStream delivers forwards only.
+func (l lister) newest(ctx context.Context, keep func(Entry) bool) error {
+	info, err := l.stream.Info(ctx)
+	if err != nil {
+		return err
+	}
+	first, end := info.State.FirstSeq, info.State.LastSeq+1
+	window := uint64(minWindow)
+	for end > first {
+		start := max(first, end-min(window, end))
+		found, err := l.window(ctx, start, end)
+		if err != nil {
+			return err
+		}
+		for _, e := range slices.Backward(found) {
+			if !keep(e) {
+				return nil
+			}
+		}
+		end = start
+		window = min(window*4, maxWindow)
+	}
+	return nil
+}
+
+// window gives the letters with start <= sequence < end, oldest first.
+func (l lister) window(ctx context.Context, start, end uint64) ([]Entry, error) {
+	cfg := jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: start}
+	var found []Entry
+	err := l.read(ctx, cfg, int(min(end-start, maxBatch)), func(e Entry) bool {
+		if e.Seq < end {
+			found = append(found, e)
+		}
+		return e.Seq+1 < end
+	})
+	return found, err
+}
+
+// read hands on what the consumer delivers until keep returns false or all
+// there is has been read.
+func (l lister) read(ctx context.Context, cfg jetstream.ConsumerConfig, batch int, keep func(Entry) bool) error {
+	cfg.FilterSubjects = l.filter.subjects(l.names)
+	cfg.AckPolicy = jetstream.AckNonePolicy
+	cfg.HeadersOnly, cfg.MemoryStorage, cfg.Replicas = true, true, 1
+	cfg.InactiveThreshold = consumerLife
+	c, err := l.stream.CreateConsumer(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer l.forget(ctx, c)
+	var received uint64
+	for {
+		n, more, err := l.fetch(ctx, c, batch, received, keep)
+		if err != nil || !more {
+			return err
+		}
+		received += uint64(n)
+		if n == batch {
+			continue
+		}
+		if done, err := atEnd(ctx, c, received); err != nil || done {
+			return err
+		}
+	}
+}
+
+// forget removes the consumer, also when ctx is done; where that fails the
+// server does it a minute later.
+func (l lister) forget(ctx context.Context, c jetstream.Consumer) {
+	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	_ = l.stream.DeleteConsumer(short, c.CachedInfo().Name) // see above
+}
+
+// fetch hands on one batch. Each delivery has the number after the last one:
+// a gap is a message that was lost on its way.
+func (l lister) fetch(ctx context.Context, c jetstream.Consumer, batch int, received uint64, keep func(Entry) bool) (int, bool, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, false, err
+	}
+	messages, err := c.FetchNoWait(batch)
+	if err != nil {
+		return 0, false, err
+	}
+	n := 0
+	for msg := range messages.Messages() {
+		meta, err := msg.Metadata()
+		if err != nil {
+			return n, false, err
+		}
+		n++
+		if meta.Sequence.Consumer != received+uint64(n) {
+			return n, false, errInterrupted()
+		}
+		h := msg.Headers()
+		e := entry(l.names, stored{
+			seq: meta.Sequence.Stream, subject: msg.Subject(), header: h, time: meta.Timestamp, size: number(h, nats.MsgSize),
+		})
+		if !keep(e) {
+			return n, false, nil
+		}
+	}
+	return n, true, messages.Error()
+}
+
+// atEnd says whether a batch that came short was the last one.
+func atEnd(ctx context.Context, c jetstream.Consumer, received uint64) (bool, error) {
+	info, err := c.Info(ctx)
+	if err != nil {
+		return false, err
+	}
+	if info.Delivered.Consumer != received {
+		return false, errInterrupted()
+	}
+	return info.NumPending == 0, nil
+}
+
+func errInterrupted() error {
+	return fmt.Errorf("the connection to NATS was interrupted, the list is not whole: run it again")
+}

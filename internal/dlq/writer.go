@@ -1,0 +1,92 @@
+package dlq
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/topology"
+)
+
+const (
+	maxText   = 256 // bytes of a header of ours that is not the error's body
+	maxToken  = 128 // bytes of a code or class, which stand in the subject
+	maxError  = 4 << 10
+	leanError = 1 << 10 // where there is hardly any room
+)
+
+// Writer writes dead letters.
+type Writer struct {
+	js    jetstream.JetStream
+	names topology.Names
+}
+
+var _ jobs.DeadLetters = (*Writer)(nil)
+
+// NewWriter writes into the dead letter stream of these names.
+func NewWriter(js jetstream.JetStream, names topology.Names) *Writer {
+	return &Writer{js: js, names: names}
+}
+
+// Write stores the letter and returns when the server acknowledged it. The
+// same job and run written again (within 24 h) stores nothing new. After an
+// error it is unknown whether the letter is stored: write it again.
+//
+// Every job can become a dead letter: where a letter would be larger than the
+// server takes, it leaves out what is needed least and says so in its headers.
+func (w *Writer) Write(ctx context.Context, d jobs.DeadLetter) error {
+	if d.Job.ID == "" {
+		return fmt.Errorf("dead letter of message %d on %s: it has no job id", d.Job.StreamSeq, d.Job.Subject)
+	}
+	msg, err := w.compose(d)
+	if err != nil {
+		return fmt.Errorf("dead letter of job %s: %w", d.Job.ID, err)
+	}
+	if _, err := w.js.PublishMsg(ctx, msg); err != nil {
+		return fmt.Errorf("dead letter of job %s: %w", d.Job.ID, err)
+	}
+	return nil
+}
+
+func (w *Writer) compose(d jobs.DeadLetter) (*nats.Msg, error) {
+	event, err := eventJSON(d.Error, maxError)
+	if err != nil {
+		return nil, err
+	}
+	msg := nats.NewMsg(w.names.DLQ(orUnknown(string(d.Error.Class)), orUnknown(string(d.Error.Code))))
+	msg.Header = carried(d.Header)
+	msg.Data = d.Data
+	for name, value := range map[string]string{
+		nats.MsgIdHdr:                  fmt.Sprintf("%s.run%d.dead", d.Job.ID, d.Job.Run),
+		jetstream.ExpectedStreamHeader: w.names.DLQStream(),
+		HeaderJobID:                    d.Job.ID,
+		HeaderRun:                      strconv.Itoa(d.Job.Run),
+		HeaderCrashes:                  strconv.Itoa(d.Crashes),
+		HeaderQueue:                    d.Job.Queue,
+		HeaderSubject:                  d.Job.Subject,
+		HeaderStreamSeq:                strconv.FormatUint(d.Job.StreamSeq, 10),
+		HeaderCode:                     orUnknown(string(d.Error.Code)),
+		HeaderClass:                    orUnknown(string(d.Error.Class)),
+		HeaderPhase:                    cut(string(d.Error.Phase), maxText),
+		HeaderReason:                   cut(d.Reason, maxText),
+		HeaderAttempts:                 strconv.Itoa(d.Attempts),
+		HeaderFailedAt:                 d.FailedAt.UTC().Format(time.RFC3339Nano),
+		HeaderWorker:                   cut(d.Worker, maxText),
+		HeaderError:                    event,
+	} {
+		msg.Header.Set(name, value)
+	}
+	return msg, w.fit(msg, d.Error)
+}
+
+func orUnknown(text string) string {
+	if text == "" {
+		return "unknown"
+	}
+	return cut(text, maxToken)
+}

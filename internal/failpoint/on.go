@@ -1,0 +1,44 @@
+//go:build failpoint
+
+// Package failpoint names the points between pulling a job and acknowledging it
+// at which a test can kill the worker.
+package failpoint
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// Env names the point at which the process dies, and at which passing of it:
+// "outcome" or "outcome:3".
+const Env = "AVATAR_FAILPOINT"
+
+var (
+	mu     sync.Mutex
+	passed = map[string]int{}
+)
+
+// Here kills the process with SIGKILL if it is the point named by Env.
+func Here(name string) {
+	want, nth, _ := strings.Cut(os.Getenv(Env), ":")
+	if want != name {
+		return
+	}
+	n, err := strconv.Atoi(nth)
+	if err != nil {
+		n = 1
+	}
+	mu.Lock()
+	passed[name]++
+	due := passed[name] == n
+	mu.Unlock()
+	if due {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
+			panic(err)
+		}
+		select {} // the signal is on its way
+	}
+}

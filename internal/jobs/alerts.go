@@ -1,0 +1,189 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
+)
+
+// AlertConfig says when failures with the same code are an alert.
+type AlertConfig struct {
+	Threshold int           // events of a code
+	Window    time.Duration // within this time, over the whole fleet
+}
+
+// maxWindow bounds what is remembered of one code.
+const maxWindow = 10_000
+
+// Alerts counts the fleet's error events, as the stream has them, and raises one
+// alert for each code that recurs. Every worker counts the same; a
+// compare-and-set decides which of them tells.
+type Alerts struct {
+	js      jetstream.JetStream
+	stream  string
+	names   Subjects
+	config  AlertConfig
+	codes   func(errors.Code) bool // those that alert
+	store   *Store
+	publish func(ctx context.Context, ev Event) error
+	raised  func(code errors.Code)
+	worker  string
+	log     zerolog.Logger
+	windows map[errors.Code]*alertWindow
+}
+
+// alertWindow is what is remembered of one code.
+type alertWindow struct {
+	seen  []alertSeen // oldest first
+	given time.Time   // the last alert that this worker knows of
+}
+
+type alertSeen struct {
+	id  string
+	at  time.Time // the stream's, so that every worker counts alike
+	app string
+	job string
+}
+
+// alertGiven is kept in AVATAR_FLEET for each code.
+type alertGiven struct {
+	At       time.Time `json:"at"`
+	WorkerID string    `json:"worker_id"`
+}
+
+// run counts until ctx ends. A consumer that ends is started again.
+func (a *Alerts) run(ctx context.Context) {
+	a.windows = make(map[errors.Code]*alertWindow)
+	for ctx.Err() == nil {
+		if err := a.follow(ctx); err != nil && ctx.Err() == nil {
+			a.log.Warn().Err(err).Msg("could not follow the error events; recurring failures are not noticed until this works")
+		}
+		if pause(ctx, time.Second, nil) != nil {
+			return
+		}
+	}
+}
+
+func (a *Alerts) follow(ctx context.Context) error {
+	from := time.Now().Add(-a.config.Window)
+	consumer, err := a.js.OrderedConsumer(ctx, a.stream, jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{a.names.Errors("*", "*")},
+		DeliverPolicy:  jetstream.DeliverByStartTimePolicy,
+		OptStartTime:   &from,
+	})
+	if err != nil {
+		return err
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, messages.Stop)
+	defer stop()
+	defer messages.Stop()
+	for {
+		msg, err := messages.Next()
+		if err != nil {
+			if errors.Is(err, jetstream.ErrMsgIteratorClosed) && ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		a.take(ctx, msg)
+	}
+}
+
+// take counts one error event.
+func (a *Alerts) take(ctx context.Context, msg jetstream.Msg) {
+	code := errors.Code(msg.Subject()[strings.LastIndexByte(msg.Subject(), '.')+1:])
+	if !a.codes(code) {
+		return
+	}
+	meta, err := msg.Metadata()
+	if err != nil {
+		return
+	}
+	var ev struct {
+		AppID string `json:"app_id"`
+		JobID string `json:"job_id"`
+	}
+	if err := json.Unmarshal(msg.Data(), &ev); err != nil {
+		return
+	}
+	w := a.windows[code]
+	if w == nil {
+		w = &alertWindow{}
+		a.windows[code] = w
+	}
+	w.add(alertSeen{id: msg.Headers().Get("ce-id"), at: meta.Timestamp, app: ev.AppID, job: ev.JobID}, a.config.Window)
+	if len(w.seen) >= a.config.Threshold && meta.Timestamp.Sub(w.given) >= a.config.Window {
+		a.raise(ctx, code, w)
+	}
+}
+
+// add takes an event in, unless it is there already, and forgets those that
+// have left the window.
+func (w *alertWindow) add(s alertSeen, window time.Duration) {
+	for _, old := range w.seen {
+		if old.id == s.id {
+			return
+		}
+	}
+	w.seen = append(w.seen, s)
+	first := max(0, len(w.seen)-maxWindow)
+	for first < len(w.seen) && s.at.Sub(w.seen[first].at) >= window {
+		first++
+	}
+	w.seen = append(w.seen[:0], w.seen[first:]...)
+}
+
+// raise publishes the alert if no worker has within the window.
+func (a *Alerts) raise(ctx context.Context, code errors.Code, w *alertWindow) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	last := w.seen[len(w.seen)-1]
+	key := "alert." + keyToken(string(code))
+	var given alertGiven
+	revision, err := a.store.Get(ctx, key, &given)
+	if err != nil {
+		a.log.Warn().Err(err).Str("code", string(code)).Msg("could not look whether the alert was given; trying with the next event")
+		return
+	}
+	if revision != 0 && last.at.Sub(given.At) < a.config.Window {
+		w.given = given.At
+		return
+	}
+	if _, err = a.store.Put(ctx, key, alertGiven{At: last.at, WorkerID: a.worker}, revision); err != nil {
+		return // somebody else was first, or it is tried again with the next event
+	}
+	w.given = last.at
+	if err := a.publish(ctx, a.event(code, w)); err != nil {
+		a.log.Error().Err(err).Str("code", string(code)).Int("count", len(w.seen)).Msg("could not publish the alert")
+		return
+	}
+	a.raised(code)
+}
+
+func (a *Alerts) event(code errors.Code, w *alertWindow) Event {
+	first, last := w.seen[0], w.seen[len(w.seen)-1]
+	alert := RecurringAlert{
+		Code: code, Count: len(w.seen), Window: a.config.Window.String(),
+		First: first.at.UTC(), Last: last.at.UTC(), Worker: a.worker, Time: last.at.UTC(),
+		AppIDs: []string{}, JobIDs: []string{},
+	}
+	for i := len(w.seen) - 1; i >= 0; i-- {
+		if s := w.seen[i]; len(alert.JobIDs) < maxAlertJobs && !contains(alert.JobIDs, s.job) {
+			alert.JobIDs = append(alert.JobIDs, s.job)
+		}
+		if s := w.seen[i]; s.app != "" && len(alert.AppIDs) < maxAlertJobs && !contains(alert.AppIDs, s.app) {
+			alert.AppIDs = append(alert.AppIDs, s.app)
+		}
+	}
+	return Event{ID: AlertID(AlertRecurring, last.at, string(code)), Time: last.at, Body: alert}
+}

@@ -1,0 +1,111 @@
+package jobs
+
+import "time"
+
+// step is what to do with a delivery.
+type step int
+
+const (
+	stepStart     step = iota // nobody has the job: run it
+	stepDuplicate             // another message's job: acknowledge and drop
+	stepFollow                // the outcome is there: repeat what follows from it
+	stepWait                  // not yet: hand back with a delay
+	stepAsk                   // somebody is said to run it: ask him
+)
+
+// decide looks at the record (nil: there is none) and at the message, and says
+// what to do. It is pure: whoever acts on it does so by compare-and-set.
+func decide(r *Record, id Identity, now time.Time) (step, time.Duration) {
+	switch {
+	case r == nil:
+		return stepStart, 0
+	case id.Run < r.Run:
+		return stepDuplicate, 0
+	case id.Run > r.Run:
+		if r.State.Final() {
+			return stepStart, 0
+		}
+		return stepWait, waitForOutcome
+	case r.StreamSeq != 0 && r.StreamSeq != id.StreamSeq:
+		return stepDuplicate, 0
+	case r.State.Final():
+		return stepFollow, 0
+	case r.State == StateRunning:
+		return stepAsk, 0
+	case r.State == StateRetrying && r.NextAttemptAt != nil && r.NextAttemptAt.After(now):
+		return stepWait, r.NextAttemptAt.Sub(now)
+	default:
+		return stepStart, 0
+	}
+}
+
+// waitForOutcome is how long a replay waits for the run before it.
+const waitForOutcome = 5 * time.Second
+
+// prior is the record that this run of the job goes on from: nil if there is
+// none yet. crashed says that the worker that had the job is gone.
+func prior(r *Record, id Identity, crashed bool, now time.Time) *Record {
+	if r == nil || r.Run != id.Run {
+		return nil
+	}
+	next := r.clone()
+	if crashed {
+		next.Crashes++
+	}
+	if r.State != StateHeld {
+		next.endHold(now)
+	}
+	return next
+}
+
+// takeover is the record of a job that this worker makes its own. from is what
+// prior gave.
+func takeover(from *Record, job *Job, worker string, limits limits, now time.Time) *Record {
+	next := &Record{CreatedAt: now}
+	if from != nil {
+		next = from.clone()
+		next.endHold(now)
+		if from.State == StateRetrying {
+			next.Attempt++
+		}
+	}
+	next.identify(job, limits)
+	next.Attempt = max(next.Attempt, 1)
+	next.Session++
+	next.State = StateRunning
+	next.WorkerID = worker
+	next.NextAttemptAt = nil
+	next.ConnectionID = ""
+	if job.Resume() == OnRedeliveryRestart {
+		next.Checkpoint, next.LiveSeq, next.LiveBegun, next.UtterancesDone, next.Utterances = 0, 0, 0, 0, nil
+	}
+	return next
+}
+
+// limits are what the configuration says where the job says nothing.
+type limits struct {
+	appID       string
+	region      string
+	maxAttempts int
+}
+
+// identify copies what the job says of itself.
+func (r *Record) identify(job *Job, l limits) {
+	r.JobID, r.Run, r.StreamSeq, r.Queue = job.ID, job.Run, job.StreamSeq, job.Queue
+	r.AppID = orElse(job.GetAppId(), l.appID)
+	r.AvatarID = job.GetAvatarId()
+	r.Region = orElse(job.GetRegion(), l.region)
+	r.MaxAttempts = l.maxAttempts
+	if n := int(job.GetMaxAttempts()); n > 0 && n < l.maxAttempts {
+		r.MaxAttempts = n
+	}
+	r.Labels = job.GetLabels()
+	r.PublishedAt = job.Published
+}
+
+func orElse(value, fallback string) string {
+	if value == "" {
+		return fallback
+	}
+	return value
+}

@@ -1,0 +1,196 @@
+package jobs
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+)
+
+// Types of events: the ce-type without its prefix, and the token of the
+// subject.
+const (
+	EventStarted      = "started"
+	EventRetrying     = "retrying"
+	EventHeld         = "held"
+	EventCompleted    = "completed"
+	EventDeadLettered = "dead_lettered"
+	EventExpired      = "expired"
+	EventCancelled    = "cancelled"
+	EventReleased     = "released"
+	EventDuplicate    = "duplicate"
+
+	// EventError is the type in the id of an error event.
+	EventError = "error"
+
+	AlertRecurring     = "recurring"
+	AlertCircuitOpened = "circuit_opened"
+	AlertCircuitClosed = "circuit_closed"
+)
+
+// Subjects names where events go.
+type Subjects interface {
+	Events(eventType, jobID string) string
+	Errors(class, code string) string
+	Alerts(kind, code string) string
+}
+
+// Body is the content of an event: one of the types of this package. Its kind
+// decides the event's type and subject, so that the three never disagree.
+type Body interface {
+	// ceType is the CloudEvents type.
+	ceType() string
+	// subject is the NATS subject.
+	subject(names Subjects) string
+	// jobID is the CloudEvents subject; "" for what concerns no one job.
+	jobID() string
+}
+
+// Event is a CloudEvent, version 1.0.
+type Event struct {
+	// ID is made from what happened, not from when it was told: an event that
+	// is published again after a crash is the same event. See EventID.
+	ID   string
+	Time time.Time
+	Body Body
+
+	TraceParent string // W3C; may be empty
+	TraceState  string
+}
+
+// EventID names an event: "J.run1.s2.completed". A session of 0 is left out.
+// What can happen several times in a session needs something more to tell one
+// from the other, such as the number of the hold.
+func EventID(jobID string, run, session int, eventType string, more ...any) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s.run%d", jobID, run)
+	if session > 0 {
+		fmt.Fprintf(&b, ".s%d", session)
+	}
+	b.WriteString("." + eventType)
+	for _, m := range more {
+		fmt.Fprintf(&b, ".%v", m)
+	}
+	return b.String()
+}
+
+// AlertID names an alert by its kind, what it concerns and when it became true.
+// Every worker that tells of the same alert makes the same id.
+func AlertID(kind string, at time.Time, about ...string) string {
+	parts := append([]string{"alert", kind}, about...)
+	return strings.Join(append(parts, strconv.FormatInt(at.UnixMilli(), 10)), ".")
+}
+
+// Message makes the NATS message of an event in CloudEvents' binary mode:
+// attributes in headers, the body as JSON. source is the ce-source, a URI
+// reference; see Source.
+func (e Event) Message(names Subjects, source string) (*nats.Msg, error) {
+	data, err := marshal(e.Body)
+	if err != nil {
+		return nil, fmt.Errorf("event %s: %w", e.ID, err)
+	}
+	// Header keys are set as they are: nats.Header keeps their case.
+	header := nats.Header{
+		"ce-specversion":      {"1.0"},
+		"ce-id":               {e.ID},
+		"ce-source":           {source},
+		"ce-type":             {e.Body.ceType()},
+		"ce-time":             {e.Time.UTC().Format(time.RFC3339Nano)},
+		"Content-Type":        {"application/json"},
+		jetstream.MsgIDHeader: {e.ID},
+	}
+	if id := e.Body.jobID(); id != "" {
+		header["ce-subject"] = []string{id}
+	}
+	if e.TraceParent != "" {
+		header[HeaderTraceParent] = []string{e.TraceParent}
+		if e.TraceState != "" {
+			header[HeaderTraceState] = []string{e.TraceState}
+		}
+	}
+	return &nats.Msg{Subject: e.Body.subject(names), Header: header, Data: data}, nil
+}
+
+// Source is the ce-source of a worker's events.
+func Source(worker string) string { return "/avatarworker/" + url.PathEscape(worker) }
+
+// marshal writes JSON for people: <, > and & stay as they are.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+// maxEventText bounds each text of an error event: a backend's error body may
+// have a MiB, and the event has to fit a message. Bytes.
+const maxEventText = 4 << 10
+
+// Failure is a failed attempt and what was decided about it.
+type Failure struct {
+	Err         *errors.Error // not nil
+	Class       errors.Class
+	Action      errors.Action
+	MaxAttempts int       // 0: not known, the job could not be read
+	RetryAt     time.Time // when it is tried again; zero: it is not
+	Secrets     []string  // taken out of every text: a backend may echo what it was sent
+}
+
+// NewErrorEvent tells of a failed attempt; job.Attempt is its number.
+func NewErrorEvent(job JobFields, f Failure) ErrorEvent {
+	err := f.Err.Redact(f.Secrets...)
+	ev := ErrorEvent{
+		JobID:       job.JobID,
+		Queue:       job.Queue,
+		AppID:       job.AppID,
+		AvatarID:    job.AvatarID,
+		Region:      job.Region,
+		Worker:      job.Worker,
+		WorkerID:    job.WorkerID,
+		Run:         job.Run,
+		Session:     job.Session,
+		Attempt:     job.Attempt,
+		MaxAttempts: f.MaxAttempts,
+		Labels:      job.Labels,
+		Time:        job.Time,
+
+		Code:         err.Code,
+		Class:        f.Class,
+		Phase:        err.Phase,
+		Message:      cut(err.Message, maxEventText),
+		HTTPStatus:   err.HTTPStatus,
+		ServerCode:   cut(err.ServerCode, maxEventText),
+		ServerTitle:  cut(err.ServerTitle, maxEventText),
+		ServerDetail: cut(err.ServerDetail, maxEventText),
+		ConnectionID: cut(err.ConnectionID, maxEventText),
+		ReqID:        cut(err.ReqID, maxEventText),
+		CloseCode:    err.CloseCode,
+		CloseReason:  cut(err.CloseReason, maxEventText),
+		Action:       f.Action,
+	}
+	if err.Region != "" {
+		ev.Region = err.Region // where it happened, after a failover
+	}
+	if !f.RetryAt.IsZero() {
+		at := f.RetryAt.UTC()
+		ev.RetryAt = &at
+	}
+	return ev
+}
+
+func (e ErrorEvent) ceType() string { return "avatar.session.error" }
+func (e ErrorEvent) jobID() string  { return e.JobID }
+func (e ErrorEvent) subject(names Subjects) string {
+	return names.Errors(string(e.Class), string(e.Code))
+}

@@ -1,0 +1,198 @@
+package jobs
+
+import (
+	"time"
+
+	"avatarworker/internal/errors"
+)
+
+// JobFields are in every event of a job. Their times are UTC, to be the same
+// bytes wherever they are written.
+type JobFields struct {
+	JobID    string            `json:"job_id"`
+	Run      int               `json:"run"`
+	Queue    string            `json:"queue"`
+	AppID    string            `json:"app_id,omitempty"`
+	AvatarID string            `json:"avatar_id,omitempty"`
+	Region   string            `json:"region,omitempty"`
+	Worker   string            `json:"worker"`    // its name
+	WorkerID string            `json:"worker_id"` // its name and start
+	Attempt  int               `json:"attempt,omitempty"`
+	Session  int               `json:"session,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Time     time.Time         `json:"time"`
+}
+
+func (f JobFields) jobID() string { return f.JobID }
+
+// Started says that a session of the job begins.
+type Started struct {
+	JobFields
+	MaxAttempts int    `json:"max_attempts,omitempty"`
+	Output      string `json:"output"`               // its kind
+	Checkpoint  int    `json:"checkpoint,omitempty"` // utterances that earlier sessions delivered
+}
+
+// Retrying says that an attempt failed and the job waits for the next one.
+// Attempt is the one that failed.
+type Retrying struct {
+	JobFields
+	MaxAttempts int          `json:"max_attempts,omitempty"`
+	Code        errors.Code  `json:"code"`
+	Class       errors.Class `json:"class"`
+	Phase       errors.Phase `json:"phase"`
+	RetryAt     time.Time    `json:"retry_at"`
+}
+
+// Held says that the job waits without an attempt being counted.
+type Held struct {
+	JobFields
+	Code    errors.Code `json:"code"`
+	RetryAt time.Time   `json:"retry_at"` // asked for again no later than this
+	Reason  string      `json:"reason"`   // for people
+}
+
+// Bounds of the lists in a completed event: it has to fit a message.
+const (
+	maxEventUtterances  = 1000
+	maxEventConnections = 100
+)
+
+// Completed is the outcome of a job that was spoken to its end. Make it with
+// NewCompleted.
+type Completed struct {
+	JobFields
+	Attempts        int         `json:"attempts"`
+	ConnectionIDs   []string    `json:"connection_ids"`   // the newest 100
+	Utterances      []Utterance `json:"utterances"`       // the newest 1,000
+	UtterancesTotal int         `json:"utterances_total"` // all there were
+	SessionMS       int64       `json:"session_ms"`       // connected time of all sessions: what is billed
+	Recording       string      `json:"recording,omitempty"`
+}
+
+// NewCompleted bounds the lists; total counts utterances that the list no
+// longer has.
+func NewCompleted(job JobFields, attempts int, connections []string, utterances []Utterance, total int, connected time.Duration, recording string) Completed {
+	return Completed{
+		JobFields:       job,
+		Attempts:        attempts,
+		ConnectionIDs:   newest(connections, maxEventConnections),
+		Utterances:      newest(utterances, maxEventUtterances),
+		UtterancesTotal: max(total, len(utterances)),
+		SessionMS:       connected.Milliseconds(),
+		Recording:       recording,
+	}
+}
+
+// newest keeps the last n; a list is never null in JSON.
+func newest[T any](list []T, n int) []T {
+	return append([]T{}, list[max(0, len(list)-n):]...)
+}
+
+// DeadLettered is the outcome of a job that is given up.
+type DeadLettered struct {
+	JobFields
+	Attempts   int          `json:"attempts"`
+	Crashes    int          `json:"crashes,omitempty"`
+	Code       errors.Code  `json:"code"`
+	Class      errors.Class `json:"class"`
+	Phase      errors.Phase `json:"phase"`
+	Reason     string       `json:"reason"` // see DeadLetter
+	Message    string       `json:"message"`
+	DeadLetter string       `json:"dead_letter"` // the subject it is kept under
+}
+
+// Expired is the outcome of a job whose deadline passed.
+type Expired struct {
+	JobFields
+	Attempts  int         `json:"attempts"` // begun before the deadline
+	Code      errors.Code `json:"code"`
+	Deadline  time.Time   `json:"deadline"`
+	LastError *ErrorEvent `json:"last_error,omitempty"`
+}
+
+// Cancelled is the outcome of a job that its publisher no longer wanted.
+type Cancelled struct {
+	JobFields
+	Attempts        int         `json:"attempts"`
+	UtterancesTotal int         `json:"utterances_total"` // delivered before
+	SessionMS       int64       `json:"session_ms"`
+	LastError       *ErrorEvent `json:"last_error,omitempty"`
+}
+
+// Released says that a worker handed the job back unfinished; it is no failure.
+type Released struct {
+	JobFields
+	Reason     string `json:"reason"`     // "drain"
+	Checkpoint int    `json:"checkpoint"` // utterances delivered
+}
+
+// Duplicate says that a message was dropped since its job, and run, are those
+// of another one.
+type Duplicate struct {
+	JobFields
+	StreamSeq  uint64 `json:"stream_seq"`            // of the message that was dropped
+	KeptSeq    uint64 `json:"kept_seq,omitempty"`    // of the message that counts
+	CurrentRun int    `json:"current_run,omitempty"` // the run in the job's record
+}
+
+// RecurringAlert says that a code comes too often, counted over the fleet.
+type RecurringAlert struct {
+	Code   errors.Code `json:"code"`
+	Count  int         `json:"count"`
+	Window string      `json:"window"` // a duration: "1m0s"
+	First  time.Time   `json:"first"`
+	Last   time.Time   `json:"last"`
+	AppIDs []string    `json:"app_ids"` // the newest 10
+	JobIDs []string    `json:"job_ids"` // the newest 10
+	Worker string      `json:"worker"`
+	Time   time.Time   `json:"time"`
+}
+
+// maxAlertJobs bounds the lists of a RecurringAlert.
+const maxAlertJobs = 10
+
+// CircuitAlert says that the circuit of an app in a region opened or closed.
+type CircuitAlert struct {
+	Kind     string      `json:"-"` // AlertCircuitOpened or AlertCircuitClosed
+	AppID    string      `json:"app_id"`
+	Region   string      `json:"region,omitempty"`
+	Code     errors.Code `json:"code"`               // what opened it
+	Failures int         `json:"failures,omitempty"` // in a row, over different jobs
+	Cooldown string      `json:"cooldown,omitempty"` // until the first probe, a duration
+	Message  string      `json:"message"`            // what to do
+	Worker   string      `json:"worker"`
+	Time     time.Time   `json:"time"`
+}
+
+func (f Started) ceType() string      { return jobType(EventStarted) }
+func (f Retrying) ceType() string     { return jobType(EventRetrying) }
+func (f Held) ceType() string         { return jobType(EventHeld) }
+func (f Completed) ceType() string    { return jobType(EventCompleted) }
+func (f DeadLettered) ceType() string { return jobType(EventDeadLettered) }
+func (f Expired) ceType() string      { return jobType(EventExpired) }
+func (f Cancelled) ceType() string    { return jobType(EventCancelled) }
+func (f Released) ceType() string     { return jobType(EventReleased) }
+func (f Duplicate) ceType() string    { return jobType(EventDuplicate) }
+
+func jobType(event string) string { return "avatar.job." + event }
+
+func (f Started) subject(n Subjects) string      { return n.Events(EventStarted, f.JobID) }
+func (f Retrying) subject(n Subjects) string     { return n.Events(EventRetrying, f.JobID) }
+func (f Held) subject(n Subjects) string         { return n.Events(EventHeld, f.JobID) }
+func (f Completed) subject(n Subjects) string    { return n.Events(EventCompleted, f.JobID) }
+func (f DeadLettered) subject(n Subjects) string { return n.Events(EventDeadLettered, f.JobID) }
+func (f Expired) subject(n Subjects) string      { return n.Events(EventExpired, f.JobID) }
+func (f Cancelled) subject(n Subjects) string    { return n.Events(EventCancelled, f.JobID) }
+func (f Released) subject(n Subjects) string     { return n.Events(EventReleased, f.JobID) }
+func (f Duplicate) subject(n Subjects) string    { return n.Events(EventDuplicate, f.JobID) }
+
+func (a RecurringAlert) ceType() string { return "avatar.alert." + AlertRecurring }
+func (a RecurringAlert) jobID() string  { return "" }
+func (a RecurringAlert) subject(n Subjects) string {
+	return n.Alerts(AlertRecurring, string(a.Code))
+}
+
+func (a CircuitAlert) ceType() string            { return "avatar.alert." + a.Kind }
+func (a CircuitAlert) jobID() string             { return "" }
+func (a CircuitAlert) subject(n Subjects) string { return n.Alerts(a.Kind, string(a.Code)) }

@@ -1,0 +1,107 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
+)
+
+// Waits of Publish. One try has to outlast a short pause of the server; all of
+// them together an election, which takes about five seconds.
+const (
+	publishTry     = 2 * time.Second
+	publishInitial = 100 * time.Millisecond
+	publishMost    = 2 * time.Second
+)
+
+// Publisher publishes events and waits for the stream to have them. It is safe
+// for use by several goroutines and starts none.
+type Publisher struct {
+	js     jetstream.JetStream
+	names  Subjects
+	source string
+	log    zerolog.Logger
+}
+
+// NewPublisher makes a Publisher whose events come from the named worker.
+func NewPublisher(js jetstream.JetStream, names Subjects, worker string, log zerolog.Logger) *Publisher {
+	return &Publisher{js: js, names: names, source: Source(worker), log: log}
+}
+
+// Publish returns nil when the stream has acknowledged the event. A try without
+// an answer may have been stored, so it is repeated with the same id, which the
+// stream stores once, until ctx ends; give it a deadline. Only what no further
+// try could mend, such as an event that does not fit a message, fails at once.
+func (p *Publisher) Publish(ctx context.Context, ev Event) error {
+	msg, err := ev.Message(p.names, p.source)
+	if err != nil {
+		return err
+	}
+	wait := publishInitial
+	for try := 1; ; try++ {
+		err := p.publishOnce(ctx, msg)
+		if err == nil {
+			return nil
+		}
+		if !worthRepeating(err) {
+			return fmt.Errorf("publish event %s: %w", ev.ID, err)
+		}
+		if try == 1 {
+			p.log.Warn().Err(err).Str("event", ev.ID).Str("subject", msg.Subject).
+				Msg("event not acknowledged yet, publishing it again")
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("publish event %s: not acknowledged after %d tries: %w",
+				ev.ID, try, errors.Join(context.Cause(ctx), err))
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, publishMost)
+	}
+}
+
+func (p *Publisher) publishOnce(ctx context.Context, msg *nats.Msg) error {
+	ctx, cancel := context.WithTimeout(ctx, publishTry)
+	defer cancel()
+	_, err := p.js.PublishMsg(ctx, msg)
+	return err
+}
+
+// PublishAsync sends the event and returns a future of its acknowledgement, for
+// events that nothing depends on. Whoever calls it sees to the future, or
+// accepts the loss.
+func (p *Publisher) PublishAsync(ev Event) (jetstream.PubAckFuture, error) {
+	msg, err := ev.Message(p.names, p.source)
+	if err != nil {
+		return nil, err
+	}
+	future, err := p.js.PublishMsgAsync(msg)
+	if err != nil {
+		return nil, fmt.Errorf("publish event %s: %w", ev.ID, err)
+	}
+	return future, nil
+}
+
+// worthRepeating reports whether the same message may be stored when it is
+// published again.
+func worthRepeating(err error) bool {
+	for _, final := range []error{
+		nats.ErrMaxPayload, nats.ErrBadSubject, nats.ErrConnectionClosed,
+		nats.ErrHeadersNotSupported, nats.ErrPermissionViolation,
+	} {
+		if errors.Is(err, final) {
+			return false
+		}
+	}
+	var api *jetstream.APIError
+	if errors.As(err, &api) {
+		return api.Code >= 500 // 503: no resources now; 4xx: refused for good
+	}
+	return true
+}

@@ -1,0 +1,180 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
+)
+
+func eventsStream(ctx context.Context, t *testing.T, js jetstream.JetStream) jetstream.Stream {
+	t.Helper()
+	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{
+		Name: "AVATAR_EVENTS", Subjects: []string{"avatar.events.>", "avatar.errors.>", "avatar.alerts.>"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
+func testContext(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestPublishedEventIsStoredOnceHoweverOftenItIsTold(t *testing.T) {
+	ctx := testContext(t, 30*time.Second)
+	js := schemaConnect(t, schemaServer(t, t.TempDir()).ClientURL())
+	stream := eventsStream(ctx, t, js)
+	publisher := NewPublisher(js, testSubjects{}, "host a", zerolog.Nop())
+	event := goldenEvents()["started"]
+	for range 2 {
+		if err := publisher.Publish(ctx, event); err != nil {
+			t.Fatal(err)
+		}
+	}
+	future, err := publisher.PublishAsync(event)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case ack := <-future.Ok():
+		if !ack.Duplicate {
+			t.Errorf("stored again as %d", ack.Sequence)
+		}
+	case err := <-future.Err():
+		t.Fatal(err)
+	case <-ctx.Done():
+		t.Fatal("no acknowledgement")
+	}
+	info, err := stream.Info(ctx)
+	if err != nil || info.State.Msgs != 1 {
+		t.Fatalf("%d stored, %v", info.State.Msgs, err)
+	}
+	stored, err := stream.GetMsg(ctx, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As a subscriber sees it: the names of the headers as they were written.
+	if got := stored.Header["traceparent"]; stored.Subject != "avatar.events.started.J" || len(got) != 1 || got[0] != event.TraceParent {
+		t.Errorf("subject %s, headers %v", stored.Subject, stored.Header)
+	}
+}
+
+// firstTry is closed by the log line of a try that was not acknowledged.
+type firstTry struct {
+	seen chan struct{}
+	text bytes.Buffer
+}
+
+func (f *firstTry) Write(p []byte) (int, error) {
+	if f.text.Len() == 0 {
+		close(f.seen)
+	}
+	return f.text.Write(p)
+}
+
+func TestPublishOutlastsAStreamThatIsNotThereYet(t *testing.T) {
+	ctx := testContext(t, 30*time.Second)
+	js := schemaConnect(t, schemaServer(t, t.TempDir()).ClientURL())
+	logged := &firstTry{seen: make(chan struct{})}
+	publisher := NewPublisher(js, testSubjects{}, "w", zerolog.New(logged))
+	done := make(chan error, 1)
+	go func() { done <- publisher.Publish(ctx, goldenEvents()["completed"]) }()
+	<-logged.seen
+	stream := eventsStream(ctx, t, js)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if info, err := stream.Info(ctx); err != nil || info.State.Msgs != 1 {
+		t.Fatalf("%d stored, %v", info.State.Msgs, err)
+	}
+}
+
+func TestPublishOutlastsARestartOfTheServer(t *testing.T) {
+	ctx := testContext(t, 60*time.Second)
+	dir := t.TempDir()
+	first, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Start()
+	if !first.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the NATS server does not start")
+	}
+	js := schemaConnect(t, first.ClientURL(), nats.ReconnectWait(20*time.Millisecond), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1))
+	eventsStream(ctx, t, js)
+	port := first.Addr().String()[strings.LastIndex(first.Addr().String(), ":")+1:]
+	first.Shutdown()
+	first.WaitForShutdown()
+
+	logged := &firstTry{seen: make(chan struct{})}
+	publisher := NewPublisher(js, testSubjects{}, "w", zerolog.New(logged))
+	done := make(chan error, 1)
+	go func() { done <- publisher.Publish(ctx, goldenEvents()["completed"]) }()
+	<-logged.seen
+
+	options := &server.Options{Host: "127.0.0.1", JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true}
+	if _, err := fmt.Sscan(port, &options.Port); err != nil {
+		t.Fatal(err)
+	}
+	second, err := server.NewServer(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Start()
+	t.Cleanup(func() {
+		second.Shutdown()
+		second.WaitForShutdown()
+	})
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPublishGivesUpWithItsContextAndSaysWhy(t *testing.T) {
+	js := schemaConnect(t, schemaServer(t, t.TempDir()).ClientURL())
+	logged := &firstTry{seen: make(chan struct{})}
+	publisher := NewPublisher(js, testSubjects{}, "w", zerolog.New(logged))
+	ctx, cancel := context.WithCancelCause(t.Context())
+	reason := errors.New("drain time is up")
+	go func() {
+		<-logged.seen
+		cancel(reason)
+	}()
+	err := publisher.Publish(ctx, goldenEvents()["held"])
+	if !errors.Is(err, reason) || !strings.Contains(err.Error(), "J.run1.s3.held.h2") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPublishFailsAtOnceWhereNoTryCouldHelp(t *testing.T) {
+	ctx := testContext(t, 30*time.Second)
+	js := schemaConnect(t, schemaServer(t, t.TempDir()).ClientURL())
+	eventsStream(ctx, t, js)
+	publisher := NewPublisher(js, testSubjects{}, "w", zerolog.Nop())
+	huge := goldenEvents()["held"]
+	huge.Body = Held{Reason: strings.Repeat("x", 2<<20)}
+	if err := publisher.Publish(ctx, huge); !errors.Is(err, nats.ErrMaxPayload) {
+		t.Errorf("too large: got %v", err)
+	}
+	js.Conn().Close()
+	if err := publisher.Publish(ctx, goldenEvents()["held"]); !errors.Is(err, nats.ErrConnectionClosed) {
+		t.Errorf("closed: got %v", err)
+	}
+	if ctx.Err() != nil {
+		t.Error("only after the time was up")
+	}
+}

@@ -1,0 +1,171 @@
+package jobs
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"avatarworker/internal/errors"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// testSubjects names subjects as the worker does with the prefix "avatar".
+type testSubjects struct{}
+
+func (testSubjects) Events(eventType, jobID string) string {
+	return "avatar.events." + eventType + "." + jobID
+}
+func (testSubjects) Errors(class, code string) string { return "avatar.errors." + class + "." + code }
+func (testSubjects) Alerts(kind, code string) string  { return "avatar.alerts." + kind + "." + code }
+
+var eventTime = time.Date(2026, 1, 31, 12, 0, 0, 123456789, time.FixedZone("CET", 3600))
+
+func eventFields() JobFields {
+	return JobFields{
+		JobID: "J", Run: 1, Queue: "default", AppID: "app", AvatarID: "ok", Region: "us-west",
+		Worker: "host a", WorkerID: "host a.7f3", Attempt: 2, Session: 3,
+		Labels: map[string]string{"tier": "gold"}, Time: eventTime.UTC(),
+	}
+}
+
+func goldenEvents() map[string]Event {
+	job := eventFields()
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	retryAt := eventTime.Add(1500 * time.Millisecond)
+	failure := NewErrorEvent(job, Failure{
+		Err: &errors.Error{
+			Code: errors.CodeServerError, Phase: errors.PhaseRuntime, Message: "the backend failed: token geheim <x>",
+			HTTPStatus: 500, ServerCode: "13", ServerTitle: "Internal", ServerDetail: "echo geheim",
+			ConnectionID: "20260131120000_abc", ReqID: "20260131120000_req", CloseCode: 4503, CloseReason: "geheim", Region: "ap-northeast",
+		},
+		Class: errors.ClassServer, Action: errors.ActionRetry, MaxAttempts: 5, RetryAt: retryAt, Secrets: []string{"geheim"},
+	})
+	unread := NewErrorEvent(JobFields{JobID: "jdg-7", Run: 1, Queue: "default", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}, Failure{
+		Err:   &errors.Error{Code: errors.CodeInvalidJob, Phase: errors.PhaseJob, Message: "avatar_id: is required"},
+		Class: errors.ClassJob, Action: errors.ActionDeadLetter,
+	})
+	id := func(event string, more ...any) string { return EventID("J", 1, 3, event, more...) }
+	event := func(id string, body Body) Event { return Event{ID: id, Time: eventTime, Body: body} }
+	traced := event(id(EventStarted), Started{JobFields: job, MaxAttempts: 5, Output: OutputFrames, Checkpoint: 1})
+	traced.TraceParent, traced.TraceState = parent, "a=b"
+	return map[string]Event{
+		"started":  traced,
+		"retrying": event(id(EventRetrying), Retrying{JobFields: job, MaxAttempts: 5, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient, Phase: errors.PhaseRuntime, RetryAt: retryAt.UTC()}),
+		"held":     event(id(EventHeld, "h2"), Held{JobFields: job, Code: errors.CodeCreditsExhausted, RetryAt: retryAt.UTC(), Reason: "the circuit of app app in us-west is open"}),
+		"completed": event(id(EventCompleted), NewCompleted(job, 2, []string{"c1", "c2"},
+			[]Utterance{{ReqID: "r1", Frames: 6, Bytes: 252896, AudioMS: 20300, FirstFrameMS: 210, DurationMS: 4100}}, 1, 5200*time.Millisecond, "J")),
+		"completed_discard": event(id(EventCompleted), NewCompleted(job, 1, nil, nil, 0, 0, "")),
+		"dead_lettered":     event(id(EventDeadLettered), DeadLettered{JobFields: job, Attempts: 2, Crashes: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Phase: errors.PhaseConnect, Reason: "permanent", Message: "Avatar not found", DeadLetter: "avatar.dlq.config.avatarNotFound"}),
+		"expired":           event(EventID("J", 1, 0, EventExpired), Expired{JobFields: job, Attempts: 1, Code: errors.CodeDeadlineExceeded, Deadline: eventTime.UTC(), LastError: &failure}),
+		"cancelled":         event(id(EventCancelled), Cancelled{JobFields: job, Attempts: 1, UtterancesTotal: 2, SessionMS: 900}),
+		"released":          event(id(EventReleased), Released{JobFields: job, Reason: "drain", Checkpoint: 2}),
+		"duplicate":         event(EventID("J", 1, 0, EventDuplicate, "seq9"), Duplicate{JobFields: job, StreamSeq: 9, KeptSeq: 4, CurrentRun: 1}),
+		"error":             event(id(EventError), failure),
+		"error_invalid_job": event(EventID("jdg-7", 1, 0, EventError), unread),
+		"alert_recurring": event(AlertID(AlertRecurring, eventTime, "serverError"),
+			RecurringAlert{Code: errors.CodeServerError, Count: 5, Window: time.Minute.String(), First: eventTime.Add(-time.Minute).UTC(), Last: eventTime.UTC(), AppIDs: []string{"app"}, JobIDs: []string{"J", "K"}, Worker: "host a", Time: eventTime.UTC()}),
+		"alert_circuit_opened": event(AlertID(AlertCircuitOpened, eventTime, "app", "us-west"), CircuitAlert{Kind: AlertCircuitOpened, AppID: "app", Region: "us-west", Code: errors.CodeBillingRequired, Failures: 1, Cooldown: "10s", Message: "pay", Worker: "host a", Time: eventTime.UTC()}),
+		"alert_circuit_closed": event(AlertID(AlertCircuitClosed, eventTime, "app", "us-west"), CircuitAlert{Kind: AlertCircuitClosed, AppID: "app", Region: "us-west", Code: errors.CodeBillingRequired, Message: "a session works again", Worker: "host a", Time: eventTime.UTC()}),
+	}
+}
+
+// render shows a message as a golden file keeps it: subject, sorted headers,
+// indented body.
+func render(t *testing.T, msg *nats.Msg) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	fmt.Fprintln(&b, msg.Subject)
+	for _, key := range sortedHeader(msg.Header) {
+		fmt.Fprintf(&b, "%s: %s\n", key, strings.Join(msg.Header[key], ", "))
+	}
+	b.WriteString("\n")
+	if err := json.Indent(&b, msg.Data, "", "  "); err != nil {
+		t.Fatal(err)
+	}
+	b.WriteString("\n")
+	return b.Bytes()
+}
+
+func sortedHeader(h nats.Header) []string {
+	var keys []string
+	for key := range h {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func TestEventsAreWhatSubscribersWereTold(t *testing.T) {
+	for name, event := range goldenEvents() {
+		t.Run(name, func(t *testing.T) {
+			msg, err := event.Message(testSubjects{}, Source("host a"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, file := render(t, msg), filepath.Join("testdata", "events", name+".golden")
+			if *update {
+				if err := os.WriteFile(file, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+			if bytes.Contains(got, []byte("geheim")) {
+				t.Errorf("tells a secret:\n%s", got)
+			}
+		})
+	}
+}
+
+func TestEveryGoldenFileHasItsEvent(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join("testdata", "events", "*.golden"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if events := goldenEvents(); len(files) != len(events) {
+		t.Errorf("%d files, %d events", len(files), len(events))
+	}
+}
+
+func TestEventIDTellsWhatHappenedApart(t *testing.T) {
+	ids := []string{
+		EventID("J", 1, 2, EventCompleted), EventID("J", 2, 2, EventCompleted), EventID("J", 1, 1, EventCompleted),
+		EventID("J", 1, 0, EventCompleted), EventID("J", 1, 2, EventHeld, 1), EventID("J", 1, 2, EventHeld, 2),
+		AlertID(AlertRecurring, eventTime, "a"), AlertID(AlertRecurring, eventTime.Add(time.Second), "a"),
+	}
+	if ids[0] != "J.run1.s2.completed" || ids[3] != "J.run1.completed" {
+		t.Errorf("got %s, %s", ids[0], ids[3])
+	}
+	slices.Sort(ids)
+	if len(slices.Compact(ids)) != 8 {
+		t.Errorf("two are the same: %v", ids)
+	}
+}
+
+func TestEventsOfLongJobsStayBounded(t *testing.T) {
+	utterances := make([]Utterance, 5000)
+	utterances[4999].ReqID = "last"
+	body := NewCompleted(eventFields(), 1, make([]string, 500), utterances, 7000, time.Hour, "")
+	if len(body.Utterances) != 1000 || body.Utterances[999].ReqID != "last" || body.UtterancesTotal != 7000 || len(body.ConnectionIDs) != 100 {
+		t.Errorf("%d utterances of %d, %d connections", len(body.Utterances), body.UtterancesTotal, len(body.ConnectionIDs))
+	}
+	failure := NewErrorEvent(eventFields(), Failure{Err: &errors.Error{ServerDetail: strings.Repeat("ü", 1<<20)}})
+	if len(failure.ServerDetail) > maxEventText || !strings.HasSuffix(failure.ServerDetail, "ü…") {
+		t.Errorf("%d bytes, ending in %q", len(failure.ServerDetail), failure.ServerDetail[len(failure.ServerDetail)-8:])
+	}
+}

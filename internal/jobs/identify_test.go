@@ -1,0 +1,124 @@
+package jobs
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"google.golang.org/protobuf/encoding/protowire"
+	"pgregory.net/rapid"
+)
+
+func protobufBody(fields ...string) []byte {
+	var b []byte
+	for i, f := range fields {
+		b = protowire.AppendTag(b, protowire.Number(i+1), protowire.BytesType)
+		b = protowire.AppendString(b, f)
+	}
+	return b
+}
+
+func TestIdentityIsTheFirstThatFits(t *testing.T) {
+	created := time.Date(2026, 1, 31, 12, 0, 0, 123, time.UTC)
+	proto := nats.Header{"Content-Type": {ContentTypeProtobuf}}
+	long := strings.Repeat("x", 65)
+	rows := []struct {
+		name    string
+		subject string
+		header  nats.Header
+		body    string
+		id      string
+		run     int
+		queue   string
+	}{
+		{name: "the header wins over all", header: nats.Header{"Avatar-Job-Id": {"H-1"}, "Nats-Msg-Id": {"M1"}, "Avatar-Run": {"3"}}, body: `{"id":"B1"}`, id: "H-1", run: 3},
+		{name: "a header in another case counts", header: nats.Header{"avatar-job-id": {"H1"}, "avatar-run": {"2"}}, body: `{}`, id: "H1", run: 2},
+		{name: "a header that does not fit is passed over", header: nats.Header{"Avatar-Job-Id": {"a b"}}, body: `{"id":"B1"}`, id: "B1"},
+		{name: "the body wins over the message id", header: nats.Header{"Nats-Msg-Id": {"M2"}}, body: `{"avatar_id":"a","id":"B2"}`, id: "B2"},
+		{name: "a body id that does not fit is passed over", header: nats.Header{"Nats-Msg-Id": {"M3"}}, body: `{"id":"b.2"}`, id: "M3"},
+		{name: "a body id that is no string is passed over", header: nats.Header{"Nats-Msg-Id": {"M4"}}, body: `{"id":7}`, id: "M4"},
+		{name: "an id that is too long is passed over", header: nats.Header{"Nats-Msg-Id": {"M5"}}, body: `{"id":"` + long + `"}`, id: "M5"},
+		{name: "the id is read of a body that is broken after it", body: `{"id":"B6","audio":{`, id: "B6"},
+		{name: "the id is read of a body with unknown fields", body: `{"avatr":[{"id":"x"}],"id":"B7"} trailing`, id: "B7"},
+		{name: "an id deeper in the body is not the job's", header: nats.Header{"Nats-Msg-Id": {"M8"}}, body: `{"audio":{"id":"B8"}}`, id: "M8"},
+		{name: "an id after values of every kind", body: ` { "a" : [ 1 , {"id":"x\"}]"} , [ ] ] , "b":{"c":"\\\\"},"n":-1.5e3,"t":true,"z":null, "id" : "B9" } `, id: "B9"},
+		{name: "a key in escapes", body: `{"\u0069d":"B\u0031\u0030"}`, id: "B10"},
+		{name: "a string that does not end", header: nats.Header{"Nats-Msg-Id": {"M11"}}, body: `{"a":["x\",{"id":"B11"}`, id: "M11"},
+		{name: "protobuf", header: proto, body: string(protobufBody("P1", "app")), id: "P1"},
+		{name: "protobuf that is broken after the id", header: proto, body: string(protobufBody("P2")) + "\xff\xff", id: "P2"},
+		{name: "nothing fits", subject: "avatar.jobs.vip", header: nats.Header{"Nats-Msg-Id": {"m/13"}}, body: `not json`, id: "jdg2raj24b9ff-16", queue: "vip"},
+		{name: "an empty message", body: "", id: "jdg2raj24b9ff-17"},
+		{name: "a run that is no run counts as the first", header: nats.Header{"Avatar-Run": {"0"}, "Avatar-Job-Id": {"H15"}}, id: "H15"},
+		{name: "a run that is no number counts as the first", header: nats.Header{"Avatar-Run": {"two"}, "Avatar-Job-Id": {"H16"}}, id: "H16"},
+	}
+	messages := make([]*nats.Msg, len(rows))
+	for i, row := range rows {
+		messages[i] = &nats.Msg{Subject: row.subject, Header: row.header, Data: []byte(row.body)}
+	}
+	for i, msg := range deliver(t, messages...) {
+		row := rows[i]
+		t.Run(row.name, func(t *testing.T) {
+			want := Identity{ID: row.id, Run: max(row.run, 1), Queue: "default", Subject: msg.Subject(), StreamSeq: uint64(i + 1)}
+			if row.queue != "" {
+				want.Queue = row.queue
+			}
+			for range 2 {
+				if got := Identify(msg, StreamInfo{Created: created}); got != want {
+					t.Errorf("got %+v, want %+v", got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestMadeIdentityFitsThePatternAndTellsMessagesApart(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		created := rapid.Int64().Draw(t, "created")
+		seq := rapid.Uint64().Draw(t, "seq")
+		id := streamJobID(StreamInfo{Created: time.Unix(0, created)}, seq)
+		if !ValidJobID(id) {
+			t.Fatalf("%q does not fit", id)
+		}
+		if other := streamJobID(StreamInfo{Created: time.Unix(0, created)}, seq+1); other == id {
+			t.Fatalf("two messages are %q", id)
+		}
+	})
+}
+
+func TestTraceContextIsCarriedAsPublishedOrIgnored(t *testing.T) {
+	const good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	rows := []struct {
+		name          string
+		header        nats.Header
+		parent, state string
+	}{
+		{"lower case", nats.Header{"traceparent": {good}, "tracestate": {"a=b"}}, good, "a=b"},
+		{"spoiled case", nats.Header{"Traceparent": {good}}, good, ""},
+		{"none", nil, "", ""},
+		{"short", nats.Header{"traceparent": {"00-1-2-01"}, "tracestate": {"a=b"}}, "", ""},
+		{"zero trace id", nats.Header{"traceparent": {"00-00000000000000000000000000000000-b7ad6b7169203331-01"}}, "", ""},
+		{"upper-case hex", nats.Header{"traceparent": {strings.ToUpper(good)}}, "", ""},
+		{"version ff", nats.Header{"traceparent": {"ff" + good[2:]}}, "", ""},
+		{"version 00 with more", nats.Header{"traceparent": {good + "-x"}}, "", ""},
+		{"a later version with more", nats.Header{"traceparent": {"01" + good[2:] + "-x"}}, "01" + good[2:] + "-x", ""},
+		{"a state with a line break", nats.Header{"traceparent": {good}, "tracestate": {"a=b\nc"}}, good, ""},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			parent, state := traceContext(row.header)
+			if parent != row.parent || state != row.state {
+				t.Errorf("got %q, %q", parent, state)
+			}
+		})
+	}
+}
+
+func TestTraceCarrierKeepsNamesLowerCase(t *testing.T) {
+	header := nats.Header{}
+	carrier := TraceCarrier(header)
+	carrier.Set("Traceparent", "x")
+	if len(header["traceparent"]) != 1 || carrier.Get("TraceParent") != "x" || len(carrier.Keys()) != 1 {
+		t.Errorf("got %v", header)
+	}
+}

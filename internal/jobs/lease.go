@@ -1,0 +1,189 @@
+package jobs
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
+)
+
+// ErrLeaseLost is the cause with which work is cancelled whose lease could not
+// be extended in time.
+var ErrLeaseLost = errors.New("the lease could not be extended in time")
+
+// Leases extends the leases of all messages that a worker holds, from one
+// place. An extension counts from the moment it was sent, and only once the
+// server has confirmed it.
+type Leases struct {
+	nc       *nats.Conn
+	window   time.Duration // ack wait
+	margin   time.Duration // a lease is given up this long before it ends
+	observe  func(ok bool)
+	log      zerolog.Logger
+	inbox    string // <inbox>.<lease>.<time sent, ns since start>
+	sub      *nats.Subscription
+	start    time.Time // monotonic
+	stop     chan struct{}
+	stopped  chan struct{}
+	mu       sync.Mutex
+	leases   map[uint64]*Lease
+	sequence uint64
+}
+
+// Lease is one message held.
+type Lease struct {
+	all     *Leases
+	id      uint64
+	subject string // the message's reply subject
+	until   time.Time
+	sent    time.Time
+	cancel  context.CancelCauseFunc
+}
+
+// NewLeases starts extending. window is the consumers' ack wait; observe is
+// told of each extension, whether it was confirmed or given up.
+func NewLeases(nc *nats.Conn, window time.Duration, observe func(ok bool), log zerolog.Logger) (*Leases, error) {
+	l := &Leases{
+		nc:      nc,
+		window:  window,
+		margin:  leaseMargin(window),
+		observe: observe,
+		log:     log,
+		inbox:   nc.NewInbox(),
+		start:   time.Now(),
+		stop:    make(chan struct{}),
+		stopped: make(chan struct{}),
+		leases:  make(map[uint64]*Lease),
+	}
+	sub, err := nc.Subscribe(l.inbox+".>", l.confirmed)
+	if err != nil {
+		return nil, err
+	}
+	l.sub = sub
+	go l.run()
+	return l, nil
+}
+
+// leaseMargin leaves time to close a session (a second at most) before its
+// lease ends.
+func leaseMargin(window time.Duration) time.Duration {
+	return min(window/3, 3*time.Second)
+}
+
+// Hold extends the lease of the message with this reply subject until Release.
+// from is a moment before the server can have delivered it. When the lease is
+// as good as lost the returned context is cancelled with ErrLeaseLost.
+func (l *Leases) Hold(ctx context.Context, reply string, from time.Time) (context.Context, *Lease) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sequence++
+	lease := &Lease{all: l, id: l.sequence, subject: reply, until: from.Add(l.window), cancel: cancel}
+	l.leases[lease.id] = lease
+	// At once: a delivery is remembered with the time the job was published,
+	// so a job that queued for long would be delivered again to somebody else
+	// as soon as the consumer's leader changes.
+	l.extend(lease, time.Now())
+	return ctx, lease
+}
+
+// Release ends the extension; the message is acknowledged or handed back next.
+func (x *Lease) Release() {
+	x.all.mu.Lock()
+	delete(x.all.leases, x.id)
+	x.all.mu.Unlock()
+	x.cancel(nil)
+}
+
+// Close ends all extensions and waits until the worker's side is still.
+func (l *Leases) Close() {
+	close(l.stop)
+	<-l.stopped
+	if err := l.sub.Unsubscribe(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+		l.log.Debug().Err(err).Msg("unsubscribe lease confirmations")
+	}
+}
+
+func (l *Leases) run() {
+	defer close(l.stopped)
+	ticker := time.NewTicker(min(max(l.window/30, 20*time.Millisecond), time.Second))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-ticker.C:
+			l.sweep(time.Now())
+		}
+	}
+}
+
+// sweep gives up the leases that are about to end and extends those that are
+// due. It is cheap: one pass, no allocation but for what is sent.
+func (l *Leases) sweep(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, lease := range l.leases {
+		switch {
+		case lease.until.Sub(now) <= l.margin:
+			delete(l.leases, id)
+			lease.cancel(ErrLeaseLost)
+			l.observe(false)
+		case now.Sub(lease.sent) >= l.window/3:
+			l.extend(lease, now)
+		}
+	}
+}
+
+// extend asks the server for another window. The answer names the lease and
+// the time of asking, so that the window counts from then.
+func (l *Leases) extend(lease *Lease, now time.Time) {
+	lease.sent = now
+	token := make([]byte, 0, len(l.inbox)+32)
+	token = append(token, l.inbox...)
+	token = append(token, '.')
+	token = strconv.AppendUint(token, lease.id, 36)
+	token = append(token, '.')
+	token = strconv.AppendInt(token, int64(now.Sub(l.start)), 36)
+	if err := l.nc.PublishRequest(lease.subject, string(token), ackProgress); err != nil {
+		// Without a connection: the next round tries again while the lease stands.
+		lease.sent = now.Add(-l.window / 3).Add(l.window / 10)
+	}
+}
+
+// ackProgress is the acknowledgement that extends a lease; with a reply subject
+// the server confirms it.
+var ackProgress = []byte("+WPI")
+
+func (l *Leases) confirmed(msg *nats.Msg) {
+	id, sent, ok := parseConfirmation(strings.TrimPrefix(msg.Subject, l.inbox+"."))
+	if !ok || len(msg.Header) > 0 && msg.Header.Get("Status") != "" {
+		return // no responders: the server is not there
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lease := l.leases[id]
+	if lease == nil {
+		return
+	}
+	if until := l.start.Add(sent).Add(l.window); until.After(lease.until) {
+		lease.until = until
+		l.observe(true)
+	}
+}
+
+func parseConfirmation(token string) (id uint64, sent time.Duration, ok bool) {
+	first, second, found := strings.Cut(token, ".")
+	if !found {
+		return 0, 0, false
+	}
+	id, err1 := strconv.ParseUint(first, 36, 64)
+	ns, err2 := strconv.ParseInt(second, 36, 64)
+	return id, time.Duration(ns), err1 == nil && err2 == nil
+}

@@ -1,0 +1,27 @@
+package jobs
+
+import (
+	"time"
+
+	"avatarworker/internal/errors"
+)
+
+// Observer is told what happens, for metrics. Its methods are quick and may be
+// called from any goroutine.
+type Observer interface {
+	JobDone(queue string, outcome State)
+	// AttemptDone is told of every attempt; code "" is one that succeeded.
+	AttemptDone(code errors.Code, class errors.Class, phase errors.Phase)
+	// TakenOver: why: new, retry, released or crash.
+	TakenOver(why string)
+	SessionOpened(app string)
+	SessionClosed(app string, connected time.Duration)
+	Utterance(u Utterance)
+	FramesOut(output string, frames int, bytes int64)
+	LeaseExtended(ok bool)
+	SlotsBusy(busy, all int)
+	Waiting(queue string, state State, n int) // n more jobs of this state wait here
+	CircuitOpen(app, region string, open bool)
+	DeadLettered(code errors.Code)
+	Alerted(kind string, code errors.Code)
+}

@@ -1,0 +1,199 @@
+package jobs
+
+import (
+	"fmt"
+	"mime"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/jobpb"
+)
+
+// ContentTypeProtobuf marks a job in protobuf; every other job is JSON.
+const ContentTypeProtobuf = "application/protobuf"
+
+// Parse reads the job of a message. The error is nil or says, with code
+// invalidJob and phase job, which fields are wrong, what is wrong with them and
+// what to do; it never quotes a token or a URL.
+func Parse(msg jetstream.Msg, ident Identity) (*Job, *errors.Error) {
+	header := msg.Headers()
+	if err := checkIdentityHeaders(header); err != nil {
+		return nil, err
+	}
+	body, err := Decode(header, msg.Data())
+	if err != nil {
+		return nil, err
+	}
+	job := &Job{
+		Job:       body,
+		ID:        ident.ID,
+		Run:       ident.Run,
+		Queue:     ident.Queue,
+		Subject:   ident.Subject,
+		StreamSeq: ident.StreamSeq,
+	}
+	// Without metadata the message did not come from a stream; it has no time.
+	if meta, err := msg.Metadata(); err == nil {
+		job.Published = meta.Timestamp
+	}
+	job.TraceParent, job.TraceState = traceContext(header)
+	return job, nil
+}
+
+// Decode reads and validates a job's bytes: JSON, or protobuf where the header
+// Content-Type says so. The error is as Parse's.
+func Decode(header nats.Header, data []byte) (*jobpb.Job, *errors.Error) {
+	decode := decodeJSON
+	if isProtobuf(header) {
+		decode = decodeProtobuf
+	}
+	job, problems := decode(data)
+	if len(problems) > 0 {
+		return nil, invalidJob(problems)
+	}
+	if err := Validate(job); err != nil {
+		return nil, err
+	}
+	return job, nil
+}
+
+// isProtobuf reports whether the message says that its body is protobuf.
+func isProtobuf(header nats.Header) bool {
+	mediaType, _, err := mime.ParseMediaType(headerValue(header, "Content-Type"))
+	return err == nil && (mediaType == ContentTypeProtobuf || mediaType == "application/x-protobuf")
+}
+
+// checkIdentityHeaders refuses identity headers that Identify had to pass over:
+// a job must not run under another id, or as another run, than was asked for.
+func checkIdentityHeaders(header nats.Header) *errors.Error {
+	var p problems
+	if id := headerValue(header, HeaderJobID); id != "" && !ValidJobID(id) {
+		p.add("header "+HeaderJobID, "want %s, got %s", idWanted, quote(id))
+	}
+	if _, ok := runOf(header); !ok {
+		p.add("header "+HeaderRun, "want a whole number from 1, got %s", quote(headerValue(header, HeaderRun)))
+	}
+	if len(p) > 0 {
+		return invalidJob(p)
+	}
+	return nil
+}
+
+func decodeJSON(data []byte) (*jobpb.Job, problems) {
+	job := &jobpb.Job{}
+	err := protojson.Unmarshal(data, job)
+	if err == nil {
+		return job, nil
+	}
+	// protojson stops at the first fault and says little about it, so the body
+	// is read a second time for what there is to say.
+	if p := explainJSON(data); len(p) > 0 {
+		return nil, p
+	}
+	return nil, problems{"not a valid job: " + cleanProtoError(err)}
+}
+
+func decodeProtobuf(data []byte) (*jobpb.Job, problems) {
+	if len(data) == 0 {
+		return nil, problems{"the message has no body: want a job in protobuf"}
+	}
+	job := &jobpb.Job{}
+	if err := proto.Unmarshal(data, job); err != nil {
+		return nil, problems{"not a job in protobuf (avatarworker.v1.Job), though the header Content-Type says so: " + cleanProtoError(err)}
+	}
+	var p problems
+	refuseUnknown(job.ProtoReflect(), "", &p)
+	return job, p
+}
+
+// refuseUnknown finds protobuf fields that are not in the schema, at any depth.
+func refuseUnknown(m protoreflect.Message, path string, p *problems) {
+	if unknown := m.GetUnknown(); len(unknown) > 0 {
+		num, _, _ := protowire.ConsumeTag(unknown)
+		p.add(path, "protobuf field number %d is not known; does the publisher use a newer job.proto?", num)
+	}
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		field := joinPath(path, string(fd.Name()))
+		switch {
+		case fd.Message() == nil || fd.IsMap():
+		case fd.IsList():
+			for i := range v.List().Len() {
+				refuseUnknown(v.List().Get(i).Message(), fmt.Sprintf("%s[%d]", field, i), p)
+			}
+		default:
+			refuseUnknown(v.Message(), field, p)
+		}
+		return true
+	})
+}
+
+// protoNoise is what the protobuf library puts before its texts; it varies the
+// space on purpose, so that nobody relies on them.
+var protoNoise = regexp.MustCompile(`proto:[\s\x{00a0}]*|\(line \d+:\d+\):\s*|[\x{00a0}]`)
+
+func cleanProtoError(err error) string {
+	text := protoNoise.ReplaceAllString(err.Error(), "")
+	return cut(strings.ToValidUTF8(text, "\uFFFD"), 200)
+}
+
+// problems is what is wrong with a job, one text for each fault.
+type problems []string
+
+// Bounds of an error text: nobody reads more, and it has to fit headers.
+const (
+	maxProblems     = 8
+	maxProblemBytes = 300
+)
+
+func (p *problems) add(path, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if path != "" {
+		text = path + ": " + text
+	}
+	*p = append(*p, cut(text, maxProblemBytes))
+}
+
+func invalidJob(p problems) *errors.Error {
+	more := ""
+	if len(p) > maxProblems {
+		more = "; and more"
+		p = p[:maxProblems]
+	}
+	return &errors.Error{
+		Code:    errors.CodeInvalidJob,
+		Phase:   errors.PhaseJob,
+		Message: strings.Join(p, "; ") + more,
+	}
+}
+
+func joinPath(path, field string) string {
+	if path == "" {
+		return field
+	}
+	return path + "." + field
+}
+
+// quote shows a value of the job in an error text. Never give it a secret.
+func quote(s string) string { return fmt.Sprintf("%q", cut(s, 64)) }
+
+// cut shortens s to at most n bytes, at a character's boundary.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	const mark = "…"
+	n -= len(mark)
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + mark
+}

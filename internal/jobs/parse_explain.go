@@ -1,0 +1,307 @@
+package jobs
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/jobpb"
+)
+
+// explainJSON says why data is no job, field by field. It finds nothing where
+// only protojson knows better.
+func explainJSON(data []byte) problems {
+	if p := explainSyntax(data); p != nil {
+		return p
+	}
+	var p problems
+	p.object(data, (*jobpb.Job)(nil).ProtoReflect().Descriptor(), "")
+	return p
+}
+
+// explainSyntax says where data stops being JSON; nil if it is JSON.
+func explainSyntax(data []byte) problems {
+	switch {
+	case len(bytes.TrimSpace(data)) == 0:
+		return problems{"the message has no body: want a job as a JSON object"}
+	case bytes.HasPrefix(data, []byte("\xEF\xBB\xBF")):
+		return problems{"not JSON: it starts with a byte order mark; publish UTF-8 without one"}
+	case !utf8.Valid(data):
+		return problems{"not JSON: it is not UTF-8" + protobufHint(data)}
+	}
+	var raw json.RawMessage
+	err := json.Unmarshal(data, &raw)
+	if err == nil {
+		return nil
+	}
+	where := ""
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		line, column := position(data, syntax.Offset)
+		where = fmt.Sprintf("line %d, column %d: ", line, column)
+	}
+	return problems{"not JSON: " + where + err.Error() + protobufHint(data)}
+}
+
+func protobufHint(data []byte) string {
+	if data[0] == '{' {
+		return ""
+	}
+	return " (a job in protobuf needs the header Content-Type: " + ContentTypeProtobuf + ")"
+}
+
+// position turns the count of bytes read into a line and column, both from 1.
+func position(data []byte, offset int64) (line, column int) {
+	read := data[:min(max(offset, 1), int64(len(data)))]
+	return bytes.Count(read, []byte("\n")) + 1, len(read) - (bytes.LastIndexByte(read, '\n') + 1)
+}
+
+// object checks a JSON object against a message's fields.
+func (p *problems) object(raw json.RawMessage, md protoreflect.MessageDescriptor, path string) {
+	if kind := jsonKind(raw); kind != "an object" {
+		p.add(orJob(path), "want an object, got %s", kind)
+		return
+	}
+	p.members(raw, path, func(key string, value json.RawMessage) {
+		fd := md.Fields().ByName(protoreflect.Name(key))
+		if fd == nil {
+			p.add(path, "field %s is not known%s", quote(key), suggest(key, md))
+			return
+		}
+		// null is as good as absent, as everywhere in protobuf's JSON.
+		if jsonKind(value) != "null" {
+			p.field(value, fd, joinPath(path, key))
+		}
+	})
+}
+
+// members walks the members of an object and reports keys that come twice.
+func (p *problems) members(raw json.RawMessage, path string, visit func(key string, value json.RawMessage)) {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	if _, err := dec.Token(); err != nil {
+		return // explainSyntax has found raw to be JSON
+	}
+	seen := map[string]bool{}
+	// Nobody is told more than maxProblems, so looking on would be a waste.
+	for dec.More() && len(*p) <= maxProblems {
+		token, err := dec.Token()
+		if err != nil {
+			return
+		}
+		key, _ := token.(string)
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return
+		}
+		if seen[key] {
+			p.add(path, "field %s is given twice", quote(key))
+			continue
+		}
+		seen[key] = true
+		visit(key, value)
+	}
+}
+
+func (p *problems) field(raw json.RawMessage, fd protoreflect.FieldDescriptor, path string) {
+	switch {
+	case fd.IsMap():
+		p.stringMap(raw, path)
+	case fd.IsList():
+		p.list(raw, fd, path)
+	case fd.Message() != nil && fd.Message().FullName() == "google.protobuf.Timestamp":
+		p.timestamp(raw, path)
+	case fd.Message() != nil:
+		p.object(raw, fd.Message(), path)
+	case fd.Kind() == protoreflect.BytesKind:
+		p.base64(raw, path)
+	case fd.Kind() == protoreflect.StringKind:
+		if kind := jsonKind(raw); kind != "a string" {
+			p.add(path, "want a string, got %s", kind)
+		}
+	default:
+		p.integer(raw, fd.Kind(), path)
+	}
+}
+
+// stringMap checks an object whose values are strings.
+func (p *problems) stringMap(raw json.RawMessage, path string) {
+	if kind := jsonKind(raw); kind != "an object" {
+		p.add(path, "want an object of strings, got %s", kind)
+		return
+	}
+	p.members(raw, path, func(key string, value json.RawMessage) {
+		if kind := jsonKind(value); kind != "a string" {
+			p.add(path+"["+quote(key)+"]", "want a string, got %s; put it in quotes", kind)
+		}
+	})
+}
+
+func (p *problems) list(raw json.RawMessage, fd protoreflect.FieldDescriptor, path string) {
+	var items []json.RawMessage
+	if kind := jsonKind(raw); kind != "an array" {
+		p.add(path, "want an array, got %s", kind)
+		return
+	}
+	if err := json.Unmarshal(raw, &items); err != nil {
+		return // explainSyntax has found raw to be JSON
+	}
+	for i, item := range items {
+		if len(*p) > maxProblems {
+			return
+		}
+		p.object(item, fd.Message(), fmt.Sprintf("%s[%d]", path, i))
+	}
+}
+
+func (p *problems) timestamp(raw json.RawMessage, path string) {
+	const want = `want an RFC 3339 time such as "2026-01-31T12:00:00Z"`
+	text, ok := jsonString(raw)
+	if !ok {
+		p.add(path, want+", got %s", jsonKind(raw))
+		return
+	}
+	if _, err := time.Parse(time.RFC3339Nano, text); err != nil {
+		p.add(path, want+", got %s", quote(text))
+	}
+}
+
+func (p *problems) base64(raw json.RawMessage, path string) {
+	text, ok := jsonString(raw)
+	if !ok {
+		p.add(path, "want base64 in a string, got %s", jsonKind(raw))
+		return
+	}
+	// Both alphabets are taken, with or without padding, as protojson does.
+	encoding := base64.RawStdEncoding
+	if strings.ContainsAny(text, "-_") {
+		encoding = base64.RawURLEncoding
+	}
+	if _, err := encoding.DecodeString(strings.TrimRight(text, "=")); err != nil {
+		p.add(path, "not base64: %s", strings.TrimPrefix(err.Error(), "illegal base64 data "))
+		return
+	}
+	if strings.HasSuffix(text, "=") && len(text)%4 != 0 {
+		p.add(path, "not base64: wrong padding")
+	}
+}
+
+func (p *problems) integer(raw json.RawMessage, kind protoreflect.Kind, path string) {
+	lowest, highest := int64(-1<<31), int64(1<<31-1)
+	if kind == protoreflect.Uint32Kind {
+		lowest, highest = 0, 1<<32-1
+	}
+	text := string(raw)
+	if s, ok := jsonString(raw); ok {
+		text = s // protobuf's JSON takes numbers in quotes
+	}
+	n, err := strconv.ParseFloat(text, 64)
+	switch {
+	case jsonKind(raw) != "a number" && jsonKind(raw) != "a string":
+		p.add(path, "want a whole number, got %s", jsonKind(raw))
+	case err != nil || n != float64(int64(n)):
+		p.add(path, "want a whole number, got %s", cut(string(raw), 40))
+	case n < float64(lowest) || n > float64(highest):
+		p.add(path, "want a whole number from %d to %d, got %s", lowest, highest, cut(string(raw), 40))
+	}
+}
+
+// jsonKind names the kind of a JSON value, with its article.
+func jsonKind(raw json.RawMessage) string {
+	raw = bytes.TrimSpace(raw)
+	if len(raw) == 0 {
+		return "nothing"
+	}
+	switch raw[0] {
+	case '{':
+		return "an object"
+	case '[':
+		return "an array"
+	case '"':
+		return "a string"
+	case 't', 'f':
+		return "a boolean"
+	case 'n':
+		return "null"
+	}
+	return "a number"
+}
+
+func jsonString(raw json.RawMessage) (string, bool) {
+	var s string
+	if jsonKind(raw) != "a string" || json.Unmarshal(raw, &s) != nil {
+		return "", false
+	}
+	return s, true
+}
+
+func orJob(path string) string {
+	if path == "" {
+		return "the job"
+	}
+	return path
+}
+
+// suggest names the field that was probably meant, or else all there are.
+func suggest(key string, md protoreflect.MessageDescriptor) string {
+	var names []string
+	best, bestDistance := "", 3
+	for i := range md.Fields().Len() {
+		name := string(md.Fields().Get(i).Name())
+		names = append(names, name)
+		if d := distance(plain(key), plain(name)); d < bestDistance && d < len(name)-1 {
+			best, bestDistance = name, d
+		}
+	}
+	switch {
+	case best != "":
+		return fmt.Sprintf("; did you mean %q?", best)
+	case len(names) == 0:
+		return "; it has no fields"
+	}
+	slices.Sort(names)
+	return "; known are " + strings.Join(names, ", ")
+}
+
+// plain makes spellings such as avatarId, Avatar-ID and avatar_id equal.
+func plain(name string) string {
+	return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(name))
+}
+
+// distance is the number of letters to change, add, leave out or swap with
+// their neighbour to get from a to b (3 and more: far), both at most 64 bytes.
+func distance(a, b string) int {
+	if len(a)-len(b) > 2 || len(b)-len(a) > 2 {
+		return 3
+	}
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
+	}
+	for j := range rows[0] {
+		rows[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			d := min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d = min(d, rows[i-2][j-2]+1)
+			}
+			rows[i][j] = d
+		}
+	}
+	return rows[len(a)][len(b)]
+}

@@ -1,0 +1,153 @@
+package jobs
+
+import (
+	"time"
+
+	"avatarworker/internal/errors"
+)
+
+// State says how a job stands: on its way, or one of the outcomes.
+type State string
+
+const (
+	StateRunning  State = "running"
+	StateRetrying State = "retrying"
+	StateHeld     State = "held"
+	StateReleased State = "released"
+
+	StateCompleted    State = "completed"
+	StateDeadLettered State = "dead_lettered"
+	StateExpired      State = "expired"
+	StateCancelled    State = "cancelled"
+)
+
+// Final tells whether the state is an outcome.
+func (s State) Final() bool {
+	switch s {
+	case StateCompleted, StateDeadLettered, StateExpired, StateCancelled:
+		return true
+	default:
+		return false
+	}
+}
+
+// Reasons of a dead letter.
+const (
+	ReasonPermanent         = "permanent"
+	ReasonAttemptsExhausted = "attempts_exhausted"
+	ReasonInvalidJob        = "invalid_job"
+	ReasonWorkerLost        = "worker_lost"
+	ReasonHeldTooLong       = "held_too_long"
+)
+
+// maxRecordedUtterances bounds the record: a live job may speak for hours, and
+// every change of the record writes it whole.
+const maxRecordedUtterances = 256
+
+// Record is how a job stands, kept as JSON in AVATAR_STATE under the job's id.
+// Whoever changes it names the revision that he read: that is the fence.
+type Record struct {
+	JobID           string      `json:"job_id"`
+	Run             int         `json:"run"`
+	StreamSeq       uint64      `json:"stream_seq"` // 0: made by a cancel, no message seen yet
+	Session         int         `json:"session"`    // ordinal of the last take-over in this run
+	State           State       `json:"state"`
+	Queue           string      `json:"queue"`
+	AppID           string      `json:"app_id"`
+	AvatarID        string      `json:"avatar_id"`
+	Region          string      `json:"region,omitempty"`
+	Attempt         int         `json:"attempt"` // number of the last attempt
+	MaxAttempts     int         `json:"max_attempts"`
+	Crashes         int         `json:"crashes"`
+	WorkerID        string      `json:"worker_id"`
+	CancelRequested bool        `json:"cancel_requested"`
+	CreatedAt       time.Time   `json:"created_at"`
+	UpdatedAt       time.Time   `json:"updated_at"`
+	NextAttemptAt   *time.Time  `json:"next_attempt_at,omitempty"`
+	ConnectionID    string      `json:"connection_id,omitempty"`
+	LastError       *ErrorEvent `json:"last_error,omitempty"`
+	Checkpoint      int         `json:"checkpoint"` // utterances delivered
+	Outcome         State       `json:"outcome,omitempty"`
+
+	// What the fields above do not tell, and a worker that takes over needs.
+	Reason         string              `json:"reason,omitempty"`      // of the dead letter
+	BudgetFrom     int                 `json:"budget_from,omitempty"` // attempts before the budget was last renewed
+	Failures       map[errors.Code]int `json:"failures,omitempty"`    // by code, since then
+	Speaking       int                 `json:"speaking,omitempty"`    // utterance begun; only kept for give_up
+	LiveSeq        uint64              `json:"live_seq,omitempty"`    // last live audio message delivered
+	LiveBegun      uint64              `json:"live_begun,omitempty"`  // first message of the live utterance in flight
+	Holds          int                 `json:"holds,omitempty"`       // how often it was held
+	HeldSince      *time.Time          `json:"held_since,omitempty"`  // of the hold that lasts
+	HeldFor        time.Duration       `json:"held_for_ns,omitempty"` // all holds that ended
+	HeldCode       errors.Code         `json:"held_code,omitempty"`   // what it waits for, where no try of its own failed
+	Refusals       int                 `json:"refusals,omitempty"`    // for concurrency, in a row
+	ConnectionIDs  []string            `json:"connection_ids,omitempty"`
+	Utterances     []Utterance         `json:"utterances,omitempty"` // the newest of those delivered
+	UtterancesDone int                 `json:"utterances_total,omitempty"`
+	SessionTime    time.Duration       `json:"session_ns,omitempty"` // connected, over all sessions
+	Recording      string              `json:"recording,omitempty"`
+	Labels         map[string]string   `json:"labels,omitempty"`
+	PublishedAt    time.Time           `json:"published_at,omitzero"`
+}
+
+// Spent is the number of attempts that count against the budget.
+func (r *Record) Spent() int { return r.Attempt - r.BudgetFrom }
+
+// heldTotal is the time that the job has been held in all.
+func (r *Record) heldTotal(now time.Time) time.Duration {
+	if r.HeldSince == nil {
+		return r.HeldFor
+	}
+	return r.HeldFor + now.Sub(*r.HeldSince)
+}
+
+// heldCode is the code of what holds the job.
+func (r *Record) heldCode() errors.Code {
+	if r.LastError != nil && r.LastError.Action == errors.ActionHold && r.LastError.Session == r.Session {
+		return r.LastError.Code
+	}
+	if r.HeldCode != "" {
+		return r.HeldCode
+	}
+	return errors.CodeBillingRequired
+}
+
+// endHold adds the hold that lasts to the total.
+func (r *Record) endHold(now time.Time) {
+	r.HeldFor = r.heldTotal(now)
+	r.HeldSince = nil
+}
+
+// delivered moves the checkpoint. A job that keeps what it has reached gets its
+// full budget back: what counts against it are failures without progress.
+func (r *Record) delivered(u Utterance, keeps bool) {
+	r.Checkpoint++
+	r.UtterancesDone++
+	r.Utterances = append(r.Utterances, u)
+	if over := len(r.Utterances) - maxRecordedUtterances; over > 0 {
+		r.Utterances = append([]Utterance(nil), r.Utterances[over:]...)
+	}
+	if u.LiveSeq > 0 {
+		r.LiveSeq, r.LiveBegun = u.LiveSeq, 0
+	}
+	if keeps {
+		r.BudgetFrom, r.Failures, r.Crashes, r.Refusals = r.Attempt, nil, 0, 0
+	}
+}
+
+// progressed tells whether an utterance was finished in the last attempt.
+func (r *Record) progressed() bool { return r.Attempt > 0 && r.BudgetFrom == r.Attempt }
+
+// clone is a copy that may be changed without changing r.
+func (r *Record) clone() *Record {
+	c := *r
+	c.Utterances = append([]Utterance(nil), r.Utterances...)
+	c.ConnectionIDs = append([]string(nil), r.ConnectionIDs...)
+	if r.Failures != nil {
+		c.Failures = make(map[errors.Code]int, len(r.Failures))
+		for code, n := range r.Failures {
+			c.Failures[code] = n
+		}
+	}
+	return &c
+}

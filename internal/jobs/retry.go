@@ -1,0 +1,105 @@
+package jobs
+
+import (
+	"time"
+
+	"avatarworker/internal/errors"
+)
+
+// RetryPolicy says when a failed job runs again.
+type RetryPolicy struct {
+	MaxAttempts int           // the limit where the job names none, and the highest it may name
+	Initial     time.Duration // bound of the wait before the second attempt
+	Max         time.Duration // bound of every wait
+}
+
+// Setback is what the retry policy looks at.
+type Setback struct {
+	Decision errors.Decision
+	Record   *Record
+	Now      time.Time
+	Deadline time.Time // zero: none
+	// CircuitOpen: starting sessions for the app is known to be pointless, and
+	// this failure is one of that kind.
+	CircuitOpen bool
+	// Refused: the backend refused one session too many, not the account.
+	Refused bool
+	// Wait is how long a held job waits before it asks again.
+	Wait time.Duration
+}
+
+// Plan is what happens to a job after a failure.
+type Plan struct {
+	Action errors.Action
+	Delay  time.Duration // before the next try
+	Reason string        // of a dead letter
+}
+
+// Plan decides. rnd returns a number in [0, 1).
+func (p RetryPolicy) Plan(f Setback, rnd func() float64) Plan {
+	plan := p.plan(f, rnd)
+	if again := plan.Action == errors.ActionRetry; again && past(f.Deadline, f.Now.Add(plan.Delay)) {
+		return Plan{Action: errors.ActionExpire}
+	}
+	return plan
+}
+
+func (p RetryPolicy) plan(f Setback, rnd func() float64) Plan {
+	switch f.Decision.Action {
+	case errors.ActionHold:
+		if f.Refused {
+			return Plan{Action: errors.ActionHold, Delay: p.Backoff(f.Record.Refusals+1, rnd)}
+		}
+		return Plan{Action: errors.ActionHold, Delay: f.Wait}
+	case errors.ActionRetry:
+		if f.CircuitOpen {
+			return Plan{Action: errors.ActionHold, Delay: max(f.Wait, f.Decision.NotBefore)}
+		}
+		return p.again(f, rnd)
+	case errors.ActionDeadLetter:
+		if f.CircuitOpen {
+			return Plan{Action: errors.ActionHold, Delay: f.Wait}
+		}
+		return Plan{Action: errors.ActionDeadLetter, Reason: reasonOf(f.Decision.Code)}
+	default:
+		return Plan{Action: f.Decision.Action}
+	}
+}
+
+func (p RetryPolicy) again(f Setback, rnd func() float64) Plan {
+	spent := f.Record.Spent()
+	ofCode := f.Record.Failures[f.Decision.Code] + 1
+	limit := f.Decision.Attempts
+	if spent >= f.Record.MaxAttempts || limit > 0 && ofCode >= limit {
+		return Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}
+	}
+	delay := p.Backoff(max(spent, 1), rnd)
+	if f.Decision.NotBefore > 0 {
+		// Spread what would otherwise all come back at the same moment.
+		delay += f.Decision.NotBefore
+	}
+	return Plan{Action: errors.ActionRetry, Delay: delay}
+}
+
+// Backoff is a random wait of at most Initial × 2^(n−1), and of at most Max.
+func (p RetryPolicy) Backoff(n int, rnd func() float64) time.Duration {
+	bound := p.Max
+	if shift := n - 1; shift < 32 && p.Initial<<shift < p.Max && p.Initial<<shift > 0 {
+		bound = p.Initial << shift
+	}
+	return time.Duration(rnd() * float64(bound))
+}
+
+func reasonOf(code errors.Code) string {
+	switch code {
+	case errors.CodeInvalidJob:
+		return ReasonInvalidJob
+	case errors.CodeWorkerLost:
+		return ReasonWorkerLost
+	default:
+		return ReasonPermanent
+	}
+}
+
+// past tells whether t lies after a deadline that is set.
+func past(deadline, t time.Time) bool { return !deadline.IsZero() && t.After(deadline) }

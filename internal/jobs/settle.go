@@ -1,0 +1,331 @@
+package jobs
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
+)
+
+// settle writes how an attempt went, then what follows from it, then gives the
+// message back or acknowledges it.
+func (t *task) settle(a attempted) error {
+	ctx, cancel := context.WithTimeout(t.ctx, settleTimeout)
+	defer cancel()
+	next := t.next(t.current())
+	next.SessionTime += a.report.Connected
+	err := t.verdict(ctx, next, a)
+	if errors.Is(err, errSuperseded) {
+		t.superseded(next)
+		return nil
+	}
+	if err != nil {
+		// Not a conflict to look at again: the attempt is over.
+		t.unsettled(err)
+	}
+	return nil
+}
+
+func (t *task) verdict(ctx context.Context, next *Record, a attempted) error {
+	switch {
+	case errors.Is(a.err, errSuperseded) || errors.Is(a.cause, errSuperseded):
+		return errSuperseded
+	case errors.Is(a.cause, ErrLeaseLost):
+		t.inconclusive(next, a.pass, false)
+		t.log.Warn().Str("connection_id", next.ConnectionID).Int("session", next.Session).
+			Msg("the lease could not be kept: the session is closed and nothing is settled")
+		return nil
+	case a.err == nil:
+		next.Recording = a.report.Recording
+		t.w.o.Observer.AttemptDone("", "", "")
+		return t.finish(ctx, next, StateCompleted)
+	case errors.Is(a.cause, errCancelled):
+		t.inconclusive(next, a.pass, false)
+		return t.finish(ctx, next, StateCancelled)
+	case errors.Is(a.cause, errDrained):
+		t.inconclusive(next, a.pass, false)
+		return t.release(ctx, next, "drain")
+	default:
+		return t.failed(ctx, next, errors.Of(a.err), a.pass)
+	}
+}
+
+// next is a copy of r to be changed and written; a new record where there is
+// none.
+func (t *task) next(r *Record) *Record {
+	if r != nil {
+		return r.clone()
+	}
+	next := &Record{CreatedAt: t.w.o.Now().UTC(), JobID: t.id.ID, Run: t.id.Run, StreamSeq: t.id.StreamSeq, Queue: t.id.Queue}
+	if t.job != nil {
+		next.identify(t.job, t.w.limits())
+	}
+	return next
+}
+
+// put writes next in place of the record that was read last.
+func (t *task) put(ctx context.Context, next *Record) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.putLocked(ctx, next)
+}
+
+func (t *task) putLocked(ctx context.Context, next *Record) error {
+	next.UpdatedAt = t.w.o.Now().UTC()
+	revision, err := t.w.store.Put(ctx, t.id.ID, next, t.revision)
+	if err != nil {
+		return err
+	}
+	t.record, t.revision = next, revision
+	return nil
+}
+
+// keep writes next although others may have written meanwhile, as long as the
+// job is still this worker's: a wish to cancel is kept. errSuperseded: it is
+// somebody else's now.
+func (t *task) keep(ctx context.Context, next *Record) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for {
+		err := t.putLocked(ctx, next)
+		if !errors.Is(err, ErrConflict) {
+			return err
+		}
+		var now Record
+		revision, err := t.w.store.Get(ctx, t.id.ID, &now)
+		if err != nil {
+			return err
+		}
+		if now.Run != next.Run || now.Session != next.Session || now.WorkerID != next.WorkerID || now.State.Final() || now.State == StateReleased {
+			return errSuperseded
+		}
+		t.revision = revision
+		if now.CancelRequested && !next.CancelRequested {
+			next.CancelRequested = true
+			if t.cancel != nil {
+				t.cancel(errCancelled)
+			}
+		}
+	}
+}
+
+// change applies f to the record of a session that runs.
+func (t *task) change(ctx context.Context, f func(*Record)) error {
+	next := t.current().clone()
+	f(next)
+	err := t.keep(ctx, next)
+	if errors.Is(err, errSuperseded) {
+		t.mu.Lock()
+		cancel := t.cancel
+		t.mu.Unlock()
+		if cancel != nil {
+			cancel(errSuperseded)
+		}
+	}
+	return err
+}
+
+// finish writes an outcome and what follows from it.
+func (t *task) finish(ctx context.Context, next *Record, outcome State) error {
+	next.endHold(t.w.o.Now().UTC())
+	next.State, next.Outcome = outcome, outcome
+	next.NextAttemptAt = nil
+	failpoint.Here("before_outcome")
+	if err := t.commit(ctx, next); err != nil {
+		return err
+	}
+	failpoint.Here("outcome")
+	t.mu.Lock()
+	t.result = outcome
+	t.mu.Unlock()
+	t.w.o.Observer.JobDone(t.id.Queue, outcome)
+	t.logOutcome(next)
+	if err := t.follow(ctx, next); err != nil {
+		return err
+	}
+	t.acknowledge(ctx)
+	return nil
+}
+
+// commit writes a settlement: of a session by its fence, else by the revision
+// that was read.
+func (t *task) commit(ctx context.Context, next *Record) error {
+	if now := t.current(); now != nil && now.State == StateRunning && now.WorkerID == t.w.o.ID && now.Session == next.Session {
+		return t.keep(ctx, next)
+	}
+	return t.put(ctx, next)
+}
+
+// failed decides what becomes of a failed attempt.
+func (t *task) failed(ctx context.Context, next *Record, e *errors.Error, pass Pass) error {
+	now := t.w.o.Now().UTC()
+	decision := t.w.o.Table.Decide(e, next.progressed())
+	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
+	setback := Setback{Decision: decision, Record: next, Now: now, Deadline: t.notAfter()}
+	if err := t.consultCircuit(ctx, &setback, next, e, pass); err != nil {
+		return err
+	}
+	plan := t.w.o.Retry.Plan(setback, t.w.o.Random)
+	at := now.Add(plan.Delay)
+	next.LastError = t.errorEvent(next, e, decision, plan, at)
+	t.logFailure(next, e, plan)
+	if next.Failures == nil {
+		next.Failures = make(map[errors.Code]int)
+	}
+	if setback.Refused {
+		next.Refusals++
+	}
+	switch plan.Action {
+	case errors.ActionRetry:
+		next.Failures[decision.Code]++
+		next.State, next.NextAttemptAt = StateRetrying, &at
+		return t.postpone(ctx, next, plan.Delay)
+	case errors.ActionHold:
+		next.State, next.NextAttemptAt = StateHeld, &at
+		next.Holds++
+		next.HeldSince = &now
+		return t.postpone(ctx, next, plan.Delay)
+	case errors.ActionExpire:
+		return t.finish(ctx, next, StateExpired)
+	default:
+		next.Reason = plan.Reason
+		return t.finish(ctx, next, StateDeadLettered)
+	}
+}
+
+// consultCircuit tells the circuit of the failure and learns whether the job
+// has to wait for it.
+func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *errors.Error, pass Pass) error {
+	app, region := t.circuitApp(r), t.circuitRegion()
+	switch {
+	case e.Code == errors.CodeBillingRequired && s.Decision.OpensCircuit && t.w.fleet.lives(app):
+		s.Refused = true
+		t.inconclusive(r, pass, true)
+		t.log.Warn().Str("app_id", app).
+			Msg("the backend refused a session while others of the app live: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
+		return nil
+	case s.Decision.OpensCircuit || s.Decision.AppWide:
+		wait, open, err := t.w.circuits.Failed(ctx, app, region, t.id.ID, s.Decision, pass.Probe)
+		s.Wait, s.CircuitOpen = wait, open
+		return err
+	default:
+		t.inconclusive(r, pass, true)
+		return nil
+	}
+}
+
+// postpone writes that the job waits, tells it, and hands it back for so long.
+func (t *task) postpone(ctx context.Context, next *Record, delay time.Duration) error {
+	failpoint.Here("before_failure")
+	if err := t.commit(ctx, next); err != nil {
+		return err
+	}
+	failpoint.Here("failure")
+	if err := t.follow(ctx, next); err != nil {
+		return err
+	}
+	failpoint.Here("before_nak")
+	t.handBack(delay)
+	return nil
+}
+
+// hold makes a job wait that may not start. A hold that lasts is not told again.
+func (t *task) hold(ctx context.Context, from *Record, wait time.Duration, code errors.Code) error {
+	if from != nil && from.State == StateHeld {
+		t.handBack(wait)
+		return nil
+	}
+	now := t.w.o.Now().UTC()
+	at := now.Add(wait)
+	next := t.named(from)
+	if next.State == StateRetrying {
+		next.Attempt++ // the attempt that waits now; the last one is over
+	}
+	next.State, next.NextAttemptAt, next.HeldSince = StateHeld, &at, &now
+	next.HeldCode = code
+	next.Holds++
+	return t.postpone(ctx, next, wait)
+}
+
+// release hands back a job whose session was closed unfinished.
+func (t *task) release(ctx context.Context, next *Record, reason string) error {
+	next.State = StateReleased
+	next.Reason = reason
+	if err := t.commit(ctx, next); err != nil {
+		return err
+	}
+	failpoint.Here("released")
+	if err := t.follow(ctx, next); err != nil {
+		return err
+	}
+	t.log.Info().Str("reason", reason).Int("checkpoint", next.Checkpoint).Msg("job handed back unfinished")
+	t.handBack(0)
+	return nil
+}
+
+// superseded drops the result of a session that another worker has replaced.
+func (t *task) superseded(r *Record) {
+	t.log.Warn().Int("session", r.Session).Str("connection_id", r.ConnectionID).
+		Msg("another worker has taken the job over: the session is closed and its result dropped")
+	ctx, cancel := context.WithTimeout(t.w.base, storeTimeout)
+	defer cancel()
+	t.lease.Release()
+	body := Released{JobFields: t.fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
+	if err := t.w.publisher.Publish(ctx, t.event(EventReleased, r, body)); err != nil {
+		t.log.Debug().Err(err).Msg("could not tell that the job was released")
+	}
+}
+
+// giveUp dead-letters a job without an attempt.
+func (t *task) giveUp(ctx context.Context, from *Record, e *errors.Error, reason string) error {
+	next := t.named(from)
+	decision := t.w.o.Table.Decide(e, false)
+	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
+	next.Reason = reason
+	plan := Plan{Action: errors.ActionDeadLetter, Reason: reason}
+	next.LastError = t.errorEvent(next, e, decision, plan, time.Time{})
+	t.logFailure(next, e, plan)
+	return t.finish(ctx, next, StateDeadLettered)
+}
+
+// duplicate acknowledges and drops a message whose job is another's.
+func (t *task) duplicate(ctx context.Context, r *Record) error {
+	body := Duplicate{JobFields: t.fields(r), StreamSeq: t.id.StreamSeq, KeptSeq: r.StreamSeq, CurrentRun: r.Run}
+	body.Run = t.id.Run
+	ev := t.event(EventDuplicate, r, body)
+	ev.ID = EventID(t.id.ID, t.id.Run, 0, EventDuplicate, t.id.StreamSeq)
+	if err := t.w.publisher.Publish(ctx, ev); err != nil {
+		return err
+	}
+	t.log.Info().Uint64("kept_seq", r.StreamSeq).Int("current_run", r.Run).Msg("duplicate dropped")
+	t.acknowledge(ctx)
+	return nil
+}
+
+// repeat does again what follows from an outcome that is there already.
+func (t *task) repeat(ctx context.Context) error {
+	if err := t.ensureFollowed(ctx); err != nil {
+		return err
+	}
+	t.acknowledge(ctx)
+	return nil
+}
+
+// ensureFollowed repeats what follows from the record as it stands, unless the
+// last event of it is there: then all the rest is too.
+func (t *task) ensureFollowed(ctx context.Context) error {
+	r := t.current()
+	last := t.lastEvent(r)
+	msg, err := t.w.o.Events.GetLastMsgForSubject(ctx, last.Body.subject(t.w.o.Names))
+	switch {
+	case err == nil && msg.Header.Get("ce-id") == last.ID:
+		return nil
+	case err == nil || errors.Is(err, jetstream.ErrMsgNotFound):
+		return t.follow(ctx, r)
+	default:
+		return err
+	}
+}

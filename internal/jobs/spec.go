@@ -1,0 +1,190 @@
+package jobs
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"avatarworker/internal/jobs/jobpb"
+)
+
+// Values of a job's fields.
+const (
+	FormatWAV     = "wav"
+	FormatPCM     = "pcm_s16le"
+	FormatOggOpus = "ogg_opus"
+
+	OutputFrames  = "frames"
+	OutputObject  = "object"
+	OutputLiveKit = "livekit"
+	OutputAgora   = "agora"
+	OutputDiscard = "discard"
+
+	OnRedeliveryResume  = "resume"
+	OnRedeliveryRestart = "restart"
+	OnRedeliveryGiveUp  = "give_up"
+)
+
+// Bounds of live.max_silence. While nothing is said the session is paid for, so
+// there is no way to wait for ever.
+const (
+	DefaultMaxSilence = 30 * time.Second
+	minMaxSilence     = time.Second
+	maxMaxSilence     = 10 * time.Minute
+)
+
+// AudioSpec is where one utterance's speech comes from. Exactly one of Inline,
+// Object and URL is set.
+type AudioSpec struct {
+	Field      string // its path in the job, for error texts: "utterances[2]"
+	Inline     []byte
+	HasInline  bool
+	Object     string // "name" or "bucket/name"
+	URL        string // secret in its query
+	Format     string // "": by content
+	SampleRate int    // Hz; 0: not said
+}
+
+// AudioSpecs lists the utterances in the order in which they are spoken. A live
+// job has none.
+func (j *Job) AudioSpecs() []AudioSpec {
+	if a := j.GetAudio(); a != nil {
+		return []AudioSpec{audioSpec("audio", a)}
+	}
+	specs := make([]AudioSpec, 0, len(j.GetUtterances()))
+	for i, a := range j.GetUtterances() {
+		specs = append(specs, audioSpec(fmt.Sprintf("utterances[%d]", i), a))
+	}
+	return specs
+}
+
+func audioSpec(field string, a *jobpb.Audio) AudioSpec {
+	return AudioSpec{
+		Field:      field,
+		Inline:     a.GetInline(),
+		HasInline:  a.Inline != nil,
+		Object:     a.GetObject(),
+		URL:        a.GetUrl(),
+		Format:     a.GetFormat(),
+		SampleRate: int(a.GetSampleRate()),
+	}
+}
+
+// OutputKind is "frames", "object", "livekit", "agora" or "discard".
+func (j *Job) OutputKind() string {
+	if kinds := outputKinds(j.GetOutput()); len(kinds) > 0 {
+		return kinds[0]
+	}
+	return OutputFrames
+}
+
+// outputKinds lists the outputs that are given: in a valid job at most one.
+func outputKinds(o *jobpb.Output) []string {
+	var kinds []string
+	for _, k := range []struct {
+		name  string
+		given bool
+	}{
+		{OutputFrames, o.GetFrames() != nil},
+		{OutputObject, o.GetObject() != nil},
+		{OutputLiveKit, o.GetLivekit() != nil},
+		{OutputAgora, o.GetAgora() != nil},
+		{OutputDiscard, o.GetDiscard() != nil},
+	} {
+		if k.given {
+			kinds = append(kinds, k.name)
+		}
+	}
+	return kinds
+}
+
+// RecordingName is the object that output object makes: the job's id by
+// default, "" for the other outputs.
+func (j *Job) RecordingName() string {
+	switch o := j.GetOutput().GetObject(); {
+	case o == nil:
+		return ""
+	case o.GetName() != "":
+		return o.GetName()
+	}
+	return j.ID
+}
+
+// Resume is what a later session does about utterances already spoken:
+// "resume", "restart" or "give_up".
+func (j *Job) Resume() string {
+	if r := j.GetOnRedelivery(); r != "" {
+		return r
+	}
+	return OnRedeliveryResume
+}
+
+// NotAfter is the deadline; the zero time means that there is none.
+func (j *Job) NotAfter() time.Time {
+	if d := j.GetDeadline(); d != nil {
+		return d.AsTime()
+	}
+	return time.Time{}
+}
+
+// LiveFormat is the format of a live job's chunks; raw PCM by default.
+func (j *Job) LiveFormat() string {
+	if f := j.GetLive().GetFormat(); f != "" {
+		return f
+	}
+	return FormatPCM
+}
+
+// MaxSilence is how long a live job may be silent before it ends.
+func (j *Job) MaxSilence() time.Duration {
+	d, err := parseMaxSilence(j.GetLive().GetMaxSilence())
+	if err != nil {
+		return DefaultMaxSilence // not in a valid job
+	}
+	return d
+}
+
+// parseMaxSilence reads a Go duration or a plain number of seconds.
+func parseMaxSilence(text string) (time.Duration, error) {
+	if text == "" {
+		return DefaultMaxSilence, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		// A number alone is seconds, as in other APIs' durations.
+		if _, numErr := strconv.ParseFloat(text, 64); numErr == nil {
+			d, err = time.ParseDuration(text + "s")
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf(`want a duration such as "30s", got %s`, quote(text))
+	}
+	if d < minMaxSilence || d > maxMaxSilence {
+		return 0, fmt.Errorf("want %s to %s, got %s", minMaxSilence, "10m", quote(text))
+	}
+	return d, nil
+}
+
+// Secrets lists what must never be shown: egress tokens, and the queries and
+// passwords of URLs. It is what errors.RedactText wants.
+func (j *Job) Secrets() []string {
+	secrets := []string{
+		j.GetOutput().GetLivekit().GetApiToken(),
+		j.GetOutput().GetAgora().GetToken(),
+	}
+	urls := []string{j.GetOutput().GetLivekit().GetUrl()}
+	for _, spec := range j.AudioSpecs() {
+		urls = append(urls, spec.URL)
+	}
+	for _, text := range urls {
+		if u, err := url.Parse(text); err == nil {
+			password, _ := u.User.Password()
+			secrets = append(secrets, u.RawQuery, password)
+		}
+	}
+	// Shorter ones keep nothing secret, and taking them out of a text would
+	// take it apart.
+	return slices.DeleteFunc(secrets, func(s string) bool { return len(s) < 4 })
+}

@@ -1,0 +1,136 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+)
+
+// ErrConflict says that somebody else changed what was to be changed.
+var ErrConflict = errors.New("changed by somebody else")
+
+// storePause is the wait before a write or read whose answer stayed out is
+// tried again.
+const storePause = 100 * time.Millisecond
+
+// Store keeps JSON values of one bucket and changes them only by
+// compare-and-set on their revision.
+type Store struct {
+	kv      jetstream.KeyValue
+	timeout time.Duration // of one try
+}
+
+// NewStore returns a store over kv; timeout bounds one round trip.
+func NewStore(kv jetstream.KeyValue, timeout time.Duration) *Store {
+	return &Store{kv: kv, timeout: timeout}
+}
+
+// Get reads key into v and returns its revision, 0 if there is none. It tries
+// until an answer comes or ctx ends.
+func (s *Store) Get(ctx context.Context, key string, v any) (revision uint64, err error) {
+	data, revision, err := s.read(ctx, key)
+	if err != nil || revision == 0 {
+		return 0, err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return 0, fmt.Errorf("%s in bucket %s is not what this version writes: %w", key, s.kv.Bucket(), err)
+	}
+	return revision, nil
+}
+
+// Put writes v under key if its revision is still the given one (0: there is
+// no value yet) and returns the new revision. ErrConflict means that it is not.
+// A write whose answer stayed out is unknown, not failed: it is read back, and
+// tried again until an answer comes or ctx ends.
+func (s *Store) Put(ctx context.Context, key string, v any, revision uint64) (uint64, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return 0, fmt.Errorf("encode %s: %w", key, err)
+	}
+	for tried := false; ; tried = true {
+		next, err := s.write(ctx, key, data, revision)
+		switch {
+		case err == nil:
+			return next, nil
+		case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, jetstream.ErrInvalidKey):
+			return 0, fmt.Errorf("write %s: %w", key, err)
+		case !errors.Is(err, jetstream.ErrKeyExists):
+			// Unknown: the write may have landed. Writing again tells, because
+			// it conflicts with itself.
+			if err := pause(ctx, storePause, err); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		if !tried {
+			return 0, ErrConflict
+		}
+		stored, at, err := s.read(ctx, key)
+		if err != nil {
+			return 0, err
+		}
+		if bytes.Equal(stored, data) {
+			return at, nil
+		}
+		if at == revision { // a replica that lags behind
+			if err := pause(ctx, storePause, ErrConflict); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		return 0, ErrConflict
+	}
+}
+
+func (s *Store) write(ctx context.Context, key string, data []byte, revision uint64) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	if revision == 0 {
+		return s.kv.Create(ctx, key, data)
+	}
+	return s.kv.Update(ctx, key, data, revision)
+}
+
+// read returns the value of key and its revision, 0 if there is none.
+func (s *Store) read(ctx context.Context, key string) ([]byte, uint64, error) {
+	for {
+		entry, err := s.get(ctx, key)
+		switch {
+		case err == nil:
+			return entry.Value(), entry.Revision(), nil
+		case errors.Is(err, jetstream.ErrKeyNotFound):
+			return nil, 0, nil
+		case errors.Is(err, jetstream.ErrInvalidKey):
+			return nil, 0, err
+		}
+		if err := pause(ctx, storePause, err); err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
+func (s *Store) get(ctx context.Context, key string) (jetstream.KeyValueEntry, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	return s.kv.Get(ctx, key)
+}
+
+// pause waits, and returns what ended the wait early together with why there
+// was something to wait for.
+func pause(ctx context.Context, d time.Duration, why error) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return errors.Join(context.Cause(ctx), why)
+	}
+}

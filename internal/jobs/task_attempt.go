@@ -1,0 +1,254 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
+)
+
+// saveAfter is how long a session lives before its connection id is written
+// down: short ones are over before anybody could look.
+const saveAfter = 2 * time.Second
+
+// attempted is an attempt that is over, with its session closed.
+type attempted struct {
+	report Report
+	err    error // what the Runner said
+	cause  error // why the work was cancelled, if it was
+	pass   Pass
+}
+
+// attempt runs the job against the backend.
+func (t *task) attempt(ctx context.Context, cancel context.CancelCauseFunc, previous int, pass Pass) attempted {
+	t.mu.Lock()
+	record := t.record
+	t.cancel = cancel
+	t.mu.Unlock()
+	defer func() {
+		t.mu.Lock()
+		t.cancel = nil
+		t.mu.Unlock()
+	}()
+	t.w.o.Observer.TakenOver(takenOverAs(record))
+	t.announce(record)
+	p := &progress{t: t, ctx: ctx, pass: pass}
+	defer p.end()
+	report, err := t.runGuarded(ctx, &Attempt{
+		Job: t.job, AppID: record.AppID, Region: record.Region,
+		Session: record.Session, Number: record.Attempt,
+		Checkpoint: record.Checkpoint, LiveSeq: record.LiveSeq, LiveBegun: record.LiveBegun, PreviousSession: previous,
+		Progress: p, Control: &t.control,
+	})
+	failpoint.Here("session_closed")
+	done := attempted{report: report, err: err, pass: p.pass}
+	if ctx.Err() != nil {
+		done.cause = context.Cause(ctx)
+	}
+	return done
+}
+
+// runGuarded turns a panic of the attempt into a failure of this job alone.
+func (t *task) runGuarded(ctx context.Context, a *Attempt) (report Report, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			t.log.Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker in an attempt")
+			err = errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "fault of the worker: %v", v)
+		}
+	}()
+	return t.w.o.Runner.Run(ctx, a)
+}
+
+func takenOverAs(r *Record) string {
+	switch {
+	case r.Session == 1:
+		return "new"
+	case r.Crashes > 0:
+		return "crash"
+	case r.Attempt > 1:
+		return "retry"
+	default:
+		return "released"
+	}
+}
+
+// announce tells that a session starts. Nothing waits for it: whoever needs to
+// be sure looks at the outcome.
+func (t *task) announce(r *Record) {
+	_, err := t.w.publisher.PublishAsync(t.event(EventStarted, r, Started{
+		JobFields: t.fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
+		Output: t.job.OutputKind(), Checkpoint: r.Checkpoint,
+	}))
+	if err != nil {
+		t.log.Debug().Err(err).Msg("could not tell that the session starts")
+	}
+}
+
+// progress is what the Runner tells while it runs.
+type progress struct {
+	t      *task
+	ctx    context.Context
+	pass   Pass
+	worked bool        // the first frame came
+	closed func()      // the session counts no more as one that lives
+	opened time.Time   // when the backend confirmed the session
+	saver  *time.Timer // writes the connection id down
+}
+
+var _ Progress = (*progress)(nil)
+
+// Connected implements Progress.
+func (p *progress) Connected(connectionID, region string) {
+	t := p.t
+	t.mu.Lock()
+	next := t.record.clone()
+	next.ConnectionID = connectionID
+	next.ConnectionIDs = newest(append(next.ConnectionIDs, connectionID), maxEventConnections)
+	if region != "" {
+		next.Region = region
+	}
+	t.record = next
+	app := next.AppID
+	t.mu.Unlock()
+	p.closed = t.w.fleet.connected(app)
+	p.opened = time.Now()
+	t.w.o.Observer.SessionOpened(app)
+	p.saver = time.AfterFunc(saveAfter, p.save)
+	failpoint.Here("connected")
+}
+
+// save writes the record as it stands; a conflict shows at the next change.
+func (p *progress) save() {
+	t := p.t
+	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
+	defer cancel()
+	if err := t.change(ctx, func(*Record) {}); err != nil {
+		t.log.Debug().Err(err).Msg("could not write the connection id down")
+	}
+}
+
+// FirstFrame implements Progress.
+func (p *progress) FirstFrame() {
+	if p.worked {
+		return
+	}
+	p.worked = true
+	r := p.t.current()
+	if err := p.t.w.circuits.Succeeded(p.ctx, p.t.circuitApp(r), p.t.circuitRegion(), p.t.id.ID, p.pass.Probe); err != nil {
+		p.t.log.Warn().Err(err).Msg("could not tell the circuit of a session that works")
+		return
+	}
+	p.pass.Probe = false
+	failpoint.Here("first_frame")
+}
+
+// Speaking implements Progress. Only give_up and live speech need to know later
+// that an utterance was begun; for all others it would be a write for nothing.
+func (p *progress) Speaking(ctx context.Context, utterance int, liveBegun uint64) error {
+	if p.t.job.Resume() != OnRedeliveryGiveUp && liveBegun == 0 {
+		return nil
+	}
+	return p.t.change(ctx, func(r *Record) { r.Speaking, r.LiveBegun = utterance, liveBegun })
+}
+
+// Delivered implements Progress.
+func (p *progress) Delivered(ctx context.Context, u Utterance) error {
+	t := p.t
+	failpoint.Here("delivered_frames")
+	t.w.o.Observer.Utterance(u)
+	t.w.o.Observer.FramesOut(t.job.OutputKind(), u.Frames, u.Bytes)
+	keeps := t.job.Resume() != OnRedeliveryRestart
+	if t.outcomeFollows() {
+		// The outcome, which comes next, says the same.
+		t.mu.Lock()
+		next := t.record.clone()
+		next.delivered(u, keeps)
+		t.record = next
+		t.mu.Unlock()
+		return nil
+	}
+	err := t.change(ctx, func(r *Record) { r.delivered(u, keeps) })
+	failpoint.Here("checkpoint")
+	return err
+}
+
+// outcomeFollows tells whether the utterance just delivered is the job's last,
+// and a repetition of it would be noticed: in egress it would be spoken twice.
+func (t *task) outcomeFollows() bool {
+	switch t.job.OutputKind() {
+	case OutputFrames, OutputDiscard:
+		return t.job.GetLive() == nil && t.current().Checkpoint+1 == len(t.job.AudioSpecs())
+	default:
+		return false
+	}
+}
+
+// end is called when the session is closed.
+func (p *progress) end() {
+	if p.saver != nil {
+		p.saver.Stop()
+	}
+	if p.closed != nil {
+		p.closed()
+		r := p.t.current()
+		p.t.w.o.Observer.SessionClosed(r.AppID, time.Since(p.opened))
+	}
+	p.t.control.OnInterrupt(nil)
+}
+
+// circuitApp and circuitRegion name the circuit: by what was asked for, not by
+// the region that happened to serve.
+func (t *task) circuitApp(r *Record) string { return r.AppID }
+
+func (t *task) circuitRegion() string { return orElse(t.job.GetRegion(), t.w.o.DefaultRegion) }
+
+func (t *task) current() *Record {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.record
+}
+
+// cancelled ends the job for its publisher and waits until that is settled.
+func (t *task) cancelled(ctx context.Context) ControlReply {
+	t.mu.Lock()
+	cancel := t.cancel
+	t.mu.Unlock()
+	if cancel != nil {
+		cancel(errCancelled)
+	}
+	select {
+	case <-t.done:
+	case <-ctx.Done():
+		return ControlReply{Status: StatusRequested}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.result == StateCancelled:
+		return ControlReply{Status: StatusCancelled}
+	case t.result != "":
+		return ControlReply{Status: StatusFinished, Outcome: t.result}
+	default: // it failed just then, and waits for its retry
+		reply, _, err := noteCancel(ctx, t.w.store, t.id.ID)
+		if err != nil {
+			return ControlReply{Status: StatusRequested, Message: "not yet written down; ask again to be sure"}
+		}
+		return reply
+	}
+}
+
+// interrupted ends the utterance in flight.
+func (t *task) interrupted(ctx context.Context) ControlReply {
+	interrupt := t.control.handler()
+	if interrupt == nil {
+		return ControlReply{Status: StatusNotRunning, State: t.current().State, Message: "no utterance is being spoken"}
+	}
+	got, err := interrupt(ctx)
+	if err != nil {
+		return ControlReply{Status: StatusNotRunning, State: StateRunning, Message: err.Error()}
+	}
+	return ControlReply{Status: StatusInterrupted, ReqID: got.ReqID, LastSeq: got.LastSeq}
+}

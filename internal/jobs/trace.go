@@ -1,0 +1,79 @@
+package jobs
+
+import (
+	"strings"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Names of the W3C trace context headers. They stay lower case on NATS, whose
+// headers tell case apart.
+const (
+	HeaderTraceParent = "traceparent"
+	HeaderTraceState  = "tracestate"
+)
+
+// TraceCarrier lets an OpenTelemetry propagator read and write NATS headers. It
+// is not propagation.HeaderCarrier, which would write "Traceparent" and so hide
+// the trace from every other client.
+type TraceCarrier nats.Header
+
+// Get returns the first value of key, whatever its case.
+func (c TraceCarrier) Get(key string) string { return headerValue(nats.Header(c), key) }
+
+// Set replaces the value of key, kept in lower case.
+func (c TraceCarrier) Set(key, value string) { c[strings.ToLower(key)] = []string{value} }
+
+// Keys lists the header names.
+func (c TraceCarrier) Keys() []string {
+	keys := make([]string, 0, len(c))
+	for key := range c {
+		keys = append(keys, key)
+	}
+	return keys
+}
+
+// headerValue returns the first value of key. The exact name wins; another
+// case is taken too, since clients differ in how they spell header names. Of
+// several other spellings the first by name is taken, so that every worker
+// takes the same one.
+func headerValue(h nats.Header, key string) string {
+	if values := h[key]; len(values) > 0 {
+		return values[0]
+	}
+	var name, value string
+	for k, values := range h {
+		if len(values) > 0 && strings.EqualFold(k, key) && (name == "" || k < name) {
+			name, value = k, values[0]
+		}
+	}
+	return value
+}
+
+// traceContext returns the message's trace context, or nothing where
+// traceparent is malformed: W3C asks to ignore such a header, not to fail.
+func traceContext(h nats.Header) (parent, state string) {
+	parent = strings.TrimSpace(headerValue(h, HeaderTraceParent))
+	if !validTraceParent(parent) {
+		return "", ""
+	}
+	state = strings.TrimSpace(headerValue(h, HeaderTraceState))
+	if len(state) > 512 || strings.ContainsFunc(state, func(r rune) bool { return r < ' ' || r > '~' }) {
+		state = ""
+	}
+	return parent, state
+}
+
+// validTraceParent checks version-traceid-parentid-flags, in lower-case hex.
+func validTraceParent(s string) bool {
+	parts := strings.Split(s, "-")
+	if len(parts) < 4 || parts[0] == "ff" || (parts[0] == "00" && len(parts) != 4) {
+		return false
+	}
+	for i, length := range []int{2, 32, 16, 2} {
+		if len(parts[i]) != length || strings.Trim(parts[i], "0123456789abcdef") != "" {
+			return false
+		}
+	}
+	return len(s) <= 128 && strings.Trim(parts[1], "0") != "" && strings.Trim(parts[2], "0") != ""
+}

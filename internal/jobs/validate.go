@@ -1,0 +1,304 @@
+package jobs
+
+import (
+	"fmt"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/jobpb"
+)
+
+// Bounds of a job's fields. They keep what is repeated in every record and
+// event small; lengths are in bytes.
+const (
+	maxAvatarID   = 256
+	maxAppID      = 128
+	maxRegion     = 63 // one label of a host name
+	maxUtterances = 1000
+	maxLabels     = 16
+	maxLabel      = 256
+	maxParams     = 64 // extra_params and extra_attributes
+	maxParamKey   = 256
+	maxParamValue = 4096
+	maxObjectName = 512
+	maxURL        = 8192
+	maxRoomName   = 512
+	maxToken      = 16 << 10
+)
+
+const idWanted = "1 to 64 of A-Z a-z 0-9 _ -"
+
+var (
+	// An app id is part of bucket keys and of an HTTP header.
+	appIDPattern = regexp.MustCompile(`^[A-Za-z0-9_-]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$`)
+	// A region is part of the backend's host names (docs/protocol.md,
+	// section 1), so a job must not be able to name another host with it.
+	regionPattern = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+)+$`)
+	bucketPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+)
+
+// Validate checks what the schema alone cannot say. The error is nil or names
+// every field that is wrong, with code invalidJob and phase job.
+func Validate(job *jobpb.Job) *errors.Error {
+	var p problems
+	p.names(job)
+	p.speech(job)
+	p.output(job.GetOutput())
+	p.bounds(job)
+	if len(p) > 0 {
+		return invalidJob(p)
+	}
+	return nil
+}
+
+func (p *problems) names(job *jobpb.Job) {
+	if id := job.GetId(); id != "" && !ValidJobID(id) {
+		p.add("id", "want %s, got %s", idWanted, quote(id))
+	}
+	switch id := job.GetAvatarId(); {
+	case id == "":
+		p.add("avatar_id", "is required")
+	case len(id) > maxAvatarID:
+		p.add("avatar_id", "at most %d bytes, got %d", maxAvatarID, len(id))
+	case strings.ContainsAny(id, `/\`) || strings.ContainsFunc(id, blank):
+		p.add("avatar_id", "no slashes, spaces or control characters, got %s", quote(id))
+	}
+	if id := job.GetAppId(); id != "" && (len(id) > maxAppID || !appIDPattern.MatchString(id)) {
+		p.add("app_id", "want 1 to %d of A-Z a-z 0-9 _ - and, inside, dots, got %s", maxAppID, quote(id))
+	}
+	if r := job.GetRegion(); r != "" && (len(r) > maxRegion || !regionPattern.MatchString(r)) {
+		p.add("region", `want lower-case words joined by hyphens such as "us-west", got %s`, quote(r))
+	}
+}
+
+// speech checks that the job says in exactly one way what is to be spoken.
+func (p *problems) speech(job *jobpb.Job) {
+	var given []string
+	if job.GetAudio() != nil {
+		given = append(given, "audio")
+		p.audio(job.GetAudio(), "audio")
+	}
+	if n := len(job.GetUtterances()); n > 0 {
+		given = append(given, "utterances")
+		if n > maxUtterances {
+			p.add("utterances", "at most %d, got %d; split the job", maxUtterances, n)
+		}
+		for i, a := range job.GetUtterances()[:min(n, maxUtterances)] {
+			p.audio(a, fmt.Sprintf("utterances[%d]", i))
+		}
+	}
+	if job.GetLive() != nil {
+		given = append(given, "live")
+		p.live(job.GetLive())
+	}
+	p.exactlyOne("", given, "audio, utterances, live")
+}
+
+// exactlyOne reports choices of which none or several were made.
+func (p *problems) exactlyOne(path string, given []string, choices string) {
+	switch len(given) {
+	case 0:
+		p.add(path, "exactly one of %s is needed, none is given", choices)
+	case 1:
+	default:
+		p.add(path, "exactly one of %s is needed, got %s", choices, strings.Join(given, " and "))
+	}
+}
+
+func (p *problems) audio(a *jobpb.Audio, path string) {
+	var given []string
+	if a.Inline != nil {
+		given = append(given, "inline")
+		if len(a.Inline) == 0 {
+			p.add(path+".inline", "is empty")
+		}
+	}
+	if a.GetObject() != "" {
+		given = append(given, "object")
+		p.audioObject(a.GetObject(), path+".object")
+	}
+	if a.GetUrl() != "" {
+		given = append(given, "url")
+		p.url(a.GetUrl(), path+".url", "http", "https")
+	}
+	p.exactlyOne(path, given, "inline, object, url")
+	p.oneOf(a.GetFormat(), path+".format", FormatWAV, FormatPCM, FormatOggOpus)
+	switch rate := a.GetSampleRate(); {
+	case rate < 0:
+		p.add(path+".sample_rate", "want Hz, got %d", rate)
+	case rate == 0 && a.GetFormat() == FormatPCM:
+		p.add(path+".sample_rate", "is required with format %s, which does not say its rate", FormatPCM)
+	}
+}
+
+func (p *problems) audioObject(ref, path string) {
+	bucket, name, qualified := strings.Cut(ref, "/")
+	switch {
+	case !qualified:
+		p.objectName(ref, path)
+	case !bucketPattern.MatchString(bucket):
+		p.add(path, "want a name, or bucket/name with a bucket of A-Z a-z 0-9 _ -, got %s", quote(ref))
+	case name == "":
+		p.add(path, "has no name after the bucket, got %s", quote(ref))
+	default:
+		p.objectName(name, path)
+	}
+}
+
+func (p *problems) objectName(name, path string) {
+	switch {
+	case len(name) > maxObjectName:
+		p.add(path, "at most %d bytes, got %d", maxObjectName, len(name))
+	case strings.ContainsFunc(name, unicode.IsControl):
+		p.add(path, "no control characters, got %s", quote(name))
+	case strings.TrimSpace(name) != name:
+		p.add(path, "no space at its ends, got %s", quote(name))
+	}
+}
+
+// url never quotes the URL: its query may hold a signature.
+func (p *problems) url(text, path string, schemes ...string) {
+	if len(text) > maxURL {
+		p.add(path, "at most %d bytes, got %d", maxURL, len(text))
+		return
+	}
+	u, err := url.Parse(text)
+	switch {
+	case err != nil:
+		p.add(path, "not a URL")
+	case !slices.Contains(schemes, u.Scheme):
+		p.add(path, "want a URL that starts with one of %s://", strings.Join(schemes, "://, "))
+	case u.Hostname() == "":
+		p.add(path, "the URL has no host")
+	}
+}
+
+func (p *problems) oneOf(value, path string, choices ...string) {
+	if value != "" && !slices.Contains(choices, value) {
+		p.add(path, "want one of %s, got %s", strings.Join(choices, ", "), quote(value))
+	}
+}
+
+func (p *problems) live(l *jobpb.Live) {
+	if l.GetSampleRate() <= 0 {
+		p.add("live.sample_rate", "is required: the speech's rate in Hz, got %d", l.GetSampleRate())
+	}
+	p.oneOf(l.GetFormat(), "live.format", FormatPCM, FormatOggOpus)
+	if _, err := parseMaxSilence(l.GetMaxSilence()); err != nil {
+		p.add("live.max_silence", "%s", err)
+	}
+}
+
+func (p *problems) output(o *jobpb.Output) {
+	if o == nil {
+		return // the default, frames
+	}
+	given := outputKinds(o)
+	p.exactlyOne("output", given, "frames, object, livekit, agora, discard")
+	p.objectName(o.GetObject().GetName(), "output.object.name")
+	if l := o.GetLivekit(); l != nil {
+		p.livekit(l)
+	}
+	if a := o.GetAgora(); a != nil {
+		p.required(a.GetChannelName(), "output.agora.channel_name", maxRoomName)
+		p.required(a.GetToken(), "output.agora.token", maxToken)
+		p.short(a.GetPublisherId(), "output.agora.publisher_id", maxRoomName)
+	}
+}
+
+// livekit asks for the credentials without which the backend refuses the
+// session (docs/protocol.md, sections 4, 7 and 9).
+func (p *problems) livekit(l *jobpb.LiveKitOutput) {
+	if l.GetUrl() == "" {
+		p.add("output.livekit.url", "is required")
+	} else {
+		p.url(l.GetUrl(), "output.livekit.url", "wss", "ws", "https", "http")
+	}
+	p.required(l.GetRoomName(), "output.livekit.room_name", maxRoomName)
+	p.required(l.GetApiToken(), "output.livekit.api_token", maxToken)
+	p.short(l.GetPublisherId(), "output.livekit.publisher_id", maxRoomName)
+	if l.GetIdleTimeout() < 0 {
+		p.add("output.livekit.idle_timeout", "want seconds, or 0 for the backend's default, got %d", l.GetIdleTimeout())
+	}
+	p.params(l.GetExtraAttributes(), "output.livekit.extra_attributes")
+}
+
+func (p *problems) required(value, path string, most int) {
+	if value == "" {
+		p.add(path, "is required")
+	}
+	p.short(value, path, most)
+}
+
+// short never quotes the value, which may be a token.
+func (p *problems) short(value, path string, most int) {
+	switch {
+	case len(value) > most:
+		p.add(path, "at most %d bytes, got %d", most, len(value))
+	case strings.ContainsFunc(value, unicode.IsControl):
+		p.add(path, "no control characters; is there a line break at its end?")
+	}
+}
+
+func (p *problems) bounds(job *jobpb.Job) {
+	if job.GetMaxAttempts() < 0 {
+		p.add("max_attempts", "want 1 or more, or 0 for the worker's default, got %d", job.GetMaxAttempts())
+	}
+	p.oneOf(job.GetOnRedelivery(), "on_redelivery", OnRedeliveryResume, OnRedeliveryRestart, OnRedeliveryGiveUp)
+	if d := job.GetDeadline(); d != nil && d.CheckValid() != nil {
+		p.add("deadline", "want a time of the years 1 to 9999")
+	}
+	p.params(job.GetExtraParams(), "extra_params")
+	p.labels(job.GetLabels())
+}
+
+func (p *problems) params(params map[string]string, path string) {
+	if len(params) > maxParams {
+		p.add(path, "at most %d, got %d", maxParams, len(params))
+		return
+	}
+	for _, key := range sortedKeys(params) {
+		if key == "" || len(key) > maxParamKey || len(params[key]) > maxParamValue {
+			p.add(path, "want keys of 1 to %d bytes and values of at most %d, got %s with %d bytes",
+				maxParamKey, maxParamValue, quote(key), len(params[key]))
+		}
+	}
+}
+
+func (p *problems) labels(labels map[string]string) {
+	if len(labels) > maxLabels {
+		p.add("labels", "at most %d, got %d", maxLabels, len(labels))
+		return
+	}
+	for _, key := range sortedKeys(labels) {
+		value := labels[key]
+		switch {
+		case key == "":
+			p.add("labels", "a label needs a name")
+		case len(key) > maxLabel:
+			p.add("labels", "names are at most %d bytes, got %s with %d", maxLabel, quote(key), len(key))
+		case len(value) > maxLabel:
+			p.add("labels."+cut(key, 64), "at most %d bytes, got %d", maxLabel, len(value))
+		case !utf8.ValidString(key) || !utf8.ValidString(value):
+			// Decoded jobs can't have it, jobs built in Go can.
+			p.add("labels", "%s is not UTF-8", quote(key))
+		}
+	}
+}
+
+// sortedKeys gives error texts the same order every time.
+func sortedKeys(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for key := range m {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func blank(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }

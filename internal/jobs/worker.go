@@ -1,0 +1,341 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
+
+	"avatarworker/internal/errors"
+)
+
+// Subject names that the worker needs beyond those of its events.
+type Names interface {
+	Subjects
+	DLQ(class, code string) string
+	Control(jobID string) string
+	WorkerSubject(workerID string) string
+}
+
+// Options are what a Worker is made of. All fields are required but where they
+// say otherwise.
+type Options struct {
+	NC    *nats.Conn
+	JS    jetstream.JetStream
+	Names Names
+
+	Jobs   jetstream.Stream   // the jobs stream
+	Events jetstream.Stream   // the events stream
+	State  jetstream.KeyValue // job records
+	Fleet  jetstream.KeyValue // what workers share
+	// Consumer gives the consumer of a queue, made again if it was deleted.
+	Consumer func(ctx context.Context, queue string) (jetstream.Consumer, error)
+
+	Name        string // of the worker
+	ID          string // its name and start: no two starts have the same
+	Version     string
+	Queues      []Queue
+	Concurrency int           // sessions at a time
+	AckWait     time.Duration // the lease
+	Drain       time.Duration // how long sessions may go on after a drain begins
+
+	DefaultApp    string
+	DefaultRegion string
+	KnownApp      func(app string) bool // has credentials
+	MaxSessions   map[string]int        // by app, over the fleet; absent: no limit
+	SlotsStream   string
+	SlotsPrefix   string // subject prefix of the slot tokens
+	Retry         RetryPolicy
+	Circuit       CircuitConfig
+	Alerts        AlertConfig
+	Table         *errors.Table
+
+	Runner      Runner
+	DeadLetters DeadLetters
+	Observer    Observer
+	Tracer      trace.Tracer
+	Logger      zerolog.Logger
+	Now         func() time.Time
+	Random      func() float64 // in [0, 1)
+}
+
+// Worker pulls jobs, runs each as one session and settles it.
+type Worker struct {
+	o         Options
+	log       zerolog.Logger
+	stream    StreamInfo
+	store     *Store
+	publisher *Publisher
+	leases    *Leases
+	circuits  *Circuits
+	slots     *Slots
+	fleet     *fleet
+	alerts    *Alerts
+	asks      *asker
+	gate      *gate
+	pull      *puller
+	told      chan Event // alerts about circuits, on their way out
+
+	base     context.Context // of work: outlives the signal
+	fetching context.Context // ends when the worker is told to stop
+	drained  context.Context // ends when the drain time is up
+	giveBack context.CancelCauseFunc
+	tasks    sync.WaitGroup
+
+	mu       sync.Mutex
+	draining bool
+	busy     int
+	running  map[string]*task
+	health   map[string]error // by queue
+}
+
+// storeTimeout is one round trip to a bucket; a node's election takes longer
+// and is waited out by trying again.
+const storeTimeout = 2 * time.Second
+
+// errDrained is the cause with which sessions end that outlive the drain time.
+var errDrained = errors.New("the worker stops and the drain time is up")
+
+// New prepares a worker; Run starts it.
+func New(ctx context.Context, o Options) (*Worker, error) {
+	info, err := o.Jobs.Info(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("jobs stream: %w", err)
+	}
+	w := &Worker{
+		o: o, log: o.Logger, stream: StreamInfo{Created: info.Created},
+		store:     NewStore(o.State, storeTimeout),
+		publisher: NewPublisher(o.JS, o.Names, o.Name, o.Logger),
+		asks:      &asker{nc: o.NC, subject: o.Names.WorkerSubject},
+		gate:      newGate(o.Concurrency),
+		told:      make(chan Event, 64),
+		running:   make(map[string]*task),
+		health:    make(map[string]error),
+	}
+	shared := NewStore(o.Fleet, storeTimeout)
+	w.circuits = NewCircuits(shared, o.Circuit, o.ID, o.Now, o.Random, w.circuitChanged)
+	w.fleet = newFleet(o.Fleet, shared, w.circuits, w.presence(), o.Now, o.Logger)
+	w.alerts = &Alerts{
+		js: o.JS, stream: o.Events.CachedInfo().Config.Name, names: o.Names, config: o.Alerts, codes: w.alerting(),
+		store: shared, publish: w.publisher.Publish, worker: o.Name, log: o.Logger,
+		raised: func(code errors.Code) { o.Observer.Alerted(AlertRecurring, code) },
+	}
+	if w.leases, err = NewLeases(o.NC, o.AckWait, o.Observer.LeaseExtended, o.Logger); err != nil {
+		return nil, err
+	}
+	w.slots, err = newSlots(ctx, SlotsConfig{
+		JS: o.JS, Stream: o.SlotsStream, Prefix: o.SlotsPrefix, Limits: o.MaxSessions,
+		Concurrency: o.Concurrency, Window: o.AckWait, Worker: o.ID,
+	}, shared, w.leases, w.asks, o.Logger)
+	if err != nil {
+		w.leases.Close()
+		return nil, err
+	}
+	w.pull = newPuller(o.Queues, o.Concurrency, w.handle, o.Logger, o.Consumer, w.setHealth)
+	return w, nil
+}
+
+func (w *Worker) presence() Presence {
+	queues := make(map[string]int, len(w.o.Queues))
+	for _, q := range w.o.Queues {
+		queues[q.Name] = q.Weight
+	}
+	return Presence{
+		Worker: w.o.Name, WorkerID: w.o.ID, Version: w.o.Version, StartedAt: w.o.Now().UTC(),
+		Queues: queues, Slots: w.o.Concurrency,
+	}
+}
+
+func (w *Worker) alerting() func(errors.Code) bool {
+	alert := make(map[errors.Code]bool)
+	for _, row := range w.o.Table.Rows() {
+		alert[row.Code] = row.Alert
+	}
+	return func(code errors.Code) bool { return alert[code] }
+}
+
+// Run works until ctx ends, then drains: it takes nothing new, lets sessions
+// finish for the drain time and hands back what has not finished by then. It
+// returns when everything is settled.
+func (w *Worker) Run(ctx context.Context) error {
+	w.base, w.fetching = context.WithoutCancel(ctx), ctx
+	w.drained, w.giveBack = context.WithCancelCause(w.base)
+	defer w.giveBack(nil)
+	answering, err := answers(w.o.NC, w.o.Names.WorkerSubject(w.o.ID), w.hasJob, w.slots.holds)
+	if err != nil {
+		return err
+	}
+	control, err := w.serveControl(ctx)
+	if err != nil {
+		return errors.Join(err, answering.Unsubscribe())
+	}
+	background, stop := context.WithCancel(w.base)
+	var others sync.WaitGroup
+	others.Go(func() { w.fleet.run(background) })
+	others.Go(func() { w.alerts.run(background) })
+	others.Go(func() { w.tell(background) })
+
+	noMore := context.AfterFunc(ctx, w.stopTaking)
+	defer noMore()
+	w.pull.run(ctx)
+	w.drain()
+
+	control.close()
+	stop()
+	others.Wait()
+	w.leases.Close()
+	return answering.Unsubscribe()
+}
+
+// stopTaking marks the worker as draining: what still arrives is handed back.
+func (w *Worker) stopTaking() {
+	w.mu.Lock()
+	w.draining = true
+	w.mu.Unlock()
+	w.fleet.drain()
+	w.log.Info().Dur("drain_timeout", w.o.Drain).Int("running", w.Running()).Msg("draining: no new jobs; sessions may finish")
+}
+
+func (w *Worker) isDraining() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.draining
+}
+
+// drain waits for the sessions, and cancels them when the time is up.
+func (w *Worker) drain() {
+	timer := time.AfterFunc(w.o.Drain, func() { w.giveBack(errDrained) })
+	defer timer.Stop()
+	w.tasks.Wait()
+}
+
+// Reconnected is to be called when the connection to NATS is back.
+func (w *Worker) Reconnected() { w.asks.reconnected(time.Now()) }
+
+// Ready says why the worker is not able to take jobs; nil: it is.
+func (w *Worker) Ready() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.draining {
+		return errors.New("draining")
+	}
+	for queue, err := range w.health {
+		if err != nil {
+			return fmt.Errorf("queue %s is not being served: %w", queue, err)
+		}
+	}
+	return nil
+}
+
+// Running tells how many jobs are in hand.
+func (w *Worker) Running() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.busy
+}
+
+func (w *Worker) setHealth(queue string, err error) {
+	w.mu.Lock()
+	before := w.health[queue]
+	w.health[queue] = err
+	w.mu.Unlock()
+	if err != nil && (before == nil || before.Error() != err.Error()) {
+		w.log.Error().Err(err).Str("queue", queue).Msg("cannot fetch jobs; trying again every second")
+	}
+	if err == nil && before != nil {
+		w.log.Info().Str("queue", queue).Msg("fetching jobs again")
+	}
+}
+
+// handle takes a delivery from the pull loop; it does not wait for its end.
+func (w *Worker) handle(d delivery) {
+	w.count(1)
+	w.tasks.Go(func() {
+		defer w.pull.done()
+		defer w.count(-1)
+		newTask(w, d).process()
+	})
+}
+
+func (w *Worker) count(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.busy += n
+	w.o.Observer.SlotsBusy(w.busy, w.o.Concurrency)
+}
+
+// hasJob answers other workers.
+func (w *Worker) hasJob(jobID string) bool { return w.task(jobID) != nil }
+
+func (w *Worker) task(jobID string) *task {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running[jobID]
+}
+
+// register makes the task the one that has the job here; false: another has it.
+func (w *Worker) register(t *task) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running[t.id.ID] != nil {
+		return false
+	}
+	w.running[t.id.ID] = t
+	return true
+}
+
+func (w *Worker) deregister(t *task) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running[t.id.ID] == t {
+		delete(w.running, t.id.ID)
+	}
+}
+
+// circuitChanged is told by whatever goroutine learns of it first; every worker
+// of the fleet tells the same event, and the stream keeps one.
+func (w *Worker) circuitChanged(c Circuit, opened bool) {
+	w.o.Observer.CircuitOpen(c.App, c.Region, opened)
+	alert := CircuitAlert{
+		Kind: AlertCircuitClosed, AppID: c.App, Region: c.Region, Code: c.Code,
+		Message: "sessions of this app work again", Worker: w.o.Name, Time: w.o.Now().UTC(),
+	}
+	if opened {
+		alert.Kind = AlertCircuitOpened
+		alert.Failures, alert.Cooldown = len(c.Failures), c.Cooldown.String()
+		alert.Message = "sessions of this app are not started until a probe succeeds. " + errors.Explain(c.Code).Remedy
+	}
+	w.log.Warn().Str("app_id", c.App).Str("region", c.Region).Str("code", string(c.Code)).Bool("open", opened).
+		Msg("circuit changed")
+	id := fmt.Sprintf("%s.%s.%s.%d", alert.Kind, keyToken(c.App), keyToken(c.Region), c.revision)
+	select {
+	case w.told <- Event{ID: id, Time: alert.Time, Body: alert}:
+	default: // other workers tell it too
+	}
+}
+
+// tell publishes the alerts about circuits.
+func (w *Worker) tell(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case ev := <-w.told:
+			publishCtx, cancel := context.WithTimeout(ctx, outageBudget)
+			if err := w.publisher.Publish(publishCtx, ev); err != nil && ctx.Err() == nil {
+				w.log.Error().Err(err).Msg("could not publish an alert about a circuit")
+			} else if alert, ok := ev.Body.(CircuitAlert); ok {
+				w.o.Observer.Alerted(alert.Kind, alert.Code)
+			}
+			cancel()
+		}
+	}
+}
+
+func lastToken(subject string) string { return subject[strings.LastIndexByte(subject, '.')+1:] }

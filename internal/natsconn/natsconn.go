@@ -1,0 +1,178 @@
+// Package natsconn connects to NATS as people run it: several servers,
+// credentials, nkeys, TLS, the nats tool's contexts, or a server in this
+// process. A connection outlives any outage.
+package natsconn
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+	"github.com/synadia-io/orbit.go/natscontext"
+)
+
+const (
+	dialTimeout   = 5 * time.Second
+	reconnectWait = time.Second
+	pingInterval  = 10 * time.Second
+	drainTimeout  = 5 * time.Second
+)
+
+// TLS names PEM files; each may be empty, but Cert and Key only together.
+type TLS struct{ Cert, Key, CA string }
+
+// Options say where NATS is and who we are. At most one of Creds, NKey, User
+// and Token is given.
+type Options struct {
+	URLs     string // comma-separated; empty: nats://127.0.0.1:4222
+	Name     string // how the server lists this client
+	Creds    string // file
+	NKey     string // file with a user's seed
+	TLS      TLS
+	Context  string // of the nats tool, by name or absolute path; replaces URLs
+	User     string
+	Password string
+	Token    string
+	// InProcess connects to a server in this process instead of URLs.
+	InProcess nats.InProcessConnProvider
+	// Once makes a first connect that fails an error at once, for commands that
+	// a person waits for. Without it Connect returns a connection that goes on
+	// trying: a worker outlives an absent NATS.
+	Once   bool
+	Logger zerolog.Logger // the zero value logs nothing
+	// OnState is told of each change, from goroutines of the connection, one at
+	// a time. May be nil.
+	OnState func(connected bool)
+}
+
+// Connect connects, or (unless Once) goes on trying in the background when NATS
+// is away; WaitConnected waits for it. The error names the setting or file that
+// is wrong, never a secret.
+//
+// Nothing is buffered while disconnected: a publish fails at once, so that it
+// can't land after it was reported as failed.
+func Connect(ctx context.Context, o Options) (*nats.Conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	urls, err := serverURLs(o.URLs)
+	if err != nil {
+		return nil, err
+	}
+	identity, err := o.identity()
+	if err != nil {
+		return nil, err
+	}
+	opts := append(o.behaviour(), identity...)
+	if o.InProcess != nil {
+		opts = append(opts, nats.InProcessServer(o.InProcess))
+	}
+	if o.Context != "" && o.InProcess == nil {
+		return connectContext(o.Context, opts)
+	}
+	nc, err := nats.Connect(urls, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to NATS at %s: %s", Redact(urls), Redact(err.Error()))
+	}
+	return nc, nil
+}
+
+// connectContext takes the context's server and identity; ours come after, and
+// win.
+func connectContext(name string, opts []nats.Option) (*nats.Conn, error) {
+	nc, settings, err := natscontext.Connect(name, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("nats.context %s: %s", name, Redact(err.Error()))
+	}
+	// The library reads this file at each connect only, and would try for ever
+	// with one that is not there.
+	if settings.Creds != "" {
+		if err := checkCreds(expandHome(settings.Creds)); err != nil {
+			nc.Close()
+			return nil, fmt.Errorf("nats.context %s: %w", name, err)
+		}
+	}
+	return nc, nil
+}
+
+func (o Options) behaviour() []nats.Option {
+	w := &watcher{log: o.Logger, onState: o.OnState}
+	return []nats.Option{
+		nats.Name(o.Name),
+		nats.Timeout(dialTimeout),
+		nats.RetryOnFailedConnect(!o.Once),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(reconnectWait),
+		nats.ReconnectJitter(reconnectWait, reconnectWait),
+		nats.ReconnectBufSize(-1),
+		nats.PingInterval(pingInterval),
+		nats.MaxPingsOutstanding(2),
+		nats.DrainTimeout(drainTimeout),
+		nats.IgnoreAuthErrorAbort(), // credentials may be rotated while we run
+		nats.ConnectHandler(w.connected),
+		nats.ReconnectHandler(w.connected),
+		nats.ReconnectErrHandler(w.stillAway),
+		nats.DisconnectErrHandler(w.disconnected),
+		nats.ClosedHandler(w.closed),
+		nats.ErrorHandler(w.failed),
+		nats.LameDuckModeHandler(w.lameDuck),
+	}
+}
+
+// WaitConnected returns nil once connected. When ctx ends first the error says
+// where NATS was looked for and what the last try met.
+func WaitConnected(ctx context.Context, nc *nats.Conn) error {
+	changes := nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
+	defer nc.RemoveStatusListener(changes)
+	for !nc.IsConnected() {
+		if nc.IsClosed() {
+			return fmt.Errorf("the connection to NATS is closed")
+		}
+		select {
+		case <-changes:
+		case <-ctx.Done():
+			return fmt.Errorf("NATS at %s can't be reached: %s: %w", Redact(strings.Join(nc.Servers(), ",")), lastError(nc), ctx.Err())
+		}
+	}
+	return nil
+}
+
+func lastError(nc *nats.Conn) string {
+	if err := nc.LastError(); err != nil {
+		return Redact(err.Error())
+	}
+	return "no answer"
+}
+
+// Close hands on what was received, sends what was published and closes; when
+// ctx ends first it closes at once and returns an error. Closing a closed
+// connection is fine.
+func Close(ctx context.Context, nc *nats.Conn) error {
+	closed := nc.StatusChanged(nats.CLOSED)
+	defer nc.RemoveStatusListener(closed)
+	if err := nc.Drain(); err != nil {
+		nc.Close() // not connected, or closed already: there is nothing to drain
+		return nil
+	}
+	for !nc.IsClosed() {
+		select {
+		case <-closed:
+		case <-ctx.Done():
+			nc.Close()
+			return fmt.Errorf("closing the connection to NATS: not drained in time: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+var userInfo = regexp.MustCompile(`(^|[,\s"'/])([A-Za-z0-9+.-]+://)?[^\s"'/,]+@`)
+
+// Redact hides what stands before an @ in URLs: a user and password, or a
+// token.
+func Redact(text string) string {
+	return userInfo.ReplaceAllString(text, "${1}${2}xxxxx@")
+}

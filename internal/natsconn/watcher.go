@@ -1,0 +1,63 @@
+package natsconn
+
+import (
+	"sync/atomic"
+
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+)
+
+// watcher logs what happens to a connection, an outage once, and tells of its
+// state.
+type watcher struct {
+	log     zerolog.Logger
+	onState func(connected bool)
+	away    atomic.Bool // the outage has been logged
+}
+
+func (w *watcher) tell(connected bool) {
+	if w.onState != nil {
+		w.onState(connected)
+	}
+}
+
+func (w *watcher) connected(nc *nats.Conn) {
+	w.away.Store(false)
+	w.log.Info().Str("server", nc.ConnectedUrlRedacted()).Str("server_name", nc.ConnectedServerName()).Msg("connected to NATS")
+	w.tell(true)
+}
+
+func (w *watcher) disconnected(_ *nats.Conn, err error) {
+	if err != nil { // nil: we closed it
+		w.away.Store(true)
+		w.log.Warn().Str("error", Redact(err.Error())).Msg("lost the connection to NATS, trying again")
+	}
+	w.tell(false)
+}
+
+// stillAway is called after each try that failed: the first of an outage is
+// news.
+func (w *watcher) stillAway(_ *nats.Conn, err error) {
+	if err == nil {
+		return
+	}
+	event := w.log.Debug()
+	if w.away.CompareAndSwap(false, true) {
+		event = w.log.Warn()
+	}
+	event.Str("error", Redact(err.Error())).Msg("NATS can't be reached, trying again")
+}
+
+func (w *watcher) closed(*nats.Conn) { w.tell(false) }
+
+func (w *watcher) failed(_ *nats.Conn, sub *nats.Subscription, err error) {
+	event := w.log.Warn().Str("error", Redact(err.Error()))
+	if sub != nil {
+		event = event.Str("subject", sub.Subject)
+	}
+	event.Msg("NATS reports an error")
+}
+
+func (w *watcher) lameDuck(nc *nats.Conn) {
+	w.log.Info().Str("server", nc.ConnectedUrlRedacted()).Msg("the NATS server is about to stop, another one will be used")
+}

@@ -1,0 +1,284 @@
+package natsserver
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
+)
+
+const clusterName = "avatar"
+
+// Cluster is a JetStream cluster in one process, for tests: its nodes can be
+// stopped, killed, cut off and started again.
+type Cluster struct {
+	nodes []*node
+	// links[i][j] is the way that node i dials node j; nil for i == j.
+	links [][]*link
+	once  sync.Once
+	err   error
+}
+
+type node struct {
+	options   Options
+	routePort int
+
+	mu      sync.Mutex
+	running *Server // nil while it is down
+}
+
+// StartCluster starts n nodes with their files under dir, and returns when the
+// cluster has a leader and all nodes are current. The zero logger logs nothing.
+func StartCluster(ctx context.Context, n int, dir string, logger zerolog.Logger) (*Cluster, error) {
+	c := &Cluster{}
+	for i := range n {
+		ports, err := freePorts(2)
+		if err != nil {
+			return nil, err
+		}
+		name := "n" + strconv.Itoa(i)
+		c.nodes = append(c.nodes, &node{routePort: ports[1], options: Options{
+			StoreDir: filepath.Join(dir, name), Port: ports[0], Name: name, Logger: logger,
+		}})
+	}
+	if err := c.start(ctx); err != nil {
+		return nil, errors.Join(err, c.Shutdown())
+	}
+	return c, nil
+}
+
+func (c *Cluster) start(ctx context.Context) error {
+	for i := range c.nodes {
+		c.links = append(c.links, make([]*link, len(c.nodes)))
+		for j, to := range c.nodes {
+			if i == j {
+				continue
+			}
+			l, err := newLink(net.JoinHostPort("127.0.0.1", strconv.Itoa(to.routePort)))
+			if err != nil {
+				return err
+			}
+			c.links[i][j] = l
+		}
+	}
+	for i := range c.nodes {
+		if err := c.Start(i); err != nil {
+			return err
+		}
+	}
+	return c.WaitReady(ctx)
+}
+
+// freePorts asks the system for ports; a cluster's nodes must know each other's
+// before they start, and keep them over a restart.
+func freePorts(n int) ([]int, error) {
+	ports := make([]int, n)
+	for i := range ports {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = l.Close() }() // held only so that the ports differ
+		ports[i] = l.Addr().(*net.TCPAddr).Port
+	}
+	return ports, nil
+}
+
+// Start starts a node that is down, with the files that it had, and returns
+// when clients can connect; use WaitReady to wait for the cluster.
+func (c *Cluster) Start(i int) error {
+	n := c.nodes[i]
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.running != nil {
+		return fmt.Errorf("node %d runs already", i)
+	}
+	c.Heal(i)
+	s := &Server{logger: newLogger(n.options.Logger)}
+	opts := c.serverOptions(i)
+	if err := s.openStore(n.options.StoreDir, opts); err != nil {
+		return err
+	}
+	if err := s.run(opts); err != nil {
+		return errors.Join(fmt.Errorf("node %d: %w", i, err), s.Shutdown())
+	}
+	n.running = s
+	return nil
+}
+
+func (c *Cluster) serverOptions(i int) *server.Options {
+	opts := serverOptions(c.nodes[i].options)
+	opts.Cluster = server.ClusterOpts{
+		Name: clusterName, Host: "127.0.0.1", Port: c.nodes[i].routePort,
+		// One route for each pair, through the links alone: nodes must not tell
+		// each other a way around them.
+		PoolSize: -1, NoAdvertise: true,
+	}
+	for _, l := range c.links[i] {
+		if l != nil {
+			opts.Routes = append(opts.Routes, &url.URL{Scheme: "nats-route", Host: l.address()})
+		}
+	}
+	return opts
+}
+
+// Stop stops a node in good order: it hands on what it leads.
+func (c *Cluster) Stop(i int) error {
+	n := c.nodes[i]
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.running == nil {
+		return nil
+	}
+	err := n.running.Shutdown()
+	n.running = nil
+	return err
+}
+
+// Kill stops a node without a farewell: it is cut off from the others first, so
+// that they must notice by themselves and elect anew. Its files stay as they
+// are at that moment, flushed: a lost disk write can't be had in one process.
+func (c *Cluster) Kill(i int) error {
+	c.Isolate(i)
+	return c.Stop(i)
+}
+
+// Isolate cuts a node off from the others; its clients stay connected.
+func (c *Cluster) Isolate(i int) { c.setCut(i, true) }
+
+// Heal takes back Isolate.
+func (c *Cluster) Heal(i int) { c.setCut(i, false) }
+
+func (c *Cluster) setCut(i int, cut bool) {
+	for j := range c.nodes {
+		if i != j {
+			c.links[i][j].setCut(cut)
+			c.links[j][i].setCut(cut)
+		}
+	}
+}
+
+// Size is how many nodes there are, running or not.
+func (c *Cluster) Size() int { return len(c.nodes) }
+
+// ClientURLs are the addresses of all nodes, comma-separated, for one client.
+func (c *Cluster) ClientURLs() string {
+	urls := make([]string, len(c.nodes))
+	for i := range c.nodes {
+		urls[i] = c.ClientURL(i)
+	}
+	return strings.Join(urls, ",")
+}
+
+// ClientURL is the address of one node, the same after a restart.
+func (c *Cluster) ClientURL(i int) string {
+	return "nats://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(c.nodes[i].options.Port))
+}
+
+// StreamLeader is the node that leads a stream; -1 while there is none.
+func (c *Cluster) StreamLeader(stream string) int {
+	return c.find(func(s *server.Server) bool { return s.JetStreamIsStreamLeader(server.DEFAULT_GLOBAL_ACCOUNT, stream) })
+}
+
+// ConsumerLeader is the node that leads a consumer; -1 while there is none.
+func (c *Cluster) ConsumerLeader(stream, consumer string) int {
+	return c.find(func(s *server.Server) bool {
+		return s.JetStreamIsConsumerLeader(server.DEFAULT_GLOBAL_ACCOUNT, stream, consumer)
+	})
+}
+
+// Leader is the node that leads the cluster; -1 while there is none.
+func (c *Cluster) Leader() int {
+	return c.find((*server.Server).JetStreamIsLeader)
+}
+
+func (c *Cluster) find(is func(*server.Server) bool) int {
+	for i, n := range c.nodes {
+		if s := n.server(); s != nil && is(s) {
+			return i
+		}
+	}
+	return -1
+}
+
+func (n *node) server() *server.Server {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.running == nil {
+		return nil
+	}
+	return n.running.nats
+}
+
+// WaitReady waits until the cluster has a leader and every node that runs is
+// current, for the cluster and for each stream that it keeps.
+func (c *Cluster) WaitReady(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !c.ready() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("the NATS cluster is not ready: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+func (c *Cluster) ready() bool {
+	if c.Leader() < 0 {
+		return false
+	}
+	return c.find(func(s *server.Server) bool {
+		health := s.JetStreamIsCurrent() && s.Running()
+		return !health || !streamsCurrent(s)
+	}) < 0
+}
+
+func streamsCurrent(s *server.Server) bool {
+	info, err := s.Jsz(&server.JSzOptions{Accounts: true, Streams: true})
+	if err != nil {
+		return false
+	}
+	for _, account := range info.AccountDetails {
+		for _, stream := range account.Streams {
+			if !s.JetStreamIsStreamCurrent(account.Name, stream.Name) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Shutdown stops all nodes; calling it again returns the same error.
+func (c *Cluster) Shutdown() error {
+	c.once.Do(func() { c.err = c.stopAll() })
+	return c.err
+}
+
+func (c *Cluster) stopAll() error {
+	failures := make([]error, len(c.nodes))
+	var wg sync.WaitGroup
+	for i := range c.nodes {
+		wg.Go(func() { failures[i] = c.Stop(i) })
+	}
+	wg.Wait()
+	for _, row := range c.links {
+		for _, l := range row {
+			if l != nil {
+				failures = append(failures, l.close())
+			}
+		}
+	}
+	return errors.Join(failures...)
+}

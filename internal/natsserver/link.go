@@ -1,0 +1,104 @@
+package natsserver
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"sync"
+)
+
+// link forwards TCP connections from its own port to a target, so that the way
+// between two nodes can be cut without telling either.
+type link struct {
+	listener net.Listener
+	target   string
+	wg       sync.WaitGroup
+
+	mu    sync.Mutex
+	cut   bool
+	conns map[net.Conn]struct{}
+}
+
+func newLink(target string) (*link, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("link to %s: %w", target, err)
+	}
+	k := &link{listener: l, target: target, conns: map[net.Conn]struct{}{}}
+	k.wg.Go(k.accept)
+	return k, nil
+}
+
+func (k *link) address() string { return k.listener.Addr().String() }
+
+func (k *link) accept() {
+	for {
+		c, err := k.listener.Accept()
+		if err != nil {
+			return // closed
+		}
+		k.wg.Go(func() { k.forward(c) })
+	}
+}
+
+func (k *link) forward(from net.Conn) {
+	if !k.track(from) {
+		return
+	}
+	defer k.drop(from)
+	to, err := net.Dial("tcp", k.target)
+	if err != nil || !k.track(to) {
+		return // a node that is down: the dialling one tries again
+	}
+	defer k.drop(to)
+	var wg sync.WaitGroup
+	wg.Go(func() { k.pipe(to, from) })
+	wg.Go(func() { k.pipe(from, to) })
+	wg.Wait()
+}
+
+// pipe copies one way and ends both ways when that one ends.
+func (k *link) pipe(to, from net.Conn) {
+	_, _ = io.Copy(to, from) // ends when either side does; the nodes notice by themselves
+	k.drop(to)
+	k.drop(from)
+}
+
+// track takes a connection in; it closes it where the link is cut.
+func (k *link) track(c net.Conn) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.cut {
+		_ = c.Close() // refused: nothing was written
+		return false
+	}
+	k.conns[c] = struct{}{}
+	return true
+}
+
+func (k *link) drop(c net.Conn) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.conns, c)
+	_ = c.Close() // closed twice on purpose: by both ways of a pipe
+}
+
+// setCut cuts the link, with all its connections, or mends it.
+func (k *link) setCut(cut bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.cut = cut
+	if !cut {
+		return
+	}
+	for c := range k.conns {
+		_ = c.Close() // the point is to break it
+	}
+}
+
+func (k *link) close() error {
+	err := k.listener.Close()
+	k.setCut(true)
+	k.wg.Wait()
+	return err
+}

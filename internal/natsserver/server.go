@@ -1,0 +1,200 @@
+// Package natsserver runs NATS with JetStream in this process: for the demo,
+// for `run --embedded` and for tests.
+package natsserver
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
+)
+
+const (
+	startTimeout    = 20 * time.Second
+	shutdownTimeout = 15 * time.Second
+	lockFile        = "avatar.lock"
+)
+
+// RandomPort asks for any free port.
+const RandomPort = -1
+
+// Options say how the server runs.
+type Options struct {
+	// StoreDir keeps JetStream's files; it is made if missing and belongs to
+	// one process at a time. Empty: a temporary directory, removed at Shutdown.
+	StoreDir string
+	Host     string // empty: 127.0.0.1
+	Port     int    // 0: 4222; RandomPort: any free one
+	// MaxPayload is the largest message in bytes, headers included; 0: 1 MiB.
+	MaxPayload int32
+	// User and Password, or Token, are what clients must show; empty: nothing.
+	User, Password, Token string
+	Name                  string         // server name; empty: the server chooses
+	Logger                zerolog.Logger // the zero value logs nothing
+}
+
+// Server is a running NATS server. Its methods may be called from any
+// goroutine.
+type Server struct {
+	nats     *server.Server
+	lock     *dirLock
+	tempDir  string
+	logger   *logger
+	once     sync.Once
+	shutdown error
+}
+
+// Start runs a server and returns when clients can connect. The error says what
+// to change: the address is taken, or another process has the store directory.
+func Start(o Options) (*Server, error) {
+	opts := serverOptions(o)
+	if err := checkAddress(opts.Host, opts.Port); err != nil {
+		return nil, err
+	}
+	s := &Server{logger: newLogger(o.Logger)}
+	if err := s.openStore(o.StoreDir, opts); err != nil {
+		return nil, err
+	}
+	if err := s.run(opts); err != nil {
+		return nil, errors.Join(err, s.Shutdown())
+	}
+	return s, nil
+}
+
+func serverOptions(o Options) *server.Options {
+	opts := &server.Options{
+		ServerName: o.Name,
+		Host:       o.Host,
+		Port:       o.Port,
+		MaxPayload: o.MaxPayload,
+		Username:   o.User, Password: o.Password, Authorization: o.Token,
+		JetStream: true,
+		NoSigs:    true, // signals are the program's
+		NoLog:     true, // SetLoggerV2 below is what logs
+	}
+	if opts.Host == "" {
+		opts.Host = "127.0.0.1"
+	}
+	if opts.Port == 0 {
+		opts.Port = server.DEFAULT_PORT
+	}
+	if opts.MaxPayload == 0 {
+		opts.MaxPayload = server.MAX_PAYLOAD_SIZE
+	}
+	return opts
+}
+
+// checkAddress binds the address once: the server itself would only log that
+// it is taken.
+func checkAddress(host string, port int) error {
+	if port == RandomPort {
+		port = 0
+	}
+	address := net.JoinHostPort(host, strconv.Itoa(port))
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("embedded NATS can't listen at %s: %w: stop what listens there, or set nats.url to another port", address, err)
+	}
+	return l.Close()
+}
+
+func (s *Server) openStore(dir string, opts *server.Options) error {
+	if dir == "" {
+		temp, err := os.MkdirTemp("", "avatar-nats-")
+		if err != nil {
+			return fmt.Errorf("embedded NATS: a directory for its files: %w", err)
+		}
+		s.tempDir, opts.StoreDir = temp, temp
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return fmt.Errorf("embedded NATS: nats.store_dir %s: %w", dir, err)
+	}
+	lock, err := lockDir(filepath.Join(dir, lockFile))
+	if err != nil {
+		return fmt.Errorf("embedded NATS: nats.store_dir %s: %w", dir, err)
+	}
+	s.lock, opts.StoreDir = lock, dir
+	return nil
+}
+
+func (s *Server) run(opts *server.Options) error {
+	ns, err := server.NewServer(opts)
+	if err != nil {
+		return fmt.Errorf("embedded NATS: %w", err)
+	}
+	s.nats = ns
+	ns.SetLoggerV2(s.logger, s.logger.debug(), false, false)
+	ns.Start()
+	deadline := time.Now().Add(startTimeout)
+	for !ns.ReadyForConnections(100 * time.Millisecond) {
+		if text := s.logger.fatal(); text != "" {
+			return fmt.Errorf("embedded NATS did not start: %s", text)
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("embedded NATS was not ready within %s", startTimeout)
+		}
+	}
+	if text := s.logger.fatal(); text != "" {
+		return fmt.Errorf("embedded NATS did not start: %s", text)
+	}
+	return nil
+}
+
+// ClientURL is where clients connect, without credentials.
+func (s *Server) ClientURL() string { return s.nats.ClientURL() }
+
+// InProcessConn connects a client of this process without a network: a Server
+// is a nats.InProcessConnProvider.
+func (s *Server) InProcessConn() (net.Conn, error) { return s.nats.InProcessConn() }
+
+// Shutdown stops the server and gives its directory back. It returns within
+// 15 s; calling it again returns the same error.
+func (s *Server) Shutdown() error {
+	s.once.Do(func() { s.shutdown = s.stop() })
+	return s.shutdown
+}
+
+func (s *Server) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	if err := s.stopServer(ctx); err != nil {
+		// The directory stays locked: the server may still write to it.
+		return err
+	}
+	var err error
+	if s.lock != nil {
+		err = s.lock.release()
+	}
+	if s.tempDir != "" {
+		err = errors.Join(err, os.RemoveAll(s.tempDir))
+	}
+	return err
+}
+
+func (s *Server) stopServer(ctx context.Context) error {
+	if s.nats == nil {
+		return nil
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.nats.Shutdown()
+		s.nats.WaitForShutdown()
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("embedded NATS did not stop within %s", shutdownTimeout)
+	}
+}

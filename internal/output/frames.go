@@ -1,0 +1,161 @@
+package output
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+)
+
+// Headers of a frame.
+const (
+	HeaderRun       = "Avatar-Run"
+	HeaderSession   = "Avatar-Session"   // a consumer drops frames of lower ones
+	HeaderAttempt   = "Avatar-Attempt"   //
+	HeaderUtterance = "Avatar-Utterance" // from 1
+	HeaderReqID     = "Avatar-Req-Id"    //
+	HeaderSeq       = "Avatar-Seq"       // from 1 in the session
+	HeaderEnd       = "Avatar-End"       // "true" on an utterance's last
+)
+
+const (
+	// publishTry is one publish; an election takes longer and is waited out.
+	publishTry = 5 * time.Second
+	// publishPause is the wait before a publish is tried again.
+	publishPause = 200 * time.Millisecond
+)
+
+// SessionID says whose frames these are.
+type SessionID struct {
+	JobID   string
+	Run     int
+	Session int
+	Attempt int
+}
+
+// Frames publishes every envelope of a session on the job's frames subject.
+type Frames struct {
+	js      jetstream.JetStream
+	subject string
+	id      SessionID
+	most    int64 // payload limit of the server, with headers
+	seq     atomic.Int64
+	fixed   nats.Header // what is the same on each frame
+}
+
+var _ Sink = (*Frames)(nil)
+
+// NewFrames returns the sink of one session.
+func NewFrames(js jetstream.JetStream, subject string, id SessionID) *Frames {
+	return &Frames{
+		js: js, subject: subject, id: id, most: js.Conn().MaxPayload(),
+		fixed: nats.Header{
+			HeaderRun: {strconv.Itoa(id.Run)}, HeaderSession: {strconv.Itoa(id.Session)}, HeaderAttempt: {strconv.Itoa(id.Attempt)},
+		},
+	}
+}
+
+// LastSeq implements Sink.
+func (f *Frames) LastSeq() int64 { return f.seq.Load() }
+
+// Finish implements Sink: every frame was acknowledged when it was written.
+func (f *Frames) Finish(context.Context, int) error { return nil }
+
+// Write implements Sink. It waits for the stream's acknowledgement: the bytes
+// may be reused when it returns, and no frame overtakes another.
+func (f *Frames) Write(ctx context.Context, e Envelope) error {
+	seq := f.seq.Load() + 1
+	msg := &nats.Msg{Subject: f.subject, Header: f.header(e, seq), Data: e.Data}
+	if size := int64(msg.Size()); size > f.most {
+		err := errors.Newf(errors.CodeProtocolError, errors.PhaseRuntime,
+			"the backend's envelope of %d bytes does not fit the NATS server's payload limit of %d; raise max_payload", len(e.Data), f.most)
+		err.ReqID = e.ReqID
+		return err
+	}
+	if err := f.publish(ctx, msg); err != nil {
+		return err
+	}
+	f.seq.Store(seq)
+	return nil
+}
+
+func (f *Frames) header(e Envelope, seq int64) nats.Header {
+	number := strconv.FormatInt(seq, 10)
+	h := make(nats.Header, len(f.fixed)+5)
+	for k, v := range f.fixed {
+		h[k] = v
+	}
+	h[HeaderUtterance] = []string{strconv.Itoa(e.Utterance)}
+	h[HeaderReqID] = []string{e.ReqID}
+	h[HeaderSeq] = []string{number}
+	// A publish without an answer may have been stored: with an id it can be
+	// repeated.
+	h[jetstream.MsgIDHeader] = []string{f.id.JobID + ".run" + strconv.Itoa(f.id.Run) + ".s" + strconv.Itoa(f.id.Session) + ".frame" + number}
+	if e.End {
+		h[HeaderEnd] = []string{"true"}
+	}
+	return h
+}
+
+// publish tries until the stream has acknowledged, or ctx ends.
+func (f *Frames) publish(ctx context.Context, msg *nats.Msg) error {
+	for {
+		err := f.publishOnce(ctx, msg)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return errors.Join(context.Cause(ctx), err)
+		}
+		var api *jetstream.APIError
+		if errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.Code < 500 {
+			return errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, err, "publish a frame on "+msg.Subject)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(publishPause):
+		}
+	}
+}
+
+func (f *Frames) publishOnce(ctx context.Context, msg *nats.Msg) error {
+	ctx, cancel := context.WithTimeout(ctx, publishTry)
+	defer cancel()
+	_, err := f.js.PublishMsg(ctx, msg)
+	return err
+}
+
+// LastFrame is what the headers of a job's last stored frame say.
+type LastFrame struct {
+	Run, Session, Utterance int
+	ReqID                   string
+	End                     bool
+}
+
+// Last reads the job's last stored frame; false: there is none.
+func Last(ctx context.Context, stream jetstream.Stream, subject string) (LastFrame, bool, error) {
+	msg, err := stream.GetLastMsgForSubject(ctx, subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return LastFrame{}, false, nil
+	}
+	if err != nil {
+		return LastFrame{}, false, fmt.Errorf("last frame on %s: %w", subject, err)
+	}
+	number := func(key string) int {
+		n, err := strconv.Atoi(msg.Header.Get(key))
+		if err != nil {
+			return 0 // not a frame of ours
+		}
+		return n
+	}
+	return LastFrame{
+		Run: number(HeaderRun), Session: number(HeaderSession), Utterance: number(HeaderUtterance),
+		ReqID: msg.Header.Get(HeaderReqID), End: msg.Header.Get(HeaderEnd) == "true",
+	}, true, nil
+}

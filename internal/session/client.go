@@ -1,0 +1,216 @@
+package session
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"avatarworker/internal/errors"
+)
+
+// DefaultRegion is where sessions run when neither job nor configuration says
+// otherwise.
+const DefaultRegion = "us-west"
+
+// AutoRegion asks the bootstrap call which region is nearest.
+const AutoRegion = "auto"
+
+const (
+	// readLimit bounds one message. Real envelopes have about 50 kB, which is
+	// already more than the library's own limit of 32 KiB.
+	readLimit = 16 << 20
+
+	// closeWait is how long a peer has to answer our close frame before the
+	// connection is cut. It stays below the promised second.
+	closeWait = 800 * time.Millisecond
+)
+
+// Auth says how the upgrade request carries app id and session token.
+type Auth string
+
+const (
+	AuthHeader Auth = "header" // X-App-ID and X-Session-Key
+	AuthQuery  Auth = "query"  // appId and sessionKey, as browsers must
+)
+
+// Pace says how fast speech is sent.
+type Pace string
+
+const (
+	PaceFast     Pace = "fast"     // back to back
+	PaceRealtime Pace = "realtime" // each chunk when the ones before it have had time to be heard
+)
+
+// Options configure a Client. Every zero value means the default named here.
+type Options struct {
+	HTTPClient *http.Client // NewHTTPClient()
+	Logger     zerolog.Logger
+	Tracer     trace.Tracer // records nothing
+
+	Endpoints     Endpoints
+	DefaultRegion string   // DefaultRegion
+	Fallback      []string // regions tried, in order, when a connection can't be made
+
+	TokenTTL     time.Duration // 1h; the backend takes less than 24h
+	TokenTimeout time.Duration // 10s
+	Auth         Auth          // AuthHeader
+
+	ConnectTimeout   time.Duration // 10s, from dial to the upgrade's answer
+	HandshakeTimeout time.Duration // 10s, from upgrade to confirm
+	StallTimeout     time.Duration // 30s without a frame while speech is owed
+	PingInterval     time.Duration // 20s
+	PingTimeout      time.Duration // 20s
+
+	Pace         Pace          // PaceFast
+	EgressMargin time.Duration // 5s; below zero: none
+}
+
+// Client opens sessions. It is safe for concurrent use; Close ends what it
+// opened.
+type Client struct {
+	o         Options
+	http      *http.Client
+	ownHTTP   bool
+	tracer    trace.Tracer
+	bootstrap *bootstrap
+	bufs      *bufferPool
+	pinger    *pinger
+
+	mu       sync.Mutex
+	closed   bool
+	sessions map[*Session]struct{}
+	wg       sync.WaitGroup // opens under way and reader goroutines
+}
+
+// NewHTTPClient returns an HTTP client fit for many sessions against one
+// backend: connections for token calls are kept, TLS sessions are resumed.
+func NewHTTPClient() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:       &tls.Config{ClientSessionCache: tls.NewLRUClientSessionCache(256), MinVersion: tls.VersionTLS12},
+		ForceAttemptHTTP2:     true,
+		MaxIdleConns:          256,
+		MaxIdleConnsPerHost:   64,
+		IdleConnTimeout:       90 * time.Second,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ExpectContinueTimeout: time.Second,
+	}}
+}
+
+// New returns a client. It opens no connection and starts no goroutine before
+// the first session.
+func New(o Options) *Client {
+	c := &Client{ownHTTP: o.HTTPClient == nil, sessions: make(map[*Session]struct{})}
+	c.o = withDefaults(o)
+	// A redirect would carry the API key, in a header that net/http does not
+	// know to be secret, to wherever the answer points.
+	hc := *c.o.HTTPClient
+	hc.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	c.http = &hc
+	c.tracer = c.o.Tracer
+	c.bootstrap = newBootstrap(c.http, c.o.Endpoints.BootstrapURL)
+	c.bufs = newBufferPool()
+	c.pinger = newPinger(c.o.PingInterval, c.o.PingTimeout)
+	return c
+}
+
+func withDefaults(o Options) Options {
+	if o.HTTPClient == nil {
+		o.HTTPClient = NewHTTPClient()
+	}
+	if o.Tracer == nil {
+		o.Tracer = noop.NewTracerProvider().Tracer("")
+	}
+	o.DefaultRegion = orDefault(o.DefaultRegion, DefaultRegion)
+	o.Endpoints.BootstrapURL = orDefault(o.Endpoints.BootstrapURL, defaultBootstrapURL)
+	o.Auth = orDefault(o.Auth, AuthHeader)
+	o.Pace = orDefault(o.Pace, PaceFast)
+	o.TokenTTL = orDefault(o.TokenTTL, time.Hour)
+	o.TokenTimeout = orDefault(o.TokenTimeout, 10*time.Second)
+	o.ConnectTimeout = orDefault(o.ConnectTimeout, 10*time.Second)
+	o.HandshakeTimeout = orDefault(o.HandshakeTimeout, 10*time.Second)
+	o.StallTimeout = orDefault(o.StallTimeout, 30*time.Second)
+	o.PingInterval = orDefault(o.PingInterval, 20*time.Second)
+	o.PingTimeout = orDefault(o.PingTimeout, 20*time.Second)
+	o.EgressMargin = max(orDefault(o.EgressMargin, 5*time.Second), 0)
+	return o
+}
+
+func orDefault[T comparable](v, d T) T {
+	var zero T
+	if v == zero {
+		return d
+	}
+	return v
+}
+
+// Close ends every session with close code 1000, waits until they and their
+// goroutines have ended, and is idempotent. A session whose OnFrame does not
+// return is waited for as long as that takes.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	open := make([]*Session, 0, len(c.sessions))
+	for s := range c.sessions {
+		open = append(open, s)
+	}
+	c.mu.Unlock()
+
+	var closing sync.WaitGroup
+	for _, s := range open {
+		closing.Go(func() { s.kill(closedByOwner()) })
+	}
+	closing.Wait()
+	c.wg.Wait()
+	c.pinger.stop()
+	if c.ownHTTP {
+		c.http.CloseIdleConnections()
+	}
+	return nil
+}
+
+// begin counts an Open under way, so that Close waits for it.
+func (c *Client) begin() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return errors.Newf(errors.CodeInternal, errors.PhaseConnect, "the session client is closed")
+	}
+	c.wg.Add(1)
+	return nil
+}
+
+// adopt takes a dialled session in; false if the client was closed meanwhile.
+func (c *Client) adopt(s *Session) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.sessions[s] = struct{}{}
+	c.wg.Add(1) // the reader goroutine's
+	return true
+}
+
+func (c *Client) forget(s *Session) {
+	c.pinger.remove(s)
+	c.mu.Lock()
+	delete(c.sessions, s)
+	c.mu.Unlock()
+}
+
+// remoteParent makes the job's own trace the parent where ctx carries none.
+func remoteParent(ctx context.Context, traceParent, traceState string) context.Context {
+	if traceParent == "" || trace.SpanContextFromContext(ctx).IsValid() {
+		return ctx
+	}
+	return extractTrace(ctx, traceParent, traceState)
+}

@@ -1,0 +1,104 @@
+package session
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"avatarworker/internal/errors"
+)
+
+func TestCloseTakesLessThanASecondEvenIfThePeerIsMute(t *testing.T) {
+	for name, tc := range map[string]struct {
+		session func(*peer)
+		atMost  time.Duration
+	}{
+		"a peer that answers":       {nil, 0},
+		"a peer that reads nothing": {func(p *peer) { p.confirm(); time.Sleep(time.Minute); p.sawClose = 1000 }, time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &backend{session: tc.session}
+			inMemory(t, b, Options{}, func(c *Client) {
+				s := mustOpen(t, c, params())
+				for range 2 {
+					start := time.Now()
+					if err := s.Close(); err != nil {
+						t.Error(err)
+					}
+					if took := time.Since(start); took > tc.atMost {
+						t.Errorf("closing took %s", took)
+					}
+				}
+				wantClosed1000(t, b, 1)
+				if _, err := s.Speak(context.Background(), Utterance{Speech: speechOf(1, 0)}); !errors.Is(err, ErrClosed) {
+					t.Errorf("Speak after Close: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestUnansweredPingEndsTheSession(t *testing.T) {
+	b := &backend{session: func(p *peer) { p.confirm(); time.Sleep(3 * time.Minute); p.sawClose = 1000 }}
+	inMemory(t, b, Options{}, func(c *Client) {
+		s := mustOpen(t, c, params())
+		start := time.Now()
+		_, err := s.Speak(context.Background(), Utterance{Speech: make(liveSpeech)})
+		wantError(t, err, errors.CodeConnectionClosed, errors.PhaseRuntime)
+		if took := time.Since(start); took < 40*time.Second || took > 43*time.Second {
+			t.Errorf("noticed after %s, want 20 s to the ping and 20 s for its answer", took)
+		}
+	})
+}
+
+func TestAnsweredPingsKeepAnIdleSession(t *testing.T) {
+	pings := 0
+	b := &backend{}
+	inMemory(t, b, Options{}, func(c *Client) {
+		b.accept = &websocket.AcceptOptions{OnPingReceived: func(context.Context, []byte) bool { pings++; return true }}
+		s := mustOpen(t, c, params())
+		time.Sleep(10 * time.Minute)
+		if _, err := s.Speak(context.Background(), Utterance{Speech: speechOf(1, 0)}); err != nil {
+			t.Error(err)
+		}
+		if pings < 25 || pings > 30 {
+			t.Errorf("%d pings in ten minutes", pings)
+		}
+	})
+}
+
+func TestPingUnansweredOnlyBecauseOurHandlerBlocksIsForgiven(t *testing.T) {
+	inMemory(t, &backend{}, Options{}, func(c *Client) {
+		s := mustOpen(t, c, params())
+		for range 2 {
+			_, err := s.Speak(context.Background(), Utterance{Speech: speechOf(1, 0), OnFrame: func(Frame) error {
+				time.Sleep(5 * time.Minute)
+				return nil
+			}})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestPeerThatStopsReadingCantHoldASpeaker(t *testing.T) {
+	// Over real sockets: their buffers fill, and Write blocks.
+	b := &backend{session: func(p *peer) { p.confirm(); <-p.b.release; p.sawClose = 1000 }, release: make(chan struct{})}
+	c := overTCP(t, b, Options{})
+	s := mustOpen(t, c, params())
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	ended := make(chan time.Time, 1)
+	context.AfterFunc(ctx, func() { ended <- time.Now() })
+	_, err := s.Speak(ctx, Utterance{Speech: &chunks{data: [][]byte{make([]byte, 15<<20)}}})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+	if took := time.Since(<-ended); took > 1500*time.Millisecond {
+		t.Errorf("returned %s after the cancellation", took)
+	}
+	close(b.release)
+}

@@ -1,0 +1,89 @@
+package session
+
+import (
+	"net/url"
+	"regexp"
+	"strings"
+
+	"avatarworker/internal/errors"
+)
+
+const defaultBootstrapURL = "https://global.spatialwalk.top/bootstrap"
+
+// Endpoints override where the backend is. Empty ones are composed from the
+// region (docs/protocol.md, 1).
+type Endpoints struct {
+	// ConsoleURL ends in /v1/console; a final /session-tokens is tolerated.
+	ConsoleURL string
+	// IngressURL ends in /v2/driveningress; a final /websocket is tolerated,
+	// and so are http and https.
+	IngressURL string
+	// BootstrapURL is the whole address.
+	BootstrapURL string
+}
+
+func (e Endpoints) explicit() bool { return e.ConsoleURL != "" && e.IngressURL != "" }
+
+// regionPattern is what the JavaScript SDK accepts, and digits.
+var regionPattern = regexp.MustCompile(`^[a-z0-9]{1,32}(-[a-z0-9]{1,32}){1,4}$`)
+
+func checkRegion(region string) error {
+	if regionPattern.MatchString(region) {
+		return nil
+	}
+	return errors.Newf(errors.CodeInvalidJob, errors.PhaseJob,
+		"region %.64q is no region: lowercase words joined by hyphens are, as in us-west", region)
+}
+
+func regionDomain(region string) string {
+	if strings.HasPrefix(region, "cn-") {
+		return "spatialwalk.top"
+	}
+	return "spatius.ai"
+}
+
+// tokenURL is where session tokens are minted for a region.
+func (e Endpoints) tokenURL(region string) (string, error) {
+	base := orDefault(e.ConsoleURL, "https://console."+region+"."+regionDomain(region)+"/v1/console")
+	u, err := parseBase("backend.console_url", base, "session-tokens")
+	if err != nil {
+		return "", err
+	}
+	return u.String(), nil
+}
+
+// socketURL is where a region's sessions are opened, without credentials.
+func (e Endpoints) socketURL(region, avatarID string) (*url.URL, error) {
+	base := orDefault(e.IngressURL, "wss://api."+region+"."+regionDomain(region)+"/v2/driveningress")
+	u, err := parseBase("backend.ingress_url", base, "websocket")
+	if err != nil {
+		return nil, err
+	}
+	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
+	q := u.Query()
+	q.Set("id", avatarID)
+	u.RawQuery = q.Encode()
+	return u, nil
+}
+
+// parseBase reads a configured base URL and makes sure of its last path
+// element. ws and wss become http and https.
+func parseBase(key, base, last string) (*url.URL, error) {
+	u, err := url.Parse(strings.TrimSpace(base))
+	if err != nil || u.Host == "" {
+		// Not err itself: it repeats the URL, which may hold credentials.
+		return nil, errors.Newf(errors.CodeInvalidRequest, errors.PhaseConnect, "%s is no URL with a host", key)
+	}
+	switch u.Scheme {
+	case "ws", "wss":
+		u.Scheme = strings.Replace(u.Scheme, "ws", "http", 1)
+	case "http", "https":
+	default:
+		return nil, errors.Newf(errors.CodeInvalidRequest, errors.PhaseConnect,
+			"%s has scheme %q: http, https, ws and wss are understood", key, u.Scheme)
+	}
+	path := strings.TrimRight(u.Path, "/")
+	path = strings.TrimSuffix(path, "/"+last)
+	u.Path, u.RawPath = path+"/"+last, ""
+	return u, nil
+}

@@ -1,0 +1,136 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"net/url"
+	"runtime/debug"
+
+	"github.com/coder/websocket"
+
+	"avatarworker/internal/errors"
+)
+
+var (
+	errTooBig = errors.New("the message has more than 16 MiB")
+
+	// ErrClosed is in the chain of Speak's error where the session was closed by
+	// its owner.
+	ErrClosed = errors.New("the session was closed")
+
+	// ErrNoUtterance is Interrupt's answer where nothing is being spoken.
+	ErrNoUtterance = errors.New("no utterance is in flight")
+)
+
+// ownError marks an error of the caller's own code, which is handed back as it
+// is but for the redaction of an *errors.Error.
+type ownError struct{ err error }
+
+func (e *ownError) Error() string { return e.err.Error() }
+func (e *ownError) Unwrap() error { return e.err }
+
+// closedByOwner ends a session whose work is done.
+func closedByOwner() error {
+	return errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "no speech can be sent: %w", ErrClosed)
+}
+
+// cancelError is the error of work that a context ended; the cause stays in
+// the chain untouched.
+type cancelError struct {
+	what  string
+	cause error
+}
+
+func (e *cancelError) Error() string { return e.what + ": " + e.cause.Error() }
+func (e *cancelError) Unwrap() error { return e.cause }
+
+func cancelled(ctx context.Context, what string) error {
+	return &cancelError{what, context.Cause(ctx)}
+}
+
+// withoutURL drops the URL that net/http puts before its errors: it carries
+// the credentials where Options.Auth is AuthQuery.
+func withoutURL(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
+// unreachable is the error of a request that got no answer. A limit of time
+// that we set is named by the limit.
+func unreachable(ctx context.Context, phase errors.Phase, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return errors.FromTransport(phase, withoutURL(err))
+}
+
+// broken says what ended a connection that was being read.
+func broken(phase errors.Phase, err error) error {
+	var ce websocket.CloseError
+	switch {
+	case errors.As(err, &ce):
+		return errors.FromClose(phase, int(ce.Code), ce.Reason)
+	case errors.Is(err, websocket.ErrMessageTooBig), errors.Is(err, errTooBig):
+		return errors.FromFrame(phase, err)
+	}
+	return errors.FromCut(phase, err)
+}
+
+// contain makes a panic an error of the worker's own.
+func contain(err *error, phase errors.Phase) {
+	if r := recover(); r != nil {
+		*err = errors.Newf(errors.CodeInternal, phase, "panic: %v\n%s", r, debug.Stack())
+	}
+}
+
+// redactor fills in what is known of the session and removes its secrets.
+type redactor struct {
+	secrets []string
+	region  string
+}
+
+func (r *redactor) add(secret string) {
+	if secret != "" {
+		r.secrets = append(r.secrets, secret)
+	}
+}
+
+// clean returns err without secrets and with the ids that it lacks. What is no
+// Error of ours is left alone: it is the caller's own, or a cause of
+// cancellation.
+func (r *redactor) clean(err error, connectionID, reqID string) error {
+	var own *ownError
+	if errors.As(err, &own) {
+		err = own.err
+	}
+	var stopped *cancelError
+	if err == nil || errors.As(err, &stopped) {
+		return err
+	}
+	var e *errors.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	out := *e
+	out.Region = orDefault(out.Region, r.region)
+	out.ConnectionID = orDefault(out.ConnectionID, connectionID)
+	out.ReqID = orDefault(out.ReqID, reqID)
+	return out.Redact(r.secrets...)
+}
+
+// trimCut removes from the end of a text that was cut whatever a secret begins
+// with: half a secret would not be recognised.
+func (r *redactor) trimCut(b []byte) []byte {
+	for _, secret := range r.secrets {
+		for n := min(len(secret), len(b)); n > 0; n-- {
+			if bytes.HasSuffix(b, []byte(secret[:n])) {
+				b = b[:len(b)-n]
+				break
+			}
+		}
+	}
+	return b
+}

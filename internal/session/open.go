@@ -1,0 +1,283 @@
+package session
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"slices"
+	"time"
+
+	"github.com/coder/websocket"
+	"go.opentelemetry.io/otel/attribute"
+
+	"avatarworker/internal/errors"
+)
+
+// opening is one call of Open.
+type opening struct {
+	c      *Client
+	p      *Params
+	red    redactor
+	config func() (AudioConfig, error) // waits for Params.Config
+}
+
+// Open mints a token, dials, configures and waits for the confirm. Where the
+// WebSocket refuses the token it mints once more and tries again; where a
+// connection can't be made it goes on to the next fallback region. Its error is
+// an *errors.Error, Config's own, or has context.Cause(ctx) in its chain.
+//
+// ctx bounds the whole session and not only its opening: when it ends, the
+// session is closed.
+func (c *Client) Open(ctx context.Context, p Params) (*Session, error) {
+	if err := c.begin(); err != nil {
+		return nil, err
+	}
+	defer c.wg.Done()
+	if ctx.Err() != nil {
+		return nil, cancelled(ctx, "opening the session")
+	}
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	o := &opening{c: c, p: &p, red: redactor{secrets: p.secrets()}}
+	spanCtx := remoteParent(ctx, p.TraceParent, p.TraceState)
+	regions, err := o.regions(spanCtx)
+	if err != nil {
+		return nil, err
+	}
+	prepareCtx, stop := context.WithCancel(spanCtx)
+	defer stop()
+	prepared := o.prepare(prepareCtx)
+	// Config is the caller's code: it has ended before Open returns.
+	defer func() { stop(); <-prepared }()
+	return o.inRegions(ctx, spanCtx, regions)
+}
+
+// prepare runs Params.Config beside the token call.
+func (o *opening) prepare(ctx context.Context) <-chan struct{} {
+	var (
+		audio AudioConfig
+		err   error
+		done  = make(chan struct{})
+	)
+	go func() {
+		defer close(done)
+		defer contain(&err, errors.PhaseAudio)
+		audio, err = o.p.Config(ctx)
+	}()
+	o.config = func() (AudioConfig, error) {
+		<-done
+		return audio, err
+	}
+	return done
+}
+
+// regions are those to try, in order.
+func (o *opening) regions(ctx context.Context) ([]string, error) {
+	region := orDefault(o.p.Region, o.c.o.DefaultRegion)
+	explicit := o.c.o.Endpoints.explicit()
+	switch {
+	case region == AutoRegion && explicit:
+		// Nobody needs to know: both addresses are given.
+		return []string{DefaultRegion}, nil
+	case region == AutoRegion && (o.c.o.Endpoints.ConsoleURL != "" || o.c.o.Endpoints.IngressURL != ""):
+		// The one address that is not given is composed from the default.
+		region = DefaultRegion
+	case region == AutoRegion:
+		var err error
+		if region, err = o.c.bootstrap.region(ctx, o.p.AppID, o.c.o.Logger); err != nil {
+			return nil, err
+		}
+	}
+	regions := []string{region}
+	if o.c.o.Endpoints.ConsoleURL == "" && o.c.o.Endpoints.IngressURL == "" {
+		for _, r := range o.c.o.Fallback {
+			if !slices.Contains(regions, r) {
+				regions = append(regions, r)
+			}
+		}
+	}
+	for _, r := range regions {
+		if err := checkRegion(r); err != nil {
+			return nil, err
+		}
+	}
+	return regions, nil
+}
+
+func (o *opening) inRegions(ctx, spanCtx context.Context, regions []string) (*Session, error) {
+	for i, region := range regions {
+		o.red.region = region
+		s, err := o.inRegion(ctx, spanCtx, region)
+		if err == nil {
+			return s, nil
+		}
+		if i == len(regions)-1 || !unconnected(err) || ctx.Err() != nil {
+			return nil, err
+		}
+		o.c.o.Logger.Warn().Err(err).Str("region", region).Str("next_region", regions[i+1]).
+			Msg("a connection can't be made: the next region is tried")
+	}
+	return nil, errors.Newf(errors.CodeInternal, errors.PhaseConnect, "no region to try")
+}
+
+// unconnected tells a region that can't be reached from one that refuses.
+func unconnected(err error) bool {
+	var e *errors.Error
+	return errors.As(err, &e) && e.Code == errors.CodeConnectionFailed &&
+		(e.Phase == errors.PhaseToken || e.Phase == errors.PhaseConnect)
+}
+
+func (o *opening) inRegion(ctx, spanCtx context.Context, region string) (*Session, error) {
+	s, err := o.once(ctx, spanCtx, region)
+	if err == nil || !tokenRefused(err) || ctx.Err() != nil {
+		return s, err
+	}
+	o.c.o.Logger.Debug().Err(err).Msg("the WebSocket refused the session token: one more is minted")
+	return o.once(ctx, spanCtx, region)
+}
+
+// tokenRefused tells a token that a new one may replace from an API key that
+// none does.
+func tokenRefused(err error) bool {
+	var e *errors.Error
+	if !errors.As(err, &e) || e.Phase != errors.PhaseConnect && e.Phase != errors.PhaseHandshake {
+		return false
+	}
+	return e.Code == errors.CodeSessionTokenExpired || e.Code == errors.CodeSessionTokenInvalid
+}
+
+func (o *opening) once(ctx, spanCtx context.Context, region string) (*Session, error) {
+	token, err := o.mint(spanCtx, region)
+	if err != nil {
+		return nil, err
+	}
+	audio, err := o.config()
+	if ctx.Err() != nil {
+		return nil, cancelled(ctx, "preparing the speech")
+	}
+	if err != nil {
+		return nil, err
+	}
+	configure, err := o.p.configure(audio)
+	if err != nil {
+		return nil, o.red.clean(err, "", "")
+	}
+	d, err := o.dial(spanCtx, region, token)
+	if err != nil {
+		return nil, err
+	}
+	return o.handshake(ctx, spanCtx, region, d, configure)
+}
+
+// dialled is an upgraded connection and the way to cut it.
+type dialled struct {
+	conn   *websocket.Conn
+	raw    net.Conn // nil with a transport that does not tell
+	replay string   // see replayHeader
+}
+
+// replayHeader is what a simulated backend that replays a recorded exchange
+// answers the upgrade with: the req_id that the recorded envelopes name. The
+// real backend has no such header, and req_ids are the client's to choose.
+const replayHeader = "Avatar-Replay-Req-Id"
+
+func (o *opening) dial(parent context.Context, region, token string) (d dialled, err error) {
+	spanCtx, span := o.c.span(parent, spanConnect, region)
+	defer func() { endSpan(span, err) }()
+	u, err := o.c.o.Endpoints.socketURL(region, o.p.AvatarID)
+	if err != nil {
+		return dialled{}, err
+	}
+	o.red.add(token)
+	header := http.Header{}
+	if o.c.o.Auth == AuthQuery {
+		q := u.Query()
+		q.Set("appId", o.p.AppID)
+		q.Set("sessionKey", token)
+		u.RawQuery = q.Encode()
+	} else {
+		header.Set("X-App-ID", o.p.AppID)
+		header.Set("X-Session-Key", token)
+	}
+	timeout := o.c.o.ConnectTimeout
+	ctx, cancel := context.WithTimeoutCause(spanCtx, timeout, fmt.Errorf("not connected within %s", timeout))
+	defer cancel()
+	// The library offers no way to cut a connection whose peer does not answer
+	// our close frame, so the connection itself is remembered.
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { d.raw = i.Conn }})
+	conn, resp, err := websocket.Dial(ctx, u.String(), &websocket.DialOptions{HTTPClient: o.c.http, HTTPHeader: header})
+	if err != nil {
+		return dialled{}, o.red.clean(refusal(&o.red, parent, ctx, resp, err), "", "")
+	}
+	if t, ok := d.raw.(*tls.Conn); ok {
+		d.raw = t.NetConn() // closing the TLS layer may wait for its farewell
+	}
+	conn.SetReadLimit(readLimit)
+	d.conn, d.replay = conn, resp.Header.Get(replayHeader)
+	return d, nil
+}
+
+// refusalLimit is how much of a refusal's body the library keeps.
+const refusalLimit = 1 << 10
+
+// refusal is the error of an upgrade that failed.
+func refusal(red *redactor, parent, ctx context.Context, resp *http.Response, err error) error {
+	if parent.Err() != nil {
+		return cancelled(parent, "dialling the WebSocket")
+	}
+	if resp == nil {
+		return unreachable(ctx, errors.PhaseConnect, err)
+	}
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return errors.Wrap(errors.CodeProtocolError, errors.PhaseConnect, withoutURL(err), "the upgrade's answer is no WebSocket's")
+	}
+	// What can be had of the body: the library keeps its first 1,024 bytes, in
+	// memory, so that reading them does not fail.
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, refusalLimit))
+	if len(body) == refusalLimit {
+		body = red.trimCut(body)
+	}
+	return errors.FromHTTP(errors.PhaseConnect, resp.StatusCode, resp.Header, body)
+}
+
+func (o *opening) handshake(ctx, parent context.Context, region string, d dialled, configure []byte) (_ *Session, err error) {
+	_, span := o.c.span(parent, spanHandshake, region)
+	defer func() { endSpan(span, err) }()
+
+	s := newSession(o, region, d)
+	if !o.c.adopt(s) {
+		_ = d.conn.CloseNow() // the client is closed: nobody asks how this went
+		return nil, errors.Newf(errors.CodeInternal, errors.PhaseConnect, "the session client is closed")
+	}
+	s.watch(ctx)
+	go s.readLoop()
+	timeout := o.c.o.HandshakeTimeout
+	limit := time.AfterFunc(timeout, func() {
+		select {
+		case <-s.confirmed:
+			return
+		default:
+		}
+		s.kill(errors.Newf(errors.CodeConnectionFailed, errors.PhaseHandshake, "the backend did not confirm the session within %s", timeout))
+	})
+	defer limit.Stop()
+	if err := d.conn.Write(context.Background(), websocket.MessageBinary, configure); err != nil {
+		s.sendFailed(errors.PhaseHandshake, err)
+	}
+	select {
+	case <-s.confirmed:
+	case <-s.ended:
+	}
+	if err := s.failure(""); err != nil {
+		s.kill(err)
+		return nil, err
+	}
+	span.SetAttributes(attribute.String("avatar.connection_id", s.connectionID))
+	o.c.pinger.add(s)
+	return s, nil
+}

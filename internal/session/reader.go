@@ -1,0 +1,156 @@
+package session
+
+import (
+	"time"
+
+	"github.com/coder/websocket"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/session/avatarpb"
+)
+
+// readLoop reads from upgrade to close, so that pings are answered and the
+// backend's close is seen at once. It is the only reader.
+func (s *Session) readLoop() {
+	defer s.c.wg.Done()
+	defer close(s.readDone)
+	s.kill(s.read())
+}
+
+// read reads until something ends the session. A panic, in OnFrame for one,
+// ends this session and no other.
+func (s *Session) read() (err error) {
+	defer contain(&err, errors.PhaseRuntime)
+	if err := s.awaitConfirm(); err != nil {
+		return err
+	}
+	hint := classOf(0)
+	for err == nil {
+		hint, err = s.next(hint)
+	}
+	return err
+}
+
+// awaitConfirm handles the first message (docs/protocol.md, 5).
+func (s *Session) awaitConfirm() error {
+	const phase = errors.PhaseHandshake
+	typ, r, err := s.conn.Reader(s.readCtx)
+	if err != nil {
+		return broken(phase, err)
+	}
+	if typ != websocket.MessageBinary {
+		return errors.FromTextFrame(phase)
+	}
+	buf, n, err := s.c.bufs.readMessage(r, classOf(0))
+	defer s.c.bufs.put(buf)
+	if err != nil {
+		return broken(phase, err)
+	}
+	e, err := look(buf.b[:n])
+	if err != nil {
+		return errors.FromFrame(phase, err)
+	}
+	switch {
+	case e.kind == avatarpb.MessageType_MESSAGE_TYPE_SERVER_ERROR:
+		return serverError(phase, e)
+	case e.kind != avatarpb.MessageType_MESSAGE_TYPE_SERVER_CONFIRM_SESSION:
+		return errors.Newf(errors.CodeProtocolError, phase, "the backend answered the configuration with a message of type %d", e.kind)
+	case len(e.connectionID) == 0:
+		return errors.Newf(errors.CodeProtocolError, phase, "the backend confirmed the session without a connection id")
+	}
+	s.connectionID, s.confirmedAt = string(e.connectionID), time.Now()
+	close(s.confirmed)
+	return nil
+}
+
+// next reads and handles one message. It waits without a buffer and allocates
+// nothing for a frame.
+func (s *Session) next(hint int) (int, error) {
+	typ, r, err := s.conn.Reader(s.readCtx)
+	if err != nil {
+		return hint, broken(errors.PhaseRuntime, err)
+	}
+	buf, n, err := s.c.bufs.readMessage(r, hint)
+	if err == nil && typ == websocket.MessageBinary {
+		err = s.handle(buf.b[:n])
+	} else if err != nil {
+		err = broken(errors.PhaseRuntime, err)
+	}
+	s.c.bufs.put(buf)
+	return classOf(n), err
+}
+
+// handle routes a message by its few fields. Unknown types are ignored.
+func (s *Session) handle(b []byte) error {
+	e, err := look(b)
+	if err != nil {
+		return errors.FromFrame(errors.PhaseRuntime, err)
+	}
+	switch e.kind {
+	case avatarpb.MessageType_MESSAGE_TYPE_SERVER_ERROR:
+		return serverError(errors.PhaseRuntime, e)
+	case avatarpb.MessageType_MESSAGE_TYPE_SERVER_RESPONSE_ANIMATION:
+		return s.deliver(e, b)
+	}
+	return nil
+}
+
+func serverError(phase errors.Phase, e envelope) error {
+	err := errors.FromServerError(phase, e.code, e.message)
+	err.ConnectionID, err.ReqID = string(e.connectionID), string(e.reqID)
+	return err
+}
+
+// deliver hands a frame to the utterance it belongs to. Frames of others, and
+// those after the end, are dropped.
+func (s *Session) deliver(e envelope, b []byte) error {
+	s.mu.Lock()
+	u := s.cur
+	s.mu.Unlock()
+	if u == nil || u.ended || string(e.reqID) != u.reqID {
+		return nil
+	}
+	s.delivering <- struct{}{}
+	defer func() { <-s.delivering }()
+	// Asked with the lock held: who sets over and then takes the lock knows
+	// that OnFrame neither runs nor will.
+	if u.over.Load() {
+		return nil
+	}
+	return s.handFrame(u, e, b)
+}
+
+func (s *Session) handFrame(u *utterance, e envelope, b []byte) error {
+	now := time.Now()
+	u.stall.frame(now)
+	u.frames++
+	u.bytes += int64(len(b))
+	if u.frames == 1 {
+		u.firstFrameAt = now
+	}
+	if u.onFrame != nil {
+		s.handling.Store(int64(now.Sub(s.born)) + 1)
+		err := u.onFrame(Frame{ReqID: u.reqID, End: e.end, Data: b})
+		now = time.Now()
+		s.handled.Add(int64(now.Sub(s.born)) + 1 - s.handling.Swap(0))
+		if err != nil {
+			return &ownError{err}
+		}
+	}
+	u.stall.handled(now, e.end)
+	if e.end {
+		u.ended = true
+		u.endedAt = now
+		close(u.done)
+	}
+	return nil
+}
+
+// handlerTime is for how long OnFrame has kept the reader from reading.
+func (s *Session) handlerTime() time.Duration {
+	d := s.handled.Load()
+	if since := s.handling.Load(); since != 0 {
+		d += int64(time.Since(s.born)) + 1 - since
+	}
+	return time.Duration(d)
+}

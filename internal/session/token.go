@@ -1,0 +1,99 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"avatarworker/internal/errors"
+)
+
+// tokenLimit bounds the console's answer.
+const tokenLimit = 1 << 20
+
+// mint gets a session token for one connection: the documents call tokens
+// single-use (docs/protocol.md, 2).
+func (o *opening) mint(ctx context.Context, region string) (token string, err error) {
+	ctx, span := o.c.span(ctx, spanToken, region)
+	defer func() { endSpan(span, err) }()
+
+	key, err := o.apiKey()
+	if err != nil {
+		return "", err
+	}
+	token, err = o.askToken(ctx, region, key)
+	if err == nil || errors.Of(err).HTTPStatus != http.StatusUnauthorized {
+		return token, err
+	}
+	// The key's file may have changed since it was read.
+	fresh, keyErr := o.apiKey()
+	if keyErr != nil || fresh == key {
+		return "", err
+	}
+	return o.askToken(ctx, region, fresh)
+}
+
+func (o *opening) apiKey() (string, error) {
+	key, err := o.p.APIKey()
+	if err != nil {
+		return "", o.red.clean(errors.Wrap(errors.CodeInternal, errors.PhaseToken, err, "the API key can't be read"), "", "")
+	}
+	if key == "" {
+		return "", errors.Newf(errors.CodeInvalidJob, errors.PhaseToken, "app %q has no API key", o.p.AppID)
+	}
+	o.red.add(key)
+	return key, nil
+}
+
+func (o *opening) askToken(ctx context.Context, region, key string) (string, error) {
+	token, err := o.post(ctx, region, key)
+	return token, o.red.clean(err, "", "")
+}
+
+func (o *opening) post(parent context.Context, region, key string) (string, error) {
+	url, err := o.c.o.Endpoints.tokenURL(region)
+	if err != nil {
+		return "", err
+	}
+	timeout := o.c.o.TokenTimeout
+	ctx, cancel := context.WithTimeoutCause(parent, timeout, fmt.Errorf("no answer within %s", timeout))
+	defer cancel()
+
+	body := append(strconv.AppendInt([]byte(`{"expireAt":`), time.Now().Add(o.c.o.TokenTTL).Unix(), 10), '}')
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return "", errors.Wrap(errors.CodeInvalidRequest, errors.PhaseToken, withoutURL(err), "the token request can't be made")
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("X-Api-Key", key)
+	resp, err := o.c.http.Do(req)
+	if err != nil {
+		return "", lost(parent, ctx, errors.PhaseToken, "minting the session token", err)
+	}
+	defer func() { _ = resp.Body.Close() }() // nothing is lost with a body that was read
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, tokenLimit+1))
+	if err != nil {
+		return "", lost(parent, ctx, errors.PhaseToken, "minting the session token", err)
+	}
+	if len(answer) > tokenLimit {
+		return "", errors.Newf(errors.CodeProtocolError, errors.PhaseToken, "the console's answer has more than 1 MiB")
+	}
+	token, refused := errors.ParseTokenAnswer(resp.StatusCode, resp.Header, answer)
+	if refused != nil {
+		return "", refused
+	}
+	return token, nil
+}
+
+// lost is the error of a request that got no whole answer: the caller's cause
+// where its context ended, else connectionFailed.
+func lost(parent, ctx context.Context, phase errors.Phase, what string, err error) error {
+	if parent.Err() != nil {
+		return cancelled(parent, what)
+	}
+	return unreachable(ctx, phase, err)
+}

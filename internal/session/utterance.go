@@ -1,0 +1,62 @@
+package session
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+)
+
+// utterance is one in flight.
+type utterance struct {
+	reqID   string
+	onFrame func(Frame) error
+	stall   stallClock
+	cancel  context.CancelFunc // ends the wait for the source
+
+	over        atomic.Bool   // nothing is sent and no frame handed out any more
+	interrupted chan struct{} // closed once the interrupt is sent
+	done        chan struct{} // closed at `end`
+
+	// The sender's; guarded by Session.sending.
+	tc        traceContext
+	started   bool // something was sent
+	startedAt time.Time
+	audio     time.Duration
+	heard     time.Time // when what was sent will have been heard
+
+	// The reader's; Speak reads them when finish has seen the reader out.
+	ended        bool
+	endedAt      time.Time
+	frames       int
+	bytes        int64
+	firstFrameAt time.Time
+}
+
+// newUtterance makes an utterance under a new req_id, or under the one that a
+// replayed exchange answers to.
+func newUtterance(in Utterance, replay string) *utterance {
+	reqID := replay
+	if reqID == "" {
+		reqID = newReqID(time.Now())
+	}
+	return &utterance{
+		reqID: reqID, onFrame: in.OnFrame,
+		interrupted: make(chan struct{}), done: make(chan struct{}),
+	}
+}
+
+func (u *utterance) spoken(egress bool) Spoken {
+	if !u.started {
+		return Spoken{}
+	}
+	out := Spoken{ReqID: u.reqID, Frames: u.frames, Bytes: u.bytes, Audio: u.audio}
+	end := u.endedAt
+	if end.IsZero() {
+		end = time.Now()
+	}
+	out.Duration = end.Sub(u.startedAt)
+	if u.frames > 0 && !egress {
+		out.FirstFrame = u.firstFrameAt.Sub(u.startedAt)
+	}
+	return out
+}

@@ -1,0 +1,253 @@
+package simulator
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// maxNoted bounds the lists that the book keeps for one session.
+const maxNoted = 1000
+
+// Session is one session in the backend's own book. Times are zero until the
+// thing happened.
+type Session struct {
+	ConnectionID string    `json:"connection_id"`
+	AppID        string    `json:"app_id"`
+	AvatarID     string    `json:"avatar_id"`
+	Opened       time.Time `json:"opened"` // the upgrade was accepted
+	Confirmed    time.Time `json:"confirmed,omitzero"`
+	Closed       time.Time `json:"closed,omitzero"`
+	// CloseCode is the code of the first close frame, whoever sent it; 1006 if
+	// the TCP connection ended without one.
+	CloseCode int    `json:"close_code,omitempty"`
+	ClosedBy  string `json:"closed_by,omitempty"` // client or server
+	Fault     string `json:"fault,omitempty"`     // that ended it
+
+	SampleRate  int               `json:"sample_rate,omitempty"`
+	AudioFormat string            `json:"audio_format,omitempty"`
+	Egress      string            `json:"egress,omitempty"`
+	ExtraParams map[string]string `json:"extra_params,omitempty"`
+
+	Utterances   int      `json:"utterances"`  // whose end was received
+	AudioBytes   int64    `json:"audio_bytes"` // received
+	Frames       int      `json:"frames"`      // envelopes sent
+	Ends         int      `json:"ends"`        // envelopes sent that end an utterance
+	Interrupts   int      `json:"interrupts"`
+	ReqIDs       []string `json:"req_ids,omitempty"`
+	TraceParents []string `json:"trace_parents,omitempty"`
+}
+
+// Totals counts everything since the start or the last reset, also what the
+// book no longer lists.
+type Totals struct {
+	Sessions     int            `json:"sessions"` // upgrades accepted
+	Confirmed    int            `json:"confirmed"`
+	Open         int            `json:"open"`
+	Refused      int            `json:"refused"` // sessions refused before their confirm
+	Peak         int            `json:"peak"`    // open at once
+	PeakByApp    map[string]int `json:"peak_by_app"`
+	TokenCalls   int            `json:"token_calls"`
+	TokenRefused int            `json:"token_refused"`
+	Faults       map[string]int `json:"faults"`  // given, by name
+	Dropped      int            `json:"dropped"` // closed sessions no longer listed
+}
+
+// book keeps what the backend saw.
+type book struct {
+	limit int
+
+	mu       sync.Mutex
+	sessions []*Session
+	totals   Totals
+	open     map[string]int // by app
+	changed  chan struct{}  // closed and made anew when a session closes
+}
+
+func newBook(limit int) *book {
+	b := &book{limit: limit, open: map[string]int{}, changed: make(chan struct{})}
+	b.totals.PeakByApp = map[string]int{}
+	b.totals.Faults = map[string]int{}
+	return b
+}
+
+// admit opens a session in the book; false if its app has max already.
+func (b *book) admit(rec *Session, limit int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if limit > 0 && b.open[rec.AppID] >= limit {
+		return false
+	}
+	b.open[rec.AppID]++
+	b.totals.Open++
+	b.totals.Sessions++
+	b.totals.Peak = max(b.totals.Peak, b.totals.Open)
+	b.totals.PeakByApp[rec.AppID] = max(b.totals.PeakByApp[rec.AppID], b.open[rec.AppID])
+	b.sessions = append(b.sessions, rec)
+	return true
+}
+
+// update changes a session's entry.
+func (b *book) update(rec *Session, change func(*Session)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	change(rec)
+}
+
+func (b *book) confirmed(rec *Session, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	rec.Confirmed = now
+	b.totals.Confirmed++
+}
+
+// closed closes a session's entry; code and by count only if no close was
+// noted before.
+func (b *book) closed(rec *Session, now time.Time, code int, by string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !rec.Closed.IsZero() {
+		return
+	}
+	rec.Closed = now
+	if rec.CloseCode == 0 {
+		rec.CloseCode, rec.ClosedBy = code, by
+	}
+	b.totals.Open--
+	if b.open[rec.AppID]--; b.open[rec.AppID] == 0 {
+		delete(b.open, rec.AppID)
+	}
+	close(b.changed)
+	b.changed = make(chan struct{})
+	// Now and then only: the cost for each session stays the same.
+	if len(b.sessions) > b.limit+b.limit/4+64 {
+		b.forget()
+	}
+}
+
+// wait returns when at most n sessions are open.
+func (b *book) wait(ctx context.Context, n int) error {
+	for {
+		b.mu.Lock()
+		open, changed := b.totals.Open, b.changed
+		b.mu.Unlock()
+		if open <= n {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("simulator: %d sessions still open: %w", open, context.Cause(ctx))
+		}
+	}
+}
+
+// forget drops the oldest closed sessions beyond the limit.
+func (b *book) forget() {
+	excess := len(b.sessions) - b.totals.Open - b.limit
+	b.sessions = slices.DeleteFunc(b.sessions, func(rec *Session) bool {
+		if excess <= 0 || rec.Closed.IsZero() {
+			return false
+		}
+		excess--
+		b.totals.Dropped++
+		return true
+	})
+}
+
+func (b *book) refused() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.totals.Refused++
+}
+
+func (b *book) fault(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.totals.Faults[name]++
+}
+
+func (b *book) tokenCall() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.totals.TokenCalls++
+}
+
+func (b *book) tokenRefused() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.totals.TokenRefused++
+}
+
+// reset forgets all but the sessions that are open, and counts anew.
+func (b *book) reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sessions = slices.DeleteFunc(b.sessions, func(rec *Session) bool { return !rec.Closed.IsZero() })
+	open := b.totals.Open
+	b.totals = Totals{Open: open, Peak: open, PeakByApp: maps.Clone(b.open), Faults: map[string]int{}}
+}
+
+func (b *book) snapshot() []Session {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := make([]Session, len(b.sessions))
+	for i, rec := range b.sessions {
+		out[i] = *rec
+		out[i].ReqIDs = slices.Clone(rec.ReqIDs)
+		out[i].TraceParents = slices.Clone(rec.TraceParents)
+		out[i].ExtraParams = maps.Clone(rec.ExtraParams)
+	}
+	return out
+}
+
+func (b *book) count() Totals {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t := b.totals
+	t.PeakByApp = maps.Clone(t.PeakByApp)
+	t.Faults = maps.Clone(t.Faults)
+	return t
+}
+
+// Book lists the sessions that the backend accepted, oldest first; of the
+// closed ones the last Options.BookLimit at least.
+func (s *Server) Book() []Session { return s.book.snapshot() }
+
+// Totals counts what the backend saw.
+func (s *Server) Totals() Totals { return s.book.count() }
+
+// ResetBook forgets the closed sessions, the counts and how often each flaky
+// avatar id failed.
+func (s *Server) ResetBook() {
+	s.book.reset()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.hits)
+}
+
+// OpenSessions is the number of sessions open now.
+func (s *Server) OpenSessions() int { return s.book.count().Open }
+
+// WaitOpen returns when at most n sessions are open, or with ctx.
+func (s *Server) WaitOpen(ctx context.Context, n int) error { return s.book.wait(ctx, n) }
+
+// PeakSessions is the most sessions that an app had open at once; of all apps
+// together if app is empty.
+func (s *Server) PeakSessions(app string) int {
+	t := s.book.count()
+	if app == "" {
+		return t.Peak
+	}
+	return t.PeakByApp[app]
+}
+
+// Refused is the number of sessions refused before they were confirmed, token
+// calls not counted.
+func (s *Server) Refused() int { return s.book.count().Refused }
+
+// TokenCalls is the number of token calls, those refused included.
+func (s *Server) TokenCalls() int { return s.book.count().TokenCalls }

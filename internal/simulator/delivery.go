@@ -1,0 +1,373 @@
+package simulator
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// utterance is one piece of speech and how far its answer has come.
+type utterance struct {
+	reqID       string
+	meter       meter
+	end         bool // all speech is here
+	abandoned   bool // the next one began before its end
+	interrupted bool
+	late        bool      // the last frame after an interrupt is sent
+	start       time.Time // its first envelope was ready
+	sent        int       // key frames
+	pieces      int       // envelopes
+}
+
+// piece is one envelope to send.
+type piece struct {
+	first, n int // key frames
+	end      bool
+	late     bool
+	bare     bool // without data
+	replay   *replayFrame
+	at       int // key frames that play before it is due
+}
+
+// readiness of an utterance's next piece.
+type readiness int
+
+const (
+	ready readiness = iota
+	starved
+	over
+)
+
+// next is the utterance's next piece of motion. An envelope is held back until
+// more speech than it covers has come, or all of it: so the last one is always
+// the one that ends, and the cut of the speech into messages changes nothing.
+func (u *utterance) next() (piece, readiness) {
+	size := frameLen
+	if u.pieces == 0 {
+		size = firstFrameLen
+	}
+	rest := u.meter.keyFrames() - u.sent
+	switch {
+	case u.interrupted && u.late:
+		return piece{}, over
+	case u.interrupted:
+		return piece{first: u.sent, n: min(size, max(1, rest)), late: true}, ready
+	case rest > size:
+		return piece{first: u.sent, n: size, at: u.sent}, ready
+	case u.end && u.meter.empty():
+		return piece{end: true, bare: true, at: u.sent}, ready
+	case u.end:
+		return piece{first: u.sent, n: max(1, rest), end: true, at: u.sent}, ready
+	case u.abandoned:
+		return piece{}, over
+	}
+	return piece{}, starved
+}
+
+// nextReplay is the next recorded envelope, once all speech is here.
+func (u *utterance) nextReplay(frames []replayFrame) (piece, readiness) {
+	switch {
+	case u.interrupted || (u.abandoned && !u.end):
+		return piece{}, over
+	case !u.end:
+		return piece{}, starved
+	}
+	f := &frames[u.pieces]
+	return piece{n: f.keyFrames, end: f.end, replay: f, at: u.sent}, ready
+}
+
+// nextEgress is the next sign of life of speech that plays in a room: none,
+// unless the avatar sends an envelope without data at its begin and its end.
+func (u *utterance) nextEgress(signs bool) (piece, readiness) {
+	switch {
+	case u.interrupted || (u.abandoned && !u.end) || (u.end && !signs):
+		return piece{}, over
+	case signs && u.pieces == 0:
+		return piece{bare: true}, ready
+	case u.end:
+		return piece{bare: true, end: true, at: u.meter.keyFrames()}, ready
+	}
+	return piece{}, starved
+}
+
+// step is what the pump does next.
+type step struct {
+	fail     bool
+	utter    *utterance
+	piece    piece
+	envelope []byte
+}
+
+// kick starts the pump unless it runs. The caller holds mu; a session that is
+// not done has its place in the server's count, so the pump is waited for.
+func (c *session) kick() {
+	if c.pumping || c.done {
+		return
+	}
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.pumping = true
+	c.srv.wg.Add(1)
+	go c.pump()
+}
+
+func (c *session) wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.kick()
+}
+
+// pump sends what is due, and ends when nothing is.
+func (c *session) pump() {
+	defer c.srv.wg.Done()
+	buf := c.srv.envelopes.get()
+	defer func() { c.srv.envelopes.put(buf) }()
+	for {
+		st, more := c.next(buf[:0])
+		if !more {
+			return
+		}
+		if st.fail {
+			// pumping stays set: nothing is sent any more.
+			c.give(*c.does.fault, c.currentReq())
+			return
+		}
+		if st.piece.replay == nil {
+			buf = st.envelope
+		}
+		if err := c.write(st.envelope); err != nil {
+			c.hangUp()
+			return
+		}
+		c.sent(st)
+	}
+}
+
+// next settles the pump's next step; false if there is none for now, and then
+// the pump ends.
+func (c *session) next(buf []byte) (step, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failsNow() {
+		return step{fail: true}, true
+	}
+	for len(c.queue) > 0 && !c.done {
+		u := c.queue[0]
+		p, state := c.nextPiece(u)
+		if state == starved {
+			break
+		}
+		if state == over {
+			c.queue = c.queue[1:]
+			continue
+		}
+		if p.end && c.does.withhold && c.failsAtRuntime() {
+			return step{fail: true}, true
+		}
+		if wait := c.wait(u, p); wait > 0 {
+			c.timer = time.AfterFunc(wait, c.wake)
+			break
+		}
+		return step{utter: u, piece: p, envelope: c.build(buf, u, p)}, true
+	}
+	c.pumping = false
+	return step{}, false
+}
+
+func (c *session) nextPiece(u *utterance) (piece, readiness) {
+	switch {
+	case c.egress:
+		return u.nextEgress(c.does.egressEnd)
+	case c.srv.replay != nil:
+		return u.nextReplay(c.srv.replay)
+	}
+	return u.next()
+}
+
+func (c *session) failsAtRuntime() bool {
+	return c.does.fault != nil && c.does.fault.phase == phaseRuntime
+}
+
+// failsNow says whether the session has come as far as its fault lets it. In
+// egress, where nothing is sent, the first speech is far enough.
+func (c *session) failsNow() bool {
+	if !c.failsAtRuntime() || c.done || c.latest == nil {
+		return false
+	}
+	return c.egress || c.frames >= c.does.after
+}
+
+// wait is how long a piece is not due yet.
+func (c *session) wait(u *utterance, p piece) time.Duration {
+	now := time.Now()
+	if u.start.IsZero() {
+		u.start = now
+	}
+	if p.late {
+		return 0
+	}
+	due := u.start
+	if speed := c.srv.opts.Speed; speed > 0 {
+		due = due.Add(time.Duration(float64(p.at) / keyFrameRate / speed * float64(time.Second)))
+	}
+	if c.does.slow > 0 {
+		last := u.start
+		if c.lastSent.After(last) {
+			last = c.lastSent
+		}
+		if slow := last.Add(c.does.slow); slow.After(due) {
+			due = slow
+		}
+	}
+	return due.Sub(now)
+}
+
+func (c *session) build(buf []byte, u *utterance, p piece) []byte {
+	var data []byte
+	switch {
+	case p.replay != nil && !c.srv.opts.ReplayPatch:
+		return p.replay.envelope
+	case p.replay != nil:
+		data = p.replay.data
+	case !p.bare:
+		data = c.srv.motion.slice(p.first, p.n)
+	}
+	return appendAnimation(buf, c.id, u.reqID, p.end, data)
+}
+
+// sent notes an envelope that went out.
+func (c *session) sent(st step) {
+	c.mu.Lock()
+	u := st.utter
+	u.sent += st.piece.n
+	u.pieces++
+	u.late = u.late || st.piece.late
+	if st.piece.end && len(c.queue) > 0 && c.queue[0] == u {
+		c.queue = c.queue[1:]
+	}
+	c.frames++
+	c.lastSent = time.Now()
+	c.mu.Unlock()
+	c.srv.book.update(c.rec, func(rec *Session) {
+		rec.Frames++
+		if st.piece.end {
+			rec.Ends++
+		}
+	})
+}
+
+func (c *session) currentReq() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.queue) > 0 {
+		return c.queue[0].reqID
+	}
+	return c.latest.reqID
+}
+
+func (c *session) write(b []byte) error {
+	return c.conn.Write(context.Background(), websocket.MessageBinary, b)
+}
+
+// writeError sends a ServerError.
+func (c *session) writeError(reqID string, code int32, text string) {
+	b, err := encodeError(c.id, reqID, code, text)
+	if err == nil {
+		err = c.write(b)
+	}
+	if err != nil {
+		c.srv.log.Debug().Err(err).Str("connection_id", c.id).Msg("simulator: ServerError not sent")
+	}
+}
+
+// give ends the session with a fault.
+func (c *session) give(f fault, reqID string) {
+	c.srv.book.fault(f.name)
+	c.srv.book.update(c.rec, func(rec *Session) { rec.Fault = f.name })
+	switch {
+	case c.does.cut && f.phase == phaseRuntime:
+		c.cut()
+	case f.kind == kindGarbage:
+		c.stopSending()
+		// A client that is gone already has nothing to decode.
+		_ = c.write([]byte{0xff, 0xff, 0xff})
+	case f.kind == kindClose:
+		c.closeWith(f.closeCode, f.text)
+	default:
+		c.writeError(reqID, f.serverCode, f.text)
+		code := f.closeCode
+		if code == 0 {
+			code = 1011
+		}
+		c.closeWith(code, "session ended")
+	}
+}
+
+// closeWith closes the WebSocket, and the connection if the client doesn't
+// answer in time.
+func (c *session) closeWith(code int, reason string) {
+	c.noteClose(code)
+	c.guardClose()
+	// The answer is noted by the reader; here there is nothing to do about it.
+	_ = c.conn.Close(websocket.StatusCode(code), reason)
+}
+
+// cut ends the TCP connection without a close frame. Only the sending side is
+// shut at first, so that what was sent before still arrives.
+func (c *session) cut() {
+	c.noteClose(1006)
+	c.guardClose()
+	if tcp, ok := c.net.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
+		return
+	}
+	c.hangUp()
+}
+
+func (c *session) noteClose(code int) {
+	c.stopSending()
+	c.srv.book.update(c.rec, func(rec *Session) {
+		if rec.CloseCode == 0 {
+			rec.CloseCode, rec.ClosedBy = code, "server"
+		}
+	})
+}
+
+func (c *session) guardClose() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.guard == nil {
+		c.guard = time.AfterFunc(closeTimeout, c.hangUp)
+	}
+}
+
+// hangUp ends the TCP connection now.
+func (c *session) hangUp() {
+	// It may be closed already: that is what is wanted.
+	_ = c.net.Close()
+}
+
+func (c *session) stopSending() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.done = true
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+}
+
+// finish frees what the session holds when its reader has ended.
+func (c *session) finish() {
+	c.stopSending()
+	c.mu.Lock()
+	for _, t := range []*time.Timer{c.guard, c.heartbeat} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	c.mu.Unlock()
+	// Closed from the other side mostly; what matters is that it is now.
+	_ = c.conn.CloseNow()
+}

@@ -1,0 +1,139 @@
+package simulator
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+
+	"github.com/coder/websocket"
+)
+
+// serveIngress upgrades to a session, or refuses it as the backend does
+// (docs/protocol.md, section 3).
+func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
+	admitted := false
+	// A dropped connection leaves by a panic: it is a refusal too.
+	defer func() {
+		if !admitted {
+			s.book.refused()
+		}
+	}()
+	app, token := r.Header.Get("X-App-ID"), r.Header.Get("X-Session-Key")
+	query := r.URL.Query()
+	if token == "" {
+		app, token = query.Get("appId"), query.Get("sessionKey")
+	}
+	c := &session{srv: s, rec: &Session{AppID: app, AvatarID: query.Get("id")}}
+	if !s.mayOpen(w, c, token) {
+		return
+	}
+	c.rec.Opened = s.now()
+	c.rec.ConnectionID = newID(c.rec.Opened)
+	if s.replay != nil && !s.opts.ReplayPatch {
+		c.rec.ConnectionID = s.opts.Replay.ConnectionID
+		// The recorded envelopes name the recorded req_id: a client that sends
+		// its speech under that one gets them byte for byte, and as its own.
+		w.Header().Set(ReplayHeader, s.opts.Replay.ReqID)
+	}
+	c.id = c.rec.ConnectionID
+	if !s.book.admit(c.rec, s.opts.MaxSessions) {
+		writeUpgradeError(w, http.StatusPaymentRequired, "session denied: concurrency")
+		return
+	}
+	admitted = true
+	c.run(w, r)
+}
+
+// mayOpen checks token, app, account and avatar in the backend's order and
+// settles what the session will do. If it may not open, it has answered.
+func (s *Server) mayOpen(w http.ResponseWriter, c *session, token string) bool {
+	switch s.tokens.check(token, s.now()) {
+	case tokenBad:
+		writeUpgradeError(w, http.StatusBadRequest, "Invalid session token")
+		return false
+	case tokenExpired:
+		writeUpgradeError(w, http.StatusUnauthorized, "Session token expired")
+		return false
+	case tokenGood:
+	}
+	if c.rec.AppID == "" {
+		writeUpgradeError(w, http.StatusNotFound, "app id unrecognized")
+		return false
+	}
+	b, known := parseAvatar(c.rec.AvatarID)
+	if f, hit := s.accountFor(phaseConnect, c.rec.AppID); hit {
+		b, known = failing(f), true
+	}
+	if !known {
+		writeUpgradeError(w, http.StatusNotFound, "Avatar not found: "+c.rec.AvatarID)
+		return false
+	}
+	c.does = b
+	if b.fault != nil && !s.strike(c.rec.AvatarID, b.times) {
+		c.does.fault = nil
+	}
+	if f := c.does.fault; f != nil && f.phase == phaseConnect {
+		s.book.fault(f.name)
+		f.writeUpgrade(w)
+		return false
+	}
+	return true
+}
+
+// strike says whether a fault hits one more session of an avatar id; times is
+// 0 if it hits each.
+func (s *Server) strike(avatarID string, times int) bool {
+	if times == 0 {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hits[avatarID] >= times {
+		return false
+	}
+	s.hits[avatarID]++
+	return true
+}
+
+// writeUpgradeError refuses an upgrade in the shape that was observed: a
+// message in JSON, and a newline.
+func writeUpgradeError(w http.ResponseWriter, status int, message string) {
+	writeJSON(w, status, map[string]string{"message": message})
+}
+
+// run is the session's life: it returns when the session is closed.
+func (c *session) run(w http.ResponseWriter, r *http.Request) {
+	code, by := 1006, "server"
+	defer func() { c.srv.book.closed(c.rec, c.srv.now(), code, by) }()
+	nc, ok := r.Context().Value(connKey{}).(net.Conn)
+	if !ok {
+		c.srv.log.Error().Msg("simulator: a request without its connection")
+		return
+	}
+	c.net = nc
+	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+		InsecureSkipVerify: true, // nothing here is worth an origin check
+		OnPingReceived:     c.answerPing,
+	})
+	if err != nil {
+		c.srv.log.Debug().Err(err).Str("avatar_id", c.rec.AvatarID).Msg("simulator: upgrade failed")
+		return
+	}
+	c.conn = conn
+	conn.SetReadLimit(maxMessage)
+	if !c.srv.enter(c) {
+		// Stop has begun: the connection goes as the listener went.
+		c.hangUp()
+		return
+	}
+	defer c.srv.leave(c)
+	c.startHeartbeat()
+	err = c.serve()
+	if n := websocket.CloseStatus(err); n != -1 {
+		code = int(n)
+	}
+	by = "client"
+	c.finish()
+	c.srv.log.Debug().Str("connection_id", c.id).Str("avatar_id", c.rec.AvatarID).
+		Str("end", fmt.Sprint(err)).Msg("simulator: session closed")
+}

@@ -1,0 +1,226 @@
+// Package simulator is a pretended avatar backend: the console that gives
+// session tokens and the WebSocket ingress that turns speech into motion, as
+// far as docs/protocol.md knows them, and every failure on request. It serves
+// the demo, the command `worker simulator` and the tests.
+package simulator
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// ReplayHeader of the upgrade's answer asks the client to speak under this
+// req_id: that of the recorded exchange which will answer it.
+const ReplayHeader = "Avatar-Replay-Req-Id"
+
+// DefaultAddr is where the simulator listens unless told otherwise.
+const DefaultAddr = "127.0.0.1:9090"
+
+const (
+	consolePath = "/v1/console"
+	ingressPath = "/v2/driveningress"
+
+	handshakeTimeout = 10 * time.Second // for the client's first message
+	closeTimeout     = time.Second      // for the client's answer to a close
+	maxMessage       = 64 << 20         // bytes; the real ceiling is not known
+)
+
+// Options of a Server. The zero value listens at DefaultAddr, delivers as fast
+// as it can and logs nothing.
+type Options struct {
+	Addr string // host:port; ":0" takes a free port
+	// Speed is how fast motion is delivered: 1 as fast as it plays, 2 twice as
+	// fast, 0 as fast as it can. An utterance's first envelope never waits.
+	Speed float64
+
+	Replay *Exchange // answers each utterance; nil: motion of our own
+	// ReplayPatch puts the client's req_id and the session's connection_id
+	// into the replayed envelopes. Without it they are sent byte for byte, and
+	// the session is confirmed under the recorded connection_id.
+	ReplayPatch bool
+
+	MaxSessions     int           // at once, for each app; 0: no limit
+	SingleUseTokens bool          // a token opens one session
+	PingInterval    time.Duration // pings clients and drops those that leave one unanswered; 0: never
+	IgnorePings     bool          // leaves the clients' pings unanswered
+	BookLimit       int           // closed sessions kept in the book; 0: 100,000
+
+	Logger zerolog.Logger
+	Now    func() time.Time // nil: time.Now
+}
+
+// Server is the simulated backend. It may be started again after a stop, at
+// the same address and with the same book, as a backend that was away.
+type Server struct {
+	opts      Options
+	log       zerolog.Logger
+	now       func() time.Time
+	motion    motion
+	replay    []replayFrame
+	envelopes envelopePool
+	messages  bufferPool
+	tokens    *tokens
+	book      *book
+
+	mu       sync.Mutex
+	addr     string // where it listens, once started
+	http     *http.Server
+	stopping bool
+	sessions map[*session]struct{}
+	account  accountFault
+	hits     map[string]int // sessions that a flaky avatar id failed
+	wg       sync.WaitGroup
+}
+
+// New makes a Server; Start makes it listen.
+func New(opts Options) *Server {
+	if opts.Addr == "" {
+		opts.Addr = DefaultAddr
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.BookLimit == 0 {
+		opts.BookLimit = 100_000
+	}
+	return &Server{
+		opts: opts, log: opts.Logger, now: opts.Now,
+		motion: newMotion(), tokens: newTokens(opts.SingleUseTokens), book: newBook(opts.BookLimit),
+		addr: opts.Addr, sessions: map[*session]struct{}{}, hits: map[string]int{},
+	}
+}
+
+// connKey finds a request's TCP connection in its context.
+type connKey struct{}
+
+// Start listens and returns; ctx bounds the listening only.
+func (s *Server) Start(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.http != nil {
+		return fmt.Errorf("simulator: already started at %s", s.addr)
+	}
+	if s.opts.Speed < 0 {
+		return fmt.Errorf("simulator: speed %g: give 1 for real time, 0 for as fast as it can", s.opts.Speed)
+	}
+	if s.opts.Replay != nil {
+		frames, err := s.opts.Replay.frames()
+		if err != nil {
+			return fmt.Errorf("simulator: recorded exchange: %w", err)
+		}
+		s.replay = frames
+	}
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", s.addr)
+	if err != nil {
+		return fmt.Errorf("simulator: %w", err)
+	}
+	s.addr = ln.Addr().String()
+	s.stopping = false
+	srv := &http.Server{
+		Handler:           s.routes(),
+		ReadHeaderTimeout: 10 * time.Second,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c)
+		},
+	}
+	s.http = srv
+	s.wg.Go(func() { s.serve(srv, ln) })
+	return nil
+}
+
+func (s *Server) serve(srv *http.Server, ln net.Listener) {
+	err := srv.Serve(ln)
+	s.mu.Lock()
+	stopping := s.stopping
+	s.mu.Unlock()
+	if !stopping {
+		s.log.Error().Err(err).Msg("simulator: no longer listening")
+	}
+}
+
+// Stop closes every session with 1001 and waits until all is done, at most
+// about a second. It may be called twice.
+func (s *Server) Stop() {
+	s.mu.Lock()
+	srv := s.http
+	s.http = nil
+	s.stopping = true
+	open := make([]*session, 0, len(s.sessions))
+	for c := range s.sessions {
+		open = append(open, c)
+	}
+	s.mu.Unlock()
+	if srv != nil {
+		if err := srv.Close(); err != nil {
+			s.log.Warn().Err(err).Msg("simulator: close the listener")
+		}
+	}
+	var closing sync.WaitGroup
+	for _, c := range open {
+		closing.Go(func() { c.closeWith(1001, "going away") })
+	}
+	closing.Wait()
+	s.wg.Wait()
+}
+
+// URL is where the simulator's page and /control are.
+func (s *Server) URL() string { return "http://" + s.hostPort() }
+
+// ConsoleURL is the console's base: session tokens are at /session-tokens under it.
+func (s *Server) ConsoleURL() string { return s.URL() + consolePath }
+
+// IngressURL is the ingress's base: sessions are at /websocket under it.
+func (s *Server) IngressURL() string { return "ws://" + s.hostPort() + ingressPath }
+
+// hostPort is the address as a client on this machine can use it.
+func (s *Server) hostPort() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	host, port, err := net.SplitHostPort(s.addr)
+	if err != nil {
+		return s.addr
+	}
+	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// enter counts a session in; false while stopping.
+func (s *Server) enter(c *session) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return false
+	}
+	s.sessions[c] = struct{}{}
+	s.wg.Add(1)
+	return true
+}
+
+func (s *Server) leave(c *session) {
+	s.mu.Lock()
+	delete(s.sessions, c)
+	s.mu.Unlock()
+	s.wg.Done()
+}
+
+// newID makes an id in the backend's form: the second in UTC and 12 random
+// characters (docs/protocol.md, section 5).
+func newID(now time.Time) string {
+	const alphabet = "useandom-26T198340PX75pxJACKVERYMINDBUSHWOLF_GQZbfghjklqvwyzrict"
+	var b [12]byte
+	rand.Read(b[:]) // never fails: it ends the process instead
+	for i := range b {
+		b[i] = alphabet[b[i]&63]
+	}
+	return now.UTC().Format("20060102150405") + "_" + string(b[:])
+}

@@ -1,0 +1,191 @@
+package topology
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+)
+
+// Difference is one setting of an existing object that is not as wanted.
+type Difference struct {
+	Object  string // "stream AVATAR_JOBS", "bucket AVATAR_STATE", "consumer default"
+	Setting string // as the server's configuration names it
+	Have    string
+	Want    string
+}
+
+func (d Difference) String() string {
+	return fmt.Sprintf("%s: %s is %s, wanted %s", d.Object, d.Setting, d.Have, d.Want)
+}
+
+// ErrUnusable is in the chain of an error about an object that exists with
+// settings under which the worker could not keep its promises.
+var ErrUnusable = errors.New("the worker could not keep its promises with it")
+
+func unusable(object, why string) error {
+	return fmt.Errorf("%s: %w: %s", object, ErrUnusable, why)
+}
+
+// usable refuses what would lose jobs or could not be written to.
+func usable(have, want jetstream.StreamConfig, jobs bool) error {
+	object := "stream " + have.Name
+	switch {
+	case have.Sealed:
+		return unusable(object, "it is sealed and takes no messages")
+	case have.Mirror != nil:
+		return unusable(object, "it mirrors another stream and takes no messages")
+	case !jobs:
+		return nil
+	case have.Retention != jetstream.WorkQueuePolicy:
+		return unusable(object, fmt.Sprintf("its retention is %s, not workqueue, and can't be changed: back up its messages and delete it, or choose another nats.prefix", text(have.Retention)))
+	case have.Discard != jetstream.DiscardNew:
+		return unusable(object, "it discards old jobs when full: set its discard policy to new")
+	case have.MaxMsgsPerSubject > 0 && !have.DiscardNewPerSubject:
+		return unusable(object, fmt.Sprintf("it discards old jobs of a queue beyond max_msgs_per_subject %d: lift that limit or set discard_new_per_subject", have.MaxMsgsPerSubject))
+	case have.MaxAge != 0:
+		return unusable(object, fmt.Sprintf("jobs older than %s would vanish: remove its max_age", have.MaxAge))
+	case !slices.ContainsFunc(have.Subjects, func(s string) bool { return covers(s, want.Subjects[0]) }):
+		return unusable(object, fmt.Sprintf("its subjects are %s: add %s", text(have.Subjects), want.Subjects[0]))
+	}
+	return nil
+}
+
+// covers says whether every subject that b matches is matched by a too.
+func covers(a, b string) bool {
+	as, bs := strings.Split(a, "."), strings.Split(b, ".")
+	for i, t := range as {
+		switch {
+		case t == ">":
+			return len(bs) > i
+		case i >= len(bs) || bs[i] == ">":
+			return false
+		case t != "*" && t != bs[i]:
+			return false
+		}
+	}
+	return len(as) == len(bs)
+}
+
+// usableConsumer refuses what would hand out other jobs, lose them or never
+// take them back.
+func usableConsumer(have, want jetstream.ConsumerConfig) error {
+	object := "consumer " + have.Durable
+	filters := have.FilterSubjects
+	if have.FilterSubject != "" {
+		filters = []string{have.FilterSubject}
+	}
+	switch {
+	case have.AckPolicy != jetstream.AckExplicitPolicy:
+		return unusable(object, fmt.Sprintf("its ack policy is %s, not explicit, and can't be changed: delete it, the next start makes it anew", text(have.AckPolicy)))
+	case !slices.Equal(filters, []string{want.FilterSubject}):
+		return unusable(object, fmt.Sprintf("it serves %s, not %s: set its filter", text(filters), want.FilterSubject))
+	case have.MaxDeliver > 0:
+		return unusable(object, fmt.Sprintf("a job delivered %d times would stay in the stream and never run again: set max_deliver to -1", have.MaxDeliver))
+	case have.HeadersOnly:
+		return unusable(object, "it delivers headers without jobs: unset headers_only")
+	}
+	return nil
+}
+
+// differ collects the settings that are not as wanted.
+type differ struct {
+	object string
+	found  []Difference
+}
+
+func (d *differ) add(setting string, have, want any) {
+	if h, w := text(have), text(want); h != w {
+		d.found = append(d.found, Difference{Object: d.object, Setting: setting, Have: h, Want: w})
+	}
+}
+
+func text(v any) string {
+	switch v := v.(type) {
+	case []string:
+		if len(v) == 0 {
+			return "none"
+		}
+		sorted := slices.Sorted(slices.Values(v))
+		return strings.Join(sorted, ", ")
+	case time.Duration:
+		if v == 0 {
+			return "none"
+		}
+		return v.String()
+	case fmt.Stringer:
+		return strings.ToLower(v.String())
+	}
+	return fmt.Sprint(v)
+}
+
+// limitOf gives the server's several ways to say "no limit" one value.
+func limitOf[T int | int32 | int64](n T) any {
+	if n <= 0 {
+		return "unlimited"
+	}
+	return n
+}
+
+func compareStreams(object string, have, want jetstream.StreamConfig) []Difference {
+	d := differ{object: object}
+	d.add("subjects", have.Subjects, want.Subjects)
+	d.add("retention", have.Retention, want.Retention)
+	d.add("storage", have.Storage, want.Storage)
+	d.add("num_replicas", have.Replicas, want.Replicas)
+	d.add("discard", have.Discard, want.Discard)
+	d.add("discard_new_per_subject", have.DiscardNewPerSubject, want.DiscardNewPerSubject)
+	d.add("max_age", have.MaxAge, want.MaxAge)
+	d.add("max_bytes", limitOf(have.MaxBytes), limitOf(want.MaxBytes))
+	d.add("max_msgs", limitOf(have.MaxMsgs), limitOf(want.MaxMsgs))
+	d.add("max_msgs_per_subject", limitOf(have.MaxMsgsPerSubject), limitOf(want.MaxMsgsPerSubject))
+	d.add("max_msg_size", limitOf(have.MaxMsgSize), limitOf(want.MaxMsgSize))
+	d.add("max_consumers", limitOf(have.MaxConsumers), limitOf(want.MaxConsumers))
+	d.add("duplicate_window", have.Duplicates, want.Duplicates)
+	d.add("allow_direct", have.AllowDirect, want.AllowDirect)
+	d.add("no_ack", have.NoAck, want.NoAck)
+	d.add("deny_delete", have.DenyDelete, want.DenyDelete)
+	d.add("deny_purge", have.DenyPurge, want.DenyPurge)
+	d.add("allow_rollup_hdrs", have.AllowRollup, want.AllowRollup)
+	d.add("allow_msg_ttl", have.AllowMsgTTL, want.AllowMsgTTL)
+	return d.found
+}
+
+func compareKeyValue(object string, have jetstream.StreamConfig, want jetstream.KeyValueConfig) []Difference {
+	d := differ{object: object}
+	d.add("history", have.MaxMsgsPerSubject, int64(want.History))
+	d.add("ttl", have.MaxAge, want.TTL)
+	d.add("max_bytes", limitOf(have.MaxBytes), limitOf(want.MaxBytes))
+	d.add("max_value_size", limitOf(have.MaxMsgSize), limitOf(want.MaxValueSize))
+	d.add("storage", have.Storage, want.Storage)
+	d.add("num_replicas", have.Replicas, want.Replicas)
+	d.add("allow_msg_ttl", have.AllowMsgTTL, want.LimitMarkerTTL != 0)
+	return d.found
+}
+
+func compareObjects(object string, have jetstream.StreamConfig, want jetstream.ObjectStoreConfig) []Difference {
+	d := differ{object: object}
+	d.add("max_age", have.MaxAge, want.TTL)
+	d.add("max_bytes", limitOf(have.MaxBytes), limitOf(want.MaxBytes))
+	d.add("storage", have.Storage, want.Storage)
+	d.add("num_replicas", have.Replicas, want.Replicas)
+	return d.found
+}
+
+func compareConsumers(object string, have, want jetstream.ConsumerConfig) []Difference {
+	d := differ{object: object}
+	d.add("ack_wait", have.AckWait, want.AckWait)
+	d.add("max_ack_pending", limitOf(have.MaxAckPending), limitOf(want.MaxAckPending))
+	d.add("backoff", fmt.Sprint(have.BackOff), fmt.Sprint(want.BackOff))
+	d.add("deliver_policy", have.DeliverPolicy, want.DeliverPolicy)
+	d.add("replay_policy", have.ReplayPolicy, want.ReplayPolicy)
+	d.add("inactive_threshold", have.InactiveThreshold, want.InactiveThreshold)
+	d.add("mem_storage", have.MemoryStorage, want.MemoryStorage)
+	d.add("max_batch", limitOf(have.MaxRequestBatch), limitOf(want.MaxRequestBatch))
+	d.add("paused", have.PauseUntil != nil && !have.PauseUntil.IsZero(), false)
+	return d.found
+}

@@ -1,0 +1,218 @@
+// Package topology knows the names and settings of everything that the worker
+// keeps in NATS: subjects, streams, consumers and buckets. It makes what is
+// missing, reports what is there with other settings, and changes nothing.
+package topology
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// DefaultPrefix is the first token of every subject unless nats.prefix says
+// otherwise.
+const DefaultPrefix = "avatar"
+
+// Names gives the names of subjects, streams and buckets under one prefix. An
+// empty Prefix is DefaultPrefix.
+//
+// A token taken from outside (a job id, a code, a worker's name) is put into a
+// subject as Token gives it, so that no name can address another subject.
+type Names struct{ Prefix string }
+
+var tokenPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+// Validate says whether the prefix can be used for both subjects and streams.
+func (n Names) Validate() error {
+	if !tokenPattern.MatchString(n.prefix()) {
+		return fmt.Errorf("nats.prefix %q: only letters, digits, '-' and '_' are allowed", n.Prefix)
+	}
+	return nil
+}
+
+// ValidQueue says whether a queue's name can be both a subject token and the
+// name of a consumer.
+func ValidQueue(queue string) error {
+	if !tokenPattern.MatchString(queue) {
+		return fmt.Errorf("queue %q: only letters, digits, '-' and '_' are allowed", queue)
+	}
+	return nil
+}
+
+func (n Names) prefix() string {
+	if n.Prefix == "" {
+		return DefaultPrefix
+	}
+	return n.Prefix
+}
+
+// Token makes one subject token (or one part of a bucket's key) of any text:
+// letters, digits, '-' and '_' stay, any other byte becomes "=XX" in hex, and
+// the empty text "=". Different texts give different tokens.
+func Token(text string) string {
+	if text == "" {
+		return "="
+	}
+	if tokenPattern.MatchString(text) {
+		return text
+	}
+	var b strings.Builder
+	for i := range len(text) {
+		if c := text[i]; plain(c) {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "=%02X", c)
+		}
+	}
+	return b.String()
+}
+
+func plain(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_'
+}
+
+func (n Names) subject(kind string, tokens ...string) string {
+	var b strings.Builder
+	b.WriteString(n.prefix())
+	b.WriteByte('.')
+	b.WriteString(kind)
+	for _, t := range tokens {
+		b.WriteByte('.')
+		b.WriteString(t)
+	}
+	return b.String()
+}
+
+// wild is the token of a filter: empty text matches any.
+func wild(text string) string {
+	if text == "" {
+		return "*"
+	}
+	return Token(text)
+}
+
+// Jobs is where a job for the queue is published.
+func (n Names) Jobs(queue string) string { return n.subject("jobs", Token(queue)) }
+
+// AllJobs matches the jobs of every queue.
+func (n Names) AllJobs() string { return n.subject("jobs", "*") }
+
+// QueueOf gives the queue of a job's subject; false where the subject is not
+// one that Jobs gives.
+func (n Names) QueueOf(subject string) (string, bool) {
+	queue, ok := strings.CutPrefix(subject, n.subject("jobs")+".")
+	return queue, ok && tokenPattern.MatchString(queue)
+}
+
+// Errors is where the error event of a failed attempt goes.
+func (n Names) Errors(class, code string) string {
+	return n.subject("errors", Token(class), Token(code))
+}
+
+// AllErrors matches every error event.
+func (n Names) AllErrors() string { return n.subject("errors", ">") }
+
+// Alerts is where an alert goes: kind is recurring, circuit_opened or
+// circuit_closed.
+func (n Names) Alerts(kind, code string) string { return n.subject("alerts", Token(kind), Token(code)) }
+
+// AllAlerts matches every alert.
+func (n Names) AllAlerts() string { return n.subject("alerts", ">") }
+
+// Events is where a job event goes: typ is started, retrying, completed, …
+func (n Names) Events(typ, jobID string) string { return n.subject("events", Token(typ), Token(jobID)) }
+
+// EventsFilter matches the job events of a type and a job; empty text matches
+// any.
+func (n Names) EventsFilter(typ, jobID string) string {
+	return n.subject("events", wild(typ), wild(jobID))
+}
+
+// AllEvents matches every job event.
+func (n Names) AllEvents() string { return n.subject("events", ">") }
+
+// DLQ is where a dead letter goes.
+func (n Names) DLQ(class, code string) string { return n.subject("dlq", Token(class), Token(code)) }
+
+// DLQFilter matches the dead letters of a class and a code; empty text matches
+// any.
+func (n Names) DLQFilter(class, code string) string { return n.subject("dlq", wild(class), wild(code)) }
+
+// AllDLQ matches every dead letter.
+func (n Names) AllDLQ() string { return n.subject("dlq", ">") }
+
+// DLQOf gives the class and code tokens of a dead letter's subject.
+func (n Names) DLQOf(subject string) (class, code string, ok bool) {
+	rest, ok := strings.CutPrefix(subject, n.subject("dlq")+".")
+	if !ok {
+		return "", "", false
+	}
+	class, code, ok = strings.Cut(rest, ".")
+	return class, code, ok
+}
+
+// Frames is where the frames of a job go whose output is frames.
+func (n Names) Frames(jobID string) string { return n.subject("frames", Token(jobID)) }
+
+// AllFrames matches the frames of every job.
+func (n Names) AllFrames() string { return n.subject("frames", "*") }
+
+// Audio is where the speech of a live job comes from, chunk by chunk.
+func (n Names) Audio(jobID string) string { return n.subject("audio", Token(jobID)) }
+
+// AllAudio matches the speech of every live job.
+func (n Names) AllAudio() string { return n.subject("audio", "*") }
+
+// Control is where a running job is interrupted or cancelled (request/reply,
+// kept nowhere).
+func (n Names) Control(jobID string) string { return n.subject("control", Token(jobID)) }
+
+// WorkerSubject is where a worker is asked whether it still has a job
+// (request/reply between workers, kept nowhere).
+func (n Names) WorkerSubject(workerID string) string { return n.subject("workers", Token(workerID)) }
+
+// Slot is the subject of one slot token of an app; number counts from 1.
+func (n Names) Slot(appID string, number int) string {
+	return n.subject("slots", Token(appID), fmt.Sprint(number))
+}
+
+// AppSlots matches all slot tokens of an app.
+func (n Names) AppSlots(appID string) string { return n.subject("slots", Token(appID), "*") }
+
+// SlotsPrefix begins the subject of every slot token.
+func (n Names) SlotsPrefix() string { return n.subject("slots") }
+
+// AllSlots matches every slot token.
+func (n Names) AllSlots() string { return n.subject("slots", ">") }
+
+func (n Names) kept(name string) string { return strings.ToUpper(n.prefix()) + "_" + name }
+
+// JobsStream is the work queue of jobs.
+func (n Names) JobsStream() string { return n.kept("JOBS") }
+
+// EventsStream keeps error events, alerts and job events.
+func (n Names) EventsStream() string { return n.kept("EVENTS") }
+
+// DLQStream keeps the dead letters.
+func (n Names) DLQStream() string { return n.kept("DLQ") }
+
+// FramesStream keeps frames until they age out.
+func (n Names) FramesStream() string { return n.kept("FRAMES") }
+
+// AudioStream keeps live speech until it ages out.
+func (n Names) AudioStream() string { return n.kept("AUDIO") }
+
+// SlotsStream keeps one token message for each session slot of an app.
+func (n Names) SlotsStream() string { return n.kept("SLOTS") }
+
+// StateBucket is the key-value bucket of job records, by job id.
+func (n Names) StateBucket() string { return n.kept("STATE") }
+
+// FleetBucket is the key-value bucket of what workers share.
+func (n Names) FleetBucket() string { return n.kept("FLEET") }
+
+// AudioFilesBucket is the object bucket of uploaded speech.
+func (n Names) AudioFilesBucket() string { return n.kept("AUDIO_FILES") }
+
+// RecordingsBucket is the object bucket of recorded frames.
+func (n Names) RecordingsBucket() string { return n.kept("RECORDINGS") }
