@@ -64,7 +64,7 @@ func (r *Runner) run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) 
 	if err := r.catchUp(ctx, a); err != nil {
 		return jobs.Report{}, err
 	}
-	script, err := r.script(a)
+	script, err := r.script(ctx, a)
 	if err != nil {
 		return jobs.Report{}, err
 	}
@@ -120,11 +120,11 @@ func (r *Runner) catchUp(ctx context.Context, a *jobs.Attempt) error {
 }
 
 // script is the job's speech from the checkpoint on.
-func (r *Runner) script(a *jobs.Attempt) (script, error) {
+func (r *Runner) script(ctx context.Context, a *jobs.Attempt) (script, error) {
 	if a.Job.GetLive() != nil {
 		return newLive(r.o.JS, r.o.Names, a), nil
 	}
-	return newClips(r.o.Audio, a)
+	return newClips(ctx, r.o.Audio, a)
 }
 
 // egress tells whether the backend publishes into a room, and no frames come

@@ -47,10 +47,12 @@ func format(f audio.Format) session.Format {
 // clips is speech that is all there: inline, objects, URLs.
 type clips struct {
 	opener *audio.Opener
+	life   context.Context // of everything opened
+	end    context.CancelFunc
 	specs  []audio.Spec // those not yet spoken
 	first  *audio.Speech
 	conf   session.AudioConfig
-	ahead  chan opened // the next one, being opened while this one is spoken; nil: none
+	ahead  chan opened // the next one, being opened; nil: none
 }
 
 type opened struct {
@@ -59,21 +61,30 @@ type opened struct {
 }
 
 // newClips checks everything that can be checked before a session costs money.
-func newClips(opener *audio.Opener, a *jobs.Attempt) (*clips, error) {
+func newClips(ctx context.Context, opener *audio.Opener, a *jobs.Attempt) (*clips, error) {
 	c := &clips{opener: opener}
+	c.life, c.end = context.WithCancel(ctx)
+	if err := c.check(a); err != nil {
+		c.end()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *clips) check(a *jobs.Attempt) error {
 	for i, s := range a.Job.AudioSpecs() {
 		spec := audio.Spec{
 			Inline: s.Inline, HasInline: s.HasInline, Object: s.Object, URL: s.URL,
 			Format: s.Format, SampleRate: s.SampleRate, Field: s.Field,
 		}
-		if err := opener.Check(spec); err != nil {
-			return nil, err
+		if err := c.opener.Check(spec); err != nil {
+			return err
 		}
 		if i >= a.Checkpoint {
 			c.specs = append(c.specs, spec)
 		}
 	}
-	return c, c.agree()
+	return c.agree()
 }
 
 // agree refuses inline utterances that one session can't be configured for.
@@ -83,7 +94,7 @@ func (c *clips) agree() error {
 		if !spec.HasInline || len(c.specs) == 1 {
 			continue
 		}
-		speech, err := c.opener.Open(context.Background(), spec) // reads memory only
+		speech, err := c.opener.Open(c.life, spec) // reads memory only
 		if err != nil {
 			return err
 		}
@@ -128,7 +139,8 @@ func (c *clips) finished() bool { return len(c.specs) == 0 }
 
 func (c *clips) config(ctx context.Context) (session.AudioConfig, error) {
 	if c.first == nil {
-		speech, err := c.opener.Open(ctx, c.specs[0])
+		c.openAhead()
+		speech, err := c.opened(ctx)
 		if err != nil {
 			return session.AudioConfig{}, err
 		}
@@ -150,7 +162,7 @@ func (c *clips) next(ctx context.Context) (*line, error) {
 		return nil, errors.Join(err, speech.Close())
 	}
 	c.specs = c.specs[1:]
-	c.openAhead(ctx)
+	c.openAhead()
 	return &line{
 		speech: speech, converted: speech.Converted(), liveLast: func() uint64 { return 0 },
 		done: func() { _ = speech.Close() }, // read to its end, or given up
@@ -163,30 +175,39 @@ func (c *clips) open(ctx context.Context) (*audio.Speech, error) {
 		speech := c.first
 		c.first = nil
 		return speech, nil
-	case c.ahead != nil:
-		got := <-c.ahead
+	default:
+		c.openAhead()
+		return c.opened(ctx)
+	}
+}
+
+// opened waits for what openAhead opens.
+func (c *clips) opened(ctx context.Context) (*audio.Speech, error) {
+	select {
+	case got := <-c.ahead:
 		c.ahead = nil
 		return got.speech, got.err
-	default:
-		return c.opener.Open(ctx, c.specs[0])
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 }
 
 // openAhead opens the next utterance while this one is spoken: connected time
 // in which nothing is said is paid for too.
-func (c *clips) openAhead(ctx context.Context) {
-	if len(c.specs) == 0 || c.specs[0].HasInline {
+func (c *clips) openAhead() {
+	if len(c.specs) == 0 || c.ahead != nil {
 		return
 	}
 	spec, ahead := c.specs[0], make(chan opened, 1)
 	c.ahead = ahead
-	go func() {
-		speech, err := c.opener.Open(ctx, spec)
+	go func() { // close waits for it
+		speech, err := c.opener.Open(c.life, spec)
 		ahead <- opened{speech, err}
 	}()
 }
 
 func (c *clips) close() {
+	c.end()
 	if c.ahead != nil {
 		if got := <-c.ahead; got.speech != nil {
 			_ = got.speech.Close() // never used

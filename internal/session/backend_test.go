@@ -52,9 +52,9 @@ func (b *backend) reset(t testing.TB) {
 }
 
 func (b *backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	b.mu.Lock() // so that who holds it knows of every handler
 	b.handlers.Add(1)
 	defer b.handlers.Done()
-	b.mu.Lock()
 	b.requests = append(b.requests, r)
 	b.mu.Unlock()
 	switch r.URL.Path {
@@ -79,7 +79,9 @@ func (b *backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (b *backend) serve(w http.ResponseWriter, r *http.Request) {
+	b.mu.Lock()
 	b.peers.Add(1)
+	b.mu.Unlock()
 	defer b.peers.Done()
 	c, err := websocket.Accept(w, r, b.accept)
 	if err != nil {
@@ -107,9 +109,15 @@ func (b *backend) serve(w http.ResponseWriter, r *http.Request) {
 	b.mu.Unlock()
 }
 
+func (b *backend) wait(wg *sync.WaitGroup) {
+	b.mu.Lock()
+	b.mu.Unlock() //nolint:staticcheck // empty: it orders the Adds before the Wait
+	wg.Wait()
+}
+
 // seenCloses waits for all peers.
 func (b *backend) seenCloses() []websocket.StatusCode {
-	b.peers.Wait()
+	b.wait(b.peers)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.closes
@@ -271,7 +279,7 @@ func inMemory(t *testing.T, b *backend, o Options, f func(c *Client)) {
 			t.Errorf("closing the client: %v", err)
 		}
 		tr.CloseIdleConnections()
-		b.handlers.Wait()
+		b.wait(b.handlers)
 		close(l.done)
 		srv.Close()
 		<-served

@@ -176,9 +176,15 @@ func (o *opening) once(ctx, spanCtx context.Context, region string) (*Session, e
 
 // dialled is an upgraded connection and the way to cut it.
 type dialled struct {
-	conn *websocket.Conn
-	raw  net.Conn // nil with a transport that does not tell
+	conn   *websocket.Conn
+	raw    net.Conn // nil with a transport that does not tell
+	replay string   // see replayHeader
 }
+
+// replayHeader is what a simulated backend that replays a recorded exchange
+// answers the upgrade with: the req_id that the recorded envelopes name. The
+// real backend has no such header, and req_ids are the client's to choose.
+const replayHeader = "Avatar-Replay-Req-Id"
 
 func (o *opening) dial(parent context.Context, region, token string) (d dialled, err error) {
 	spanCtx, span := o.c.span(parent, spanConnect, region)
@@ -212,7 +218,7 @@ func (o *opening) dial(parent context.Context, region, token string) (d dialled,
 		d.raw = t.NetConn() // closing the TLS layer may wait for its farewell
 	}
 	conn.SetReadLimit(readLimit)
-	d.conn = conn
+	d.conn, d.replay = conn, resp.Header.Get(replayHeader)
 	return d, nil
 }
 

@@ -22,6 +22,7 @@ type Session struct {
 
 	readCtx context.Context
 
+	replay       string // req_id of every utterance; "": each has its own
 	region       string
 	connectionID string        // set before confirmed is closed
 	confirmedAt  time.Time     // likewise
@@ -57,7 +58,7 @@ type Session struct {
 
 func newSession(o *opening, region string, d dialled) *Session {
 	s := &Session{
-		c: o.c, p: o.p, conn: d.conn, region: region,
+		c: o.c, p: o.p, conn: d.conn, replay: d.replay, region: region,
 		red:       redactor{secrets: o.red.secrets, region: region},
 		confirmed: make(chan struct{}), ended: make(chan struct{}), closed: make(chan struct{}), readDone: make(chan struct{}),
 		sending: make(chan struct{}, 1), delivering: make(chan struct{}, 1),

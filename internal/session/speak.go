@@ -56,7 +56,7 @@ type Spoken struct {
 func (s *Session) Speak(ctx context.Context, in Utterance) (Spoken, error) {
 	in.TraceParent = orDefault(in.TraceParent, s.p.TraceParent)
 	in.TraceState = orDefault(in.TraceState, s.p.TraceState)
-	u := newUtterance(in)
+	u := newUtterance(in, s.replay)
 	spanCtx, span := s.c.span(remoteParent(ctx, in.TraceParent, in.TraceState), spanUtterance, s.region)
 	span.SetAttributes(attribute.String("avatar.connection_id", s.connectionID), attribute.String("avatar.req_id", u.reqID))
 	spoken, err := s.speak(ctx, spanCtx, u, in)

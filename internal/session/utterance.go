@@ -32,9 +32,15 @@ type utterance struct {
 	firstFrameAt time.Time
 }
 
-func newUtterance(in Utterance) *utterance {
+// newUtterance makes an utterance under a new req_id, or under the one that a
+// replayed exchange answers to.
+func newUtterance(in Utterance, replay string) *utterance {
+	reqID := replay
+	if reqID == "" {
+		reqID = newReqID(time.Now())
+	}
 	return &utterance{
-		reqID: newReqID(time.Now()), onFrame: in.OnFrame,
+		reqID: reqID, onFrame: in.OnFrame,
 		interrupted: make(chan struct{}), done: make(chan struct{}),
 	}
 }

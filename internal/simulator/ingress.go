@@ -31,6 +31,9 @@ func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
 	c.rec.ConnectionID = newID(c.rec.Opened)
 	if s.replay != nil && !s.opts.ReplayPatch {
 		c.rec.ConnectionID = s.opts.Replay.ConnectionID
+		// The recorded envelopes name the recorded req_id: a client that sends
+		// its speech under that one gets them byte for byte, and as its own.
+		w.Header().Set(ReplayHeader, s.opts.Replay.ReqID)
 	}
 	c.id = c.rec.ConnectionID
 	if !s.book.admit(c.rec, s.opts.MaxSessions) {

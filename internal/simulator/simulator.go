@@ -16,6 +16,10 @@ import (
 	"github.com/rs/zerolog"
 )
 
+// ReplayHeader of the upgrade's answer asks the client to speak under this
+// req_id: that of the recorded exchange which will answer it.
+const ReplayHeader = "Avatar-Replay-Req-Id"
+
 // DefaultAddr is where the simulator listens unless told otherwise.
 const DefaultAddr = "127.0.0.1:9090"
 

@@ -165,14 +165,14 @@ func (m *Metrics) Alert(kind string, code errors.Code) {
 	m.alerts.WithLabelValues(known(kind, kinds()), codeLabel(code)).Inc()
 }
 
-// Frame counts one envelope of so many bytes; output is the kind that it went
-// to: frames, object, livekit, agora or discard.
-func (m *Metrics) Frame(output string, bytes int) {
+// Frames counts envelopes of so many bytes in all; output is the kind that they
+// went to: frames, object, livekit, agora or discard.
+func (m *Metrics) Frames(output string, frames int, bytes int64) {
 	counters, ok := m.frames[output]
 	if !ok {
 		counters = m.frames[other]
 	}
-	counters.frames.Inc()
+	counters.frames.Add(float64(frames))
 	counters.bytes.Add(float64(bytes))
 }
 

@@ -27,7 +27,7 @@ func use(m *Metrics) {
 	m.LeaseExtension("ok")
 	m.DeadLetter(errors.CodeAvatarNotFound)
 	m.Alert("recurring", errors.CodeServerError)
-	m.Frame("frames", 49868)
+	m.Frames("frames", 1, 49868)
 	m.SessionStarted("a")
 	m.SessionStarted("a")
 	m.SessionEnded("a", 20*time.Second)
@@ -132,7 +132,7 @@ func TestNoLabelTakesAnUnboundedValue(t *testing.T) {
 		m.LeaseExtension(outside)
 		m.DeadLetter(errors.Code(outside))
 		m.Alert(outside, errors.Code(outside))
-		m.Frame(outside, 1)
+		m.Frames(outside, 1, 1)
 		m.SessionStarted(outside)
 		m.SetQueue(outside, QueueState{})
 		m.SetCircuit(outside, outside, true)
@@ -164,6 +164,6 @@ func BenchmarkFrame(b *testing.B) {
 	m := NewMetrics(prometheus.NewRegistry(), Labels{})
 	b.ReportAllocs()
 	for b.Loop() {
-		m.Frame("frames", 49868)
+		m.Frames("frames", 1, 49868)
 	}
 }

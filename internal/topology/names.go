@@ -179,6 +179,9 @@ func (n Names) Slot(appID string, number int) string {
 // AppSlots matches all slot tokens of an app.
 func (n Names) AppSlots(appID string) string { return n.subject("slots", Token(appID), "*") }
 
+// SlotsPrefix begins the subject of every slot token.
+func (n Names) SlotsPrefix() string { return n.subject("slots") }
+
 // AllSlots matches every slot token.
 func (n Names) AllSlots() string { return n.subject("slots", ">") }
 

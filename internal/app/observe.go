@@ -1,0 +1,99 @@
+package app
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/telemetry"
+	"avatarworker/internal/topology"
+)
+
+// observer hands what the worker tells on to the metrics.
+type observer struct{ m *telemetry.Metrics }
+
+var _ jobs.Observer = observer{}
+
+func (o observer) JobDone(queue string, outcome jobs.State) { o.m.JobDone(queue, string(outcome)) }
+func (o observer) AttemptDone(code errors.Code, class errors.Class, phase errors.Phase) {
+	o.m.Attempt(code, class, phase)
+}
+func (o observer) TakenOver(why string)     { o.m.TakeOver(why) }
+func (o observer) SessionOpened(app string) { o.m.SessionStarted(app) }
+func (o observer) SessionClosed(app string, connected time.Duration) {
+	o.m.SessionEnded(app, connected)
+}
+
+func (o observer) Utterance(u jobs.Utterance) {
+	o.m.Utterance(time.Duration(u.DurationMS) * time.Millisecond)
+	if u.FirstFrameMS > 0 {
+		o.m.FirstFrame(time.Duration(u.FirstFrameMS) * time.Millisecond)
+	}
+}
+
+func (o observer) FramesOut(output string, frames int, bytes int64) {
+	o.m.Frames(output, frames, bytes)
+}
+
+func (o observer) LeaseExtended(ok bool) {
+	if ok {
+		o.m.LeaseExtension("ok")
+	} else {
+		o.m.LeaseExtension("lost")
+	}
+}
+func (o observer) SlotsBusy(busy, all int)                       { o.m.SetSlots(busy, all-busy) }
+func (o observer) CircuitOpen(app, region string, open bool)     { o.m.SetCircuit(app, region, open) }
+func (o observer) DeadLettered(code errors.Code)                 { o.m.DeadLetter(code) }
+func (o observer) Alerted(kind string, code errors.Code)         { o.m.Alert(kind, code) }
+func (o observer) Waiting(queue string, state jobs.State, n int) {}
+
+// queuesEvery is how often the queues' gauges are brought up to date.
+const queuesEvery = 5 * time.Second
+
+// watchQueues keeps the gauges of the queues up to date until ctx ends.
+func (a *App) watchQueues(ctx context.Context, h topology.Handles) {
+	ticker := time.NewTicker(queuesEvery)
+	defer ticker.Stop()
+	for {
+		a.metrics.SetReady(a.Ready() == nil)
+		waiting := 0
+		for queue, consumer := range h.Consumers {
+			waiting += a.measure(ctx, h.Jobs, queue, consumer)
+		}
+		a.metrics.SetRetriesWaiting(waiting)
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// measure looks at one queue; it returns how many of its jobs wait for a retry
+// or a circuit. What can't be read is left as it was.
+func (a *App) measure(ctx context.Context, stream jetstream.Stream, queue string, consumer jetstream.Consumer) int {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	info, err := consumer.Info(ctx)
+	if err != nil {
+		a.log.Debug().Err(err).Str("queue", queue).Msg("could not look at the queue")
+		return 0
+	}
+	running := a.worker.InHand(queue)
+	state := telemetry.QueueState{
+		Waiting:  int(info.NumPending), //nolint:gosec // far below the limit
+		Runnable: int(info.NumPending) + running,
+	}
+	if info.NumPending > 0 {
+		next, err := stream.GetMsg(ctx, info.Delivered.Stream+1, jetstream.WithGetMsgSubject(a.names.Jobs(queue)))
+		if err == nil {
+			state.Oldest = time.Since(next.Time)
+		}
+	}
+	a.metrics.SetQueue(queue, state)
+	return max(0, info.NumAckPending-running)
+}

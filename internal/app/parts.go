@@ -1,0 +1,99 @@
+package app
+
+import (
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
+
+	"avatarworker/internal/audio"
+	"avatarworker/internal/config"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/session"
+	"avatarworker/internal/topology"
+)
+
+func (a *App) sessionOptions(tracer trace.Tracer) session.Options {
+	b := a.c.Backend
+	return session.Options{
+		HTTPClient: session.NewHTTPClient(), Logger: a.log, Tracer: tracer,
+		Endpoints:     session.Endpoints{ConsoleURL: b.ConsoleURL, IngressURL: b.IngressURL, BootstrapURL: b.BootstrapURL},
+		DefaultRegion: b.Region, Fallback: b.FallbackRegions,
+		TokenTTL: b.TokenTTL, Auth: session.Auth(b.Auth),
+		ConnectTimeout: b.ConnectTimeout, HandshakeTimeout: b.HandshakeTimeout, StallTimeout: b.StallTimeout,
+		Pace: session.Pace(a.c.Audio.Pace), EgressMargin: a.c.Audio.EgressMargin,
+	}
+}
+
+func (a *App) audioOptions(js jetstream.JetStream) audio.Options {
+	c := a.c.Audio
+	return audio.Options{
+		MaxBytes: int64(c.MaxBytes), FetchTimeout: c.FetchTimeout, AllowPrivateURLs: c.AllowPrivateURLs,
+		Convert: c.Convert, Chunk: c.Chunk, Objects: audio.JetStreamObjects(js), DefaultBucket: a.names.AudioFilesBucket(),
+	}
+}
+
+func (a *App) apiKey(app string) (string, error) {
+	creds, ok := a.c.Credentials(app)
+	if !ok {
+		return "", errors.Newf(errors.CodeInvalidJob, errors.PhaseJob, "no credentials for app %q", app)
+	}
+	return creds.APIKey()
+}
+
+func (a *App) knownApp(app string) bool {
+	_, ok := a.c.Credentials(app)
+	return ok
+}
+
+// lease is the shortest ack wait of the consumers: one that existed keeps its
+// own.
+func lease(h topology.Handles, c *config.Config) time.Duration {
+	shortest := c.Lease.AckWait
+	for _, consumer := range h.Consumers {
+		if info := consumer.CachedInfo(); info != nil && info.Config.AckWait > 0 {
+			shortest = min(shortest, info.Config.AckWait)
+		}
+	}
+	return shortest
+}
+
+func queues(c *config.Config) []jobs.Queue {
+	list := make([]jobs.Queue, len(c.Worker.Queues))
+	for i, q := range c.Worker.Queues {
+		list[i] = jobs.Queue{Name: q.Name, Weight: q.Weight}
+	}
+	return list
+}
+
+func queueNames(c *config.Config) []string {
+	list := make([]string, len(c.Worker.Queues))
+	for i, q := range c.Worker.Queues {
+		list[i] = q.Name
+	}
+	return list
+}
+
+func appIDs(c *config.Config) []string {
+	var list []string
+	if c.App.ID != "" {
+		list = append(list, c.App.ID)
+	}
+	for id := range c.Apps {
+		list = append(list, id)
+	}
+	slices.Sort(list)
+	return list
+}
+
+func maxSessions(c *config.Config) map[string]int {
+	limits := make(map[string]int)
+	for _, id := range appIDs(c) {
+		if creds, ok := c.Credentials(id); ok && creds.MaxSessions > 0 {
+			limits[id] = creds.MaxSessions
+		}
+	}
+	return limits
+}
