@@ -1,0 +1,192 @@
+package contract
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v4"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/topology"
+)
+
+type object = map[string]any
+
+func asyncapi(t *testing.T) object {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(root, "docs/asyncapi.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc object
+	if err := yaml.Unmarshal(data, &doc); err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// at walks into the document; it fails the test where there is nothing.
+func at(t *testing.T, doc object, path ...string) object {
+	t.Helper()
+	for i, key := range path {
+		next, ok := doc[key].(object)
+		if !ok {
+			t.Fatalf("asyncapi.yaml has no %s", strings.Join(path[:i+1], "/"))
+		}
+		doc = next
+	}
+	return doc
+}
+
+// refs lists every $ref in v.
+func refs(v any) []string {
+	var found []string
+	switch v := v.(type) {
+	case object:
+		for key, value := range v {
+			if text, ok := value.(string); ok && key == "$ref" {
+				found = append(found, text)
+			} else {
+				found = append(found, refs(value)...)
+			}
+		}
+	case []any:
+		for _, value := range v {
+			found = append(found, refs(value)...)
+		}
+	}
+	return found
+}
+
+func TestEveryReferenceOfTheAsyncAPIDocumentLeadsSomewhere(t *testing.T) {
+	doc := asyncapi(t)
+	for _, ref := range refs(doc) {
+		if path, local := strings.CutPrefix(ref, "#/"); local {
+			at(t, doc, strings.Split(path, "/")...)
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(root, "docs", ref)); err != nil {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+}
+
+func TestEverySchemaIsInTheAsyncAPIDocument(t *testing.T) {
+	used := refs(asyncapi(t))
+	dir := filepath.Join(root, "schema")
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(filepath.Join(root, "docs"), path)
+		if err != nil {
+			return err
+		}
+		// What events share comes in through their own schemas.
+		if rel = filepath.ToSlash(rel); !slices.Contains(used, rel) && filepath.Base(rel) != "common.schema.json" {
+			t.Errorf("%s is described nowhere", rel)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTheSubjectsOfTheAsyncAPIDocumentAreTheWorkers(t *testing.T) {
+	n := topology.Names{}
+	want := map[string]string{
+		"jobs": n.Jobs("A"), "liveAudio": n.Audio("A"), "control": n.Control("A"), "events": n.Events("A", "A"),
+		"errors": n.Errors("A", "A"), "alerts": n.Alerts("A", "A"), "deadLetters": n.DLQ("A", "A"), "frames": n.Frames("A"),
+		"controlReply": "<nil>", // the reply subject of a request
+	}
+	channels := at(t, asyncapi(t), "channels")
+	for name := range channels {
+		address := fmt.Sprint(at(t, channels, name)["address"])
+		for parameter := range parameters(channels, name) {
+			address = strings.Replace(address, "{"+parameter+"}", "A", 1)
+		}
+		if address != want[name] {
+			t.Errorf("channel %s is at %s, want %q", name, address, want[name])
+		}
+		delete(want, name)
+	}
+	for name := range want {
+		t.Errorf("channel %s is missing", name)
+	}
+}
+
+func parameters(channels object, name string) object {
+	channel, _ := channels[name].(object)
+	p, _ := channel["parameters"].(object)
+	return p
+}
+
+func TestTheAsyncAPIDocumentHasEveryCodeAndEvent(t *testing.T) {
+	doc := asyncapi(t)
+	var codes []string
+	for _, code := range errors.Codes() {
+		codes = append(codes, string(code))
+	}
+	if got := texts(at(t, doc, "components", "parameters", "code")["enum"]); !slices.Equal(got, codes) {
+		t.Errorf("codes are %v, want %v", got, codes)
+	}
+	families := map[string][]string{
+		"job":   texts(at(t, doc, "channels", "events", "parameters", "type")["enum"]),
+		"alert": texts(at(t, doc, "channels", "alerts", "parameters", "kind")["enum"]),
+	}
+	for kind := range eventSchemas() {
+		_, rest, _ := strings.Cut(kind, ".")
+		family, name, _ := strings.Cut(rest, ".")
+		if types, ok := families[family]; ok && !slices.Contains(types, name) {
+			t.Errorf("%s has no subject in the document", kind)
+		}
+	}
+}
+
+func texts(v any) []string {
+	list, _ := v.([]any)
+	out := make([]string, 0, len(list))
+	for _, item := range list {
+		out = append(out, fmt.Sprint(item))
+	}
+	return out
+}
+
+func TestTheExamplesOfTheAsyncAPIDocumentAreValid(t *testing.T) {
+	v := validator(t)
+	messages := at(t, asyncapi(t), "components", "messages")
+	count := 0
+	for name := range messages {
+		message := at(t, messages, name)
+		examples, _ := message["examples"].([]any)
+		for i, e := range examples {
+			count++
+			example, _ := e.(object)
+			data, err := json.Marshal(example["payload"])
+			if err != nil {
+				t.Fatal(err)
+			}
+			payload, _ := message["payload"].(object)
+			schema := strings.TrimPrefix(fmt.Sprint(payload["$ref"]), "../schema/")
+			if err := v.body(schema, data); err != nil {
+				t.Errorf("%s, example %d: %v", name, i+1, err)
+			}
+			if schema != "job.schema.json" {
+				continue
+			}
+			if err := parse(string(data)); err != nil {
+				t.Errorf("%s, example %d: the worker refuses it: %v", name, i+1, err)
+			}
+		}
+	}
+	if count < 7 {
+		t.Errorf("only %d examples were found", count)
+	}
+}
