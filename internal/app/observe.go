@@ -85,7 +85,7 @@ func (a *App) measure(ctx context.Context, stream jetstream.Stream, queue string
 	}
 	running := a.worker.InHand(queue)
 	state := telemetry.QueueState{
-		Waiting:  int(info.NumPending), //nolint:gosec // far below the limit
+		Waiting:  int(info.NumPending),
 		Runnable: int(info.NumPending) + running,
 	}
 	if info.NumPending > 0 {
