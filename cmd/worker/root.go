@@ -39,6 +39,8 @@ func newRootCommand(c *cli) *cobra.Command {
 // commands lists the commands in the order of the help.
 func commands(c *cli) []*cobra.Command {
 	return []*cobra.Command{
+		newRunCommand(c),
+		newDemoCommand(c),
 		newSubmitCommand(c),
 		newStatusCommand(c),
 		newCancelCommand(c),
