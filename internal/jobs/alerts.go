@@ -27,7 +27,7 @@ const maxWindow = 10_000
 type Alerts struct {
 	js      jetstream.JetStream
 	stream  string
-	names   Subjects
+	errors  string // the subjects of all error events
 	config  AlertConfig
 	codes   func(errors.Code) bool // those that alert
 	store   *Store
@@ -73,7 +73,7 @@ func (a *Alerts) run(ctx context.Context) {
 func (a *Alerts) follow(ctx context.Context) error {
 	from := time.Now().Add(-a.config.Window)
 	consumer, err := a.js.OrderedConsumer(ctx, a.stream, jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{a.names.Errors("*", "*")},
+		FilterSubjects: []string{a.errors},
 		DeliverPolicy:  jetstream.DeliverByStartTimePolicy,
 		OptStartTime:   &from,
 	})

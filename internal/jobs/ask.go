@@ -18,7 +18,7 @@ const (
 	answerHas     answer = iota // it answers that it has it
 	answerLet                   // it answers that it has not: it let go
 	answerGone                  // it does not answer: it is lost
-	answerUnknown               // this worker has only just come back itself: ask again later
+	answerUnknown               // it may only be cut off for a moment: ask again later
 )
 
 const (
@@ -33,7 +33,10 @@ const (
 type asker struct {
 	nc      *nats.Conn
 	subject func(workerID string) string
-	back    atomic.Int64 // time of the last reconnect, ns since the epoch; 0: none
+	// heard tells whether the worker was there so short a time ago that its
+	// leases may stand although it does not answer.
+	heard func(workerID string) bool
+	back  atomic.Int64 // time of the last reconnect, ns since the epoch; 0: none
 }
 
 func (a *asker) reconnected(now time.Time) { a.back.Store(now.UnixNano()) }
@@ -63,7 +66,7 @@ func (a *asker) ask(ctx context.Context, workerID, question string) answer {
 	case err == nil:
 		return answerLet
 	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, context.DeadlineExceeded):
-		if a.justBack(time.Now()) {
+		if a.justBack(time.Now()) || a.heard(workerID) {
 			return answerUnknown
 		}
 		return answerGone

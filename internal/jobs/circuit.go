@@ -112,7 +112,7 @@ func (c *Circuits) Allow(ctx context.Context, app, region, job string) (Pass, er
 	}
 	switch {
 	case won:
-		c.setProbing(key, true)
+		c.setProbing(key)
 		return Pass{Go: true, Probe: true}, nil
 	case after.State == circuitClosed:
 		return Pass{Go: true}, nil
@@ -141,14 +141,14 @@ func (c *Circuits) wait(known Circuit) time.Duration {
 	return max(time.Duration(c.rnd()*float64(rest)), floor)
 }
 
-// Open tells whether the circuit is known not to be closed, and how long a job
-// waits before it asks again.
-func (c *Circuits) Open(app, region string) (wait time.Duration, open bool) {
+// Glance is Allow by what this worker knows already: it asks nobody and takes
+// no probe, so Go means that asking may be worth it.
+func (c *Circuits) Glance(app, region string) Pass {
 	known, ok := c.get(circuitKey(app, region))
-	if !ok || known.State == circuitClosed {
-		return 0, false
+	if !ok || known.State == circuitClosed || known.probeDue(c.now()) {
+		return Pass{Go: true}
 	}
-	return c.wait(known), true
+	return Pass{Wait: c.wait(known), Code: known.Code}
 }
 
 // Failed counts a failure that concerns the whole app. It returns whether the
@@ -166,7 +166,7 @@ func (c *Circuits) Failed(ctx context.Context, app, region, job string, d errors
 		}
 		return cc.count(job, d, c.config, now)
 	})
-	c.setProbing(key, false)
+	c.endProbe(key, probe)
 	if err != nil {
 		return 0, false, err
 	}
@@ -203,8 +203,7 @@ func (c *Circuit) reopen(now time.Time, cooldown time.Duration) {
 // any other ends a row of failures.
 func (c *Circuits) Succeeded(ctx context.Context, app, region, job string, probe bool) error {
 	key := circuitKey(app, region)
-	known, ok := c.get(key)
-	if !ok || !known.learns(job, probe) {
+	if known, ok := c.get(key); !probe && (!ok || !known.learns(job, probe)) {
 		return nil
 	}
 	_, err := c.change(ctx, key, app, region, func(cc *Circuit, _ time.Time) bool {
@@ -218,7 +217,7 @@ func (c *Circuits) Succeeded(ctx context.Context, app, region, job string, probe
 		}
 		return true
 	})
-	c.setProbing(key, false)
+	c.endProbe(key, probe)
 	return err
 }
 
@@ -246,7 +245,7 @@ func (c *Circuits) Inconclusive(ctx context.Context, app, region, job string, re
 		}
 		return true
 	})
-	c.setProbing(key, false)
+	c.endProbe(key, true)
 	return err
 }
 
@@ -320,12 +319,18 @@ func (c *Circuits) get(key string) (Circuit, bool) {
 	return known, ok
 }
 
-func (c *Circuits) setProbing(key string, on bool) {
+func (c *Circuits) setProbing(key string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if on {
-		c.probing[key] = true
-	} else {
+	c.probing[key] = true
+}
+
+// endProbe stops renewing the probe, if it was the probe that ended. A change
+// that did not come through leaves a probe that nobody renews: it runs out.
+func (c *Circuits) endProbe(key string, probe bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if probe {
 		delete(c.probing, key)
 	}
 }

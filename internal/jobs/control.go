@@ -126,11 +126,14 @@ type controls struct {
 	w    *Worker
 	subs []*nats.Subscription
 	wg   sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
 }
 
 func (w *Worker) serveControl(ctx context.Context) (*controls, error) {
 	c := &controls{w: w}
-	subject := w.o.Names.Control("*")
+	subject := w.o.Names.AllControl()
 	own, err := w.o.NC.Subscribe(subject, func(m *nats.Msg) { c.serve(ctx, m, c.forOwn) })
 	if err != nil {
 		return nil, err
@@ -150,12 +153,20 @@ func (c *controls) close() {
 			c.w.log.Debug().Err(err).Msg("unsubscribe from the control subject")
 		}
 	}
+	c.mu.Lock()
+	c.closed = true // a request may still be on its way to serve
+	c.mu.Unlock()
 	c.wg.Wait()
 }
 
 // serve answers in a goroutine of its own: ending a session takes a moment.
 func (c *controls) serve(ctx context.Context, msg *nats.Msg, answer func(context.Context, string, string) (ControlReply, bool)) {
 	jobID := lastToken(msg.Subject)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
 	c.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), controlTimeout)
 		defer cancel()

@@ -17,7 +17,7 @@ const (
 // what to do. It is pure: whoever acts on it does so by compare-and-set.
 func decide(r *Record, id Identity, now time.Time) (step, time.Duration) {
 	switch {
-	case r == nil:
+	case r == nil, r.StreamSeq == 0: // the latter was made by a cancel
 		return stepStart, 0
 	case id.Run < r.Run:
 		return stepDuplicate, 0
@@ -26,13 +26,15 @@ func decide(r *Record, id Identity, now time.Time) (step, time.Duration) {
 			return stepStart, 0
 		}
 		return stepWait, waitForOutcome
-	case r.StreamSeq != 0 && r.StreamSeq != id.StreamSeq:
+	case r.StreamSeq != id.StreamSeq:
 		return stepDuplicate, 0
 	case r.State.Final():
 		return stepFollow, 0
 	case r.State == StateRunning:
 		return stepAsk, 0
-	case r.State == StateRetrying && r.NextAttemptAt != nil && r.NextAttemptAt.After(now):
+	case r.CancelRequested:
+		return stepStart, 0 // nothing to wait for: starting ends it
+	case r.waits() && r.NextAttemptAt != nil && r.NextAttemptAt.After(now):
 		return stepWait, r.NextAttemptAt.Sub(now)
 	default:
 		return stepStart, 0
@@ -45,10 +47,11 @@ const waitForOutcome = 5 * time.Second
 // prior is the record that this run of the job goes on from: nil if there is
 // none yet. crashed says that the worker that had the job is gone.
 func prior(r *Record, id Identity, crashed bool, now time.Time) *Record {
-	if r == nil || r.Run != id.Run {
+	if r == nil || r.StreamSeq != 0 && r.Run != id.Run {
 		return nil
 	}
 	next := r.clone()
+	next.Run, next.StreamSeq = id.Run, id.StreamSeq
 	if crashed {
 		next.Crashes++
 	}
@@ -75,7 +78,7 @@ func takeover(from *Record, job *Job, worker string, limits limits, now time.Tim
 	next.State = StateRunning
 	next.WorkerID = worker
 	next.NextAttemptAt = nil
-	next.ConnectionID = ""
+	next.ConnectionID, next.Reason, next.HeldCode = "", "", ""
 	if job.Resume() == OnRedeliveryRestart {
 		next.Checkpoint, next.LiveSeq, next.LiveBegun, next.UtterancesDone, next.Utterances = 0, 0, 0, 0, nil
 	}

@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// presenceEvery is how often a worker says that it is there.
+	// presenceEvery is how often a worker says that it is there, at least; with
+	// short leases more often.
 	presenceEvery = 10 * time.Second
 	// presenceFresh is how long what a worker said is believed.
 	presenceFresh = 3 * presenceEvery
@@ -47,17 +48,21 @@ type fleet struct {
 	now      func() time.Time
 	log      zerolog.Logger
 	nudge    chan struct{}
+	window   time.Duration // a lease
 
 	mu     sync.Mutex
 	self   Presence
 	others map[string]Presence
+	heard  map[string]time.Time // by key: when news of a worker last came
 }
 
-func newFleet(kv jetstream.KeyValue, store *Store, circuits *Circuits, self Presence, now func() time.Time, log zerolog.Logger) *fleet {
+func newFleet(kv jetstream.KeyValue, store *Store, circuits *Circuits, self Presence, window time.Duration,
+	now func() time.Time, log zerolog.Logger,
+) *fleet {
 	self.Apps = make(map[string]int)
 	return &fleet{
-		kv: kv, store: store, circuits: circuits, self: self, now: now, log: log,
-		nudge: make(chan struct{}, 1), others: make(map[string]Presence),
+		kv: kv, store: store, circuits: circuits, self: self, window: window, now: now, log: log,
+		nudge: make(chan struct{}, 1), others: make(map[string]Presence), heard: make(map[string]time.Time),
 	}
 }
 
@@ -111,6 +116,18 @@ func (f *fleet) lives(app string) bool {
 	return false
 }
 
+// heardOf tells whether there was news of the worker within most of a lease. A
+// worker that died is not asked about before its leases ended, and those last
+// at least two thirds of their window after its last sign of life; so waiting
+// for the silent costs nothing when they are dead, and spares those that are
+// cut off only for the moment of an election.
+func (f *fleet) heardOf(workerID string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at, ok := f.heard[presenceKey(workerID)]
+	return ok && time.Since(at) < f.window*2/3
+}
+
 // run publishes presence and watches until ctx ends; it then takes the
 // worker's presence back.
 func (f *fleet) run(ctx context.Context) {
@@ -122,7 +139,7 @@ func (f *fleet) run(ctx context.Context) {
 }
 
 func (f *fleet) publish(ctx context.Context) {
-	ticker := time.NewTicker(presenceEvery)
+	ticker := time.NewTicker(min(presenceEvery, f.window/3))
 	defer ticker.Stop()
 	for {
 		f.put(ctx)
@@ -211,18 +228,22 @@ func (f *fleet) learn(ctx context.Context, entry jetstream.KeyValueEntry, news b
 		}
 	case key == presenceKey(f.self.WorkerID):
 	default:
-		f.learnPresence(ctx, key, entry)
+		f.learnPresence(ctx, key, entry, news)
 	}
 }
 
-func (f *fleet) learnPresence(ctx context.Context, key string, entry jetstream.KeyValueEntry) {
+func (f *fleet) learnPresence(ctx context.Context, key string, entry jetstream.KeyValueEntry, news bool) {
 	var p Presence
 	gone := entry.Operation() != jetstream.KeyValuePut || json.Unmarshal(entry.Value(), &p) != nil
 	f.mu.Lock()
 	if gone {
 		delete(f.others, key)
+		delete(f.heard, key)
 	} else {
 		f.others[key] = p
+	}
+	if !gone && news {
+		f.heard[key] = time.Now()
 	}
 	f.mu.Unlock()
 	if !gone && f.now().Sub(p.At) > 30*presenceFresh {

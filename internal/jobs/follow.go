@@ -14,15 +14,19 @@ import (
 // follow does what follows from the state of a record, in an order in which the
 // last event's presence proves the rest. It may be repeated: events have ids,
 // dead letters too.
-func (t *task) follow(ctx context.Context, r *Record) error {
+func (t *task) follow(r *Record) error {
 	if r.State.Final() && t.job != nil {
-		finished := Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint}
-		if err := t.w.o.Runner.Finish(ctx, t.job, finished); err != nil {
+		if err := t.completeOutput(r); err != nil {
 			return err
 		}
 	}
+	ctx, cancel := t.settling()
+	defer cancel()
 	if t.tellsError(r) {
 		ev := t.event(EventError, r, *r.LastError)
+		if r.NoAttempt { // the session of this number may have told a failure of its own
+			ev.ID = EventID(r.JobID, r.Run, r.Session, EventError, r.Reason)
+		}
 		if err := t.w.publisher.Publish(ctx, ev); err != nil {
 			return err
 		}
@@ -38,6 +42,16 @@ func (t *task) follow(ctx context.Context, r *Record) error {
 	err := t.w.publisher.Publish(ctx, t.lastEvent(r))
 	failpoint.Here("event")
 	return err
+}
+
+// finishTimeout bounds what completes an output; a long recording takes longer
+// to assemble than an outcome to write.
+const finishTimeout = 5 * time.Minute
+
+func (t *task) completeOutput(r *Record) error {
+	ctx, cancel := context.WithTimeout(t.ctx, finishTimeout)
+	defer cancel()
+	return t.w.o.Runner.Finish(ctx, t.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint})
 }
 
 // tellsError tells whether the state came with a failed attempt of its own.
@@ -80,7 +94,7 @@ func (t *task) lastEvent(r *Record) Event {
 		})
 	case StateExpired:
 		return t.event(EventExpired, r, Expired{
-			JobFields: fields, Attempts: r.Attempt, Code: errors.CodeDeadlineExceeded, Deadline: t.job.NotAfter(), LastError: r.LastError,
+			JobFields: fields, Attempts: r.Attempt, Code: errors.CodeDeadlineExceeded, Deadline: t.deadline(), LastError: r.LastError,
 		})
 	case StateCancelled:
 		return t.event(EventCancelled, r, Cancelled{
@@ -90,6 +104,14 @@ func (t *task) lastEvent(r *Record) Event {
 	default:
 		return t.event(EventCompleted, r, NewCompleted(fields, r.Attempt, r.ConnectionIDs, r.Utterances, r.UtterancesDone, r.SessionTime, r.Recording))
 	}
+}
+
+// deadline is what the job says, also where it does not count.
+func (t *task) deadline() time.Time {
+	if t.job == nil {
+		return time.Time{}
+	}
+	return t.job.NotAfter()
 }
 
 // event makes an event about the job at the time of its record, so that it is
@@ -113,7 +135,7 @@ func (t *task) fields(r *Record) JobFields {
 func (t *task) errorEvent(r *Record, e *errors.Error, d errors.Decision, plan Plan, at time.Time) *ErrorEvent {
 	fields := t.fields(r)
 	fields.Time = t.w.o.Now().UTC()
-	failure := Failure{Err: e, Class: d.Class, Action: plan.Action, MaxAttempts: r.BudgetFrom + r.MaxAttempts}
+	failure := Failure{Err: e, Class: d.Class, Action: plan.Action, MaxAttempts: max(r.BudgetFrom+r.MaxAttempts, r.Attempt)}
 	if t.job != nil {
 		failure.Secrets = t.job.Secrets()
 	} else {
@@ -162,8 +184,8 @@ func spokenError(r *Record) *errors.Error {
 }
 
 // heldError is the verdict on a job that waited too long for its circuit.
-func heldError(r *Record) *errors.Error {
-	e := errors.Newf(r.heldCode(), errors.PhaseJob, "held for %s in all, longer than circuit.max_hold", r.HeldFor.Round(time.Second))
+func heldError(r *Record, now time.Time) *errors.Error {
+	e := errors.Newf(r.heldCode(), errors.PhaseJob, "held for %s in all, longer than circuit.max_hold", r.heldTotal(now).Round(time.Second))
 	if r.LastError != nil {
 		e.Phase = r.LastError.Phase
 	}

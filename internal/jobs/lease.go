@@ -43,6 +43,7 @@ type Lease struct {
 	subject string // the message's reply subject
 	until   time.Time
 	sent    time.Time
+	open    bool // the last extension is not confirmed yet
 	cancel  context.CancelCauseFunc
 }
 
@@ -135,26 +136,34 @@ func (l *Leases) sweep(now time.Time) {
 			delete(l.leases, id)
 			lease.cancel(ErrLeaseLost)
 			l.observe(false)
-		case now.Sub(lease.sent) >= l.window/3:
+		case now.Sub(lease.sent) >= l.due(lease):
 			l.extend(lease, now)
 		}
 	}
 }
 
+// due is the wait before the next extension: short after one that was not
+// confirmed, since it may have been lost with a connection.
+func (l *Leases) due(lease *Lease) time.Duration {
+	if lease.open {
+		return l.window / 10
+	}
+	return l.window / 3
+}
+
 // extend asks the server for another window. The answer names the lease and
 // the time of asking, so that the window counts from then.
 func (l *Leases) extend(lease *Lease, now time.Time) {
-	lease.sent = now
+	lease.sent, lease.open = now, true
 	token := make([]byte, 0, len(l.inbox)+32)
 	token = append(token, l.inbox...)
 	token = append(token, '.')
 	token = strconv.AppendUint(token, lease.id, 36)
 	token = append(token, '.')
 	token = strconv.AppendInt(token, int64(now.Sub(l.start)), 36)
-	if err := l.nc.PublishRequest(lease.subject, string(token), ackProgress); err != nil {
-		// Without a connection: the next round tries again while the lease stands.
-		lease.sent = now.Add(-l.window / 3).Add(l.window / 10)
-	}
+	// Without a connection it fails at once, which is like one that gets lost:
+	// it is tried again soon, while the lease stands.
+	_ = l.nc.PublishRequest(lease.subject, string(token), ackProgress)
 }
 
 // ackProgress is the acknowledgement that extends a lease; with a reply subject
@@ -169,11 +178,14 @@ func (l *Leases) confirmed(msg *nats.Msg) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	lease := l.leases[id]
-	if lease == nil {
+	// An answer that comes after the end may be one to a lease that ran out:
+	// the server confirms those too. So a process that was frozen past its
+	// lease has lost it, whatever waits for it when it wakes.
+	if lease == nil || !time.Now().Before(lease.until) {
 		return
 	}
 	if until := l.start.Add(sent).Add(l.window); until.After(lease.until) {
-		lease.until = until
+		lease.until, lease.open = until, false
 		l.observe(true)
 	}
 }

@@ -47,7 +47,7 @@ type puller struct {
 
 	mu     sync.Mutex
 	free   int
-	paused bool
+	pauses int // fetching rests while it is above 0
 	wake   chan struct{}
 	wg     sync.WaitGroup
 }
@@ -56,6 +56,7 @@ type pulled struct {
 	Queue
 	consumer  jetstream.Consumer
 	asked     bool      // a request is under way
+	coming    int       // how many more jobs it may bring
 	waiting   bool      // and it waits for jobs to come
 	emptySeen time.Time // when it was last found empty; zero: it had work
 	retryAt   time.Time // after a request that failed
@@ -92,7 +93,11 @@ func (p *puller) run(ctx context.Context) {
 // pause stops or resumes fetching; what is under way goes on.
 func (p *puller) pause(on bool) {
 	p.mu.Lock()
-	p.paused = on
+	if on {
+		p.pauses++
+	} else {
+		p.pauses--
+	}
 	p.mu.Unlock()
 	p.nudge()
 }
@@ -117,7 +122,7 @@ func (p *puller) done() {
 func (p *puller) dispatch(ctx context.Context, now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.free == 0 || p.paused {
+	if p.free == 0 || p.pauses > 0 {
 		return longPoll
 	}
 	if len(p.queues) == 1 {
@@ -125,7 +130,7 @@ func (p *puller) dispatch(ctx context.Context, now time.Time) time.Duration {
 		return longPoll
 	}
 	if busy := p.candidates(now, emptyFor); len(busy) > 0 {
-		p.send(ctx, busy, 0)
+		p.send(ctx, p.contending(busy), 0)
 		return emptyFor
 	}
 	if p.asking() {
@@ -137,6 +142,20 @@ func (p *puller) dispatch(ctx context.Context, now time.Time) time.Duration {
 	}
 	p.send(ctx, p.candidates(now, 0), wait)
 	return emptyFor
+}
+
+// contending are the queues among which free places are divided: those that can
+// be asked, and those whose answer is on its way. A place that falls to one of
+// the latter waits for its answer, or whoever else comes first in that moment
+// would get more than its share.
+func (p *puller) contending(busy []*pulled) []*pulled {
+	list := append([]*pulled(nil), busy...)
+	for _, q := range p.queues {
+		if q.asked && !q.waiting {
+			list = append(list, q)
+		}
+	}
+	return list
 }
 
 // asking tells whether a request is under way that answers at once: until then
@@ -167,10 +186,10 @@ func (p *puller) candidates(now time.Time, pass time.Duration) []*pulled {
 func (p *puller) send(ctx context.Context, queues []*pulled, wait time.Duration) {
 	share := p.divide(queues)
 	for i, q := range queues {
-		if share[i] == 0 {
+		if share[i] == 0 || q.asked {
 			continue
 		}
-		q.asked, q.waiting = true, wait > 0
+		q.asked, q.coming, q.waiting = true, share[i], wait > 0
 		p.free -= share[i]
 		p.wg.Go(func() { p.fetch(ctx, q, share[i], wait) })
 	}
@@ -195,8 +214,9 @@ func (p *puller) divide(queues []*pulled) []int {
 	return share
 }
 
-// virtual is the queue's virtual time if n more of its jobs were started.
-func (q *pulled) virtual(n int) float64 { return q.pass + float64(n)/float64(q.Weight) }
+// virtual is the queue's virtual time if n more of its jobs than those on their
+// way were started.
+func (q *pulled) virtual(n int) float64 { return q.pass + float64(q.coming+n)/float64(q.Weight) }
 
 // catchUp keeps a queue that was idle from making up for it: its share has
 // passed on.
@@ -222,7 +242,7 @@ func (p *puller) fetch(ctx context.Context, q *pulled, n int, wait time.Duration
 		p.health(q.Name, err)
 	}
 	p.mu.Lock()
-	q.asked = false
+	q.asked, q.coming = false, 0
 	p.free += n - got
 	now := time.Now()
 	switch {
@@ -266,5 +286,6 @@ func (p *puller) request(ctx context.Context, q *pulled, n int, wait time.Durati
 func (p *puller) started(q *pulled) {
 	p.mu.Lock()
 	q.pass += 1 / float64(q.Weight)
+	q.coming-- // counted as started now
 	p.mu.Unlock()
 }

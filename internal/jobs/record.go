@@ -70,7 +70,8 @@ type Record struct {
 	Outcome         State       `json:"outcome,omitempty"`
 
 	// What the fields above do not tell, and a worker that takes over needs.
-	Reason         string              `json:"reason,omitempty"`      // of the dead letter
+	Reason         string              `json:"reason,omitempty"`      // of the dead letter, or of the release
+	NoAttempt      bool                `json:"no_attempt,omitempty"`  // dead-lettered without an attempt that failed
 	BudgetFrom     int                 `json:"budget_from,omitempty"` // attempts before the budget was last renewed
 	Failures       map[errors.Code]int `json:"failures,omitempty"`    // by code, since then
 	Speaking       int                 `json:"speaking,omitempty"`    // utterance begun; only kept for give_up
@@ -89,6 +90,9 @@ type Record struct {
 	Labels         map[string]string   `json:"labels,omitempty"`
 	PublishedAt    time.Time           `json:"published_at,omitzero"`
 }
+
+// waits tells whether the job waits for a time that its last worker chose.
+func (r *Record) waits() bool { return r.State == StateRetrying || r.State == StateHeld }
 
 // Spent is the number of attempts that count against the budget.
 func (r *Record) Spent() int { return r.Attempt - r.BudgetFrom }

@@ -38,7 +38,8 @@ type Plan struct {
 // Plan decides. rnd returns a number in [0, 1).
 func (p RetryPolicy) Plan(f Setback, rnd func() float64) Plan {
 	plan := p.plan(f, rnd)
-	if again := plan.Action == errors.ActionRetry; again && past(f.Deadline, f.Now.Add(plan.Delay)) {
+	again := plan.Action == errors.ActionRetry || plan.Action == errors.ActionHold
+	if again && past(f.Deadline, f.Now.Add(plan.Delay)) {
 		return Plan{Action: errors.ActionExpire}
 	}
 	return plan
@@ -47,23 +48,33 @@ func (p RetryPolicy) Plan(f Setback, rnd func() float64) Plan {
 func (p RetryPolicy) plan(f Setback, rnd func() float64) Plan {
 	switch f.Decision.Action {
 	case errors.ActionHold:
-		if f.Refused {
-			return Plan{Action: errors.ActionHold, Delay: p.Backoff(f.Record.Refusals+1, rnd)}
-		}
-		return Plan{Action: errors.ActionHold, Delay: f.Wait}
+		return p.hold(f, rnd)
 	case errors.ActionRetry:
 		if f.CircuitOpen {
-			return Plan{Action: errors.ActionHold, Delay: max(f.Wait, f.Decision.NotBefore)}
+			return p.hold(f, rnd)
 		}
 		return p.again(f, rnd)
 	case errors.ActionDeadLetter:
 		if f.CircuitOpen {
-			return Plan{Action: errors.ActionHold, Delay: f.Wait}
+			return p.hold(f, rnd)
 		}
 		return Plan{Action: errors.ActionDeadLetter, Reason: reasonOf(f.Decision.Code)}
 	default:
 		return Plan{Action: f.Decision.Action}
 	}
+}
+
+// hold waits for the circuit; where none is open (a session too many, or a
+// policy that holds) it backs off by how often the job was held.
+func (p RetryPolicy) hold(f Setback, rnd func() float64) Plan {
+	delay := f.Wait
+	switch {
+	case f.Refused:
+		delay = p.Backoff(f.Record.Refusals+1, rnd)
+	case !f.CircuitOpen:
+		delay = p.Backoff(f.Record.Holds+1, rnd)
+	}
+	return Plan{Action: errors.ActionHold, Delay: max(delay, f.Decision.NotBefore)}
 }
 
 func (p RetryPolicy) again(f Setback, rnd func() float64) Plan {

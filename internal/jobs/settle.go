@@ -12,45 +12,55 @@ import (
 
 // settle writes how an attempt went, then what follows from it, then gives the
 // message back or acknowledges it.
-func (t *task) settle(a attempted) error {
-	ctx, cancel := context.WithTimeout(t.ctx, settleTimeout)
+func (t *task) settle(a attempted) {
+	ctx, cancel := t.settling()
 	defer cancel()
 	next := t.next(t.current())
 	next.SessionTime += a.report.Connected
 	err := t.verdict(ctx, next, a)
 	if errors.Is(err, errSuperseded) {
+		t.inconclusive(next.AppID, a.pass, false)
 		t.superseded(next)
-		return nil
+		return
 	}
 	if err != nil {
 		// Not a conflict to look at again: the attempt is over.
 		t.unsettled(err)
 	}
-	return nil
 }
 
 func (t *task) verdict(ctx context.Context, next *Record, a attempted) error {
 	switch {
 	case errors.Is(a.err, errSuperseded) || errors.Is(a.cause, errSuperseded):
 		return errSuperseded
-	case errors.Is(a.cause, ErrLeaseLost):
-		t.inconclusive(next, a.pass, false)
-		t.log.Warn().Str("connection_id", next.ConnectionID).Int("session", next.Session).
-			Msg("the lease could not be kept: the session is closed and nothing is settled")
+	case errors.Is(context.Cause(t.ctx), ErrLeaseLost):
+		t.leaseLost(next, a)
 		return nil
 	case a.err == nil:
+		t.inconclusive(next.AppID, a.pass, false) // a probe that needed no session
 		next.Recording = a.report.Recording
 		t.w.o.Observer.AttemptDone("", "", "")
 		return t.finish(ctx, next, StateCompleted)
+	case errors.Is(a.cause, ErrLeaseLost): // its slot's
+		t.leaseLost(next, a)
+		t.handBack(handBackPause)
+		return nil
 	case errors.Is(a.cause, errCancelled):
-		t.inconclusive(next, a.pass, false)
+		t.inconclusive(next.AppID, a.pass, false)
 		return t.finish(ctx, next, StateCancelled)
 	case errors.Is(a.cause, errDrained):
-		t.inconclusive(next, a.pass, false)
+		t.inconclusive(next.AppID, a.pass, false)
 		return t.release(ctx, next, "drain")
 	default:
 		return t.failed(ctx, next, errors.Of(a.err), a.pass)
 	}
+}
+
+// leaseLost settles nothing: the next delivery finds the job as it was.
+func (t *task) leaseLost(r *Record, a attempted) {
+	t.inconclusive(r.AppID, a.pass, false)
+	t.log.Warn().Str("connection_id", r.ConnectionID).Int("session", r.Session).
+		Msg("the lease could not be kept: the session is closed and nothing is settled")
 }
 
 // next is a copy of r to be changed and written; a new record where there is
@@ -68,29 +78,55 @@ func (t *task) next(r *Record) *Record {
 
 // put writes next in place of the record that was read last.
 func (t *task) put(ctx context.Context, next *Record) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.putLocked(ctx, next)
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	return t.write(ctx, next)
 }
 
-func (t *task) putLocked(ctx context.Context, next *Record) error {
+// write is put for who holds t.writing.
+func (t *task) write(ctx context.Context, next *Record) error {
 	next.UpdatedAt = t.w.o.Now().UTC()
-	revision, err := t.w.store.Put(ctx, t.id.ID, next, t.revision)
+	t.mu.Lock()
+	revision := t.revision
+	t.mu.Unlock()
+	revision, err := t.w.store.Put(ctx, t.id.ID, next, revision)
 	if err != nil {
 		return err
 	}
+	t.mu.Lock()
 	t.record, t.revision = next, revision
+	t.mu.Unlock()
 	return nil
+}
+
+// note changes the record in memory: the next write takes the change along.
+func (t *task) note(f func(*Record)) {
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	next := t.current().clone()
+	f(next)
+	t.mu.Lock()
+	t.record = next
+	t.mu.Unlock()
 }
 
 // keep writes next although others may have written meanwhile, as long as the
 // job is still this worker's: a wish to cancel is kept. errSuperseded: it is
 // somebody else's now.
 func (t *task) keep(ctx context.Context, next *Record) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	return t.overwrite(ctx, next)
+}
+
+// overwrite is keep for who holds t.writing.
+func (t *task) overwrite(ctx context.Context, next *Record) error {
+	wished := next.CancelRequested
 	for {
-		err := t.putLocked(ctx, next)
+		err := t.write(ctx, next)
+		if err == nil && next.CancelRequested && !wished {
+			t.end(errCancelled) // now that what was reached is written down
+		}
 		if !errors.Is(err, ErrConflict) {
 			return err
 		}
@@ -102,28 +138,38 @@ func (t *task) keep(ctx context.Context, next *Record) error {
 		if now.Run != next.Run || now.Session != next.Session || now.WorkerID != next.WorkerID || now.State.Final() || now.State == StateReleased {
 			return errSuperseded
 		}
-		t.revision = revision
-		if now.CancelRequested && !next.CancelRequested {
-			next.CancelRequested = true
-			if t.cancel != nil {
-				t.cancel(errCancelled)
+		t.mu.Lock()
+		stale := revision <= t.revision
+		t.revision = max(revision, t.revision)
+		t.mu.Unlock()
+		if stale { // from a replica that lags behind
+			if err := pause(ctx, storePause, err); err != nil {
+				return err
 			}
 		}
+		next.CancelRequested = next.CancelRequested || now.CancelRequested
+	}
+}
+
+// end cancels the work under way, if there is any.
+func (t *task) end(why error) {
+	t.mu.Lock()
+	cancel := t.cancel
+	t.mu.Unlock()
+	if cancel != nil {
+		cancel(why)
 	}
 }
 
 // change applies f to the record of a session that runs.
 func (t *task) change(ctx context.Context, f func(*Record)) error {
+	t.writing.Lock()
+	defer t.writing.Unlock()
 	next := t.current().clone()
 	f(next)
-	err := t.keep(ctx, next)
+	err := t.overwrite(ctx, next)
 	if errors.Is(err, errSuperseded) {
-		t.mu.Lock()
-		cancel := t.cancel
-		t.mu.Unlock()
-		if cancel != nil {
-			cancel(errSuperseded)
-		}
+		t.end(errSuperseded)
 	}
 	return err
 }
@@ -143,10 +189,10 @@ func (t *task) finish(ctx context.Context, next *Record, outcome State) error {
 	t.mu.Unlock()
 	t.w.o.Observer.JobDone(t.id.Queue, outcome)
 	t.logOutcome(next)
-	if err := t.follow(ctx, next); err != nil {
+	if err := t.follow(next); err != nil {
 		return err
 	}
-	t.acknowledge(ctx)
+	t.acknowledge()
 	return nil
 }
 
@@ -175,8 +221,9 @@ func (t *task) failed(ctx context.Context, next *Record, e *errors.Error, pass P
 	if next.Failures == nil {
 		next.Failures = make(map[errors.Code]int)
 	}
-	if setback.Refused {
-		next.Refusals++
+	next.Refusals++
+	if !setback.Refused {
+		next.Refusals = 0
 	}
 	switch plan.Action {
 	case errors.ActionRetry:
@@ -184,9 +231,8 @@ func (t *task) failed(ctx context.Context, next *Record, e *errors.Error, pass P
 		next.State, next.NextAttemptAt = StateRetrying, &at
 		return t.postpone(ctx, next, plan.Delay)
 	case errors.ActionHold:
-		next.State, next.NextAttemptAt = StateHeld, &at
+		next.State, next.NextAttemptAt, next.HeldSince = StateHeld, &at, &now
 		next.Holds++
-		next.HeldSince = &now
 		return t.postpone(ctx, next, plan.Delay)
 	case errors.ActionExpire:
 		return t.finish(ctx, next, StateExpired)
@@ -199,11 +245,11 @@ func (t *task) failed(ctx context.Context, next *Record, e *errors.Error, pass P
 // consultCircuit tells the circuit of the failure and learns whether the job
 // has to wait for it.
 func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *errors.Error, pass Pass) error {
-	app, region := t.circuitApp(r), t.circuitRegion()
+	app, region := r.AppID, t.circuitRegion()
 	switch {
 	case e.Code == errors.CodeBillingRequired && s.Decision.OpensCircuit && t.w.fleet.lives(app):
 		s.Refused = true
-		t.inconclusive(r, pass, true)
+		t.inconclusive(app, pass, true)
 		t.log.Warn().Str("app_id", app).
 			Msg("the backend refused a session while others of the app live: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
 		return nil
@@ -212,7 +258,7 @@ func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *err
 		s.Wait, s.CircuitOpen = wait, open
 		return err
 	default:
-		t.inconclusive(r, pass, true)
+		t.inconclusive(app, pass, true)
 		return nil
 	}
 }
@@ -224,28 +270,34 @@ func (t *task) postpone(ctx context.Context, next *Record, delay time.Duration) 
 		return err
 	}
 	failpoint.Here("failure")
-	if err := t.follow(ctx, next); err != nil {
+	if err := t.follow(next); err != nil {
 		return err
 	}
 	failpoint.Here("before_nak")
+	if next.CancelRequested { // noticed while it was written: nothing to wait for
+		delay = 0
+	}
 	t.handBack(delay)
 	return nil
 }
 
 // hold makes a job wait that may not start. A hold that lasts is not told again.
-func (t *task) hold(ctx context.Context, from *Record, wait time.Duration, code errors.Code) error {
+func (t *task) hold(ctx context.Context, from *Record, pass Pass) error {
+	now, wait := t.w.o.Now().UTC(), pass.Wait
+	if end := t.notAfter(); past(end, now.Add(wait)) {
+		wait = max(end.Sub(now), 0) + time.Millisecond // it expires in time
+	}
 	if from != nil && from.State == StateHeld {
 		t.handBack(wait)
 		return nil
 	}
-	now := t.w.o.Now().UTC()
 	at := now.Add(wait)
 	next := t.named(from)
 	if next.State == StateRetrying {
 		next.Attempt++ // the attempt that waits now; the last one is over
 	}
 	next.State, next.NextAttemptAt, next.HeldSince = StateHeld, &at, &now
-	next.HeldCode = code
+	next.HeldCode, next.Refusals = pass.Code, 0
 	next.Holds++
 	return t.postpone(ctx, next, wait)
 }
@@ -258,7 +310,7 @@ func (t *task) release(ctx context.Context, next *Record, reason string) error {
 		return err
 	}
 	failpoint.Here("released")
-	if err := t.follow(ctx, next); err != nil {
+	if err := t.follow(next); err != nil {
 		return err
 	}
 	t.log.Info().Str("reason", reason).Int("checkpoint", next.Checkpoint).Msg("job handed back unfinished")
@@ -284,7 +336,7 @@ func (t *task) giveUp(ctx context.Context, from *Record, e *errors.Error, reason
 	next := t.named(from)
 	decision := t.w.o.Table.Decide(e, false)
 	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
-	next.Reason = reason
+	next.Reason, next.NoAttempt = reason, true
 	plan := Plan{Action: errors.ActionDeadLetter, Reason: reason}
 	next.LastError = t.errorEvent(next, e, decision, plan, time.Time{})
 	t.logFailure(next, e, plan)
@@ -301,7 +353,7 @@ func (t *task) duplicate(ctx context.Context, r *Record) error {
 		return err
 	}
 	t.log.Info().Uint64("kept_seq", r.StreamSeq).Int("current_run", r.Run).Msg("duplicate dropped")
-	t.acknowledge(ctx)
+	t.acknowledge()
 	return nil
 }
 
@@ -310,7 +362,7 @@ func (t *task) repeat(ctx context.Context) error {
 	if err := t.ensureFollowed(ctx); err != nil {
 		return err
 	}
-	t.acknowledge(ctx)
+	t.acknowledge()
 	return nil
 }
 
@@ -324,7 +376,7 @@ func (t *task) ensureFollowed(ctx context.Context) error {
 	case err == nil && msg.Header.Get("ce-id") == last.ID:
 		return nil
 	case err == nil || errors.Is(err, jetstream.ErrMsgNotFound):
-		return t.follow(ctx, r)
+		return t.follow(r)
 	default:
 		return err
 	}

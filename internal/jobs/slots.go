@@ -98,8 +98,7 @@ func (s *Slots) prepare(ctx context.Context, app string, limit int) (jetstream.C
 	for n := 1; n <= limit; n++ {
 		msg := nats.NewMsg(subjects + "." + strconv.Itoa(n))
 		_, err := s.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(0))
-		var api *jetstream.APIError
-		if err != nil && !errors.As(err, &api) { // any refusal means that the token is there
+		if err != nil && !tokenExists(err) {
 			return nil, err
 		}
 	}
@@ -112,6 +111,26 @@ func (s *Slots) prepare(ctx context.Context, app string, limit int) (jetstream.C
 		})
 	}
 	return consumer, err
+}
+
+// Server answers to a token that is there already.
+const (
+	codeWrongLastSequence           = 10071
+	codeWrongLastSequenceReplicated = 10164
+	codeTooManyForSubject           = 10077
+)
+
+func tokenExists(err error) bool {
+	var api *jetstream.APIError
+	if !errors.As(err, &api) {
+		return false
+	}
+	switch api.ErrorCode {
+	case codeWrongLastSequence, codeWrongLastSequenceReplicated, codeTooManyForSubject:
+		return true
+	default:
+		return false
+	}
 }
 
 // Take waits for a slot of the app as long as waiting stands. The returned

@@ -61,7 +61,7 @@ func (s *Store) Put(ctx context.Context, key string, v any, revision uint64) (ui
 			return next, nil
 		case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, jetstream.ErrInvalidKey):
 			return 0, fmt.Errorf("write %s: %w", key, err)
-		case !errors.Is(err, jetstream.ErrKeyExists):
+		case !conflicts(err):
 			// Unknown: the write may have landed. Writing again tells, because
 			// it conflicts with itself.
 			if err := pause(ctx, storePause, err); err != nil {
@@ -79,7 +79,7 @@ func (s *Store) Put(ctx context.Context, key string, v any, revision uint64) (ui
 		if bytes.Equal(stored, data) {
 			return at, nil
 		}
-		if at == revision { // a replica that lags behind
+		if at <= revision { // a replica that lags behind
 			if err := pause(ctx, storePause, ErrConflict); err != nil {
 				return 0, err
 			}
@@ -96,6 +96,12 @@ func (s *Store) write(ctx context.Context, key string, data []byte, revision uin
 		return s.kv.Create(ctx, key, data)
 	}
 	return s.kv.Update(ctx, key, data, revision)
+}
+
+// conflicts tells a refused compare-and-set. A replicated bucket refuses with
+// another code than a single one.
+func conflicts(err error) bool {
+	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
 }
 
 // read returns the value of key and its revision, 0 if there is none.

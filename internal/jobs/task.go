@@ -44,11 +44,16 @@ type task struct {
 	log   zerolog.Logger
 	done  chan struct{} // closed when everything is settled
 
-	mu       sync.Mutex
-	record   *Record // as last read or written
+	deliveries uint64 // of the message, as the server counts them: a hint
+
+	writing sync.Mutex // held from reading the record to having written it
+
+	mu       sync.Mutex // guards what follows, never held while waiting
+	record   *Record    // as last read or written
 	revision uint64
 	cancel   context.CancelCauseFunc // of the work; nil: none under way
 	control  Control
+	ending   bool  // the publisher wants the job to end
 	result   State // the outcome that this task wrote
 }
 
@@ -66,11 +71,10 @@ func (t *task) process() {
 	t.lease = lease
 	defer lease.Release()
 	defer close(t.done)
-	var deliveries uint64
 	if meta, err := t.msg.Metadata(); err == nil {
-		deliveries = meta.NumDelivered
+		t.deliveries = meta.NumDelivered
 	}
-	ctx, span := t.w.startProcess(ctx, t.msg.Headers(), t.id, deliveries)
+	ctx, span := t.w.startProcess(ctx, t.msg.Headers(), t.id, t.deliveries)
 	t.ctx = ctx
 	t.log = withTrace(t.log, span)
 	defer span.End()
@@ -96,8 +100,12 @@ func (t *task) run() {
 	t.job = job
 	// Another worker may change the record between a look at it and the
 	// compare-and-set; then the new record decides.
+	// A first delivery is taken for a new job's without a look: writing its
+	// record tells, because that fails where there is one.
+	look := t.deliveries != 1 || t.id.Run != 1
 	for range 10 {
-		err := t.step(invalid)
+		err := t.step(invalid, look)
+		look = true
 		if err == nil {
 			return
 		}
@@ -110,12 +118,15 @@ func (t *task) run() {
 }
 
 // step does what the record says. ErrConflict: it has changed, look again.
-func (t *task) step(invalid *errors.Error) error {
-	ctx, cancel := context.WithTimeout(t.ctx, settleTimeout)
+func (t *task) step(invalid *errors.Error, look bool) error {
+	ctx, cancel := t.settling()
 	defer cancel()
-	record, err := t.load(ctx)
-	if err != nil {
-		return err
+	var record *Record
+	if look {
+		var err error
+		if record, err = t.load(ctx); err != nil {
+			return err
+		}
 	}
 	now := t.w.o.Now().UTC()
 	what, wait := decide(record, t.id, now)
@@ -125,7 +136,7 @@ func (t *task) step(invalid *errors.Error) error {
 	case stepFollow:
 		return t.repeat(ctx)
 	case stepWait:
-		if record.State == StateRetrying {
+		if record.waits() {
 			if err := t.ensureFollowed(ctx); err != nil {
 				return err
 			}
@@ -137,6 +148,11 @@ func (t *task) step(invalid *errors.Error) error {
 	default:
 		return t.begin(ctx, prior(record, t.id, false, now), invalid, now)
 	}
+}
+
+// settling is a context for writing what was decided, while the lease stands.
+func (t *task) settling() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.ctx, settleTimeout)
 }
 
 // load reads the job's record; nil: there is none.
@@ -182,6 +198,9 @@ func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, n
 	if err := t.finishedBefore(ctx, from); err != nil {
 		return err
 	}
+	if from != nil && from.CancelRequested {
+		return t.finish(ctx, t.named(from), StateCancelled)
+	}
 	if invalid != nil {
 		return t.giveUp(ctx, from, invalid, ReasonInvalidJob)
 	}
@@ -190,9 +209,6 @@ func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, n
 		return t.giveUp(ctx, from, err, ReasonInvalidJob)
 	}
 	if from != nil {
-		if from.CancelRequested {
-			return t.finish(ctx, t.named(from), StateCancelled)
-		}
 		if from.Crashes >= draft.MaxAttempts {
 			return t.giveUp(ctx, from, lostError(from), ReasonWorkerLost)
 		}
@@ -200,31 +216,25 @@ func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, n
 			return t.giveUp(ctx, from, spokenError(from), ReasonPermanent)
 		}
 		if from.heldTotal(now) > t.w.o.Circuit.MaxHold {
-			return t.giveUp(ctx, from, heldError(from), ReasonHeldTooLong)
+			return t.giveUp(ctx, from, heldError(from, now), ReasonHeldTooLong)
 		}
 	}
 	if past(t.notAfter(), now) {
 		return t.finish(ctx, t.named(from), StateExpired)
 	}
-	if wait, open := t.w.circuits.Open(draft.AppID, draft.Region); open {
-		if pass, err := t.w.circuits.Allow(ctx, draft.AppID, draft.Region, t.id.ID); err != nil {
-			return err
-		} else if !pass.Go {
-			return t.hold(ctx, from, max(wait, pass.Wait), pass.Code)
-		} else {
-			return t.start(from, pass)
-		}
+	if pass := t.w.circuits.Glance(draft.AppID, draft.Region); !pass.Go {
+		return t.hold(ctx, from, pass)
 	}
-	return t.start(from, Pass{Go: true})
+	return t.start(from)
 }
 
-// finishedBefore repeats what a failed attempt left to be told, in case its
+// finishedBefore repeats what an earlier delivery left to be told, in case its
 // worker died before it had told it.
 func (t *task) finishedBefore(ctx context.Context, from *Record) error {
-	if from == nil || from.State != StateRetrying && from.State != StateHeld {
-		return nil
+	if from != nil && (from.waits() || from.State == StateReleased && from.Session > 0) {
+		return t.ensureFollowed(ctx)
 	}
-	return t.ensureFollowed(ctx)
+	return nil
 }
 
 // refuse finds what makes a valid job impossible under this configuration.
@@ -241,7 +251,7 @@ func (t *task) refuse(draft *Record) *errors.Error {
 
 // notAfter is the job's deadline; zero: none, or a replay that ignores it.
 func (t *task) notAfter() time.Time {
-	if headerValue(t.msg.Headers(), HeaderIgnoreDeadline) == "true" {
+	if t.job == nil || headerValue(t.msg.Headers(), HeaderIgnoreDeadline) == "true" {
 		return time.Time{}
 	}
 	return t.job.NotAfter()
@@ -255,7 +265,7 @@ func (w *Worker) limits() limits {
 }
 
 // start waits for a place and a slot, takes the job over and runs it.
-func (t *task) start(from *Record, pass Pass) error {
+func (t *task) start(from *Record) error {
 	draft := takeover(from, t.job, t.w.o.ID, t.w.limits(), t.w.o.Now().UTC())
 	ctx, cancel := context.WithCancelCause(t.ctx)
 	defer cancel(nil)
@@ -272,35 +282,46 @@ func (t *task) start(from *Record, pass Pass) error {
 	defer stopWaiting()
 	leave, err := t.w.gate.enter(waiting, alone)
 	if err != nil {
-		return t.notStarted(draft, pass, err)
+		return t.notStarted(err)
 	}
 	defer leave()
 	slotCtx, give, err := t.w.slots.Take(waiting, ctx, draft.AppID, t.id.ID)
 	if err != nil {
-		return t.notStarted(draft, pass, err)
+		return t.notStarted(err)
 	}
 	defer give()
-	if !pass.Probe {
-		if pass, err = t.w.circuits.Allow(slotCtx, draft.AppID, draft.Region, t.id.ID); err != nil {
-			return err
-		}
-		if !pass.Go {
-			return t.hold(ctx, from, pass.Wait, pass.Code)
-		}
+	if past(t.notAfter(), t.w.o.Now()) { // while it waited
+		return ErrConflict // look again, and find it expired
 	}
+	pass, err := t.w.circuits.Allow(slotCtx, draft.AppID, draft.Region, t.id.ID)
+	if err != nil {
+		return err
+	}
+	if !pass.Go {
+		settling, cancel := t.settling()
+		defer cancel()
+		return t.hold(settling, from, pass)
+	}
+	return t.takeOver(slotCtx, cancel, draft, pass)
+}
+
+// takeOver makes the job this worker's, runs it and settles it. cancel ends the
+// session.
+func (t *task) takeOver(ctx context.Context, cancel context.CancelCauseFunc, draft *Record, pass Pass) error {
 	if !t.w.register(t) {
-		t.inconclusive(draft, pass, false)
+		t.inconclusive(draft.AppID, pass, false)
 		t.handBack(t.w.o.AckWait / 3)
 		return nil
 	}
 	defer t.w.deregister(t)
 	failpoint.Here("before_takeover")
-	if err := t.put(slotCtx, draft); err != nil {
-		t.inconclusive(draft, pass, false)
+	if err := t.put(ctx, draft); err != nil {
+		t.inconclusive(draft.AppID, pass, false)
 		return err
 	}
 	failpoint.Here("takeover")
-	return t.settle(t.attempt(slotCtx, cancel, draft.Session-1, pass))
+	t.settle(t.attempt(ctx, cancel, draft.Session-1, pass))
+	return nil
 }
 
 // whileFetching ends with ctx, or as soon as the worker drains: a job that only
@@ -312,8 +333,7 @@ func (t *task) whileFetching(ctx context.Context) (context.Context, func()) {
 }
 
 // notStarted hands a job back that got no place: that costs it nothing.
-func (t *task) notStarted(draft *Record, pass Pass, err error) error {
-	t.inconclusive(draft, pass, false)
+func (t *task) notStarted(err error) error {
 	switch {
 	case errors.Is(err, errSlotsBusy):
 		t.handBack(time.Second + time.Duration(t.w.o.Random()*float64(2*time.Second)))
@@ -335,40 +355,58 @@ func (t *task) named(from *Record) *Record {
 	return next
 }
 
-func (t *task) inconclusive(r *Record, pass Pass, reached bool) {
+// inconclusive ends a probe that told nothing of the app; reached says whether
+// it got as far as the backend.
+func (t *task) inconclusive(app string, pass Pass, reached bool) {
 	if !pass.Probe {
 		return
 	}
 	ctx, cancel := context.WithTimeout(t.w.base, storeTimeout)
 	defer cancel()
-	if err := t.w.circuits.Inconclusive(ctx, r.AppID, r.Region, t.id.ID, reached); err != nil {
+	if err := t.w.circuits.Inconclusive(ctx, app, t.circuitRegion(), t.id.ID, reached); err != nil {
 		t.log.Warn().Err(err).Msg("could not end the probe of a circuit; it will run out")
 	}
 }
 
-// handBack gives the message back to the queue; it comes again after delay.
+// handBack gives the message back to the queue; it comes again after delay. One
+// whose lease is lost is not this worker's to give: somebody else may have it.
 func (t *task) handBack(delay time.Duration) {
+	if errors.Is(context.Cause(t.ctx), ErrLeaseLost) {
+		return
+	}
 	t.lease.Release()
 	if err := t.msg.NakWithDelay(delay); err != nil {
 		t.log.Debug().Err(err).Msg("could not hand the job back; its lease will run out")
 	}
 }
 
-// unsettled leaves the job to its next delivery: nothing of this one was, or
-// will be, written.
+// unsettled leaves the job to its next delivery, which finds what was written
+// and goes on from there. What keeps failing is tried less and less often.
 func (t *task) unsettled(err error) {
 	t.log.Warn().Err(err).Msg("the job could not be settled here; it will be delivered again")
-	if t.ctx.Err() == nil {
-		t.handBack(handBackPause)
-	}
+	t.handBack(handBackPause << min(max(t.deliveries, 1)-1, 4))
 }
 
 // acknowledge takes the message off the queue.
-func (t *task) acknowledge(ctx context.Context) {
+func (t *task) acknowledge() {
+	ctx, cancel := t.settling()
+	defer cancel()
 	failpoint.Here("before_ack")
-	if err := t.msg.DoubleAck(ctx); err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
-		t.log.Warn().Err(err).Msg("the acknowledgement was not confirmed; the job may be delivered again, and will find its outcome")
-		return
+	for {
+		err := t.doubleAck(ctx)
+		if err == nil || errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
+			t.lease.Release()
+			return
+		}
+		if err := pause(ctx, storePause, err); err != nil {
+			t.log.Warn().Err(err).Msg("the acknowledgement was not confirmed; the job may be delivered again, and will find its outcome")
+			return
+		}
 	}
-	t.lease.Release()
+}
+
+func (t *task) doubleAck(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	return t.msg.DoubleAck(ctx)
 }

@@ -27,7 +27,11 @@ func (t *task) attempt(ctx context.Context, cancel context.CancelCauseFunc, prev
 	t.mu.Lock()
 	record := t.record
 	t.cancel = cancel
+	ending := t.ending
 	t.mu.Unlock()
+	if ending { // asked for while the job was taken over
+		cancel(errCancelled)
+	}
 	defer func() {
 		t.mu.Lock()
 		t.cancel = nil
@@ -96,6 +100,7 @@ type progress struct {
 	closed func()      // the session counts no more as one that lives
 	opened time.Time   // when the backend confirmed the session
 	saver  *time.Timer // writes the connection id down
+	saved  chan struct{}
 }
 
 var _ Progress = (*progress)(nil)
@@ -103,25 +108,28 @@ var _ Progress = (*progress)(nil)
 // Connected implements Progress.
 func (p *progress) Connected(connectionID, region string) {
 	t := p.t
-	t.mu.Lock()
-	next := t.record.clone()
-	next.ConnectionID = connectionID
-	next.ConnectionIDs = newest(append(next.ConnectionIDs, connectionID), maxEventConnections)
-	if region != "" {
-		next.Region = region
+	t.note(func(r *Record) {
+		r.ConnectionID = connectionID
+		r.ConnectionIDs = newest(append(r.ConnectionIDs, connectionID), maxEventConnections)
+		if region != "" {
+			r.Region = region
+		}
+	})
+	if p.closed != nil {
+		return
 	}
-	t.record = next
-	app := next.AppID
-	t.mu.Unlock()
+	app := t.current().AppID
 	p.closed = t.w.fleet.connected(app)
 	p.opened = time.Now()
 	t.w.o.Observer.SessionOpened(app)
+	p.saved = make(chan struct{})
 	p.saver = time.AfterFunc(saveAfter, p.save)
 	failpoint.Here("connected")
 }
 
-// save writes the record as it stands; a conflict shows at the next change.
+// save writes the record as it stands.
 func (p *progress) save() {
+	defer close(p.saved)
 	t := p.t
 	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
 	defer cancel()
@@ -136,8 +144,10 @@ func (p *progress) FirstFrame() {
 		return
 	}
 	p.worked = true
-	r := p.t.current()
-	if err := p.t.w.circuits.Succeeded(p.ctx, p.t.circuitApp(r), p.t.circuitRegion(), p.t.id.ID, p.pass.Probe); err != nil {
+	// The frames wait meanwhile: not for long.
+	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
+	defer cancel()
+	if err := p.t.w.circuits.Succeeded(ctx, p.t.current().AppID, p.t.circuitRegion(), p.t.id.ID, p.pass.Probe); err != nil {
 		p.t.log.Warn().Err(err).Msg("could not tell the circuit of a session that works")
 		return
 	}
@@ -163,11 +173,7 @@ func (p *progress) Delivered(ctx context.Context, u Utterance) error {
 	keeps := t.job.Resume() != OnRedeliveryRestart
 	if t.outcomeFollows() {
 		// The outcome, which comes next, says the same.
-		t.mu.Lock()
-		next := t.record.clone()
-		next.delivered(u, keeps)
-		t.record = next
-		t.mu.Unlock()
+		t.note(func(r *Record) { r.delivered(u, keeps) })
 		return nil
 	}
 	err := t.change(ctx, func(r *Record) { r.delivered(u, keeps) })
@@ -175,9 +181,13 @@ func (p *progress) Delivered(ctx context.Context, u Utterance) error {
 	return err
 }
 
-// outcomeFollows tells whether the utterance just delivered is the job's last,
-// and a repetition of it would be noticed: in egress it would be spoken twice.
+// outcomeFollows tells whether the utterance just delivered is the job's last
+// and may come twice if the worker dies right now: frames have session numbers
+// to tell them apart, but in egress it would be spoken twice.
 func (t *task) outcomeFollows() bool {
+	if t.job.Resume() == OnRedeliveryGiveUp {
+		return false
+	}
 	switch t.job.OutputKind() {
 	case OutputFrames, OutputDiscard:
 		return t.job.GetLive() == nil && t.current().Checkpoint+1 == len(t.job.AudioSpecs())
@@ -188,8 +198,8 @@ func (t *task) outcomeFollows() bool {
 
 // end is called when the session is closed.
 func (p *progress) end() {
-	if p.saver != nil {
-		p.saver.Stop()
+	if p.saver != nil && !p.saver.Stop() {
+		<-p.saved
 	}
 	if p.closed != nil {
 		p.closed()
@@ -199,10 +209,8 @@ func (p *progress) end() {
 	p.t.control.OnInterrupt(nil)
 }
 
-// circuitApp and circuitRegion name the circuit: by what was asked for, not by
-// the region that happened to serve.
-func (t *task) circuitApp(r *Record) string { return r.AppID }
-
+// circuitRegion names the circuit by what was asked for, not by the region that
+// happened to serve.
 func (t *task) circuitRegion() string { return orElse(t.job.GetRegion(), t.w.o.DefaultRegion) }
 
 func (t *task) current() *Record {
@@ -214,6 +222,7 @@ func (t *task) current() *Record {
 // cancelled ends the job for its publisher and waits until that is settled.
 func (t *task) cancelled(ctx context.Context) ControlReply {
 	t.mu.Lock()
+	t.ending = true
 	cancel := t.cancel
 	t.mu.Unlock()
 	if cancel != nil {
@@ -222,22 +231,29 @@ func (t *task) cancelled(ctx context.Context) ControlReply {
 	select {
 	case <-t.done:
 	case <-ctx.Done():
-		return ControlReply{Status: StatusRequested}
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	switch {
-	case t.result == StateCancelled:
+	result := t.result
+	t.mu.Unlock()
+	switch result {
+	case StateCancelled:
 		return ControlReply{Status: StatusCancelled}
-	case t.result != "":
-		return ControlReply{Status: StatusFinished, Outcome: t.result}
-	default: // it failed just then, and waits for its retry
-		reply, _, err := noteCancel(ctx, t.w.store, t.id.ID)
-		if err != nil {
-			return ControlReply{Status: StatusRequested, Message: "not yet written down; ask again to be sure"}
-		}
-		return reply
+	case "": // it failed just then and waits for its retry, or is not settled yet
+		return t.noteCancel(ctx)
+	default:
+		return ControlReply{Status: StatusFinished, Outcome: result}
 	}
+}
+
+// noteCancel leaves the wish in the record, for whoever has the job next.
+func (t *task) noteCancel(ctx context.Context) ControlReply {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	reply, _, err := noteCancel(ctx, t.w.store, t.id.ID)
+	if err != nil {
+		return ControlReply{Status: StatusRequested, Message: "not yet written down; ask again to be sure"}
+	}
+	return reply
 }
 
 // interrupted ends the utterance in flight.

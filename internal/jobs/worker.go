@@ -19,7 +19,8 @@ import (
 type Names interface {
 	Subjects
 	DLQ(class, code string) string
-	Control(jobID string) string
+	AllControl() string
+	AllErrors() string
 	WorkerSubject(workerID string) string
 }
 
@@ -120,9 +121,10 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	}
 	shared := NewStore(o.Fleet, storeTimeout)
 	w.circuits = NewCircuits(shared, o.Circuit, o.ID, o.Now, o.Random, w.circuitChanged)
-	w.fleet = newFleet(o.Fleet, shared, w.circuits, w.presence(), o.Now, o.Logger)
+	w.fleet = newFleet(o.Fleet, shared, w.circuits, w.presence(), o.AckWait, o.Now, o.Logger)
+	w.asks.heard = w.fleet.heardOf
 	w.alerts = &Alerts{
-		js: o.JS, stream: o.Events.CachedInfo().Config.Name, names: o.Names, config: o.Alerts, codes: w.alerting(),
+		js: o.JS, stream: o.Events.CachedInfo().Config.Name, errors: o.Names.AllErrors(), config: o.Alerts, codes: w.alerting(),
 		store: shared, publish: w.publisher.Publish, worker: o.Name, log: o.Logger,
 		raised: func(code errors.Code) { o.Observer.Alerted(AlertRecurring, code) },
 	}
@@ -181,16 +183,20 @@ func (w *Worker) Run(ctx context.Context) error {
 	others.Go(func() { w.alerts.run(background) })
 	others.Go(func() { w.tell(background) })
 
-	noMore := context.AfterFunc(ctx, w.stopTaking)
-	defer noMore()
+	ending := make(chan struct{})
+	context.AfterFunc(ctx, func() { defer close(ending); w.stopTaking() })
 	w.pull.run(ctx)
+	<-ending
 	w.drain()
 
 	control.close()
 	stop()
 	others.Wait()
 	w.leases.Close()
-	return answering.Unsubscribe()
+	if err := answering.Unsubscribe(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+		return err
+	}
+	return nil
 }
 
 // stopTaking marks the worker as draining: what still arrives is handed back.
@@ -313,7 +319,8 @@ func (w *Worker) circuitChanged(c Circuit, opened bool) {
 	}
 	w.log.Warn().Str("app_id", c.App).Str("region", c.Region).Str("code", string(c.Code)).Bool("open", opened).
 		Msg("circuit changed")
-	id := fmt.Sprintf("%s.%s.%s.%d", alert.Kind, keyToken(c.App), keyToken(c.Region), c.revision)
+	// By when it opened: every worker that tells of it makes the same id.
+	id := AlertID(alert.Kind, c.OpenedAt, keyToken(c.App), keyToken(c.Region))
 	select {
 	case w.told <- Event{ID: id, Time: alert.Time, Body: alert}:
 	default: // other workers tell it too

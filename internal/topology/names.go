@@ -167,6 +167,9 @@ func (n Names) AllAudio() string { return n.subject("audio", "*") }
 // kept nowhere).
 func (n Names) Control(jobID string) string { return n.subject("control", Token(jobID)) }
 
+// AllControl matches the control requests of every job.
+func (n Names) AllControl() string { return n.subject("control", "*") }
+
 // WorkerSubject is where a worker is asked whether it still has a job
 // (request/reply between workers, kept nowhere).
 func (n Names) WorkerSubject(workerID string) string { return n.subject("workers", Token(workerID)) }

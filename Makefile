@@ -1,0 +1,60 @@
+# `make` checks a change; `make help` lists the rest. CI runs .ci/run.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+FUZZTIME ?= 60s
+CHAOS ?= 10m
+BIN := bin
+TOOL := go tool -modfile=tools/go.mod
+
+.DEFAULT_GOAL := check
+.PHONY: check help fmt lint test race generate build bench fuzz soak chaos deploy ci demo clean
+
+check: fmt lint test ## fmt, lint and test: what to run before a commit
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+fmt: ## format the code and group its imports
+	$(TOOL) golangci-lint fmt
+
+lint: ## golangci-lint, as CI runs it
+	$(TOOL) golangci-lint run ./...
+
+test: ## the tests, with the short forms of chaos and soak
+	go test ./...
+
+race: ## the tests as CI runs them
+	go test -race -shuffle=on ./...
+
+generate: ## Go code from the protobuf schemas
+	$(TOOL) buf generate
+
+build: ## bin/avatarworker: static, with its version
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X main.version=$(VERSION)' -o $(BIN)/avatarworker ./cmd/worker
+
+bench: ## the side-by-side harness of bench/ (see docs/performance.md)
+	cd bench && go run . $(ARGS)
+
+fuzz: ## each fuzz target for FUZZTIME (60s)
+	@set -e; for pkg in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "$$pkg $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; done
+
+soak: ## the long form of the soak tests: 100,000 sessions
+	AVATAR_SOAK=long go test -count=1 -timeout 2h -run Soak -v ./...
+
+chaos: ## the long form of the chaos test for CHAOS (10m)
+	AVATAR_CHAOS=$(CHAOS) go test -count=1 -timeout 2h -run Chaos -v ./...
+
+deploy: ## rules, chart and unit checked by their own tools
+	./.ci/run promtool helm systemd
+
+ci: ## everything CI runs
+	./.ci/run
+
+demo: ## a worker, NATS and a pretended backend in one process
+	go run ./cmd/worker demo
+
+clean: ## what the targets above made
+	rm -rf $(BIN)

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+)
+
+func newCheckConfigCommand(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use: "check-config", Short: "Load the configuration as run would, and print it whole",
+		Long: `Loads the configuration as 'worker run' would, from defaults, file, environment
+and flags, and prints every key, secrets hidden. Exit code 78 where a worker
+would not start with it.`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			cfg, err := c.config()
+			if err != nil {
+				return err
+			}
+			if err := cfg.Print(c.stdout); err != nil {
+				return err
+			}
+			if _, err := natsOptions(cfg, "", zerolog.Nop()); err != nil {
+				return &configError{err}
+			}
+			if err := cfg.RequireApp(); err != nil {
+				return &configError{fmt.Errorf("a worker would not start with this: %w", err)}
+			}
+			return nil
+		},
+	}
+}

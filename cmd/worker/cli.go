@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"avatarworker/internal/config"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/natsconn"
+	"avatarworker/internal/telemetry"
+	"avatarworker/internal/topology"
+)
+
+// defaultConfigFile is read where it exists and no other file is named.
+const defaultConfigFile = "config.yaml"
+
+// cli is what all commands share: the process's streams, the global flags, and
+// what they lead to.
+type cli struct {
+	stdin   io.Reader
+	stdout  io.Writer
+	stderr  io.Writer
+	environ []string
+	now     func() time.Time
+
+	configFile string            // -c; "": defaultConfigFile where there is one
+	overrides  map[string]string // flags that set a key of the configuration
+	started    bool              // the command line was understood
+	loaded     *config.Config
+}
+
+func newCLI(stdin io.Reader, stdout, stderr io.Writer, environ []string) *cli {
+	return &cli{
+		stdin: stdin, stdout: stdout, stderr: stderr, environ: environ,
+		now: time.Now, overrides: make(map[string]string),
+	}
+}
+
+// keyFlag gives a command a flag that sets a key of the configuration.
+func (c *cli) keyFlag(cmd *cobra.Command, flag, key, usage string) {
+	cmd.Flags().Func(flag, usage+" ("+key+")", c.override(key))
+}
+
+func (c *cli) override(key string) func(string) error {
+	return func(value string) error {
+		c.overrides[key] = value
+		return nil
+	}
+}
+
+// set takes one --set key=value.
+func (c *cli) set(pair string) error {
+	key, value, ok := strings.Cut(pair, "=")
+	if !ok || key == "" {
+		return fmt.Errorf("want key=value, as in retry.max_attempts=3")
+	}
+	return c.override(key)(value)
+}
+
+// config loads the configuration once. Its warnings are logged then. The error
+// leads to exit code 78.
+func (c *cli) config() (*config.Config, error) {
+	if c.loaded != nil {
+		return c.loaded, nil
+	}
+	src := config.Source{File: defaultConfigFile, Environ: c.environ, Overrides: c.overrides}
+	if c.configFile != "" {
+		src.File, src.FileNamed = c.configFile, true
+	}
+	cfg, warnings, err := config.Load(src)
+	if err != nil {
+		return nil, &configError{err}
+	}
+	log, err := c.loggerFor(cfg)
+	if err != nil {
+		return nil, &configError{err}
+	}
+	for _, w := range warnings {
+		log.Warn().Str("variable", w.Name).Msg(w.Message)
+	}
+	c.loaded = cfg
+	return cfg, nil
+}
+
+// logger is the configured one, on stderr.
+func (c *cli) logger() (zerolog.Logger, error) {
+	cfg, err := c.config()
+	if err != nil {
+		return zerolog.Nop(), err
+	}
+	return c.loggerFor(cfg)
+}
+
+func (c *cli) loggerFor(cfg *config.Config) (zerolog.Logger, error) {
+	return telemetry.NewLogger(c.stderr, cfg.Log.Level, cfg.Log.Format, isTerminal(c.stderr))
+}
+
+// quietLogger is for commands that a person waits for: only warnings, unless
+// this command line asks for more.
+func (c *cli) quietLogger() (zerolog.Logger, error) {
+	log, err := c.logger()
+	if _, asked := c.overrides["log.level"]; err == nil && !asked {
+		log = log.Level(max(log.GetLevel(), zerolog.WarnLevel))
+	}
+	return log, err
+}
+
+// natsOptions are the configured connection's. Login errors name the file.
+func natsOptions(cfg *config.Config, name string, log zerolog.Logger) (natsconn.Options, error) {
+	password, token, err := cfg.NATS.Login()
+	if err != nil {
+		return natsconn.Options{}, err
+	}
+	urls := cfg.NATS.URL
+	if cfg.NATS.Context != "" && cfg.Source("nats.url") == "" {
+		urls = "" // the default must not win over the context's servers
+	}
+	return natsconn.Options{
+		URLs: urls, Name: name, Creds: cfg.NATS.Creds, NKey: cfg.NATS.NKey,
+		TLS:     natsconn.TLS{Cert: cfg.NATS.TLS.Cert, Key: cfg.NATS.TLS.Key, CA: cfg.NATS.TLS.CA},
+		Context: cfg.NATS.Context, User: cfg.NATS.User, Password: password, Token: token, Logger: log,
+	}, nil
+}
+
+// link is a command's connection to the queue.
+type link struct {
+	cfg   *config.Config
+	log   zerolog.Logger
+	nc    *nats.Conn
+	js    jetstream.JetStream
+	names topology.Names
+}
+
+// connect loads the configuration and connects, once: somebody is waiting.
+func (c *cli) connect(ctx context.Context, command string) (*link, error) {
+	cfg, err := c.config()
+	if err != nil {
+		return nil, err
+	}
+	log, err := c.quietLogger()
+	if err != nil {
+		return nil, err
+	}
+	options, err := natsOptions(cfg, "avatarworker "+command, log)
+	if err != nil {
+		return nil, &configError{err}
+	}
+	options.Once = true
+	nc, err := natsconn.Connect(ctx, options)
+	if err != nil {
+		return nil, fmt.Errorf("%w\nIs it running? --nats-url, NATS_URL or nats.url say where it is", err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("JetStream: %w", err)
+	}
+	return &link{cfg: cfg, log: log, nc: nc, js: js, names: topology.Names{Prefix: cfg.NATS.Prefix}}, nil
+}
+
+// close sends what was published and closes.
+func (l *link) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := natsconn.Close(ctx, l.nc); err != nil {
+		l.log.Debug().Err(err).Msg("closing the connection to NATS")
+	}
+}
+
+// missing turns the error about a stream or bucket that is not there into one
+// that says why, and leaves others as they are.
+func (l *link) missing(what string, err error) error {
+	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrBucketNotFound) {
+		return fmt.Errorf("there is no %s: no worker has run here with nats.prefix %q yet ('worker run' makes it)", what, l.cfg.NATS.Prefix)
+	}
+	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
+		return fmt.Errorf("%s: JetStream is not enabled on this NATS server, or not for this account", what)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// note writes a line for people. It is not data: a pipe that is closed loses
+// nothing.
+func (c *cli) note(format string, args ...any) {
+	_, _ = fmt.Fprintf(c.stderr, format+"\n", args...) // there is nobody left to tell
+}
+
+// isTerminal tells whether a person is looking.
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a descriptor fits an int
+}

@@ -1,0 +1,291 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/audio/clip"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+// demoJob is a job of the show and how it is announced to end.
+type demoJob struct {
+	id       string
+	about    string
+	body     []byte
+	expected jobs.State
+	code     errors.Code // of the dead letter
+	attempts int
+
+	got    jobs.Record
+	frames int
+	bytes  int64
+	letter string // subject of its dead letter
+	wrong  string // what is not as announced
+}
+
+// demoJobs are jobs that end each way.
+func demoJobs(now time.Time) []*demoJob {
+	speech := map[string]any{"inline": base64.StdEncoding.EncodeToString(clip.WAV)}
+	job := func(id, about, avatar string, expected jobs.State, code errors.Code, attempts int, extra map[string]any) *demoJob {
+		body := map[string]any{"id": id, "avatar_id": avatar, "audio": speech, "labels": map[string]string{"demo": "true"}}
+		for k, v := range extra {
+			body[k] = v
+		}
+		if body["utterances"] != nil {
+			delete(body, "audio")
+		}
+		data, err := json.Marshal(body)
+		if err != nil {
+			data = nil // maps of strings always encode
+		}
+		return &demoJob{id: id, about: about, body: data, expected: expected, code: code, attempts: attempts}
+	}
+	room := map[string]any{"url": "wss://room.example.com", "room_name": "lobby", "publisher_id": "avatar", "api_token": "demo-room-token"}
+	return []*demoJob{
+		job("demo-frames", "frames on a NATS subject", "ok", jobs.StateCompleted, "", 1, nil),
+		job("demo-object", "frames recorded in an object", "ok", jobs.StateCompleted, "", 1, map[string]any{"output": map[string]any{"object": map[string]any{}}}),
+		job("demo-egress", "the backend publishes into a LiveKit room", "ok", jobs.StateCompleted, "", 1, map[string]any{"output": map[string]any{"livekit": room}}),
+		job("demo-talk", "two utterances in one session", "ok", jobs.StateCompleted, "", 1, map[string]any{"utterances": []any{speech, speech}}),
+		job("demo-flaky", "the connection breaks twice, then holds", "flaky-connectionClosed-2", jobs.StateCompleted, "", 3, nil),
+		job("demo-unknown-avatar", "a mistake that no retry mends", "fail-avatarNotFound", jobs.StateDeadLettered, errors.CodeAvatarNotFound, 1, nil),
+		job("demo-typo", "a field that is not known", "ok", jobs.StateDeadLettered, errors.CodeInvalidJob, 0, map[string]any{"avatar_idd": "ok"}),
+		job("demo-late", "its deadline has passed", "ok", jobs.StateExpired, "", 0, map[string]any{"deadline": now.Add(-time.Minute).UTC().Format(time.RFC3339)}),
+	}
+}
+
+// show publishes the jobs, tells what happens to them and checks how they end.
+type show struct {
+	stage   *stage
+	started time.Time
+	jobs    []*demoJob
+}
+
+func (s *show) run(ctx context.Context) (ok bool, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, demoTimeout, fmt.Errorf("not all jobs ended within %s", demoTimeout))
+	defer cancel()
+	s.stage.say("NATS at %s, a simulated backend at %s, one worker. Eight jobs:\n", s.stage.server.ClientURL(), s.stage.backend.URL())
+	news := make(chan *nats.Msg, 1024)
+	for _, subject := range []string{s.stage.names.AllEvents(), s.stage.names.AllErrors(), s.stage.names.AllAlerts()} {
+		sub, err := s.stage.nc.ChanSubscribe(subject, news)
+		if err != nil {
+			return false, err
+		}
+		defer func() { _ = sub.Unsubscribe() }() // the connection closes next
+	}
+	for _, j := range s.jobs {
+		msg := &nats.Msg{Subject: s.stage.names.Jobs("default"), Data: j.body, Header: nats.Header{jetstream.MsgIDHeader: {j.id}}}
+		if _, err := s.stage.js.PublishMsg(ctx, msg); err != nil {
+			return false, fmt.Errorf("publish %s: %w", j.id, err)
+		}
+		s.stage.say("  %-20s %s", j.id, j.about)
+	}
+	s.stage.say("")
+	if err := s.follow(ctx, news); err != nil {
+		return false, err
+	}
+	return s.check(ctx)
+}
+
+// follow tells what happens until every job has its outcome.
+func (s *show) follow(ctx context.Context, news <-chan *nats.Msg) error {
+	open := make(map[string]bool, len(s.jobs))
+	for _, j := range s.jobs {
+		open[j.id] = true
+	}
+	for len(open) > 0 {
+		select {
+		case msg := <-news:
+			s.tell(msg)
+			if jobs.State(token(msg.Subject, 2)).Final() {
+				delete(open, token(msg.Subject, 3))
+			}
+		case err := <-s.stage.failed:
+			return errors.Join(errors.New("the worker ended"), err)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// token is the nth token of a subject, from 0.
+func token(subject string, n int) string {
+	parts := bytes.Split([]byte(subject), []byte("."))
+	if n >= len(parts) {
+		return ""
+	}
+	return string(parts[n])
+}
+
+// tell prints an event in a line.
+func (s *show) tell(msg *nats.Msg) {
+	var e struct {
+		JobID   string     `json:"job_id"`
+		AppID   string     `json:"app_id"`
+		Code    string     `json:"code"`
+		Phase   string     `json:"phase"`
+		Message string     `json:"message"`
+		Attempt int        `json:"attempt"`
+		RetryAt *time.Time `json:"retry_at"`
+		Reason  string     `json:"reason"`
+		Action  string     `json:"action"`
+	}
+	if err := json.Unmarshal(msg.Data, &e); err != nil {
+		return // not one of ours
+	}
+	kind, what := token(msg.Subject, 2), ""
+	switch token(msg.Subject, 1) {
+	case "errors":
+		kind = "error"
+		what = fmt.Sprintf("%s in %s: %s (%s)", e.Code, e.Phase, short(e.Message, 90), e.Action)
+	case "alerts":
+		what = e.Message
+	default:
+		switch {
+		case e.RetryAt != nil:
+			what = fmt.Sprintf("attempt %d failed; again in %s", e.Attempt, max(0, time.Until(*e.RetryAt)).Round(time.Millisecond))
+		case kind == jobs.EventStarted:
+			what = "attempt " + strconv.Itoa(e.Attempt)
+		default:
+			what = e.Reason
+		}
+	}
+	s.stage.say("%6.2fs  %-20s %s  %s", time.Since(s.started).Seconds(), e.JobID,
+		s.stage.c.colour(s.stage.c.stdout, kindColour(kind), fmt.Sprintf("%-13s", kind)), what)
+}
+
+func kindColour(kind string) string {
+	switch kind {
+	case "error", jobs.EventDeadLettered:
+		return red
+	case jobs.EventCompleted:
+		return green
+	case jobs.EventRetrying, jobs.EventHeld, jobs.EventExpired:
+		return yellow
+	default:
+		return "0"
+	}
+}
+
+// check looks at what is stored of each job.
+func (s *show) check(ctx context.Context) (ok bool, err error) {
+	ok = true
+	for _, j := range s.jobs {
+		if err := s.inspect(ctx, j); err != nil {
+			return false, fmt.Errorf("%s: %w", j.id, err)
+		}
+		ok = ok && j.wrong == ""
+	}
+	return ok, nil
+}
+
+func (s *show) inspect(ctx context.Context, j *demoJob) error {
+	kv, err := s.stage.js.KeyValue(ctx, s.stage.names.StateBucket())
+	if err != nil {
+		return err
+	}
+	entry, err := kv.Get(ctx, j.id)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(entry.Value(), &j.got); err != nil {
+		return err
+	}
+	for _, u := range j.got.Utterances {
+		j.frames += u.Frames
+		j.bytes += u.Bytes
+	}
+	switch {
+	case j.got.State != j.expected:
+		j.wrong = fmt.Sprintf("%s instead of %s", j.got.State, j.expected)
+	case j.got.Attempt != j.attempts && j.expected == jobs.StateCompleted:
+		j.wrong = fmt.Sprintf("%d attempts instead of %d", j.got.Attempt, j.attempts)
+	case j.code != "" && (j.got.LastError == nil || j.got.LastError.Code != j.code):
+		j.wrong = fmt.Sprintf("not given up for %s", j.code)
+	}
+	if j.expected == jobs.StateDeadLettered && j.got.LastError != nil {
+		return s.inspectLetter(ctx, j)
+	}
+	return nil
+}
+
+// inspectLetter looks whether the dead letter has the job's own bytes.
+func (s *show) inspectLetter(ctx context.Context, j *demoJob) error {
+	stream, err := s.stage.js.Stream(ctx, s.stage.names.DLQStream())
+	if err != nil {
+		return err
+	}
+	j.letter = s.stage.names.DLQ(string(j.got.LastError.Class), string(j.got.LastError.Code))
+	msg, err := stream.GetLastMsgForSubject(ctx, j.letter)
+	if err != nil {
+		return fmt.Errorf("dead letter on %s: %w", j.letter, err)
+	}
+	if !bytes.Equal(msg.Data, j.body) {
+		j.wrong = "the dead letter has not the job's own bytes"
+	}
+	return nil
+}
+
+// demoSummary is what --json prints.
+type demoSummary struct {
+	OK   bool            `json:"ok"`
+	Jobs []demoJobResult `json:"jobs"`
+}
+
+type demoJobResult struct {
+	ID         string       `json:"id"`
+	Expected   jobs.State   `json:"expected"`
+	Outcome    jobs.State   `json:"outcome"`
+	Code       errors.Code  `json:"code"`
+	Class      errors.Class `json:"class"`
+	Attempts   int          `json:"attempts"`
+	Frames     int          `json:"frames"`
+	Bytes      int64        `json:"bytes"`
+	DeadLetter string       `json:"dead_letter"` // its subject; "" if there is none
+}
+
+func (s *show) summary(ok bool) demoSummary {
+	out := demoSummary{OK: ok, Jobs: []demoJobResult{}}
+	for _, j := range s.jobs {
+		r := demoJobResult{
+			ID: j.id, Expected: j.expected, Outcome: j.got.Outcome, Attempts: j.got.Attempt,
+			Frames: j.frames, Bytes: j.bytes, DeadLetter: j.letter,
+		}
+		if j.got.LastError != nil {
+			r.Code, r.Class = j.got.LastError.Code, j.got.LastError.Class
+		}
+		out.Jobs = append(out.Jobs, r)
+	}
+	return out
+}
+
+func (s *show) printSummary(ok bool) error {
+	s.stage.say("")
+	t := newTable(s.stage.c.stdout, "JOB", "OUTCOME", "LAST ERROR", "ATTEMPTS", "FRAMES", "BYTES", "DEAD LETTER")
+	for _, r := range s.summary(ok).Jobs {
+		t.row(r.ID, r.Outcome, orDash(string(r.Code)), r.Attempts, r.Frames, r.Bytes, orDash(r.DeadLetter))
+	}
+	if err := t.end(); err != nil {
+		return err
+	}
+	s.stage.say("")
+	for _, j := range s.jobs {
+		if j.wrong != "" {
+			s.stage.say("%s: %s", j.id, j.wrong)
+		}
+	}
+	if ok {
+		s.stage.say("Every job ended as announced.")
+	}
+	return nil
+}

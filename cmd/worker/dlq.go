@@ -1,0 +1,185 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"avatarworker/internal/dlq"
+	"avatarworker/internal/errors"
+)
+
+// defaultList is how many dead letters a list shows unless told otherwise.
+const defaultList = 50
+
+// letterFlags choose dead letters.
+type letterFlags struct {
+	codes, classes, apps, jobs []string
+	before, after              string
+	limit                      int
+	newest                     bool
+	all                        bool
+	dryRun                     bool
+	asJSON                     bool
+}
+
+func newDLQCommand(c *cli) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "dlq", Short: "List, show, replay and remove dead letters", Args: cobra.NoArgs, RunE: showHelp,
+	}
+	cmd.AddCommand(newDLQListCommand(c), newDLQShowCommand(c), newDLQReplayCommand(c), newDLQRemoveCommand(c))
+	return cmd
+}
+
+func (lf *letterFlags) register(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringSliceVar(&lf.codes, "code", nil, "with this error `CODE`; may be repeated, as the next three")
+	f.StringSliceVar(&lf.classes, "class", nil, "with this error `CLASS`")
+	f.StringSliceVar(&lf.apps, "app", nil, "of the app with this `ID`")
+	f.StringSliceVar(&lf.jobs, "job", nil, "of the job with this `ID`")
+	f.StringVar(&lf.before, "before", "", "that failed before this `TIME` (RFC 3339, or a duration ago such as 2h)")
+	f.StringVar(&lf.after, "after", "", "that failed at this `TIME` or later")
+	f.BoolVar(&lf.newest, "newest", false, "newest first")
+	f.IntVar(&lf.limit, "limit", 0, "at most `N`")
+	jsonFlag(cmd, &lf.asJSON)
+}
+
+// chooses tells whether any flag narrows the choice.
+func (lf *letterFlags) chooses() bool {
+	return len(lf.codes)+len(lf.classes)+len(lf.apps)+len(lf.jobs) > 0 || lf.before != "" || lf.after != "" || lf.limit > 0
+}
+
+func (lf *letterFlags) filter(now time.Time) (dlq.Filter, error) {
+	f := dlq.Filter{Apps: lf.apps, Jobs: lf.jobs, Newest: lf.newest}
+	for _, code := range lf.codes {
+		f.Codes = append(f.Codes, errors.Code(code))
+	}
+	for _, class := range lf.classes {
+		f.Classes = append(f.Classes, errors.Class(class))
+	}
+	if lf.limit < 0 {
+		return f, usagef("--limit %d: want 1 or more", lf.limit)
+	}
+	var err error
+	if f.Before, err = pastTime("--before", lf.before, now); err != nil {
+		return f, err
+	}
+	f.After, err = pastTime("--after", lf.after, now)
+	return f, err
+}
+
+// pastTime reads a time, or how long ago it was.
+func pastTime(flag, text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return t, usagef("%s %q: want a time such as 2026-03-01T12:00:00Z, or how long ago such as 90m", flag, text)
+	}
+	return t, nil
+}
+
+// sequences reads the SEQ arguments.
+func sequences(args []string) ([]uint64, error) {
+	var seqs []uint64
+	for _, arg := range args {
+		seq, err := strconv.ParseUint(arg, 10, 64)
+		if err != nil || seq == 0 {
+			return nil, usagef("%q is no SEQ: want a number as 'worker dlq ls' shows it", arg)
+		}
+		seqs = append(seqs, seq)
+	}
+	return seqs, nil
+}
+
+func newDLQListCommand(c *cli) *cobra.Command {
+	var lf letterFlags
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List dead letters", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.listLetters(cmd, &lf) },
+	}
+	lf.register(cmd)
+	cmd.Flags().BoolVar(&lf.all, "all", false, fmt.Sprintf("all of them (default: %d)", defaultList))
+	return cmd
+}
+
+func (c *cli) listLetters(cmd *cobra.Command, lf *letterFlags) error {
+	filter, err := lf.filter(c.now())
+	if err != nil {
+		return err
+	}
+	l, err := c.connect(cmd.Context(), "dlq ls")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	limit := lf.limit
+	if limit == 0 && !lf.all {
+		limit = defaultList
+	}
+	ask := limit
+	if limit > 0 {
+		ask++ // one more tells whether there are more
+	}
+	show, end := c.letterList(lf.asJSON)
+	given, more := 0, false
+	for e, listErr := range dlq.NewStore(l.js, l.names, c.now).List(cmd.Context(), filter, ask) {
+		if err = listErr; err != nil {
+			break
+		}
+		if more = limit > 0 && given == limit; more {
+			break
+		}
+		if err = show(e); err != nil {
+			break
+		}
+		given++
+	}
+	if err := errors.Join(err, end()); err != nil {
+		return err
+	}
+	if more && lf.limit == 0 {
+		c.note("there are more: --limit N or --all shows them, --code, --class, --app, --job narrow them down")
+	}
+	if given == 0 && !lf.asJSON {
+		c.note("no dead letters")
+	}
+	return nil
+}
+
+// pageRows is how many rows of a table are aligned together: a long list is
+// shown while it is read.
+const pageRows = 200
+
+// letterList returns what shows one dead letter, and what ends the list.
+func (c *cli) letterList(asJSON bool) (show func(dlq.Entry) error, end func() error) {
+	if asJSON {
+		a := &array{w: c.stdout}
+		return func(e dlq.Entry) error { return a.add(e) }, a.end
+	}
+	var t *table
+	rows := 0
+	show = func(e dlq.Entry) error {
+		if t == nil {
+			t = newTable(c.stdout, "SEQ", "AGE", "JOB", "RUN", "QUEUE", "APP", "AVATAR", "CODE", "REASON", "TRIES", "ERROR")
+		}
+		t.row(e.Seq, ago(c.now(), e.FailedAt), orDash(e.JobID), e.Run, orDash(e.Queue), orDash(e.AppID), orDash(e.AvatarID),
+			e.Code, orDash(e.Reason), e.Attempts, short(errors.RedactText(e.Message), 60))
+		if rows++; rows%pageRows == 0 {
+			return t.end()
+		}
+		return nil
+	}
+	return show, func() error {
+		if t == nil {
+			return nil
+		}
+		return t.end()
+	}
+}

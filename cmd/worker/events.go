@@ -1,0 +1,256 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/status"
+)
+
+// eventFilter is what the flags of events choose.
+type eventFilter struct {
+	job   string
+	code  string
+	kinds []string
+	since time.Duration // 0: from now on
+	once  bool          // what there is, and no more
+}
+
+func newEventsCommand(c *cli) *cobra.Command {
+	var (
+		f                          eventFilter
+		asJSON, errs, alerts, jobs bool
+	)
+	cmd := &cobra.Command{
+		Use: "events", Short: "Follow errors, alerts and job events", Args: cobra.NoArgs,
+		Long: `Follows error events, alerts and job events as they come, until interrupted.
+--json prints one object a line: {"subject","id","type","time","job_id","data"}.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, k := range []struct {
+				on   bool
+				kind string
+			}{{errs, status.KindErrors}, {alerts, status.KindAlerts}, {jobs, status.KindJobs}} {
+				if k.on {
+					f.kinds = append(f.kinds, k.kind)
+				}
+			}
+			if f.since < 0 {
+				return usagef("--since %s: want a positive duration", f.since)
+			}
+			if f.job != "" {
+				if err := checkJobID(f.job); err != nil {
+					return err
+				}
+			}
+			return c.events(cmd.Context(), f, asJSON)
+		},
+	}
+	fl := cmd.Flags()
+	fl.DurationVar(&f.since, "since", 0, "begin this long `AGO` (default: now; with --no-follow: the beginning)")
+	fl.StringVar(&f.job, "job", "", "events of the job with this `ID` only")
+	fl.StringVar(&f.code, "code", "", "events with this error `CODE` only")
+	fl.BoolVar(&errs, "errors", false, "error events, one for each failed attempt")
+	fl.BoolVar(&alerts, "alerts", false, "alerts")
+	fl.BoolVar(&jobs, "jobs", false, "job events: started, completed, …")
+	fl.BoolVar(&f.once, "no-follow", false, "print what there is and end")
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func (c *cli) events(ctx context.Context, f eventFilter, asJSON bool) error {
+	l, err := c.connect(ctx, "events")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	stream, err := l.js.Stream(ctx, l.names.EventsStream())
+	if err != nil {
+		return l.missing("stream "+l.names.EventsStream(), err)
+	}
+	show := func(e status.Event) error {
+		switch {
+		case !f.keeps(e):
+			return nil
+		case asJSON:
+			return c.printLine(e)
+		}
+		return c.printEvent(e)
+	}
+	if f.once {
+		return c.pastEvents(ctx, stream, f, status.Subjects(l.names, f.kinds, f.job), show)
+	}
+	err = c.followEvents(ctx, stream, f, status.Subjects(l.names, f.kinds, f.job), show)
+	if ctx.Err() != nil {
+		return nil // it was interrupted, which is how it ends
+	}
+	return err
+}
+
+// start says where in the stream to begin.
+func (f eventFilter) start(now time.Time) (jetstream.DeliverPolicy, *time.Time) {
+	switch {
+	case f.since > 0:
+		from := now.Add(-f.since)
+		return jetstream.DeliverByStartTimePolicy, &from
+	case f.once:
+		return jetstream.DeliverAllPolicy, nil
+	}
+	return jetstream.DeliverNewPolicy, nil
+}
+
+func (f eventFilter) keeps(e status.Event) bool {
+	if f.job != "" && e.JobID != f.job {
+		return false
+	}
+	if f.code == "" {
+		return true
+	}
+	var body struct {
+		Code string `json:"code"`
+	}
+	return json.Unmarshal(e.Data, &body) == nil && body.Code == f.code
+}
+
+func (c *cli) pastEvents(ctx context.Context, stream jetstream.Stream, f eventFilter, subjects []string, show func(status.Event) error) error {
+	cfg := jetstream.ConsumerConfig{FilterSubjects: subjects}
+	cfg.DeliverPolicy, cfg.OptStartTime = f.start(c.now())
+	var failed error
+	err := status.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		failed = show(status.NewEvent(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream, meta.Timestamp))
+		return failed == nil
+	})
+	return errors.Join(err, failed)
+}
+
+func (c *cli) followEvents(ctx context.Context, stream jetstream.Stream, f eventFilter, subjects []string, show func(status.Event) error) error {
+	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: subjects}
+	cfg.DeliverPolicy, cfg.OptStartTime = f.start(c.now())
+	return follow(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		return show(status.NewEvent(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream, meta.Timestamp))
+	})
+}
+
+// follow hands over a stream's messages as they come, until take fails or ctx
+// ends. It outlives an absent server.
+func follow(ctx context.Context, stream jetstream.Stream, cfg jetstream.OrderedConsumerConfig, take func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
+	consumer, err := stream.OrderedConsumer(ctx, cfg)
+	if err != nil {
+		return fmt.Errorf("following %s: %w", stream.CachedInfo().Config.Name, err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		return fmt.Errorf("following %s: %w", stream.CachedInfo().Config.Name, err)
+	}
+	defer messages.Stop()
+	for {
+		msg, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return errors.Join(err, ctx.Err())
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return err
+		}
+		if err := take(msg, meta); err != nil {
+			return err
+		}
+	}
+}
+
+// printEvent writes an event as one line for people.
+func (c *cli) printEvent(e status.Event) error {
+	_, err := fmt.Fprintln(c.stdout, c.eventLine(c.stdout, e))
+	return err
+}
+
+// eventLine is an event as one line, for w.
+func (c *cli) eventLine(w io.Writer, e status.Event) string {
+	name := plain(e.Type)
+	for _, prefix := range []string{"avatar.job.", "avatar.session.", "avatar."} {
+		if rest, ok := strings.CutPrefix(name, prefix); ok {
+			name = rest
+			break
+		}
+	}
+	colour := map[string]string{
+		"error": red, jobs.EventDeadLettered: red, jobs.EventCompleted: green, jobs.EventExpired: yellow,
+		jobs.EventRetrying: yellow, jobs.EventHeld: yellow, "alert." + jobs.AlertRecurring: red,
+		"alert." + jobs.AlertCircuitOpened: red, "alert." + jobs.AlertCircuitClosed: green,
+	}[name]
+	label := fmt.Sprintf("%-22s", orDash(name))
+	if colour != "" {
+		label = c.colour(w, colour, label)
+	}
+	return fmt.Sprintf("%s  %s %s  %s", e.Time.Format("2006-01-02T15:04:05.000Z"), label, orDash(plain(e.JobID)), plain(describeEvent(e)))
+}
+
+// eventFields are the fields that a line shows, of any event that has them.
+type eventFields struct {
+	Queue      string     `json:"queue"`
+	AvatarID   string     `json:"avatar_id"`
+	AppID      string     `json:"app_id"`
+	Worker     string     `json:"worker"`
+	Attempt    int        `json:"attempt"`
+	Attempts   int        `json:"attempts"`
+	Max        int        `json:"max_attempts"`
+	Code       string     `json:"code"`
+	Class      string     `json:"class"`
+	Phase      string     `json:"phase"`
+	Message    string     `json:"message"`
+	Reason     string     `json:"reason"`
+	RetryAt    *time.Time `json:"retry_at"`
+	Total      int        `json:"utterances_total"`
+	SessionMS  int64      `json:"session_ms"`
+	Recording  string     `json:"recording"`
+	DeadLetter string     `json:"dead_letter"`
+	Count      int        `json:"count"`
+	Window     string     `json:"window"`
+}
+
+// maxMessage is how much of an error's text a line shows.
+const maxMessage = 200
+
+func describeEvent(e status.Event) string {
+	var f eventFields
+	if json.Unmarshal(e.Data, &f) != nil {
+		return short(string(e.Data), maxMessage)
+	}
+	var parts []string
+	add := func(on bool, format string, args ...any) {
+		if on {
+			parts = append(parts, fmt.Sprintf(format, args...))
+		}
+	}
+	add(f.Code != "" && f.Class != "", "%s (%s)", f.Code, f.Class)
+	add(f.Code != "" && f.Class == "", "%s", f.Code)
+	add(f.Phase != "", "in %s", f.Phase)
+	add(f.Count > 0, "%d within %s", f.Count, f.Window)
+	add(e.JobID != "" && f.AvatarID != "", "avatar %s", f.AvatarID)
+	add(e.JobID == "" && f.AppID != "", "app %s", f.AppID)
+	add(f.Queue != "", "queue %s", f.Queue)
+	add(f.Attempt > 0 && f.Attempts == 0 && f.Max > 0, "attempt %d/%d", f.Attempt, f.Max)
+	add(f.Attempt > 0 && f.Attempts == 0 && f.Max == 0, "attempt %d", f.Attempt)
+	add(f.Attempts > 0, "%d attempts", f.Attempts)
+	add(f.Total > 0, "%d utterances", f.Total)
+	add(f.SessionMS > 0, "connected %s", (time.Duration(f.SessionMS) * time.Millisecond).String())
+	add(f.Recording != "", "recording %s", f.Recording)
+	add(f.Reason != "", "%s", f.Reason)
+	add(f.Worker != "", "on %s", f.Worker)
+	text := strings.Join(parts, ", ")
+	if f.Message != "" {
+		text += ": " + short(errors.RedactText(f.Message), maxMessage)
+	}
+	if f.RetryAt != nil {
+		text += "; again by " + f.RetryAt.UTC().Format("15:04:05")
+	}
+	return text
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"avatarworker/internal/audio"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/output"
+)
+
+func newRecordingCommand(c *cli) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "recording", Short: "Look into recordings", Args: cobra.NoArgs, RunE: showHelp,
+	}
+	var asJSON bool
+	info := &cobra.Command{
+		Use: "info FILE|OBJECT", Short: "Print what a recording holds, and check that it is whole",
+		Long: `Reads a recording from a file or, where there is no such file, from the object
+of that name in the bucket of recordings. Exit code 1 where it is not whole.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return c.recordingInfo(cmd.Context(), args[0], asJSON) },
+	}
+	jsonFlag(info, &asJSON)
+	cmd.AddCommand(info)
+	return cmd
+}
+
+func (c *cli) recordingInfo(ctx context.Context, name string, asJSON bool) error {
+	f, err := os.Open(name)
+	if err == nil {
+		defer f.Close() //nolint:errcheck // it was only read
+		return c.describeRecording(f, name, asJSON)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	l, err := c.connect(ctx, "recording info")
+	if err != nil {
+		return fmt.Errorf("there is no file %s, and the bucket of recordings can't be reached: %w", name, err)
+	}
+	defer l.close()
+	body, err := l.openRecording(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer body.Close() //nolint:errcheck // it was only read
+	return c.describeRecording(body, name, asJSON)
+}
+
+// openRecording opens an object of the bucket of recordings; reading it to its
+// end checks its digest.
+func (l *link) openRecording(ctx context.Context, name string) (io.ReadCloser, error) {
+	bucket := l.names.RecordingsBucket()
+	body, _, err := audio.JetStreamObjects(l.js)(ctx, bucket, name)
+	if errors.Is(err, audio.ErrNoObject) {
+		return nil, fmt.Errorf("there is no recording %s in bucket %s: it may have aged out, or its job has not completed", name, bucket)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("recording %s in bucket %s: %w", name, bucket, err)
+	}
+	return body, nil
+}
+
+func (c *cli) describeRecording(r io.Reader, name string, asJSON bool) error {
+	info, readErr := output.ReadRecording(r)
+	if err := c.printRecording(info, asJSON); err != nil {
+		return err
+	}
+	switch {
+	case readErr != nil:
+		return fmt.Errorf("recording %s is not whole: %w", name, readErr)
+	case !info.Whole:
+		return fmt.Errorf("recording %s is not whole: an utterance has no end, or there is none", name)
+	}
+	return nil
+}
+
+func (c *cli) printRecording(info output.RecordingInfo, asJSON bool) error {
+	if asJSON {
+		return c.printJSON(info)
+	}
+	t := newTable(c.stdout, "UTTERANCE", "REQ ID", "ENVELOPES", "FRAMES", "SECONDS", "BYTES", "WHOLE")
+	for i, u := range info.Utterances {
+		t.row(i+1, u.ReqID, u.Envelopes, u.KeyFrames, fmt.Sprintf("%.2f", u.Seconds), u.Bytes, yesNo(u.Whole))
+	}
+	t.row("total", "", info.Envelopes, info.KeyFrames, fmt.Sprintf("%.2f", info.Seconds), info.Bytes, yesNo(info.Whole))
+	return t.end()
+}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+)
+
+const about = `worker runs avatar session jobs that it pulls from NATS JetStream, and is the
+tool to publish jobs, follow them, and mend what failed.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
+2 wrong command line, 78 bad configuration.`
+
+func newRootCommand(c *cli) *cobra.Command {
+	root := &cobra.Command{
+		Use: "worker", Short: "Runs avatar session jobs from NATS JetStream", Long: about,
+		SilenceErrors: true, SilenceUsage: true,
+		Args: cobra.NoArgs, RunE: showHelp,
+		PersistentPreRun: func(*cobra.Command, []string) { c.started = true },
+	}
+	root.SetIn(c.stdin)
+	root.SetOut(c.stdout)
+	root.SetErr(c.stderr)
+	flags := root.PersistentFlags()
+	flags.StringVarP(&c.configFile, "config", "c", "", "configuration `FILE` (default config.yaml where there is one)")
+	flags.Func("set", "set a `KEY=VALUE` of the configuration; may be repeated", c.set)
+	for _, f := range []struct{ flag, key, usage string }{
+		{"nats-url", "nats.url", "`URL` of NATS"},
+		{"nats-context", "nats.context", "`NAME` of a context of the nats command"},
+		{"prefix", "nats.prefix", "first `TOKEN` of all subjects"},
+		{"log-level", "log.level", "`LEVEL`: trace, debug, info, warn, error"},
+		{"log-format", "log.format", "`FORMAT`: auto, json, console"},
+	} {
+		flags.Func(f.flag, f.usage+" ("+f.key+")", c.override(f.key))
+	}
+	root.AddCommand(commands(c)...)
+	return root
+}
+
+// commands lists the commands in the order of the help.
+func commands(c *cli) []*cobra.Command {
+	return []*cobra.Command{
+		newRunCommand(c),
+		newDemoCommand(c),
+		newSubmitCommand(c),
+		newStatusCommand(c),
+		newCancelCommand(c),
+		newDLQCommand(c),
+		newEventsCommand(c),
+		newErrorsCommand(c),
+		newSimulatorCommand(c),
+		newRecordingCommand(c),
+		newCheckConfigCommand(c),
+		newVersionCommand(c),
+	}
+}
+
+// showHelp is what a command does that only has others under it. With
+// cobra.NoArgs, a mistyped subcommand is an error.
+func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }

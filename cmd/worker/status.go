@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/status"
+)
+
+func newStatusCommand(c *cli) *cobra.Command {
+	var (
+		asJSON   bool
+		countFor time.Duration
+	)
+	cmd := &cobra.Command{
+		Use: "status [JOB]", Short: "Show how a job stands, or the whole fleet", Args: cobra.MaximumNArgs(1),
+		Long: `With a JOB: its record, and its events and errors in order.
+
+Without: queues (waiting: never delivered; running, retrying, held, released: by
+the jobs' records), workers, circuits, and dead letters by code. A queue that
+jobs are published to and nobody serves shows too. Records are read newest first
+and no longer than --count-for; where that was not enough, the states say "at
+least".`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				if err := checkJobID(args[0]); err != nil {
+					return err
+				}
+			}
+			l, err := c.connect(cmd.Context(), "status")
+			if err != nil {
+				return err
+			}
+			defer l.close()
+			store := status.NewStore(l.js, l.names, c.now, countFor)
+			if len(args) == 1 {
+				return c.jobStatus(cmd.Context(), l, store, args[0], asJSON)
+			}
+			return c.fleetStatus(cmd.Context(), l, store, asJSON)
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	cmd.Flags().DurationVar(&countFor, "count-for", status.DefaultCountFor, "longest `TIME` for reading records or error events")
+	return cmd
+}
+
+func (c *cli) fleetStatus(ctx context.Context, l *link, store *status.Store, asJSON bool) error {
+	f, err := store.Fleet(ctx)
+	if err != nil {
+		return l.missing("stream "+l.names.JobsStream(), err)
+	}
+	if asJSON {
+		return c.printJSON(f)
+	}
+	if err := errors.Join(c.printQueues(f), c.printWorkers(f), c.printCircuits(f), c.printCounts(f)); err != nil {
+		return err
+	}
+	for _, w := range f.Warnings {
+		if _, err := fmt.Fprintf(c.stdout, "\n%s %s\n", c.colour(c.stdout, yellow, "warning:"), plain(w)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *cli) heading(text string) error {
+	_, err := fmt.Fprintln(c.stdout, c.colour(c.stdout, bold, text))
+	return err
+}
+
+func (c *cli) printQueues(f *status.Fleet) error {
+	if err := c.heading("Queues"); err != nil {
+		return err
+	}
+	if len(f.Queues) == 0 {
+		_, err := fmt.Fprintln(c.stdout, "none")
+		return err
+	}
+	atLeast := ""
+	if !f.CountedAll {
+		atLeast = "≥"
+	}
+	t := newTable(c.stdout, "QUEUE", "WORKERS", "WAITING", "OLDEST", "TAKEN", "RUNNING", "RETRYING", "HELD", "RELEASED")
+	for _, q := range f.Queues {
+		n := func(count int) string { return fmt.Sprintf("%s%d", atLeast, count) }
+		t.row(q.Name, q.Served, q.Waiting, ago(f.At, q.OldestWaiting), q.Taken, n(q.Running), n(q.Retrying), n(q.Held), n(q.Released))
+	}
+	return t.end()
+}
+
+func (c *cli) printWorkers(f *status.Fleet) error {
+	if err := c.heading("\nWorkers"); err != nil {
+		return err
+	}
+	if len(f.Workers) == 0 {
+		_, err := fmt.Fprintln(c.stdout, "none")
+		return err
+	}
+	t := newTable(c.stdout, "WORKER", "STATE", "RUNNING", "SLOTS", "QUEUES", "UP", "SEEN", "VERSION")
+	for _, w := range f.Workers {
+		t.row(w.WorkerID, workerState(w), w.Running, w.Slots, weights(w.Queues), ago(f.At, w.StartedAt), ago(f.At, w.At), orDash(w.Version))
+	}
+	return t.end()
+}
+
+func workerState(w status.Worker) string {
+	switch {
+	case w.Lost:
+		return "lost"
+	case w.Draining:
+		return "draining"
+	}
+	return "up"
+}
+
+// weights lists queues as the configuration does.
+func weights(queues map[string]int) string {
+	var texts []string
+	for _, name := range slices.Sorted(maps.Keys(queues)) {
+		text := name
+		if w := queues[name]; w != 1 {
+			text = fmt.Sprintf("%s:%d", name, w)
+		}
+		texts = append(texts, text)
+	}
+	return orDash(strings.Join(texts, ","))
+}
+
+func (c *cli) printCircuits(f *status.Fleet) error {
+	if len(f.Circuits) == 0 {
+		return nil
+	}
+	if err := c.heading("\nCircuits"); err != nil {
+		return err
+	}
+	t := newTable(c.stdout, "APP", "REGION", "STATE", "CODE", "OPEN FOR", "NEXT PROBE")
+	for _, cc := range f.Circuits {
+		t.row(cc.App, cc.Region, cc.State, cc.Code, ago(f.At, cc.OpenedAt), cc.RetryAt.UTC().Format(time.RFC3339))
+	}
+	return t.end()
+}
+
+func (c *cli) printCounts(f *status.Fleet) error {
+	if err := c.heading("\nDead letters"); err != nil {
+		return err
+	}
+	if len(f.DeadLetters) == 0 {
+		_, err := fmt.Fprintln(c.stdout, "none")
+		return err
+	}
+	t := newTable(c.stdout, "LETTERS", "CODE", "CLASS", "WHOSE", "CAUSE")
+	for _, n := range f.DeadLetters {
+		t.row(n.Letters, n.Code, n.Class, orDash(errors.Explain(n.Code).Owner), fmt.Sprintf("worker dlq show --code %s", n.Code))
+	}
+	return t.end()
+}
+
+func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id string, asJSON bool) error {
+	j, err := store.Job(ctx, id)
+	switch {
+	case errors.Is(err, status.ErrNoJob):
+		return err
+	case err != nil:
+		return l.missing("job "+id, err)
+	case asJSON:
+		return c.printJSON(j)
+	}
+	if j.Record != nil {
+		if err := c.printRecord(j.Record); err != nil {
+			return err
+		}
+	}
+	if err := c.heading("\nHistory"); err != nil {
+		return err
+	}
+	for _, e := range j.History {
+		if err := c.printEvent(e); err != nil {
+			return err
+		}
+	}
+	if !j.Whole {
+		c.note("looking for error events took longer than --count-for: some may be missing")
+	}
+	if j.Record != nil && j.Record.Outcome == jobs.StateDeadLettered {
+		_, err = fmt.Fprintf(c.stdout, "\nIts dead letter: worker dlq show --job %s\n", id)
+	}
+	return err
+}
+
+func (c *cli) printRecord(r *jobs.Record) error {
+	t := newTable(c.stdout)
+	row := func(name string, value any) {
+		if text := fmt.Sprint(value); text != "" && text != "0" {
+			t.row(name, text)
+		}
+	}
+	row("job", r.JobID)
+	row("state", r.State)
+	row("run", r.Run)
+	row("queue", r.Queue)
+	row("app", r.AppID)
+	row("avatar", r.AvatarID)
+	row("region", r.Region)
+	row("attempt", tries(r.Attempt, r.MaxAttempts))
+	row("session", r.Session)
+	row("crashes", r.Crashes)
+	row("utterances done", r.UtterancesDone)
+	row("worker", r.WorkerID)
+	row("connection", r.ConnectionID)
+	row("recording", r.Recording)
+	row("published", when(c.now(), r.PublishedAt))
+	row("changed", when(c.now(), r.UpdatedAt))
+	if r.NextAttemptAt != nil && !r.State.Final() {
+		row("next attempt", r.NextAttemptAt.UTC().Format(time.RFC3339))
+	}
+	if r.CancelRequested && !r.State.Final() {
+		row("cancel", "requested")
+	}
+	row("reason", r.Reason)
+	for _, name := range slices.Sorted(maps.Keys(r.Labels)) {
+		row("label "+name, r.Labels[name])
+	}
+	if e := r.LastError; e != nil {
+		row("last error", fmt.Sprintf("%s (%s) in %s: %s", e.Code, e.Class, e.Phase, errors.RedactText(e.Message)))
+		x := errors.Explain(e.Code)
+		row("  meaning", x.Meaning)
+		row("  what to do", x.Remedy)
+	}
+	return t.end()
+}
+
+func tries(n, most int) string {
+	switch {
+	case n == 0:
+		return ""
+	case most == 0:
+		return fmt.Sprint(n)
+	}
+	return fmt.Sprintf("%d of at most %d", n, most)
+}
+
+func when(now, t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("%s (%s ago)", t.UTC().Format(time.RFC3339), ago(now, t))
+}

@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+	"github.com/spf13/cobra"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/topology"
+)
+
+const aboutSubmit = `Publishes a job, from flags or a JSON file (--file; flags win), and prints its
+id. The job is checked here first, as a worker would.
+
+  worker submit --avatar a1 --audio hello.wav --wait --out hello.rec
+  worker submit --file job.json --label order=17
+  arecord -f S16_LE -r 16000 -t raw | worker submit --avatar a1 --live - --sample-rate 16000`
+
+// submission is what the flags of submit say.
+type submission struct {
+	jobFlags
+	queue   string
+	file    string
+	noCheck bool
+	wait    bool
+	timeout time.Duration
+	out     string
+	live    string
+	pace    string
+	asJSON  bool
+}
+
+func newSubmitCommand(c *cli) *cobra.Command {
+	var s submission
+	cmd := &cobra.Command{
+		Use: "submit", Short: "Publish a job, and wait for its outcome", Long: aboutSubmit, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.submit(cmd, &s) },
+	}
+	s.jobFlags.register(cmd)
+	f := cmd.Flags()
+	f.StringVar(&s.queue, "queue", "default", "`NAME` of the queue")
+	f.StringVarP(&s.file, "file", "f", "", "the job as JSON in `FILE` (- is stdin)")
+	f.BoolVar(&s.noCheck, "no-check", false, "publish it even if it is not a valid job")
+	f.BoolVar(&s.wait, "wait", false, "follow it to its outcome; exit code 1 unless it completed")
+	f.DurationVar(&s.timeout, "timeout", 0, "longest `TIME` to wait (0: as long as it takes)")
+	f.StringVar(&s.out, "out", "", "wait, and save its frames in `FILE` as in a recording")
+	f.StringVar(&s.live, "live", "", "publish the speech in `FILE` (- is raw PCM on stdin) while the job runs")
+	f.StringVar(&s.pace, "pace", "realtime", "of a --live file: realtime or fast")
+	jsonFlag(cmd, &s.asJSON)
+	return cmd
+}
+
+func (s *submission) check() error {
+	switch {
+	case s.out == "-":
+		return usagef("--out -: stdout has the job's id; name a file")
+	case s.live != "" && len(s.speech) > 0:
+		return usagef("give --live, or --audio and --audio-url: not both")
+	case s.live == "-" && s.file == "-":
+		return usagef("--live - and --file - both want stdin")
+	case s.pace != "realtime" && s.pace != "fast":
+		return usagef("--pace %q: want realtime or fast", s.pace)
+	case s.timeout < 0:
+		return usagef("--timeout %s: want a positive duration", s.timeout)
+	}
+	if err := topology.ValidQueue(s.queue); err != nil {
+		return usagef("--%s", err)
+	}
+	if s.id != "" {
+		return checkJobID(s.id)
+	}
+	return nil
+}
+
+// published is what submit prints.
+type published struct {
+	JobID     string `json:"job_id"`
+	Queue     string `json:"queue"`
+	Subject   string `json:"subject"`
+	Stream    string `json:"stream"`
+	Seq       uint64 `json:"seq"`
+	Duplicate bool   `json:"duplicate,omitempty"` // it was published before, under this id
+
+	// With --wait.
+	Outcome jobs.State      `json:"outcome,omitempty"`
+	Event   json.RawMessage `json:"event,omitempty"` // the outcome's event
+	Saved   *savedRecording `json:"saved,omitempty"`
+}
+
+func (c *cli) submit(cmd *cobra.Command, s *submission) error {
+	if err := s.check(); err != nil {
+		return err
+	}
+	s.wait = s.wait || s.out != ""
+	ctx := cmd.Context()
+	doc, err := c.document(s, cmd.Flags().Changed)
+	if err != nil {
+		return err
+	}
+	live, err := c.openLive(ctx, s, doc)
+	if err != nil {
+		return err
+	}
+	defer live.close()
+	job, err := doc.job(s.noCheck)
+	if err != nil {
+		return err
+	}
+	if s.out != "" && job != nil && !savesFrames(job) {
+		return usagef("--out: with output %s there are no frames to save", job.OutputKind())
+	}
+	l, err := c.connect(ctx, "submit")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	return c.publishAndFollow(ctx, l, s, doc, live)
+}
+
+func savesFrames(job *jobs.Job) bool {
+	kind := job.OutputKind()
+	return kind == jobs.OutputFrames || kind == jobs.OutputObject
+}
+
+func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc *document, live *liveSpeech) error {
+	if err := l.upload(ctx, doc.uploads); err != nil {
+		return err
+	}
+	var from marks
+	var err error
+	if s.wait {
+		from, err = l.marks(ctx)
+	}
+	var p *published
+	if err == nil {
+		p, err = l.publish(ctx, s.queue, doc)
+	}
+	if err != nil {
+		l.removeUploads(ctx, doc.uploads)
+		return err
+	}
+	if p.Duplicate {
+		c.note("job %s was published before: nothing new was", p.JobID)
+	}
+	if !s.asJSON {
+		if _, err := fmt.Fprintln(c.stdout, p.JobID); err != nil {
+			return err
+		}
+	}
+	l.warnUnserved(ctx, c, s.queue)
+	if s.wait {
+		return c.waitFor(ctx, l, s, p, from, live)
+	}
+	if err := live.publish(ctx, l, p.JobID); err != nil {
+		return err
+	}
+	if s.asJSON {
+		return c.printJSON(p)
+	}
+	return nil
+}
+
+// newJobID makes an id that no other job has.
+func newJobID() string { return "job-" + strings.ToLower(nuid.Next()) }
+
+// publish gives the job to the jobs stream; when it returns, the job is kept.
+func (l *link) publish(ctx context.Context, queue string, doc *document) (*published, error) {
+	msg := nats.NewMsg(l.names.Jobs(queue))
+	msg.Data = doc.data
+	ack, err := l.js.PublishMsg(ctx, msg, jetstream.WithMsgID(doc.id), jetstream.WithExpectStream(l.names.JobsStream()))
+	if err != nil {
+		return nil, l.publishError(err, msg)
+	}
+	return &published{
+		JobID: doc.id, Queue: queue, Subject: msg.Subject, Stream: ack.Stream, Seq: ack.Sequence, Duplicate: ack.Duplicate,
+	}, nil
+}
+
+// codeStoreFailed answers a publish into a full stream.
+const codeStoreFailed = 10077
+
+func (l *link) publishError(err error, msg *nats.Msg) error {
+	var api *jetstream.APIError
+	switch {
+	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
+		return fmt.Errorf("no stream takes jobs on %s: no worker has run here with nats.prefix %q yet ('worker run' makes it)", msg.Subject, l.cfg.NATS.Prefix)
+	case errors.Is(err, nats.ErrMaxPayload):
+		return fmt.Errorf("the job has %d bytes, more than the NATS server takes (%d): upload its speech with --audio", len(msg.Data), l.nc.MaxPayload())
+	case errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum:
+		return fmt.Errorf("the job has %d bytes, more than stream %s takes: upload its speech with --audio", len(msg.Data), l.names.JobsStream())
+	case errors.As(err, &api) && api.ErrorCode == codeStoreFailed:
+		return fmt.Errorf("stream %s is full or takes nothing: repeat when jobs have been done: %w", l.names.JobsStream(), err)
+	}
+	return fmt.Errorf("publishing on %s: %w", msg.Subject, err)
+}
+
+// warnUnserved says when nobody will take the job soon. What can't be found out
+// is no reason to fail: the job is published.
+func (l *link) warnUnserved(ctx context.Context, c *cli, queue string) {
+	kv, err := l.js.KeyValue(ctx, l.names.FleetBucket())
+	if err != nil {
+		return
+	}
+	served, err := l.served(ctx, c, kv, queue)
+	if err == nil && !served {
+		c.note("no worker serves queue %s now: the job waits until one does", queue)
+	}
+}
+
+func (l *link) served(ctx context.Context, c *cli, kv jetstream.KeyValue, queue string) (bool, error) {
+	watcher, err := kv.Watch(ctx, "worker.>", jetstream.IgnoreDeletes())
+	if err != nil {
+		return false, err
+	}
+	defer watcher.Stop() //nolint:errcheck // the connection's end does it too
+	for {
+		select {
+		case entry, open := <-watcher.Updates():
+			if !open || entry == nil {
+				return false, nil
+			}
+			if serves(entry.Value(), queue, c.now()) {
+				return true, nil
+			}
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
+}
+
+// upload puts the job's speech into its bucket.
+func (l *link) upload(ctx context.Context, uploads []upload) error {
+	if len(uploads) == 0 {
+		return nil
+	}
+	bucket := l.names.AudioFilesBucket()
+	store, err := l.js.ObjectStore(ctx, bucket)
+	if err != nil {
+		return l.missing("bucket "+bucket, err)
+	}
+	for i, u := range uploads {
+		if err := putFile(ctx, store, u); err != nil {
+			l.removeUploads(ctx, uploads[:i])
+			return fmt.Errorf("uploading %s to bucket %s: %w", u.file, bucket, err)
+		}
+	}
+	return nil
+}
+
+func putFile(ctx context.Context, store jetstream.ObjectStore, u upload) error {
+	f, err := os.Open(u.file)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	_, err = store.Put(ctx, jetstream.ObjectMeta{Name: u.object, Description: "Speech of a job"}, f)
+	return err
+}
+
+// removeUploads takes back what no job will name; where that fails it ages out.
+func (l *link) removeUploads(ctx context.Context, uploads []upload) {
+	if len(uploads) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTry)
+	defer cancel()
+	store, err := l.js.ObjectStore(ctx, l.names.AudioFilesBucket())
+	if err != nil {
+		return
+	}
+	for _, u := range uploads {
+		if err := store.Delete(ctx, u.object); err != nil {
+			l.log.Debug().Err(err).Str("object", u.object).Msg("removing an upload")
+		}
+	}
+}

@@ -1,0 +1,364 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/nats-io/nuid"
+	"github.com/spf13/cobra"
+
+	"avatarworker/internal/audio"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+// jobFlags are the fields of a job.
+type jobFlags struct {
+	avatar, app, region, id string
+	speech                  []speechFlag // in the order of the command line
+	sampleRate              int
+	format                  string
+	maxSilence              string
+	output, outputName      string
+	egress                  egressFlags
+	labels, extra           []string
+	deadline                string
+	maxAttempts             int
+	onRedelivery            string
+}
+
+// speechFlag is one --audio or --audio-url.
+type speechFlag struct{ file, url string }
+
+type egressFlags struct {
+	url, room, token, tokenFile, publisher string
+	uid                                    uint32
+	idleTimeout                            int
+	attributes                             []string
+}
+
+func (j *jobFlags) register(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&j.avatar, "avatar", "", "`ID` of the avatar")
+	f.StringVar(&j.app, "app", "", "`ID` of the app whose credentials to use (default: the worker's app.id)")
+	f.StringVar(&j.region, "region", "", "`REGION` instead of the worker's")
+	f.StringVar(&j.id, "id", "", "the job's `ID` (default: one is made)")
+	f.Func("audio", "speech in `FILE`, which is uploaded; several are spoken in order", func(v string) error {
+		j.speech = append(j.speech, speechFlag{file: v})
+		return nil
+	})
+	f.Func("audio-url", "speech at `URL`, which the worker fetches", func(v string) error {
+		j.speech = append(j.speech, speechFlag{url: v})
+		return nil
+	})
+	f.IntVar(&j.sampleRate, "sample-rate", 0, "of the speech, in `HZ`; needed for raw PCM")
+	f.StringVar(&j.format, "format", "", "of the speech: wav, pcm_s16le or ogg_opus (default: by content)")
+	f.StringVar(&j.maxSilence, "max-silence", "", "with --live: end the session after this `TIME` without speech")
+	f.StringVar(&j.output, "output", "", "where frames go: frames, object, discard, livekit or agora (default frames)")
+	f.StringVar(&j.outputName, "output-name", "", "`NAME` of the recording, with --output object (default: the job's id)")
+	f.StringArrayVar(&j.labels, "label", nil, "a `KEY=VALUE` that is copied into every event; may be repeated")
+	f.StringArrayVar(&j.extra, "extra", nil, "a `KEY=VALUE` of extra_params for the backend; may be repeated")
+	f.StringVar(&j.deadline, "deadline", "", "not to be started after this `TIME` (RFC 3339, or from now such as 10m)")
+	f.IntVar(&j.maxAttempts, "max-attempts", 0, "attempts in all, at most the worker's limit")
+	f.StringVar(&j.onRedelivery, "on-redelivery", "", "what a later session does about what was spoken: resume, restart or give_up")
+	e := &j.egress
+	f.StringVar(&e.url, "egress-url", "", "`URL` of LiveKit")
+	f.StringVar(&e.room, "egress-room", "", "`NAME` of the LiveKit room or the Agora channel")
+	f.StringVar(&e.token, "egress-token", "", "`TOKEN` of LiveKit or Agora; others on this machine may see it, unlike a file's")
+	f.StringVar(&e.tokenFile, "egress-token-file", "", "`FILE` with the token")
+	f.StringVar(&e.publisher, "egress-publisher", "", "publisher `ID`")
+	f.Uint32Var(&e.uid, "egress-uid", 0, "Agora `UID`")
+	f.IntVar(&e.idleTimeout, "egress-idle-timeout", 0, "LiveKit idle timeout in `SECONDS`")
+	f.StringArrayVar(&e.attributes, "egress-attribute", nil, "a `KEY=VALUE` of LiveKit's extra_attributes; may be repeated")
+}
+
+// upload is a file that becomes an object.
+type upload struct{ file, object string }
+
+// document is a job on its way to be published.
+type document struct {
+	id      string
+	fields  map[string]json.RawMessage // nil: the file is no JSON object, and is published as it is
+	data    []byte
+	uploads []upload
+	now     time.Time
+}
+
+// document makes the job out of the file and the flags that were given.
+func (c *cli) document(s *submission, given func(flag string) bool) (*document, error) {
+	doc := &document{fields: make(map[string]json.RawMessage), now: c.now()}
+	if s.file != "" {
+		if err := c.readJob(s, doc); err != nil {
+			return nil, err
+		}
+	}
+	if doc.fields == nil {
+		if doc.id = s.id; doc.id == "" {
+			doc.id = newJobID()
+		}
+		return doc, nil
+	}
+	for name, value := range map[string]string{
+		"avatar_id": s.avatar, "app_id": s.app, "region": s.region, "id": s.id, "on_redelivery": s.onRedelivery,
+	} {
+		if value != "" {
+			doc.set(name, value)
+		}
+	}
+	if given("max-attempts") {
+		doc.set("max_attempts", s.maxAttempts)
+	}
+	doc.id = doc.textOf("id")
+	if doc.id == "" {
+		doc.id = newJobID()
+		doc.set("id", doc.id)
+	}
+	err := errors.Join(
+		doc.pairs("labels", "--label", s.labels), doc.pairs("extra_params", "--extra", s.extra),
+		doc.deadline(s.deadline), doc.speech(c, s), doc.output(s),
+	)
+	if err != nil {
+		return nil, err
+	}
+	doc.data = encode(doc.fields)
+	return doc, nil
+}
+
+// readJob reads --file. Only with --no-check may it be something else than a
+// JSON object; it is then published byte for byte.
+func (c *cli) readJob(s *submission, doc *document) error {
+	in, name, err := c.input([]string{s.file})
+	if err != nil {
+		return err
+	}
+	defer in.Close() //nolint:errcheck // it was only read
+	data, err := io.ReadAll(in)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", name, err)
+	}
+	if err := json.Unmarshal(data, &doc.fields); err != nil || doc.fields == nil {
+		if !s.noCheck {
+			return fmt.Errorf("%s is no job: want a JSON object; --no-check publishes it anyway", name)
+		}
+		doc.fields, doc.data = nil, data
+	}
+	return nil
+}
+
+func (d *document) set(name string, value any) { d.fields[name] = encode(value) }
+
+// textOf is a field that is a text; "" where it is absent or something else.
+func (d *document) textOf(name string) string {
+	var text string
+	if json.Unmarshal(d.fields[name], &text) != nil {
+		return ""
+	}
+	return text
+}
+
+// pairs adds key=value flags to a map of the job.
+func (d *document) pairs(field, flag string, pairs []string) error {
+	if len(pairs) == 0 {
+		return nil
+	}
+	values := map[string]any{}
+	if old := d.fields[field]; old != nil && json.Unmarshal(old, &values) != nil {
+		return fmt.Errorf("%s of the file is no object, so that %s can't add to it", field, flag)
+	}
+	added, err := keyValues(flag, pairs)
+	if err != nil {
+		return err
+	}
+	for key, value := range added {
+		values[key] = value
+	}
+	d.set(field, values)
+	return nil
+}
+
+func keyValues(flag string, pairs []string) (map[string]string, error) {
+	values := make(map[string]string, len(pairs))
+	for _, pair := range pairs {
+		key, value, ok := strings.Cut(pair, "=")
+		if !ok || key == "" {
+			return nil, usagef("%s %q: want KEY=VALUE", flag, pair)
+		}
+		values[key] = value
+	}
+	return values, nil
+}
+
+func (d *document) deadline(text string) error {
+	if text == "" {
+		return nil
+	}
+	if after, err := time.ParseDuration(text); err == nil {
+		d.set("deadline", d.now.Add(after).UTC().Format(time.RFC3339Nano))
+		return nil
+	}
+	if _, err := time.Parse(time.RFC3339, text); err != nil {
+		return usagef("--deadline %q: want a time such as 2026-03-01T12:00:00Z, or from now such as 10m", text)
+	}
+	d.set("deadline", text)
+	return nil
+}
+
+// speech turns --audio and --audio-url into audio or utterances.
+func (d *document) speech(c *cli, s *submission) error {
+	if len(s.speech) == 0 {
+		return nil
+	}
+	var spoken []map[string]any
+	for _, sp := range s.speech {
+		a := map[string]any{}
+		if s.format != "" {
+			a["format"] = s.format
+		}
+		if s.sampleRate != 0 {
+			a["sample_rate"] = s.sampleRate
+		}
+		if sp.url != "" {
+			a["url"] = sp.url
+		} else {
+			if err := c.checkSpeech(s, sp.file); err != nil {
+				return err
+			}
+			up := upload{file: sp.file, object: objectName(sp.file)}
+			d.uploads = append(d.uploads, up)
+			a["object"] = up.object
+		}
+		spoken = append(spoken, a)
+	}
+	delete(d.fields, "audio")
+	delete(d.fields, "utterances")
+	delete(d.fields, "live")
+	if len(spoken) == 1 {
+		d.set("audio", spoken[0])
+	} else {
+		d.set("utterances", spoken)
+	}
+	return nil
+}
+
+// objectName is a name that no other upload has, and that still says which file
+// it was.
+func objectName(file string) string {
+	base := strings.Map(func(r rune) rune {
+		if unicode.IsSpace(r) || unicode.IsControl(r) || r == '/' || r == '\\' {
+			return '_'
+		}
+		return r
+	}, filepath.Base(file))
+	if len(base) > 100 {
+		base = strings.ToValidUTF8(base[len(base)-100:], "")
+	}
+	return nuid.Next() + "-" + base
+}
+
+// checkSpeech finds what a worker would refuse in a file.
+func (c *cli) checkSpeech(s *submission, file string) error {
+	cfg, err := c.config()
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(file)
+	switch {
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s is no file; --live publishes speech from elsewhere", file)
+	case s.noCheck:
+		return nil
+	case info.Size() > int64(cfg.Audio.MaxBytes):
+		return fmt.Errorf("%s has %d bytes, more than audio.max_bytes (%s); --no-check uploads it anyway", file, info.Size(), cfg.Audio.MaxBytes)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	opener := audio.New(audio.Options{MaxBytes: int64(cfg.Audio.MaxBytes), Convert: cfg.Audio.Convert})
+	defer opener.Close()
+	err = opener.Check(audio.Spec{Inline: data, HasInline: true, Format: s.format, SampleRate: s.sampleRate, Field: file})
+	if err != nil {
+		return fmt.Errorf("a worker would refuse %s: %s; --no-check uploads it anyway", file, errors.Of(err).Message)
+	}
+	return nil
+}
+
+func (d *document) output(s *submission) error {
+	o := map[string]any{}
+	switch s.output {
+	case "":
+		if s.outputName != "" || s.egress.given() {
+			return usagef("--output-name and --egress-… need --output")
+		}
+		return nil
+	case jobs.OutputFrames, jobs.OutputDiscard:
+	case jobs.OutputObject:
+		if s.outputName != "" {
+			o["name"] = s.outputName
+		}
+	case jobs.OutputLiveKit, jobs.OutputAgora:
+		var err error
+		if o, err = s.egress.fields(s.output); err != nil {
+			return err
+		}
+	default:
+		return usagef("--output %q: want frames, object, discard, livekit or agora", s.output)
+	}
+	d.set("output", map[string]any{s.output: o})
+	return nil
+}
+
+func (e *egressFlags) given() bool {
+	return e.url+e.room+e.token+e.tokenFile+e.publisher != "" || e.uid != 0 || e.idleTimeout != 0 || len(e.attributes) > 0
+}
+
+func (e *egressFlags) fields(kind string) (map[string]any, error) {
+	token := e.token
+	if e.tokenFile != "" {
+		data, err := os.ReadFile(e.tokenFile)
+		if err != nil {
+			return nil, err
+		}
+		token = string(bytes.TrimSpace(data))
+	}
+	attributes, err := keyValues("--egress-attribute", e.attributes)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]any{"url": e.url, "room_name": e.room, "api_token": token, "publisher_id": e.publisher, "idle_timeout": e.idleTimeout}
+	if len(attributes) > 0 {
+		all["extra_attributes"] = attributes
+	}
+	if kind == jobs.OutputAgora {
+		all = map[string]any{"channel_name": e.room, "token": token, "uid": e.uid, "publisher_id": e.publisher}
+	}
+	for name, value := range all {
+		if text := fmt.Sprint(value); text == "" || text == strconv.Itoa(0) {
+			delete(all, name)
+		}
+	}
+	return all, nil
+}
+
+// job checks the document as a worker would. nil without an error: it is no
+// valid job, and --no-check publishes it anyway.
+func (d *document) job(noCheck bool) (*jobs.Job, error) {
+	body, invalid := jobs.Decode(nil, d.data)
+	switch {
+	case invalid == nil:
+		return &jobs.Job{Job: body, ID: d.id}, nil
+	case noCheck:
+		return nil, nil //nolint:nilnil // see above
+	}
+	return nil, fmt.Errorf("not a valid job: %s\nNothing was published; --no-check publishes it anyway", invalid.Message)
+}

@@ -1,0 +1,235 @@
+//go:build deploytools
+
+package deploy_test
+
+import (
+	"bytes"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+
+	"avatarworker/internal/errors"
+)
+
+// HELM names the helm to render with; .ci/run builds the pinned one.
+func render(t *testing.T, args ...string) (manifests, error) {
+	t.Helper()
+	helm := os.Getenv("HELM")
+	if helm == "" {
+		helm = "helm"
+	}
+	cmd := exec.Command(helm, append([]string{"template", "w", "helm/avatarworker", "--namespace", "avatars"}, args...)...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			t.Fatalf("helm can't be run (HELM=%q): %v", helm, err)
+		}
+		return nil, errors.New(errOut.String())
+	}
+	return parseManifests(t, &out), nil
+}
+
+// manifests are the rendered objects by kind; ConfigMaps by name.
+type manifests map[string]map[string]any
+
+func parseManifests(t *testing.T, r io.Reader) manifests {
+	t.Helper()
+	all := manifests{}
+	decoder := yaml.NewDecoder(r)
+	for {
+		var object map[string]any
+		if err := decoder.Decode(&object); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if object == nil {
+			continue
+		}
+		kind, _ := object["kind"].(string)
+		if kind == "ConfigMap" {
+			kind += " " + field[string](t, object, "metadata", "name")
+		}
+		if all[kind] != nil {
+			t.Fatalf("two objects of kind %s", kind)
+		}
+		all[kind] = object
+	}
+}
+
+func mustRender(t *testing.T, args ...string) manifests {
+	t.Helper()
+	m, err := render(t, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// field walks into an object; a list is walked into by its first element.
+func field[T any](t *testing.T, object any, path ...string) T {
+	t.Helper()
+	at := object
+	for _, key := range path {
+		if list, ok := at.([]any); ok && len(list) > 0 {
+			at = list[0]
+		}
+		m, ok := at.(map[string]any)
+		if !ok || m[key] == nil {
+			t.Fatalf("%s: nothing at %s", strings.Join(path, "."), key)
+		}
+		at = m[key]
+	}
+	v, ok := at.(T)
+	if !ok {
+		t.Fatalf("%s is %T: %v", strings.Join(path, "."), at, at)
+	}
+	return v
+}
+
+func TestChartByDefaultIsADeploymentAndWhatItNeeds(t *testing.T) {
+	m := mustRender(t)
+	want := []string{"ConfigMap w-avatarworker", "Deployment", "PodDisruptionBudget", "Service", "ServiceAccount"}
+	if got := slices.Sorted(maps.Keys(m)); !slices.Equal(got, want) {
+		t.Errorf("kinds %v, want %v", got, want)
+	}
+	pod := field[map[string]any](t, m["Deployment"], "spec", "template", "spec")
+	if !field[bool](t, pod, "securityContext", "runAsNonRoot") ||
+		!field[bool](t, pod, "containers", "securityContext", "readOnlyRootFilesystem") ||
+		field[bool](t, pod, "containers", "securityContext", "allowPrivilegeEscalation") {
+		t.Error("the pod may do more than it needs")
+	}
+	for probe, path := range map[string]string{"livenessProbe": "/livez", "startupProbe": "/livez", "readinessProbe": "/readyz"} {
+		if got := field[string](t, pod, "containers", probe, "httpGet", "path"); got != path {
+			t.Errorf("%s asks %s, want %s", probe, got, path)
+		}
+	}
+}
+
+func TestGracePeriodFollowsTheDrainTimeout(t *testing.T) {
+	for drain, want := range map[string]time.Duration{
+		"0": 0, "45s": 45 * time.Second, "5m": 5 * time.Minute, "1h": time.Hour,
+		"1h10m5s": time.Hour + 10*time.Minute + 5*time.Second, "90m": 90 * time.Minute,
+	} {
+		m := mustRender(t, "--set-string", "config.worker.drain_timeout="+drain)
+		grace := field[int](t, m["Deployment"], "spec", "template", "spec", "terminationGracePeriodSeconds")
+		if got := time.Duration(grace) * time.Second; got != want+30*time.Second {
+			t.Errorf("drain timeout %s: grace period %s, want %s and 30 s", drain, got, want)
+		}
+	}
+}
+
+func TestConfigMapIsAConfigTheWorkerTakes(t *testing.T) {
+	m := mustRender(t, "--values", "helm/avatarworker/ci/full.yaml")
+	c := loadConfig(t, "full.yaml", field[string](t, m["ConfigMap w-avatarworker"], "data", "config.yaml"))
+	if c.Worker.Concurrency != 32 || c.NATS.Prefix != "shop" || len(c.Worker.Queues) != 2 {
+		t.Errorf("loaded %+v", c.Worker)
+	}
+}
+
+func TestKeyComesAsAFileAndNowhereElse(t *testing.T) {
+	m := mustRender(t, "--set", "app.apiKey.value=tell-nobody")
+	if got := field[string](t, m["Secret"], "stringData", "api-key"); got != "tell-nobody" {
+		t.Errorf("the secret has %q", got)
+	}
+	delete(m, "Secret")
+	text, err := yaml.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(text), "tell-nobody") {
+		t.Error("the key stands outside its secret")
+	}
+	if env := env(t, m); env["SPATIUS_API_KEY_FILE"] != "/etc/avatarworker/secrets/app/api-key" {
+		t.Errorf("environment %v", env)
+	}
+	m = mustRender(t, "--values", "helm/avatarworker/ci/full.yaml")
+	if m["Secret"] != nil {
+		t.Error("a secret of the chart's own beside the given one")
+	}
+	if env := env(t, m); env["SPATIUS_API_KEY_FILE"] != "/etc/avatarworker/secrets/app/token" || env["NATS_CREDS"] == "" || env["NATS_CERT"] == "" {
+		t.Errorf("environment %v", env)
+	}
+}
+
+func env(t *testing.T, m manifests) map[string]string {
+	t.Helper()
+	vars := map[string]string{}
+	for _, v := range field[[]any](t, m["Deployment"], "spec", "template", "spec", "containers", "env") {
+		entry := v.(map[string]any)
+		value, _ := entry["value"].(string)
+		vars[entry["name"].(string)] = value
+	}
+	return vars
+}
+
+func TestScalingCountsTheFleetOnce(t *testing.T) {
+	m := mustRender(t, "--values", "helm/avatarworker/ci/full.yaml")
+	query := field[string](t, m["ScaledObject"], "spec", "triggers", "metadata", "query")
+	want := `sum(max by (queue) (avatar_worker_jobs_runnable{queue=~"default|vip",namespace="avatars"}))`
+	if query != want {
+		t.Errorf("query %s, want %s", query, want)
+	}
+	checkQuery(t, exportedMetrics(t), "ScaledObject", query)
+	if _, has := m["Deployment"]["spec"].(map[string]any)["replicas"]; has {
+		t.Error("the deployment sets replicas that KEDA sets too")
+	}
+}
+
+func TestScalingFromNoneAsksTheStream(t *testing.T) {
+	m := mustRender(t, "--values", "helm/avatarworker/ci/from-none.yaml")
+	triggers := field[[]any](t, m["ScaledObject"], "spec", "triggers")
+	var consumers []string
+	for _, trigger := range triggers {
+		if stream := field[string](t, trigger, "metadata", "stream"); stream != "AVATAR_JOBS" {
+			t.Errorf("stream %s", stream)
+		}
+		consumers = append(consumers, field[string](t, trigger, "metadata", "consumer"))
+	}
+	if !slices.Equal(consumers, []string{"default", "vip"}) {
+		t.Errorf("consumers %v", consumers)
+	}
+}
+
+func TestChartCarriesTheRulesWithTheirRunbooks(t *testing.T) {
+	m := mustRender(t, "--values", "helm/avatarworker/ci/full.yaml")
+	got := field[[]any](t, m["PrometheusRule"], "spec", "groups", "rules")
+	if len(got) != len(rules(t)) {
+		t.Errorf("%d rules, want %d", len(got), len(rules(t)))
+	}
+	url := field[string](t, got, "annotations", "runbook_url")
+	if !strings.HasPrefix(url, "https://example.com/runbooks/AvatarWorker") {
+		t.Errorf("runbook_url %s", url)
+	}
+	board := field[string](t, m["ConfigMap w-avatarworker-dashboard"], "data", "avatarworker.json")
+	if strings.TrimSpace(board) != strings.TrimSpace(read(t, "grafana/avatarworker.json")) {
+		t.Error("the dashboard was changed on its way")
+	}
+}
+
+func TestSchemaRefusesWhatCannotWork(t *testing.T) {
+	for name, args := range map[string][]string{
+		"misspelled":                       {"--set", "replica=3"},
+		"misspelled inside":                {"--set", "autoscaling.enable=true"},
+		"from none by the worker's metric": {"--set", "autoscaling.enabled=true,autoscaling.minReplicas=0"},
+		"a key in the ConfigMap":           {"--set", "config.app.api_key=k"},
+		"an app's key in the ConfigMap":    {"--set", "config.apps.shop.api_key=k"},
+		"drain in milliseconds":            {"--set", "config.worker.drain_timeout=100ms"},
+		"drain without a unit":             {"--set-string", "config.worker.drain_timeout=300"},
+		"no margin":                        {"--set", "terminationMargin=0"},
+		"runbooks without a slash":         {"--set", "prometheusRule.runbookBaseURL=https://example.com"},
+	} {
+		if _, err := render(t, args...); err == nil || !strings.Contains(err.Error(), "schema") {
+			t.Errorf("%s: %v, want a refusal by the schema", name, err)
+		}
+	}
+}

@@ -1,0 +1,289 @@
+package jobs_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+// account is a backend that refuses or serves the sessions of app1.
+type account struct {
+	mu      sync.Mutex
+	code    errors.Code
+	refused []time.Time
+}
+
+func (b *account) set(code errors.Code) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.code = code
+}
+
+func (b *account) refusals() []time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]time.Time(nil), b.refused...)
+}
+
+func (b *account) runner() *script {
+	return does(func(ctx context.Context, a *jobs.Attempt) error {
+		b.mu.Lock()
+		code := b.code
+		if a.AppID != "app1" || a.Region != "us-west" {
+			code = ""
+		}
+		if code != "" {
+			b.refused = append(b.refused, time.Now())
+		}
+		b.mu.Unlock()
+		if code != "" {
+			return failure(code, errors.PhaseToken)
+		}
+		_, err := speakAll(ctx, a)
+		return err
+	})
+}
+
+func TestUnpaidAccountHoldsItsJobsAndNobodyElses(t *testing.T) {
+	h := newHouse(t)
+	b := &account{code: errors.CodeCreditsExhausted}
+	runner := b.runner()
+	h.start(runner, func(o *options) { o.Concurrency = 4 })
+	h.start(runner, func(o *options) { o.Concurrency = 4 })
+	const jobsInAll = 40
+	for n := range jobsInAll {
+		h.submit("default", job(fmt.Sprintf("j%d", n)))
+	}
+	h.eventually("the circuit opens", func() bool { return len(h.told("avatar.alerts.circuit_opened.>")) == 1 })
+	h.submit("default", job("other-app", `"app_id":"app2"`))
+	h.submit("default", job("other-region", `"region":"eu-west"`))
+	h.outcome("other-app", jobs.StateCompleted)
+	h.outcome("other-region", jobs.StateCompleted)
+	h.eventually("three probes", func() bool { return len(b.refusals()) >= 8 })
+	seen := b.refusals()
+	first := seen[0]
+	opening := 0
+	for _, at := range seen {
+		if at.Sub(first) < 250*time.Millisecond {
+			opening++
+		}
+	}
+	if opening > 8 {
+		t.Errorf("%d refused at once, more than the fleet runs", opening)
+	}
+	b.set("")
+	for n := range jobsInAll {
+		h.outcome(fmt.Sprintf("j%d", n), jobs.StateCompleted)
+	}
+	h.settled()
+	for i := 1; i < len(seen); i++ {
+		if gap := seen[i].Sub(seen[i-1]); seen[i-1].Sub(first) > 250*time.Millisecond && gap < 500*time.Millisecond {
+			t.Errorf("two probes within %s", gap)
+		}
+	}
+	if h.messages(h.names.DLQStream()) != 0 {
+		t.Error("dead letters")
+	}
+	opened, closed := h.told("avatar.alerts.circuit_opened.>"), h.told("avatar.alerts.circuit_closed.>")
+	if len(opened) != 1 || len(closed) != 1 {
+		t.Errorf("%d times opened, %d closed", len(opened), len(closed))
+	}
+	for _, e := range h.told("avatar.events.held.>") {
+		if e.body["attempt"] != nil && e.body["attempt"] != 1.0 {
+			t.Errorf("held at attempt %v", e.body["attempt"])
+		}
+	}
+	ids := map[string]bool{}
+	for _, e := range h.told("avatar.events.held.>") {
+		if ids[e.id] {
+			t.Errorf("hold %s told twice", e.id)
+		}
+		ids[e.id] = true
+	}
+}
+
+func TestRefusedKeyLosesFewJobs(t *testing.T) {
+	h := newHouse(t)
+	b := &account{code: errors.CodeSessionTokenExpired}
+	h.start(b.runner(), func(o *options) { o.Concurrency = 1 })
+	for n := range 12 {
+		h.submit("default", job(fmt.Sprintf("j%d", n)))
+	}
+	h.eventually("the circuit opens", func() bool { return len(h.told("avatar.alerts.circuit_opened.>")) == 1 })
+	h.eventually("a probe fails", func() bool { return len(b.refusals()) >= 6 })
+	if n := h.messages(h.names.DLQStream()); n != 4 {
+		t.Errorf("%d dead letters, want the four before the fifth failure opened the circuit", n)
+	}
+	b.set("")
+	h.settled()
+	if n := h.messages(h.names.DLQStream()); n != 4 {
+		t.Errorf("%d dead letters in the end", n)
+	}
+}
+
+func TestOneJobsFailuresDoNotOpenTheCircuit(t *testing.T) {
+	h := newHouse(t)
+	h.start(does(func(context.Context, *jobs.Attempt) error {
+		return failure(errors.CodeConnectionFailed, errors.PhaseConnect)
+	}))
+	h.submit("default", job("j1", `"max_attempts":5`))
+	h.outcome("j1", jobs.StateDeadLettered)
+	h.settled()
+	if n := len(h.told("avatar.alerts.>")); n != 0 {
+		t.Errorf("%d alerts", n)
+	}
+}
+
+func TestRefusedConcurrencyIsNoUnpaidBill(t *testing.T) {
+	h := newHouse(t)
+	began, leave := make(chan struct{}, 1), make(chan struct{})
+	var refusals atomic.Int32
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		if a.Job.ID == "first" {
+			connect(a)
+			began <- struct{}{}
+			<-leave
+			return speak(ctx, a, 1)
+		}
+		if refusals.Add(1) <= 3 {
+			return failure(errors.CodeBillingRequired, errors.PhaseToken)
+		}
+		_, err := speakAll(ctx, a)
+		return err
+	}))
+	h.submit("default", job("first"))
+	receive(t, began, "session")
+	h.submit("default", job("second"))
+	r := h.outcome("second", jobs.StateCompleted)
+	close(leave)
+	h.outcome("first", jobs.StateCompleted)
+	h.settled()
+	if n := len(h.told("avatar.alerts.>")); n != 0 || r.Attempt != 1 || r.Holds != 3 {
+		t.Errorf("%d alerts, attempt %d, %d holds", n, r.Attempt, r.Holds)
+	}
+}
+
+func TestJobHeldTooLongIsGivenUp(t *testing.T) {
+	h := newHouse(t)
+	b := &account{code: errors.CodeBillingRequired}
+	h.start(b.runner(), func(o *options) { o.Circuit.MaxHold = 300 * time.Millisecond })
+	h.submit("default", job("j1"))
+	r := h.outcome("j1", jobs.StateDeadLettered)
+	h.settled()
+	if r.Reason != jobs.ReasonHeldTooLong || r.LastError.Code != errors.CodeBillingRequired || r.HeldFor < 300*time.Millisecond {
+		t.Errorf("%s %s after %s", r.Reason, r.LastError.Code, r.HeldFor)
+	}
+}
+
+func TestHeldJobExpiresAndCanBeCancelled(t *testing.T) {
+	h := newHouse(t)
+	b := &account{code: errors.CodeCreditsExhausted}
+	h.start(b.runner())
+	h.submit("default", job("opens"))
+	h.state("opens", jobs.StateHeld)
+	h.submit("default", job("late", fmt.Sprintf(`"deadline":%q`, time.Now().Add(1500*time.Millisecond).UTC().Format(time.RFC3339Nano))))
+	h.wantStatus("opens", "cancel", jobs.StatusRequested)
+	h.outcome("opens", jobs.StateCancelled)
+	h.outcome("late", jobs.StateExpired)
+	h.settled()
+}
+
+func TestPolicyThatHoldsBacksOff(t *testing.T) {
+	h := newHouse(t)
+	var tries atomic.Int32
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		if tries.Add(1) < 4 {
+			return failure(errors.CodeUpstreamError, errors.PhaseRuntime)
+		}
+		_, err := speakAll(ctx, a)
+		return err
+	}), func(o *options) {
+		table, err := errors.NewTable(errors.Policy{errors.CodeUpstreamError: {Action: errors.ActionHold}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Table, o.Random = table, func() float64 { return 0.99 }
+	})
+	from := time.Now()
+	h.submit("default", job("j1"))
+	r := h.outcome("j1", jobs.StateCompleted)
+	h.settled()
+	if took := time.Since(from); took < 130*time.Millisecond || r.Attempt != 1 || r.Holds != 3 {
+		t.Errorf("%s, attempt %d, %d holds", took, r.Attempt, r.Holds)
+	}
+}
+
+func TestSlotsHoldTheFleetWithinMaxSessions(t *testing.T) {
+	h := newHouse(t)
+	var mu sync.Mutex
+	open, most := 0, 0
+	leave := make(chan struct{})
+	var stuck atomic.Int32
+	runner := func(dies bool) *script {
+		return does(func(ctx context.Context, a *jobs.Attempt) error {
+			mu.Lock()
+			open++
+			most = max(most, open)
+			mu.Unlock()
+			defer func() {
+				mu.Lock()
+				open--
+				mu.Unlock()
+			}()
+			if dies && stuck.Add(1) == 1 {
+				close(leave)
+				return untilDone(ctx)
+			}
+			time.Sleep(5 * time.Millisecond) // a session takes a moment
+			_, err := speakAll(ctx, a)
+			return err
+		})
+	}
+	limit := func(o *options) { o.MaxSessions = map[string]int{"app1": 3} }
+	for n := range 60 {
+		h.submit("default", job(fmt.Sprintf("j%d", n)))
+	}
+	h.submit("default", job("unlimited", `"app_id":"app2"`))
+	dying := h.start(runner(true), limit)
+	h.start(runner(false), limit)
+	receive(t, leave, "session of the worker that dies")
+	dying.kill()
+	h.settled()
+	for n := range 60 {
+		h.outcome(fmt.Sprintf("j%d", n), jobs.StateCompleted)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if most > 4 { // three of the app, one of the other
+		t.Errorf("%d sessions at once", most)
+	}
+}
+
+func TestOneAlertForACodeAndWindow(t *testing.T) {
+	h := newHouse(t)
+	runner := does(func(context.Context, *jobs.Attempt) error {
+		return failure(errors.CodeUpstreamError, errors.PhaseRuntime)
+	})
+	h.start(runner)
+	h.start(runner)
+	for n := range 4 {
+		h.submit("default", job(fmt.Sprintf("j%d", n), `"max_attempts":3`))
+	}
+	h.settled()
+	if n := len(h.told("avatar.errors.server.upstreamError")); n != 12 {
+		t.Fatalf("%d errors", n)
+	}
+	h.eventually("an alert", func() bool { return len(h.told("avatar.alerts.recurring.upstreamError")) > 0 })
+	h.submit("default", job("more", `"max_attempts":1`))
+	h.settled()
+	alerts := h.told("avatar.alerts.recurring.>")
+	if len(alerts) != 1 || alerts[0].body["count"].(float64) < 5 || alerts[0].body["window"] != "1m0s" {
+		t.Errorf("%v", alerts)
+	}
+}

@@ -1,0 +1,137 @@
+package jobs_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+// ask sends a control request and returns the answer.
+func (h *house) ask(id, op string) jobs.ControlReply {
+	h.t.Helper()
+	msg, err := h.nc.Request(h.names.Control(id), []byte(fmt.Sprintf(`{"op":%q}`, op)), 15*time.Second)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var reply jobs.ControlReply
+	if err := json.Unmarshal(msg.Data, &reply); err != nil {
+		h.t.Fatal(err)
+	}
+	return reply
+}
+
+func (h *house) wantStatus(id, op, status string) jobs.ControlReply {
+	h.t.Helper()
+	reply := h.ask(id, op)
+	if reply.Status != status || reply.JobID != id {
+		h.t.Errorf("%s of %s: %+v, want %s", op, id, reply, status)
+	}
+	return reply
+}
+
+func TestControlAnswersForEveryStateOfAJob(t *testing.T) {
+	h := newHouse(t)
+	began := make(chan string, 8)
+	runner := does(func(ctx context.Context, a *jobs.Attempt) error {
+		switch a.Job.ID {
+		case "quick":
+			_, err := speakAll(ctx, a)
+			return err
+		case "waits":
+			return failure(errors.CodeConnectionClosed, errors.PhaseRuntime)
+		}
+		connect(a)
+		a.Control.OnInterrupt(func(context.Context) (jobs.Interrupted, error) {
+			return jobs.Interrupted{ReqID: "r7", LastSeq: 9}, nil
+		})
+		began <- a.Job.ID
+		return untilDone(ctx)
+	})
+	slowly := func(o *options) {
+		o.Retry.Initial, o.Retry.Max = 2*time.Second, 2*time.Second
+		o.Random = func() float64 { return 0.99 }
+	}
+	h.start(runner, slowly)
+	h.start(runner, slowly)
+	h.submit("default", job("quick"))
+	h.submit("default", job("runs"))
+	h.submit("default", job("waits"))
+	h.outcome("quick", jobs.StateCompleted)
+	receive(t, began, "session")
+	h.state("waits", jobs.StateRetrying)
+
+	if r := h.wantStatus("runs", "interrupt", jobs.StatusInterrupted); r.ReqID != "r7" || r.LastSeq != 9 {
+		t.Errorf("%+v", r)
+	}
+	h.wantStatus("runs", "dance", jobs.StatusRefused)
+	h.wantStatus("runs", "cancel", jobs.StatusCancelled)
+	h.outcome("runs", jobs.StateCancelled)
+	if r := h.wantStatus("quick", "cancel", jobs.StatusFinished); r.Outcome != jobs.StateCompleted {
+		t.Errorf("%+v", r)
+	}
+	h.wantStatus("quick", "interrupt", jobs.StatusNotRunning)
+	h.wantStatus("waits", "cancel", jobs.StatusRequested)
+	h.wantStatus("waits", "cancel", jobs.StatusRequested)
+	h.outcome("waits", jobs.StateCancelled)
+	h.wantStatus("not-yet", "cancel", jobs.StatusRequested)
+	h.submit("default", job("not-yet"))
+	h.outcome("not-yet", jobs.StateCancelled)
+	h.settled()
+	h.wantTypes("runs", "started", "cancelled")
+	h.wantTypes("waits", "started", "error", "retrying", "cancelled")
+	h.wantTypes("not-yet", "cancelled")
+}
+
+func TestCancelBeforeAReplayEndsTheReplay(t *testing.T) {
+	h := newHouse(t)
+	h.put(&jobs.Record{JobID: "j1", Run: 1, State: jobs.StateReleased, CancelRequested: true})
+	h.submit("default", job("j1"), "Avatar-Run", "3")
+	h.start(&script{})
+	if r := h.outcome("j1", jobs.StateCancelled); r.Run != 3 {
+		t.Errorf("run %d", r.Run)
+	}
+	h.settled()
+}
+
+func TestCancelWrittenByAnybodyReachesTheSessionAtItsNextCheckpoint(t *testing.T) {
+	h := newHouse(t)
+	began, leave := make(chan struct{}), make(chan struct{})
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		close(began)
+		<-leave
+		if err := speak(ctx, a, 1); err != nil {
+			return err
+		}
+		return untilDone(ctx)
+	}))
+	h.submit("default", job("j1", spoken(3)))
+	receive(t, began, "session")
+	r := h.record("j1")
+	r.CancelRequested = true
+	h.put(r)
+	close(leave)
+	if r := h.outcome("j1", jobs.StateCancelled); r.Checkpoint != 1 {
+		t.Errorf("checkpoint %d", r.Checkpoint)
+	}
+	h.settled()
+}
+
+func TestConnectionIDIsWrittenDownWhileASessionLasts(t *testing.T) {
+	h := newHouse(t)
+	leave := make(chan struct{})
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		<-leave
+		return speak(ctx, a, 1)
+	}))
+	h.submit("default", job("j1"))
+	h.until("j1", func(r *jobs.Record) bool { return r.ConnectionID == "c-j1-1" && r.State == jobs.StateRunning })
+	close(leave)
+	h.outcome("j1", jobs.StateCompleted)
+}

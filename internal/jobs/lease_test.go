@@ -1,0 +1,418 @@
+package jobs_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+// link forwards TCP to NATS and can be cut without telling either side.
+type link struct {
+	listener net.Listener
+	wg       sync.WaitGroup
+	mu       sync.Mutex
+	silent   bool
+	conns    []net.Conn
+}
+
+func newLink(t *testing.T, url string) *link {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &link{listener: l}
+	target := strings.TrimPrefix(url, "nats://")
+	k.wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("tcp", target)
+			if err != nil {
+				_ = c.Close() // nobody is there
+				continue
+			}
+			k.mu.Lock()
+			k.conns = append(k.conns, c, to)
+			k.mu.Unlock()
+			k.wg.Go(func() { k.pipe(to, c) })
+			k.wg.Go(func() { k.pipe(c, to) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close() // nothing depends on it any more
+		k.drop()
+		k.wg.Wait()
+	})
+	return k
+}
+
+func (k *link) url() string { return "nats://" + k.listener.Addr().String() }
+
+// pipe copies one way; while the link is silent what comes is lost.
+func (k *link) pipe(to, from net.Conn) {
+	defer func() { _, _ = to.Close(), from.Close() }() // both ends, whoever closed first
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		k.mu.Lock()
+		silent := k.silent
+		k.mu.Unlock()
+		if n > 0 && !silent {
+			if _, err := to.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// silence swallows everything from now on, both ways.
+func (k *link) silence(on bool) {
+	k.mu.Lock()
+	k.silent = on
+	k.mu.Unlock()
+	if !on {
+		k.drop() // what was lost would leave half a message
+	}
+}
+
+func (k *link) drop() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range k.conns {
+		_ = c.Close() // the point is to break it
+	}
+	k.conns = nil
+}
+
+func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
+	h := newHouse(t)
+	k := newLink(t, h.url)
+	var lost time.Time
+	began, ended := make(chan struct{}, 4), make(chan time.Time, 4)
+	w := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		began <- struct{}{}
+		err := untilDone(ctx)
+		if a.Session == 1 && !errors.Is(err, jobs.ErrLeaseLost) {
+			t.Errorf("ended by %v", err)
+		}
+		ended <- time.Now()
+		return err
+	}), func(o *options) { o.url, o.Drain = k.url(), time.Millisecond })
+	h.submit("default", job("j1"))
+	receive(t, began, "session")
+	lost = time.Now()
+	k.silence(true)
+	if took := receive(t, ended, "end").Sub(lost); took > testAckWait {
+		t.Errorf("the session ended %s after the last answer, later than its lease", took)
+	}
+	before := h.record("j1")
+	if before.State != jobs.StateRunning || before.Attempt != 1 || before.Crashes != 0 {
+		t.Errorf("the record was settled: %+v", before)
+	}
+	// The cut-off worker comes back and goes on with the job: no crash.
+	go func() {
+		receive(t, began, "next session")
+		w.stop()
+	}()
+	k.silence(false)
+	r := h.until("j1", func(r *jobs.Record) bool { return r.Session == 2 })
+	if r.Crashes != 0 || r.Attempt != 1 {
+		t.Errorf("a cut counted: %d crashes, attempt %d", r.Crashes, r.Attempt)
+	}
+}
+
+func TestWorkerThatVanishedCostsACrashAndNoAttempt(t *testing.T) {
+	h := newHouse(t)
+	began := make(chan struct{}, 2)
+	dead := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		began <- struct{}{}
+		return untilDone(ctx)
+	}))
+	h.submit("default", job("j1"))
+	receive(t, began, "session")
+	dead.kill()
+	h.start(&script{})
+	r := h.outcome("j1", jobs.StateCompleted)
+	h.settled()
+	if r.Crashes != 0 || r.Session != 2 || r.Attempt != 1 { // progress gave the crash back
+		t.Errorf("%d crashes, session %d, attempt %d", r.Crashes, r.Session, r.Attempt)
+	}
+	h.wantTypes("j1", "started", "started", "completed")
+}
+
+// abandoned is a job that some worker is said to run.
+func (h *house) abandoned(id string, change func(*jobs.Record), more ...string) {
+	r := &jobs.Record{
+		JobID: id, Run: 1, Session: 1, State: jobs.StateRunning, Queue: "default", AppID: "app1", AvatarID: "a",
+		Attempt: 1, MaxAttempts: 5, WorkerID: "vanished", UpdatedAt: time.Now().UTC(),
+	}
+	r.StreamSeq = h.submit("default", job(id, more...))
+	change(r)
+	h.put(r)
+}
+
+func TestTakeOversCountCrashesOnlyWhereTheWorkerVanished(t *testing.T) {
+	h := newHouse(t)
+	answers := map[string]string{"had-it": "yes", "let-go": "no"}
+	for id, answer := range answers {
+		sub, err := h.nc.Subscribe(h.names.WorkerSubject(id), func(m *nats.Msg) { _ = m.Respond([]byte(answer)) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = sub.Unsubscribe() }()
+	}
+	if err := h.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"had-it", "let-go", "vanished"} {
+		h.abandoned("j-"+id, func(r *jobs.Record) { r.WorkerID = id })
+	}
+	crashes := make(chan string, 10)
+	hold := make(chan struct{})
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		crashes <- fmt.Sprintf("%s %d", a.Job.ID, h.record(a.Job.ID).Crashes)
+		<-hold
+		return failure(errors.CodeAvatarNotFound, errors.PhaseHandshake)
+	}))
+	got := map[string]bool{receive(t, crashes, "first"): true, receive(t, crashes, "second"): true}
+	if !got["j-let-go 0"] || !got["j-vanished 1"] {
+		t.Errorf("sessions and their crashes: %v", got)
+	}
+	close(hold)
+	h.outcome("j-let-go", jobs.StateDeadLettered)
+	h.outcome("j-vanished", jobs.StateDeadLettered)
+	if r := h.record("j-had-it"); r.State != jobs.StateRunning || r.Session != 1 {
+		t.Errorf("taken from a worker that answers: %+v", r)
+	}
+}
+
+func TestJobThatKillsItsWorkersBecomesWorkerLost(t *testing.T) {
+	h := newHouse(t)
+	h.abandoned("j1", func(r *jobs.Record) { r.Crashes = 4 })
+	runner := &script{}
+	h.start(runner)
+	r := h.outcome("j1", jobs.StateDeadLettered)
+	h.settled()
+	if r.Crashes != 5 || r.LastError.Code != errors.CodeWorkerLost || r.Reason != jobs.ReasonWorkerLost || len(runner.ran()) != 0 {
+		t.Errorf("%d crashes, %s, %s", r.Crashes, r.LastError.Code, r.Reason)
+	}
+}
+
+func TestJobThatKilledTwoWorkersRunsAlone(t *testing.T) {
+	h := newHouse(t)
+	var mu sync.Mutex
+	running, most := 0, 0
+	began, leave := make(chan string, 64), make(chan struct{})
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		mu.Lock()
+		running++
+		if a.Job.ID == "killer" {
+			most = running
+		}
+		mu.Unlock()
+		began <- a.Job.ID
+		if a.Job.ID == "first" {
+			<-leave
+		}
+		_, err := speakAll(ctx, a)
+		mu.Lock()
+		if a.Job.ID == "killer" {
+			most = max(most, running)
+		}
+		running--
+		mu.Unlock()
+		return err
+	}), func(o *options) { o.Concurrency = 4 })
+	h.submit("default", job("first"))
+	receive(t, began, "first session")
+	h.abandoned("killer", func(r *jobs.Record) { r.Crashes = 1 })
+	for n := range 6 {
+		h.submit("default", job(fmt.Sprintf("other%d", n)))
+	}
+	close(leave)
+	h.outcome("killer", jobs.StateCompleted)
+	h.settled()
+	mu.Lock()
+	defer mu.Unlock()
+	if most != 1 {
+		t.Errorf("%d ran beside it", most-1)
+	}
+}
+
+func TestSupersededSessionDropsItsResult(t *testing.T) {
+	h := newHouse(t)
+	began, leave := make(chan struct{}, 2), make(chan struct{})
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		began <- struct{}{}
+		<-leave
+		_, err := speakAll(ctx, a)
+		return err
+	}))
+	h.submit("default", job("j1", spoken(2)))
+	receive(t, began, "session")
+	r := h.record("j1")
+	r.Session, r.WorkerID = 2, "another"
+	h.put(r)
+	close(leave)
+	h.eventually("released", func() bool { return len(h.told("avatar.events.released.j1")) == 1 })
+	if e := h.told("avatar.events.released.j1")[0]; e.body["reason"] != "superseded" || e.body["session"] != 1.0 {
+		t.Errorf("%v", e.body)
+	}
+	if len(h.told("avatar.events.completed.j1")) != 0 || h.record("j1").Checkpoint != 0 {
+		t.Error("its result was kept")
+	}
+}
+
+func TestDrainLetsSessionsFinish(t *testing.T) {
+	h := newHouse(t)
+	began, leave := make(chan struct{}, 2), make(chan struct{})
+	w := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		began <- struct{}{}
+		<-leave
+		_, err := speakAll(ctx, a)
+		return err
+	}))
+	h.submit("default", job("j1"))
+	receive(t, began, "session")
+	w.stop()
+	h.eventually("draining", func() bool { return w.Ready() != nil })
+	h.submit("default", job("later"))
+	close(leave)
+	w.end()
+	if w.runErr != nil || h.record("j1").Outcome != jobs.StateCompleted || h.record("later") != nil {
+		t.Errorf("run: %v; %+v; %+v", w.runErr, h.record("j1"), h.record("later"))
+	}
+}
+
+func TestDrainPastItsTimeHandsBackWithoutCost(t *testing.T) {
+	h := newHouse(t)
+	began := make(chan struct{}, 2)
+	w := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		if err := speak(ctx, a, 1); err != nil {
+			return err
+		}
+		began <- struct{}{}
+		return untilDone(ctx)
+	}), func(o *options) { o.Drain = 50 * time.Millisecond })
+	h.submit("default", job("j1", spoken(3)))
+	receive(t, began, "session")
+	w.end()
+	r := h.record("j1")
+	if w.runErr != nil || r.State != jobs.StateReleased || r.Attempt != 1 || r.Checkpoint != 1 {
+		t.Fatalf("run: %v; %+v", w.runErr, r)
+	}
+	from := make(chan int, 1)
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		from <- a.Checkpoint
+		_, err := speakAll(ctx, a)
+		return err
+	}))
+	r = h.outcome("j1", jobs.StateCompleted)
+	h.settled()
+	h.wantTypes("j1", "started", "released", "started", "completed")
+	if r.Attempt != 1 || r.Crashes != 0 || receive(t, from, "checkpoint") != 1 || r.Checkpoint != 3 {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestWhatALaterSessionDoesIsTheJobsChoice(t *testing.T) {
+	h := newHouse(t)
+	half := func(r *jobs.Record) { r.Checkpoint, r.Speaking = 1, 2 }
+	h.abandoned("resume", half, spoken(2))
+	h.abandoned("restart", half, spoken(2), `"on_redelivery":"restart"`)
+	h.abandoned("give_up", half, spoken(2), `"on_redelivery":"give_up"`)
+	var mu sync.Mutex
+	from := map[string]int{}
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		mu.Lock()
+		from[a.Job.ID] = a.Checkpoint
+		mu.Unlock()
+		_, err := speakAll(ctx, a)
+		return err
+	}))
+	h.outcome("resume", jobs.StateCompleted)
+	h.outcome("restart", jobs.StateCompleted)
+	r := h.outcome("give_up", jobs.StateDeadLettered)
+	h.settled()
+	mu.Lock()
+	defer mu.Unlock()
+	if from["resume"] != 1 || from["restart"] != 0 || len(from) != 2 || r.Reason != jobs.ReasonPermanent {
+		t.Errorf("began after %v; %+v", from, r.LastError)
+	}
+}
+
+func TestProgressGivesTheBudgetBack(t *testing.T) {
+	h := newHouse(t)
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		if a.Number%2 == 0 { // every second attempt speaks one more
+			if err := speak(ctx, a, a.Checkpoint+1); err != nil {
+				return err
+			}
+			if a.Checkpoint+1 == 3 {
+				return nil
+			}
+		}
+		return failure(errors.CodeConnectionClosed, errors.PhaseRuntime)
+	}))
+	h.submit("default", job("j1", spoken(3), `"max_attempts":2`))
+	r := h.outcome("j1", jobs.StateCompleted)
+	h.settled()
+	if r.Attempt != 6 || r.UtterancesDone != 3 {
+		t.Errorf("%d attempts, %d utterances", r.Attempt, r.UtterancesDone)
+	}
+	limits := []float64{2, 4, 4, 6, 6}
+	for i, e := range h.told("avatar.errors.>") {
+		if e.body["attempt"].(float64) > e.body["max_attempts"].(float64) || e.body["max_attempts"] != limits[i] {
+			t.Errorf("attempt %v of %v, want of %v", e.body["attempt"], e.body["max_attempts"], limits[i])
+		}
+	}
+}
+
+func TestDeletedConsumerIsMended(t *testing.T) {
+	h := newHouse(t)
+	w := h.start(&script{})
+	h.submit("default", job("j1"))
+	h.outcome("j1", jobs.StateCompleted)
+	h.settled()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := h.handles.Jobs.DeleteConsumer(ctx, "default"); err != nil {
+		t.Fatal(err)
+	}
+	h.submit("default", job("j2"))
+	h.outcome("j2", jobs.StateCompleted)
+	h.settled()
+	h.eventually("ready again", func() bool { return w.Ready() == nil })
+}
+
+func TestTraceContextIsCarriedOn(t *testing.T) {
+	h := newHouse(t)
+	h.start(&script{})
+	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	h.submit("default", job("j1"), "traceparent", parent, "tracestate", "k=v")
+	h.outcome("j1", jobs.StateCompleted)
+	h.settled()
+	for _, e := range h.told("avatar.events.*.j1") {
+		if got := e.header["traceparent"]; len(got) != 1 || !strings.HasPrefix(got[0], "00-4bf92f3577b34da6a3ce929d0e0e4736-") {
+			t.Errorf("%s carries %v", e.subject, got)
+		}
+	}
+}

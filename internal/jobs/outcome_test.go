@@ -1,0 +1,304 @@
+package jobs_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+func TestCompletedJobIsToldAndAcknowledged(t *testing.T) {
+	h := newHouse(t)
+	runner := &script{}
+	h.start(runner)
+	h.submit("default", job("j1", spoken(3), `"labels":{"k":"v"}`))
+	r := h.outcome("j1", jobs.StateCompleted)
+	h.settled()
+	h.wantTypes("j1", "started", "completed")
+	if r.Attempt != 1 || r.Session != 1 || r.Checkpoint != 3 || len(r.ConnectionIDs) != 1 {
+		t.Errorf("record is %+v", r)
+	}
+	body := h.told("avatar.events.completed.j1")[0].body
+	if len(body["utterances"].([]any)) != 3 || body["attempts"] != 1.0 || body["session_ms"] != 1.0 {
+		t.Errorf("completed event is %v", body)
+	}
+	if got := runner.ran(); fmt.Sprint(got) != "[j1/s1/a1]" {
+		t.Errorf("ran %v", got)
+	}
+}
+
+func TestFailedAttemptIsRetriedThenCompletes(t *testing.T) {
+	h := newHouse(t)
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		if a.Number < 3 {
+			return failure(errors.CodeUpstreamError, errors.PhaseRuntime)
+		}
+		_, err := speakAll(ctx, a)
+		return err
+	}))
+	h.submit("default", job("j1"))
+	r := h.outcome("j1", jobs.StateCompleted)
+	h.settled()
+	h.wantTypes("j1", "started", "error", "retrying", "started", "error", "retrying", "started", "completed")
+	if r.Attempt != 3 || r.Session != 3 {
+		t.Errorf("attempt %d, session %d", r.Attempt, r.Session)
+	}
+	for i, e := range h.told("avatar.errors.>") {
+		if e.body["attempt"] != float64(i+1) || e.body["max_attempts"] != 5.0 || e.body["action"] != "retry" || e.body["retry_at"] == nil {
+			t.Errorf("error event %d is %v", i, e.body)
+		}
+	}
+}
+
+func TestExhaustedJobBecomesOneDeadLetter(t *testing.T) {
+	h := newHouse(t)
+	h.start(does(func(context.Context, *jobs.Attempt) error {
+		return failure(errors.CodeConnectionClosed, errors.PhaseRuntime)
+	}))
+	h.submit("default", job("j1", `"max_attempts":2`))
+	r := h.outcome("j1", jobs.StateDeadLettered)
+	h.settled()
+	if r.Reason != jobs.ReasonAttemptsExhausted || r.Attempt != 2 {
+		t.Errorf("reason %s after %d attempts", r.Reason, r.Attempt)
+	}
+	h.wantTypes("j1", "started", "error", "retrying", "started", "error", "dead_lettered")
+	if n := h.messages(h.names.DLQStream()); n != 1 {
+		t.Errorf("%d dead letters", n)
+	}
+}
+
+func TestPermanentFailureIsNeverRetried(t *testing.T) {
+	h := newHouse(t)
+	runner := does(func(context.Context, *jobs.Attempt) error {
+		return failure(errors.CodeAvatarNotFound, errors.PhaseHandshake)
+	})
+	h.start(runner)
+	h.submit("default", job("j1"))
+	r := h.outcome("j1", jobs.StateDeadLettered)
+	h.settled()
+	if r.Reason != jobs.ReasonPermanent || len(runner.ran()) != 1 {
+		t.Errorf("reason %s, ran %v", r.Reason, runner.ran())
+	}
+}
+
+func TestInvalidJobIsDeadLetteredWithoutASession(t *testing.T) {
+	h := newHouse(t)
+	runner := &script{}
+	h.start(runner)
+	h.submit("default", `{"id":"j1","avatar":"typo"}`)
+	h.submit("default", job("j2", `"app_id":"nobody"`))
+	for _, id := range []string{"j1", "j2"} {
+		r := h.outcome(id, jobs.StateDeadLettered)
+		if r.Reason != jobs.ReasonInvalidJob || r.LastError.Phase != errors.PhaseJob {
+			t.Errorf("%s: reason %s, %+v", id, r.Reason, r.LastError)
+		}
+	}
+	h.settled()
+	h.wantTypes("j1", "error", "dead_lettered")
+	if len(runner.ran()) != 0 {
+		t.Errorf("ran %v", runner.ran())
+	}
+}
+
+func TestDeadlineExpiresAJobUnlessItIsIgnored(t *testing.T) {
+	h := newHouse(t)
+	runner := &script{}
+	h.start(runner)
+	past := fmt.Sprintf(`"deadline":%q`, time.Now().Add(-time.Hour).UTC().Format(time.RFC3339))
+	h.submit("default", job("late", past))
+	h.submit("default", job("anyway", past), jobs.HeaderIgnoreDeadline, "true")
+	h.outcome("late", jobs.StateExpired)
+	h.outcome("anyway", jobs.StateCompleted)
+	h.settled()
+	h.wantTypes("late", "expired")
+	if got := fmt.Sprint(runner.ran()); got != "[anyway/s1/a1]" {
+		t.Errorf("ran %s", got)
+	}
+}
+
+func TestRetryAfterPastTheDeadlineExpiresAtOnce(t *testing.T) {
+	h := newHouse(t)
+	h.start(does(func(context.Context, *jobs.Attempt) error {
+		e := errors.Newf(errors.CodeServerError, errors.PhaseRuntime, "busy")
+		e.HTTPStatus, e.RetryAfter = 503, 30*time.Minute
+		return e
+	}))
+	soon := time.Now().Add(10 * time.Minute).UTC().Format(time.RFC3339)
+	h.submit("default", job("j1", fmt.Sprintf(`"deadline":%q`, soon)))
+	r := h.outcome("j1", jobs.StateExpired)
+	h.settled()
+	h.wantTypes("j1", "started", "error", "expired")
+	if r.LastError == nil || r.LastError.Code != errors.CodeServerError {
+		t.Errorf("last error %+v", r.LastError)
+	}
+}
+
+func TestMessageWithAnotherJobsIDIsDropped(t *testing.T) {
+	h := newHouse(t)
+	runner := &script{}
+	h.start(runner)
+	first := h.submit("default", job("j1"))
+	h.outcome("j1", jobs.StateCompleted)
+	second := h.submit("default", job("j1"))
+	h.settled()
+	h.wantTypes("j1", "started", "completed", "duplicate")
+	body := h.told("avatar.events.duplicate.>")[0].body
+	if body["kept_seq"] != float64(first) || body["stream_seq"] != float64(second) || len(runner.ran()) != 1 {
+		t.Errorf("duplicate event %v, ran %v", body, runner.ran())
+	}
+}
+
+func TestTwoMessagesWithOneIDAtOnceRunOneJob(t *testing.T) {
+	h := newHouse(t)
+	runner := &script{}
+	for range 20 {
+		h.submit("default", job("j1"))
+	}
+	h.start(runner)
+	h.start(runner)
+	h.outcome("j1", jobs.StateCompleted)
+	h.settled()
+	if len(runner.ran()) != 1 || len(h.told("avatar.events.duplicate.j1")) != 19 {
+		t.Errorf("ran %v, %d duplicates", runner.ran(), len(h.told("avatar.events.duplicate.j1")))
+	}
+}
+
+func TestReplayIsARunOfItsOwnAndWaitsForTheOneBefore(t *testing.T) {
+	h := newHouse(t)
+	release := make(chan struct{})
+	runner := does(func(ctx context.Context, a *jobs.Attempt) error {
+		if a.Job.Run == 1 {
+			<-release
+			return failure(errors.CodeAvatarNotFound, errors.PhaseHandshake)
+		}
+		_, err := speakAll(ctx, a)
+		return err
+	})
+	h.start(runner)
+	h.submit("default", job("j1"))
+	h.until("j1", func(r *jobs.Record) bool { return r.State == jobs.StateRunning })
+	close(release)
+	h.outcome("j1", jobs.StateDeadLettered)
+	h.submit("default", job("j1"), "Avatar-Job-Id", "j1", "Avatar-Run", "2")
+	r := h.until("j1", func(r *jobs.Record) bool { return r.State == jobs.StateCompleted })
+	h.settled()
+	if r.Run != 2 || r.Attempt != 1 || r.Session != 1 {
+		t.Errorf("run %d attempt %d session %d", r.Run, r.Attempt, r.Session)
+	}
+	h.submit("default", job("j1"), "Avatar-Run", "1")
+	h.settled()
+	if got := h.types("j1"); got[len(got)-1] != "duplicate" {
+		t.Errorf("a lower run is no duplicate: %v", got)
+	}
+}
+
+func TestPanicInARunnerHitsOneJobOnly(t *testing.T) {
+	h := newHouse(t)
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		if a.Job.ID == "bad" {
+			panic("scripted")
+		}
+		_, err := speakAll(ctx, a)
+		return err
+	}))
+	h.submit("default", job("bad"))
+	h.submit("default", job("good"))
+	r := h.outcome("bad", jobs.StateDeadLettered)
+	h.outcome("good", jobs.StateCompleted)
+	h.settled()
+	if r.LastError.Code != errors.CodeInternal || r.Attempt != 2 || !strings.Contains(r.LastError.Message, "scripted") {
+		t.Errorf("%+v", r.LastError)
+	}
+}
+
+func TestRedeliveryAfterTheOutcomeOnlyRepeatsWhatFollows(t *testing.T) {
+	h := newHouse(t)
+	// As if a worker had died between writing the outcome and telling it.
+	for i, state := range []jobs.State{jobs.StateCompleted, jobs.StateDeadLettered, jobs.StateExpired, jobs.StateCancelled} {
+		id := fmt.Sprintf("j%d", i)
+		seq := h.submit("default", job(id))
+		h.put(&jobs.Record{
+			JobID: id, Run: 1, StreamSeq: seq, Session: 1, State: state, Outcome: state, Queue: "default", AppID: "app1",
+			Attempt: 1, MaxAttempts: 5, WorkerID: "dead", Reason: jobs.ReasonPermanent, UpdatedAt: time.Now().UTC(),
+			LastError: &jobs.ErrorEvent{JobID: id, Run: 1, Session: 1, Attempt: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Action: errors.ActionDeadLetter},
+		})
+	}
+	runner := &script{}
+	finished := make(chan string, 10)
+	runner.finish = func(_ context.Context, j *jobs.Job, f jobs.Finished) error { finished <- j.ID + " " + string(f.Outcome); return nil }
+	h.start(runner)
+	h.settled()
+	h.wantTypes("j0", "completed")
+	h.wantTypes("j1", "error", "dead_lettered")
+	h.wantTypes("j2", "expired")
+	h.wantTypes("j3", "cancelled")
+	if n := h.messages(h.names.DLQStream()); n != 1 {
+		t.Errorf("%d dead letters", n)
+	}
+	if len(runner.ran()) != 0 || len(finished) != 4 {
+		t.Errorf("ran %v", runner.ran())
+	}
+}
+
+func TestWhatFollowsAFailureIsRepeatedAfterACrash(t *testing.T) {
+	h := newHouse(t)
+	at := time.Now().Add(300 * time.Millisecond).UTC()
+	for _, state := range []jobs.State{jobs.StateRetrying, jobs.StateHeld} {
+		action := errors.ActionRetry
+		if state == jobs.StateHeld {
+			action = errors.ActionHold
+		}
+		id := string(state)
+		seq := h.submit("default", job(id))
+		h.put(&jobs.Record{
+			JobID: id, Run: 1, StreamSeq: seq, Session: 1, State: state, Queue: "default", AppID: "app1", Holds: 1,
+			Attempt: 1, MaxAttempts: 5, WorkerID: "dead", UpdatedAt: time.Now().UTC(), NextAttemptAt: &at,
+			LastError: &jobs.ErrorEvent{JobID: id, Run: 1, Session: 1, Attempt: 1, Code: errors.CodeUpstreamError, Class: errors.ClassServer, Action: action},
+		})
+	}
+	started := make(chan time.Time, 2)
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		started <- time.Now()
+		_, err := speakAll(ctx, a)
+		return err
+	}))
+	h.outcome("retrying", jobs.StateCompleted)
+	h.outcome("held", jobs.StateCompleted)
+	h.settled()
+	h.wantTypes("retrying", "error", "retrying", "started", "completed")
+	h.wantTypes("held", "error", "held", "started", "completed")
+	for range 2 {
+		if first := receive(t, started, "start"); first.Before(at) {
+			t.Errorf("started %s before its time", at.Sub(first))
+		}
+	}
+}
+
+func TestUnwrittenDeadLetterIsNeverLost(t *testing.T) {
+	h := newHouse(t)
+	failed := make(chan struct{}, 10)
+	var away = true
+	h.start(does(func(context.Context, *jobs.Attempt) error {
+		return failure(errors.CodeAvatarNotFound, errors.PhaseHandshake)
+	}), func(o *options) {
+		o.DeadLetters.(*letters).fail = func() error {
+			if away {
+				away = false
+				failed <- struct{}{}
+				return errors.New("not acknowledged")
+			}
+			return nil
+		}
+	})
+	h.submit("default", job("j1"))
+	receive(t, failed, "failed write")
+	h.settled()
+	h.wantTypes("j1", "started", "error", "dead_lettered")
+	if n := h.messages(h.names.DLQStream()); n != 1 {
+		t.Errorf("%d dead letters", n)
+	}
+}

@@ -1,0 +1,236 @@
+package jobs_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/natsserver"
+	"avatarworker/internal/natsserver/natstest"
+)
+
+// fill publishes n jobs to a queue without waiting for each.
+func (h *house) fill(queue string, n int, more ...string) {
+	h.t.Helper()
+	for i := range n {
+		msg := nats.NewMsg(h.names.Jobs(queue))
+		msg.Data = []byte(job(fmt.Sprintf("%s-%d", queue, i), append(more, `"output":{"discard":{}}`)...))
+		if _, err := h.js.PublishMsgAsync(msg); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	select {
+	case <-h.js.PublishAsyncComplete():
+	case <-time.After(20 * time.Second):
+		h.t.Fatal("not published")
+	}
+}
+
+func TestStartsFollowTheWeights(t *testing.T) {
+	for _, weights := range []map[string]int{{"a": 3, "b": 1}, {"a": 5, "b": 3, "c": 2}} {
+		t.Run(fmt.Sprint(weights), func(t *testing.T) {
+			var names []string
+			var queues []jobs.Queue
+			total := 0
+			for name, weight := range weights {
+				names = append(names, name)
+				queues = append(queues, jobs.Queue{Name: name, Weight: weight})
+				total += weight
+			}
+			h := newHouse(t, names...)
+			for name := range weights {
+				h.fill(name, 1100)
+			}
+			var mu sync.Mutex
+			started := map[string]int{}
+			n := 0
+			enough := make(chan struct{})
+			h.start(does(func(_ context.Context, a *jobs.Attempt) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if n++; n <= 1000 {
+					started[a.Job.Queue]++
+				}
+				if n == 1000 {
+					close(enough)
+				}
+				return nil
+			}), func(o *options) { o.Queues = queues })
+			receive(t, enough, "1,000 starts")
+			mu.Lock()
+			defer mu.Unlock()
+			for name, weight := range weights {
+				want := 1000 * float64(weight) / float64(total)
+				if got := float64(started[name]); got < 0.9*want || got > 1.1*want {
+					t.Errorf("queue %s had %v starts of 1,000, want %v", name, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestShareOfAnIdleQueuePassesOnAndNoQueueWaitsLong(t *testing.T) {
+	h := newHouse(t, "busy", "idle")
+	h.fill("busy", 400)
+	var mu sync.Mutex
+	running, most := 0, 0
+	late := make(chan struct{})
+	h.start(does(func(_ context.Context, a *jobs.Attempt) error {
+		if a.Job.Queue == "idle" {
+			close(late)
+			return nil
+		}
+		mu.Lock()
+		running++
+		most = max(most, running)
+		mu.Unlock()
+		time.Sleep(20 * time.Millisecond) // a session takes a moment
+		mu.Lock()
+		running--
+		mu.Unlock()
+		return nil
+	}), func(o *options) { o.Concurrency = 4 })
+	h.outcome("busy-40", jobs.StateCompleted)
+	from := time.Now()
+	h.submit("idle", job("wakes"))
+	receive(t, late, "job of the other queue")
+	if waited := time.Since(from); waited > 2*time.Second {
+		t.Errorf("waited %s", waited)
+	}
+	h.eventually("all places busy", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return most == 4
+	})
+}
+
+func TestJobsInBackoffDoNotDelayAHealthyOne(t *testing.T) {
+	h := newHouse(t)
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		if a.Job.ID != "healthy" {
+			return failure(errors.CodeConnectionClosed, errors.PhaseRuntime)
+		}
+		return nil
+	}), func(o *options) {
+		o.Concurrency = 4
+		o.Retry.Initial, o.Retry.Max = time.Minute, time.Minute
+		o.Random = func() float64 { return 0.999 }
+	})
+	h.fill("default", 300)
+	h.state("default-299", jobs.StateRetrying)
+	from := time.Now()
+	h.submit("default", job("healthy"))
+	h.outcome("healthy", jobs.StateCompleted)
+	if took := time.Since(from); took > time.Second {
+		t.Errorf("took %s", took)
+	}
+}
+
+func TestEverythingSettlesAfterNATSWasRestarted(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	server, err := natsserver.Start(natsserver.Options{StoreDir: dir, Port: natsserver.RandomPort})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &house{t: t, server: server}
+	h.openOnDisk()
+	var mu sync.Mutex
+	seen := 0
+	halfway := make(chan struct{})
+	runner := does(func(ctx context.Context, a *jobs.Attempt) error {
+		mu.Lock()
+		if seen++; seen == 100 {
+			close(halfway)
+		}
+		mu.Unlock()
+		time.Sleep(2 * time.Millisecond) // a session takes a moment
+		_, err := speakAll(ctx, a)
+		return err
+	})
+	w := h.start(runner)
+	h.start(runner)
+	h.fill("default", 300)
+	receive(t, halfway, "half of the jobs")
+	url := server.ClientURL()
+	if err := server.Shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("not ready", func() bool { return w.Ready() != nil })
+	h.server = natstest.StartWith(t, natsserver.Options{StoreDir: dir, Port: portOf(t, url)})
+	h.eventually("connected", h.nc.IsConnected)
+	h.settled()
+	if n := len(h.told("avatar.events.completed.>")); n != 300 {
+		t.Errorf("%d completed events", n)
+	}
+	for n := range 300 {
+		r := h.record(fmt.Sprintf("default-%d", n))
+		if r == nil || r.Outcome != jobs.StateCompleted || r.Attempt != 1 || r.Crashes != 0 {
+			t.Fatalf("job %d: %+v", n, r)
+		}
+	}
+	h.eventually("ready again", func() bool { return w.Ready() == nil })
+}
+
+// BenchmarkWorker is whole jobs through a worker, with a Runner that does
+// nothing; BenchmarkBareLoop is what it can't do without.
+func BenchmarkWorker(b *testing.B) {
+	h := newHouse(b)
+	left := make(chan struct{}, b.N)
+	runner := does(func(context.Context, *jobs.Attempt) error { left <- struct{}{}; return nil })
+	h.fill("default", b.N)
+	b.ReportAllocs()
+	b.ResetTimer()
+	h.start(runner)
+	for range b.N {
+		<-left
+	}
+	h.settled()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
+}
+
+func BenchmarkBareLoop(b *testing.B) {
+	h := newHouse(b)
+	h.fill("default", b.N)
+	b.ReportAllocs()
+	b.ResetTimer()
+	ctx := context.Background()
+	record := make([]byte, 500)
+	var wg sync.WaitGroup
+	for done := 0; done < b.N; {
+		batch, err := h.handles.Consumers["default"].Fetch(min(16, b.N-done))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for msg := range batch.Messages() {
+			done++
+			key := fmt.Sprint("k", done)
+			wg.Go(func() {
+				revision, err := h.handles.State.Create(ctx, key, record)
+				if err == nil {
+					_, err = h.js.PublishMsgAsync(&nats.Msg{Subject: h.names.Events("started", key), Data: record})
+				}
+				if err == nil {
+					_, err = h.handles.State.Update(ctx, key, record, revision)
+				}
+				if err == nil {
+					_, err = h.js.Publish(ctx, h.names.Events("completed", key), record)
+				}
+				if err == nil {
+					err = msg.DoubleAck(ctx)
+				}
+				if err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
+}

@@ -1,0 +1,115 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+// Records are read from the newest to the oldest, window by window: jobs on
+// their way changed lately, those that ended long ago did not.
+const (
+	firstWindow = 1 << 10
+	mostWindow  = 1 << 15
+)
+
+// countStates counts the records of jobs that were taken and have no outcome.
+// A bucket may hold a week of records, nearly all of jobs that have ended: the
+// count stops as soon as it has found as many as the consumers say are taken,
+// and nothing is kept of a record but its state. It returns false where the
+// time was up before.
+func (s *Store) countStates(ctx context.Context, queues map[string]*Queue) (all bool, err error) {
+	wanted := 0
+	for _, q := range queues {
+		wanted += q.Taken
+	}
+	if wanted == 0 {
+		return true, nil
+	}
+	bucket := s.names.StateBucket()
+	stream, err := s.js.Stream(ctx, "KV_"+bucket)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("bucket %s: %w", bucket, err)
+	}
+	short, cancel := context.WithTimeout(ctx, s.countFor)
+	defer cancel()
+	err = backwards(short, stream, func(data []byte) bool {
+		if count(queues, data) {
+			wanted--
+		}
+		return wanted > 0
+	})
+	switch {
+	case err == nil:
+		return true, nil
+	case ctx.Err() == nil && short.Err() != nil:
+		return false, nil
+	}
+	return false, fmt.Errorf("counting the records in bucket %s: %w", bucket, err)
+}
+
+// count adds a record to its queue, if its job is on its way.
+func count(queues map[string]*Queue, data []byte) bool {
+	var record struct {
+		Queue     string     `json:"queue"`
+		State     jobs.State `json:"state"`
+		StreamSeq uint64     `json:"stream_seq"`
+	}
+	// No JSON: the marker of a record that was removed. No sequence: a cancel
+	// that came before its job.
+	if json.Unmarshal(data, &record) != nil || record.StreamSeq == 0 || queues[record.Queue] == nil {
+		return false
+	}
+	q := queues[record.Queue]
+	switch record.State {
+	case jobs.StateRunning:
+		q.Running++
+	case jobs.StateRetrying:
+		q.Retrying++
+	case jobs.StateHeld:
+		q.Held++
+	case jobs.StateReleased:
+		q.Released++
+	default:
+		return false
+	}
+	return true
+}
+
+// backwards hands over a stream's messages, newest window first, until keep
+// has enough.
+func backwards(ctx context.Context, stream jetstream.Stream, keep func([]byte) bool) error {
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return err
+	}
+	first, end := max(info.State.FirstSeq, 1), info.State.LastSeq+1
+	for window := uint64(firstWindow); end > first; window = min(window*4, mostWindow) {
+		start := first
+		if end-first > window {
+			start = end - window
+		}
+		more := true
+		cfg := jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: start}
+		err := Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+			if meta.Sequence.Stream >= end {
+				return false
+			}
+			more = keep(msg.Data())
+			return more
+		})
+		if err != nil || !more {
+			return err
+		}
+		end = start
+	}
+	return nil
+}

@@ -1,0 +1,228 @@
+// Package status computes how the fleet and single jobs stand, from what is
+// kept in NATS: for the command `status`, and for a page.
+package status
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/dlq"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/topology"
+)
+
+// DefaultCountFor is how long the records are counted at most.
+const DefaultCountFor = 5 * time.Second
+
+// Fleet is how everything stands.
+type Fleet struct {
+	At          time.Time      `json:"at"`
+	Queues      []Queue        `json:"queues"`
+	Workers     []Worker       `json:"workers"`
+	Circuits    []jobs.Circuit `json:"circuits"` // those that are not closed
+	DeadLetters []dlq.Count    `json:"dead_letters"`
+	Warnings    []string       `json:"warnings"` // what somebody should look at
+	// CountedAll is false where counting the records took too long: running,
+	// held, retrying and released are then "at least".
+	CountedAll bool `json:"counted_all"`
+}
+
+// Queue is how a queue stands in the whole fleet.
+type Queue struct {
+	Name    string `json:"name"`
+	Served  int    `json:"workers"` // live workers that serve it
+	Waiting uint64 `json:"waiting"` // never delivered yet
+	// Taken is how many jobs were delivered and have no outcome yet. It is
+	// exact; the next four say in which state they are.
+	Taken         int       `json:"taken"`
+	Running       int       `json:"running"`
+	Retrying      int       `json:"retrying"`
+	Held          int       `json:"held"`
+	Released      int       `json:"released"`
+	OldestWaiting time.Time `json:"oldest_waiting,omitzero"` // when it was published
+}
+
+// Worker is one worker as it told the fleet.
+type Worker struct {
+	jobs.Presence
+	Lost bool `json:"lost,omitempty"` // it has not been heard of for a while
+}
+
+// Store reads how things stand. It changes nothing.
+type Store struct {
+	js       jetstream.JetStream
+	names    topology.Names
+	now      func() time.Time
+	countFor time.Duration
+}
+
+// NewStore opens nothing yet. A nil now is time.Now; countFor bounds the
+// counting of records, 0 is DefaultCountFor.
+func NewStore(js jetstream.JetStream, names topology.Names, now func() time.Time, countFor time.Duration) *Store {
+	if now == nil {
+		now = time.Now
+	}
+	if countFor <= 0 {
+		countFor = DefaultCountFor
+	}
+	return &Store{js: js, names: names, now: now, countFor: countFor}
+}
+
+// Fleet says how the fleet stands. The error names what could not be read.
+func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
+	stream, err := s.js.Stream(ctx, s.names.JobsStream())
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
+	}
+	f := &Fleet{At: s.now().UTC(), Workers: []Worker{}, Circuits: []jobs.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}}
+	if err := s.shared(ctx, f); err != nil {
+		return nil, err
+	}
+	queues, err := s.queues(ctx, stream, f.Workers)
+	if err != nil {
+		return nil, err
+	}
+	if f.CountedAll, err = s.countStates(ctx, queues); err != nil {
+		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(queues)) {
+		f.Queues = append(f.Queues, *queues[name])
+	}
+	if f.DeadLetters, err = dlq.NewStore(s.js, s.names, s.now).CountByCode(ctx); err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(f.DeadLetters, func(a, b dlq.Count) int { return cmp.Compare(b.Letters, a.Letters) })
+	f.warn()
+	return f, nil
+}
+
+// shared reads what workers tell each other.
+func (s *Store) shared(ctx context.Context, f *Fleet) error {
+	bucket := s.names.FleetBucket()
+	kv, err := s.js.KeyValue(ctx, bucket)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("bucket %s: %w", bucket, err)
+	}
+	watcher, err := kv.WatchFiltered(ctx, []string{"circuit.>", "worker.>"}, jetstream.IgnoreDeletes())
+	if err != nil {
+		return fmt.Errorf("bucket %s: %w", bucket, err)
+	}
+	defer watcher.Stop() //nolint:errcheck // the connection's end does it too
+	for {
+		select {
+		case entry, open := <-watcher.Updates():
+			if !open || entry == nil { // all there is
+				slices.SortFunc(f.Workers, func(a, b Worker) int { return cmp.Compare(a.WorkerID, b.WorkerID) })
+				return ctx.Err()
+			}
+			f.learn(entry)
+		case <-ctx.Done():
+			return fmt.Errorf("bucket %s: %w", bucket, ctx.Err())
+		}
+	}
+}
+
+// learn takes one entry of the bucket. One that this version can't read is
+// another version's, and left out.
+func (f *Fleet) learn(entry jetstream.KeyValueEntry) {
+	if strings.HasPrefix(entry.Key(), "worker.") {
+		var p jobs.Presence
+		if json.Unmarshal(entry.Value(), &p) == nil {
+			f.Workers = append(f.Workers, Worker{Presence: p, Lost: !p.Fresh(f.At)})
+		}
+		return
+	}
+	var c jobs.Circuit
+	if json.Unmarshal(entry.Value(), &c) == nil && c.State != "closed" {
+		f.Circuits = append(f.Circuits, c)
+	}
+}
+
+// queues finds every queue that has a consumer, a job or a worker.
+func (s *Store) queues(ctx context.Context, stream jetstream.Stream, workers []Worker) (map[string]*Queue, error) {
+	queues := make(map[string]*Queue)
+	queue := func(name string) *Queue {
+		if queues[name] == nil {
+			queues[name] = &Queue{Name: name}
+		}
+		return queues[name]
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(s.names.AllJobs()))
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
+	}
+	for subject, n := range info.State.Subjects {
+		if name, ok := s.names.QueueOf(subject); ok {
+			queue(name).Waiting = n
+		}
+	}
+	last := make(map[string]uint64) // sequence of the last message delivered
+	list := stream.ListConsumers(ctx)
+	for consumer := range list.Info() {
+		if _, ok := s.names.QueueOf(consumer.Config.FilterSubject); !ok {
+			continue
+		}
+		q := queue(consumer.Name)
+		q.Waiting, q.Taken = consumer.NumPending, consumer.NumAckPending
+		last[q.Name] = consumer.Delivered.Stream
+	}
+	if err := list.Err(); err != nil {
+		return nil, fmt.Errorf("consumers of %s: %w", s.names.JobsStream(), err)
+	}
+	for _, w := range workers {
+		for name := range w.Queues {
+			if q := queue(name); !w.Lost && !w.Draining {
+				q.Served++
+			}
+		}
+	}
+	return queues, s.oldest(ctx, stream, queues, last)
+}
+
+// oldest finds when the job was published that waits longest in each queue.
+func (s *Store) oldest(ctx context.Context, stream jetstream.Stream, queues map[string]*Queue, last map[string]uint64) error {
+	for name, q := range queues {
+		if q.Waiting == 0 {
+			continue
+		}
+		msg, err := stream.GetMsg(ctx, last[name]+1, jetstream.WithGetMsgSubject(s.names.Jobs(name)))
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound): // it was taken meanwhile
+		case err != nil:
+			return fmt.Errorf("oldest job of queue %s: %w", name, err)
+		default:
+			q.OldestWaiting = msg.Time
+		}
+	}
+	return nil
+}
+
+// warn says what somebody should look at.
+func (f *Fleet) warn() {
+	add := func(format string, args ...any) { f.Warnings = append(f.Warnings, fmt.Sprintf(format, args...)) }
+	for _, q := range f.Queues {
+		if left := q.Waiting + uint64(max(q.Taken, 0)); q.Served == 0 && left > 0 { //nolint:gosec // a count
+			add("queue %s has %d jobs and no worker serves it: start one with worker.queues %s, or publish to another queue", q.Name, left, q.Name)
+		}
+	}
+	for _, w := range f.Workers {
+		if w.Lost {
+			add("worker %s has not been heard of since %s: it was lost, or is cut off", w.WorkerID, w.At.UTC().Format(time.RFC3339))
+		}
+	}
+	for _, c := range f.Circuits {
+		add("the circuit of app %s in %s is %s because of %s: its jobs wait. %s", c.App, c.Region, c.State, c.Code, errors.Explain(c.Code).Remedy)
+	}
+}

@@ -1,0 +1,199 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/topology"
+)
+
+// ErrNoJob says that nothing is known of a job.
+var ErrNoJob = errors.New("nothing is known of it")
+
+// clockSlack is how far a worker's clock may be off the server's.
+const clockSlack = 5 * time.Minute
+
+// Job is one job's record and history.
+type Job struct {
+	Record  *jobs.Record `json:"record"`  // nil: it has none (any more)
+	History []Event      `json:"history"` // oldest first
+	// Whole is false where looking for error events took too long.
+	Whole bool `json:"history_whole"`
+}
+
+// Event is one message of the events stream.
+type Event struct {
+	Subject string          `json:"subject"`
+	ID      string          `json:"id"`
+	Type    string          `json:"type"` // ce-type
+	Time    time.Time       `json:"time"`
+	JobID   string          `json:"job_id,omitempty"`
+	Data    json.RawMessage `json:"data"`
+
+	Seq uint64 `json:"-"` // in the stream
+}
+
+// NewEvent reads a message of the events stream. at is when it was stored, for
+// a message without a time of its own.
+func NewEvent(subject string, header map[string][]string, data []byte, seq uint64, at time.Time) Event {
+	first := func(key string) string {
+		if values := header[key]; len(values) > 0 {
+			return values[0]
+		}
+		return ""
+	}
+	e := Event{Subject: subject, ID: first("ce-id"), Type: first("ce-type"), JobID: first("ce-subject"), Time: at.UTC(), Seq: seq}
+	if t, err := time.Parse(time.RFC3339Nano, first("ce-time")); err == nil {
+		e.Time = t.UTC()
+	}
+	e.Data = data
+	if !json.Valid(data) { // somebody else's message
+		e.Data, _ = json.Marshal(string(data)) // a string can always be encoded
+	}
+	return e
+}
+
+// Job reads a job's record and its events. ErrNoJob is in the chain of the
+// error where there is neither.
+func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
+	record, err := s.record(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	j := &Job{Record: record, History: []Event{}, Whole: true}
+	stream, err := s.js.Stream(ctx, s.names.EventsStream())
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", s.names.EventsStream(), err)
+	}
+	if err := s.history(ctx, stream, j, id); err != nil {
+		return nil, fmt.Errorf("events of job %s: %w", id, err)
+	}
+	if record == nil && len(j.History) == 0 {
+		return nil, fmt.Errorf("job %s: %w: it was never published, waits for its first delivery, or its record has aged out", id, ErrNoJob)
+	}
+	return j, nil
+}
+
+func (s *Store) record(ctx context.Context, id string) (*jobs.Record, error) {
+	kv, err := s.js.KeyValue(ctx, s.names.StateBucket())
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", s.names.StateBucket(), err)
+	}
+	entry, err := kv.Get(ctx, id)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, nil //nolint:nilnil // it has none, and that is no error
+	}
+	if err != nil {
+		return nil, fmt.Errorf("record of job %s: %w", id, err)
+	}
+	var r jobs.Record
+	if err := json.Unmarshal(entry.Value(), &r); err != nil {
+		return nil, fmt.Errorf("record of job %s is not what this version writes: %w", id, err)
+	}
+	return &r, nil
+}
+
+// history reads the job's own events, and looks for its error events: their
+// subjects do not name the job.
+func (s *Store) history(ctx context.Context, stream jetstream.Stream, j *Job, id string) error {
+	cfg := jetstream.ConsumerConfig{FilterSubject: s.names.EventsFilter("", id)}
+	err := Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		j.History = append(j.History, NewEvent(msg.Subject(), msg.Headers(), slices.Clone(msg.Data()), meta.Sequence.Stream, meta.Timestamp))
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	from := j.begin()
+	if from.IsZero() {
+		return nil
+	}
+	short, cancel := context.WithTimeout(ctx, s.countFor)
+	defer cancel()
+	err = s.errorEvents(short, stream, j, id, from.Add(-clockSlack))
+	if ctx.Err() == nil && short.Err() != nil {
+		j.Whole, err = false, nil
+	}
+	slices.SortFunc(j.History, func(a, b Event) int {
+		if a.Seq < b.Seq {
+			return -1
+		}
+		return 1
+	})
+	return err
+}
+
+// begin is the earliest time at which anything is known to have happened to the
+// job.
+func (j *Job) begin() time.Time {
+	var from time.Time
+	if j.Record != nil {
+		from = j.Record.CreatedAt
+		if at := j.Record.PublishedAt; !at.IsZero() && at.Before(from) {
+			from = at
+		}
+	}
+	if len(j.History) > 0 && (from.IsZero() || j.History[0].Time.Before(from)) {
+		from = j.History[0].Time
+	}
+	return from
+}
+
+func (s *Store) errorEvents(ctx context.Context, stream jetstream.Stream, j *Job, id string, from time.Time) error {
+	cfg := jetstream.ConsumerConfig{
+		FilterSubject: s.names.AllErrors(), HeadersOnly: true,
+		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from,
+	}
+	var found []uint64
+	err := Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		if values := msg.Headers()["ce-subject"]; len(values) > 0 && values[0] == id {
+			found = append(found, meta.Sequence.Stream)
+		}
+		return true
+	})
+	if err != nil && ctx.Err() == nil {
+		return err
+	}
+	for _, seq := range found {
+		msg, getErr := stream.GetMsg(context.WithoutCancel(ctx), seq)
+		if errors.Is(getErr, jetstream.ErrMsgNotFound) {
+			continue // aged out meanwhile
+		}
+		if getErr != nil {
+			return getErr
+		}
+		j.History = append(j.History, NewEvent(msg.Subject, msg.Header, msg.Data, seq, msg.Time))
+	}
+	return err
+}
+
+// Kinds of events that Subjects chooses among.
+const (
+	KindErrors = "errors"
+	KindAlerts = "alerts"
+	KindJobs   = "jobs"
+)
+
+// Subjects are the subjects of the kinds, all of them where none is given. Of a
+// job's own events the server sends only that job's.
+func Subjects(names topology.Names, kinds []string, jobID string) []string {
+	all := len(kinds) == 0
+	var subjects []string
+	if all || slices.Contains(kinds, KindErrors) {
+		subjects = append(subjects, names.AllErrors())
+	}
+	if (all && jobID == "") || slices.Contains(kinds, KindAlerts) {
+		subjects = append(subjects, names.AllAlerts())
+	}
+	if all || slices.Contains(kinds, KindJobs) {
+		subjects = append(subjects, names.EventsFilter("", jobID))
+	}
+	return subjects
+}

@@ -1,0 +1,69 @@
+package status
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	scanBatch   = 512
+	scanLife    = time.Minute
+	scanCleanup = 2 * time.Second
+)
+
+// Scan hands what a stream holds, as the configuration chooses, to keep in the
+// order of the stream, until keep returns false or the end is reached as it was
+// when the scan began. It acknowledges nothing and changes nothing.
+func Scan(ctx context.Context, stream jetstream.Stream, cfg jetstream.ConsumerConfig, keep func(jetstream.Msg, *jetstream.MsgMetadata) bool) error {
+	cfg.AckPolicy = jetstream.AckNonePolicy
+	cfg.MemoryStorage, cfg.Replicas, cfg.InactiveThreshold = true, 1, scanLife
+	c, err := stream.CreateConsumer(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		short, cancel := context.WithTimeout(context.WithoutCancel(ctx), scanCleanup)
+		defer cancel()
+		_ = stream.DeleteConsumer(short, c.CachedInfo().Name) // else the server does it after scanLife
+	}()
+	for left := c.CachedInfo().NumPending; left > 0; {
+		n, more, err := batch(ctx, c, int(min(left, scanBatch)), keep)
+		if err != nil || !more {
+			return err
+		}
+		left -= min(left, uint64(n)) //nolint:gosec // a count
+		if n == 0 {
+			info, err := c.Info(ctx)
+			if err != nil {
+				return err
+			}
+			left = min(left, info.NumPending) // the rest aged out, or was removed
+		}
+	}
+	return nil
+}
+
+// batch hands on at most size messages; more is false when keep had enough.
+func batch(ctx context.Context, c jetstream.Consumer, size int, keep func(jetstream.Msg, *jetstream.MsgMetadata) bool) (n int, more bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, false, err
+	}
+	messages, err := c.FetchNoWait(size)
+	if err != nil {
+		return 0, false, err
+	}
+	for msg := range messages.Messages() {
+		meta, err := msg.Metadata()
+		if err != nil {
+			return n, false, fmt.Errorf("a message without metadata: %w", err)
+		}
+		n++
+		if !keep(msg, meta) {
+			return n, false, nil
+		}
+	}
+	return n, true, messages.Error()
+}
