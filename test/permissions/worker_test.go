@@ -199,6 +199,9 @@ func interrupted(ctx context.Context, admin client) error {
 	if _, err := sub.NextMsgWithContext(ctx); err != nil {
 		return err
 	}
+	if err := sub.Unsubscribe(); err != nil {
+		return err
+	}
 	msg, err := admin.nc.RequestWithContext(ctx, names.Control(id), []byte(`{"op":"interrupt"}`))
 	if err != nil {
 		return err
