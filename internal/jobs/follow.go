@@ -201,7 +201,8 @@ func (t *task) logFailure(r *Record, e *errors.Error, plan Plan) {
 	if plan.Action == errors.ActionDeadLetter {
 		level = zerolog.ErrorLevel
 	}
-	t.log.WithLevel(level).Err(e.Redact(secrets...)).
+	t.fault = e.Redact(secrets...)
+	t.log.WithLevel(level).Err(t.fault).
 		Str("code", string(e.Code)).Str("phase", string(e.Phase)).Str("action", string(plan.Action)).
 		Int("attempt", r.Attempt).Int("session", r.Session).Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).
 		Str("connection_id", r.ConnectionID).Str("req_id", e.ReqID).Dur("retry_in", plan.Delay).
