@@ -116,7 +116,7 @@ func (f *fleet) watch() {
 	}()
 	f.t.Cleanup(func() {
 		if err := watch.Stop(); err != nil {
-			f.t.Logf("stop watching records: %v", err)
+			f.t.Logf("stop watching records: %v", err) // NATS may be gone by then
 		}
 		<-done
 	})

@@ -1,10 +1,13 @@
 package reliability
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"sync"
 	"testing"
 
@@ -19,6 +22,15 @@ var binary = struct {
 }{}
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	// These tests mostly wait, for leases and cooldowns: more of them at once
+	// than there are processors. -parallel above that still counts.
+	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
+		if err := p.Value.Set(strconv.Itoa(max(6, runtime.GOMAXPROCS(0)))); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		if err := os.RemoveAll(binary.dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -44,6 +44,9 @@ func (f Fault) takes(worker string, start, end time.Time, lease time.Duration) b
 	if f.Lasting && f.End.Sub(f.Start) < lease/3 {
 		return false
 	}
+	if f.Lasting { // nothing can begin behind a cut
+		return !f.Start.After(end) && f.End.After(start)
+	}
 	return !f.Start.After(end) && f.End.After(start.Add(-slack))
 }
 
