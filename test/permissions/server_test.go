@@ -18,7 +18,6 @@ import (
 	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/natsconn"
 	"avatarworker/internal/topology"
 )
 
@@ -190,13 +189,7 @@ func connect(t *testing.T, url, name string, refused *refusals) client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if err := natsconn.Close(ctx, nc); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
