@@ -15,7 +15,7 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Subject names that the worker needs beyond those of its events.
+// Names are the subjects that the worker needs, those of its events among them.
 type Names interface {
 	Subjects
 	DLQ(class, code string) string
