@@ -5,6 +5,7 @@ package permissions_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"regexp"
 	"slices"
@@ -29,6 +30,13 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if url := os.Getenv(envURL); url != "" {
+		if err := beWorker(url); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
 	for _, role := range []string{"WORKER", "PUBLISHER", "LISTENER", "OPERATOR"} {
 		if err := os.Setenv("AVATAR_"+role+"_PASSWORD", password); err != nil {
 			panic(err)
