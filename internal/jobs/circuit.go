@@ -132,11 +132,11 @@ func (c *Circuit) probeDue(now time.Time) bool {
 // wait is a random part of the rest of the cooldown. It has a floor, so that
 // ten thousand jobs do not all ask again and again in the last milliseconds.
 func (c *Circuits) wait(known Circuit) time.Duration {
-	until := known.RetryAt
+	rest := known.RetryAt.Sub(c.now())
 	if known.State == circuitProbing {
-		until = known.ProbeUntil
+		rest = known.Cooldown // until what the probe finds is known, and another may go
 	}
-	rest := min(until.Sub(c.now()), maxHoldWait)
+	rest = min(rest, maxHoldWait)
 	floor := max(known.Cooldown/10, 100*time.Millisecond)
 	return max(time.Duration(c.rnd()*float64(rest)), floor)
 }

@@ -13,7 +13,7 @@ import (
 
 // Answers of the control subject.
 const (
-	StatusCancelled   = "cancelled"   // it is: by this request
+	StatusCancelled   = "cancelled"   // it is: by this request or one before
 	StatusRequested   = "requested"   // it will be when it is next delivered
 	StatusFinished    = "finished"    // too late: it has an outcome
 	StatusInterrupted = "interrupted" // the utterance in flight was
@@ -85,6 +85,11 @@ func noteCancel(ctx context.Context, store *Store, jobID string) (_ ControlReply
 		revision, err := store.Get(ctx, jobID, record)
 		if err != nil {
 			return ControlReply{}, false, err
+		}
+		if record.State == StateCancelled {
+			// Also the answer of whoever looks a moment after the worker that
+			// has the job ended it.
+			return ControlReply{JobID: jobID, Status: StatusCancelled}, false, nil
 		}
 		if record.State.Final() {
 			return ControlReply{JobID: jobID, Status: StatusFinished, Outcome: record.Outcome}, false, nil

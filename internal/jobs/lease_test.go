@@ -146,6 +146,9 @@ func TestWorkerThatVanishedCostsACrashAndNoAttempt(t *testing.T) {
 	}))
 	h.submit("default", job("j1"))
 	receive(t, began, "session")
+	if err := dead.nc.Flush(); err != nil { // the started event is on its way
+		t.Fatal(err)
+	}
 	dead.kill()
 	h.start(&script{})
 	r := h.outcome("j1", jobs.StateCompleted)

@@ -229,7 +229,10 @@ func TestRedeliveryAfterTheOutcomeOnlyRepeatsWhatFollows(t *testing.T) {
 	}
 	runner := &script{}
 	finished := make(chan string, 10)
-	runner.finish = func(_ context.Context, j *jobs.Job, f jobs.Finished) error { finished <- j.ID + " " + string(f.Outcome); return nil }
+	runner.finish = func(_ context.Context, j *jobs.Job, f jobs.Finished) error {
+		finished <- j.ID + " " + string(f.Outcome)
+		return nil
+	}
 	h.start(runner)
 	h.settled()
 	h.wantTypes("j0", "completed")

@@ -1,0 +1,75 @@
+package jobs_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+func TestCooldownDoublesWithEachFailedProbeAndResetsAfterTenGoodSessions(t *testing.T) {
+	h := newHouse(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	var mu sync.Mutex
+	now := time.Unix(1_000_000, 0)
+	clock := func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
+	pass := func(d time.Duration) { mu.Lock(); defer mu.Unlock(); now = now.Add(d) }
+	config := jobs.CircuitConfig{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 30 * time.Second}
+	c := jobs.NewCircuits(jobs.NewStore(h.handles.Fleet, time.Second), config, "w1", clock,
+		func() float64 { return 1 }, func(jobs.Circuit, bool) {})
+	unpaid := errors.Decision{Code: errors.CodeCreditsExhausted, OpensCircuit: true, Action: errors.ActionHold}
+	try := func(job string) jobs.Pass {
+		t.Helper()
+		p, err := c.Allow(ctx, "app", "us-west", job)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	fail := func(job string, probe bool, want time.Duration) {
+		t.Helper()
+		wait, open, err := c.Failed(ctx, "app", "us-west", job, unpaid, probe)
+		if err != nil || !open || wait != want {
+			t.Fatalf("failed: wait %s, open %v, %v; want %s", wait, open, err, want)
+		}
+	}
+	succeed := func(job string, probe bool) {
+		t.Helper()
+		if err := c.Succeeded(ctx, "app", "us-west", job, probe); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fail("j1", false, 10*time.Second)
+	for i, next := range []time.Duration{20 * time.Second, 30 * time.Second, 30 * time.Second} {
+		if try("early").Go {
+			t.Fatal("let through before the cooldown")
+		}
+		pass(30 * time.Second)
+		job := fmt.Sprint("probe", i)
+		if p := try(job); !p.Go || !p.Probe {
+			t.Fatalf("probe %d: %+v", i, p)
+		}
+		if try("second").Go {
+			t.Fatal("two probes at once")
+		}
+		fail(job, true, next)
+	}
+	pass(30 * time.Second)
+	if !try("good").Probe {
+		t.Fatal("no probe")
+	}
+	succeed("good", true)
+	fail("again", false, 30*time.Second) // not forgotten yet
+	pass(30 * time.Second)
+	try("good")
+	succeed("good", true)
+	for range 9 {
+		succeed("more", false)
+	}
+	fail("anew", false, 10*time.Second)
+}
