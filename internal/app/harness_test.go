@@ -165,6 +165,19 @@ func pcm(length time.Duration) fields {
 
 func silence(length time.Duration) []byte { return make([]byte, 2*int(length.Milliseconds())*16) }
 
+// uploaded is pcm in an object.
+func (f *fleet) uploaded(length time.Duration) fields {
+	f.t.Helper()
+	store, err := f.js.ObjectStore(f.ctx, f.names.AudioFilesBucket())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if _, err := store.PutBytes(f.ctx, length.String(), silence(length)); err != nil {
+		f.t.Fatal(err)
+	}
+	return fields{"object": length.String(), "sample_rate": 16000, "format": "pcm_s16le"}
+}
+
 // publish publishes a job made of the clip and of extra fields, and returns its
 // bytes.
 func (f *fleet) publish(id, avatar string, extra fields) []byte {
@@ -187,6 +200,36 @@ func (f *fleet) publish(id, avatar string, extra fields) []byte {
 func (f *fleet) publishRaw(msg *nats.Msg) {
 	f.t.Helper()
 	if _, err := f.js.PublishMsg(f.ctx, msg); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// orphanOf makes a job that a worker which is no more was running in its first
+// session.
+func (f *fleet) orphanOf(id string, job fields, change func(*jobs.Record)) {
+	f.t.Helper()
+	data, err := json.Marshal(job)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	ack, err := f.js.PublishMsg(f.ctx, &nats.Msg{Subject: f.names.Jobs("default"), Data: data})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	r := jobs.Record{
+		JobID: id, Run: 1, StreamSeq: ack.Sequence, Session: 1, State: jobs.StateRunning, Queue: "default",
+		AppID: "app", AvatarID: "ok-" + id, Attempt: 1, MaxAttempts: 5, WorkerID: "w-long-gone",
+	}
+	change(&r)
+	record, err := json.Marshal(r)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	kv, err := f.js.KeyValue(f.ctx, f.names.StateBucket())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if _, err := kv.Create(f.ctx, id, record); err != nil {
 		f.t.Fatal(err)
 	}
 }

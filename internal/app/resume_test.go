@@ -2,7 +2,6 @@ package app_test
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -138,28 +137,8 @@ func TestASessionThatEndsForItsDurationGoesOnAsLongAsItGetsFurther(t *testing.T)
 // running in its session number last.
 func (f *fleet) orphan(id string, last int) {
 	f.t.Helper()
-	job, err := json.Marshal(fields{"id": id, "avatar_id": "ok-" + id, "utterances": []any{speech(), speech()}})
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	ack, err := f.js.PublishMsg(f.ctx, &nats.Msg{Subject: f.names.Jobs("default"), Data: job})
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	record, err := json.Marshal(jobs.Record{
-		JobID: id, Run: 1, StreamSeq: ack.Sequence, Session: last, State: jobs.StateRunning, Queue: "default",
-		AppID: "app", AvatarID: "ok-" + id, Attempt: 1, MaxAttempts: 5, WorkerID: "w-long-gone",
-	})
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	kv, err := f.js.KeyValue(f.ctx, f.names.StateBucket())
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	if _, err := kv.Create(f.ctx, id, record); err != nil {
-		f.t.Fatal(err)
-	}
+	job := fields{"id": id, "avatar_id": "ok-" + id, "utterances": []any{speech(), speech()}}
+	f.orphanOf(id, job, func(r *jobs.Record) { r.Session = last })
 }
 
 // frame stores one as a session left it.
