@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"avatarworker/internal/app"
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/natsconn"
@@ -117,19 +118,9 @@ func (c *cli) quietLogger() (zerolog.Logger, error) {
 
 // natsOptions are the configured connection's. Login errors name the file.
 func natsOptions(cfg *config.Config, name string, log zerolog.Logger) (natsconn.Options, error) {
-	password, token, err := cfg.NATS.Login()
-	if err != nil {
-		return natsconn.Options{}, err
-	}
-	urls := cfg.NATS.URL
-	if cfg.NATS.Context != "" && cfg.Source("nats.url") == "" {
-		urls = "" // the default must not win over the context's servers
-	}
-	return natsconn.Options{
-		URLs: urls, Name: name, Creds: cfg.NATS.Creds, NKey: cfg.NATS.NKey,
-		TLS:     natsconn.TLS{Cert: cfg.NATS.TLS.Cert, Key: cfg.NATS.TLS.Key, CA: cfg.NATS.TLS.CA},
-		Context: cfg.NATS.Context, User: cfg.NATS.User, Password: password, Token: token, Logger: log,
-	}, nil
+	o, err := app.ConnOptions(cfg)
+	o.Name, o.Logger = name, log
+	return o, err
 }
 
 // link is a command's connection to the queue.

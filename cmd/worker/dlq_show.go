@@ -94,7 +94,10 @@ type letterView struct {
 }
 
 func shownLetter(l dlq.Letter) letterView {
-	v := letterView{Entry: l.Entry, Headers: make(map[string][]string), Explanation: errors.Explain(l.Code), Error: l.Error}
+	v := letterView{Entry: l.Entry, Headers: make(map[string][]string), Explanation: errors.Explain(l.Code)}
+	if len(l.Error) > 0 {
+		v.Error = maskedBody(nil, l.Error)
+	}
 	for name, values := range l.Header {
 		if name == dlq.HeaderError {
 			continue

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"avatarworker/internal/app"
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 )
@@ -36,11 +37,7 @@ A line that is no failure is named on stderr, and the exit code is then 1.`,
 
 // errorTable is the table of codes under the configuration's policy.
 func errorTable(cfg *config.Config) (*errors.Table, error) {
-	policy := make(errors.Policy, len(cfg.Policy))
-	for code, p := range cfg.Policy {
-		policy[errors.Code(code)] = errors.Override{Action: errors.Action(p.Action), Attempts: p.Attempts, Alert: p.Alert}
-	}
-	t, err := errors.NewTable(policy)
+	t, err := app.Table(cfg)
 	if err != nil {
 		return nil, &configError{err}
 	}

@@ -17,13 +17,19 @@ type build struct {
 	Platform string `json:"platform"`
 }
 
+// version is set by the linker; "": as the Go toolchain knows it.
+var version string //nolint:gochecknoglobals // the linker sets nothing else
+
 func thisBuild() build {
 	b := build{Version: "(devel)", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return b
 	}
-	if info.Main.Version != "" {
+	switch {
+	case version != "":
+		b.Version = version
+	case info.Main.Version != "":
 		b.Version = info.Main.Version
 	}
 	for _, s := range info.Settings {

@@ -50,6 +50,7 @@ type App struct {
 	name    string // of the worker
 	id      string // its name and start
 	metrics *telemetry.Metrics
+	waiting *postponed
 	gather  prometheus.Gatherer
 	admin   *admin.Server
 
@@ -75,7 +76,7 @@ func New(o Options) (*App, error) {
 	if err := o.Config.RequireApp(); err != nil {
 		return nil, err
 	}
-	a := &App{o: o, c: o.Config, names: topology.Names{Prefix: o.Config.NATS.Prefix}, starting: errors.New("starting")}
+	a := &App{o: o, c: o.Config, names: topology.Names{Prefix: o.Config.NATS.Prefix}, starting: errors.New("starting"), waiting: newPostponed()}
 	a.name = workerName(a.c.Worker.Name)
 	a.id = a.name + "-" + nuid.Next()[14:]
 	a.log = o.Logger.With().Str("worker", a.name).Str("worker_id", a.id).Logger()
@@ -363,7 +364,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Circuit: jobs.CircuitConfig{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown, MaxHold: c.Circuit.MaxHold},
 		Alerts:  jobs.AlertConfig{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
 		Table:   table, Runner: runner, DeadLetters: dlq.NewWriter(js, a.names),
-		Observer: observer{a.metrics}, Tracer: tracer, Logger: a.log, Now: time.Now, Random: rand.Float64,
+		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: time.Now, Random: rand.Float64,
 	})
 }
 

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -13,7 +14,10 @@ import (
 )
 
 // observer hands what the worker tells on to the metrics.
-type observer struct{ m *telemetry.Metrics }
+type observer struct {
+	m       *telemetry.Metrics
+	waiting *postponed
+}
 
 var _ jobs.Observer = observer{}
 
@@ -45,11 +49,52 @@ func (o observer) LeaseExtended(ok bool) {
 		o.m.LeaseExtension("lost")
 	}
 }
-func (o observer) SlotsBusy(busy, all int)                       { o.m.SetSlots(busy, all-busy) }
-func (o observer) CircuitOpen(app, region string, open bool)     { o.m.SetCircuit(app, region, open) }
-func (o observer) DeadLettered(code errors.Code)                 { o.m.DeadLetter(code) }
-func (o observer) Alerted(kind string, code errors.Code)         { o.m.Alert(kind, code) }
-func (o observer) Waiting(queue string, state jobs.State, n int) {}
+func (o observer) SlotsBusy(busy, all int)                   { o.m.SetSlots(busy, all-busy) }
+func (o observer) CircuitOpen(app, region string, open bool) { o.m.SetCircuit(app, region, open) }
+func (o observer) DeadLettered(code errors.Code)             { o.m.DeadLetter(code) }
+func (o observer) Alerted(kind string, code errors.Code)     { o.m.Alert(kind, code) }
+
+func (o observer) Postponed(jobID string, state jobs.State, wait time.Duration) {
+	o.waiting.add(jobID, state, time.Now().Add(wait))
+}
+
+// postponed remembers the jobs that this worker handed back for a while. Which
+// worker gets one next nobody knows, so each is forgotten when its time is up:
+// the sum over the fleet is what waits.
+type postponed struct {
+	mu   sync.Mutex
+	jobs map[string]postponedJob
+}
+
+type postponedJob struct {
+	state jobs.State
+	until time.Time
+}
+
+func newPostponed() *postponed { return &postponed{jobs: make(map[string]postponedJob)} }
+
+func (p *postponed) add(jobID string, state jobs.State, until time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.jobs[jobID] = postponedJob{state, until}
+}
+
+// count tells how many jobs wait for a retry and how many are held.
+func (p *postponed) count(now time.Time) (retrying, held int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, j := range p.jobs {
+		switch {
+		case now.After(j.until):
+			delete(p.jobs, id)
+		case j.state == jobs.StateHeld:
+			held++
+		default:
+			retrying++
+		}
+	}
+	return retrying, held
+}
 
 // queuesEvery is how often the queues' gauges are brought up to date.
 const queuesEvery = 5 * time.Second
@@ -60,11 +105,12 @@ func (a *App) watchQueues(ctx context.Context, h topology.Handles) {
 	defer ticker.Stop()
 	for {
 		a.metrics.SetReady(a.Ready() == nil)
-		waiting := 0
 		for queue, consumer := range h.Consumers {
-			waiting += a.measure(ctx, h.Jobs, queue, consumer)
+			a.measure(ctx, h.Jobs, queue, consumer)
 		}
-		a.metrics.SetRetriesWaiting(waiting)
+		retrying, held := a.waiting.count(time.Now())
+		a.metrics.SetRetriesWaiting(retrying)
+		a.metrics.SetJobsHeld(held)
 		select {
 		case <-ctx.Done():
 			return
@@ -73,20 +119,18 @@ func (a *App) watchQueues(ctx context.Context, h topology.Handles) {
 	}
 }
 
-// measure looks at one queue; it returns how many of its jobs wait for a retry
-// or a circuit. What can't be read is left as it was.
-func (a *App) measure(ctx context.Context, stream jetstream.Stream, queue string, consumer jetstream.Consumer) int {
+// measure looks at one queue. What can't be read is left as it was.
+func (a *App) measure(ctx context.Context, stream jetstream.Stream, queue string, consumer jetstream.Consumer) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	info, err := consumer.Info(ctx)
 	if err != nil {
 		a.log.Debug().Err(err).Str("queue", queue).Msg("could not look at the queue")
-		return 0
+		return
 	}
-	running := a.worker.InHand(queue)
 	state := telemetry.QueueState{
-		Waiting:  int(info.NumPending), //nolint:gosec // far below the limit
-		Runnable: int(info.NumPending) + running,
+		Waiting:  int(info.NumPending),
+		Runnable: int(info.NumPending) + a.worker.InFleet(queue),
 	}
 	if info.NumPending > 0 {
 		next, err := stream.GetMsg(ctx, info.Delivered.Stream+1, jetstream.WithGetMsgSubject(a.names.Jobs(queue)))
@@ -95,5 +139,4 @@ func (a *App) measure(ctx context.Context, stream jetstream.Stream, queue string
 		}
 	}
 	a.metrics.SetQueue(queue, state)
-	return max(0, info.NumAckPending-running)
 }

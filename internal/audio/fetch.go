@@ -99,7 +99,7 @@ func (o *Opener) openURL(ctx context.Context, in *input) (*Speech, error) {
 	}
 	src := o.remoteSource(ctx, in, shownURL(u))
 	src.fault = func(err error) error { return in.fetchFault(src.name, err) }
-	res, err := o.get(src, u)
+	res, err := o.get(src, u) //nolint:bodyclose // src closes it
 	if err != nil {
 		src.cancel(errClosed)
 		return nil, err

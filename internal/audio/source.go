@@ -9,13 +9,13 @@ import (
 )
 
 // The causes with which a source's own context ends.
-type endCause string
+type endedError string
 
-func (c endCause) Error() string { return string(c) }
+func (c endedError) Error() string { return string(c) }
 
 const (
-	errStalled endCause = "the source was too slow"
-	errClosed  endCause = "the speech is closed"
+	errStalled endedError = "the source was too slow"
+	errClosed  endedError = "the speech is closed"
 )
 
 // source is the bytes under a Speech, with their limits. Its errors other than

@@ -174,7 +174,7 @@ func serverErrorFrame(phase Phase, frame []byte) *Error {
 		return nil
 	}
 	// Protobuf's int32 is the low half of its varint.
-	e := FromServerError(phase, int32(inner[fieldCode].number), string(message)) //nolint:gosec // as protobuf has it
+	e := FromServerError(phase, int32(inner[fieldCode].number), string(message))
 	e.ConnectionID, e.ReqID = string(connection), string(req)
 	return e
 }

@@ -31,7 +31,8 @@ type Presence struct {
 	At        time.Time      `json:"at"`
 	Queues    map[string]int `json:"queues"` // weight by queue
 	Slots     int            `json:"slots"`
-	Running   int            `json:"running"`
+	Running   int            `json:"running"`        // sessions that live
+	Busy      map[string]int `json:"busy,omitempty"` // jobs in hand, by queue
 	Apps      map[string]int `json:"apps,omitempty"` // sessions that live, by app
 	Draining  bool           `json:"draining,omitempty"`
 }
@@ -48,7 +49,8 @@ type fleet struct {
 	now      func() time.Time
 	log      zerolog.Logger
 	nudge    chan struct{}
-	window   time.Duration // a lease
+	busy     func() map[string]int // jobs in hand, by queue
+	window   time.Duration         // a lease
 
 	mu     sync.Mutex
 	self   Presence
@@ -116,6 +118,20 @@ func (f *fleet) lives(app string) bool {
 	return false
 }
 
+// inHand is the number of the queue's jobs that the other workers had in hand
+// when they last told.
+func (f *fleet) inHand(queue string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, now := 0, f.now()
+	for _, other := range f.others {
+		if other.Fresh(now) {
+			n += other.Busy[queue]
+		}
+	}
+	return n
+}
+
 // heardOf tells whether there was news of the worker within most of a lease. A
 // worker that died is not asked about before its leases ended, and those last
 // at least two thirds of their window after its last sign of life; so waiting
@@ -159,8 +175,9 @@ func (f *fleet) publish(ctx context.Context) {
 }
 
 func (f *fleet) put(ctx context.Context) {
+	busy := f.busy()
 	f.mu.Lock()
-	f.self.At = f.now()
+	f.self.At, f.self.Busy = f.now(), busy
 	data, err := json.Marshal(f.self)
 	f.mu.Unlock()
 	if err == nil {

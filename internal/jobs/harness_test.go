@@ -332,7 +332,7 @@ func (quiet) Utterance(jobs.Utterance)                            {}
 func (quiet) FramesOut(string, int, int64)                        {}
 func (quiet) LeaseExtended(bool)                                  {}
 func (quiet) SlotsBusy(int, int)                                  {}
-func (quiet) Waiting(string, jobs.State, int)                     {}
+func (quiet) Postponed(string, jobs.State, time.Duration)         {}
 func (quiet) CircuitOpen(string, string, bool)                    {}
 func (quiet) DeadLettered(errors.Code)                            {}
 func (quiet) Alerted(string, errors.Code)                         {}

@@ -20,7 +20,8 @@ type Observer interface {
 	FramesOut(output string, frames int, bytes int64)
 	LeaseExtended(ok bool)
 	SlotsBusy(busy, all int)
-	Waiting(queue string, state State, n int) // n more jobs of this state wait here
+	// Postponed is told of a job handed back for a while: retrying or held.
+	Postponed(jobID string, state State, wait time.Duration)
 	CircuitOpen(app, region string, open bool)
 	DeadLettered(code errors.Code)
 	Alerted(kind string, code errors.Code)

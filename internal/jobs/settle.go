@@ -277,6 +277,7 @@ func (t *task) postpone(ctx context.Context, next *Record, delay time.Duration) 
 	if next.CancelRequested { // noticed while it was written: nothing to wait for
 		delay = 0
 	}
+	t.w.o.Observer.Postponed(t.id.ID, next.State, delay)
 	t.handBack(delay)
 	return nil
 }
@@ -288,6 +289,7 @@ func (t *task) hold(ctx context.Context, from *Record, pass Pass) error {
 		wait = max(end.Sub(now), 0) + time.Millisecond // it expires in time
 	}
 	if from != nil && from.State == StateHeld {
+		t.w.o.Observer.Postponed(t.id.ID, StateHeld, wait)
 		t.handBack(wait)
 		return nil
 	}

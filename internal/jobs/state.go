@@ -30,17 +30,19 @@ func (w *Worker) State() WorkerState {
 	return s
 }
 
-// InHand is the number of the queue's jobs that this worker runs.
-func (w *Worker) InHand(queue string) int {
+// InFleet is the number of the queue's jobs that run, in the whole fleet: here
+// to the moment, elsewhere as last told.
+func (w *Worker) InFleet(queue string) int { return w.inHand()[queue] + w.fleet.inHand(queue) }
+
+// inHand counts the jobs that this worker runs, by queue.
+func (w *Worker) inHand() map[string]int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := 0
+	busy := make(map[string]int, len(w.o.Queues))
 	for _, t := range w.running {
-		if t.id.Queue == queue {
-			n++
-		}
+		busy[t.id.Queue]++
 	}
-	return n
+	return busy
 }
 
 // snapshot is the worker's presence as it is now.

@@ -91,9 +91,11 @@ type Worker struct {
 
 	mu       sync.Mutex
 	draining bool
-	busy     int
-	running  map[string]*task
-	health   map[string]error // by queue
+	// drainTimer cancels what outlives the drain time; nil before the drain.
+	drainTimer *time.Timer
+	busy       int
+	running    map[string]*task
+	health     map[string]error // by queue
 }
 
 // storeTimeout is one round trip to a bucket; a node's election takes longer
@@ -122,6 +124,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	shared := NewStore(o.Fleet, storeTimeout)
 	w.circuits = NewCircuits(shared, o.Circuit, o.ID, o.Now, o.Random, w.circuitChanged)
 	w.fleet = newFleet(o.Fleet, shared, w.circuits, w.presence(), o.AckWait, o.Now, o.Logger)
+	w.fleet.busy = w.inHand
 	w.asks.heard = w.fleet.heardOf
 	w.alerts = &Alerts{
 		js: o.JS, stream: o.Events.CachedInfo().Config.Name, errors: o.Names.AllErrors(), config: o.Alerts, codes: w.alerting(),
@@ -199,10 +202,12 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
-// stopTaking marks the worker as draining: what still arrives is handed back.
+// stopTaking marks the worker as draining: what still arrives is handed back,
+// and the drain time runs.
 func (w *Worker) stopTaking() {
 	w.mu.Lock()
 	w.draining = true
+	w.drainTimer = time.AfterFunc(w.o.Drain, func() { w.giveBack(errDrained) })
 	w.mu.Unlock()
 	w.fleet.drain()
 	w.log.Info().Dur("drain_timeout", w.o.Drain).Int("running", w.Running()).Msg("draining: no new jobs; sessions may finish")
@@ -214,11 +219,12 @@ func (w *Worker) isDraining() bool {
 	return w.draining
 }
 
-// drain waits for the sessions, and cancels them when the time is up.
+// drain waits for the sessions; they are cancelled when the time is up.
 func (w *Worker) drain() {
-	timer := time.AfterFunc(w.o.Drain, func() { w.giveBack(errDrained) })
-	defer timer.Stop()
 	w.tasks.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.drainTimer.Stop()
 }
 
 // Reconnected is to be called when the connection to NATS is back.

@@ -41,11 +41,11 @@ func (w *watcher) stillAway(_ *nats.Conn, err error) {
 	if err == nil {
 		return
 	}
-	event := w.log.Debug()
+	level := zerolog.DebugLevel
 	if w.away.CompareAndSwap(false, true) {
-		event = w.log.Warn()
+		level = zerolog.WarnLevel
 	}
-	event.Str("error", Redact(err.Error())).Msg("NATS can't be reached, trying again")
+	w.log.WithLevel(level).Str("error", Redact(err.Error())).Msg("NATS can't be reached, trying again")
 }
 
 func (w *watcher) closed(*nats.Conn) { w.tell(false) }

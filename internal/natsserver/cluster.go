@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -82,13 +83,19 @@ func (c *Cluster) start(ctx context.Context) error {
 // freePorts asks the system for ports; a cluster's nodes must know each other's
 // before they start, and keep them over a restart.
 func freePorts(n int) ([]int, error) {
+	var held []net.Listener // so that the ports differ
+	defer func() {
+		for _, l := range held {
+			_ = l.Close() // nobody was to connect
+		}
+	}()
 	ports := make([]int, n)
 	for i := range ports {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
-		defer func() { _ = l.Close() }() // held only so that the ports differ
+		held = append(held, l)
 		ports[i] = l.Addr().(*net.TCPAddr).Port
 	}
 	return ports, nil
@@ -267,12 +274,13 @@ func (c *Cluster) Shutdown() error {
 }
 
 func (c *Cluster) stopAll() error {
-	failures := make([]error, len(c.nodes))
+	stopped := make([]error, len(c.nodes))
 	var wg sync.WaitGroup
 	for i := range c.nodes {
-		wg.Go(func() { failures[i] = c.Stop(i) })
+		wg.Go(func() { stopped[i] = c.Stop(i) })
 	}
 	wg.Wait()
+	failures := slices.Clone(stopped)
 	for _, row := range c.links {
 		for _, l := range row {
 			if l != nil {

@@ -1,6 +1,7 @@
 package natsserver
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -46,7 +47,7 @@ func (k *link) forward(from net.Conn) {
 		return
 	}
 	defer k.drop(from)
-	to, err := net.Dial("tcp", k.target)
+	to, err := new(net.Dialer).DialContext(context.Background(), "tcp", k.target)
 	if err != nil || !k.track(to) {
 		return // a node that is down: the dialling one tries again
 	}

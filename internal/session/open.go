@@ -212,7 +212,7 @@ func (o *opening) dial(parent context.Context, region, token string) (d dialled,
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { d.raw = i.Conn }})
 	conn, resp, err := websocket.Dial(ctx, u.String(), &websocket.DialOptions{HTTPClient: o.c.http, HTTPHeader: header})
 	if err != nil {
-		return dialled{}, o.red.clean(refusal(&o.red, parent, ctx, resp, err), "", "")
+		return dialled{}, o.red.clean(refusal(ctx, parent, &o.red, resp, err), "", "")
 	}
 	if t, ok := d.raw.(*tls.Conn); ok {
 		d.raw = t.NetConn() // closing the TLS layer may wait for its farewell
@@ -226,7 +226,7 @@ func (o *opening) dial(parent context.Context, region, token string) (d dialled,
 const refusalLimit = 1 << 10
 
 // refusal is the error of an upgrade that failed.
-func refusal(red *redactor, parent, ctx context.Context, resp *http.Response, err error) error {
+func refusal(ctx, parent context.Context, red *redactor, resp *http.Response, err error) error {
 	if parent.Err() != nil {
 		return cancelled(parent, "dialling the WebSocket")
 	}

@@ -19,7 +19,7 @@ func (s *Session) send(ctx context.Context, u *utterance, in Utterance) (bool, e
 	u.tc = traceOf(ctx, in.TraceParent, in.TraceState)
 	for {
 		data, length, err := in.Speech.Next(ctx)
-		last := err == io.EOF //nolint:errorlint // Speech promises io.EOF itself, as io.Reader does
+		last := err == io.EOF
 		switch {
 		case ctx.Err() != nil:
 			return false, nil

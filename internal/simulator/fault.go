@@ -68,7 +68,7 @@ func faults() []fault {
 		{name: "protocolError", phase: phaseRuntime, also: []string{phaseToken, phaseHandshake}, kind: kindGarbage},
 		{name: "unknown", phase: phaseConnect, also: []string{phaseToken}, status: 302, title: "Moved",
 			text: "request could not be processed"},
-		{name: "sessionTokenExpired", phase: phaseConnect, also: everyPhase, status: 401,
+		{name: "sessionTokenExpired", phase: phaseConnect, also: everyPhase, status: 401, //nolint:gosec // sentences about keys, not keys
 			title: "Invalid API key", jsonCode: "INVALID_API_KEY", tokenText: "the API key is not known or was revoked",
 			text: "Session token expired"},
 		{name: "sessionTokenInvalid", phase: phaseConnect, also: everyPhase, status: 400, title: "Token",

@@ -118,7 +118,7 @@ func TestManySessionsAtOnceGetEachTheirOwnAnswer(t *testing.T) {
 		c := open(t, s, "ok")
 		id := fmt.Sprintf("req-%d", i)
 		wg.Go(func() {
-			defer c.conn.CloseNow() //nolint:errcheck // closed as it should be below, or the test failed
+			defer c.conn.CloseNow()
 			c.say(id, pcm(16000, 8000), true)
 			if got := sizes(c.answerTo(id)); len(got) != 3 {
 				t.Errorf("%s: %v", id, got)

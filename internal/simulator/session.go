@@ -128,7 +128,7 @@ func (c *session) configure(cfg *avatarpb.ClientConfigureSession) *fault {
 }
 
 func (c *session) configureEgress(cfg *avatarpb.ClientConfigureSession) *fault {
-	name, token := "", ""
+	var name, token string
 	switch cfg.GetEgressType() {
 	case avatarpb.EgressType_EGRESS_TYPE_WEBSOCKET:
 		return nil

@@ -256,7 +256,7 @@ func TestQueryAuthenticationWorksAsHeaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.CloseNow() //nolint:errcheck // the test is over
+	defer c.CloseNow()
 	if got := s.Book()[0].AppID; got != "query-app" {
 		t.Errorf("app id %q", got)
 	}

@@ -29,11 +29,13 @@ func Scan(ctx context.Context, stream jetstream.Stream, cfg jetstream.ConsumerCo
 		defer cancel()
 		_ = stream.DeleteConsumer(short, c.CachedInfo().Name) // else the server does it after scanLife
 	}()
+	received := uint64(0)
 	for left := c.CachedInfo().NumPending; left > 0; {
-		n, more, err := batch(ctx, c, int(min(left, scanBatch)), keep)
+		n, more, err := batch(ctx, c, int(min(left, scanBatch)), received, keep)
 		if err != nil || !more {
 			return err
 		}
+		received += uint64(n)        //nolint:gosec // a count
 		left -= min(left, uint64(n)) //nolint:gosec // a count
 		if n == 0 {
 			info, err := c.Info(ctx)
@@ -46,8 +48,10 @@ func Scan(ctx context.Context, stream jetstream.Stream, cfg jetstream.ConsumerCo
 	return nil
 }
 
-// batch hands on at most size messages; more is false when keep had enough.
-func batch(ctx context.Context, c jetstream.Consumer, size int, keep func(jetstream.Msg, *jetstream.MsgMetadata) bool) (n int, more bool, err error) {
+// batch hands on at most size messages; more is false when keep had enough. Each
+// delivery has the number after the last one: a gap is a message that was lost
+// on its way.
+func batch(ctx context.Context, c jetstream.Consumer, size int, received uint64, keep func(jetstream.Msg, *jetstream.MsgMetadata) bool) (n int, more bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, false, err
 	}
@@ -55,12 +59,21 @@ func batch(ctx context.Context, c jetstream.Consumer, size int, keep func(jetstr
 	if err != nil {
 		return 0, false, err
 	}
+	// Whoever leaves early takes the rest of the batch: until it has come, the
+	// client waits for it.
+	defer func() {
+		for range messages.Messages() { //nolint:revive // see above
+		}
+	}()
 	for msg := range messages.Messages() {
 		meta, err := msg.Metadata()
 		if err != nil {
 			return n, false, fmt.Errorf("a message without metadata: %w", err)
 		}
 		n++
+		if meta.Sequence.Consumer != received+uint64(n) { //nolint:gosec // a count
+			return n, false, fmt.Errorf("the connection to NATS was interrupted: run it again")
+		}
 		if !keep(msg, meta) {
 			return n, false, nil
 		}

@@ -76,6 +76,9 @@ func (m *Metrics) counters(r registrar) {
 	m.takeovers = r.counters("takeovers_total", "Sessions started, by why the job had none: new, retry, crash (its worker vanished), released (handed back).", "reason")
 	m.leaseExtensions = r.counters("lease_extensions_total", "Extensions of job leases, by result: ok, failed, lost.", "result")
 	m.deadLetters = r.counters("dead_letters_total", "Jobs given up, by error code.", "code")
+	for _, code := range errors.Codes() {
+		m.deadLetters.WithLabelValues(string(code)) // from 0, so that the first ones count as an increase
+	}
 	m.alerts = r.counters("alerts_total", "Alerts published, by kind and error code.", "kind", "code")
 	frames := r.counters("frames_total", "Frame envelopes received, by the kind of output they went to.", "output")
 	frameBytes := r.counters("frame_bytes_total", "Bytes of frame envelopes received, by the kind of output they went to.", "output")

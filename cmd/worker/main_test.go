@@ -1,0 +1,282 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/internal/topology"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var names = topology.Names{}
+
+// screen is an output that may be read while a command writes it.
+type screen struct {
+	mu     sync.Mutex
+	buffer bytes.Buffer
+	grown  chan struct{} // closed and made anew with each write
+}
+
+func newScreen() *screen { return &screen{grown: make(chan struct{})} }
+
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.grown)
+	s.grown = make(chan struct{})
+	return s.buffer.Write(p)
+}
+
+func (s *screen) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buffer.String()
+}
+
+// await returns when the output contains the text.
+func (s *screen) await(t *testing.T, text string) {
+	t.Helper()
+	timeout := time.After(20 * time.Second)
+	for {
+		s.mu.Lock()
+		found, grown := strings.Contains(s.buffer.String(), text), s.grown
+		s.mu.Unlock()
+		if found {
+			return
+		}
+		select {
+		case <-grown:
+		case <-timeout:
+			t.Fatalf("no %q within 20 s, only:\n%s", text, s)
+		}
+	}
+}
+
+// command is a run of the program in the background.
+type command struct {
+	t           *testing.T
+	out, stderr *screen
+	interrupt   context.CancelFunc
+	code        chan int
+}
+
+func start(t *testing.T, stdin string, args ...string) *command {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	c := &command{t: t, out: newScreen(), stderr: newScreen(), interrupt: cancel, code: make(chan int, 1)}
+	go func() { c.code <- runContext(ctx, args, strings.NewReader(stdin), c.out, c.stderr) }()
+	return c
+}
+
+func (c *command) wait() int {
+	c.t.Helper()
+	defer c.interrupt()
+	select {
+	case code := <-c.code:
+		return code
+	case <-time.After(60 * time.Second):
+		c.t.Fatalf("still running after 60 s; stdout:\n%s\nstderr:\n%s", c.out, c.stderr)
+		return -1
+	}
+}
+
+// call runs the program to its end.
+func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	c := start(t, "", args...)
+	code = c.wait()
+	return code, c.out.String(), c.stderr.String()
+}
+
+// expect runs the program and wants this exit code and, in what it wrote, these
+// texts.
+func expect(t *testing.T, want int, texts []string, args ...string) (stdout string) {
+	t.Helper()
+	code, stdout, stderr := call(t, args...)
+	if code != want {
+		t.Fatalf("worker %s: exit %d, want %d\nstdout:\n%s\nstderr:\n%s", strings.Join(args, " "), code, want, stdout, stderr)
+	}
+	for _, text := range texts {
+		if !strings.Contains(stdout+stderr, text) {
+			t.Errorf("worker %s: no %q in\n%s%s", strings.Join(args, " "), text, stdout, stderr)
+		}
+	}
+	return stdout
+}
+
+// bench is a NATS server with all that a worker makes.
+type bench struct {
+	t   *testing.T
+	url string
+	nc  *nats.Conn
+	js  jetstream.JetStream
+	h   topology.Handles
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	s := natstest.Start(t)
+	nc := natstest.Connect(t, s)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := topology.DefaultSettings()
+	settings.Queues = []string{"default"}
+	h, _, err := topology.Ensure(t.Context(), js, names, settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &bench{t: t, url: s.ClientURL(), nc: nc, js: js, h: h}
+}
+
+func (b *bench) args(args ...string) []string { return append(args, "--nats-url", b.url) }
+
+func (b *bench) record(r jobs.Record) {
+	b.t.Helper()
+	data, err := json.Marshal(r)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if _, err := b.h.State.Put(b.t.Context(), r.JobID, data); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) event(id string, body jobs.Body) {
+	b.t.Helper()
+	msg, err := jobs.Event{ID: id, Time: time.Now(), Body: body}.Message(names, jobs.Source("host"))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.publish(msg)
+}
+
+func (b *bench) publish(msg *nats.Msg) {
+	b.t.Helper()
+	if _, err := b.js.PublishMsg(b.t.Context(), msg); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) jobsStored() uint64 {
+	b.t.Helper()
+	info, err := b.h.Jobs.Info(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return info.State.Msgs
+}
+
+func decode[T any](t *testing.T, text string) T {
+	t.Helper()
+	var v T
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatalf("not the JSON that was wanted: %v\n%s", err, text)
+	}
+	return v
+}
+
+func writeFile(t *testing.T, name string, data []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
+	for _, tc := range []struct {
+		code int
+		text string
+		args []string
+	}{
+		{0, "Usage:", nil},
+		{0, "Usage:", []string{"dlq"}},
+		{2, "unknown command", []string{"nonsense"}},
+		{2, "unknown command", []string{"dlq", "nonsense"}},
+		{2, "unknown flag", []string{"errors", "--nonsense"}},
+		{2, "accepts 1 arg", []string{"cancel"}},
+		{2, "is no job id", []string{"cancel", "a.b"}},
+		{2, "want key=value", []string{"--set", "retry.max_attempts", "errors"}},
+		{2, "Give SEQs", []string{"dlq", "replay"}},
+		{2, "not both", []string{"dlq", "rm", "3", "--all"}},
+		{2, `"x" is no SEQ`, []string{"dlq", "show", "x"}},
+		{2, "--before", []string{"dlq", "ls", "--before", "yesterday"}},
+		{2, "--pace", []string{"submit", "--pace", "slow"}},
+		{2, "--output", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--output", "disk"}},
+		{2, "--label", []string{"submit", "--avatar", "a", "--label", "x"}},
+		{2, "--deadline", []string{"submit", "--avatar", "a", "--deadline", "soon"}},
+		{2, "--speed", []string{"simulator", "--speed", "-1"}},
+		{78, "can't be read", []string{"-c", "no-such-file.yaml", "errors"}},
+		{78, "retry.max_attempts", []string{"--set", "retry.max_attempts=many", "errors"}},
+		{78, "nats.prefix", []string{"--prefix", "a.b", "status"}},
+		{1, "connecting to NATS", []string{"--nats-url", "nats://127.0.0.1:1", "status"}},
+		{1, "no such file", []string{"errors", "classify", "no-such-file"}},
+		{1, "is not a valid job", []string{"submit", "--avatar", "a"}},
+	} {
+		t.Run(strings.Join(tc.args, " "), func(t *testing.T) {
+			code, stdout, stderr := call(t, tc.args...)
+			if tc.text == "is not a valid job" {
+				tc.text = "not a valid job"
+			}
+			if code != tc.code || !strings.Contains(stdout+stderr, tc.text) {
+				t.Errorf("exit %d, want %d with %q; got\n%s%s", code, tc.code, tc.text, stdout, stderr)
+			}
+			if code != 0 && stdout != "" {
+				t.Errorf("a failure wrote to stdout: %s", stdout)
+			}
+		})
+	}
+}
+
+func TestCheckConfigPrintsTheWholeAndHidesSecrets(t *testing.T) {
+	t.Setenv("SPATIUS_API_KEY", "hush-hush")
+	stdout := expect(t, 0, []string{"max_attempts: 7", "[hidden]"}, "check-config", "--set", "app.id=mine", "--set", "retry.max_attempts=7")
+	if strings.Contains(stdout, "hush") {
+		t.Errorf("the key is shown:\n%s", stdout)
+	}
+	t.Setenv("SPATIUS_API_KEY", "")
+	expect(t, 78, []string{"app.id", "max_attempts: 5"}, "check-config")
+}
+
+func TestUnknownVariableIsWarnedAboutOnce(t *testing.T) {
+	t.Setenv("AVATAR_RETRY_MAX_ATTEMPT", "3")
+	_, _, stderr := call(t, "errors")
+	if n := strings.Count(stderr, "AVATAR_RETRY_MAX_ATTEMPT\""); n != 1 {
+		t.Errorf("%d warnings, want 1:\n%s", n, stderr)
+	}
+}
+
+func TestVersionAndCompletion(t *testing.T) {
+	expect(t, 0, []string{"worker "}, "version")
+	if b := decode[build](t, expect(t, 0, nil, "version", "--json")); b.Go == "" || b.Version == "" {
+		t.Errorf("got %+v", b)
+	}
+	expect(t, 0, []string{"bash completion"}, "completion", "bash")
+}
+
+func TestEveryCommandHasHelp(t *testing.T) {
+	for _, cmd := range newRootCommand(newCLI(nil, nil, nil, nil)).Commands() {
+		if cmd.Short == "" || !cmd.Runnable() {
+			t.Errorf("%s: no help, or nothing that it does", cmd.Name())
+		}
+		expect(t, 0, []string{"Usage:", fmt.Sprintf("worker %s", cmd.Name())}, cmd.Name(), "--help")
+	}
+}

@@ -1,0 +1,297 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"avatarworker/internal/dlq"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/status"
+)
+
+// letter gives a job up.
+func (b *bench) letter(id string, code errors.Code, body string, failedAt time.Time) {
+	b.t.Helper()
+	err := dlq.NewWriter(b.js, names).Write(b.t.Context(), jobs.DeadLetter{
+		Job: jobs.Identity{ID: id, Run: 1, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 1}, Data: []byte(body),
+		Reason: jobs.ReasonPermanent, Attempts: 1, FailedAt: failedAt, Worker: "host",
+		Error: jobs.ErrorEvent{
+			JobID: id, Queue: "default", AppID: "app", AvatarID: "a", Code: code, Class: code.Class(), Phase: errors.PhaseHandshake,
+			Message: "refused at https://h/x?sig=hush", Time: failedAt,
+		},
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) letters() uint64 {
+	b.t.Helper()
+	info, err := b.h.DLQ.Info(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return info.State.Msgs
+}
+
+func (b *bench) job(queue, id string) {
+	b.t.Helper()
+	b.publish(&nats.Msg{Subject: names.Jobs(queue), Header: nats.Header{"Nats-Msg-Id": {id}}, Data: []byte(`{}`)})
+}
+
+func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) {
+	b := newBench(t)
+	b.job("default", "w1")
+	b.job("vip", "v1")
+	for i, state := range []jobs.State{jobs.StateRunning, jobs.StateHeld, jobs.StateCompleted} {
+		b.record(jobs.Record{JobID: fmt.Sprint("r", i), Run: 1, StreamSeq: uint64(i + 1), Queue: "default", State: state})
+	}
+	presence, err := json.Marshal(jobs.Presence{Worker: "host", WorkerID: "host-1", At: time.Now(), Queues: map[string]int{"default": 1}, Slots: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	circuit, err := json.Marshal(jobs.Circuit{App: "app", Region: "us-west", State: "open", Code: errors.CodeBillingRequired, OpenedAt: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, value := range map[string][]byte{"worker.host-1": presence, "circuit.app.us-west": circuit} {
+		if _, err := b.h.Fleet.Put(t.Context(), key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.letter("d1", errors.CodeAvatarNotFound, `{}`, time.Now())
+	expect(t, 0, []string{
+		"host-1", "billingRequired", "worker dlq show --code avatarNotFound", "queue vip has 1 jobs and no worker serves it",
+	}, b.args("status")...)
+	f := decode[status.Fleet](t, expect(t, 0, nil, b.args("status", "--json")...))
+	if len(f.Queues) != 2 || f.Queues[0].Waiting != 1 || f.Queues[0].Served != 1 || f.Queues[1].Waiting != 1 || f.Queues[1].Served != 0 || f.Queues[1].OldestWaiting.IsZero() {
+		t.Errorf("queues: %+v", f.Queues)
+	}
+}
+
+func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
+	b := newBench(t)
+	fields := jobs.JobFields{JobID: "j1", Run: 1, Attempt: 1, Worker: "host"}
+	b.record(jobs.Record{
+		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: jobs.StateDeadLettered, Outcome: jobs.StateDeadLettered, CreatedAt: time.Now(), UpdatedAt: time.Now(),
+		LastError: &jobs.ErrorEvent{Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"},
+	})
+	b.event("1", jobs.Started{JobFields: fields})
+	b.event("2", jobs.ErrorEvent{JobID: "other", Code: errors.CodeInternal, Class: errors.ClassInternal})
+	b.event("3", jobs.ErrorEvent{JobID: "j1", Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"})
+	b.event("4", jobs.DeadLettered{JobFields: fields, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig})
+	expect(t, 0, []string{"dead_lettered", "no such avatar", "what to do", "worker dlq show --job j1"}, b.args("status", "j1")...)
+	j := decode[status.Job](t, expect(t, 0, nil, b.args("status", "j1", "--json")...))
+	var ids []string
+	for _, e := range j.History {
+		ids = append(ids, e.ID)
+	}
+	if got := strings.Join(ids, " "); got != "1 3 4" || j.Record == nil {
+		t.Errorf("history %q, record %v", got, j.Record)
+	}
+	expect(t, 1, []string{"nothing is known"}, b.args("status", "nobody")...)
+	expect(t, 1, []string{"no worker has run here"}, b.args("status", "--prefix", "other")...)
+}
+
+func TestCancelTellsRequestedFromFinished(t *testing.T) {
+	b := newBench(t)
+	expect(t, 0, []string{"requested"}, b.args("cancel", "new")...)
+	var r jobs.Record
+	entry, err := b.h.State.Get(t.Context(), "new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(entry.Value(), &r); err != nil || !r.CancelRequested {
+		t.Errorf("%v: %s", err, entry.Value())
+	}
+	b.record(jobs.Record{JobID: "done", Run: 1, State: jobs.StateCompleted, Outcome: jobs.StateCompleted})
+	expect(t, 1, []string{"finished (completed)"}, b.args("cancel", "done")...)
+	reply := decode[jobs.ControlReply](t, expect(t, 1, nil, b.args("cancel", "done", "--json")...))
+	if reply.Status != "finished" || reply.Outcome != jobs.StateCompleted {
+		t.Errorf("got %+v", reply)
+	}
+}
+
+func TestDeadLettersAreListedByFilter(t *testing.T) {
+	b := newBench(t)
+	now := time.Now()
+	b.letter("a1", errors.CodeAvatarNotFound, `{}`, now.Add(-3*time.Hour))
+	b.letter("a2", errors.CodeAvatarNotFound, `{}`, now)
+	b.letter("s1", errors.CodeServerError, `{}`, now)
+	for _, tc := range []struct {
+		want string
+		args []string
+	}{
+		{"a1 a2 s1", nil},
+		{"s1 a2", []string{"--newest", "--limit", "2"}},
+		{"a1 a2", []string{"--code", "avatarNotFound"}},
+		{"s1", []string{"--class", "server"}},
+		{"a1", []string{"--before", "1h"}},
+		{"a2 s1", []string{"--after", now.Add(-time.Hour).Format(time.RFC3339)}},
+		{"a2", []string{"--job", "a2", "--app", "app"}},
+		{"", []string{"--app", "other"}},
+	} {
+		list := decode[[]dlq.Entry](t, expect(t, 0, nil, b.args(append([]string{"dlq", "ls", "--json"}, tc.args...)...)...))
+		var ids []string
+		for _, e := range list {
+			ids = append(ids, e.JobID)
+		}
+		if got := strings.Join(ids, " "); got != tc.want {
+			t.Errorf("%v: got %q, want %q", tc.args, got, tc.want)
+		}
+	}
+	stdout := expect(t, 0, []string{"SEQ", "avatarNotFound", "refused at"}, b.args("dlq", "ls")...)
+	if strings.Contains(stdout, "hush") {
+		t.Errorf("a URL's query is shown:\n%s", stdout)
+	}
+}
+
+func TestDeadLetterIsExplainedAndItsSecretsHidden(t *testing.T) {
+	b := newBench(t)
+	body := `{"avatar_id":"a","audio":{"url":"https://h/a.wav?sig=hush"},"output":{"livekit":{"url":"wss://lk","api_token":"hush","room_name":"r"}}}`
+	b.letter("j1", errors.CodeAvatarNotFound, body, time.Now())
+	b.letter("j2", errors.CodeInvalidJob, `{"token":"hush`, time.Now())
+	for _, args := range [][]string{{"1"}, {"1", "--json"}, {"--job", "j1"}, {"2"}, {"2", "--json"}} {
+		stdout := expect(t, 0, nil, b.args(append([]string{"dlq", "show"}, args...)...)...)
+		if strings.Contains(stdout, "hush") {
+			t.Errorf("%v: a secret is shown:\n%s", args, stdout)
+		}
+	}
+	expect(t, 0, []string{"There is no avatar", "what to do", "publisher", "worker dlq replay 1", "room_name", hidden}, b.args("dlq", "show", "1")...)
+	if got := expect(t, 0, nil, b.args("dlq", "show", "1", "--raw")...); got != body {
+		t.Errorf("raw: %s", got)
+	}
+	expect(t, 1, []string{"no such dead letter"}, b.args("dlq", "show", "99")...)
+	expect(t, 1, []string{"no dead letter"}, b.args("dlq", "show", "--job", "nobody")...)
+}
+
+func TestReplayRunsEachJobOnceAlsoWhenRepeated(t *testing.T) {
+	b := newBench(t)
+	past := time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)
+	b.letter("a1", errors.CodeAvatarNotFound, `{"avatar_id":"a"}`, time.Now())
+	b.letter("a2", errors.CodeAvatarNotFound, `{"avatar_id":"a","deadline":"`+past+`"}`, time.Now())
+	b.letter("s1", errors.CodeServerError, `{"avatar_id":"a"}`, time.Now())
+	code := []string{"dlq", "replay", "--code", "avatarNotFound"}
+	expect(t, 0, []string{"would_replay", "deadline_passed"}, b.args(append(code, "--dry-run")...)...)
+	if b.letters() != 3 || b.jobsStored() != 0 {
+		t.Fatal("a dry run changed something")
+	}
+	results := decode[[]changed](t, expect(t, 0, []string{"1 replayed", "1 deadline_passed"}, b.args(append(code, "--json")...)...))
+	if len(results) != 2 || results[0].Status != dlq.StatusReplayed || results[0].Run != 2 || results[1].Status != dlq.StatusDeadlinePassed {
+		t.Errorf("got %+v", results)
+	}
+	expect(t, 0, []string{"1 deadline_passed"}, b.args(code...)...)
+	if b.jobsStored() != 1 {
+		t.Errorf("%d jobs, want 1", b.jobsStored())
+	}
+	expect(t, 0, []string{"1 replayed"}, b.args(append(code, "--ignore-deadline")...)...)
+	expect(t, 1, []string{"no such dead letter", "1 failed"}, b.args("dlq", "replay", "1")...)
+	if b.jobsStored() != 2 || b.letters() != 1 {
+		t.Errorf("%d jobs, %d letters", b.jobsStored(), b.letters())
+	}
+}
+
+func TestInterruptedReplayCanBeRepeated(t *testing.T) {
+	b := newBench(t)
+	const all = 300
+	for i := range all {
+		b.letter(fmt.Sprint("j", i), errors.CodeAvatarNotFound, `{"avatar_id":"a"}`, time.Now())
+	}
+	c := start(t, "", b.args("dlq", "replay", "--all")...)
+	c.out.await(t, "replayed")
+	c.interrupt()
+	if code := c.wait(); code != 1 || !strings.Contains(c.stderr.String(), "interrupted: repeat") {
+		t.Fatalf("exit %d: %s", code, c.stderr)
+	}
+	if left := b.letters(); left == 0 || b.jobsStored()+left != all {
+		t.Errorf("%d jobs and %d letters of %d", b.jobsStored(), left, all)
+	}
+	expect(t, 0, nil, b.args("dlq", "replay", "--all")...)
+	if b.letters() != 0 || b.jobsStored() != all {
+		t.Errorf("%d letters, %d jobs, want 0 and %d", b.letters(), b.jobsStored(), all)
+	}
+}
+
+func TestRemovedLettersAreGone(t *testing.T) {
+	b := newBench(t)
+	for i := range 3 {
+		b.letter(fmt.Sprint("j", i), errors.CodeAvatarNotFound, `{}`, time.Now())
+	}
+	expect(t, 0, []string{"would_remove"}, b.args("dlq", "rm", "--all", "--dry-run")...)
+	expect(t, 0, []string{"1 removed"}, b.args("dlq", "rm", "2")...)
+	expect(t, 0, []string{"2 removed"}, b.args("dlq", "rm", "--all")...)
+	if b.letters() != 0 || b.jobsStored() != 0 {
+		t.Errorf("%d letters, %d jobs", b.letters(), b.jobsStored())
+	}
+}
+
+func TestEventsArePrintedByKindJobAndCode(t *testing.T) {
+	b := newBench(t)
+	b.event("started", jobs.Started{JobFields: jobs.JobFields{JobID: "j1", Run: 1}})
+	b.event("error", jobs.ErrorEvent{JobID: "j1", Code: errors.CodeInternal, Class: errors.ClassInternal, Message: "a\x1b[31mb"})
+	b.event("other", jobs.ErrorEvent{JobID: "j2", Code: errors.CodeServerError, Class: errors.ClassServer})
+	b.event("alert", jobs.RecurringAlert{Code: errors.CodeServerError, Count: 5, Window: "1m0s"})
+	for _, tc := range []struct {
+		want string
+		args []string
+	}{
+		{"started error other alert", nil},
+		{"started error other alert", []string{"--since", "1h"}},
+		{"error other", []string{"--errors"}},
+		{"alert", []string{"--alerts"}},
+		{"started", []string{"--jobs"}},
+		{"started error", []string{"--job", "j1"}},
+		{"other alert", []string{"--code", "serverError"}},
+	} {
+		stdout := expect(t, 0, nil, b.args(append([]string{"events", "--no-follow", "--json"}, tc.args...)...)...)
+		var ids []string
+		for line := range strings.Lines(stdout) {
+			e := decode[status.Event](t, line)
+			if e.Subject == "" || e.Type == "" || e.Time.IsZero() || len(e.Data) == 0 {
+				t.Errorf("got %s", line)
+			}
+			ids = append(ids, e.ID)
+		}
+		if got := strings.Join(ids, " "); got != tc.want {
+			t.Errorf("%v: got %q, want %q", tc.args, got, tc.want)
+		}
+	}
+	stdout := expect(t, 0, []string{"error", "internal (internal)"}, b.args("events", "--no-follow")...)
+	if strings.Contains(stdout, "\x1b") || strings.Count(stdout, "\n") != 4 {
+		t.Errorf("control characters, or not a line each:\n%q", stdout)
+	}
+}
+
+func TestEventsAreFollowedUntilInterrupted(t *testing.T) {
+	b := newBench(t)
+	b.event("before", jobs.Started{JobFields: jobs.JobFields{JobID: "j0", Run: 1}})
+	c := start(t, "", b.args("events", "--json", "--since", "1h")...)
+	c.out.await(t, `"before"`)
+	b.event("after", jobs.Started{JobFields: jobs.JobFields{JobID: "j1", Run: 1}})
+	c.out.await(t, `"after"`)
+	c.interrupt()
+	if code := c.wait(); code != 0 {
+		t.Errorf("exit %d: %s", code, c.stderr)
+	}
+}
+
+func TestSignalEndsTheContext(t *testing.T) {
+	ctx, stop := withSignals(context.Background())
+	if ctx.Err() != nil {
+		t.Fatal("it has ended before")
+	}
+	interruptSelf(t)
+	select {
+	case <-ctx.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("the signal did not end it")
+	}
+	stop()
+}

@@ -1,0 +1,331 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/output"
+)
+
+const helloWAV = "../../internal/audio/clip/hello.wav"
+
+// envelope is an animation envelope with one key frame (docs/protocol.md,
+// "Protobuf schema").
+func envelope(reqID string, end bool) []byte {
+	var animation []byte
+	animation = protowire.AppendTag(animation, 2, protowire.BytesType)
+	animation = protowire.AppendString(animation, reqID)
+	if end {
+		animation = protowire.AppendTag(animation, 3, protowire.VarintType)
+		animation = protowire.AppendVarint(animation, 1)
+	}
+	frame := protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), []byte("motion"))
+	animation = protowire.AppendBytes(protowire.AppendTag(animation, 4, protowire.BytesType), frame)
+	return protowire.AppendBytes(protowire.AppendTag(nil, 6, protowire.BytesType), animation)
+}
+
+func (b *bench) frame(job string, run, session, utterance, seq int, data []byte) {
+	b.t.Helper()
+	b.publish(&nats.Msg{Subject: names.Frames(job), Data: data, Header: nats.Header{
+		output.HeaderRun: {fmt.Sprint(run)}, output.HeaderSession: {fmt.Sprint(session)},
+		output.HeaderUtterance: {fmt.Sprint(utterance)}, output.HeaderSeq: {fmt.Sprint(seq)},
+	}})
+}
+
+func recordingOf(envelopes ...[]byte) []byte {
+	var b bytes.Buffer
+	for _, e := range envelopes {
+		output.AppendEnvelope(&b, e)
+	}
+	return b.Bytes()
+}
+
+func (b *bench) lastJob() *jetstream.RawStreamMsg {
+	b.t.Helper()
+	info, err := b.h.Jobs.Info(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	msg, err := b.h.Jobs.GetMsg(b.t.Context(), info.State.LastSeq)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return msg
+}
+
+func completed(id string) jobs.Body {
+	return jobs.NewCompleted(jobs.JobFields{JobID: id, Run: 1, Queue: "default", Worker: "host"}, 1, nil,
+		[]jobs.Utterance{{ReqID: "r1"}}, 1, time.Second, "")
+}
+
+func TestSubmitUploadsSpeechAndPublishesAValidJob(t *testing.T) {
+	b := newBench(t)
+	stdout := expect(t, 0, []string{"no worker serves queue default"}, b.args("submit", "--avatar", "ok", "--audio", helloWAV, "--audio", helloWAV,
+		"--label", "order=17", "--extra", "k=v", "--deadline", "10m", "--max-attempts", "2", "--output", "object", "--output-name", "rec")...)
+	msg := b.lastJob()
+	id := strings.TrimSpace(stdout)
+	if !jobs.ValidJobID(id) || msg.Header.Get("Nats-Msg-Id") != id || msg.Subject != "avatar.jobs.default" {
+		t.Errorf("id %q, message %s %v", id, msg.Subject, msg.Header)
+	}
+	job, invalid := jobs.Decode(msg.Header, msg.Data)
+	if invalid != nil {
+		t.Fatal(invalid)
+	}
+	if job.GetId() != id || job.GetLabels()["order"] != "17" || job.GetExtraParams()["k"] != "v" || job.GetMaxAttempts() != 2 ||
+		job.GetOutput().GetObject().GetName() != "rec" || time.Until(job.GetDeadline().AsTime()) > 10*time.Minute || len(job.GetUtterances()) != 2 {
+		t.Errorf("got %s", msg.Data)
+	}
+	want, err := os.ReadFile(helloWAV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, u := range job.GetUtterances() {
+		got, err := b.h.AudioFiles.GetBytes(t.Context(), u.GetObject())
+		if err != nil || !bytes.Equal(got, want) || seen[u.GetObject()] {
+			t.Errorf("%s: %v, %d bytes", u.GetObject(), err, len(got))
+		}
+		seen[u.GetObject()] = true
+	}
+}
+
+func TestSubmitTakesAFileAndFlagsWin(t *testing.T) {
+	b := newBench(t)
+	c := start(t, `{"id":"mine","avatar_id":"a","labels":{"x":"1","y":"2"},"audio":{"url":"http://h/a.wav"}}`,
+		b.args("submit", "-f", "-", "--avatar", "other", "--label", "y=3", "--json")...)
+	if code := c.wait(); code != 0 {
+		t.Fatalf("exit %d: %s", code, c.stderr)
+	}
+	p := decode[published](t, c.out.String())
+	job, invalid := jobs.Decode(nil, b.lastJob().Data)
+	if invalid != nil || p.JobID != "mine" || job.GetAvatarId() != "other" || job.GetLabels()["x"] != "1" || job.GetLabels()["y"] != "3" {
+		t.Errorf("%v: %+v, %s", invalid, p, b.lastJob().Data)
+	}
+	stdout := expect(t, 0, []string{"was published before"}, b.args("submit", "--id", "mine", "--avatar", "a", "--audio-url", "http://h/a.wav", "--json")...)
+	if again := decode[published](t, stdout); !again.Duplicate || again.Seq != p.Seq {
+		t.Errorf("got %+v", again)
+	}
+}
+
+func TestWhatAWorkerWouldRefuseIsNotPublished(t *testing.T) {
+	b := newBench(t)
+	broken := writeFile(t, "broken.wav", []byte("RIFF\x00\x00\x00\x00WAVE"))
+	typo := writeFile(t, "typo.json", []byte(`{"avatar":"a"}`))
+	junk := writeFile(t, "junk.json", []byte(`junk`))
+	for _, tc := range []struct {
+		text string
+		args []string
+	}{
+		{"broken.wav", []string{"--avatar", "a", "--audio", broken}},
+		{"sample_rate", []string{"--avatar", "a", "--audio", junk}},
+		{"avatar", []string{"--file", typo}},
+		{"is no job", []string{"--file", junk}},
+		{"output.livekit.url", []string{"--avatar", "a", "--audio-url", "http://h/a", "--output", "livekit", "--egress-room", "r"}},
+	} {
+		expect(t, 1, []string{tc.text}, b.args(append([]string{"submit"}, tc.args...)...)...)
+	}
+	if n := b.jobsStored(); n != 0 {
+		t.Errorf("%d jobs were published", n)
+	}
+	expect(t, 0, nil, b.args("submit", "--no-check", "--file", junk)...)
+	if got := string(b.lastJob().Data); got != "junk" {
+		t.Errorf("published %q", got)
+	}
+}
+
+func TestWithoutAStreamSubmitSaysSo(t *testing.T) {
+	b := newBench(t)
+	expect(t, 1, []string{"no stream takes jobs on other.jobs.default"},
+		b.args("submit", "--prefix", "other", "--avatar", "a", "--audio-url", "http://h/a")...)
+}
+
+func TestWaitSavesEachUtteranceOnceFromTheHighestSession(t *testing.T) {
+	b := newBench(t)
+	out := filepath.Join(t.TempDir(), "out.rec")
+	b.frame("j1", 1, 9, 1, 1, envelope("old", true)) // of an earlier job with this id
+	c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out)...)
+	c.out.await(t, "j1")
+	first, second, again, last := envelope("a", false), envelope("a2", false), envelope("b", false), envelope("b", true)
+	b.event("s", jobs.Started{JobFields: jobs.JobFields{JobID: "j1", Run: 1, Attempt: 1}})
+	b.frame("j1", 1, 1, 1, 1, first)
+	b.frame("j1", 1, 1, 1, 2, envelope("a", true))
+	b.frame("j1", 1, 1, 2, 3, second)
+	b.frame("j1", 1, 2, 2, 1, again)
+	b.frame("j1", 1, 1, 2, 4, envelope("a2", true)) // of a session that was superseded
+	b.frame("j1", 1, 2, 2, 2, last)
+	b.frame("j1", 1, 2, 2, 2, last)
+	b.frame("j1", 2, 1, 1, 1, envelope("x", true)) // of a replay
+	b.event("c", completed("j1"))
+	if code := c.wait(); code != 0 {
+		t.Fatalf("exit %d: %s", code, c.stderr)
+	}
+	got, err := os.ReadFile(out)
+	if err != nil || !bytes.Equal(got, recordingOf(first, envelope("a", true), again, last)) {
+		t.Errorf("%v: the file has other envelopes: %q", err, got)
+	}
+	if !strings.Contains(c.stderr.String(), "started") || strings.TrimSpace(c.out.String()) != "j1" {
+		t.Errorf("stdout %q, stderr %q", c.out, c.stderr)
+	}
+	if left, err := os.ReadDir(filepath.Dir(out)); err != nil || len(left) != 1 {
+		t.Errorf("%v: other files stay: %v", err, left)
+	}
+	stdout := expect(t, 0, []string{"total"}, "recording", "info", out)
+	if !strings.Contains(stdout, "yes") {
+		t.Errorf("not whole:\n%s", stdout)
+	}
+}
+
+func TestWaitFailsUnlessTheJobCompleted(t *testing.T) {
+	b := newBench(t)
+	out := filepath.Join(t.TempDir(), "out.rec")
+	c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out, "--json")...)
+	c.stderr.await(t, "no worker serves")
+	b.frame("j1", 1, 1, 1, 1, envelope("a", false))
+	b.event("d", jobs.DeadLettered{JobFields: jobs.JobFields{JobID: "j1", Run: 1}, Code: "avatarNotFound", Class: "config", Message: "no such avatar"})
+	if code := c.wait(); code != 1 {
+		t.Errorf("exit %d, want 1", code)
+	}
+	if p := decode[published](t, c.out.String()); p.Outcome != jobs.StateDeadLettered || !strings.Contains(string(p.Event), "no such avatar") || p.Saved != nil {
+		t.Errorf("got %+v", p)
+	}
+	if left, err := os.ReadDir(filepath.Dir(out)); err != nil || len(left) != 0 {
+		t.Errorf("%v: files stay: %v", err, left)
+	}
+}
+
+func TestWaitEndsWithTimeoutInterruptOrAnUsedID(t *testing.T) {
+	b := newBench(t)
+	job := []string{"submit", "--avatar", "a", "--audio-url", "http://h/a", "--wait"}
+	expect(t, 1, []string{"no outcome within 50ms", "goes on"}, b.args(append(job, "--timeout", "50ms")...)...)
+	c := start(t, "", b.args(append(job, "--id", "j2")...)...)
+	c.stderr.await(t, "no worker serves")
+	c.interrupt()
+	if code := c.wait(); code != 1 || !strings.Contains(c.stderr.String(), "worker cancel j2") {
+		t.Errorf("exit %d: %s", code, c.stderr)
+	}
+	b.record(jobs.Record{JobID: "used", Run: 1, StreamSeq: 4711, State: jobs.StateCompleted, Queue: "default"})
+	expect(t, 1, []string{"used before"}, b.args(append(job, "--id", "used")...)...)
+}
+
+func TestLiveSpeechIsPublishedToItsEnd(t *testing.T) {
+	b := newBench(t)
+	speech := bytes.Repeat([]byte{1, 2}, 16000/2)
+	c := start(t, string(speech), b.args("submit", "--id", "l1", "--avatar", "a", "--live", "-", "--sample-rate", "16000")...)
+	if code := c.wait(); code != 0 {
+		t.Fatalf("exit %d: %s", code, c.stderr)
+	}
+	expect(t, 0, nil, b.args("submit", "--id", "l2", "--avatar", "a", "--live", helloWAV, "--pace", "fast")...)
+	job, invalid := jobs.Decode(nil, b.lastJob().Data)
+	if invalid != nil || job.GetLive().GetSampleRate() != 16000 || job.GetLive().GetFormat() != "pcm_s16le" {
+		t.Errorf("%v: %s", invalid, b.lastJob().Data)
+	}
+	info, err := b.h.Audio.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	closed := 0
+	for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
+		msg, err := b.h.Audio.GetMsg(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if msg.Subject == "avatar.audio.l1" {
+			got = append(got, msg.Data...)
+		}
+		if msg.Header.Get("Avatar-Close") == "true" && msg.Header.Get("Avatar-End") == "true" {
+			closed++
+		}
+	}
+	if !bytes.Equal(got, speech) || closed != 2 {
+		t.Errorf("%d of %d bytes, %d ends", len(got), len(speech), closed)
+	}
+}
+
+func TestLiveSessionIsClosedWhenThePublisherIsInterrupted(t *testing.T) {
+	b := newBench(t)
+	in, feed := io.Pipe()
+	defer feed.Close() //nolint:errcheck // never fails
+	out := newScreen()
+	sub, err := b.nc.SubscribeSync("avatar.audio.l1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	code := make(chan int, 1)
+	go func() {
+		code <- runContext(ctx, b.args("submit", "--id", "l1", "--avatar", "a", "--live", "-", "--sample-rate", "16000"), in, out, out)
+	}()
+	if _, err := feed.Write(make([]byte, 6400)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sub.NextMsg(20 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	for {
+		msg, err := sub.NextMsg(20 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if msg.Header.Get("Avatar-Close") == "true" {
+			break
+		}
+	}
+	if got := <-code; got != 1 {
+		t.Errorf("exit %d, want 1: %s", got, out)
+	}
+}
+
+func TestRecordingInfoSaysWhatIsNotWhole(t *testing.T) {
+	b := newBench(t)
+	whole := recordingOf(envelope("a", false), envelope("a", true))
+	if _, err := b.h.Recordings.PutBytes(t.Context(), "rec", whole); err != nil {
+		t.Fatal(err)
+	}
+	info := decode[output.RecordingInfo](t, expect(t, 0, nil, b.args("recording", "info", "rec", "--json")...))
+	if !info.Whole || info.Envelopes != 2 || len(info.Utterances) != 1 {
+		t.Errorf("got %+v", info)
+	}
+	expect(t, 1, []string{"no recording gone"}, b.args("recording", "info", "gone")...)
+	expect(t, 1, []string{"not whole"}, "recording", "info", writeFile(t, "cut", whole[:len(whole)-3]))
+	expect(t, 1, []string{"not whole"}, "recording", "info", writeFile(t, "open", recordingOf(envelope("a", false))))
+}
+
+func TestSimulatorPrintsItsURLsAndServesUntilInterrupted(t *testing.T) {
+	c := start(t, "", "simulator", "--addr", "127.0.0.1:0", "--json")
+	c.out.await(t, "}")
+	urls := decode[map[string]string](t, c.out.String())
+	if !strings.HasSuffix(urls["console_url"], "/v1/console") || !strings.HasSuffix(urls["ingress_url"], "/v2/driveningress") {
+		t.Errorf("got %v", urls)
+	}
+	answer, err := http.Get(urls["url"] + "/control") //nolint:noctx // a test's own server
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := answer.Body.Close(); err != nil || answer.StatusCode != http.StatusOK {
+		t.Errorf("%v, %s", err, answer.Status)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	c.interrupt()
+	if code := c.wait(); code != 0 {
+		t.Errorf("exit %d: %s", code, c.stderr)
+	}
+}

@@ -1,0 +1,170 @@
+package status_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/internal/status"
+	"avatarworker/internal/topology"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var names = topology.Names{}
+
+func setup(t *testing.T) (jetstream.JetStream, topology.Handles) {
+	t.Helper()
+	js := natstest.JetStream(t)
+	settings := topology.DefaultSettings()
+	settings.Queues = []string{"default"}
+	h, _, err := topology.Ensure(t.Context(), js, names, settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js, h
+}
+
+func put(t *testing.T, h topology.Handles, r jobs.Record) {
+	t.Helper()
+	data, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.State.Put(t.Context(), r.JobID, data); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// deliver publishes n jobs and takes them, as a worker does.
+func deliver(t *testing.T, js jetstream.JetStream, h topology.Handles, n int) {
+	t.Helper()
+	for i := range n {
+		if _, err := js.Publish(t.Context(), names.Jobs("default"), fmt.Appendf(nil, "%d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	messages, err := h.Consumers["default"].Fetch(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := 0
+	for range messages.Messages() {
+		taken++
+	}
+	if err := messages.Error(); err != nil || taken != n {
+		t.Fatalf("%d of %d taken: %v", taken, n, err)
+	}
+}
+
+func TestStatesAreCountedAmongManyRecordsOfJobsThatEnded(t *testing.T) {
+	js, h := setup(t)
+	put(t, h, jobs.Record{JobID: "early", StreamSeq: 1, Queue: "default", State: jobs.StateHeld})
+	for i := range 3000 {
+		put(t, h, jobs.Record{JobID: fmt.Sprint("done", i), StreamSeq: 2, Queue: "default", State: jobs.StateCompleted})
+	}
+	put(t, h, jobs.Record{JobID: "r1", StreamSeq: 3, Queue: "default", State: jobs.StateRunning})
+	put(t, h, jobs.Record{JobID: "r2", StreamSeq: 4, Queue: "default", State: jobs.StateRetrying})
+	put(t, h, jobs.Record{JobID: "cancelled-before-it-came", Queue: "default", State: jobs.StateReleased})
+	deliver(t, js, h, 3)
+	f, err := status.NewStore(js, names, nil, time.Minute).Fleet(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := f.Queues[0]
+	if !f.CountedAll || q.Taken != 3 || q.Waiting != 0 || q.Running != 1 || q.Retrying != 1 || q.Held != 1 || q.Released != 0 {
+		t.Errorf("all %t, got %+v", f.CountedAll, q)
+	}
+}
+
+func TestCountingThatTakesTooLongSaysSo(t *testing.T) {
+	js, h := setup(t)
+	put(t, h, jobs.Record{JobID: "r1", StreamSeq: 1, Queue: "default", State: jobs.StateRunning})
+	deliver(t, js, h, 1)
+	f, err := status.NewStore(js, names, nil, time.Nanosecond).Fleet(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.CountedAll || f.Queues[0].Taken != 1 {
+		t.Errorf("all %t, got %+v", f.CountedAll, f.Queues)
+	}
+}
+
+func TestLostWorkersServeNothing(t *testing.T) {
+	js, h := setup(t)
+	now := time.Now()
+	for id, p := range map[string]jobs.Presence{
+		"up":       {At: now},
+		"lost":     {At: now.Add(-time.Hour)},
+		"draining": {At: now, Draining: true},
+	} {
+		p.WorkerID, p.Queues = id, map[string]int{"default": 1}
+		data, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Fleet.Put(t.Context(), "worker."+id, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := status.NewStore(js, names, nil, 0).Fleet(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(f.Workers) != 3 || f.Queues[0].Served != 1 || len(f.Warnings) != 1 {
+		t.Errorf("workers %+v, queues %+v, warnings %q", f.Workers, f.Queues, f.Warnings)
+	}
+}
+
+func TestScanReadsWhatWasThereAndNoMore(t *testing.T) {
+	js, h := setup(t)
+	const all = 1200
+	for i := range all {
+		if _, err := js.Publish(t.Context(), names.Events("started", fmt.Sprint("j", i)), []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := 0
+	err := status.Scan(t.Context(), h.Events, jetstream.ConsumerConfig{}, func(_ jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		seen++
+		if meta.Sequence.Stream != uint64(seen) {
+			t.Fatalf("message %d came as number %d", meta.Sequence.Stream, seen)
+		}
+		return true
+	})
+	if err != nil || seen != all {
+		t.Errorf("%d of %d, %v", seen, all, err)
+	}
+	if list := h.Events.ConsumerNames(t.Context()); len(list.Name()) != 0 {
+		t.Error("a consumer stays")
+	}
+	first := 0
+	if err := status.Scan(t.Context(), h.Events, jetstream.ConsumerConfig{}, func(jetstream.Msg, *jetstream.MsgMetadata) bool {
+		first++
+		return false
+	}); err != nil || first != 1 {
+		t.Errorf("read %d after it had enough, %v", first, err)
+	}
+}
+
+func TestUnknownJobIsAnErrorOfItsOwn(t *testing.T) {
+	js, _ := setup(t)
+	if _, err := status.NewStore(js, names, nil, 0).Job(t.Context(), "nobody"); !errors.Is(err, status.ErrNoJob) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestMessageOfSomebodyElseIsStillAnEvent(t *testing.T) {
+	at := time.Unix(1, 0)
+	e := status.NewEvent("avatar.events.x.y", nil, []byte("no JSON"), 1, at)
+	if string(e.Data) != `"no JSON"` || !e.Time.Equal(at) {
+		t.Errorf("got %+v", e)
+	}
+}

@@ -1,0 +1,246 @@
+package permissions_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/dlq"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/topology"
+)
+
+var names topology.Names
+
+// each runs a role with all its permissions, and with one less at a time.
+func each(t *testing.T, role string, run scenario) {
+	t.Run("all", func(t *testing.T) { t.Parallel(); withAll(t, role, run) })
+	for _, p := range lines(t, role) {
+		t.Run("without "+p.kind+" "+p.subject, func(t *testing.T) { t.Parallel(); withOneLess(t, role, p, run) })
+	}
+}
+
+func TestPublisherNeedsJustItsPermissions(t *testing.T)    { each(t, "publisher", publisher) }
+func TestListenerNeedsJustItsPermissions(t *testing.T)     { each(t, "listener", listener) }
+func TestOperatorNeedsJustItsPermissions(t *testing.T)     { each(t, "operator", operator) }
+func TestPublisherMayNotTouchWhatIsNotItsOwn(t *testing.T) { foreign(t, "publisher") }
+func TestListenerMayNotTouchWhatIsNotItsOwn(t *testing.T)  { foreign(t, "listener") }
+
+// publisher uploads speech, replaces it, publishes a job, speaks, and controls.
+func publisher(ctx context.Context, t *testing.T, url string, refused *refusals) error {
+	admin := connect(t, url, "admin", nil)
+	prepare(ctx, t, admin)
+	answer, err := admin.nc.Subscribe(names.Control("J"), func(m *nats.Msg) {
+		if err := m.Respond([]byte("{}")); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := answer.Unsubscribe(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := admin.nc.Flush(); err != nil {
+		return err
+	}
+	c := connect(t, url, "publisher", refused)
+	return firstOf(ctx,
+		func(ctx context.Context) error {
+			store, err := c.js.ObjectStore(ctx, names.AudioFilesBucket())
+			if err != nil {
+				return must(err, "open the bucket")
+			}
+			for range 2 {
+				if _, err := store.PutBytes(ctx, "hello.wav", []byte("RIFF")); err != nil {
+					return must(err, "upload")
+				}
+			}
+			return nil
+		},
+		func(ctx context.Context) error {
+			_, err := c.js.Publish(ctx, names.Jobs("default"), []byte(`{}`))
+			return must(err, "publish a job")
+		},
+		func(ctx context.Context) error {
+			_, err := c.js.Publish(ctx, names.Audio("J"), []byte("ab"))
+			return must(err, "publish speech")
+		},
+		func(ctx context.Context) error {
+			_, err := c.nc.RequestWithContext(ctx, names.Control("J"), []byte(`{"op":"cancel"}`))
+			return must(err, "control")
+		},
+	)
+}
+
+// listener hears what comes, and reads what was before.
+func listener(ctx context.Context, t *testing.T, url string, refused *refusals) error {
+	admin := connect(t, url, "admin", nil)
+	handles := prepare(ctx, t, admin)
+	for _, subject := range []string{names.Events("completed", "J"), names.Frames("J")} {
+		if _, err := admin.js.Publish(ctx, subject, []byte("x")); err != nil {
+			return err
+		}
+	}
+	if _, err := handles.Recordings.PutBytes(ctx, "J", []byte("recording")); err != nil {
+		return err
+	}
+	c := connect(t, url, "listener", refused)
+	hear := func(filter, subject string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			sub, err := c.nc.SubscribeSync(filter)
+			if err != nil {
+				return err
+			}
+			if err := c.nc.Flush(); err != nil {
+				return err
+			}
+			if _, err := admin.js.Publish(ctx, subject, []byte("x")); err != nil {
+				return err
+			}
+			_, err = sub.NextMsgWithContext(ctx)
+			return must(err, "hear "+filter)
+		}
+	}
+	read := func(stream string) func(context.Context) error {
+		return func(ctx context.Context) error { return must(readFirst(ctx, c.js, stream), "read "+stream) }
+	}
+	return firstOf(ctx,
+		hear(names.AllEvents(), names.Events("started", "J")),
+		hear(names.AllErrors(), names.Errors("server", "serverError")),
+		hear(names.AllAlerts(), names.Alerts("recurring", "serverError")),
+		hear(names.AllFrames(), names.Frames("J")),
+		read(names.EventsStream()),
+		read(names.FramesStream()),
+		func(ctx context.Context) error {
+			store, err := c.js.ObjectStore(ctx, names.RecordingsBucket())
+			if err != nil {
+				return must(err, "open the recordings")
+			}
+			data, err := store.GetBytes(ctx, "J")
+			if err == nil && !bytes.Equal(data, []byte("recording")) {
+				err = errors.New("these are not the bytes")
+			}
+			return must(err, "read the recording")
+		},
+	)
+}
+
+// readFirst reads a stream's first message through a consumer of its own.
+func readFirst(ctx context.Context, js jetstream.JetStream, name string) error {
+	stream, err := js.Stream(ctx, name)
+	if err != nil {
+		return err
+	}
+	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		return err
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		return err
+	}
+	defer messages.Stop()
+	stop := context.AfterFunc(ctx, messages.Stop)
+	defer stop()
+	_, err = messages.Next()
+	return err
+}
+
+// operator looks at the fleet, and at dead letters: replays one, removes one;
+// cancels a job.
+func operator(ctx context.Context, t *testing.T, url string, refused *refusals) error {
+	admin := connect(t, url, "admin", nil)
+	handles := prepare(ctx, t, admin)
+	for _, id := range []string{"J", "K"} {
+		if err := dlq.NewWriter(admin.js, names).Write(ctx, letter(id)); err != nil {
+			return err
+		}
+	}
+	running, err := json.Marshal(jobs.Record{JobID: "R", Run: 1, State: jobs.StateRunning, WorkerID: "w"})
+	if err != nil {
+		return err
+	}
+	if _, err := handles.State.Put(ctx, "R", running); err != nil {
+		return err
+	}
+	for _, subject := range []string{names.Jobs("default"), names.Events("started", "R")} {
+		if _, err := admin.js.Publish(ctx, subject, []byte("{}")); err != nil {
+			return err
+		}
+	}
+	c := connect(t, url, "operator", refused)
+	letters := dlq.NewStore(c.js, names, nil)
+	return firstOf(ctx,
+		func(ctx context.Context) error { return look(ctx, c) },
+		func(ctx context.Context) error {
+			for entry, err := range letters.List(ctx, dlq.Filter{}, 0) {
+				if err != nil {
+					return must(err, "list")
+				}
+				if _, err := letters.Show(ctx, entry.Seq); err != nil {
+					return must(err, "show")
+				}
+			}
+			return nil
+		},
+		func(ctx context.Context) error {
+			_, err := letters.Replay(ctx, 1, dlq.ReplayOptions{})
+			return must(err, "replay")
+		},
+		func(ctx context.Context) error { return must(letters.Remove(ctx, 2), "remove") },
+		func(ctx context.Context) error {
+			kv, err := c.js.KeyValue(ctx, names.StateBucket())
+			if err != nil {
+				return must(err, "open the records")
+			}
+			_, err = jobs.RequestCancel(ctx, c.nc, jobs.NewStore(kv, time.Second), names.Control("R"), "R")
+			return must(err, "cancel")
+		},
+		func(ctx context.Context) error {
+			_, err := c.nc.RequestWithContext(ctx, "$SRV.PING", nil)
+			if errors.Is(err, nats.ErrNoResponders) {
+				return nil // nobody is registered here
+			}
+			return must(err, "ping the services")
+		},
+	)
+}
+
+func letter(id string) jobs.DeadLetter {
+	return jobs.DeadLetter{
+		Job:  jobs.Identity{ID: id, Run: 1, Queue: "default", Subject: names.Jobs("default"), StreamSeq: 1},
+		Data: []byte(`{}`), Reason: jobs.ReasonPermanent, FailedAt: time.Now(), Worker: "w",
+		Error: jobs.ErrorEvent{JobID: id, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig},
+	}
+}
+
+// foreign asserts that a role can neither read the jobs nor change a record.
+func foreign(t *testing.T, role string) {
+	for _, subject := range []string{
+		"$KV.AVATAR_STATE.J", "$JS.API.STREAM.DELETE.AVATAR_JOBS", "$JS.API.STREAM.PURGE.AVATAR_DLQ",
+		"$JS.API.STREAM.MSG.GET.AVATAR_JOBS", "$JS.API.STREAM.MSG.GET.AVATAR_DLQ", "$JS.ACK.AVATAR_JOBS.default.1.1.1.1.1",
+		"avatar.events.completed.J", "avatar.slots.app.1", "avatar.workers.w",
+	} {
+		t.Run(subject, func(t *testing.T) {
+			refused := newRefusals(&permission{subject, "publish"})
+			c := connect(t, start(t, role, nil), role, refused)
+			if err := c.nc.Publish(subject, []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-refused.seen:
+			case <-time.After(enough):
+				t.Error("the server did not refuse it")
+			}
+		})
+	}
+}
