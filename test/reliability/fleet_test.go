@@ -146,6 +146,9 @@ func (f *fleet) kill(p *process) {
 	now := time.Now()
 	p.signal(9)
 	<-p.ended
+	if p.workerID() == "" {
+		return // it had no session yet
+	}
 	f.fault(invariant.Fault{Kind: "kill", WorkerID: p.workerID(), Start: now, End: time.Now()})
 }
 
