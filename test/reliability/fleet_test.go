@@ -8,6 +8,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -38,6 +39,9 @@ type fleet struct {
 	records  map[string]jobs.Record // as last seen
 	changed  chan struct{}          // closed and made anew when a record changes
 }
+
+// apiKey may appear in no line that a worker logs.
+const apiKey = "key-for-tests"
 
 // newFleet runs everything but the workers until the test ends. urls is where
 // the workers find NATS; empty: a server of the test's own.
@@ -79,7 +83,7 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 	}
 	f.env = map[string]string{
 		"NATS_URL": urls, "AVATAR_NATS_REPLICAS": fmt.Sprint(replicas),
-		"AVATAR_APP_ID": "app", "AVATAR_APP_API_KEY": "key-for-tests",
+		"AVATAR_APP_ID": "app", "AVATAR_APP_API_KEY": apiKey,
 		"AVATAR_BACKEND_CONSOLE_URL": f.backend.ConsoleURL(), "AVATAR_BACKEND_INGRESS_URL": f.backend.IngressURL(),
 		"AVATAR_BACKEND_STALL_TIMEOUT": "5s", "AVATAR_BACKEND_HANDSHAKE_TIMEOUT": "5s", "AVATAR_BACKEND_CONNECT_TIMEOUT": "5s",
 		"AVATAR_RETRY_INITIAL": "50ms", "AVATAR_RETRY_MAX": "500ms", "AVATAR_RETRY_MAX_ATTEMPTS": fmt.Sprint(f.attempts),
@@ -143,10 +147,28 @@ func (f *fleet) launch(name string, env ...string) *process {
 
 // kill kills a worker and notes it.
 func (f *fleet) kill(p *process) {
-	now := time.Now()
-	p.signal(9)
+	p.signal(syscall.SIGKILL)
 	<-p.ended
-	f.fault(invariant.Fault{Kind: "kill", WorkerID: p.workerID(), Start: now, End: time.Now()})
+	f.died(p)
+}
+
+// terminate ends a worker that drains by another SIGTERM, and notes it.
+func (f *fleet) terminate(p *process) {
+	f.t.Helper()
+	p.signal(syscall.SIGTERM)
+	if !p.waitEnd(time.Second) {
+		f.t.Errorf("worker %s did not end at once", p.name)
+	}
+	f.kill(p)
+}
+
+// died notes that a worker ended without draining, just now.
+func (f *fleet) died(p *process) {
+	if p.workerID() == "" {
+		return // it had no session yet
+	}
+	now := time.Now()
+	f.fault(invariant.Fault{Kind: "died", WorkerID: p.workerID(), Start: now.Add(-time.Second), End: now})
 }
 
 func (f *fleet) fault(fault invariant.Fault) {

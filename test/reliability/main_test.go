@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/rs/zerolog"
+	"github.com/rs/zerolog/log"
 	"go.uber.org/goleak"
 )
 
@@ -23,6 +25,7 @@ var binary = struct {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	log.Logger = zerolog.Nop() // toxiproxy's toxics log to it at every level
 	// These tests mostly wait, for leases and cooldowns: more of them at once
 	// than there are processors. -parallel above that still counts.
 	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {

@@ -24,10 +24,11 @@ type process struct {
 	ended chan struct{} // closed when the process has ended
 	ready chan struct{} // closed when it takes jobs
 
-	mu   sync.Mutex
-	id   string // worker id, once ready
-	tail []string
-	err  error // how it ended
+	mu      sync.Mutex
+	id      string // worker id, once ready
+	tail    []string
+	waiting map[string]chan struct{} // for a line with this text
+	err     error                    // how it ended
 }
 
 // logTail is how many of the last log lines are shown when a test fails.
@@ -82,8 +83,17 @@ func (p *process) line(text string) {
 		Message  string `json:"message"`
 		WorkerID string `json:"worker_id"`
 	}
+	if strings.Contains(text, apiKey) {
+		p.t.Errorf("worker %s logged its API key: %s", p.name, text)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for part, seen := range p.waiting {
+		if strings.Contains(text, part) {
+			close(seen)
+			delete(p.waiting, part)
+		}
+	}
 	p.tail = append(p.tail, text)
 	if len(p.tail) > 2*logTail {
 		p.tail = append([]string(nil), p.tail[len(p.tail)-logTail:]...)
@@ -135,6 +145,27 @@ func (p *process) waitReady() {
 		p.t.Fatalf("worker %s ended before it was ready: %v", p.name, p.err)
 	case <-time.After(30 * time.Second):
 		p.t.Fatalf("worker %s was not ready within 30 s", p.name)
+	}
+}
+
+// awaitLine returns when the worker logs a line with this text.
+func (p *process) awaitLine(text string) {
+	p.t.Helper()
+	seen := make(chan struct{})
+	p.mu.Lock()
+	if p.waiting == nil {
+		p.waiting = map[string]chan struct{}{}
+	}
+	if strings.Contains(strings.Join(p.tail, "\n"), text) {
+		close(seen)
+	} else {
+		p.waiting[text] = seen
+	}
+	p.mu.Unlock()
+	select {
+	case <-seen:
+	case <-time.After(20 * time.Second):
+		p.t.Fatalf("worker %s did not log %q", p.name, text)
 	}
 }
 
