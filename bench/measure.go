@@ -24,6 +24,7 @@ type sample map[string]float64
 const (
 	jobsPerSecond   = "jobs/s"
 	cpuPerJob       = "µs CPU/job"
+	natsPerJob      = "µs CPU/job of NATS"
 	storedPerJob    = "messages/job"
 	bytesPerJob     = "bytes kept/job"
 	cpuPerFrame     = "µs CPU/frame"
@@ -104,7 +105,7 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	if err != nil {
 		return nil, err
 	}
-	before, err := c.stats(false)
+	before, err := statsOf(c, s.nats)
 	if err != nil {
 		return nil, err
 	}
@@ -112,13 +113,14 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	if err != nil {
 		return nil, err
 	}
-	after, err := c.stats(false)
+	after, err := statsOf(c, s.nats)
 	if err != nil {
 		return nil, err
 	}
 	out = sample{
 		jobsPerSecond: float64(n) / done.Elapsed.Seconds(),
-		cpuPerJob:     micros(after.CPU-before.CPU) / float64(n),
+		cpuPerJob:     micros(after[0].CPU-before[0].CPU) / float64(n),
+		natsPerJob:    micros(after[1].CPU-before[1].CPU) / float64(n),
 	}
 	if !ours {
 		return out, nil
@@ -127,6 +129,18 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	out[storedPerJob] = float64(kept.Messages) / float64(n)
 	out[bytesPerJob] = float64(kept.Bytes) / float64(n)
 	return out, err
+}
+
+// statsOf asks several processes.
+func statsOf(children ...*child) ([]stats, error) {
+	list := make([]stats, len(children))
+	for i, c := range children {
+		var err error
+		if list[i], err = c.stats(false); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
 }
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
