@@ -54,13 +54,20 @@ func TestNothingIsLostAndNothingSettledTwiceInChaos(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var wg sync.WaitGroup
-	wg.Go(func() { c.load(ctx, seed, length, total) })
+	draw := rand.New(rand.NewPCG(seed, 1000))
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		c.load(ctx, total, length/time.Duration(total), func(i int) map[string]any {
+			return chaosJob(draw, fmt.Sprintf("j-%d", i))
+		})
+	}()
 	watched, stopWatching := context.WithCancel(ctx)
 	wg.Go(func() { c.measureOutages(watched) })
 	start := time.Now()
 	c.play(schedule(seed, length), start)
 	t.Logf("faults over after %s: %s", time.Since(start).Round(time.Second), c.states())
-	c.awaitAccepted(total)
+	<-published
 	c.settle(3 * time.Minute)
 	stopWatching()
 	wg.Wait()
@@ -161,41 +168,6 @@ func (c *chaos) newWorker(server *toxiproxy.ApiServer, name string) *chaosWorker
 	return w
 }
 
-// load publishes the jobs, evenly over the run.
-func (c *chaos) load(ctx context.Context, seed uint64, length time.Duration, total int) {
-	r := rand.New(rand.NewPCG(seed, 1000))
-	tick := time.NewTicker(length / time.Duration(total))
-	defer tick.Stop()
-	for i := range total {
-		if err := c.tryPublish(ctx, chaosJob(r, fmt.Sprintf("j-%d", i))); err != nil {
-			c.t.Error(err)
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-func (c *chaos) awaitAccepted(total int) {
-	c.t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for {
-		c.mu.Lock()
-		n := len(c.accepted)
-		c.mu.Unlock()
-		if n == total {
-			return
-		}
-		if time.Now().After(deadline) {
-			c.t.Fatalf("%d of %d jobs were accepted", n, total)
-		}
-		time.Sleep(100 * time.Millisecond) // publishing is not worth a signal of its own
-	}
-}
-
 // step is the begin or the end of a fault.
 type step struct {
 	at time.Duration
@@ -212,7 +184,7 @@ func (c *chaos) play(faults []fault, start time.Time) {
 	}
 	slices.SortStableFunc(steps, func(a, b step) int { return int(a.at - b.at) })
 	for _, s := range steps {
-		time.Sleep(time.Until(start.Add(s.at))) // the schedule
+		linger(c.t.Context(), time.Until(start.Add(s.at)))
 		s.do()
 	}
 }

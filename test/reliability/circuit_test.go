@@ -42,7 +42,7 @@ func faultyAccount(t *testing.T, fault string, total int, lasts time.Duration) (
 		w.waitReady()
 	}
 	// No signal says that nothing happens: it has to be watched for a while.
-	time.Sleep(lasts)
+	linger(t.Context(), lasts)
 	if err := f.backend.SetFault(simulator.Control{}); err != nil {
 		t.Fatal(err)
 	}

@@ -87,7 +87,7 @@ func TestAChangeOfLeadersRunsNoSessionAgain(t *testing.T) {
 	}
 	// A delivery is stored with the time of publishing: jobs that queued for
 	// longer than a lease are the ones that a new leader delivers again.
-	time.Sleep(f.lease)
+	linger(t.Context(), f.lease)
 	f.worker("w1")
 	f.worker("w2")
 	f.await("running", 20*time.Second, 30, running)

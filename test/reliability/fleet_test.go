@@ -233,6 +233,34 @@ func (f *fleet) tryPublish(ctx context.Context, job map[string]any) error {
 	}
 }
 
+// load publishes jobs, one every so often, until all are accepted or ctx ends.
+func (f *fleet) load(ctx context.Context, total int, every time.Duration, job func(i int) map[string]any) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for i := range total {
+		if err := f.tryPublish(ctx, job(i)); err != nil {
+			f.t.Error(err)
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// linger waits where time itself is what the test is about: an outage lasts,
+// a fault goes on.
+func linger(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
 // record is a job's record as last seen.
 func (f *fleet) record(id string) jobs.Record {
 	f.mu.Lock()

@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/rs/zerolog"
-	"github.com/rs/zerolog/log"
 	"go.uber.org/goleak"
 )
 
@@ -25,7 +24,7 @@ var binary = struct {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	log.Logger = zerolog.Nop() // toxiproxy's toxics log to it at every level
+	zerolog.SetGlobalLevel(zerolog.Disabled) // toxiproxy's toxics log to a global logger at every level
 	// These tests mostly wait, for leases and cooldowns: more of them at once
 	// than there are processors. -parallel above that still counts.
 	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
@@ -46,7 +45,8 @@ func TestMain(m *testing.M) {
 func workerBinary(t *testing.T) string {
 	t.Helper()
 	binary.Do(func() {
-		if binary.dir, binary.err = os.MkdirTemp("", "avatarworker-"); binary.err != nil {
+		binary.dir, binary.err = os.MkdirTemp("", "avatarworker-") //nolint:usetesting // it outlives the test that happens to come first
+		if binary.err != nil {
 			return
 		}
 		binary.path = filepath.Join(binary.dir, "worker")

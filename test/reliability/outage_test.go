@@ -32,13 +32,9 @@ func TestWorkersOutliveNATSAndEverythingSettlesWhenItIsBack(t *testing.T) {
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
-		for i := range total {
-			if err := f.tryPublish(t.Context(), job(fmt.Sprintf("j-%d", i), "slow-500", 2)); err != nil {
-				t.Error(err)
-				return
-			}
-			time.Sleep(away / time.Duration(total)) // load before, during and after the outage
-		}
+		f.load(t.Context(), total, away/time.Duration(total), func(i int) map[string]any {
+			return job(fmt.Sprintf("j-%d", i), "slow-500", 2)
+		})
 	}()
 	f.await("running", 20*time.Second, 16, running)
 	before := memories(t, workers)
@@ -46,7 +42,7 @@ func TestWorkersOutliveNATSAndEverythingSettlesWhenItIsBack(t *testing.T) {
 	if err := server.Shutdown(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(away) // the outage
+	linger(t.Context(), away)
 	during := memories(t, workers)
 	cut.End = time.Now()
 	restart(t, server.ClientURL(), dir)

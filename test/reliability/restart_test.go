@@ -24,13 +24,9 @@ func TestARollingRestartUnderLoadCostsNoAttemptAndCutsNoSession(t *testing.T) {
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
-		for i := range total {
-			if err := f.tryPublish(t.Context(), job(fmt.Sprintf("j-%d", i), "slow-200", 2)); err != nil {
-				t.Error(err)
-				return
-			}
-			time.Sleep(20 * time.Millisecond) // the load: fifty jobs a second
-		}
+		f.load(t.Context(), total, 20*time.Millisecond, func(i int) map[string]any {
+			return job(fmt.Sprintf("j-%d", i), "slow-200", 2)
+		})
 	}()
 	for i, old := range workers {
 		f.await("done", 30*time.Second, (i+1)*total/6, final)
