@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"avatarworker/internal/admin"
 	"avatarworker/internal/attempt"
@@ -39,6 +40,8 @@ type Options struct {
 	InProcess nats.InProcessConnProvider
 	// OnReady is told when the worker begins to take jobs; may be nil.
 	OnReady func()
+	// Spans takes the traces, whatever the OTEL_* variables say; nil: they say.
+	Spans sdktrace.SpanExporter
 }
 
 // App is one worker with everything around it.
@@ -127,6 +130,9 @@ func (a *App) Run(ctx context.Context) (err error) {
 		return err
 	}
 	worker, err := a.newWorker(ctx, nc, js, handles)
+	if ctx.Err() != nil {
+		return nil // told to stop before it began
+	}
 	if err != nil {
 		return err
 	}
@@ -338,7 +344,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 	if err != nil {
 		return nil, err
 	}
-	tracing, stopTracing, err := telemetry.NewTracing(ctx, telemetry.Service{Name: "avatarworker", Version: a.o.Version, Instance: a.id})
+	tracing, stopTracing, err := telemetry.NewTracing(ctx, telemetry.Service{Name: "avatarworker", Version: a.o.Version, Instance: a.id, Exporter: a.o.Spans})
 	if err != nil {
 		return nil, err
 	}

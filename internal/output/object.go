@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -63,14 +62,18 @@ func AppendEnvelope(b *bytes.Buffer, envelope []byte) {
 }
 
 // Finish implements Sink: it stores the utterance, trying until that is
-// acknowledged or ctx ends.
+// acknowledged, ctx ends, or it is of no use.
 func (o *Object) Finish(ctx context.Context, utterance int) error {
 	name := partName(o.id.JobID, o.id.Run, o.id.Session, utterance)
 	defer func() { o.part = bytes.Buffer{} }() // nothing is kept while the session is idle
-	return retry(ctx, func(ctx context.Context) error {
+	err := retry(ctx, func(ctx context.Context) error {
 		_, err := o.store.PutBytes(ctx, name, o.part.Bytes())
 		return err
 	})
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	return errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, err, "store utterance "+strconv.Itoa(utterance)+" of the recording")
 }
 
 func partName(job string, run, session, utterance int) string {
@@ -172,10 +175,12 @@ func (r Recording) part(ctx context.Context, store jetstream.ObjectStore, uttera
 			return part, err
 		}
 	}
-	return nil, fmt.Errorf("utterance %d is not in the bucket any more: %w", utterance, errPartMissing)
+	return nil, fmt.Errorf("utterance %d is not in the bucket any more: %w", utterance, ErrPartMissing)
 }
 
-var errPartMissing = errors.New("it has aged out or was removed")
+// ErrPartMissing is in the chain of Assemble's error where an utterance is not
+// there, and will not come back.
+var ErrPartMissing = errors.New("it has aged out or was removed")
 
 // Sweep removes the parts of a run.
 func Sweep(ctx context.Context, store jetstream.ObjectStore, r Recording) error {
@@ -188,21 +193,4 @@ func Sweep(ctx context.Context, store jetstream.ObjectStore, r Recording) error 
 		}
 	}
 	return nil
-}
-
-// retry tries until f succeeds, can't, or ctx ends.
-func retry(ctx context.Context, f func(context.Context) error) error {
-	for {
-		err := f(ctx)
-		if err == nil || errors.Is(err, errPartMissing) {
-			return err
-		}
-		if ctx.Err() != nil {
-			return errors.Join(context.Cause(ctx), err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(publishPause):
-		}
-	}
 }
