@@ -89,6 +89,7 @@ func (c *cli) changeLetters(cmd *cobra.Command, args []string, lf *letterFlags, 
 	if err != nil {
 		return err
 	}
+	c.warnUnknown(filter)
 	switch chosen := lf.chooses() || lf.all; {
 	case len(seqs) == 0 && !chosen:
 		return usagef("which ones? Give SEQs of 'worker dlq ls', filters, or --all")

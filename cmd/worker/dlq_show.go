@@ -49,6 +49,7 @@ func (c *cli) showLetter(cmd *cobra.Command, args []string, lf *letterFlags, raw
 	if err != nil {
 		return err
 	}
+	c.warnUnknown(filter)
 	if len(seqs) == 0 && !lf.chooses() {
 		return usagef("which one? Give a SEQ of 'worker dlq ls', or a filter")
 	}
