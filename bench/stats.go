@@ -24,11 +24,16 @@ type stats struct {
 	Goroutines int           `json:"goroutines"` //
 }
 
-// readStats reads them; settled: after two collections and what they free.
+// collections that a settled process has had: each gives back half of a stack
+// that is no longer needed.
+const collections = 5
+
+// readStats reads them; settled: after some collections and what they free.
 func readStats(settled bool) stats {
 	if settled {
-		runtime.GC()
-		runtime.GC()
+		for range collections {
+			runtime.GC()
+		}
 	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
