@@ -118,6 +118,9 @@ func (a *App) Run(ctx context.Context) (err error) {
 		return err
 	}
 	nc, err := a.connect(ctx)
+	if ctx.Err() != nil {
+		return nil // told to stop before it began
+	}
 	if err != nil {
 		return err
 	}
