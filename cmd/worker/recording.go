@@ -34,7 +34,7 @@ of that name in the bucket of recordings. Exit code 1 where it is not whole.`,
 func (c *cli) recordingInfo(ctx context.Context, name string, asJSON bool) error {
 	f, err := os.Open(name)
 	if err == nil {
-		defer f.Close() //nolint:errcheck // it was only read
+		defer f.Close() // it was only read
 		return c.describeRecording(f, name, asJSON)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -49,7 +49,7 @@ func (c *cli) recordingInfo(ctx context.Context, name string, asJSON bool) error
 	if err != nil {
 		return err
 	}
-	defer body.Close() //nolint:errcheck // it was only read
+	defer body.Close() // it was only read
 	return c.describeRecording(body, name, asJSON)
 }
 

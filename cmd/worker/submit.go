@@ -261,7 +261,7 @@ func putFile(ctx context.Context, store jetstream.ObjectStore, u upload) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close() // it was only read
 	_, err = store.Put(ctx, jetstream.ObjectMeta{Name: u.object, Description: "Speech of a job"}, f)
 	return err
 }

@@ -303,7 +303,7 @@ func (w *waiter) download(ctx context.Context, name string) (*savedRecording, er
 	if err != nil {
 		return nil, err
 	}
-	defer body.Close() //nolint:errcheck // it was only read
+	defer body.Close() // it was only read
 	return saveFile(w.s.out, func(to io.Writer) error {
 		_, err := io.Copy(to, body)
 		return err

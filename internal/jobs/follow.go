@@ -51,6 +51,9 @@ const finishTimeout = 5 * time.Minute
 func (t *task) completeOutput(r *Record) error {
 	ctx, cancel := context.WithTimeout(t.ctx, finishTimeout)
 	defer cancel()
+	// When the drain time is up the next delivery does it: the outcome is there.
+	stop := context.AfterFunc(t.w.drained, cancel)
+	defer stop()
 	return t.w.o.Runner.Finish(ctx, t.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint})
 }
 

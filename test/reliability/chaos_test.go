@@ -1,0 +1,363 @@
+package reliability
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	toxiproxy "github.com/Shopify/toxiproxy/v2"
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/natsserver"
+	"avatarworker/internal/simulator"
+	"avatarworker/test/reliability/invariant"
+)
+
+// chaos is a fleet on a cluster, with a breakable way from each worker to each
+// node and to the backend.
+type chaos struct {
+	*fleet
+	cluster *natsserver.Cluster
+	dir     string // of the nodes' files
+	workers []*chaosWorker
+	count   map[string]int // faults by kind
+}
+
+type chaosWorker struct {
+	name    string
+	env     []string
+	process *process
+	queue   []*toxiproxy.Proxy // one for each node
+	backend *toxiproxy.Proxy
+	cut     time.Time // since when it is cut off from NATS
+}
+
+func TestNothingIsLostAndNothingSettledTwiceInChaos(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a minute of chaos: not with -short")
+	}
+	t.Parallel()
+	length, total := chaosLength(t)
+	seed := chaosSeed(t)
+	t.Logf("seed %d: replay with AVATAR_CHAOS_SEED=%d", seed, seed)
+	c := newChaos(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	draw := rand.New(rand.NewPCG(seed, 1000))
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		c.load(ctx, total, length/time.Duration(total), func(i int) map[string]any {
+			return chaosJob(draw, fmt.Sprintf("j-%d", i))
+		})
+	}()
+	watched, stopWatching := context.WithCancel(ctx)
+	wg.Go(func() { c.measureOutages(watched) })
+	start := time.Now()
+	c.play(schedule(seed, length), start)
+	t.Logf("faults over after %s: %s", time.Since(start).Round(time.Second), c.states())
+	<-published
+	c.settle(3 * time.Minute)
+	stopWatching()
+	wg.Wait()
+	for _, w := range c.workers {
+		w.process.alive()
+	}
+	report, _ := c.check()
+	t.Logf("seed %d, %s, %d workers, %d nodes, %d jobs\nfaults: %s\nsessions run again: %d, of %d that a fault may have taken\n%s",
+		seed, length, chaosWorkerCount, chaosNodes, total, c.faultsByKind(), report.Again, report.Held, report)
+	if report.Jobs != total {
+		t.Errorf("%d jobs, %d were published", report.Jobs, total)
+	}
+}
+
+// chaosLength is how long faults go on, and how many jobs are published
+// meanwhile: AVATAR_CHAOS, or the short form.
+func chaosLength(t *testing.T) (time.Duration, int) {
+	t.Helper()
+	text := os.Getenv("AVATAR_CHAOS")
+	if text == "" {
+		return 50 * time.Second, 800
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < time.Minute {
+		t.Fatalf("AVATAR_CHAOS=%q: give a duration of at least a minute, such as 10m", text)
+	}
+	return d, int(d.Seconds() * 10)
+}
+
+func chaosSeed(t *testing.T) uint64 {
+	t.Helper()
+	text := os.Getenv("AVATAR_CHAOS_SEED")
+	if text == "" {
+		return uint64(time.Now().UnixNano()) % 1_000_000
+	}
+	seed, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("AVATAR_CHAOS_SEED=%q: %v", text, err)
+	}
+	return seed
+}
+
+func newChaos(t *testing.T) *chaos {
+	t.Helper()
+	c := &chaos{dir: t.TempDir(), count: map[string]int{}}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var err error
+	if c.cluster, err = natsserver.StartCluster(ctx, chaosNodes, c.dir, zerolog.Nop()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.cluster.Shutdown(); err != nil {
+			t.Errorf("stopping the cluster: %v", err)
+		}
+	})
+	c.fleet = newFleetAt(t, c.cluster.ClientURLs(), chaosLease, 3, simulator.Options{Addr: "127.0.0.1:0"})
+	c.env["AVATAR_RETRY_INITIAL"], c.env["AVATAR_RETRY_MAX"] = "200ms", "5s"
+	c.env["AVATAR_CIRCUIT_COOLDOWN"], c.env["AVATAR_CIRCUIT_MAX_COOLDOWN"] = "1s", "4s"
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	for i := range chaosWorkerCount {
+		c.workers = append(c.workers, c.newWorker(server, fmt.Sprintf("w%d", i)))
+	}
+	for _, w := range c.workers {
+		w.process = c.worker(w.name, w.env...)
+	}
+	return c
+}
+
+func (c *chaos) newWorker(server *toxiproxy.ApiServer, name string) *chaosWorker {
+	c.t.Helper()
+	w := &chaosWorker{name: name}
+	proxy := func(target string) *toxiproxy.Proxy {
+		p := toxiproxy.NewProxy(server, name, "127.0.0.1:0", target)
+		if err := p.Start(); err != nil {
+			c.t.Fatal(err)
+		}
+		c.t.Cleanup(p.Stop)
+		return p
+	}
+	var urls []string
+	for i := range chaosNodes {
+		p := proxy(strings.TrimPrefix(c.cluster.ClientURL(i), "nats://"))
+		w.queue = append(w.queue, p)
+		urls = append(urls, "nats://"+p.Listen)
+	}
+	backend, err := url.Parse(c.backend.URL())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	w.backend = proxy(backend.Host)
+	through := func(address string) string { return strings.Replace(address, backend.Host, w.backend.Listen, 1) }
+	w.env = []string{
+		"NATS_URL=" + strings.Join(urls, ","),
+		"AVATAR_BACKEND_CONSOLE_URL=" + through(c.backend.ConsoleURL()),
+		"AVATAR_BACKEND_INGRESS_URL=" + through(c.backend.IngressURL()),
+	}
+	return w
+}
+
+// step is the begin or the end of a fault.
+type step struct {
+	at time.Duration
+	do func()
+}
+
+// play breaks and mends, step by step.
+func (c *chaos) play(faults []fault, start time.Time) {
+	var steps []step
+	for _, f := range faults {
+		c.count[f.kind]++
+		begin, end := c.steps(f)
+		steps = append(steps, step{f.at, begin}, step{f.at + f.lasts, end})
+	}
+	slices.SortStableFunc(steps, func(a, b step) int { return int(a.at - b.at) })
+	for _, s := range steps {
+		linger(c.t.Context(), time.Until(start.Add(s.at)))
+		s.do()
+	}
+}
+
+// steps are what begins a fault and what ends it.
+func (c *chaos) steps(f fault) (begin, end func()) {
+	switch f.kind {
+	case killWorker, freezeWorker:
+		return c.workerSteps(f)
+	case killNode, stopNode, loseNode:
+		return func() { c.nodeDown(f) }, func() { c.nodeUp(f) }
+	case cutQueue, slowQueue, narrowQueue, cutBackend, slowBackend, narrowBackend:
+		return c.networkSteps(f)
+	case storm:
+		return func() { c.setFault(f.what) }, func() { c.setFault("") }
+	default:
+		return c.backend.Stop, func() {
+			if err := c.backend.Start(context.Background()); err != nil {
+				c.t.Error(err)
+			}
+		}
+	}
+}
+
+func (c *chaos) setFault(name string) {
+	if err := c.backend.SetFault(simulator.Control{Fault: name}); err != nil {
+		c.t.Error(err)
+	}
+}
+
+func (c *chaos) workerSteps(f fault) (begin, end func()) {
+	w := c.workers[f.target]
+	if f.kind == killWorker {
+		return func() { c.kill(w.process) }, func() { w.process = c.launch(w.name, w.env...) }
+	}
+	var since time.Time
+	return func() { since = time.Now(); w.process.signal(syscall.SIGSTOP) }, func() {
+		w.process.signal(syscall.SIGCONT)
+		if id := w.process.workerID(); id != "" {
+			c.fault(invariant.Fault{Kind: f.kind, WorkerID: id, Start: since, End: time.Now(), Lasting: true})
+		}
+	}
+}
+
+// nodeDown takes a node away, when the others are well: with two of three away
+// nothing is promised.
+func (c *chaos) nodeDown(f fault) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := c.cluster.WaitReady(ctx); err != nil {
+		c.t.Errorf("before %s: %v", f.kind, err)
+	}
+	down := c.cluster.Kill
+	if f.kind == stopNode {
+		down = c.cluster.Stop
+	}
+	if err := down(f.target); err != nil {
+		c.t.Error(err)
+	}
+	if f.kind == loseNode {
+		if err := os.RemoveAll(filepath.Join(c.dir, fmt.Sprintf("n%d", f.target))); err != nil {
+			c.t.Error(err)
+		}
+	}
+}
+
+func (c *chaos) nodeUp(f fault) {
+	if err := c.cluster.Start(f.target); err != nil {
+		c.t.Error(err)
+	}
+}
+
+// reconnect is how long a client may take to notice that a cut is mended.
+const reconnect = 3 * time.Second
+
+func (c *chaos) networkSteps(f fault) (begin, end func()) {
+	w := c.workers[f.target]
+	proxies := w.queue
+	if f.kind == cutBackend || f.kind == slowBackend || f.kind == narrowBackend {
+		proxies = []*toxiproxy.Proxy{w.backend}
+	}
+	switch f.kind {
+	case cutQueue, cutBackend:
+		return func() {
+				w.cut = time.Now()
+				for _, p := range proxies {
+					p.Stop()
+				}
+			}, func() {
+				for _, p := range proxies {
+					if err := p.Start(); err != nil {
+						c.t.Error(err)
+					}
+				}
+				if id := w.process.workerID(); f.kind == cutQueue && id != "" {
+					c.fault(invariant.Fault{Kind: f.kind, WorkerID: id, Start: w.cut, End: time.Now().Add(reconnect), Lasting: true})
+				}
+			}
+	case slowQueue, slowBackend:
+		return c.toxic(proxies, "latency", fmt.Sprintf(`{"latency":%d,"jitter":%d}`, f.amount, f.amount/2))
+	default:
+		return c.toxic(proxies, "bandwidth", fmt.Sprintf(`{"rate":%d}`, f.amount))
+	}
+}
+
+// toxic puts a toxic on proxies, both ways, and takes it off again.
+func (c *chaos) toxic(proxies []*toxiproxy.Proxy, kind, attributes string) (begin, end func()) {
+	ways := []string{"upstream", "downstream"}
+	return func() {
+			for _, p := range proxies {
+				for _, way := range ways {
+					spec := fmt.Sprintf(`{"name":%q,"type":%q,"stream":%q,"attributes":%s}`, kind+way, kind, way, attributes)
+					if _, err := p.Toxics.AddToxicJson(strings.NewReader(spec)); err != nil {
+						c.t.Error(err)
+					}
+				}
+			}
+		}, func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			for _, p := range proxies {
+				for _, way := range ways {
+					if err := p.Toxics.RemoveToxic(ctx, kind+way); err != nil {
+						c.t.Error(err)
+					}
+				}
+			}
+		}
+}
+
+// measureOutages notes when the queue itself did not answer, as while a leader
+// is elected. Only one that lasts explains a lost lease.
+func (c *chaos) measureOutages(ctx context.Context) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	var since time.Time
+	for {
+		asked := time.Now()
+		err := c.answers(ctx)
+		switch {
+		case err != nil && since.IsZero():
+			since = asked
+		case err == nil && !since.IsZero():
+			if out := time.Since(since); out > time.Second {
+				c.t.Logf("the queue did not answer for %s", out.Round(100*time.Millisecond))
+				c.fault(invariant.Fault{Kind: "queue away", Start: since, End: time.Now().Add(reconnect), Lasting: true})
+			}
+			since = time.Time{}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// answers asks the leaders of what the workers need.
+func (c *chaos) answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if _, err := c.js.Consumer(ctx, c.names.JobsStream(), "default"); err != nil {
+		return err
+	}
+	_, err := c.js.Stream(ctx, "KV_"+c.names.StateBucket())
+	return err
+}
+
+func (c *chaos) faultsByKind() string {
+	kinds := make([]string, 0, len(c.count))
+	for kind, n := range c.count {
+		kinds = append(kinds, fmt.Sprintf("%s %d", kind, n))
+	}
+	slices.Sort(kinds)
+	return strings.Join(kinds, ", ")
+}

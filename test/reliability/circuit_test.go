@@ -1,0 +1,125 @@
+package reliability
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/simulator"
+	"avatarworker/test/reliability/invariant"
+)
+
+// long tells whether the long forms are asked for.
+func long() bool { return os.Getenv("AVATAR_CHAOS") != "" }
+
+const (
+	fleetWorkers     = 3
+	fleetConcurrency = 16
+	cooldown         = time.Second
+)
+
+// faultyAccount starts three workers on queued jobs of an account with a fault,
+// lets it last, and mends it.
+func faultyAccount(t *testing.T, fault string, total int, lasts time.Duration) (invariant.Report, invariant.Seen) {
+	t.Helper()
+	f := newFleet(t, "", 5*time.Second)
+	f.env["AVATAR_CIRCUIT_COOLDOWN"], f.env["AVATAR_CIRCUIT_MAX_COOLDOWN"] = cooldown.String(), (2 * cooldown).String()
+	if err := f.backend.SetFault(simulator.Control{Fault: fault}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range total {
+		f.publish(job(fmt.Sprintf("j-%d", i), "ok", 1))
+	}
+	var workers []*process
+	for i := range fleetWorkers {
+		workers = append(workers, f.launch(fmt.Sprintf("w%d", i)))
+	}
+	for _, w := range workers {
+		w.waitReady()
+	}
+	// No signal says that nothing happens: it has to be watched for a while.
+	linger(t.Context(), lasts)
+	if err := f.backend.SetFault(simulator.Control{}); err != nil {
+		t.Fatal(err)
+	}
+	mended := time.Now()
+	f.settle(time.Minute + time.Duration(total)*10*time.Millisecond)
+	t.Logf("settled %s after the account was mended", time.Since(mended).Round(time.Millisecond))
+	for _, w := range workers {
+		w.alive()
+	}
+	return f.check()
+}
+
+func jobsQueued() (int, time.Duration) {
+	if long() {
+		return 10_000, 30 * time.Second
+	}
+	return 500, 7 * time.Second
+}
+
+func TestARefusedAccountOpensTheCircuitAndLosesNoJob(t *testing.T) {
+	for _, fault := range []errors.Code{errors.CodeBillingRequired, errors.CodeCreditsExhausted} {
+		t.Run(string(fault), func(t *testing.T) {
+			t.Parallel()
+			total, lasts := jobsQueued()
+			report, seen := faultyAccount(t, string(fault), total, lasts)
+			if report.Outcomes[jobs.StateCompleted] != total || len(seen.Letters) != 0 {
+				t.Errorf("want all completed, no dead letters: %s", report)
+			}
+			before, probes := refusals(seen, fault)
+			t.Logf("%d jobs: %d sessions refused before the circuit was open, then %d probes in %s", total, before, len(probes), lasts)
+			if before == 0 || before > fleetWorkers*fleetConcurrency {
+				t.Errorf("%d sessions refused before the circuit was open; the fleet runs %d at once", before, fleetWorkers*fleetConcurrency)
+			}
+			if len(probes) == 0 {
+				t.Error("no probe")
+			}
+			for i := 1; i < len(probes); i++ {
+				if gap := probes[i].Sub(probes[i-1]); gap < cooldown*8/10 {
+					t.Errorf("two probes %s apart, the cooldown is at least %s", gap, cooldown)
+				}
+			}
+		})
+	}
+}
+
+// refusals are the tries that were refused: those of the first moment, before
+// the circuit was open everywhere, and the times of those after it.
+func refusals(seen invariant.Seen, code errors.Code) (before int, probes []time.Time) {
+	var times []time.Time
+	known := map[string]bool{}
+	for _, ev := range seen.Events {
+		if ev.Type == jobs.EventError && ev.Code == code && !known[ev.ID] {
+			known[ev.ID] = true
+			times = append(times, ev.Time)
+		}
+	}
+	slices.SortFunc(times, time.Time.Compare)
+	for _, at := range times {
+		if at.Sub(times[0]) < cooldown*8/10 {
+			before++
+		} else {
+			probes = append(probes, at)
+		}
+	}
+	return before, probes
+}
+
+func TestARevokedKeyDoesNotEmptyTheQueueIntoTheDeadLetters(t *testing.T) {
+	t.Parallel()
+	total, lasts := jobsQueued()
+	report, seen := faultyAccount(t, string(errors.CodeSessionTokenExpired), total, lasts)
+	const most = 5 + fleetWorkers*fleetConcurrency // circuit.failures and what ran at once
+	t.Logf("%d jobs: %d dead letters in %s", total, len(seen.Letters), lasts)
+	if n := len(seen.Letters); n == 0 || n > most {
+		t.Errorf("%d dead letters, want some and at most %d", n, most)
+	}
+	if report.Outcomes[jobs.StateCompleted] != total-len(seen.Letters) {
+		t.Errorf("the others are to complete: %s", report)
+	}
+}

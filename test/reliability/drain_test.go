@@ -1,0 +1,112 @@
+package reliability
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/internal/simulator"
+)
+
+func TestADrainWhoseTimeIsUpHandsSessionsBackAndExitsWithZero(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "", 5*time.Second)
+	old := f.worker("old", "AVATAR_WORKER_DRAIN_TIMEOUT=200ms")
+	for i := range 8 {
+		f.publish(job(fmt.Sprintf("j-%d", i), "slow-1000", 2))
+	}
+	f.await("running", 10*time.Second, 8, running)
+	old.signal(syscall.SIGTERM)
+	if !old.waitEnd(10*time.Second) || !old.cmd.ProcessState.Success() {
+		t.Fatalf("worker %s did not drain in good order: %v", old.name, old.cmd.ProcessState)
+	}
+	f.worker("new")
+	f.settle(30 * time.Second)
+	report, _ := f.check()
+	if report.Released != 8 || report.Again != 0 || report.Crashes != 0 || report.Failures != 0 || report.Outcomes[jobs.StateCompleted] != 8 {
+		t.Errorf("want all handed back and completed, at no cost: %s", report)
+	}
+	if n := f.count(func(r jobs.Record) bool { return r.Attempt == 1 }); n != 8 {
+		t.Errorf("%d of 8 jobs completed in their first attempt", n)
+	}
+}
+
+func TestASecondSignalEndsAtOnceAndLosesNothing(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "", 2*time.Second)
+	old := f.worker("old")
+	for i := range 8 {
+		f.publish(job(fmt.Sprintf("j-%d", i), "slow-1500", 2))
+	}
+	f.await("running", 10*time.Second, 8, running)
+	old.signal(syscall.SIGTERM)
+	old.awaitLine("draining")
+	f.terminate(old)
+	f.worker("new")
+	f.settle(30 * time.Second)
+	if report, _ := f.check(); report.Failures != 0 || report.Outcomes[jobs.StateCompleted] != 8 {
+		t.Errorf("want all completed without a failed attempt: %s", report)
+	}
+}
+
+func TestAJobThatKillsItsWorkersBecomesADeadLetter(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "", 2*time.Second)
+	f.attempts = 3
+	f.env["AVATAR_RETRY_MAX_ATTEMPTS"] = "3"
+	f.publish(job("poison", "ok", 2))
+	for i := range f.attempts {
+		p := f.launch(fmt.Sprintf("victim%d", i), "AVATAR_FAILPOINT=connected")
+		if !p.waitEnd(30*time.Second) || !p.killed() {
+			t.Fatalf("worker %d did not die of the job: %+v", i, f.record("poison"))
+		}
+		f.died(p)
+	}
+	f.worker("heir")
+	f.settle(30 * time.Second)
+	report, seen := f.check()
+	if report.Crashes != f.attempts || len(seen.Letters) != 1 || seen.Letters[0].Code != "workerLost" || seen.Letters[0].Reason != jobs.ReasonWorkerLost {
+		t.Errorf("want one dead letter workerLost after %d crashes: %s; %+v", f.attempts, report, seen.Letters)
+	}
+}
+
+func TestAChangeOfLeadersRunsNoSessionAgain(t *testing.T) {
+	if testing.Short() {
+		t.Skip("forms a cluster: not with -short")
+	}
+	t.Parallel()
+	cluster := natstest.Cluster(t, 3)
+	f := newFleetAt(t, cluster.ClientURLs(), 10*time.Second, 3, simulator.Options{Addr: "127.0.0.1:0"})
+	const total = 60
+	for i := range total {
+		f.publish(job(fmt.Sprintf("j-%d", i), "slow-1500", 2))
+	}
+	// A delivery is stored with the time of publishing: jobs that queued for
+	// longer than a lease are the ones that a new leader delivers again.
+	linger(t.Context(), f.lease)
+	f.worker("w1")
+	f.worker("w2")
+	f.await("running", 20*time.Second, 30, running)
+	leader := cluster.ConsumerLeader(f.names.JobsStream(), "default")
+	if err := cluster.Stop(leader); err != nil {
+		t.Fatal(err)
+	}
+	f.await("done", 60*time.Second, total/2, final)
+	if err := cluster.Start(leader); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := cluster.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	f.settle(time.Minute)
+	report, _ := f.check()
+	if report.Sessions != total || report.Again != 0 || report.Crashes != 0 || report.Failures != 0 {
+		t.Errorf("want %d sessions, none of them twice: %s", total, report)
+	}
+}

@@ -1,0 +1,380 @@
+package reliability
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/internal/simulator"
+	"avatarworker/internal/topology"
+	"avatarworker/test/reliability/invariant"
+)
+
+// fleet is a queue, a backend, and workers between them that a test breaks.
+type fleet struct {
+	t        *testing.T
+	nc       *nats.Conn // the test's own
+	js       jetstream.JetStream
+	names    topology.Names
+	backend  *simulator.Server
+	env      map[string]string // of every worker
+	lease    time.Duration
+	attempts int
+
+	mu       sync.Mutex
+	accepted []string
+	faults   []invariant.Fault
+	records  map[string]jobs.Record // as last seen
+	changed  chan struct{}          // closed and made anew when a record changes
+}
+
+// apiKey may appear in no line that a worker logs.
+const apiKey = "key-for-tests"
+
+// newFleet runs everything but the workers until the test ends. urls is where
+// the workers find NATS; empty: a server of the test's own.
+func newFleet(t *testing.T, urls string, lease time.Duration) *fleet {
+	t.Helper()
+	return newFleetAt(t, urls, lease, 1, simulator.Options{Addr: "127.0.0.1:0"})
+}
+
+func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, backend simulator.Options) *fleet {
+	t.Helper()
+	if urls == "" {
+		urls = natstest.Start(t).ClientURL()
+	}
+	f := &fleet{
+		t: t, names: topology.Names{Prefix: "avatar"}, lease: lease, attempts: 5,
+		records: map[string]jobs.Record{}, changed: make(chan struct{}),
+	}
+	f.backend = simulator.New(backend)
+	if err := f.backend.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.backend.Stop)
+	f.nc = natstest.ConnectURL(t, urls, nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond))
+	var err error
+	if f.js, err = jetstream.New(f.nc); err != nil {
+		t.Fatal(err)
+	}
+	if err := invariant.CreateState(t.Context(), f.js, f.names, replicas); err != nil {
+		t.Fatal(err)
+	}
+	settings := topology.DefaultSettings()
+	settings.AckWait, settings.Replicas = lease, replicas
+	settings.JobsMaxBytes = 256 << 20
+	for _, limit := range []*topology.Limit{&settings.Events, &settings.DLQ, &settings.Frames, &settings.Audio, &settings.AudioFiles, &settings.Recordings} {
+		limit.MaxBytes = 128 << 20
+	}
+	if _, _, err := topology.Ensure(t.Context(), f.js, f.names, settings); err != nil {
+		t.Fatal(err)
+	}
+	f.env = map[string]string{
+		"NATS_URL": urls, "AVATAR_NATS_REPLICAS": fmt.Sprint(replicas),
+		"AVATAR_APP_ID": "app", "AVATAR_APP_API_KEY": apiKey,
+		"AVATAR_BACKEND_CONSOLE_URL": f.backend.ConsoleURL(), "AVATAR_BACKEND_INGRESS_URL": f.backend.IngressURL(),
+		"AVATAR_BACKEND_STALL_TIMEOUT": "5s", "AVATAR_BACKEND_HANDSHAKE_TIMEOUT": "5s", "AVATAR_BACKEND_CONNECT_TIMEOUT": "5s",
+		"AVATAR_RETRY_INITIAL": "50ms", "AVATAR_RETRY_MAX": "500ms", "AVATAR_RETRY_MAX_ATTEMPTS": fmt.Sprint(f.attempts),
+		"AVATAR_LEASE_ACK_WAIT": lease.String(), "AVATAR_ADMIN_ADDR": "off", "AVATAR_LOG_FORMAT": "json",
+	}
+	f.watch()
+	return f
+}
+
+// watch keeps the records as they are now, until the test ends.
+func (f *fleet) watch() {
+	kv, err := f.js.KeyValue(f.t.Context(), f.names.StateBucket())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	watch, err := kv.WatchAll(context.Background()) // stopped below: t.Context() ends before the clean-ups
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for entry := range watch.Updates() {
+			var r jobs.Record
+			if entry == nil || json.Unmarshal(entry.Value(), &r) != nil {
+				continue // the end of what was there, or nothing that Check would accept
+			}
+			f.mu.Lock()
+			f.records[r.JobID] = r
+			close(f.changed)
+			f.changed = make(chan struct{})
+			f.mu.Unlock()
+		}
+	}()
+	f.t.Cleanup(func() {
+		if err := watch.Stop(); err != nil {
+			f.t.Logf("stop watching records: %v", err) // NATS may be gone by then
+		}
+		<-done
+	})
+}
+
+// worker starts a worker process and returns when it takes jobs.
+func (f *fleet) worker(name string, env ...string) *process {
+	f.t.Helper()
+	p := f.launch(name, env...)
+	p.waitReady()
+	return p
+}
+
+// launch starts a worker process.
+func (f *fleet) launch(name string, env ...string) *process {
+	f.t.Helper()
+	all := maps.Clone(f.env)
+	for _, e := range env {
+		k, v, _ := strings.Cut(e, "=")
+		all[k] = v
+	}
+	return startProcess(f.t, name, all)
+}
+
+// kill kills a worker and notes it.
+func (f *fleet) kill(p *process) {
+	p.signal(syscall.SIGKILL)
+	<-p.ended
+	f.died(p)
+}
+
+// terminate ends a worker that drains by another SIGTERM, and notes it.
+func (f *fleet) terminate(p *process) {
+	f.t.Helper()
+	p.signal(syscall.SIGTERM)
+	if !p.waitEnd(time.Second) {
+		f.t.Errorf("worker %s did not end at once", p.name)
+	}
+	f.kill(p)
+}
+
+// died notes that a worker ended without draining, just now.
+func (f *fleet) died(p *process) {
+	if p.workerID() == "" {
+		return // it had no session yet
+	}
+	now := time.Now()
+	f.fault(invariant.Fault{Kind: "died", WorkerID: p.workerID(), Start: now.Add(-time.Second), End: now})
+}
+
+func (f *fleet) fault(fault invariant.Fault) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.faults = append(f.faults, fault)
+}
+
+// silence is a second of speech, as a job has it.
+func silence(seconds float64) map[string]any {
+	return map[string]any{
+		"inline": base64.StdEncoding.EncodeToString(make([]byte, int(seconds*16000)*2)),
+		"format": "pcm_s16le", "sample_rate": 16000,
+	}
+}
+
+// job makes a job of short utterances whose frames are only counted.
+func job(id, avatar string, utterances int) map[string]any {
+	list := make([]any, utterances)
+	for i := range list {
+		list[i] = silence(0.1)
+	}
+	return map[string]any{"id": id, "avatar_id": avatar, "utterances": list, "output": map[string]any{"discard": map[string]any{}}}
+}
+
+// withFrames makes a job publish its frames.
+func withFrames(job map[string]any) map[string]any {
+	job["output"] = map[string]any{"frames": map[string]any{}}
+	return job
+}
+
+// publish publishes a job and notes that it was accepted.
+func (f *fleet) publish(job map[string]any) {
+	f.t.Helper()
+	if err := f.tryPublish(f.t.Context(), job); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// tryPublish publishes a job until it is accepted or ctx ends.
+func (f *fleet) tryPublish(ctx context.Context, job map[string]any) error {
+	data, err := json.Marshal(job)
+	if err != nil {
+		return err
+	}
+	id := job["id"].(string)
+	for {
+		once, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := f.js.Publish(once, f.names.Jobs("default"), data, jetstream.WithMsgID(id))
+		cancel()
+		if err == nil {
+			f.mu.Lock()
+			f.accepted = append(f.accepted, id)
+			f.mu.Unlock()
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("job %s was not accepted: %w", id, err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// load publishes jobs, one every so often, until all are accepted or ctx ends.
+func (f *fleet) load(ctx context.Context, total int, every time.Duration, job func(i int) map[string]any) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for i := range total {
+		if err := f.tryPublish(ctx, job(i)); err != nil {
+			f.t.Error(err)
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// linger waits where time itself is what the test is about: an outage lasts,
+// a fault goes on.
+func linger(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// record is a job's record as last seen.
+func (f *fleet) record(id string) jobs.Record {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.records[id]
+}
+
+// count counts the records that match.
+func (f *fleet) count(match func(jobs.Record) bool) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, r := range f.records {
+		if match(r) {
+			n++
+		}
+	}
+	return n
+}
+
+func final(r jobs.Record) bool   { return r.State.Final() }
+func running(r jobs.Record) bool { return r.State == jobs.StateRunning }
+
+// await returns when at least n records match.
+func (f *fleet) await(what string, limit time.Duration, n int, match func(jobs.Record) bool) {
+	f.t.Helper()
+	timeout := time.After(limit)
+	for {
+		f.mu.Lock()
+		changed := f.changed
+		f.mu.Unlock()
+		got := f.count(match)
+		if got >= n {
+			return
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			f.t.Fatalf("%s: %d of %d jobs after %s; %s", what, got, n, limit, f.states())
+		}
+	}
+}
+
+// states counts the records by state.
+func (f *fleet) states() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	by := map[jobs.State]int{}
+	for _, r := range f.records {
+		by[r.State]++
+	}
+	return fmt.Sprintf("%d accepted, records %v", len(f.accepted), by)
+}
+
+// settle returns when every accepted job has its outcome, the queue is empty
+// and the backend has no session open.
+func (f *fleet) settle(limit time.Duration) {
+	f.t.Helper()
+	deadline := time.Now().Add(limit)
+	f.mu.Lock()
+	n := len(f.accepted)
+	f.mu.Unlock()
+	f.await("outcome", limit, n, final)
+	ctx, cancel := context.WithDeadline(f.t.Context(), deadline.Add(10*time.Second))
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		left, err := f.waiting(ctx)
+		if err == nil && left == 0 {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			f.t.Fatalf("%d jobs still in the queue (%v); %s", left, err, f.states())
+		}
+	}
+	if err := f.backend.WaitOpen(ctx, 0); err != nil {
+		f.t.Error(err)
+	}
+}
+
+func (f *fleet) waiting(ctx context.Context) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	s, err := f.js.Stream(ctx, f.names.JobsStream())
+	if err != nil {
+		return 0, err
+	}
+	return s.CachedInfo().State.Msgs, nil
+}
+
+// check fails the test for every promise that was broken, and returns what was
+// found with what was seen.
+func (f *fleet) check() (invariant.Report, invariant.Seen) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 2*time.Minute)
+	defer cancel()
+	seen, err := invariant.Read(ctx, f.js, f.names, f.backend.Book())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.mu.Lock()
+	run := invariant.Run{Accepted: f.accepted, MaxAttempts: f.attempts, Lease: f.lease, Faults: f.faults}
+	f.mu.Unlock()
+	report := invariant.Check(run, seen)
+	for i, v := range report.Violations {
+		if i == 20 {
+			f.t.Errorf("and %d more", len(report.Violations)-i)
+			break
+		}
+		f.t.Error(v)
+	}
+	f.t.Log(report)
+	return report, seen
+}

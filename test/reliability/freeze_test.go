@@ -1,0 +1,66 @@
+package reliability
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"avatarworker/internal/jobs"
+	"avatarworker/test/reliability/invariant"
+)
+
+func TestAWorkerFrozenPastItsLeaseSettlesNothingWhenItWakes(t *testing.T) {
+	for name, wakes := range map[string]func(f *fleet, heir *process){
+		"after the outcomes": func(f *fleet, _ *process) { f.settleRecords(5) },
+		"while its heir runs the jobs": func(f *fleet, heir *process) {
+			f.await("taken over", 30*time.Second, 5, func(r jobs.Record) bool { return r.WorkerID == heir.workerID() })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, "", 2*time.Second)
+			f.env["AVATAR_BACKEND_STALL_TIMEOUT"] = "2s"
+			frozen := f.worker("frozen")
+			for i := range 4 {
+				j := withFrames(job(fmt.Sprintf("ok-%d", i), "slow-1000", 1))
+				j["utterances"] = []any{silence(3)} // two frames
+				f.publish(j)
+			}
+			// Fails by itself, so that the frozen worker wakes to a failure.
+			hang := job("hang", "hang", 1)
+			hang["max_attempts"] = 2
+			f.publish(hang)
+			f.await("running", 10*time.Second, 5, running)
+			stopped := time.Now()
+			frozen.signal(syscall.SIGSTOP)
+			heir := f.worker("heir")
+			wakes(f, heir)
+			frozen.signal(syscall.SIGCONT)
+			f.fault(invariant.Fault{Kind: "freeze", WorkerID: frozen.workerID(), Start: stopped, End: time.Now()})
+			if time.Since(stopped) < f.lease {
+				t.Fatal("the worker was not frozen past its lease: the test shows nothing")
+			}
+			f.settle(30 * time.Second)
+			// Draining waits for all that it had in hand when it woke.
+			frozen.signal(syscall.SIGTERM)
+			if !frozen.waitEnd(20*time.Second) || !frozen.cmd.ProcessState.Success() {
+				t.Errorf("the worker that was frozen did not stop in good order: %v", frozen.cmd.ProcessState)
+			}
+			report, seen := f.check()
+			if report.Again != 5 || report.Crashes != 5 || report.Outcomes[jobs.StateCompleted] != 4 {
+				t.Errorf("want 4 jobs completed, and all 5 run again with a crash counted: %s", report)
+			}
+			for id, history := range seen.History {
+				for _, r := range history {
+					if r.Time.After(stopped.Add(time.Second)) && r.Record.WorkerID == frozen.workerID() {
+						t.Errorf("job %s: the frozen worker wrote %s at %s", id, r.Record.State, r.Time)
+					}
+				}
+			}
+		})
+	}
+}
+
+// settleRecords returns when n jobs have their outcome.
+func (f *fleet) settleRecords(n int) { f.await("outcome", 40*time.Second, n, final) }

@@ -1,0 +1,62 @@
+package reliability
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"testing"
+
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+)
+
+// binary is the worker as it is shipped, but with its failpoints compiled in.
+var binary = struct {
+	sync.Once
+	dir, path string
+	err       error
+}{}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	zerolog.SetGlobalLevel(zerolog.Disabled) // toxiproxy's toxics log to a global logger at every level
+	// These tests mostly wait, for leases and cooldowns: more of them at once
+	// than there are processors. -parallel above that still counts.
+	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
+		if err := p.Value.Set(strconv.Itoa(max(6, runtime.GOMAXPROCS(0)))); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if err := os.RemoveAll(binary.dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(code)
+	}))
+}
+
+// workerBinary builds the worker once for all tests.
+func workerBinary(t *testing.T) string {
+	t.Helper()
+	binary.Do(func() {
+		binary.dir, binary.err = os.MkdirTemp("", "avatarworker-") //nolint:usetesting // it outlives the test that happens to come first
+		if binary.err != nil {
+			return
+		}
+		binary.path = filepath.Join(binary.dir, "worker")
+		out, err := exec.Command("go", "build", "-tags", "failpoint", "-o", binary.path, "avatarworker/cmd/worker").CombinedOutput()
+		if err != nil {
+			binary.err = fmt.Errorf("go build: %w: %s", err, out)
+		}
+	})
+	if binary.err != nil {
+		t.Fatal(binary.err)
+	}
+	return binary.path
+}

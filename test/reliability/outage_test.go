@@ -1,0 +1,90 @@
+package reliability
+
+import (
+	"fmt"
+	"net/url"
+	"strconv"
+	"testing"
+	"time"
+
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/natsserver"
+	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/test/reliability/invariant"
+)
+
+// memoryGrowth is how much a worker may grow while NATS is away.
+const memoryGrowth = 64 << 20
+
+func TestWorkersOutliveNATSAndEverythingSettlesWhenItIsBack(t *testing.T) {
+	t.Parallel()
+	away, total := 10*time.Second, 300
+	if long() {
+		away, total = time.Minute, 1500
+	}
+	dir := t.TempDir()
+	server := natstest.StartWith(t, natsserver.Options{StoreDir: dir, Port: natsserver.RandomPort})
+	f := newFleet(t, server.ClientURL(), 3*time.Second)
+	var workers []*process
+	for i := range 3 {
+		workers = append(workers, f.worker(fmt.Sprintf("w%d", i)))
+	}
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		f.load(t.Context(), total, away/time.Duration(total), func(i int) map[string]any {
+			return job(fmt.Sprintf("j-%d", i), "slow-500", 2)
+		})
+	}()
+	f.await("running", 20*time.Second, 16, running)
+	before := memories(t, workers)
+	cut := invariant.Fault{Kind: "NATS away", Start: time.Now(), Lasting: true}
+	if err := server.Shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	linger(t.Context(), away)
+	during := memories(t, workers)
+	cut.End = time.Now()
+	restart(t, server.ClientURL(), dir)
+	f.fault(cut)
+	<-published
+	f.settle(90 * time.Second)
+	for i, w := range workers {
+		w.alive()
+		t.Logf("worker %s: %d MiB before, %d MiB at the end of the outage", w.name, before[i]>>20, during[i]>>20)
+		if during[i] > before[i]+memoryGrowth {
+			t.Errorf("worker %s grew by %d MiB", w.name, (during[i]-before[i])>>20)
+		}
+	}
+	report, _ := f.check()
+	if report.Outcomes[jobs.StateCompleted] != total || report.Crashes != 0 || report.Failures != 0 {
+		t.Errorf("want all completed, with no failure and no crash of workers that were alive: %s", report)
+	}
+}
+
+// restart starts the server again where it was.
+func restart(t *testing.T, address, dir string) {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(u.Port())
+	if err != nil {
+		t.Fatal(err)
+	}
+	natstest.StartWith(t, natsserver.Options{StoreDir: dir, Port: port})
+}
+
+func memories(t *testing.T, workers []*process) []int64 {
+	t.Helper()
+	var list []int64
+	for _, w := range workers {
+		n, err := w.memory()
+		if err != nil {
+			t.Skipf("memory of a process can't be read here: %v", err)
+		}
+		list = append(list, n)
+	}
+	return list
+}

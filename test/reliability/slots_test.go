@@ -1,0 +1,46 @@
+package reliability
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"avatarworker/internal/jobs"
+)
+
+func TestTheFleetHoldsNoMoreSessionsThanThePlanAndWastesNoTime(t *testing.T) {
+	t.Parallel()
+	const (
+		total    = 200
+		sessions = 4
+		lasts    = 300 * time.Millisecond // a session
+	)
+	f := newFleet(t, "", 3*time.Second)
+	f.env["AVATAR_APP_MAX_SESSIONS"] = fmt.Sprint(sessions)
+	for i := range total {
+		f.publish(job(fmt.Sprintf("j-%d", i), fmt.Sprintf("slow-%d", lasts.Milliseconds()), 1))
+	}
+	victim := f.launch("w0")
+	others := []*process{f.launch("w1"), f.launch("w2")}
+	f.await("running", 20*time.Second, 1, running)
+	start := time.Now()
+	f.await("a third of the jobs", 60*time.Second, total/3, final)
+	f.kill(victim)
+	f.settle(2 * time.Minute)
+	took := time.Since(start)
+	for _, w := range others {
+		w.alive()
+	}
+	report, _ := f.check()
+	ideal := total * lasts / sessions
+	t.Logf("%d jobs in %s, four in a row would take %s; %d sessions at most", total, took.Round(time.Millisecond), ideal, f.backend.PeakSessions("app"))
+	if peak := f.backend.PeakSessions("app"); peak > sessions {
+		t.Errorf("%d sessions at once, the plan allows %d", peak, sessions)
+	}
+	if limit := ideal*5/4 + f.lease; took > limit {
+		t.Errorf("it took %s, more than %s", took, limit)
+	}
+	if report.Outcomes[jobs.StateCompleted] != total || report.Failures != 0 {
+		t.Errorf("want all completed at the first attempt: %s", report)
+	}
+}
