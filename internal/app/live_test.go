@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 )
@@ -287,10 +288,11 @@ func TestNoFrameOfAnInterruptedUtteranceIsStoredAfterTheReplysLast(t *testing.T)
 func TestAnInterruptPassesOverTheRestOfALiveUtterance(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
-	f.worker(worker{})
+	// At the pace of speech most of it has been published and not yet sent.
+	f.worker(worker{config: func(c *config.Config) { c.Audio.Pace = "realtime" }})
 	f.publish("barge", "ok", live("10s"))
-	for range 5 {
-		f.say("barge", silence(time.Second), going)
+	for range 25 {
+		f.say("barge", silence(700*time.Millisecond), going)
 	}
 	f.watch(f.names.FramesStream(), f.names.Frames("barge"), func(jetstream.Msg) bool { return true })
 	got := f.control("barge", "interrupt")

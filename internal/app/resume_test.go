@@ -134,11 +134,11 @@ func TestASessionThatEndsForItsDurationGoesOnAsLongAsItGetsFurther(t *testing.T)
 }
 
 // orphan makes a job of two utterances that a worker which is no more was
-// running in its session number last.
-func (f *fleet) orphan(id string, last int) {
+// running in its session number last, and of which done were delivered.
+func (f *fleet) orphan(id string, last, done int) {
 	f.t.Helper()
 	job := fields{"id": id, "avatar_id": "ok-" + id, "utterances": []any{speech(), speech()}}
-	f.orphanOf(id, job, func(r *jobs.Record) { r.Session = last })
+	f.orphanOf(id, job, func(r *jobs.Record) { r.Session, r.Checkpoint, r.UtterancesDone = last, done, done })
 }
 
 // frame stores one as a session left it.
@@ -161,29 +161,35 @@ func TestAnUtteranceWhoseLastFrameIsStoredIsNotRepeatedAfterACrash(t *testing.T)
 	for _, c := range []struct {
 		id     string
 		last   int // session of the record
+		done   int // its checkpoint
 		frames [][3]int
 		spoken int // by the session that takes over
 	}{
-		{"finished", 1, [][3]int{{1, 1, 0}, {1, 1, 1}}, 1},
-		{"unfinished", 1, [][3]int{{1, 1, 0}}, 2},
-		{"empty-between", 3, [][3]int{{1, 1, 0}, {1, 1, 1}}, 1},
-		{"superseded", 2, [][3]int{{2, 1, 0}, {1, 1, 1}}, 2}, // nobody who listens took the last one
-		{"none", 1, nil, 2},
+		{"finished", 1, 0, [][3]int{{1, 1, 0}, {1, 1, 1}}, 1},
+		{"unfinished", 1, 0, [][3]int{{1, 1, 0}}, 2},
+		{"empty-between", 3, 0, [][3]int{{1, 1, 0}, {1, 1, 1}}, 1},
+		{"superseded", 2, 0, [][3]int{{2, 1, 0}, {1, 1, 1}}, 2}, // nobody who listens took the last one
+		{"none", 1, 0, nil, 2},
+		{"last", 1, 1, [][3]int{{1, 1, 1}, {1, 2, 1}}, 0},
 	} {
-		f.orphan(c.id, c.last)
+		f.orphan(c.id, c.last, c.done)
 		for _, fr := range c.frames {
 			f.frame(c.id, fr[0], fr[1], fr[2] == 1)
 		}
 		defer func() {
 			sessions := f.sessions("ok-" + c.id)
-			if len(sessions) != 1 || sessions[0].Utterances != c.spoken {
+			spoken := 0
+			for _, s := range sessions {
+				spoken += s.Utterances
+			}
+			if len(sessions) != min(c.spoken, 1) || spoken != c.spoken {
 				t.Errorf("%s: spoken after the crash: %+v, want %d utterances", c.id, sessions, c.spoken)
 			}
 		}()
 	}
 	f.worker(worker{})
-	for _, id := range []string{"finished", "unfinished", "empty-between", "superseded", "none"} {
-		if done := f.completed(id); len(done.Utterances) != 2 {
+	for _, id := range []string{"finished", "unfinished", "empty-between", "superseded", "none", "last"} {
+		if done := f.completed(id); done.UtterancesTotal != 2 {
 			t.Errorf("%s: %+v", id, done)
 		}
 	}

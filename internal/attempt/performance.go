@@ -57,7 +57,9 @@ func (p *performance) speak(ctx context.Context, l *line) error {
 	if err != nil {
 		return err
 	}
-	p.working()
+	if p.egress && !spoken.Interrupted {
+		p.working()
+	}
 	if err := p.sink.Finish(ctx, number); err != nil {
 		return err
 	}

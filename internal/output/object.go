@@ -185,12 +185,25 @@ var ErrPartMissing = errors.New("it has aged out or was removed")
 // Sweep removes the parts of a run.
 func Sweep(ctx context.Context, store jetstream.ObjectStore, r Recording) error {
 	for session := 1; session <= r.Session; session++ {
-		for utterance := 1; utterance <= r.Utterances+1; utterance++ { // one may have been in flight
-			err := store.Delete(ctx, partName(r.JobID, r.Run, session, utterance))
-			if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
-				return fmt.Errorf("remove the parts of recording %s: %w", r.Name, err)
-			}
+		if err := r.sweep(ctx, store, session); err != nil {
+			return fmt.Errorf("remove the parts of recording %s: %w", r.Name, err)
 		}
 	}
 	return nil
+}
+
+// sweep removes the parts of a session: those of the utterances delivered, of
+// the one that may have been in flight, and of all that follow without a gap,
+// for a session that was to be restarted may have come further than the last.
+func (r Recording) sweep(ctx context.Context, store jetstream.ObjectStore, session int) error {
+	for utterance := 1; ; utterance++ {
+		err := store.Delete(ctx, partName(r.JobID, r.Run, session, utterance))
+		switch {
+		case err == nil:
+		case !errors.Is(err, jetstream.ErrObjectNotFound):
+			return err
+		case utterance > r.Utterances:
+			return nil
+		}
+	}
 }

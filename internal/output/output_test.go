@@ -158,6 +158,20 @@ func TestSweepRemovesEverythingOfARunAndNothingElse(t *testing.T) {
 	}
 }
 
+func TestSweepAlsoRemovesWhatASessionThatWasRestartedHadFinished(t *testing.T) {
+	b := newBench(t)
+	for utterance := 1; utterance <= 5; utterance++ {
+		b.speak(1, utterance, "x")
+	}
+	b.speak(2, 1, "x")
+	if err := output.Sweep(b.ctx, b.store, output.Recording{Name: "film", JobID: "job", Run: 1, Session: 2, Utterances: 0}); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.names(); len(got) != 0 {
+		t.Errorf("left: %v", got)
+	}
+}
+
 func TestAStoreThatIsAwayIsWaitedForNoLongerThanTheSessionLives(t *testing.T) {
 	b := newBench(t)
 	if err := b.js.DeleteObjectStore(b.ctx, "R"); err != nil {
