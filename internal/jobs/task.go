@@ -317,7 +317,12 @@ func (t *task) takeOver(ctx context.Context, cancel context.CancelCauseFunc, dra
 	}
 	defer t.w.deregister(t)
 	failpoint.Here("before_takeover")
-	if err := t.put(ctx, draft); err != nil {
+	// Not under ctx: a drain whose time is up just now would leave it unknown
+	// whether the job was taken over, and the next worker would count a crash.
+	writing, written := t.settling()
+	err := t.put(writing, draft)
+	written()
+	if err != nil {
 		t.inconclusive(draft.AppID, pass, false)
 		return err
 	}

@@ -107,7 +107,7 @@ func TestAWorkerKilledAtAnyNamedPointLosesNothingAndSettlesNothingTwice(t *testi
 // one finish.
 func crashAt(t *testing.T, point, kind string) invariant.Report {
 	f := newFleet(t, "", 2*time.Second)
-	env := []string{"AVATAR_FAILPOINT=" + point, "AVATAR_WORKER_CONCURRENCY=4", "AVATAR_WORKER_DRAIN_TIMEOUT=0s"}
+	env := []string{"AVATAR_FAILPOINT=" + point, "AVATAR_WORKER_CONCURRENCY=4", "AVATAR_WORKER_DRAIN_TIMEOUT=200ms"}
 	victim := f.worker("victim", env...)
 	start := time.Now()
 	for i := range 3 {

@@ -35,6 +35,25 @@ func TestADrainWhoseTimeIsUpHandsSessionsBackAndExitsWithZero(t *testing.T) {
 	}
 }
 
+func TestADrainWithoutAnyTimeCostsNoJobACrash(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "", 2*time.Second)
+	old := f.worker("old", "AVATAR_WORKER_DRAIN_TIMEOUT=0s")
+	for i := range 16 {
+		f.publish(job(fmt.Sprintf("j-%d", i), "slow-500", 1))
+	}
+	f.await("running", 10*time.Second, 1, running) // the others are on their way
+	old.signal(syscall.SIGTERM)
+	if !old.waitEnd(10*time.Second) || !old.cmd.ProcessState.Success() {
+		t.Fatalf("worker %s did not drain in good order: %v", old.name, old.cmd.ProcessState)
+	}
+	f.worker("new")
+	f.settle(30 * time.Second)
+	if report, _ := f.check(); report.Again != 0 || report.Crashes != 0 || report.Failures != 0 || report.Outcomes[jobs.StateCompleted] != 16 {
+		t.Errorf("want all completed, at no cost: %s", report)
+	}
+}
+
 func TestASecondSignalEndsAtOnceAndLosesNothing(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, "", 2*time.Second)

@@ -33,7 +33,10 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+	// toxiproxy leaves the toxics of a connection behind that is cut while they
+	// are taken off it.
+	toxic := goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run")
+	goleak.VerifyTestMain(m, toxic, goleak.Cleanup(func(code int) {
 		if err := os.RemoveAll(binary.dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
