@@ -181,7 +181,7 @@ func (c *cli) letterList(asJSON bool) (show func(dlq.Entry) error, end func() er
 			t = newTable(c.stdout, "SEQ", "AGE", "JOB", "RUN", "QUEUE", "APP", "AVATAR", "CODE", "REASON", "TRIES", "ERROR")
 		}
 		t.row(e.Seq, ago(c.now(), e.FailedAt), orDash(e.JobID), e.Run, orDash(e.Queue), orDash(e.AppID), orDash(e.AvatarID),
-			e.Code, orDash(e.Reason), e.Attempts, short(errors.RedactText(e.Message), 60))
+			e.Code, orDash(e.Reason), e.Attempts, short(cause(e.Message, e.ServerTitle, e.ServerDetail), 60))
 		if rows++; rows%pageRows == 0 {
 			return t.end()
 		}

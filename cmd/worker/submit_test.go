@@ -300,8 +300,8 @@ func TestRecordingInfoSaysWhatIsNotWhole(t *testing.T) {
 	if _, err := b.h.Recordings.PutBytes(t.Context(), "rec", whole); err != nil {
 		t.Fatal(err)
 	}
-	info := decode[output.RecordingInfo](t, expect(t, 0, nil, b.args("recording", "info", "rec", "--json")...))
-	if !info.Whole || info.Envelopes != 2 || len(info.Utterances) != 1 {
+	info := decode[recordingView](t, expect(t, 0, nil, b.args("recording", "info", "rec", "--json")...))
+	if !info.Whole || info.Frames != 2 || len(info.Utterances) != 1 || info.Utterances[0].Frames != 2 {
 		t.Errorf("got %+v", info)
 	}
 	expect(t, 1, []string{"no recording gone"}, b.args("recording", "info", "gone")...)

@@ -85,7 +85,7 @@ func New(o Options) (*App, error) {
 	a.log = o.Logger.With().Str("worker", a.name).Str("worker_id", a.id).Logger()
 	registry := prometheus.NewRegistry()
 	a.gather = registry
-	a.metrics = telemetry.NewMetrics(registry, telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Version: o.Version})
+	a.metrics = telemetry.NewMetrics(registry, telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Region: a.c.Backend.Region, Version: o.Version})
 	return a, nil
 }
 

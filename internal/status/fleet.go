@@ -214,7 +214,7 @@ func (f *Fleet) warn() {
 	add := func(format string, args ...any) { f.Warnings = append(f.Warnings, fmt.Sprintf(format, args...)) }
 	for _, q := range f.Queues {
 		if left := q.Waiting + uint64(max(q.Taken, 0)); q.Served == 0 && left > 0 {
-			add("queue %s has %d jobs and no worker serves it: start one with worker.queues %s, or publish to another queue", q.Name, left, q.Name)
+			add("no worker serves queue %s (jobs waiting: %d): start one with worker.queues %s, or publish to another queue", q.Name, left, q.Name)
 		}
 	}
 	for _, w := range f.Workers {

@@ -38,7 +38,7 @@ func TestAThousandDeadLettersAreFoundExplainedAndReplayedOnce(t *testing.T) {
 	s.awaitEvents("avatar.events.dead_lettered.*", n)
 
 	call(t, s.env, 0, []string{
-		fmt.Sprint(n), "worker dlq show --code avatarNotFound", "publisher", "queue nobody", "no worker serves it",
+		fmt.Sprint(n), "worker dlq show --code avatarNotFound", "publisher", "no worker serves queue nobody",
 	}, "status")
 	call(t, s.env, 0, []string{"There is no avatar", "publisher", "Correct avatar_id", "worker dlq replay --code avatarNotFound"},
 		"dlq", "show", "--code", "avatarNotFound")

@@ -35,6 +35,9 @@ var binary string
 func TestMain(m *testing.M) { os.Exit(testAll(m)) }
 
 func testAll(m *testing.M) int {
+	if file := os.Getenv(measureInto); file != "" {
+		return measured(file)
+	}
 	dir, err := os.MkdirTemp("", "operate")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -113,8 +116,13 @@ type process struct {
 // would read.
 func spawn(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
+	return spawnIn(t, t.TempDir(), env, args...)
+}
+
+func spawnIn(t *testing.T, dir string, env []string, args ...string) *process {
+	t.Helper()
 	p := &process{t: t, cmd: exec.Command(binary, args...), out: newScreen(), stderr: newScreen(), ended: make(chan struct{})}
-	p.cmd.Dir = t.TempDir()
+	p.cmd.Dir = dir
 	p.cmd.Env = append([]string{"HOME=" + p.cmd.Dir, "PATH=" + os.Getenv("PATH")}, env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.stderr
 	if err := p.cmd.Start(); err != nil {
