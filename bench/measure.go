@@ -296,7 +296,7 @@ func readBook(ctx context.Context, page string) (simulator.BookPage, error) {
 
 // measureStart publishes n jobs, one after the other, to an idle worker, and
 // takes the time until each one's upgrade request is at the backend.
-func measureStart(ctx context.Context, n int) (out sample, err error) {
+func measureStart(ctx context.Context, profiles string, n int) (out sample, err error) {
 	const warm = 20
 	s := &stage{}
 	defer func() { err = errors.Join(err, s.close()) }()
@@ -306,7 +306,7 @@ func measureStart(ctx context.Context, n int) (out sample, err error) {
 	if err := s.withBackend(ctx, 1, 0); err != nil {
 		return nil, err
 	}
-	if _, err := s.with(ctx, params{Role: "worker", Concurrency: 16}); err != nil {
+	if _, err := s.with(ctx, params{Role: "worker", Concurrency: concurrency, Profiles: profiles}); err != nil {
 		return nil, err
 	}
 	ended, err := listen(s.nats.said.NATS)
@@ -363,7 +363,7 @@ func publishOne(nc *nats.Conn, body []byte) (time.Time, error) {
 const scaleFrames = 4
 
 // measureScale runs n sessions of the whole worker at once.
-func measureScale(ctx context.Context, n int) (out sample, err error) {
+func measureScale(ctx context.Context, profiles string, n int) (out sample, err error) {
 	s := &stage{}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.withNATS(ctx); err != nil {
@@ -372,7 +372,7 @@ func measureScale(ctx context.Context, n int) (out sample, err error) {
 	if err := s.withBackend(ctx, scaleFrames, 1); err != nil {
 		return nil, err
 	}
-	c, err := s.with(ctx, params{Role: "worker", Concurrency: n})
+	c, err := s.with(ctx, params{Role: "worker", Concurrency: n, Profiles: profiles})
 	if err != nil {
 		return nil, err
 	}

@@ -143,7 +143,7 @@ func (*counter) Utterance(jobs.Utterance)                            {}
 func (*counter) FramesOut(string, int, int64)                        {}
 func (*counter) LeaseExtended(bool)                                  {}
 func (*counter) SlotsBusy(int, int)                                  {}
-func (*counter) Postponed(string, jobs.State, time.Duration)                     {}
+func (*counter) Postponed(string, jobs.State, time.Duration)         {}
 func (*counter) CircuitOpen(string, string, bool)                    {}
 func (*counter) DeadLettered(errors.Code)                            {}
 func (*counter) Alerted(string, errors.Code)                         {}

@@ -22,9 +22,9 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// speechBytes is a tenth of a second of PCM at 16 kHz: as little as can be
-// said, so that what is measured is the way back.
-const speechBytes = 3200
+// speechBytes is 20 ms of PCM at 16 kHz: as little as can be
+// said, so that what is measured is the way back and no job's own bytes.
+const speechBytes = 640
 
 // bareReader is the least that can be a session: token, upgrade, configuration,
 // one message of speech, and reading into a pooled buffer. It looks at nothing.

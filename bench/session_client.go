@@ -69,11 +69,11 @@ func (r *clientReader) openIdle(ctx context.Context) error {
 	return nil
 }
 
-// silence is a tenth of a second of it.
+// silence is 20 ms of it.
 type silence struct{}
 
 func (silence) Next(context.Context) ([]byte, time.Duration, error) {
-	return quiet[:], 100 * time.Millisecond, io.EOF
+	return quiet[:], 20 * time.Millisecond, io.EOF
 }
 
 var quiet [speechBytes]byte

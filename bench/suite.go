@@ -69,11 +69,13 @@ func suite(z sizes) []measurement {
 		idle("bare reader", "reader"),
 		idle("our session client", "client"),
 		idle("our worker", "worker"),
-		{"start", "our worker", func(ctx context.Context, _ string) (sample, error) { return measureStart(ctx, z.starts) }},
+		{"start", "our worker", func(ctx context.Context, profiles string) (sample, error) {
+			return measureStart(ctx, profiles, z.starts)
+		}},
 	}
 	for _, n := range z.scales {
-		list = append(list, measurement{"scale", strconv.Itoa(n) + " sessions", func(ctx context.Context, _ string) (sample, error) {
-			return measureScale(ctx, n)
+		list = append(list, measurement{"scale", strconv.Itoa(n) + " sessions", func(ctx context.Context, profiles string) (sample, error) {
+			return measureScale(ctx, profiles, n)
 		}})
 	}
 	return list
