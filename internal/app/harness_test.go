@@ -428,15 +428,29 @@ func (f *fleet) control(id, op string) jobs.ControlReply {
 	return reply
 }
 
-// sessions are the backend's of an avatar.
+// sessions are those of an avatar in the backend's book. The book is written a
+// moment after the worker's close, so open ones get a second to be closed.
 func (f *fleet) sessions(avatar string) []simulator.Session {
-	var out []simulator.Session
-	for _, s := range f.backend.Book() {
-		if s.AvatarID == avatar {
-			out = append(out, s)
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for enough := time.After(time.Second); ; {
+		open := false
+		var out []simulator.Session
+		for _, s := range f.backend.Book() {
+			if s.AvatarID == avatar {
+				out = append(out, s)
+				open = open || s.Closed.IsZero()
+			}
+		}
+		if !open {
+			return out
+		}
+		select {
+		case <-ticker.C:
+		case <-enough:
+			return out
 		}
 	}
-	return out
 }
 
 // recording reads an object of the recordings.

@@ -39,7 +39,7 @@ func (f *fleet) restart(o natsserver.Options) {
 
 func TestSessionsOutliveARestartOfNATS(t *testing.T) {
 	t.Parallel()
-	o := natsserver.Options{StoreDir: t.TempDir(), Port: natsserver.RandomPort}
+	o := natsserver.Options{StoreDir: t.TempDir(), Port: natstest.Port(t)}
 	f := newFleetWith(t, o, nil)
 	f.worker(worker{config: func(c *config.Config) {
 		c.NATS.Storage, c.Lease.AckWait = "file", 20*time.Second

@@ -13,6 +13,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"avatarworker/internal/natsserver/natstest"
+
 	"avatarworker/internal/errors"
 )
 
@@ -106,7 +108,7 @@ func TestPublishOutlastsAStreamThatIsNotThereYet(t *testing.T) {
 func TestPublishOutlastsARestartOfTheServer(t *testing.T) {
 	ctx := testContext(t, 60*time.Second)
 	dir := t.TempDir()
-	first, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
+	first, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: natstest.Port(t), JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
 	if err != nil {
 		t.Fatal(err)
 	}

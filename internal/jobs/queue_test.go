@@ -135,7 +135,7 @@ func TestJobsInBackoffDoNotDelayAHealthyOne(t *testing.T) {
 func TestEverythingSettlesAfterNATSWasRestarted(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	server, err := natsserver.Start(natsserver.Options{StoreDir: dir, Port: natsserver.RandomPort})
+	server, err := natsserver.Start(natsserver.Options{StoreDir: dir, Port: natstest.Port(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
