@@ -87,8 +87,8 @@ func TestInterruptOfWhatDoesNotSpeakSaysSo(t *testing.T) {
 	f.completed("silent")
 }
 
+// Not parallel: it measures time.
 func TestJobsThatWaitForTheirRetryKeepNobodyWaiting(t *testing.T) {
-	t.Parallel()
 	const waiting = 300
 	f := newFleet(t, nil)
 	f.worker(worker{config: func(c *config.Config) {
