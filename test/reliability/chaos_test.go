@@ -112,18 +112,8 @@ func chaosSeed(t *testing.T) uint64 {
 
 func newChaos(t *testing.T) *chaos {
 	t.Helper()
-	c := &chaos{dir: t.TempDir(), count: map[string]int{}}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	var err error
-	if c.cluster, err = natsserver.StartCluster(ctx, chaosNodes, c.dir, zerolog.Nop()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.cluster.Shutdown(); err != nil {
-			t.Errorf("stopping the cluster: %v", err)
-		}
-	})
+	c := &chaos{count: map[string]int{}}
+	c.cluster, c.dir = newCluster(t)
 	c.fleet = newFleetAt(t, c.cluster.ClientURLs(), chaosLease, 3, simulator.Options{Addr: "127.0.0.1:0"})
 	c.env["AVATAR_RETRY_INITIAL"], c.env["AVATAR_RETRY_MAX"] = "200ms", "5s"
 	c.env["AVATAR_CIRCUIT_COOLDOWN"], c.env["AVATAR_CIRCUIT_MAX_COOLDOWN"] = "1s", "4s"
@@ -252,7 +242,7 @@ func (c *chaos) nodeDown(f fault) {
 }
 
 func (c *chaos) nodeUp(f fault) {
-	if err := c.cluster.Start(f.target); err != nil {
+	if err := insist(func() error { return c.cluster.Start(f.target) }); err != nil {
 		c.t.Error(err)
 	}
 }

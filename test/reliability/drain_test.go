@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"avatarworker/internal/jobs"
-	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/simulator"
 )
 
@@ -98,7 +97,7 @@ func TestAChangeOfLeadersRunsNoSessionAgain(t *testing.T) {
 		t.Skip("forms a cluster: not with -short")
 	}
 	t.Parallel()
-	cluster := natstest.Cluster(t, 3)
+	cluster, _ := newCluster(t)
 	f := newFleetAt(t, cluster.ClientURLs(), 10*time.Second, 3, simulator.Options{Addr: "127.0.0.1:0"})
 	const total = 60
 	for i := range total {
@@ -115,7 +114,7 @@ func TestAChangeOfLeadersRunsNoSessionAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.await("done", 60*time.Second, total/2, final)
-	if err := cluster.Start(leader); err != nil {
+	if err := insist(func() error { return cluster.Start(leader) }); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -73,7 +73,19 @@ func restart(t *testing.T, address, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	natstest.StartWith(t, natsserver.Options{StoreDir: dir, Port: port})
+	var server *natsserver.Server
+	err = insist(func() (err error) {
+		server, err = natsserver.Start(natsserver.Options{StoreDir: dir, Port: port})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Shutdown(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func memories(t *testing.T, workers []*process) []int64 {

@@ -1,0 +1,46 @@
+package reliability
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/natsserver"
+)
+
+// insist tries again for a while: a port that has to stay the same over a
+// restart may be taken for a moment by somebody's outgoing connection.
+func insist(try func() error) error {
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := try()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		linger(context.Background(), 200*time.Millisecond)
+	}
+}
+
+// newCluster runs a cluster of three until the test ends; its files are under
+// the directory.
+func newCluster(t *testing.T) (cluster *natsserver.Cluster, dir string) {
+	t.Helper()
+	err := insist(func() (err error) {
+		dir = t.TempDir()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cluster, err = natsserver.StartCluster(ctx, chaosNodes, dir, zerolog.Nop())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Shutdown(); err != nil {
+			t.Errorf("stopping the cluster: %v", err)
+		}
+	})
+	return cluster, dir
+}
