@@ -19,9 +19,9 @@ import (
 // bytes of both, so that nobody has to believe them.
 const (
 	recordBytes    = 420
-	outcomeBytes   = 470
-	startedBytes   = 300
-	completedBytes = 330
+	outcomeBytes   = 410
+	startedBytes   = 240
+	completedBytes = 275
 )
 
 // bareQueue does the JetStream operations that our promises need for each job,

@@ -90,9 +90,11 @@ func (l *Leases) Hold(ctx context.Context, reply string, from time.Time) (contex
 	l.mu.Unlock()
 	// At once: a delivery is remembered with the time the job was published,
 	// so a job that queued for long would be delivered again to somebody else
-	// as soon as the consumer's leader changes. Not under the lock: where many
+	// as soon as the consumer's leader changes. Nobody waits for this one to be
+	// confirmed, since the window has just begun; it stays open, so that the next
+	// comes soon where the job lives that long. Not under the lock: where many
 	// jobs begin together, each would wait for the others' writes.
-	l.ask(reply, lease.id, now)
+	_ = l.nc.Publish(reply, ackProgress) // as in ask
 	return ctx, lease
 }
 
