@@ -13,9 +13,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
-	"avatarworker/internal/natsserver/natstest"
-
 	"avatarworker/internal/errors"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 func eventsStream(ctx context.Context, t *testing.T, js jetstream.JetStream) jetstream.Stream {
