@@ -158,6 +158,7 @@ func TestAnUtteranceWhoseLastFrameIsStoredIsNotRepeatedAfterACrash(t *testing.T)
 	t.Parallel()
 	f := newFleet(t, nil)
 	f.worker(worker{}).stop() // makes streams and buckets
+	var checks []func()
 	for _, c := range []struct {
 		id     string
 		last   int // session of the record
@@ -176,7 +177,7 @@ func TestAnUtteranceWhoseLastFrameIsStoredIsNotRepeatedAfterACrash(t *testing.T)
 		for _, fr := range c.frames {
 			f.frame(c.id, fr[0], fr[1], fr[2] == 1)
 		}
-		defer func() {
+		checks = append(checks, func() {
 			sessions := f.sessions("ok-" + c.id)
 			spoken := 0
 			for _, s := range sessions {
@@ -185,12 +186,15 @@ func TestAnUtteranceWhoseLastFrameIsStoredIsNotRepeatedAfterACrash(t *testing.T)
 			if len(sessions) != min(c.spoken, 1) || spoken != c.spoken {
 				t.Errorf("%s: spoken after the crash: %+v, want %d utterances", c.id, sessions, c.spoken)
 			}
-		}()
+		})
 	}
 	f.worker(worker{})
 	for _, id := range []string{"finished", "unfinished", "empty-between", "superseded", "none", "last"} {
 		if done := f.completed(id); done.UtterancesTotal != 2 {
 			t.Errorf("%s: %+v", id, done)
 		}
+	}
+	for _, check := range checks {
+		check()
 	}
 }

@@ -16,12 +16,11 @@ const tableAttempts = 3
 
 // walk is one failure that the backend gives.
 type walk struct {
-	name     string // of app and job
-	key      string // the app's API key
-	avatar   string
-	code     errors.Code // that it is read as
-	attempts int         // 0: as the code's row says
-	action   errors.Action
+	name   string // of app and job
+	key    string // the app's API key
+	avatar string
+	code   errors.Code // that it is read as
+	action errors.Action
 }
 
 // walks are every code, given by the avatar and by the API key. What the table

@@ -97,7 +97,7 @@ func StablePorts(n int) ([]int, error) {
 		if len(ports) == n {
 			return ports, nil
 		}
-		port := lowest + rand.IntN(highest-lowest) //nolint:gosec // not a secret
+		port := lowest + rand.IntN(highest-lowest)
 		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
 			continue // taken
