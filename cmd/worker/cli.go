@@ -189,5 +189,5 @@ func (c *cli) note(format string, args ...any) {
 // isTerminal tells whether a person is looking.
 func isTerminal(w any) bool {
 	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a descriptor fits an int
+	return ok && term.IsTerminal(int(f.Fd()))
 }

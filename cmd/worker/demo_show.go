@@ -76,11 +76,9 @@ func (s *show) run(ctx context.Context) (ok bool, err error) {
 	s.stage.say("NATS at %s, a simulated backend at %s, one worker. Eight jobs:\n", s.stage.server.ClientURL(), s.stage.backend.URL())
 	news := make(chan *nats.Msg, 1024)
 	for _, subject := range []string{s.stage.names.AllEvents(), s.stage.names.AllErrors(), s.stage.names.AllAlerts()} {
-		sub, err := s.stage.nc.ChanSubscribe(subject, news)
-		if err != nil {
+		if _, err := s.stage.nc.ChanSubscribe(subject, news); err != nil { // until the connection closes
 			return false, err
 		}
-		defer func() { _ = sub.Unsubscribe() }() // the connection closes next
 	}
 	for _, j := range s.jobs {
 		msg := &nats.Msg{Subject: s.stage.names.Jobs("default"), Data: j.body, Header: nats.Header{jetstream.MsgIDHeader: {j.id}}}
@@ -143,7 +141,8 @@ func (s *show) tell(msg *nats.Msg) {
 	if err := json.Unmarshal(msg.Data, &e); err != nil {
 		return // not one of ours
 	}
-	kind, what := token(msg.Subject, 2), ""
+	kind := token(msg.Subject, 2)
+	var what string
 	switch token(msg.Subject, 1) {
 	case "errors":
 		kind = "error"

@@ -53,8 +53,8 @@ func (lf *letterFlags) chooses() bool {
 
 func (lf *letterFlags) filter(now time.Time) (dlq.Filter, error) {
 	f := dlq.Filter{Apps: lf.apps, Jobs: lf.jobs, Newest: lf.newest}
-	for _, code := range lf.codes {
-		f.Codes = append(f.Codes, errors.Code(code))
+	for _, text := range lf.codes {
+		f.Codes = append(f.Codes, errors.Code(text))
 	}
 	for _, class := range lf.classes {
 		f.Classes = append(f.Classes, errors.Class(class))
@@ -68,6 +68,16 @@ func (lf *letterFlags) filter(now time.Time) (dlq.Filter, error) {
 	}
 	f.After, err = pastTime("--after", lf.after, now)
 	return f, err
+}
+
+// warnUnknown tells of codes that this version does not know: a typing error,
+// or dead letters of a newer worker.
+func (c *cli) warnUnknown(f dlq.Filter) {
+	for _, code := range f.Codes {
+		if !code.Known() {
+			c.note("warning: --code %s is not known here; 'worker errors' lists the codes", plain(string(code)))
+		}
+	}
 }
 
 // pastTime reads a time, or how long ago it was.
@@ -114,6 +124,7 @@ func (c *cli) listLetters(cmd *cobra.Command, lf *letterFlags) error {
 	if err != nil {
 		return err
 	}
+	c.warnUnknown(filter)
 	l, err := c.connect(cmd.Context(), "dlq ls")
 	if err != nil {
 		return err
@@ -170,7 +181,7 @@ func (c *cli) letterList(asJSON bool) (show func(dlq.Entry) error, end func() er
 			t = newTable(c.stdout, "SEQ", "AGE", "JOB", "RUN", "QUEUE", "APP", "AVATAR", "CODE", "REASON", "TRIES", "ERROR")
 		}
 		t.row(e.Seq, ago(c.now(), e.FailedAt), orDash(e.JobID), e.Run, orDash(e.Queue), orDash(e.AppID), orDash(e.AvatarID),
-			e.Code, orDash(e.Reason), e.Attempts, short(errors.RedactText(e.Message), 60))
+			e.Code, orDash(e.Reason), e.Attempts, short(cause(e.Message, e.ServerTitle, e.ServerDetail), 60))
 		if rows++; rows%pageRows == 0 {
 			return t.end()
 		}

@@ -89,6 +89,7 @@ func (c *cli) changeLetters(cmd *cobra.Command, args []string, lf *letterFlags, 
 	if err != nil {
 		return err
 	}
+	c.warnUnknown(filter)
 	switch chosen := lf.chooses() || lf.all; {
 	case len(seqs) == 0 && !chosen:
 		return usagef("which ones? Give SEQs of 'worker dlq ls', filters, or --all")
@@ -223,7 +224,7 @@ func (r *changeReport) end() error {
 
 // verdict sums up on stderr, and gives the command's error.
 func (r *changeReport) verdict(ctx context.Context, stopped error) error {
-	text := fmt.Sprintf("%d dead letters", r.total)
+	text := count(r.total, "dead letter")
 	for _, s := range []dlq.Status{
 		dlq.StatusReplayed, dlq.StatusWouldReplay, dlq.StatusAlready, dlq.StatusDeadlinePassed, statusRemoved, statusWouldRemove, statusFailed,
 	} {

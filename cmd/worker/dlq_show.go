@@ -49,6 +49,7 @@ func (c *cli) showLetter(cmd *cobra.Command, args []string, lf *letterFlags, raw
 	if err != nil {
 		return err
 	}
+	c.warnUnknown(filter)
 	if len(seqs) == 0 && !lf.chooses() {
 		return usagef("which one? Give a SEQ of 'worker dlq ls', or a filter")
 	}
@@ -106,7 +107,7 @@ func shownLetter(l dlq.Letter) letterView {
 			v.Headers[name] = append(v.Headers[name], errors.RedactText(value))
 		}
 	}
-	v.Entry.Message = errors.RedactText(l.Entry.Message)
+	v.Message, v.ServerTitle, v.ServerDetail = errors.RedactText(l.Message), errors.RedactText(l.ServerTitle), errors.RedactText(l.ServerDetail)
 	v.Body = maskedBody(l.Header, l.Data)
 	return v
 }
@@ -183,8 +184,8 @@ func (c *cli) printLetter(l dlq.Letter) error {
 	t.row("dead letter", v.Seq)
 	t.row("job", fmt.Sprintf("%s, run %d, of queue %s", orDash(v.JobID), v.Run, orDash(v.Queue)))
 	t.row("failed", when(c.now(), v.FailedAt)+" on "+orDash(v.Worker))
-	t.row("error", fmt.Sprintf("%s (%s) in %s: %s", v.Code, v.Class, orDash(string(v.Phase)), v.Message))
-	t.row("reason", fmt.Sprintf("%s, after %d attempts and %d crashes", orDash(v.Reason), v.Attempts, v.Crashes))
+	t.row("error", fmt.Sprintf("%s (%s) in %s: %s", v.Code, v.Class, orDash(string(v.Phase)), cause(v.Message, v.ServerTitle, v.ServerDetail)))
+	t.row("reason", fmt.Sprintf("%s, after %s and %s", orDash(v.Reason), count(v.Attempts, "attempt"), crashes(v.Crashes)))
 	if v.Explanation.Meaning != "" {
 		t.row("meaning", v.Explanation.Meaning)
 		t.row("whose", v.Explanation.Owner)
@@ -194,6 +195,13 @@ func (c *cli) printLetter(l dlq.Letter) error {
 		return err
 	}
 	return errors.Join(c.printHeaders(v.Headers), c.printBlock("Error", v.Error), c.printBlock("Job", v.Body), c.printNext(v))
+}
+
+func crashes(n int) string {
+	if n == 1 {
+		return "1 crash"
+	}
+	return fmt.Sprintf("%d crashes", n)
 }
 
 func (c *cli) printHeaders(headers map[string][]string) error {

@@ -107,7 +107,7 @@ func (c *cli) classify(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	defer in.Close() //nolint:errcheck // it was only read
+	defer in.Close() // it was only read
 	out := bufio.NewWriter(c.stdout)
 	bad, err := c.classifyLines(ctx, t, in, name, out)
 	if err := errors.Join(err, out.Flush()); err != nil {

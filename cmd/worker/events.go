@@ -206,6 +206,8 @@ type eventFields struct {
 	Class      string     `json:"class"`
 	Phase      string     `json:"phase"`
 	Message    string     `json:"message"`
+	Title      string     `json:"server_title"`
+	Detail     string     `json:"server_detail"`
 	Reason     string     `json:"reason"`
 	RetryAt    *time.Time `json:"retry_at"`
 	Total      int        `json:"utterances_total"`
@@ -239,15 +241,15 @@ func describeEvent(e status.Event) string {
 	add(f.Queue != "", "queue %s", f.Queue)
 	add(f.Attempt > 0 && f.Attempts == 0 && f.Max > 0, "attempt %d/%d", f.Attempt, f.Max)
 	add(f.Attempt > 0 && f.Attempts == 0 && f.Max == 0, "attempt %d", f.Attempt)
-	add(f.Attempts > 0, "%d attempts", f.Attempts)
-	add(f.Total > 0, "%d utterances", f.Total)
+	add(f.Attempts > 0, "%s", count(f.Attempts, "attempt"))
+	add(f.Total > 0, "%s", count(f.Total, "utterance"))
 	add(f.SessionMS > 0, "connected %s", (time.Duration(f.SessionMS) * time.Millisecond).String())
 	add(f.Recording != "", "recording %s", f.Recording)
 	add(f.Reason != "", "%s", f.Reason)
 	add(f.Worker != "", "on %s", f.Worker)
 	text := strings.Join(parts, ", ")
 	if f.Message != "" {
-		text += ": " + short(errors.RedactText(f.Message), maxMessage)
+		text += ": " + short(cause(f.Message, f.Title, f.Detail), maxMessage)
 	}
 	if f.RetryAt != nil {
 		text += "; again by " + f.RetryAt.UTC().Format("15:04:05")

@@ -112,7 +112,7 @@ func (f *frameFile) save() (*savedRecording, error) {
 // savedRecording is what --out has saved.
 type savedRecording struct {
 	File string `json:"file"`
-	output.RecordingInfo
+	recordingView
 }
 
 // saveFile writes a recording so that it is at path whole or not at all, and
@@ -146,5 +146,5 @@ func saveFile(path string, write func(io.Writer) error) (_ *savedRecording, err 
 	if err := os.Rename(f.Name(), path); err != nil {
 		return nil, err
 	}
-	return &savedRecording{File: path, RecordingInfo: info}, nil
+	return &savedRecording{File: path, recordingView: viewRecording(info)}, nil
 }

@@ -68,7 +68,7 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 	}
 	b.letter("d1", errors.CodeAvatarNotFound, `{}`, time.Now())
 	expect(t, 0, []string{
-		"host-1", "billingRequired", "worker dlq show --code avatarNotFound", "queue vip has 1 jobs and no worker serves it",
+		"host-1", "billingRequired", "worker dlq show --code avatarNotFound", "no worker serves queue vip (jobs waiting: 1)",
 	}, b.args("status")...)
 	f := decode[status.Fleet](t, expect(t, 0, nil, b.args("status", "--json")...))
 	if len(f.Queues) != 2 || f.Queues[0].Waiting != 1 || f.Queues[0].Served != 1 || f.Queues[1].Waiting != 1 || f.Queues[1].Served != 0 || f.Queues[1].OldestWaiting.IsZero() {

@@ -8,6 +8,8 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+
+	"avatarworker/internal/errors"
 )
 
 // printJSON writes one value as indented JSON.
@@ -95,6 +97,25 @@ func plain(text string) string {
 		}
 		return r
 	}, text)
+}
+
+// cause is an error's text and, where the backend said more, that: it often
+// names the reason that a code only hints at.
+func cause(message, title, detail string) string {
+	for _, said := range []string{title, detail} {
+		if said != "" && !strings.Contains(message, said) {
+			message += ": " + said
+		}
+	}
+	return errors.RedactText(message)
+}
+
+// count is a number of things: "1 job", "2 jobs".
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // short cuts a text to n characters.

@@ -34,7 +34,7 @@ of that name in the bucket of recordings. Exit code 1 where it is not whole.`,
 func (c *cli) recordingInfo(ctx context.Context, name string, asJSON bool) error {
 	f, err := os.Open(name)
 	if err == nil {
-		defer f.Close() //nolint:errcheck // it was only read
+		defer f.Close() // it was only read
 		return c.describeRecording(f, name, asJSON)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -49,7 +49,7 @@ func (c *cli) recordingInfo(ctx context.Context, name string, asJSON bool) error
 	if err != nil {
 		return err
 	}
-	defer body.Close() //nolint:errcheck // it was only read
+	defer body.Close() // it was only read
 	return c.describeRecording(body, name, asJSON)
 }
 
@@ -81,11 +81,32 @@ func (c *cli) describeRecording(r io.Reader, name string, asJSON bool) error {
 	return nil
 }
 
+// recordingView is a recording as it is shown: its frames are what the events
+// and headers of a job count as frames, one envelope each.
+type recordingView struct {
+	output.RecordingInfo
+	Frames     int             `json:"frames"`
+	Utterances []utteranceView `json:"utterances"`
+}
+
+type utteranceView struct {
+	output.RecordedUtterance
+	Frames int `json:"frames"`
+}
+
+func viewRecording(info output.RecordingInfo) recordingView {
+	v := recordingView{RecordingInfo: info, Frames: info.Envelopes, Utterances: []utteranceView{}}
+	for _, u := range info.Utterances {
+		v.Utterances = append(v.Utterances, utteranceView{u, u.Envelopes})
+	}
+	return v
+}
+
 func (c *cli) printRecording(info output.RecordingInfo, asJSON bool) error {
 	if asJSON {
-		return c.printJSON(info)
+		return c.printJSON(viewRecording(info))
 	}
-	t := newTable(c.stdout, "UTTERANCE", "REQ ID", "ENVELOPES", "FRAMES", "SECONDS", "BYTES", "WHOLE")
+	t := newTable(c.stdout, "UTTERANCE", "REQ ID", "FRAMES", "KEY FRAMES", "SECONDS", "BYTES", "WHOLE")
 	for i, u := range info.Utterances {
 		t.row(i+1, u.ReqID, u.Envelopes, u.KeyFrames, fmt.Sprintf("%.2f", u.Seconds), u.Bytes, yesNo(u.Whole))
 	}

@@ -33,7 +33,31 @@ func newRootCommand(c *cli) *cobra.Command {
 		flags.Func(f.flag, f.usage+" ("+f.key+")", c.override(f.key))
 	}
 	root.AddCommand(commands(c)...)
+	root.SetHelpCommand(newHelpCommand(root))
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "completion" {
+			cmd.Args, cmd.RunE = cobra.NoArgs, showHelp
+		}
+	}
 	return root
+}
+
+// newHelpCommand is cobra's, but that a command which there is not is an error.
+func newHelpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]", Short: "Show the help of a command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil {
+				return usagef("%s", err)
+			}
+			if len(rest) > 0 {
+				return usagef("unknown command %q for %q", rest[0], cmd.CommandPath())
+			}
+			return cmd.Help()
+		},
+	}
 }
 
 // commands lists the commands in the order of the help.

@@ -33,7 +33,7 @@ func newRunCommand(c *cli) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.runWorker(cmd.Context(), embedded) },
 	}
 	cmd.Flags().BoolVar(&embedded, "embedded", false, "start NATS with JetStream in this process: files in nats.store_dir, listening at nats.url")
-	c.keyFlag(cmd, "concurrency", "worker.concurrency", "sessions at a `TIME`")
+	c.keyFlag(cmd, "concurrency", "worker.concurrency", "`N` sessions at a time")
 	c.keyFlag(cmd, "queues", "worker.queues", "`LIST` of queues, each with a weight: default,vip:3")
 	c.keyFlag(cmd, "admin-addr", "admin.addr", "`HOST:PORT` of health and metrics")
 	return cmd

@@ -50,7 +50,7 @@ func (l *lines) await(t *testing.T, want string) {
 }
 
 // embedded starts `run --embedded` in dir against a simulated backend.
-func embedded(t *testing.T, dir string) (url string, stop func() int) {
+func embedded(t *testing.T, dir string) (string, func() int) {
 	t.Helper()
 	backend := simulator.New(simulator.Options{Addr: "127.0.0.1:0"})
 	if err := backend.Start(t.Context()); err != nil {
@@ -61,7 +61,7 @@ func embedded(t *testing.T, dir string) (url string, stop func() int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	url = "nats://" + l.Addr().String()
+	url := "nats://" + l.Addr().String()
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -229,7 +229,7 @@ func (c *cli) printRecord(r *jobs.Record) error {
 		row("label "+name, r.Labels[name])
 	}
 	if e := r.LastError; e != nil {
-		row("last error", fmt.Sprintf("%s (%s) in %s: %s", e.Code, e.Class, e.Phase, errors.RedactText(e.Message)))
+		row("last error", fmt.Sprintf("%s (%s) in %s: %s", e.Code, e.Class, e.Phase, cause(e.Message, e.ServerTitle, e.ServerDetail)))
 		x := errors.Explain(e.Code)
 		row("  meaning", x.Meaning)
 		row("  what to do", x.Remedy)

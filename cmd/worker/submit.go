@@ -18,11 +18,11 @@ import (
 	"avatarworker/internal/topology"
 )
 
-const aboutSubmit = `Publishes a job, from flags or a JSON file (--file; flags win), and prints its
-id. The job is checked here first, as a worker would.
+const aboutSubmit = `Publishes a job, from flags or a JSON FILE (- is stdin; flags win), and prints
+its id. The job is checked here first, as a worker would.
 
   worker submit --avatar a1 --audio hello.wav --wait --out hello.rec
-  worker submit --file job.json --label order=17
+  worker submit job.json --label order=17
   arecord -f S16_LE -r 16000 -t raw | worker submit --avatar a1 --live - --sample-rate 16000`
 
 // submission is what the flags of submit say.
@@ -42,13 +42,18 @@ type submission struct {
 func newSubmitCommand(c *cli) *cobra.Command {
 	var s submission
 	cmd := &cobra.Command{
-		Use: "submit", Short: "Publish a job, and wait for its outcome", Long: aboutSubmit, Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.submit(cmd, &s) },
+		Use: "submit [FILE|-]", Short: "Publish a job, and wait for its outcome", Long: aboutSubmit, Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := s.takeFile(args); err != nil {
+				return err
+			}
+			return c.submit(cmd, &s)
+		},
 	}
 	s.jobFlags.register(cmd)
 	f := cmd.Flags()
 	f.StringVar(&s.queue, "queue", "default", "`NAME` of the queue")
-	f.StringVarP(&s.file, "file", "f", "", "the job as JSON in `FILE` (- is stdin)")
+	f.StringVarP(&s.file, "file", "f", "", "the same as the argument")
 	f.BoolVar(&s.noCheck, "no-check", false, "publish it even if it is not a valid job")
 	f.BoolVar(&s.wait, "wait", false, "follow it to its outcome; exit code 1 unless it completed")
 	f.DurationVar(&s.timeout, "timeout", 0, "longest `TIME` to wait (0: as long as it takes)")
@@ -59,6 +64,18 @@ func newSubmitCommand(c *cli) *cobra.Command {
 	return cmd
 }
 
+// takeFile is the FILE that the arguments name.
+func (s *submission) takeFile(args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if s.file != "" {
+		return usagef("give FILE or --file: not both")
+	}
+	s.file = args[0]
+	return nil
+}
+
 func (s *submission) check() error {
 	switch {
 	case s.out == "-":
@@ -66,7 +83,7 @@ func (s *submission) check() error {
 	case s.live != "" && len(s.speech) > 0:
 		return usagef("give --live, or --audio and --audio-url: not both")
 	case s.live == "-" && s.file == "-":
-		return usagef("--live - and --file - both want stdin")
+		return usagef("--live - and FILE - both want stdin")
 	case s.pace != "realtime" && s.pace != "fast":
 		return usagef("--pace %q: want realtime or fast", s.pace)
 	case s.timeout < 0:
@@ -77,6 +94,19 @@ func (s *submission) check() error {
 	}
 	if s.id != "" {
 		return checkJobID(s.id)
+	}
+	return nil
+}
+
+// whole: the flags alone make a job. What a file says is judged as a job is.
+func (s *submission) whole() error {
+	switch {
+	case s.file != "" || s.noCheck:
+		return nil
+	case s.avatar == "":
+		return usagef("no job: give --avatar and --audio, or a JSON FILE")
+	case len(s.speech) == 0 && s.live == "":
+		return usagef("no speech: give --audio, --audio-url or --live")
 	}
 	return nil
 }
@@ -104,6 +134,9 @@ func (c *cli) submit(cmd *cobra.Command, s *submission) error {
 	ctx := cmd.Context()
 	doc, err := c.document(s, cmd.Flags().Changed)
 	if err != nil {
+		return err
+	}
+	if err := s.whole(); err != nil {
 		return err
 	}
 	live, err := c.openLive(ctx, s, doc)
@@ -261,7 +294,7 @@ func putFile(ctx context.Context, store jetstream.ObjectStore, u upload) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close() // it was only read
 	_, err = store.Put(ctx, jetstream.ObjectMeta{Name: u.object, Description: "Speech of a job"}, f)
 	return err
 }

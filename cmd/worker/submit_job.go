@@ -139,7 +139,7 @@ func (c *cli) readJob(s *submission, doc *document) error {
 	if err != nil {
 		return err
 	}
-	defer in.Close() //nolint:errcheck // it was only read
+	defer in.Close() // it was only read
 	data, err := io.ReadAll(in)
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", name, err)

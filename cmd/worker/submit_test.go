@@ -258,7 +258,7 @@ func TestLiveSpeechIsPublishedToItsEnd(t *testing.T) {
 func TestLiveSessionIsClosedWhenThePublisherIsInterrupted(t *testing.T) {
 	b := newBench(t)
 	in, feed := io.Pipe()
-	defer feed.Close() //nolint:errcheck // never fails
+	defer feed.Close() // never fails
 	out := newScreen()
 	sub, err := b.nc.SubscribeSync("avatar.audio.l1")
 	if err != nil {
@@ -300,8 +300,8 @@ func TestRecordingInfoSaysWhatIsNotWhole(t *testing.T) {
 	if _, err := b.h.Recordings.PutBytes(t.Context(), "rec", whole); err != nil {
 		t.Fatal(err)
 	}
-	info := decode[output.RecordingInfo](t, expect(t, 0, nil, b.args("recording", "info", "rec", "--json")...))
-	if !info.Whole || info.Envelopes != 2 || len(info.Utterances) != 1 {
+	info := decode[recordingView](t, expect(t, 0, nil, b.args("recording", "info", "rec", "--json")...))
+	if !info.Whole || info.Frames != 2 || len(info.Utterances) != 1 || info.Utterances[0].Frames != 2 {
 		t.Errorf("got %+v", info)
 	}
 	expect(t, 1, []string{"no recording gone"}, b.args("recording", "info", "gone")...)
@@ -316,7 +316,7 @@ func TestSimulatorPrintsItsURLsAndServesUntilInterrupted(t *testing.T) {
 	if !strings.HasSuffix(urls["console_url"], "/v1/console") || !strings.HasSuffix(urls["ingress_url"], "/v2/driveningress") {
 		t.Errorf("got %v", urls)
 	}
-	answer, err := http.Get(urls["url"] + "/control") //nolint:noctx // a test's own server
+	answer, err := http.Get(urls["url"] + "/control")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -109,7 +109,7 @@ func (w *waiter) verdict(end ended, err error) error {
 	}
 	w.c.note("%s: %s%s", w.p.JobID, w.c.colour(w.c.stderr, colour, string(end.state)), plain(end.text))
 	if w.p.Saved != nil {
-		w.c.note("saved %s: %d utterances, %d envelopes, %.2f s, %d bytes", w.p.Saved.File, len(w.p.Saved.Utterances), w.p.Saved.Envelopes, w.p.Saved.Seconds, w.p.Saved.Bytes)
+		w.c.note("saved %s: %s, %s, %.2f s, %d bytes", w.p.Saved.File, count(len(w.p.Saved.Utterances), "utterance"), count(w.p.Saved.Frames, "frame"), w.p.Saved.Seconds, w.p.Saved.Bytes)
 	}
 	if err == nil && end.state != jobs.StateCompleted {
 		return errShown
@@ -303,7 +303,7 @@ func (w *waiter) download(ctx context.Context, name string) (*savedRecording, er
 	if err != nil {
 		return nil, err
 	}
-	defer body.Close() //nolint:errcheck // it was only read
+	defer body.Close() // it was only read
 	return saveFile(w.s.out, func(to io.Writer) error {
 		_, err := io.Copy(to, body)
 		return err

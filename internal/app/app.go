@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"avatarworker/internal/admin"
 	"avatarworker/internal/attempt"
@@ -39,6 +40,8 @@ type Options struct {
 	InProcess nats.InProcessConnProvider
 	// OnReady is told when the worker begins to take jobs; may be nil.
 	OnReady func()
+	// Spans takes the traces, whatever the OTEL_* variables say; nil: they say.
+	Spans sdktrace.SpanExporter
 }
 
 // App is one worker with everything around it.
@@ -82,7 +85,7 @@ func New(o Options) (*App, error) {
 	a.log = o.Logger.With().Str("worker", a.name).Str("worker_id", a.id).Logger()
 	registry := prometheus.NewRegistry()
 	a.gather = registry
-	a.metrics = telemetry.NewMetrics(registry, telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Version: o.Version})
+	a.metrics = telemetry.NewMetrics(registry, telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Region: a.c.Backend.Region, Version: o.Version})
 	return a, nil
 }
 
@@ -115,6 +118,9 @@ func (a *App) Run(ctx context.Context) (err error) {
 		return err
 	}
 	nc, err := a.connect(ctx)
+	if ctx.Err() != nil {
+		return nil // told to stop before it began
+	}
 	if err != nil {
 		return err
 	}
@@ -127,6 +133,9 @@ func (a *App) Run(ctx context.Context) (err error) {
 		return err
 	}
 	worker, err := a.newWorker(ctx, nc, js, handles)
+	if worker == nil && ctx.Err() != nil {
+		return nil // told to stop before it began
+	}
 	if err != nil {
 		return err
 	}
@@ -268,28 +277,39 @@ func (a *App) connectionChanged(connected bool) {
 	}
 }
 
-// ensure opens streams and buckets, and tries until that works: a cluster that
-// is starting has no JetStream yet. Only what no waiting mends is an error.
+// ensure opens streams and buckets.
 func (a *App) ensure(ctx context.Context, js jetstream.JetStream) (topology.Handles, error) {
-	for {
-		tryCtx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		handles, differences, err := topology.Ensure(tryCtx, js, a.names, Settings(a.c))
-		cancel()
+	var handles topology.Handles
+	err := a.patiently(ctx, "streams and buckets are not there yet", func() error {
+		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+		opened, differences, err := topology.Ensure(ctx, js, a.names, Settings(a.c))
 		if err == nil {
+			handles = opened
 			a.reportDifferences(differences)
-			return handles, nil
 		}
-		if ctx.Err() != nil {
-			return handles, nil
-		}
-		if final(err) {
-			return handles, err
+		return err
+	})
+	return handles, err
+}
+
+// patiently tries until it works: a cluster that is starting has no JetStream
+// yet, and NATS may go away while we start. Only what no waiting mends is an
+// error; that ctx ended is none.
+func (a *App) patiently(ctx context.Context, what string, try func() error) error {
+	for {
+		err := try()
+		switch {
+		case err == nil, ctx.Err() != nil:
+			return nil
+		case final(err):
+			return err
 		}
 		a.notYet(err)
-		a.log.Warn().Err(err).Msg("streams and buckets are not there yet; trying again")
+		a.log.Warn().Err(err).Msg(what + "; trying again")
 		select {
 		case <-ctx.Done():
-			return handles, nil
+			return nil
 		case <-time.After(time.Second):
 		}
 	}
@@ -301,7 +321,7 @@ func final(err error) bool {
 	if errors.As(err, &api) {
 		return api.Code < 500
 	}
-	return errors.Is(err, topology.ErrUnusable) || errors.Is(err, nats.ErrPermissionViolation)
+	return errors.Is(err, topology.ErrUnusable) || errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrConnectionClosed)
 }
 
 func (a *App) reportDifferences(differences []topology.Difference) {
@@ -338,7 +358,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 	if err != nil {
 		return nil, err
 	}
-	tracing, stopTracing, err := telemetry.NewTracing(ctx, telemetry.Service{Name: "avatarworker", Version: a.o.Version, Instance: a.id})
+	tracing, stopTracing, err := telemetry.NewTracing(ctx, telemetry.Service{Name: "avatarworker", Version: a.o.Version, Instance: a.id, Exporter: a.o.Spans})
 	if err != nil {
 		return nil, err
 	}
@@ -353,7 +373,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		APIKey: a.apiKey, MaxSession: a.c.Backend.MaxSession, Logger: a.log,
 	})
 	c := a.c
-	return jobs.New(ctx, jobs.Options{
+	options := jobs.Options{
 		NC: nc, JS: js, Names: a.names,
 		Jobs: h.Jobs, Events: h.Events, State: h.State, Fleet: h.Fleet, Consumer: a.consumer(js),
 		Name: a.name, ID: a.id, Version: a.o.Version, Queues: queues(c),
@@ -365,7 +385,13 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Alerts:  jobs.AlertConfig{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
 		Table:   table, Runner: runner, DeadLetters: dlq.NewWriter(js, a.names),
 		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: time.Now, Random: rand.Float64,
+	}
+	var worker *jobs.Worker
+	err = a.patiently(ctx, "the worker can't be made yet", func() (err error) {
+		worker, err = jobs.New(ctx, options)
+		return err
 	})
+	return worker, err
 }
 
 // Table is the action table under a configuration.

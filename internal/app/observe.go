@@ -33,7 +33,7 @@ func (o observer) SessionClosed(app string, connected time.Duration) {
 
 func (o observer) Utterance(u jobs.Utterance) {
 	o.m.Utterance(time.Duration(u.DurationMS) * time.Millisecond)
-	if u.FirstFrameMS > 0 {
+	if u.Frames > 0 { // a first frame within a millisecond is one too
 		o.m.FirstFrame(time.Duration(u.FirstFrameMS) * time.Millisecond)
 	}
 }

@@ -21,7 +21,7 @@ func (a *App) sessionOptions(tracer trace.Tracer) session.Options {
 		HTTPClient: session.NewHTTPClient(), Logger: a.log, Tracer: tracer,
 		Endpoints:     session.Endpoints{ConsoleURL: b.ConsoleURL, IngressURL: b.IngressURL, BootstrapURL: b.BootstrapURL},
 		DefaultRegion: b.Region, Fallback: b.FallbackRegions,
-		TokenTTL: b.TokenTTL, Auth: session.Auth(b.Auth),
+		TokenTTL: b.TokenTTL, TokenPool: b.TokenPool, Auth: session.Auth(b.Auth),
 		ConnectTimeout: b.ConnectTimeout, HandshakeTimeout: b.HandshakeTimeout, StallTimeout: b.StallTimeout,
 		Pace: session.Pace(a.c.Audio.Pace), EgressMargin: a.c.Audio.EgressMargin,
 	}

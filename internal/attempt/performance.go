@@ -3,7 +3,6 @@ package attempt
 import (
 	"context"
 	"strconv"
-	"sync"
 
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/output"
@@ -58,7 +57,9 @@ func (p *performance) speak(ctx context.Context, l *line) error {
 	if err != nil {
 		return err
 	}
-	p.working()
+	if p.egress && !spoken.Interrupted {
+		p.working()
+	}
 	if err := p.sink.Finish(ctx, number); err != nil {
 		return err
 	}
@@ -82,9 +83,9 @@ func (p *performance) begin(ctx context.Context, l *line, number int) (wait func
 	if l.liveBegun == 0 {
 		return func() error { return nil }, p.a.Progress.Speaking(ctx, number, 0)
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() { err = p.a.Progress.Speaking(ctx, number, l.liveBegun) })
-	return func() error { wg.Wait(); return err }, nil
+	noted := make(chan error, 1) // the function returned waits for it
+	go func() { noted <- p.a.Progress.Speaking(ctx, number, l.liveBegun) }()
+	return func() error { return <-noted }, nil
 }
 
 func (p *performance) frame(ctx context.Context, utterance int, f session.Frame) error {

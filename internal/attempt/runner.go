@@ -97,32 +97,10 @@ func (r *Runner) sink(a *jobs.Attempt) output.Sink {
 	}
 }
 
-// catchUp looks at the job's last stored frame: a worker that died between the
-// last frame of an utterance and the checkpoint has spoken it all the same.
-func (r *Runner) catchUp(ctx context.Context, a *jobs.Attempt) error {
-	if a.PreviousSession == 0 || a.Job.OutputKind() != jobs.OutputFrames || a.Job.Resume() == jobs.OnRedeliveryRestart || a.Job.GetLive() != nil {
-		return nil
-	}
-	last, found, err := output.Last(ctx, r.o.Frames, r.o.Names.Frames(a.Job.ID))
-	if err != nil {
-		return errors.Wrap(errors.CodeInternal, errors.PhaseJob, err, "look at the frames of the session before")
-	}
-	// Only the last take-over's frames count: what a session that was
-	// superseded still published is dropped by everybody who listens.
-	if !found || last.Run != a.Job.Run || last.Session != a.PreviousSession || !last.End || last.Utterance != a.Checkpoint+1 {
-		return nil
-	}
-	if err := a.Progress.Delivered(ctx, jobs.Utterance{ReqID: last.ReqID}); err != nil {
-		return err
-	}
-	a.Checkpoint++
-	return nil
-}
-
 // script is the job's speech from the checkpoint on.
 func (r *Runner) script(ctx context.Context, a *jobs.Attempt) (script, error) {
 	if a.Job.GetLive() != nil {
-		return newLive(r.o.JS, r.o.Names, a), nil
+		return newLive(ctx, r.o.JS, r.o.Names, a)
 	}
 	return newClips(ctx, r.o.Audio, a)
 }
@@ -170,5 +148,12 @@ func (r *Runner) Finish(ctx context.Context, job *jobs.Job, f jobs.Finished) err
 	if f.Outcome != jobs.StateCompleted {
 		return output.Sweep(ctx, r.o.Recordings, recording)
 	}
-	return output.Assemble(ctx, r.o.Recordings, recording)
+	err := output.Assemble(ctx, r.o.Recordings, recording)
+	if errors.Is(err, output.ErrPartMissing) {
+		// It was assembled before, and has been removed or replaced since, or
+		// its utterances have: there is nothing to wait for.
+		r.o.Logger.Error().Err(err).Str("job_id", job.ID).Int("run", job.Run).Msg("the job is done, but its recording can't be made any more")
+		return nil
+	}
+	return err
 }

@@ -223,9 +223,10 @@ type live struct {
 	js     jetstream.JetStream
 	spec   audio.LiveSpec
 	source *audio.Live
+	over   bool // the publisher closed the session before this one
 }
 
-func newLive(js jetstream.JetStream, names topology.Names, a *jobs.Attempt) *live {
+func liveSpec(names topology.Names, a *jobs.Attempt) audio.LiveSpec {
 	spec := audio.LiveSpec{
 		Stream: names.AudioStream(), Subject: names.Audio(a.Job.ID), Begun: a.LiveBegun,
 		SampleRate: int(a.Job.GetLive().GetSampleRate()), MaxSilence: a.Job.MaxSilence(),
@@ -236,10 +237,21 @@ func newLive(js jetstream.JetStream, names topology.Names, a *jobs.Attempt) *liv
 	if a.LiveSeq > 0 {
 		spec.From = a.LiveSeq + 1
 	}
-	return &live{js: js, spec: spec}
+	return spec
 }
 
-func (l *live) finished() bool { return false }
+func newLive(ctx context.Context, js jetstream.JetStream, names topology.Names, a *jobs.Attempt) (*live, error) {
+	l := &live{js: js, spec: liveSpec(names, a)}
+	if a.LiveSeq == 0 {
+		return l, nil
+	}
+	// A session that only waits for its silence to end would be paid for.
+	over, err := audio.Closes(ctx, js, l.spec.Stream, a.LiveSeq)
+	l.over = over
+	return l, err
+}
+
+func (l *live) finished() bool { return l.over }
 
 func (l *live) config(ctx context.Context) (session.AudioConfig, error) {
 	if err := audio.CheckRate("live.sample_rate", l.spec.Format, l.spec.SampleRate); err != nil {

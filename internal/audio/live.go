@@ -21,6 +21,10 @@ const (
 // trip, and a bounded amount of memory.
 const liveWindow = 16
 
+// liveForgotten is how long the server keeps a consumer that nobody reads from
+// any more: a session may be over in seconds.
+const liveForgotten = 30 * time.Second
+
 // LiveSpec is the speech of a live job.
 type LiveSpec struct {
 	Stream     string // the stream that keeps it
@@ -41,11 +45,12 @@ type Live struct {
 	arrived  chan jetstream.Msg
 	failed   error // why arrived was closed
 	first    jetstream.Msg
-	open     bool   // within an utterance
-	closed   bool   // no more utterances
-	last     uint64 // sequence of the last message taken
-	begun    uint64 // of the first of this utterance
-	done     chan struct{}
+	open     bool            // within an utterance
+	closed   bool            // no more utterances
+	last     uint64          // sequence of the last message taken
+	begun    uint64          // of the first of this utterance
+	life     context.Context // of the receiver
+	end      context.CancelFunc
 }
 
 // OpenLive starts reading. The error is audioUnavailable where speech that the
@@ -54,7 +59,9 @@ func OpenLive(ctx context.Context, js jetstream.JetStream, spec LiveSpec) (*Live
 	if err := stillThere(ctx, js, spec); err != nil {
 		return nil, err
 	}
-	config := jetstream.OrderedConsumerConfig{FilterSubjects: []string{spec.Subject}, DeliverPolicy: jetstream.DeliverAllPolicy}
+	config := jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{spec.Subject}, DeliverPolicy: jetstream.DeliverAllPolicy, InactiveThreshold: liveForgotten,
+	}
 	if spec.From > 0 {
 		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, spec.From
 	}
@@ -66,7 +73,8 @@ func OpenLive(ctx context.Context, js jetstream.JetStream, spec LiveSpec) (*Live
 	if err != nil {
 		return nil, liveFault(err, "read "+spec.Subject)
 	}
-	l := &Live{js: js, spec: spec, messages: messages, arrived: make(chan jetstream.Msg), done: make(chan struct{}), last: max(spec.From, 1) - 1}
+	l := &Live{js: js, spec: spec, messages: messages, arrived: make(chan jetstream.Msg), last: max(spec.From, 1) - 1}
+	l.life, l.end = context.WithCancel(context.WithoutCancel(ctx)) // Close ends it
 	go l.receive()
 	return l, nil
 }
@@ -92,6 +100,43 @@ func stillThere(ctx context.Context, js jetstream.JetStream, spec LiveSpec) erro
 	return nil
 }
 
+// Closes tells whether a live message ended the session. One that has aged out
+// did not, as far as anybody knows.
+func Closes(ctx context.Context, js jetstream.JetStream, stream string, seq uint64) (bool, error) {
+	s, err := js.Stream(ctx, stream)
+	if err != nil {
+		return false, liveFault(err, "open stream "+stream)
+	}
+	msg, err := s.GetMsg(ctx, seq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, liveFault(err, "read stream "+stream)
+	}
+	return msg.Header.Get(HeaderClose) == "true", nil
+}
+
+// EndOfUtterance is the sequence of the last message of the utterance that
+// begins with spec.Begun.
+func EndOfUtterance(ctx context.Context, js jetstream.JetStream, spec LiveSpec) (uint64, error) {
+	spec.From = spec.Begun
+	l, err := OpenLive(ctx, js, spec)
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	for {
+		msg, err := l.take(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if msg == nil || l.ends(msg) { // nil: silence ended it
+			return l.last, nil
+		}
+	}
+}
+
 func liveFault(err error, what string) *errors.Error {
 	e := errors.Wrap(errors.CodeAudioUnavailable, errors.PhaseAudio, err, "live: "+what)
 	e.Network = true
@@ -102,14 +147,14 @@ func liveFault(err error, what string) *errors.Error {
 func (l *Live) receive() {
 	defer close(l.arrived)
 	for {
-		msg, err := l.messages.Next()
+		msg, err := l.messages.Next(jetstream.NextContext(l.life))
 		if err != nil {
 			l.failed = err
 			return
 		}
 		select {
 		case l.arrived <- msg:
-		case <-l.done:
+		case <-l.life.Done():
 			return
 		}
 	}
@@ -117,7 +162,8 @@ func (l *Live) receive() {
 
 // Close ends the reading.
 func (l *Live) Close() {
-	close(l.done)
+	// Stop alone does not end a Next that is just making its consumer anew.
+	l.end()
 	l.messages.Stop()
 	for range l.arrived { // until the receiver has ended
 	}

@@ -67,8 +67,11 @@ func (s *Speech) Next(ctx context.Context) (data []byte, length time.Duration, e
 	return data, length, nil
 }
 
+// finish ends the speech. Its buffers go: the session waits for the backend's
+// answer with the speech still open, and thousands may do so at once.
 func (s *Speech) finish(err error) {
 	s.err = err
+	s.decoder = nil
 	if err == io.EOF {
 		s.total, s.known = s.src.spoken, true
 	}

@@ -115,7 +115,7 @@ type Backend struct {
 	BootstrapURL     string        `yaml:"bootstrap_url"` // asked when region is auto
 	Auth             string        `yaml:"auth"`          // header or query
 	TokenTTL         time.Duration `yaml:"token_ttl"`
-	TokenPool        int           `yaml:"token_pool"` // tokens minted ahead; 0: none
+	TokenPool        int           `yaml:"token_pool"` // tokens minted ahead for each app and region; 0: none
 	ConnectTimeout   time.Duration `yaml:"connect_timeout"`
 	HandshakeTimeout time.Duration `yaml:"handshake_timeout"`
 	StallTimeout     time.Duration `yaml:"stall_timeout"`

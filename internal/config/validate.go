@@ -113,17 +113,21 @@ func (v *validator) nats() {
 }
 
 func (v *validator) natsURLs(list string) {
-	for text := range strings.SplitSeq(list, ",") {
+	for i, text := range strings.Split(list, ",") {
 		text = strings.TrimSpace(text)
+		shown := quote(text)
+		if strings.Contains(list, "@") && !strings.Contains(text, "@") {
+			shown = fmt.Sprintf("address %d", i+1) // it may be a part of a password that has a comma
+		}
 		full := text
 		if !strings.Contains(full, "://") {
 			full = "nats://" + full // as the client reads it
 		}
 		u, err := url.Parse(full)
 		if err != nil || u.Hostname() == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) || badPort(u) {
-			v.fail("nats.url", "%s is not a NATS URL: write nats://host:port (or tls://, ws://, wss://), several separated by commas", quote(text))
+			v.fail("nats.url", "%s is not a NATS URL: write nats://host:port (or tls://, ws://, wss://), several separated by commas", shown)
 		} else if strings.Trim(u.Path, "/")+u.RawQuery+u.Fragment != "" {
-			v.fail("nats.url", "%s has a path, a query or a fragment: give host and port only", quote(text))
+			v.fail("nats.url", "%s has a path, a query or a fragment: give host and port only", shown)
 		}
 	}
 }

@@ -171,12 +171,26 @@ func formatDuration(d time.Duration) string {
 }
 
 var (
-	userInfo       = regexp.MustCompile(`://\S*@`)
-	schemelessInfo = regexp.MustCompile(`^\S*@`)
+	userInfo       = regexp.MustCompile(`(?s)://.*@`)
+	schemelessInfo = regexp.MustCompile(`(?s)^.*@`)
+	nextURL        = regexp.MustCompile(`,\s*[a-z]+://`) // in a list; other commas may be a password's
 )
 
-// redact hides what a URL may carry of secrets: user, password, query.
+// redact hides what a URL, or each of a list, may carry of secrets: user,
+// password, query.
 func redact(text string) string {
+	var shown strings.Builder
+	from := 0
+	for _, next := range nextURL.FindAllStringIndex(text, -1) {
+		shown.WriteString(redactURL(text[from:next[0]]))
+		shown.WriteByte(',')
+		from = next[0] + 1
+	}
+	shown.WriteString(redactURL(text[from:]))
+	return shown.String()
+}
+
+func redactURL(text string) string {
 	if !strings.Contains(text, "://") && !strings.Contains(text, "@") {
 		return text
 	}

@@ -14,17 +14,21 @@ import (
 
 // Entry is what a list shows of a dead letter: everything but the job's bytes.
 type Entry struct {
-	Seq       uint64            `json:"seq"` // in the dead letter stream: what Show, Replay and Remove take
-	JobID     string            `json:"job_id"`
-	Run       int               `json:"run"`
-	Queue     string            `json:"queue"`
-	AppID     string            `json:"app_id,omitempty"`
-	AvatarID  string            `json:"avatar_id,omitempty"`
-	Code      errors.Code       `json:"code"`
-	Class     errors.Class      `json:"class"`
-	Phase     errors.Phase      `json:"phase"`
-	Reason    string            `json:"reason"`
-	Message   string            `json:"message"`
+	Seq      uint64       `json:"seq"` // in the dead letter stream: what Show, Replay and Remove take
+	JobID    string       `json:"job_id"`
+	Run      int          `json:"run"`
+	Queue    string       `json:"queue"`
+	AppID    string       `json:"app_id,omitempty"`
+	AvatarID string       `json:"avatar_id,omitempty"`
+	Code     errors.Code  `json:"code"`
+	Class    errors.Class `json:"class"`
+	Phase    errors.Phase `json:"phase"`
+	Reason   string       `json:"reason"`
+	Message  string       `json:"message"`
+	// What the backend said of it; empty: nothing.
+	ServerTitle  string `json:"server_title,omitempty"`
+	ServerDetail string `json:"server_detail,omitempty"`
+
 	Attempts  int               `json:"attempts"`
 	Crashes   int               `json:"crashes"`
 	Worker    string            `json:"worker"`
@@ -79,6 +83,7 @@ func entry(names topology.Names, m stored) Entry {
 	var event jobs.ErrorEvent
 	if json.Unmarshal([]byte(h.Get(HeaderError)), &event) == nil {
 		e.AppID, e.AvatarID, e.Message, e.Labels = event.AppID, event.AvatarID, event.Message, event.Labels
+		e.ServerTitle, e.ServerDetail = event.ServerTitle, event.ServerDetail
 	}
 	return e
 }

@@ -243,7 +243,7 @@ func TestSlotsHoldTheFleetWithinMaxSessions(t *testing.T) {
 				close(leave)
 				return untilDone(ctx)
 			}
-			time.Sleep(5 * time.Millisecond) // a session takes a moment
+			time.Sleep(5 * time.Millisecond) //nolint:forbidigo // a session takes a moment
 			_, err := speakAll(ctx, a)
 			return err
 		})

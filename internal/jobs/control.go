@@ -144,11 +144,11 @@ func (w *Worker) serveControl(ctx context.Context) (*controls, error) {
 		return nil, err
 	}
 	c.subs = append(c.subs, own)
-	any, err := w.o.NC.QueueSubscribe(subject, "workers", func(m *nats.Msg) { c.serve(ctx, m, c.forOthers) })
+	others, err := w.o.NC.QueueSubscribe(subject, "workers", func(m *nats.Msg) { c.serve(ctx, m, c.forOthers) })
 	if err != nil {
 		return nil, errors.Join(err, own.Unsubscribe())
 	}
-	c.subs = append(c.subs, any)
+	c.subs = append(c.subs, others)
 	return c, nil
 }
 

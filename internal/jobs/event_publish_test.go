@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 func eventsStream(ctx context.Context, t *testing.T, js jetstream.JetStream) jetstream.Stream {
@@ -106,7 +107,7 @@ func TestPublishOutlastsAStreamThatIsNotThereYet(t *testing.T) {
 func TestPublishOutlastsARestartOfTheServer(t *testing.T) {
 	ctx := testContext(t, 60*time.Second)
 	dir := t.TempDir()
-	first, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
+	first, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: natstest.Port(t), JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
 	if err != nil {
 		t.Fatal(err)
 	}

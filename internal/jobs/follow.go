@@ -51,6 +51,9 @@ const finishTimeout = 5 * time.Minute
 func (t *task) completeOutput(r *Record) error {
 	ctx, cancel := context.WithTimeout(t.ctx, finishTimeout)
 	defer cancel()
+	// When the drain time is up the next delivery does it: the outcome is there.
+	stop := context.AfterFunc(t.w.drained, cancel)
+	defer stop()
 	return t.w.o.Runner.Finish(ctx, t.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint})
 }
 
@@ -201,7 +204,8 @@ func (t *task) logFailure(r *Record, e *errors.Error, plan Plan) {
 	if plan.Action == errors.ActionDeadLetter {
 		level = zerolog.ErrorLevel
 	}
-	t.log.WithLevel(level).Err(e.Redact(secrets...)).
+	t.fault = e.Redact(secrets...)
+	t.log.WithLevel(level).Err(t.fault).
 		Str("code", string(e.Code)).Str("phase", string(e.Phase)).Str("action", string(plan.Action)).
 		Int("attempt", r.Attempt).Int("session", r.Session).Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).
 		Str("connection_id", r.ConnectionID).Str("req_id", e.ReqID).Dur("retry_in", plan.Delay).

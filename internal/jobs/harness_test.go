@@ -524,7 +524,12 @@ func (h *house) wantTypes(id string, want ...string) {
 // settled waits until the queue is empty: everything is acknowledged.
 func (h *house) settled() {
 	h.t.Helper()
-	h.eventually("the jobs stream is empty", func() bool { return h.messages(h.names.JobsStream()) == 0 })
+	h.eventually("the jobs stream is empty", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		s, err := h.js.Stream(ctx, h.names.JobsStream())
+		return err == nil && s.CachedInfo().State.Msgs == 0 // an error: NATS is away, look again
+	})
 }
 
 func (h *house) messages(stream string) uint64 {
@@ -543,7 +548,7 @@ func (h *house) eventually(what string, holds func() bool) {
 	h.t.Helper()
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(60 * time.Second)
 	for !holds() {
 		select {
 		case <-ticker.C:

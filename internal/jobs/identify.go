@@ -3,7 +3,6 @@ package jobs
 import (
 	"bytes"
 	"encoding/json"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -19,12 +18,24 @@ const (
 	HeaderRun   = "Avatar-Run"
 )
 
-// jobIDPattern is what a job id looks like. It is one token of a NATS subject
-// and a key of a bucket, so nothing else may be in it.
-var jobIDPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+// maxJobID is the length of the longest job id.
+const maxJobID = 64
 
-// ValidJobID reports whether id may name a job: [A-Za-z0-9_-]{1,64}.
-func ValidJobID(id string) bool { return jobIDPattern.MatchString(id) }
+// ValidJobID reports whether id may name a job: [A-Za-z0-9_-]{1,64}. It is one
+// token of a NATS subject and a key of a bucket, so nothing else may be in it.
+func ValidJobID(id string) bool {
+	if id == "" || len(id) > maxJobID {
+		return false
+	}
+	for i := range len(id) {
+		switch c := id[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_':
+		default:
+			return false
+		}
+	}
+	return true
+}
 
 // StreamInfo is what Identify needs to know of the jobs stream.
 type StreamInfo struct {

@@ -82,15 +82,19 @@ func leaseMargin(window time.Duration) time.Duration {
 // as good as lost the returned context is cancelled with ErrLeaseLost.
 func (l *Leases) Hold(ctx context.Context, reply string, from time.Time) (context.Context, *Lease) {
 	ctx, cancel := context.WithCancelCause(ctx)
+	now := time.Now()
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.sequence++
-	lease := &Lease{all: l, id: l.sequence, subject: reply, until: from.Add(l.window), cancel: cancel}
+	lease := &Lease{all: l, id: l.sequence, subject: reply, until: from.Add(l.window), cancel: cancel, sent: now, open: true}
 	l.leases[lease.id] = lease
+	l.mu.Unlock()
 	// At once: a delivery is remembered with the time the job was published,
 	// so a job that queued for long would be delivered again to somebody else
-	// as soon as the consumer's leader changes.
-	l.extend(lease, time.Now())
+	// as soon as the consumer's leader changes. Nobody waits for this one to be
+	// confirmed, since the window has just begun; it stays open, so that the next
+	// comes soon where the job lives that long. Not under the lock: where many
+	// jobs begin together, each would wait for the others' writes.
+	_ = l.nc.Publish(reply, ackProgress) // as in ask
 	return ctx, lease
 }
 
@@ -151,19 +155,24 @@ func (l *Leases) due(lease *Lease) time.Duration {
 	return l.window / 3
 }
 
-// extend asks the server for another window. The answer names the lease and
-// the time of asking, so that the window counts from then.
+// extend asks the server for another window.
 func (l *Leases) extend(lease *Lease, now time.Time) {
 	lease.sent, lease.open = now, true
+	l.ask(lease.subject, lease.id, now)
+}
+
+// ask sends the extension of a lease. The answer names the lease and the time
+// of asking, so that the window counts from then.
+func (l *Leases) ask(subject string, id uint64, now time.Time) {
 	token := make([]byte, 0, len(l.inbox)+32)
 	token = append(token, l.inbox...)
 	token = append(token, '.')
-	token = strconv.AppendUint(token, lease.id, 36)
+	token = strconv.AppendUint(token, id, 36)
 	token = append(token, '.')
 	token = strconv.AppendInt(token, int64(now.Sub(l.start)), 36)
 	// Without a connection it fails at once, which is like one that gets lost:
 	// it is tried again soon, while the lease stands.
-	_ = l.nc.PublishRequest(lease.subject, string(token), ackProgress)
+	_ = l.nc.PublishRequest(subject, string(token), ackProgress)
 }
 
 // ackProgress is the acknowledgement that extends a lease; with a reply subject

@@ -178,7 +178,7 @@ func TestTakeOversCountCrashesOnlyWhereTheWorkerVanished(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = sub.Unsubscribe() }()
+		t.Cleanup(func() { _ = sub.Unsubscribe() })
 	}
 	if err := h.nc.Flush(); err != nil {
 		t.Fatal(err)

@@ -90,7 +90,7 @@ func TestShareOfAnIdleQueuePassesOnAndNoQueueWaitsLong(t *testing.T) {
 		running++
 		most = max(most, running)
 		mu.Unlock()
-		time.Sleep(20 * time.Millisecond) // a session takes a moment
+		time.Sleep(20 * time.Millisecond) //nolint:forbidigo // a session takes a moment
 		mu.Lock()
 		running--
 		mu.Unlock()
@@ -135,7 +135,7 @@ func TestJobsInBackoffDoNotDelayAHealthyOne(t *testing.T) {
 func TestEverythingSettlesAfterNATSWasRestarted(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	server, err := natsserver.Start(natsserver.Options{StoreDir: dir, Port: natsserver.RandomPort})
+	server, err := natsserver.Start(natsserver.Options{StoreDir: dir, Port: natstest.Port(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +150,7 @@ func TestEverythingSettlesAfterNATSWasRestarted(t *testing.T) {
 			close(halfway)
 		}
 		mu.Unlock()
-		time.Sleep(2 * time.Millisecond) // a session takes a moment
+		time.Sleep(2 * time.Millisecond) //nolint:forbidigo // a session takes a moment
 		_, err := speakAll(ctx, a)
 		return err
 	})

@@ -78,10 +78,9 @@ func TestEveryValidJobIsTakenAndSurvivesBothEncodings(t *testing.T) {
 func TestSecondSourceOfSpeechIsAlwaysRefused(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		job := validJob(t)
-		switch {
-		case job.Live == nil:
+		if job.Live == nil {
 			job.Live = &jobpb.Live{SampleRate: 16000}
-		default:
+		} else {
 			job.Audio = validAudio(t)
 		}
 		if Validate(job) == nil {

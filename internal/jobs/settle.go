@@ -15,9 +15,11 @@ import (
 func (t *task) settle(a attempted) {
 	ctx, cancel := t.settling()
 	defer cancel()
+	ctx, span := t.w.o.Tracer.Start(ctx, "settle")
 	next := t.next(t.current())
 	next.SessionTime += a.report.Connected
 	err := t.verdict(ctx, next, a)
+	endSpan(span, err)
 	if errors.Is(err, errSuperseded) {
 		t.inconclusive(next.AppID, a.pass, false)
 		t.superseded(next)

@@ -55,6 +55,7 @@ type task struct {
 	control  Control
 	ending   bool  // the publisher wants the job to end
 	result   State // the outcome that this task wrote
+	fault    error // the failure that was told, without secrets
 }
 
 func newTask(w *Worker, d delivery) *task {
@@ -77,7 +78,7 @@ func (t *task) process() {
 	ctx, span := t.w.startProcess(ctx, t.msg.Headers(), t.id, t.deliveries)
 	t.ctx = ctx
 	t.log = withTrace(t.log, span)
-	defer span.End()
+	defer func() { endSpan(span, t.fault) }()
 	defer t.contain()
 	failpoint.Here("delivered")
 	if t.w.isDraining() {
@@ -90,6 +91,7 @@ func (t *task) process() {
 // contain keeps a fault of the worker itself from ending the process.
 func (t *task) contain() {
 	if v := recover(); v != nil {
+		t.fault = fmt.Errorf("fault of the worker: %v", v)
 		t.log.Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker: the job is handed back")
 		t.handBack(t.w.o.AckWait)
 	}

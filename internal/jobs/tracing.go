@@ -22,7 +22,7 @@ func (w *Worker) startProcess(ctx context.Context, header nats.Header, id Identi
 		attribute.String("messaging.consumer.group.name", id.Queue),
 		attribute.String("messaging.message.id", id.ID),
 		attribute.Int("avatar.job.run", id.Run),
-		attribute.Int64("messaging.nats.message.delivered_count", int64(deliveries)), //nolint:gosec // a small count
+		attribute.Int64("messaging.nats.message.delivered_count", int64(deliveries)),
 	))
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -15,7 +16,7 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Subject names that the worker needs beyond those of its events.
+// Names are the subjects that the worker needs, those of its events among them.
 type Names interface {
 	Subjects
 	DLQ(class, code string) string
@@ -89,6 +90,11 @@ type Worker struct {
 	giveBack context.CancelCauseFunc
 	tasks    sync.WaitGroup
 
+	hands   sync.WaitGroup // goroutines that process deliveries
+	next    chan delivery  // to one that rests
+	resting atomic.Int32
+	rest    chan struct{} // closed when there is nothing more to process
+
 	mu       sync.Mutex
 	draining bool
 	// drainTimer cancels what outlives the drain time; nil before the drain.
@@ -118,6 +124,8 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		asks:      &asker{nc: o.NC, subject: o.Names.WorkerSubject},
 		gate:      newGate(o.Concurrency),
 		told:      make(chan Event, 64),
+		next:      make(chan delivery),
+		rest:      make(chan struct{}),
 		running:   make(map[string]*task),
 		health:    make(map[string]error),
 	}
@@ -191,6 +199,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.pull.run(ctx)
 	<-ending
 	w.drain()
+	close(w.rest)
+	w.hands.Wait()
 
 	control.close()
 	stop()
@@ -268,11 +278,40 @@ func (w *Worker) setHealth(queue string, err error) {
 // handle takes a delivery from the pull loop; it does not wait for its end.
 func (w *Worker) handle(d delivery) {
 	w.count(1)
-	w.tasks.Go(func() {
-		defer w.pull.done()
-		defer w.count(-1)
-		newTask(w, d).process()
-	})
+	w.tasks.Add(1)
+	select {
+	case w.next <- d: // a goroutine waits, its stack grown already
+	default:
+		w.hands.Go(func() { w.work(d) })
+	}
+}
+
+// maxResting bounds the goroutines that wait for the next job: they save
+// growing a stack for each, which a burst's last ones need not keep.
+const maxResting = 64
+
+// work processes a delivery, and those that come after it.
+func (w *Worker) work(d delivery) {
+	for {
+		w.process(d)
+		if w.resting.Add(1) > maxResting {
+			w.resting.Add(-1)
+			return
+		}
+		select {
+		case d = <-w.next:
+			w.resting.Add(-1)
+		case <-w.rest:
+			return
+		}
+	}
+}
+
+func (w *Worker) process(d delivery) {
+	defer w.tasks.Done()
+	defer w.pull.done()
+	defer w.count(-1)
+	newTask(w, d).process()
 }
 
 func (w *Worker) count(n int) {

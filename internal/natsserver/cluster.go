@@ -3,6 +3,7 @@ package natsserver
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -43,7 +44,7 @@ type node struct {
 func StartCluster(ctx context.Context, n int, dir string, logger zerolog.Logger) (*Cluster, error) {
 	c := &Cluster{}
 	for i := range n {
-		ports, err := freePorts(2)
+		ports, err := StablePorts(2)
 		if err != nil {
 			return nil, err
 		}
@@ -80,25 +81,31 @@ func (c *Cluster) start(ctx context.Context) error {
 	return c.WaitReady(ctx)
 }
 
-// freePorts asks the system for ports; a cluster's nodes must know each other's
-// before they start, and keep them over a restart.
-func freePorts(n int) ([]int, error) {
+// StablePorts finds n free ports on the loopback address that nothing else takes
+// while their server is down: they lie below the range from which systems take
+// the ports of outgoing connections.
+func StablePorts(n int) ([]int, error) {
 	var held []net.Listener // so that the ports differ
 	defer func() {
 		for _, l := range held {
 			_ = l.Close() // nobody was to connect
 		}
 	}()
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	const lowest, highest, tries = 10_000, 30_000, 1_000
+	ports := make([]int, 0, n)
+	for range tries {
+		if len(ports) == n {
+			return ports, nil
+		}
+		port := lowest + rand.IntN(highest-lowest) //nolint:gosec // not a secret
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
-			return nil, err
+			continue // taken
 		}
 		held = append(held, l)
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+		ports = append(ports, port)
 	}
-	return ports, nil
+	return nil, fmt.Errorf("no %d free ports between %d and %d", n, lowest, highest)
 }
 
 // Start starts a node that is down, with the files that it had, and returns

@@ -3,6 +3,7 @@ package output
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,10 @@ const (
 	publishTry = 5 * time.Second
 	// publishPause is the wait before a publish is tried again.
 	publishPause = 200 * time.Millisecond
+	// storeLimit is how long the store may refuse what it is given while a
+	// session runs and is paid for: longer than an election. Where NATS is away
+	// altogether, the job's lease ends the session sooner.
+	storeLimit = 30 * time.Second
 )
 
 // SessionID says whose frames these are.
@@ -103,25 +108,13 @@ func (f *Frames) header(e Envelope, seq int64) nats.Header {
 	return h
 }
 
-// publish tries until the stream has acknowledged, or ctx ends.
+// publish tries until the stream has acknowledged, ctx ends, or it is of no use.
 func (f *Frames) publish(ctx context.Context, msg *nats.Msg) error {
-	for {
-		err := f.publishOnce(ctx, msg)
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return errors.Join(context.Cause(ctx), err)
-		}
-		var api *jetstream.APIError
-		if errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.Code < 500 {
-			return errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, err, "publish a frame on "+msg.Subject)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(publishPause):
-		}
+	err := retry(ctx, func(ctx context.Context) error { return f.publishOnce(ctx, msg) })
+	if err == nil || ctx.Err() != nil {
+		return err
 	}
+	return errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, err, "publish a frame on "+msg.Subject)
 }
 
 func (f *Frames) publishOnce(ctx context.Context, msg *nats.Msg) error {
@@ -131,24 +124,63 @@ func (f *Frames) publishOnce(ctx context.Context, msg *nats.Msg) error {
 	return err
 }
 
+// retry tries until f succeeds, is refused for good, ctx ends, or storeLimit is
+// over. Where ctx ended its cause is in the error's chain.
+func retry(ctx context.Context, f func(context.Context) error) error {
+	for since := time.Now(); ; {
+		err := f(ctx)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return errors.Join(context.Cause(ctx), err)
+		case refused(err):
+			return err
+		case time.Since(since) > storeLimit:
+			return fmt.Errorf("tried for %s: %w", storeLimit, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(publishPause):
+		}
+	}
+}
+
+// refused tells whether trying again is of no use.
+func refused(err error) bool {
+	var api *jetstream.APIError
+	return errors.Is(err, ErrPartMissing) || errors.Is(err, nats.ErrMaxPayload) ||
+		errors.As(err, &api) && api.Code < http.StatusInternalServerError
+}
+
 // LastFrame is what the headers of a job's last stored frame say.
 type LastFrame struct {
 	Run, Session, Utterance int
 	ReqID                   string
 	End                     bool
+
+	stored uint64 // its sequence
 }
 
 // Last reads the job's last stored frame; false: there is none.
-func Last(ctx context.Context, stream jetstream.Stream, subject string) (LastFrame, bool, error) {
-	msg, err := stream.GetLastMsgForSubject(ctx, subject)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return LastFrame{}, false, nil
-	}
-	if err != nil {
-		return LastFrame{}, false, fmt.Errorf("last frame on %s: %w", subject, err)
-	}
+func Last(ctx context.Context, stream jetstream.Stream, subject string) (last LastFrame, found bool, err error) {
+	err = retry(ctx, func(ctx context.Context) error {
+		msg, err := stream.GetLastMsgForSubject(ctx, subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("last frame on %s: %w", subject, err)
+		}
+		last, found = frameOf(msg.Header, msg.Sequence), true
+		return nil
+	})
+	return last, found, err
+}
+
+func frameOf(h nats.Header, stored uint64) LastFrame {
 	number := func(key string) int {
-		n, err := strconv.Atoi(msg.Header.Get(key))
+		n, err := strconv.Atoi(h.Get(key))
 		if err != nil {
 			return 0 // not a frame of ours
 		}
@@ -156,6 +188,39 @@ func Last(ctx context.Context, stream jetstream.Stream, subject string) (LastFra
 	}
 	return LastFrame{
 		Run: number(HeaderRun), Session: number(HeaderSession), Utterance: number(HeaderUtterance),
-		ReqID: msg.Header.Get(HeaderReqID), End: msg.Header.Get(HeaderEnd) == "true",
-	}, true, nil
+		ReqID: h.Get(HeaderReqID), End: h.Get(HeaderEnd) == "true", stored: stored,
+	}
+}
+
+// Superseded tells whether a later session's frames were stored before last:
+// then everybody who listens has dropped it. It reads the headers of all the
+// job's frames.
+func Superseded(ctx context.Context, stream jetstream.Stream, subject string, last LastFrame) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeLimit)
+	defer cancel()
+	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, HeadersOnly: true})
+	if err != nil {
+		return false, fmt.Errorf("frames on %s: %w", subject, err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		return false, fmt.Errorf("frames on %s: %w", subject, err)
+	}
+	defer messages.Stop()
+	for {
+		msg, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return false, fmt.Errorf("frames on %s: %w", subject, err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return false, fmt.Errorf("frames on %s: %w", subject, err)
+		}
+		if meta.Sequence.Stream >= last.stored {
+			return false, nil
+		}
+		if f := frameOf(msg.Headers(), 0); f.Run == last.Run && f.Session > last.Session {
+			return true, nil
+		}
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -63,14 +62,18 @@ func AppendEnvelope(b *bytes.Buffer, envelope []byte) {
 }
 
 // Finish implements Sink: it stores the utterance, trying until that is
-// acknowledged or ctx ends.
+// acknowledged, ctx ends, or it is of no use.
 func (o *Object) Finish(ctx context.Context, utterance int) error {
 	name := partName(o.id.JobID, o.id.Run, o.id.Session, utterance)
 	defer func() { o.part = bytes.Buffer{} }() // nothing is kept while the session is idle
-	return retry(ctx, func(ctx context.Context) error {
+	err := retry(ctx, func(ctx context.Context) error {
 		_, err := o.store.PutBytes(ctx, name, o.part.Bytes())
 		return err
 	})
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	return errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, err, "store utterance "+strconv.Itoa(utterance)+" of the recording")
 }
 
 func partName(job string, run, session, utterance int) string {
@@ -172,37 +175,35 @@ func (r Recording) part(ctx context.Context, store jetstream.ObjectStore, uttera
 			return part, err
 		}
 	}
-	return nil, fmt.Errorf("utterance %d is not in the bucket any more: %w", utterance, errPartMissing)
+	return nil, fmt.Errorf("utterance %d is not in the bucket any more: %w", utterance, ErrPartMissing)
 }
 
-var errPartMissing = errors.New("it has aged out or was removed")
+// ErrPartMissing is in the chain of Assemble's error where an utterance is not
+// there, and will not come back.
+var ErrPartMissing = errors.New("it has aged out or was removed")
 
 // Sweep removes the parts of a run.
 func Sweep(ctx context.Context, store jetstream.ObjectStore, r Recording) error {
 	for session := 1; session <= r.Session; session++ {
-		for utterance := 1; utterance <= r.Utterances+1; utterance++ { // one may have been in flight
-			err := store.Delete(ctx, partName(r.JobID, r.Run, session, utterance))
-			if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
-				return fmt.Errorf("remove the parts of recording %s: %w", r.Name, err)
-			}
+		if err := r.sweep(ctx, store, session); err != nil {
+			return fmt.Errorf("remove the parts of recording %s: %w", r.Name, err)
 		}
 	}
 	return nil
 }
 
-// retry tries until f succeeds, can't, or ctx ends.
-func retry(ctx context.Context, f func(context.Context) error) error {
-	for {
-		err := f(ctx)
-		if err == nil || errors.Is(err, errPartMissing) {
+// sweep removes the parts of a session: those of the utterances delivered, of
+// the one that may have been in flight, and of all that follow without a gap,
+// for a session that was to be restarted may have come further than the last.
+func (r Recording) sweep(ctx context.Context, store jetstream.ObjectStore, session int) error {
+	for utterance := 1; ; utterance++ {
+		err := store.Delete(ctx, partName(r.JobID, r.Run, session, utterance))
+		switch {
+		case err == nil:
+		case !errors.Is(err, jetstream.ErrObjectNotFound):
 			return err
-		}
-		if ctx.Err() != nil {
-			return errors.Join(context.Cause(ctx), err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(publishPause):
+		case utterance > r.Utterances:
+			return nil
 		}
 	}
 }

@@ -60,6 +60,7 @@ type Options struct {
 
 	TokenTTL     time.Duration // 1h; the backend takes less than 24h
 	TokenTimeout time.Duration // 10s
+	TokenPool    int           // tokens minted ahead for each app and region; 0: none
 	Auth         Auth          // AuthHeader
 
 	ConnectTimeout   time.Duration // 10s, from dial to the upgrade's answer
@@ -82,6 +83,9 @@ type Client struct {
 	bootstrap *bootstrap
 	bufs      *bufferPool
 	pinger    *pinger
+	tokens    *tokenPool
+	life      context.Context // of what is minted ahead; ends with Close
+	endLife   context.CancelFunc
 
 	mu       sync.Mutex
 	closed   bool
@@ -119,6 +123,8 @@ func New(o Options) *Client {
 	c.bootstrap = newBootstrap(c.http, c.o.Endpoints.BootstrapURL)
 	c.bufs = newBufferPool()
 	c.pinger = newPinger(c.o.PingInterval, c.o.PingTimeout)
+	c.tokens = newTokenPool(c.o.TokenPool, c.o.TokenTTL)
+	c.life, c.endLife = context.WithCancel(context.Background())
 	return c
 }
 
@@ -169,6 +175,7 @@ func (c *Client) Close() error {
 		closing.Go(func() { s.kill(closedByOwner()) })
 	}
 	closing.Wait()
+	c.endLife()
 	c.wg.Wait()
 	c.pinger.stop()
 	if c.ownHTTP {

@@ -133,12 +133,12 @@ func unconnected(err error) bool {
 }
 
 func (o *opening) inRegion(ctx, spanCtx context.Context, region string) (*Session, error) {
-	s, err := o.once(ctx, spanCtx, region)
+	s, err := o.once(ctx, spanCtx, region, false)
 	if err == nil || !tokenRefused(err) || ctx.Err() != nil {
 		return s, err
 	}
 	o.c.o.Logger.Debug().Err(err).Msg("the WebSocket refused the session token: one more is minted")
-	return o.once(ctx, spanCtx, region)
+	return o.once(ctx, spanCtx, region, true)
 }
 
 // tokenRefused tells a token that a new one may replace from an API key that
@@ -151,8 +151,9 @@ func tokenRefused(err error) bool {
 	return e.Code == errors.CodeSessionTokenExpired || e.Code == errors.CodeSessionTokenInvalid
 }
 
-func (o *opening) once(ctx, spanCtx context.Context, region string) (*Session, error) {
-	token, err := o.mint(spanCtx, region)
+// once tries once; refused: the backend has just refused a token.
+func (o *opening) once(ctx, spanCtx context.Context, region string, refused bool) (*Session, error) {
+	token, err := o.mint(spanCtx, region, refused)
 	if err != nil {
 		return nil, err
 	}

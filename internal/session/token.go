@@ -16,14 +16,21 @@ import (
 const tokenLimit = 1 << 20
 
 // mint gets a session token for one connection: the documents call tokens
-// single-use (docs/protocol.md, 2).
-func (o *opening) mint(ctx context.Context, region string) (token string, err error) {
+// single-use (docs/protocol.md, 2). It may have been minted ahead, unless the
+// backend has just refused one.
+func (o *opening) mint(ctx context.Context, region string, refused bool) (token string, err error) {
 	ctx, span := o.c.span(ctx, spanToken, region)
 	defer func() { endSpan(span, err) }()
 
 	key, err := o.apiKey()
 	if err != nil {
 		return "", err
+	}
+	use := tokenUse{o.p.AppID, region, key}
+	if refused {
+		o.c.tokens.drop(use)
+	} else if token, ok := o.c.fromPool(use); ok {
+		return token, nil
 	}
 	token, err = o.askToken(ctx, region, key)
 	if err == nil || errors.Of(err).HTTPStatus != http.StatusUnauthorized {

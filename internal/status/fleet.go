@@ -213,8 +213,8 @@ func (s *Store) oldest(ctx context.Context, stream jetstream.Stream, queues map[
 func (f *Fleet) warn() {
 	add := func(format string, args ...any) { f.Warnings = append(f.Warnings, fmt.Sprintf(format, args...)) }
 	for _, q := range f.Queues {
-		if left := q.Waiting + uint64(max(q.Taken, 0)); q.Served == 0 && left > 0 { //nolint:gosec // a count
-			add("queue %s has %d jobs and no worker serves it: start one with worker.queues %s, or publish to another queue", q.Name, left, q.Name)
+		if left := q.Waiting + uint64(max(q.Taken, 0)); q.Served == 0 && left > 0 {
+			add("no worker serves queue %s (jobs waiting: %d): start one with worker.queues %s, or publish to another queue", q.Name, left, q.Name)
 		}
 	}
 	for _, w := range f.Workers {

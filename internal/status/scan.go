@@ -35,8 +35,8 @@ func Scan(ctx context.Context, stream jetstream.Stream, cfg jetstream.ConsumerCo
 		if err != nil || !more {
 			return err
 		}
-		received += uint64(n)        //nolint:gosec // a count
-		left -= min(left, uint64(n)) //nolint:gosec // a count
+		received += uint64(n)
+		left -= min(left, uint64(n))
 		if n == 0 {
 			info, err := c.Info(ctx)
 			if err != nil {
@@ -62,7 +62,7 @@ func batch(ctx context.Context, c jetstream.Consumer, size int, received uint64,
 	// Whoever leaves early takes the rest of the batch: until it has come, the
 	// client waits for it.
 	defer func() {
-		for range messages.Messages() { //nolint:revive // see above
+		for range messages.Messages() {
 		}
 	}()
 	for msg := range messages.Messages() {
@@ -71,7 +71,7 @@ func batch(ctx context.Context, c jetstream.Consumer, size int, received uint64,
 			return n, false, fmt.Errorf("a message without metadata: %w", err)
 		}
 		n++
-		if meta.Sequence.Consumer != received+uint64(n) { //nolint:gosec // a count
+		if meta.Sequence.Consumer != received+uint64(n) {
 			return n, false, fmt.Errorf("the connection to NATS was interrupted: run it again")
 		}
 		if !keep(msg, meta) {

@@ -15,6 +15,7 @@ import (
 type Labels struct {
 	Queues  []string
 	Apps    []string
+	Region  string // where sessions start unless told otherwise; others are added as they come
 	Version string // of the worker, for build_info
 }
 
@@ -132,6 +133,12 @@ func (m *Metrics) zero() {
 	}
 	for _, app := range m.labels.Apps {
 		m.sessions.WithLabelValues(app)
+		if m.labels.Region != "" {
+			m.SetCircuit(app, m.labels.Region, false)
+		}
+	}
+	for _, code := range errors.Codes() {
+		m.alerts.WithLabelValues("recurring", string(code))
 	}
 	m.SetSlots(0, 0)
 }

@@ -53,7 +53,7 @@ func Token(text string) string {
 	if text == "" {
 		return "="
 	}
-	if tokenPattern.MatchString(text) {
+	if isPlain(text) {
 		return text
 	}
 	var b strings.Builder
@@ -65,6 +65,15 @@ func Token(text string) string {
 		}
 	}
 	return b.String()
+}
+
+func isPlain(text string) bool {
+	for i := range len(text) {
+		if !plain(text[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 func plain(c byte) bool {

@@ -172,10 +172,8 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 	if _, err := handles.State.Put(ctx, "R", running); err != nil {
 		return err
 	}
-	for _, subject := range []string{names.Jobs("default"), names.Events("started", "R")} {
-		if _, err := admin.js.Publish(ctx, subject, []byte("{}")); err != nil {
-			return err
-		}
+	if err := leaveTraces(ctx, admin, handles); err != nil {
+		return err
 	}
 	c := connect(t, url, "operator", refused)
 	letters := dlq.NewStore(c.js, names, nil)
@@ -213,6 +211,24 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			return must(err, "ping the services")
 		},
 	)
+}
+
+// leaveTraces publishes a job that is taken, one that waits, and what is told of
+// job R.
+func leaveTraces(ctx context.Context, admin client, handles topology.Handles) error {
+	failure := &nats.Msg{
+		Subject: names.Errors("server", "serverError"), Header: nats.Header{"ce-subject": {"R"}, "ce-id": {"R.run1.s1.error"}}, Data: []byte(`{"job_id":"R"}`),
+	}
+	for _, subject := range []string{names.Events("started", "R"), names.Jobs("default"), names.Jobs("default")} {
+		if _, err := admin.js.Publish(ctx, subject, []byte("{}")); err != nil {
+			return err
+		}
+	}
+	if _, err := admin.js.PublishMsg(ctx, failure); err != nil {
+		return err
+	}
+	_, err := handles.Consumers["default"].Next(jetstream.FetchMaxWait(5 * time.Second))
+	return err
 }
 
 func letter(id string) jobs.DeadLetter {

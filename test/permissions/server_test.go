@@ -5,6 +5,7 @@ package permissions_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"regexp"
 	"slices"
@@ -18,7 +19,6 @@ import (
 	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/natsconn"
 	"avatarworker/internal/topology"
 )
 
@@ -30,6 +30,13 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if url := os.Getenv(envURL); url != "" {
+		if err := beWorker(url); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
 	for _, role := range []string{"WORKER", "PUBLISHER", "LISTENER", "OPERATOR"} {
 		if err := os.Setenv("AVATAR_"+role+"_PASSWORD", password); err != nil {
 			panic(err)
@@ -190,13 +197,7 @@ func connect(t *testing.T, url, name string, refused *refusals) client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if err := natsconn.Close(ctx, nc); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)

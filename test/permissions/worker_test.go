@@ -6,9 +6,13 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -52,49 +56,97 @@ func worker(ctx context.Context, t *testing.T, url string, refused *refusals) er
 	)
 }
 
-// runWorker runs a worker until work is done.
+// runWorker runs a worker, in a process of its own, until work is done. Without
+// a permission that it needs a worker tries for long what it is not allowed;
+// a process can be ended.
 func runWorker(ctx context.Context, url string, backend *simulator.Server, refused *refusals, work func(ctx context.Context) error) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	log := &learner{refused: refused, ready: make(chan struct{})}
+	cmd := exec.CommandContext(ctx, os.Args[0])
+	cmd.Env = append(os.Environ(), envURL+"="+url, envConsole+"="+backend.ConsoleURL(), envIngress+"="+backend.IngressURL())
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.WaitDelay = 5 * time.Second
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	var err error
+	select {
+	case <-log.ready:
+		err = work(ctx)
+	case err := <-ended:
+		return fmt.Errorf("the worker ended: %w", firstError(err, context.Cause(ctx)))
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		err = cmd.Process.Signal(syscall.SIGTERM)
+	} else {
+		stop()
+	}
+	return firstError(err, <-ended)
+}
+
+func firstError(first, second error) error {
+	if first != nil {
+		return first
+	}
+	return second
+}
+
+// Environment of a worker's process.
+const (
+	envURL     = "PERMISSIONS_TEST_NATS_URL"
+	envConsole = "PERMISSIONS_TEST_CONSOLE_URL"
+	envIngress = "PERMISSIONS_TEST_INGRESS_URL"
+	readyText  = "ready for jobs"
+)
+
+// beWorker is the whole life of a worker's process.
+func beWorker(url string) error {
 	c := config.Defaults()
 	c.NATS.URL, c.NATS.User, c.NATS.Password = url, "worker", password
 	c.App.ID, c.App.APIKey, c.App.MaxSessions = "app", "key-for-tests", 8
-	c.Backend.ConsoleURL, c.Backend.IngressURL = backend.ConsoleURL(), backend.IngressURL()
+	c.Backend.ConsoleURL, c.Backend.IngressURL = os.Getenv(envConsole), os.Getenv(envIngress)
 	c.Retry.Initial, c.Retry.Max = 50*time.Millisecond, 100*time.Millisecond
 	c.Lease.AckWait = 2 * time.Second
 	c.Alerts.Threshold = 1
 	c.Admin.Addr = ""
 	c.Worker.Concurrency, c.Worker.DrainTimeout = 16, 0
-	ready := make(chan struct{})
+	log := zerolog.New(os.Stdout)
 	a, err := app.New(app.Options{
-		Config: c, Logger: zerolog.New(learner{refused}), Version: "1.2.3", OnReady: func() { close(ready) },
+		Config: c, Logger: log, Version: "1.2.3", OnReady: func() { log.Info().Msg(readyText) },
 	})
 	if err != nil {
 		return err
 	}
-	runCtx, stop := context.WithCancel(ctx)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	ended := make(chan error, 1)
-	go func() { ended <- a.Run(runCtx) }()
-	select {
-	case <-ready:
-		err = work(ctx)
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	}
-	stop()
-	if runErr := <-ended; err == nil {
-		err = runErr
-	}
-	return err
+	return a.Run(ctx)
 }
 
 // learner reads refusals out of the worker's log: an operator has no more.
-type learner struct{ refused *refusals }
+type learner struct {
+	refused *refusals
+	ready   chan struct{}
+	line    []byte // the last line, as far as it came
+}
 
-func (l learner) Write(line []byte) (int, error) {
-	l.refused.learn(strings.ReplaceAll(string(line), `\"`, `"`))
-	return len(line), nil
+func (l *learner) Write(data []byte) (int, error) {
+	l.line = append(l.line, data...)
+	for {
+		line, rest, whole := bytes.Cut(l.line, []byte("\n"))
+		if !whole {
+			return len(data), nil
+		}
+		l.line = rest
+		if bytes.Contains(line, []byte(readyText)) {
+			close(l.ready)
+		}
+		l.refused.learn(strings.ReplaceAll(string(line), `\"`, `"`))
+	}
 }
 
 // waitingJobs are jobs that between them need everything. Their outcomes are
@@ -197,6 +249,9 @@ func interrupted(ctx context.Context, admin client) error {
 		return err
 	}
 	if _, err := sub.NextMsgWithContext(ctx); err != nil {
+		return err
+	}
+	if err := sub.Unsubscribe(); err != nil {
 		return err
 	}
 	msg, err := admin.nc.RequestWithContext(ctx, names.Control(id), []byte(`{"op":"interrupt"}`))

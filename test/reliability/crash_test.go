@@ -62,7 +62,7 @@ func crashJob(kind, id string) map[string]any {
 	case retried:
 		return withFrames(job(id, "flaky-serverError-1-"+id, 2))
 	case drained:
-		return withFrames(job(id, "slow-700", 2))
+		return withFrames(job(id, "slow-1500", 2))
 	default:
 		return withFrames(job(id, "ok", 2))
 	}

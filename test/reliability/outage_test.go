@@ -23,7 +23,7 @@ func TestWorkersOutliveNATSAndEverythingSettlesWhenItIsBack(t *testing.T) {
 		away, total = time.Minute, 1500
 	}
 	dir := t.TempDir()
-	server := natstest.StartWith(t, natsserver.Options{StoreDir: dir, Port: natsserver.RandomPort})
+	server := natstest.StartWith(t, natsserver.Options{StoreDir: dir, Port: natstest.Port(t)})
 	f := newFleet(t, server.ClientURL(), 3*time.Second)
 	var workers []*process
 	for i := range 3 {

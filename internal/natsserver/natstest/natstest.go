@@ -38,6 +38,17 @@ func StartWith(t testing.TB, o natsserver.Options) *natsserver.Server {
 	return s
 }
 
+// Port is a port for a server that the test stops and starts again: nothing else
+// takes it in between.
+func Port(t testing.TB) int {
+	t.Helper()
+	ports, err := natsserver.StablePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ports[0]
+}
+
 // Connect connects a client until the test ends.
 func Connect(t testing.TB, s *natsserver.Server, opts ...nats.Option) *nats.Conn {
 	t.Helper()

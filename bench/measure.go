@@ -1,0 +1,424 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/simulator"
+	"avatarworker/internal/topology"
+)
+
+// sample is what one run of a measurement gave, by metric.
+type sample map[string]float64
+
+// Metrics. Times are microseconds of CPU, memory is KiB.
+const (
+	jobsPerSecond   = "jobs/s"
+	cpuPerJob       = "µs CPU/job"
+	natsPerJob      = "µs CPU/job of NATS"
+	storedPerJob    = "messages/job"
+	bytesPerJob     = "bytes kept/job"
+	cpuPerFrame     = "µs CPU/frame"
+	allocsPerFrame  = "allocs/frame"
+	framesPerSecond = "frames/s"
+	memoryPerIdle   = "KiB/session"
+	residentPerIdle = "KiB RSS/session"
+	startMedian     = "ms median"
+	startP99        = "ms p99"
+	cpuPerSession   = "ms CPU/session"
+	memoryPeak      = "KiB peak RSS/session"
+	openAtOnce      = "open at once"
+)
+
+// stage is the processes around one measurement.
+type stage struct {
+	nats, backend *child
+	children      []*child
+}
+
+func (s *stage) spawn(ctx context.Context, p params) (*child, error) {
+	c, err := spawn(ctx, p)
+	if err == nil {
+		s.children = append(s.children, c)
+	}
+	return c, err
+}
+
+// withNATS starts NATS.
+func (s *stage) withNATS(ctx context.Context) (err error) {
+	s.nats, err = s.spawn(ctx, params{Role: "nats"})
+	return err
+}
+
+// withBackend starts the simulated backend.
+func (s *stage) withBackend(ctx context.Context, frames int, speed float64) (err error) {
+	s.backend, err = s.spawn(ctx, params{Role: "backend", Frames: frames, Speed: speed})
+	return err
+}
+
+// with starts the process that is measured.
+func (s *stage) with(ctx context.Context, p params) (*child, error) {
+	if s.nats != nil {
+		p.NATS = s.nats.said.NATS
+	}
+	if s.backend != nil {
+		p.Console, p.Ingress = s.backend.said.Console, s.backend.said.Ingress
+	}
+	return s.spawn(ctx, p)
+}
+
+// close stops the processes, the measured one first.
+func (s *stage) close() error {
+	var err error
+	for _, c := range slices.Backward(s.children) {
+		err = errors.Join(err, c.stop())
+	}
+	return err
+}
+
+// measureQueue runs n no-op jobs through a queue.
+func measureQueue(ctx context.Context, p params, n int) (out sample, err error) {
+	s := &stage{}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.withNATS(ctx); err != nil {
+		return nil, err
+	}
+	c, err := s.with(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	ours := p.Role != "queue asyncjobs"
+	if ours {
+		err = fill(ctx, s.nats.said.NATS, n, func(i int) []byte { return noopJob("job" + strconv.Itoa(i)) })
+	} else {
+		_, err = c.ask(command{Do: "fill", N: n})
+	}
+	if err != nil {
+		return nil, err
+	}
+	before, err := statsOf(c, s.nats)
+	if err != nil {
+		return nil, err
+	}
+	done, err := c.ask(command{Do: "run", N: n})
+	if err != nil {
+		return nil, err
+	}
+	after, err := statsOf(c, s.nats)
+	if err != nil {
+		return nil, err
+	}
+	out = sample{
+		jobsPerSecond: float64(n) / done.Elapsed.Seconds(),
+		cpuPerJob:     micros(after[0].CPU-before[0].CPU) / float64(n),
+		natsPerJob:    micros(after[1].CPU-before[1].CPU) / float64(n),
+	}
+	if !ours {
+		return out, nil
+	}
+	kept, err := storedIn(ctx, s.nats.said.NATS)
+	out[storedPerJob] = float64(kept.Messages) / float64(n)
+	out[bytesPerJob] = float64(kept.Bytes) / float64(n)
+	return out, err
+}
+
+// statsOf asks several processes.
+func statsOf(children ...*child) ([]stats, error) {
+	list := make([]stats, len(children))
+	for i, c := range children {
+		var err error
+		if list[i], err = c.stats(false); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
+
+// relay is sessions that do nothing but relay frames, as fast as they come.
+type relay struct {
+	params
+	output   string // of the worker's jobs; "": the role opens sessions itself
+	sessions int
+	frames   int // of each session
+}
+
+func measureRelay(ctx context.Context, r relay) (out sample, err error) {
+	s := &stage{}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.withNATS(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.withBackend(ctx, r.frames, 0); err != nil {
+		return nil, err
+	}
+	c, err := s.with(ctx, r.params)
+	if err != nil {
+		return nil, err
+	}
+	// The first sessions fill pools and connections.
+	if _, err := runSessions(ctx, s, c, r, r.sessions, "warm"); err != nil {
+		return nil, err
+	}
+	before, err := c.stats(false)
+	if err != nil {
+		return nil, err
+	}
+	elapsed, err := runSessions(ctx, s, c, r, r.sessions, "run")
+	if err != nil {
+		return nil, err
+	}
+	after, err := c.stats(false)
+	if err != nil {
+		return nil, err
+	}
+	frames := float64(r.sessions * r.frames)
+	return sample{
+		cpuPerFrame:     micros(after.CPU-before.CPU) / frames,
+		allocsPerFrame:  float64(after.Mallocs-before.Mallocs) / frames,
+		framesPerSecond: frames / elapsed.Seconds(),
+	}, nil
+}
+
+// runSessions runs n sessions at once to their end.
+func runSessions(ctx context.Context, s *stage, c *child, r relay, n int, prefix string) (time.Duration, error) {
+	if r.output == "" {
+		a, err := c.ask(command{Do: "run", N: n, Frames: r.frames})
+		return a.Elapsed, err
+	}
+	ended, err := listen(s.nats.said.NATS)
+	if err != nil {
+		return 0, err
+	}
+	defer ended.close()
+	begun := time.Now()
+	err = fill(ctx, s.nats.said.NATS, n, func(i int) []byte { return job(prefix+strconv.Itoa(i), "ok", r.output) })
+	if err != nil {
+		return 0, err
+	}
+	err = ended.wait(ctx, n)
+	return time.Since(begun), err
+}
+
+// measureIdle opens n sessions that are left alone after their handshake.
+func measureIdle(ctx context.Context, p params, worker bool, n int) (out sample, err error) {
+	s := &stage{}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.withNATS(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.withBackend(ctx, 1, 0); err != nil {
+		return nil, err
+	}
+	c, err := s.with(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	before, err := c.stats(true)
+	if err != nil {
+		return nil, err
+	}
+	if worker {
+		// The avatar confirms and says nothing: its sessions wait for a frame.
+		err = fill(ctx, s.nats.said.NATS, n, func(i int) []byte { return job("idle"+strconv.Itoa(i), "hang", "discard") })
+	} else {
+		_, err = c.ask(command{Do: "open", N: n})
+	}
+	if err == nil {
+		err = untilOpen(ctx, s.backend.said.Page, n)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// What the opening needed is dropped, and idle connections for token calls
+	// are the same for all.
+	if err := pause(ctx, 3*time.Second); err != nil {
+		return nil, err
+	}
+	after, err := c.stats(true)
+	if err != nil {
+		return nil, err
+	}
+	kib := func(a, b uint64) float64 { return (float64(a) - float64(b)) / float64(n) / 1024 }
+	return sample{
+		memoryPerIdle:   kib(after.Memory, before.Memory),
+		residentPerIdle: kib(after.Resident, before.Resident),
+	}, nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// untilOpen waits until the backend has confirmed n sessions.
+func untilOpen(ctx context.Context, page string, n int) error {
+	for {
+		b, err := readBook(ctx, page)
+		if err != nil || b.Confirmed >= n {
+			return err
+		}
+		if err := pause(ctx, 200*time.Millisecond); err != nil {
+			return fmt.Errorf("%d of %d sessions are open: %w", b.Confirmed, n, err)
+		}
+	}
+}
+
+func readBook(ctx context.Context, page string) (simulator.BookPage, error) {
+	var b simulator.BookPage
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, page+"/book", nil)
+	if err != nil {
+		return b, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return b, err
+	}
+	defer func() { _ = resp.Body.Close() }() // read
+	return b, json.NewDecoder(resp.Body).Decode(&b)
+}
+
+// measureStart publishes n jobs, one after the other, to an idle worker, and
+// takes the time until each one's upgrade request is at the backend.
+func measureStart(ctx context.Context, profiles string, n int) (out sample, err error) {
+	const warm = 20
+	s := &stage{}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.withNATS(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.withBackend(ctx, 1, 0); err != nil {
+		return nil, err
+	}
+	if _, err := s.with(ctx, params{Role: "worker", Concurrency: concurrency, Profiles: profiles}); err != nil {
+		return nil, err
+	}
+	ended, err := listen(s.nats.said.NATS)
+	if err != nil {
+		return nil, err
+	}
+	defer ended.close()
+	published := make(map[string]time.Time, n)
+	for i := range n + warm {
+		avatar := "ok-" + strconv.Itoa(i)
+		at, err := publishOne(ended.nc, job("start"+strconv.Itoa(i), avatar, "discard"))
+		if err == nil {
+			err = ended.wait(ctx, 1)
+		}
+		// A moment of peace: the worker is to be idle.
+		if err == nil {
+			err = pause(ctx, 5*time.Millisecond)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if i >= warm {
+			published[avatar] = at
+		}
+	}
+	b, err := readBook(ctx, s.backend.said.Page)
+	if err != nil {
+		return nil, err
+	}
+	var took []float64
+	for _, session := range b.List {
+		if at, ok := published[session.AvatarID]; ok {
+			took = append(took, micros(session.Opened.Sub(at))/1e3)
+		}
+	}
+	slices.Sort(took)
+	if len(took) != n {
+		return nil, fmt.Errorf("the backend saw %d of %d sessions", len(took), n)
+	}
+	return sample{startMedian: took[n/2], startP99: took[n*99/100]}, nil
+}
+
+// publishOne sends a job at once and says when.
+func publishOne(nc *nats.Conn, body []byte) (time.Time, error) {
+	at := time.Now().Round(0) // compared with another process's clock
+	if err := nc.Publish(topology.Names{}.Jobs("default"), body); err != nil {
+		return at, err
+	}
+	return at, nc.Flush()
+}
+
+// scaleFrames are the envelopes of a session that is one of many: 14 s of
+// motion, as fast as it plays.
+const scaleFrames = 4
+
+// measureScale runs n sessions of the whole worker at once.
+func measureScale(ctx context.Context, profiles string, n int) (out sample, err error) {
+	s := &stage{}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.withNATS(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.withBackend(ctx, scaleFrames, 1); err != nil {
+		return nil, err
+	}
+	c, err := s.with(ctx, params{Role: "worker", Concurrency: n, Profiles: profiles})
+	if err != nil {
+		return nil, err
+	}
+	before, err := c.stats(true)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := runSessions(ctx, s, c, relay{output: "discard"}, n, "scale"); err != nil {
+		return nil, err
+	}
+	after, err := c.stats(false)
+	if err != nil {
+		return nil, err
+	}
+	b, err := readBook(ctx, s.backend.said.Page)
+	if err != nil {
+		return nil, err
+	}
+	return sample{
+		cpuPerSession: micros(after.CPU-before.CPU) / 1e3 / float64(n),
+		memoryPeak:    (float64(after.PeakRSS) - float64(before.Resident)) / 1024 / float64(n),
+		openAtOnce:    float64(b.Peak),
+	}, nil
+}
+
+func roleOf(name string) (role, error) {
+	switch name {
+	case "nats":
+		return &natsRole{}, nil
+	case "backend":
+		return &backendRole{}, nil
+	case "queue bare":
+		return &bareQueue{}, nil
+	case "queue asyncjobs":
+		return &asyncQueue{}, nil
+	case "queue worker":
+		return &workerQueue{}, nil
+	case "reader":
+		return &bareReader{}, nil
+	case "reader to frames":
+		return &bareReader{publish: true}, nil
+	case "client":
+		return &clientReader{}, nil
+	case "worker":
+		return &appRole{}, nil
+	default:
+		return nil, fmt.Errorf("no role %q", strings.TrimSpace(name))
+	}
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"runtime"
+	"strconv"
+	"text/tabwriter"
+)
+
+// row is one metric of one measurement.
+type row struct {
+	Group       string `json:"group"`
+	Measurement string `json:"measurement"`
+	Metric      string `json:"metric"`
+	spread
+}
+
+// target is one promise of speed and what came of it.
+type target struct {
+	What  string  `json:"what"`
+	Got   float64 `json:"got"`
+	Limit float64 `json:"limit"`
+	Least bool    `json:"least"` // the limit is the least, not the most
+	Met   bool    `json:"met"`
+}
+
+type report struct {
+	Go      string   `json:"go"`
+	System  string   `json:"system"`
+	CPUs    int      `json:"cpus"`
+	Rounds  int      `json:"rounds"`
+	Rows    []row    `json:"rows"`
+	Targets []target `json:"targets"`
+}
+
+func reportOf(list []measurement, all results, rounds int) report {
+	r := report{Go: runtime.Version(), System: runtime.GOOS + "/" + runtime.GOARCH, CPUs: runtime.NumCPU(), Rounds: rounds}
+	for _, m := range list {
+		samples := all[m.key()]
+		for _, metric := range sorted(samples[0]) {
+			r.Rows = append(r.Rows, row{m.group, m.name, metric, spreadOf(samples, metric)})
+		}
+	}
+	r.Targets = targets(list, all)
+	return r
+}
+
+// targets holds the medians of this run against what was promised.
+func targets(list []measurement, all results) []target {
+	median := func(key, metric string) float64 {
+		samples := all[key]
+		if len(samples) == 0 {
+			return math.NaN()
+		}
+		return spreadOf(samples, metric).Median
+	}
+	var out []target
+	add := func(what string, got, limit float64, least bool) {
+		if !math.IsNaN(got) {
+			out = append(out, target{what, got, limit, least, least && got >= limit || !least && got <= limit})
+		}
+	}
+	ratio := func(what, metric, ours, theirs string, limit float64, least bool) {
+		add(what, median(ours, metric)/median(theirs, metric), limit, least)
+	}
+	ratio("no-op jobs/s, worker to bare loop", jobsPerSecond, "queue/our worker", "queue/bare nats.go loop", 0.8, true)
+	ratio("no-op jobs/s, worker to asyncjobs", jobsPerSecond, "queue/our worker", "queue/choria-io/asyncjobs", 2, true)
+	ratio("CPU a frame, session client to bare reader", cpuPerFrame, "relay/our session client", "relay/bare reader", 1.3, false)
+	ratio("CPU a frame, worker to discard to bare reader", cpuPerFrame, "relay/our worker to discard", "relay/bare reader", 1.6, false)
+	ratio("CPU a frame, worker to frames to bare reader that publishes", cpuPerFrame, "relay/our worker to frames", "relay/bare reader that publishes", 1.3, false)
+	ratio("memory of an idle session, client to bare reader", memoryPerIdle, "idle/our session client", "idle/bare reader", 1.25, false)
+	add("KiB of an idle session, worker", median("idle/our worker", memoryPerIdle), 40, false)
+	add("ms from publish to upgrade, median", median("start/our worker", startMedian), 5, false)
+	add("ms from publish to upgrade, p99", median("start/our worker", startP99), 25, false)
+	var scales []measurement
+	for _, m := range list {
+		if m.group == "scale" {
+			scales = append(scales, m)
+		}
+	}
+	if n := len(scales); n > 1 {
+		first, last := scales[0], scales[n-1]
+		ratio("CPU a session, "+last.name+" to "+first.name, cpuPerSession, last.key(), first.key(), 1.2, false)
+	}
+	return out
+}
+
+func (r report) print(w io.Writer) error {
+	if _, err := fmt.Fprintf(w, "%s, %s, %d CPUs, medians of %d\n\n", r.Go, r.System, r.CPUs, r.Rounds); err != nil {
+		return err
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "group\tmeasured\tmedian\tleast\tmost\tof")
+	for _, row := range r.Rows {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", row.Group, row.Measurement, short(row.Median), short(row.Min), short(row.Max), row.Metric)
+	}
+	fmt.Fprintln(t, "\t\t\t\t\t\ntarget\t\tgot\tlimit\t\tmet")
+	for _, x := range r.Targets {
+		sign := "≤ "
+		if x.Least {
+			sign = "≥ "
+		}
+		met := "yes"
+		if !x.Met {
+			met = "NO"
+		}
+		fmt.Fprintf(t, "%s\t\t%s\t%s%s\t\t%s\n", x.What, short(x.Got), sign, short(x.Limit), met)
+	}
+	return t.Flush()
+}
+
+func (r report) printJSON(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(r)
+}
+
+// short writes a number with three digits that count.
+func short(v float64) string {
+	digits := 0
+	if a := math.Abs(v); a > 0 && a < 100 {
+		digits = min(max(2-int(math.Floor(math.Log10(a))), 0), 3)
+	}
+	return strconv.FormatFloat(v, 'f', digits, 64)
+}

@@ -1,0 +1,118 @@
+package app_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/config"
+	"avatarworker/internal/jobs"
+)
+
+func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	f.worker(worker{config: func(c *config.Config) { c.Retry.Initial, c.Retry.Max = 2*time.Second, 2*time.Second }})
+
+	f.publish("running", "hang", nil)
+	f.state("running", func(r jobs.Record) bool { return r.State == jobs.StateRunning })
+	if got := f.control("running", "cancel"); got.Status != jobs.StatusCancelled || got.JobID != "running" {
+		t.Errorf("cancel of a running job: %+v", got)
+	}
+	if r := f.outcome("running"); r.State != jobs.StateCancelled {
+		t.Errorf("a running job ended %s", r.State)
+	}
+	if n := f.backend.OpenSessions(); n != 0 {
+		t.Errorf("%d sessions open after the cancel was answered", n)
+	}
+
+	f.publish("done", "ok", nil)
+	f.outcome("done")
+	if got := f.control("done", "cancel"); got.Status != jobs.StatusFinished || got.Outcome != jobs.StateCompleted {
+		t.Errorf("cancel of a completed job: %+v", got)
+	}
+
+	f.publish("retrying", "fail-upstreamError", nil)
+	f.event("retrying", "retrying")
+	before := len(f.sessions("fail-upstreamError"))
+	if got := f.control("retrying", "cancel"); got.Status != jobs.StatusRequested {
+		t.Errorf("cancel of a waiting job: %+v", got)
+	}
+	if r := f.outcome("retrying"); r.State != jobs.StateCancelled || !r.CancelRequested {
+		t.Errorf("a waiting job ended %s", r.State)
+	}
+	if n := len(f.sessions("fail-upstreamError")); n > before+1 { // it may have been on its way
+		t.Errorf("%d sessions, %d before the cancel", n, before)
+	}
+
+	if got := f.control("unknown", "cancel"); got.Status != jobs.StatusRequested {
+		t.Errorf("cancel of an unknown job: %+v", got)
+	}
+	f.publish("unknown", "ok-unknown", nil)
+	if r := f.outcome("unknown"); r.State != jobs.StateCancelled || len(f.sessions("ok-unknown")) != 0 {
+		t.Errorf("a job cancelled before it was published: %+v", r)
+	}
+	if got := f.control("running", "cancel"); got.Status != jobs.StatusCancelled {
+		t.Errorf("cancel of a cancelled job: %+v", got)
+	}
+}
+
+func TestInterruptOfWhatDoesNotSpeakSaysSo(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	f.worker(worker{config: func(c *config.Config) { c.Retry.Initial, c.Retry.Max = 20*time.Second, 20*time.Second }})
+	f.publish("waits", "fail-upstreamError", nil)
+	f.event("waits", "retrying")
+	f.publish("silent", "ok", live("10s"))
+	f.state("silent", func(r jobs.Record) bool { return r.ConnectionID != "" }) // written down after 2 s
+	f.publish("over", "ok", nil)
+	f.outcome("over")
+	for id, state := range map[string]jobs.State{
+		"waits": jobs.StateRetrying, "silent": jobs.StateRunning, "over": jobs.StateCompleted, "nobody": "",
+	} {
+		got := f.control(id, "interrupt")
+		if got.Status != jobs.StatusNotRunning || got.State != state || got.Message == "" {
+			t.Errorf("interrupt of %s: %+v", id, got)
+		}
+	}
+	for _, op := range []string{"", "stop", `cancel","op":"x`} {
+		if got := f.control("silent", op); got.Status != jobs.StatusRefused {
+			t.Errorf("%q: %+v", op, got)
+		}
+	}
+	f.say("silent", nil, closing)
+	f.completed("silent")
+}
+
+// Not parallel: it measures time.
+func TestJobsThatWaitForTheirRetryKeepNobodyWaiting(t *testing.T) {
+	const waiting = 300
+	f := newFleet(t, nil)
+	f.worker(worker{config: func(c *config.Config) {
+		c.Worker.Concurrency = 4
+		c.Retry.Initial, c.Retry.Max = time.Minute, time.Minute
+		c.Alerts.Threshold = 1000
+	}})
+	// 300 jobs that fail after the confirm.
+	for i := range waiting {
+		f.publish(fmt.Sprintf("bad%d", i), "fail-serverError", fields{"audio": pcm(time.Second)})
+	}
+	seen := 0
+	f.watch(f.names.EventsStream(), f.names.EventsFilter("retrying", ""), func(msg jetstream.Msg) bool {
+		if strings.HasPrefix(msg.Subject(), f.names.Events("retrying", "bad")) {
+			seen++
+		}
+		return seen >= waiting
+	})
+	began := time.Now()
+	f.publish("healthy", "ok", nil)
+	f.completed("healthy")
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("a healthy job took %s behind %d that wait", took, waiting)
+	} else {
+		t.Logf("a healthy job took %s", took)
+	}
+}

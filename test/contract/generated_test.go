@@ -1,0 +1,173 @@
+package contract
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"avatarworker/internal/config"
+	"avatarworker/internal/errors"
+)
+
+var update = flag.Bool("update", false, "write the generated parts of the documents")
+
+// Marks around what is generated. A document explains around them.
+const (
+	begin = "<!-- generated: begin; go test ./test/contract -update -->\n"
+	end   = "<!-- generated: end -->"
+)
+
+// upToDate compares the generated part of a document with want, or writes it.
+func upToDate(t *testing.T, file, want string) {
+	t.Helper()
+	path := filepath.Join(root, file)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, found := strings.Cut(string(data), begin)
+	_, after, ended := strings.Cut(rest, end)
+	if !found || !ended {
+		t.Fatalf("%s: the marks of the generated part are missing", file)
+	}
+	whole := []byte(before + begin + "\n" + want + "\n" + end + after)
+	if bytes.Equal(whole, data) {
+		return
+	}
+	if !*update {
+		t.Fatalf("%s is not what the code says: go test ./test/contract -update", file)
+	}
+	if err := os.WriteFile(path, whole, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rows(t *testing.T) []errors.Row {
+	t.Helper()
+	table, err := errors.NewTable(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return table.Rows()
+}
+
+func TestTheTableOfCodesIsTheWorkers(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| code | class | action | attempts | alert | whose |\n|---|---|---|---|---|---|\n")
+	for _, r := range rows(t) {
+		fmt.Fprintf(&b, "| [%s](#%s) | %s | %s | %s | %s | %s |\n", r.Code, strings.ToLower(string(r.Code)), r.Class, action(r), attempts(r), yes(r.Alert), r.Owner)
+	}
+	for _, r := range rows(t) {
+		fmt.Fprintf(&b, "\n### %s\n\n%s\n\n", r.Code, cell(r.Meaning))
+		if r.Unless != "" {
+			fmt.Fprintf(&b, "Otherwise than in the table: %s.\n\n", cell(r.Unless))
+		}
+		fmt.Fprintf(&b, "**What to do.** %s\n", cell(r.Remedy))
+	}
+	upToDate(t, "docs/codes.md", b.String())
+}
+
+func TestTheTableOfCodesInTheReadmeIsTheWorkers(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| code | class | what the worker does | whose |\n|---|---|---|---|\n")
+	for _, r := range rows(t) {
+		does := action(r)
+		if r.Attempts > 0 {
+			does += fmt.Sprintf(", %d attempts in all", r.Attempts)
+		}
+		if r.Alert {
+			does += "; alert when recurring"
+		}
+		if r.Unless != "" {
+			does += "; " + cell(r.Unless)
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", r.Code, r.Class, does, r.Owner)
+	}
+	upToDate(t, "README.md", b.String())
+}
+
+func TestTheTableOfKeysIsTheConfigurations(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| key | default | kind | environment |\n|---|---|---|---|\n")
+	for _, k := range config.Keys() {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", k.Path, code(k.Default), k.Type, code(k.Env...))
+	}
+	upToDate(t, "docs/configuration.md", b.String())
+}
+
+func action(r errors.Row) string { return strings.ReplaceAll(string(r.Action), "_", "-") }
+
+func attempts(r errors.Row) string {
+	switch {
+	case r.Attempts > 0:
+		return fmt.Sprint(r.Attempts)
+	case r.Action == errors.ActionRetry:
+		return "the job's"
+	default:
+		return "–"
+	}
+}
+
+func yes(on bool) string {
+	if on {
+		return "yes"
+	}
+	return ""
+}
+
+// cell keeps a text from ending a table's cell or becoming a tag.
+func cell(text string) string {
+	return strings.NewReplacer("|", `\|`, "<", "&lt;", "\n", " ").Replace(text)
+}
+
+func code(texts ...string) string {
+	var quoted []string
+	for _, text := range texts {
+		if text != "" {
+			quoted = append(quoted, "`"+text+"`")
+		}
+	}
+	return strings.Join(quoted, ", ")
+}
+
+// Links between documents rot silently otherwise.
+func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(root, "docs/*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = append(files, filepath.Join(root, "README.md"))
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, link := range links(string(data)) {
+			target, _, _ := strings.Cut(link, "#")
+			if target == "" || strings.Contains(target, "://") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(filepath.Dir(file), target)); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+		}
+	}
+}
+
+// links lists the targets of a document's links.
+func links(text string) []string {
+	var found []string
+	for {
+		_, rest, ok := strings.Cut(text, "](")
+		if !ok {
+			return found
+		}
+		link, after, _ := strings.Cut(rest, ")")
+		found = append(found, link)
+		text = after
+	}
+}
