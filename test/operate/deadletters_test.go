@@ -16,7 +16,7 @@ func (s *site) control(body string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // nothing is read of it
+	defer resp.Body.Close() // nothing is read of it
 	if resp.StatusCode != http.StatusOK {
 		s.t.Fatalf("/control %s: %s", body, resp.Status)
 	}

@@ -43,7 +43,7 @@ func testAll(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
+	defer os.RemoveAll(dir) // a temporary directory
 	binary = filepath.Join(dir, "worker")
 	if out, err := exec.Command("go", "build", "-o", binary, "avatarworker/cmd/worker").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building the program: %v\n%s", err, out)
@@ -155,7 +155,7 @@ func asExit(err error, target **exec.ExitError) bool {
 
 func (p *process) signal(s os.Signal) {
 	p.t.Helper()
-	if err := p.cmd.Process.Signal(s); err != nil && err != os.ErrProcessDone { //nolint:errorlint // Signal gives it unwrapped
+	if err := p.cmd.Process.Signal(s); err != nil && err != os.ErrProcessDone { // Signal gives it unwrapped
 		p.t.Errorf("signal: %v", err)
 	}
 }
@@ -336,6 +336,6 @@ func freeAddr(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // it was only asked for its address
+	defer l.Close() // it was only asked for its address
 	return l.Addr().String()
 }

@@ -33,12 +33,12 @@ type login struct {
 }
 
 func TestWorkerAndCommandsLogInAsPeopleDo(t *testing.T) {
-	for name, make := range map[string]func(t *testing.T) login{
+	for name, prepare := range map[string]func(t *testing.T) login{
 		"user": byUser, "token": byToken, "nkey": byNKey, "creds": byCreds, "tls": byTLS, "context": byContext,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l := make(t)
+			l := prepare(t)
 			url := natsWith(t, l.conf)
 			s := newSite(t, 0)
 			s.env = append(s.env[1:], l.env...)
