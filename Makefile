@@ -38,11 +38,11 @@ bench: ## the side-by-side harness of bench/ (see docs/performance.md)
 fuzz: ## each fuzz target for FUZZTIME (60s)
 	@set -e; for pkg in $$(go list ./...); do \
 		for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-			echo "$$pkg $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg; \
+			echo "$$pkg $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg; \
 		done; done
 
-soak: ## the long form of the soak tests: 100,000 sessions
-	AVATAR_SOAK=long go test -count=1 -timeout 2h -run Soak -v ./...
+soak: ## 100,000 short sessions: memory and goroutines
+	cd bench && go run . -soak 100000
 
 chaos: ## the long form of the chaos test for CHAOS (10m)
 	AVATAR_CHAOS=$(CHAOS) go test -count=1 -timeout 2h -run Chaos -v ./...
