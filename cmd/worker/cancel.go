@@ -45,7 +45,11 @@ func (c *cli) cancel(ctx context.Context, jobID string, asJSON bool) error {
 	}
 	ctx, done := context.WithTimeout(ctx, cancelTime)
 	defer done()
-	reply, err := jobs.RequestCancel(ctx, l.nc, jobs.NewStore(kv, storeTry), l.names.Control(jobID), jobID)
+	store, err := jobs.NewStore(l.nc, kv, storeTry)
+	if err != nil {
+		return err
+	}
+	reply, err := jobs.RequestCancel(ctx, l.nc, store, l.names.Control(jobID), jobID)
 	if err != nil {
 		return fmt.Errorf("cancelling job %s: %w", jobID, err)
 	}

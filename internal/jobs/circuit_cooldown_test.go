@@ -20,7 +20,11 @@ func TestCooldownDoublesWithEachFailedProbeAndResetsAfterTenGoodSessions(t *test
 	clock := func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
 	pass := func(d time.Duration) { mu.Lock(); defer mu.Unlock(); now = now.Add(d) }
 	config := jobs.CircuitConfig{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 30 * time.Second}
-	c := jobs.NewCircuits(jobs.NewStore(h.handles.Fleet, time.Second), config, "w1", clock,
+	store, err := jobs.NewStore(h.nc, h.handles.Fleet, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jobs.NewCircuits(store, config, "w1", clock,
 		func() float64 { return 1 }, func(jobs.Circuit, bool) {})
 	unpaid := errors.Decision{Code: errors.CodeCreditsExhausted, OpensCircuit: true, Action: errors.ActionHold}
 	try := func(job string) jobs.Pass {

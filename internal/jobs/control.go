@@ -132,12 +132,16 @@ type controls struct {
 	subs []*nats.Subscription
 	wg   sync.WaitGroup
 
+	open context.Context // ends with close
+	shut context.CancelFunc
+
 	mu     sync.Mutex
 	closed bool
 }
 
 func (w *Worker) serveControl(ctx context.Context) (*controls, error) {
 	c := &controls{w: w}
+	c.open, c.shut = context.WithCancel(context.WithoutCancel(ctx))
 	subject := w.o.Names.AllControl()
 	own, err := w.o.NC.Subscribe(subject, func(m *nats.Msg) { c.serve(ctx, m, c.forOwn) })
 	if err != nil {
@@ -161,6 +165,7 @@ func (c *controls) close() {
 	c.mu.Lock()
 	c.closed = true // a request may still be on its way to serve
 	c.mu.Unlock()
+	c.shut()
 	c.wg.Wait()
 }
 
@@ -210,18 +215,26 @@ func (c *controls) forOwn(ctx context.Context, op, jobID string) (ControlReply, 
 	}
 }
 
-// forOthers answers for the jobs that nobody runs.
+// controlRecheck is when forOthers looks again whether a job is still run.
+const controlRecheck = 300 * time.Millisecond
+
+// forOthers answers for the jobs that nobody runs. While somebody runs the job
+// he answers; but it may have ended between our look and his, and then nobody
+// would, so the look is repeated. An answer too many is not heard: a request
+// takes the first.
 func (c *controls) forOthers(ctx context.Context, op, jobID string) (ControlReply, bool) {
-	if c.w.task(jobID) != nil {
-		return ControlReply{}, false // forOwn answers
-	}
 	var record Record
-	revision, err := c.w.store.Get(ctx, jobID, &record)
-	if err != nil {
-		return ControlReply{}, false
-	}
-	if revision != 0 && record.State == StateRunning && c.w.asks.holdsJob(ctx, record.WorkerID, jobID) == answerHas {
-		return ControlReply{}, false // that worker answers
+	for {
+		held, err := c.held(ctx, jobID, &record)
+		if err != nil {
+			return ControlReply{}, false
+		}
+		if !held {
+			break
+		}
+		if pause(c.open, controlRecheck, nil) != nil || ctx.Err() != nil {
+			return ControlReply{}, false
+		}
 	}
 	switch op {
 	case "cancel":
@@ -232,6 +245,20 @@ func (c *controls) forOthers(ctx context.Context, op, jobID string) (ControlRepl
 	default:
 		return refused(), true
 	}
+}
+
+// held tells whether a worker runs the job, and reads its record if that is not
+// this one.
+func (c *controls) held(ctx context.Context, jobID string, record *Record) (bool, error) {
+	if c.w.task(jobID) != nil {
+		return true, nil
+	}
+	*record = Record{}
+	revision, err := c.w.store.Get(ctx, jobID, record)
+	if err != nil || revision == 0 || record.State != StateRunning {
+		return false, err
+	}
+	return c.w.asks.holdsJob(ctx, record.WorkerID, jobID) == answerHas, nil
 }
 
 func refused() ControlReply {

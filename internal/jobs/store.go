@@ -24,12 +24,17 @@ const storePause = 100 * time.Millisecond
 // compare-and-set on their revision.
 type Store struct {
 	kv      jetstream.KeyValue
-	timeout time.Duration // of one try
+	leader  nats.JetStreamContext // reads where the bucket's leader answers
+	timeout time.Duration         // of one try
 }
 
 // NewStore returns a store over kv; timeout bounds one round trip.
-func NewStore(kv jetstream.KeyValue, timeout time.Duration) *Store {
-	return &Store{kv: kv, timeout: timeout}
+func NewStore(nc *nats.Conn, kv jetstream.KeyValue, timeout time.Duration) (*Store, error) {
+	leader, err := nc.JetStream()
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", kv.Bucket(), err)
+	}
+	return &Store{kv: kv, leader: leader, timeout: timeout}, nil
 }
 
 // Get reads key into v and returns its revision, 0 if there is none. It tries
@@ -107,14 +112,9 @@ func conflicts(err error) bool {
 // read returns the value of key and its revision, 0 if there is none.
 func (s *Store) read(ctx context.Context, key string) ([]byte, uint64, error) {
 	for {
-		entry, err := s.get(ctx, key)
-		switch {
-		case err == nil:
-			return entry.Value(), entry.Revision(), nil
-		case errors.Is(err, jetstream.ErrKeyNotFound):
-			return nil, 0, nil
-		case errors.Is(err, jetstream.ErrInvalidKey):
-			return nil, 0, err
+		data, revision, err := s.get(ctx, key)
+		if err == nil {
+			return data, revision, nil
 		}
 		if err := pause(ctx, storePause, err); err != nil {
 			return nil, 0, err
@@ -122,10 +122,22 @@ func (s *Store) read(ctx context.Context, key string) ([]byte, uint64, error) {
 	}
 }
 
-func (s *Store) get(ctx context.Context, key string) (jetstream.KeyValueEntry, error) {
+// get asks the bucket's leader. The client's own Get may be answered by any
+// replica, always by the same one for the same connection, and one that lags
+// behind for long would hold up whoever decides by what it says.
+func (s *Store) get(ctx context.Context, key string) ([]byte, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	return s.kv.Get(ctx, key)
+	msg, err := s.leader.GetLastMsg("KV_"+s.kv.Bucket(), "$KV."+s.kv.Bucket()+"."+key, nats.Context(ctx))
+	switch {
+	case errors.Is(err, nats.ErrMsgNotFound):
+		return nil, 0, nil
+	case err != nil:
+		return nil, 0, err
+	case msg.Header.Get("KV-Operation") != "": // deleted or purged
+		return nil, 0, nil
+	}
+	return msg.Data, msg.Sequence, nil
 }
 
 // pause waits, and returns what ended the wait early together with why there

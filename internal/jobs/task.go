@@ -116,6 +116,7 @@ func (t *task) run() {
 			return
 		}
 	}
+	t.log.Warn().Msg("the job's record changes too often to be decided by; the job is handed back")
 	t.handBack(handBackPause)
 }
 

@@ -119,7 +119,6 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	}
 	w := &Worker{
 		o: o, log: o.Logger, stream: StreamInfo{Created: info.Created},
-		store:     NewStore(o.State, storeTimeout),
 		publisher: NewPublisher(o.JS, o.Names, o.Name, o.Logger),
 		asks:      &asker{nc: o.NC, subject: o.Names.WorkerSubject},
 		gate:      newGate(o.Concurrency),
@@ -129,7 +128,13 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		running:   make(map[string]*task),
 		health:    make(map[string]error),
 	}
-	shared := NewStore(o.Fleet, storeTimeout)
+	if w.store, err = NewStore(o.NC, o.State, storeTimeout); err != nil {
+		return nil, err
+	}
+	shared, err := NewStore(o.NC, o.Fleet, storeTimeout)
+	if err != nil {
+		return nil, err
+	}
 	w.circuits = NewCircuits(shared, o.Circuit, o.ID, o.Now, o.Random, w.circuitChanged)
 	w.fleet = newFleet(o.Fleet, shared, w.circuits, w.presence(), o.AckWait, o.Now, o.Logger)
 	w.fleet.busy = w.inHand

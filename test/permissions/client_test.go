@@ -200,7 +200,11 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			if err != nil {
 				return must(err, "open the records")
 			}
-			_, err = jobs.RequestCancel(ctx, c.nc, jobs.NewStore(kv, time.Second), names.Control("R"), "R")
+			store, err := jobs.NewStore(c.nc, kv, time.Second)
+			if err != nil {
+				return err
+			}
+			_, err = jobs.RequestCancel(ctx, c.nc, store, names.Control("R"), "R")
 			return must(err, "cancel")
 		},
 		func(ctx context.Context) error {
