@@ -137,7 +137,12 @@ type controls struct {
 
 	mu     sync.Mutex
 	closed bool
+	taken  map[string]bool // requests that forOwn took, by reply subject
 }
+
+// maxTaken bounds what is remembered of requests that another worker's
+// forOthers looks after.
+const maxTaken = 1024
 
 func (w *Worker) serveControl(ctx context.Context) (*controls, error) {
 	c := &controls{w: w}
@@ -170,7 +175,7 @@ func (c *controls) close() {
 }
 
 // serve answers in a goroutine of its own: ending a session takes a moment.
-func (c *controls) serve(ctx context.Context, msg *nats.Msg, answer func(context.Context, string, string) (ControlReply, bool)) {
+func (c *controls) serve(ctx context.Context, msg *nats.Msg, answer func(ctx context.Context, op, jobID, reply string) (ControlReply, bool)) {
 	jobID := lastToken(msg.Subject)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -184,7 +189,7 @@ func (c *controls) serve(ctx context.Context, msg *nats.Msg, answer func(context
 		if err := json.Unmarshal(msg.Data, &request); err != nil {
 			request.Op = ""
 		}
-		reply, mine := answer(ctx, request.Op, jobID)
+		reply, mine := answer(ctx, request.Op, jobID, msg.Reply)
 		if !mine || msg.Reply == "" {
 			return
 		}
@@ -200,11 +205,12 @@ func (c *controls) serve(ctx context.Context, msg *nats.Msg, answer func(context
 }
 
 // forOwn answers for the jobs that this worker runs.
-func (c *controls) forOwn(ctx context.Context, op, jobID string) (ControlReply, bool) {
+func (c *controls) forOwn(ctx context.Context, op, jobID, reply string) (ControlReply, bool) {
 	t := c.w.task(jobID)
 	if t == nil {
 		return ControlReply{}, false
 	}
+	c.take(reply)
 	switch op {
 	case "cancel":
 		return t.cancelled(ctx), true
@@ -222,11 +228,14 @@ const controlRecheck = 300 * time.Millisecond
 // he answers; but it may have ended between our look and his, and then nobody
 // would, so the look is repeated. An answer too many is not heard: a request
 // takes the first.
-func (c *controls) forOthers(ctx context.Context, op, jobID string) (ControlReply, bool) {
+func (c *controls) forOthers(ctx context.Context, op, jobID, reply string) (ControlReply, bool) {
 	var record Record
 	for {
 		held, err := c.held(ctx, jobID, &record)
 		if err != nil {
+			return ControlReply{}, false
+		}
+		if c.wasTaken(reply) {
 			return ControlReply{}, false
 		}
 		if !held {
@@ -238,13 +247,29 @@ func (c *controls) forOthers(ctx context.Context, op, jobID string) (ControlRepl
 	}
 	switch op {
 	case "cancel":
-		reply, _, err := noteCancel(ctx, c.w.store, jobID)
-		return reply, err == nil
+		noted, _, err := noteCancel(ctx, c.w.store, jobID)
+		return noted, err == nil
 	case "interrupt":
 		return ControlReply{Status: StatusNotRunning, State: record.State, Message: "no session of this job is open"}, true
 	default:
 		return refused(), true
 	}
+}
+
+// take notes that forOwn answers a request.
+func (c *controls) take(reply string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.taken == nil || len(c.taken) >= maxTaken {
+		c.taken = make(map[string]bool)
+	}
+	c.taken[reply] = true
+}
+
+func (c *controls) wasTaken(reply string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.taken[reply]
 }
 
 // held tells whether a worker runs the job, and reads its record if that is not

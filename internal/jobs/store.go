@@ -97,10 +97,16 @@ func (s *Store) Put(ctx context.Context, key string, v any, revision uint64) (ui
 func (s *Store) write(ctx context.Context, key string, data []byte, revision uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	if revision == 0 {
-		return s.kv.Create(ctx, key, data)
+	next, err := s.kv.Update(ctx, key, data, revision)
+	if revision != 0 || !conflicts(err) {
+		return next, err
 	}
-	return s.kv.Update(ctx, key, data, revision)
+	// A key that somebody deleted has no value, but a revision all the same.
+	msg, lookErr := s.last(ctx, key)
+	if lookErr != nil || !deleted(msg) {
+		return 0, err
+	}
+	return s.kv.Update(ctx, key, data, msg.Sequence)
 }
 
 // conflicts tells a refused compare-and-set. A replicated bucket refuses with
@@ -128,17 +134,24 @@ func (s *Store) read(ctx context.Context, key string) ([]byte, uint64, error) {
 func (s *Store) get(ctx context.Context, key string) ([]byte, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	msg, err := s.leader.GetLastMsg("KV_"+s.kv.Bucket(), "$KV."+s.kv.Bucket()+"."+key, nats.Context(ctx))
+	msg, err := s.last(ctx, key)
 	switch {
 	case errors.Is(err, nats.ErrMsgNotFound):
 		return nil, 0, nil
 	case err != nil:
 		return nil, 0, err
-	case msg.Header.Get("KV-Operation") != "": // deleted or purged
+	case deleted(msg):
 		return nil, 0, nil
 	}
 	return msg.Data, msg.Sequence, nil
 }
+
+func (s *Store) last(ctx context.Context, key string) (*nats.RawStreamMsg, error) {
+	return s.leader.GetLastMsg("KV_"+s.kv.Bucket(), "$KV."+s.kv.Bucket()+"."+key, nats.Context(ctx))
+}
+
+// deleted tells the mark that a deletion or a purge leaves in a bucket.
+func deleted(msg *nats.RawStreamMsg) bool { return msg.Header.Get("KV-Operation") != "" }
 
 // pause waits, and returns what ended the wait early together with why there
 // was something to wait for.
