@@ -10,12 +10,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/app"
 	"avatarworker/internal/audio/clip"
 	"avatarworker/internal/config"
+	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
@@ -76,6 +78,9 @@ func TestAWorkerThatStartsBeforeNATSWorksOnceItIsThere(t *testing.T) {
 	names := topology.Names{Prefix: "avatar"}
 	for { // until the first fetch is out
 		msg, err := nc.Request(names.WorkerSubject(a.ID())+".state", nil, 5*time.Second)
+		if errors.Is(err, nats.ErrNoResponders) && ctx.Err() == nil {
+			continue // the server has not heard of the subscription yet
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
