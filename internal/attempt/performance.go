@@ -22,6 +22,12 @@ type performance struct {
 	bytes   int64
 }
 
+// open opens the session.
+func (p *performance) open(ctx context.Context, r *Runner) (err error) {
+	p.session, err = r.o.Sessions.Open(ctx, r.params(p.a, p.script))
+	return err
+}
+
 func (p *performance) perform(ctx context.Context) error {
 	p.a.Progress.Connected(p.session.ConnectionID(), p.session.Region())
 	p.a.Control.OnInterrupt(p.interrupt)
@@ -45,15 +51,24 @@ func (p *performance) speak(ctx context.Context, l *line) error {
 	if err != nil {
 		return err
 	}
-	spoken, err := p.session.Speak(ctx, session.Utterance{
-		Speech:  l.speech,
-		OnFrame: func(f session.Frame) error { return p.frame(ctx, number, f) },
-	})
-	p.frames += spoken.Frames
-	p.bytes += spoken.Bytes
+	spoken, err := p.session.Speak(ctx, p.utterance(ctx, l, number))
 	if beginErr := begun(); err == nil {
 		err = beginErr
 	}
+	return p.deliver(ctx, l, number, &spoken, err)
+}
+
+func (p *performance) utterance(ctx context.Context, l *line, number int) session.Utterance {
+	return session.Utterance{
+		Speech:  l.speech,
+		OnFrame: func(f session.Frame) error { return p.frame(ctx, number, f) },
+	}
+}
+
+// deliver finishes an utterance that was spoken, unless err says that it failed.
+func (p *performance) deliver(ctx context.Context, l *line, number int, spoken *session.Spoken, err error) error {
+	p.frames += spoken.Frames
+	p.bytes += spoken.Bytes
 	if err != nil {
 		return err
 	}

@@ -43,45 +43,61 @@ var _ jobs.Runner = (*Runner)(nil)
 func New(o Options) *Runner { return &Runner{o: o} }
 
 // Run implements jobs.Runner.
-func (r *Runner) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
-	if r.o.MaxSession > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, r.o.MaxSession, errMaxSession)
-		defer cancel()
+func (r *Runner) Run(ctx context.Context, a *jobs.Attempt) (report jobs.Report, err error) {
+	ctx, cancel := r.limited(ctx)
+	defer cancel()
+	err = r.run(ctx, a, &report)
+	return report, r.overtime(ctx, err)
+}
+
+// limited ends a session after backend.max_session.
+func (r *Runner) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	if r.o.MaxSession == 0 {
+		return ctx, func() {}
 	}
-	report, err := r.run(ctx, a)
-	if err != nil && errors.Is(context.Cause(ctx), errMaxSession) {
-		return report, errors.Newf(errors.CodeSessionDurationExceeded, errors.PhaseRuntime,
-			"the session was closed after %s: backend.max_session", r.o.MaxSession)
-	}
-	return report, err
+	return context.WithTimeoutCause(ctx, r.o.MaxSession, errMaxSession)
 }
 
 var errMaxSession = errors.New("backend.max_session is over")
 
-func (r *Runner) run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
-	sink := r.sink(a)
-	if err := r.catchUp(ctx, a); err != nil {
-		return jobs.Report{}, err
+func (r *Runner) overtime(ctx context.Context, err error) error {
+	if err == nil || !errors.Is(context.Cause(ctx), errMaxSession) {
+		return err
 	}
-	script, err := r.script(ctx, a)
+	return errors.Newf(errors.CodeSessionDurationExceeded, errors.PhaseRuntime,
+		"the session was closed after %s: backend.max_session", r.o.MaxSession)
+}
+
+func (r *Runner) run(ctx context.Context, a *jobs.Attempt, report *jobs.Report) error {
+	p, err := r.prepare(ctx, a)
 	if err != nil {
-		return jobs.Report{}, err
+		return err
 	}
-	defer script.close()
-	if script.finished() {
-		return jobs.Report{Recording: a.Job.RecordingName()}, nil
+	defer p.script.close()
+	if p.script.finished() {
+		report.Recording = a.Job.RecordingName()
+		return nil
 	}
-	s, err := r.o.Sessions.Open(ctx, r.params(a, script))
-	if err != nil {
-		return jobs.Report{}, err
+	if err := p.open(ctx, r); err != nil {
+		return err
 	}
-	p := &performance{a: a, session: s, sink: sink, script: script, egress: egress(a.Job)}
 	err = p.perform(ctx)
-	if closeErr := s.Close(); err == nil {
+	if closeErr := p.session.Close(); err == nil {
 		err = closeErr
 	}
-	return p.report(), err
+	*report = p.report()
+	return err
+}
+
+// prepare does what needs no session.
+func (r *Runner) prepare(ctx context.Context, a *jobs.Attempt) (*performance, error) {
+	p := &performance{a: a, sink: r.sink(a), egress: egress(a.Job)}
+	if err := r.catchUp(ctx, a); err != nil {
+		return nil, err
+	}
+	var err error
+	p.script, err = r.script(ctx, a)
+	return p, err
 }
 
 // sink is where the job wants the frames.

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"go.opentelemetry.io/otel/trace"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
@@ -205,7 +204,7 @@ func (t *task) logFailure(r *Record, e *errors.Error, plan Plan) {
 		level = zerolog.ErrorLevel
 	}
 	t.fault = e.Redact(secrets...)
-	t.log.WithLevel(level).Err(t.fault).
+	t.log().WithLevel(level).Err(t.fault).
 		Str("code", string(e.Code)).Str("phase", string(e.Phase)).Str("action", string(plan.Action)).
 		Int("attempt", r.Attempt).Int("session", r.Session).Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).
 		Str("connection_id", r.ConnectionID).Str("req_id", e.ReqID).Dur("retry_in", plan.Delay).
@@ -213,17 +212,8 @@ func (t *task) logFailure(r *Record, e *errors.Error, plan Plan) {
 }
 
 func (t *task) logOutcome(r *Record) {
-	t.log.Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
+	t.log().Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
 		Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).Str("connection_id", r.ConnectionID).
 		Int("utterances", r.UtterancesDone).Dur("session_time", r.SessionTime).
 		Msg("job done")
-}
-
-// withTrace adds the ids by which traces and log lines find each other.
-func withTrace(log zerolog.Logger, span trace.Span) zerolog.Logger {
-	sc := span.SpanContext()
-	if !sc.IsValid() {
-		return log
-	}
-	return log.With().Str("trace_id", sc.TraceID().String()).Str("span_id", sc.SpanID().String()).Logger()
 }

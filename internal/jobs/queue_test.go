@@ -234,3 +234,38 @@ func BenchmarkBareLoop(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
 }
+
+func TestTheNextJobStartsWhileTheLastOnesRecordingIsAssembled(t *testing.T) {
+	h := newHouse(t)
+	started, assembling, assembled := make(chan string, 3), make(chan string, 3), make(chan struct{})
+	runner := does(func(_ context.Context, a *jobs.Attempt) error { started <- a.Job.ID; return nil })
+	runner.finish = func(_ context.Context, job *jobs.Job, _ jobs.Finished) error {
+		assembling <- job.ID
+		<-assembled
+		return nil
+	}
+	w := h.start(runner, func(o *options) { o.Concurrency = 1 })
+	for _, id := range []string{"a", "b", "c"} {
+		h.submit("default", job(id))
+	}
+	first, second := receive(t, started, "a session"), receive(t, started, "another, while the first is being assembled")
+	receive(t, assembling, "the first recording")
+	receive(t, assembling, "the second recording")
+	if first == second {
+		t.Errorf("%s started twice", first)
+	}
+	if n := w.Running(); n != 1 {
+		t.Errorf("%d places are taken, one has passed on already", n)
+	}
+	// As many as there are places are being assembled, and the one place is
+	// kept by one more: nothing may pile up behind a store that is slow.
+	select {
+	case id := <-started:
+		t.Errorf("%s started too", id)
+	case <-time.After(300 * time.Millisecond):
+	}
+	close(assembled)
+	for _, id := range []string{"a", "b", "c"} {
+		h.outcome(id, jobs.StateCompleted)
+	}
+}

@@ -12,7 +12,7 @@ import (
 
 // settle writes how an attempt went, then what follows from it, then gives the
 // message back or acknowledges it.
-func (t *task) settle(a attempted) {
+func (t *task) settle(a *attempted) {
 	ctx, cancel := t.settling()
 	defer cancel()
 	ctx, span := t.w.o.Tracer.Start(ctx, "settle")
@@ -31,7 +31,7 @@ func (t *task) settle(a attempted) {
 	}
 }
 
-func (t *task) verdict(ctx context.Context, next *Record, a attempted) error {
+func (t *task) verdict(ctx context.Context, next *Record, a *attempted) error {
 	switch {
 	case errors.Is(a.err, errSuperseded) || errors.Is(a.cause, errSuperseded):
 		return errSuperseded
@@ -59,9 +59,9 @@ func (t *task) verdict(ctx context.Context, next *Record, a attempted) error {
 }
 
 // leaseLost settles nothing: the next delivery finds the job as it was.
-func (t *task) leaseLost(r *Record, a attempted) {
+func (t *task) leaseLost(r *Record, a *attempted) {
 	t.inconclusive(r.AppID, a.pass, false)
-	t.log.Warn().Str("connection_id", r.ConnectionID).Int("session", r.Session).
+	t.log().Warn().Str("connection_id", r.ConnectionID).Int("session", r.Session).
 		Msg("the lease could not be kept: the session is closed and nothing is settled")
 }
 
@@ -199,12 +199,17 @@ func (t *task) finish(ctx context.Context, next *Record, outcome State) error {
 }
 
 // commit writes a settlement: of a session by its fence, else by the revision
-// that was read.
+// that was read. Then the next job may start.
 func (t *task) commit(ctx context.Context, next *Record) error {
+	write := t.put
 	if now := t.current(); now != nil && now.State == StateRunning && now.WorkerID == t.w.o.ID && now.Session == next.Session {
-		return t.keep(ctx, next)
+		write = t.keep
 	}
-	return t.put(ctx, next)
+	if err := write(ctx, next); err != nil {
+		return err
+	}
+	t.vacate()
+	return nil
 }
 
 // failed decides what becomes of a failed attempt.
@@ -252,7 +257,7 @@ func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *err
 	case e.Code == errors.CodeBillingRequired && s.Decision.OpensCircuit && t.w.fleet.lives(app):
 		s.Refused = true
 		t.inconclusive(app, pass, true)
-		t.log.Warn().Str("app_id", app).
+		t.log().Warn().Str("app_id", app).
 			Msg("the backend refused a session while others of the app live: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
 		return nil
 	case s.Decision.OpensCircuit || s.Decision.AppWide:
@@ -317,21 +322,21 @@ func (t *task) release(ctx context.Context, next *Record, reason string) error {
 	if err := t.follow(next); err != nil {
 		return err
 	}
-	t.log.Info().Str("reason", reason).Int("checkpoint", next.Checkpoint).Msg("job handed back unfinished")
+	t.log().Info().Str("reason", reason).Int("checkpoint", next.Checkpoint).Msg("job handed back unfinished")
 	t.handBack(0)
 	return nil
 }
 
 // superseded drops the result of a session that another worker has replaced.
 func (t *task) superseded(r *Record) {
-	t.log.Warn().Int("session", r.Session).Str("connection_id", r.ConnectionID).
+	t.log().Warn().Int("session", r.Session).Str("connection_id", r.ConnectionID).
 		Msg("another worker has taken the job over: the session is closed and its result dropped")
 	ctx, cancel := context.WithTimeout(t.w.base, storeTimeout)
 	defer cancel()
 	t.lease.Release()
 	body := Released{JobFields: t.fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
 	if err := t.w.publisher.Publish(ctx, t.event(EventReleased, r, body)); err != nil {
-		t.log.Debug().Err(err).Msg("could not tell that the job was released")
+		t.log().Debug().Err(err).Msg("could not tell that the job was released")
 	}
 }
 
@@ -356,7 +361,7 @@ func (t *task) duplicate(ctx context.Context, r *Record) error {
 	if err := t.w.publisher.Publish(ctx, ev); err != nil {
 		return err
 	}
-	t.log.Info().Uint64("kept_seq", r.StreamSeq).Int("current_run", r.Run).Msg("duplicate dropped")
+	t.log().Info().Uint64("kept_seq", r.StreamSeq).Int("current_run", r.Run).Msg("duplicate dropped")
 	t.acknowledge()
 	return nil
 }

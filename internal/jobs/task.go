@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
@@ -35,14 +36,15 @@ var (
 
 // task is one delivery on its way from the pull loop to its acknowledgement.
 type task struct {
-	w     *Worker
-	msg   delivery
-	id    Identity
-	job   *Job // nil: the message is no valid job
-	ctx   context.Context
-	lease *Lease
-	log   zerolog.Logger
-	done  chan struct{} // closed when everything is settled
+	w       *Worker
+	msg     delivery
+	id      Identity
+	job     *Job // nil: the message is no valid job
+	ctx     context.Context
+	lease   *Lease
+	seat    seat          // while the session may live
+	vacated bool          // its place was given to another job already
+	done    chan struct{} // closed when everything is settled
 
 	deliveries uint64 // of the message, as the server counts them: a hint
 
@@ -58,27 +60,22 @@ type task struct {
 	fault    error // the failure that was told, without secrets
 }
 
-func newTask(w *Worker, d delivery) *task {
-	id := Identify(d.Msg, w.stream)
-	t := &task{w: w, msg: d, id: id, done: make(chan struct{})}
-	t.log = w.log.With().Str("job_id", id.ID).Int("run", id.Run).Str("queue", id.Queue).Uint64("stream_seq", id.StreamSeq).Logger()
-	return t
+// log is for lines about this job. It is made when there is something to say: a
+// session that lives for hours says little.
+func (t *task) log() *zerolog.Logger {
+	with := t.w.log.With().Str("job_id", t.id.ID).Int("run", t.id.Run).Str("queue", t.id.Queue).Uint64("stream_seq", t.id.StreamSeq)
+	// By these ids traces and log lines find each other.
+	if span := trace.SpanContextFromContext(t.ctx); span.IsValid() {
+		with = with.Stringer("trace_id", span.TraceID()).Stringer("span_id", span.SpanID())
+	}
+	log := with.Logger()
+	return &log
 }
 
 // process brings the delivery to its end. Whatever happens in it happens to
 // this job alone.
 func (t *task) process() {
-	ctx, lease := t.w.leases.Hold(t.w.base, t.msg.Reply(), t.msg.from)
-	t.lease = lease
-	defer lease.Release()
-	defer close(t.done)
-	if meta, err := t.msg.Metadata(); err == nil {
-		t.deliveries = meta.NumDelivered
-	}
-	ctx, span := t.w.startProcess(ctx, t.msg.Headers(), t.id, t.deliveries)
-	t.ctx = ctx
-	t.log = withTrace(t.log, span)
-	defer func() { endSpan(span, t.fault) }()
+	defer t.close(t.open())
 	defer t.contain()
 	failpoint.Here("delivered")
 	if t.w.isDraining() {
@@ -88,25 +85,45 @@ func (t *task) process() {
 	t.run()
 }
 
+// open says which job it is, keeps its lease from here on and begins its span.
+func (t *task) open() trace.Span {
+	t.id = Identify(t.msg.Msg, t.w.stream)
+	t.ctx, t.lease = t.w.leases.Hold(t.w.base, t.msg.Reply(), t.msg.from)
+	if meta, err := t.msg.Metadata(); err == nil {
+		t.deliveries = meta.NumDelivered
+	}
+	var span trace.Span
+	t.ctx, span = t.w.startProcess(t.ctx, t.msg.Headers(), t.id, t.deliveries)
+	return span
+}
+
+func (t *task) close(span trace.Span) {
+	endSpan(span, t.fault)
+	close(t.done)
+	t.lease.Release()
+}
+
 // contain keeps a fault of the worker itself from ending the process.
 func (t *task) contain() {
 	if v := recover(); v != nil {
 		t.fault = fmt.Errorf("fault of the worker: %v", v)
-		t.log.Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker: the job is handed back")
+		t.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker: the job is handed back")
 		t.handBack(t.w.o.AckWait)
 	}
 }
 
 func (t *task) run() {
-	job, invalid := Parse(t.msg.Msg, t.id)
-	t.job = job
+	invalid := t.parse()
 	// Another worker may change the record between a look at it and the
 	// compare-and-set; then the new record decides.
 	// A first delivery is taken for a new job's without a look: writing its
 	// record tells, because that fails where there is one.
 	look := t.deliveries != 1 || t.id.Run != 1
 	for range 10 {
-		err := t.step(invalid, look)
+		from, starts, err := t.step(invalid, look)
+		if starts {
+			err = t.start(from)
+		}
 		look = true
 		if err == nil {
 			return
@@ -116,41 +133,58 @@ func (t *task) run() {
 			return
 		}
 	}
-	t.log.Warn().Msg("the job's record changes too often to be decided by; the job is handed back")
+	t.log().Warn().Msg("the job's record changes too often to be decided by; the job is handed back")
 	t.handBack(handBackPause)
 }
 
-// step does what the record says. ErrConflict: it has changed, look again.
-func (t *task) step(invalid *errors.Error, look bool) error {
+func (t *task) parse() (invalid *errors.Error) {
+	t.job, invalid = Parse(t.msg.Msg, t.id)
+	return invalid
+}
+
+// step does what the record says. starts: the job is to be started, from the
+// record returned (nil: a run's first delivery); else it is brought to its end.
+// ErrConflict: the record has changed, look again.
+func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool, err error) {
 	ctx, cancel := t.settling()
 	defer cancel()
 	var record *Record
 	if look {
-		var err error
 		if record, err = t.load(ctx); err != nil {
-			return err
+			return nil, false, err
 		}
 	}
 	now := t.w.o.Now().UTC()
 	what, wait := decide(record, t.id, now)
 	switch what {
 	case stepDuplicate:
-		return t.duplicate(ctx, record)
+		return nil, false, t.duplicate(ctx, record)
 	case stepFollow:
-		return t.repeat(ctx)
+		return nil, false, t.repeat(ctx)
 	case stepWait:
-		if record.waits() {
-			if err := t.ensureFollowed(ctx); err != nil {
-				return err
-			}
-		}
-		t.handBack(wait)
-		return nil
+		return nil, false, t.wait(ctx, record, wait)
 	case stepAsk:
-		return t.ask(ctx, record, invalid, now)
+		crashed, theirs := t.ask(ctx, record)
+		if theirs {
+			return nil, false, nil
+		}
+		from = prior(record, t.id, crashed, now)
 	default:
-		return t.begin(ctx, prior(record, t.id, false, now), invalid, now)
+		from = prior(record, t.id, false, now)
 	}
+	starts, err = t.begin(ctx, from, invalid, now)
+	return from, starts, err
+}
+
+// wait hands the job back until its time has come.
+func (t *task) wait(ctx context.Context, record *Record, wait time.Duration) error {
+	if record.waits() {
+		if err := t.ensureFollowed(ctx); err != nil {
+			return err
+		}
+	}
+	t.handBack(wait)
+	return nil
 }
 
 // settling is a context for writing what was decided, while the lease stands.
@@ -174,9 +208,10 @@ func (t *task) load(ctx context.Context) (*Record, error) {
 	return record, nil
 }
 
-// ask finds out whether the worker that is said to run the job still does. A
-// message can be delivered a second time although its lease stands.
-func (t *task) ask(ctx context.Context, record *Record, invalid *errors.Error, now time.Time) error {
+// ask finds out whether the worker that is said to run the job still does: then
+// the job is handed back. A message can be delivered a second time although its
+// lease stands. crashed: that worker is gone.
+func (t *task) ask(ctx context.Context, record *Record) (crashed, theirs bool) {
 	got := answerLet
 	if record.WorkerID != t.w.o.ID {
 		got = t.w.asks.holdsJob(ctx, record.WorkerID, t.id.ID)
@@ -186,49 +221,57 @@ func (t *task) ask(ctx context.Context, record *Record, invalid *errors.Error, n
 	switch got {
 	case answerHas:
 		t.handBack(t.w.o.AckWait / 3)
-		return nil
+		return false, true
 	case answerUnknown:
 		t.handBack(handBackPause)
-		return nil
+		return false, true
 	default:
-		return t.begin(ctx, prior(record, t.id, got == answerGone, now), invalid, now)
+		return got == answerGone, false
 	}
 }
 
-// begin checks everything that ends a job before it starts, then runs it. from
-// is the record that it goes on from, nil for a run's first delivery.
-func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, now time.Time) error {
+// begin checks everything that ends a job before it starts; true: it may.
+func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, now time.Time) (bool, error) {
 	if err := t.finishedBefore(ctx, from); err != nil {
-		return err
+		return false, err
 	}
 	if from != nil && from.CancelRequested {
-		return t.finish(ctx, t.named(from), StateCancelled)
+		return false, t.finish(ctx, t.named(from), StateCancelled)
 	}
 	if invalid != nil {
-		return t.giveUp(ctx, from, invalid, ReasonInvalidJob)
+		return false, t.giveUp(ctx, from, invalid, ReasonInvalidJob)
 	}
-	draft := takeover(from, t.job, t.w.o.ID, t.w.limits(), now)
-	if err := t.refuse(draft); err != nil {
-		return t.giveUp(ctx, from, err, ReasonInvalidJob)
-	}
-	if from != nil {
-		if from.Crashes >= draft.MaxAttempts {
-			return t.giveUp(ctx, from, lostError(from), ReasonWorkerLost)
-		}
-		if t.job.Resume() == OnRedeliveryGiveUp && from.Speaking > from.Checkpoint {
-			return t.giveUp(ctx, from, spokenError(from), ReasonPermanent)
-		}
-		if from.heldTotal(now) > t.w.o.Circuit.MaxHold {
-			return t.giveUp(ctx, from, heldError(from, now), ReasonHeldTooLong)
-		}
+	draft := t.draft(from)
+	if e, reason := t.hopeless(from, draft, now); e != nil {
+		return false, t.giveUp(ctx, from, e, reason)
 	}
 	if past(t.notAfter(), now) {
-		return t.finish(ctx, t.named(from), StateExpired)
+		return false, t.finish(ctx, t.named(from), StateExpired)
 	}
 	if pass := t.w.circuits.Glance(draft.AppID, draft.Region); !pass.Go {
-		return t.hold(ctx, from, pass)
+		return false, t.hold(ctx, from, pass)
 	}
-	return t.start(from)
+	return true, nil
+}
+
+// hopeless finds what no further attempt could mend, and the reason of the dead
+// letter that says so.
+func (t *task) hopeless(from, draft *Record, now time.Time) (*errors.Error, string) {
+	if e := t.refuse(draft); e != nil {
+		return e, ReasonInvalidJob
+	}
+	switch {
+	case from == nil:
+		return nil, ""
+	case from.Crashes >= draft.MaxAttempts:
+		return lostError(from), ReasonWorkerLost
+	case t.job.Resume() == OnRedeliveryGiveUp && from.Speaking > from.Checkpoint:
+		return spokenError(from), ReasonPermanent
+	case from.heldTotal(now) > t.w.o.Circuit.MaxHold:
+		return heldError(from, now), ReasonHeldTooLong
+	default:
+		return nil, ""
+	}
 }
 
 // finishedBefore repeats what an earlier delivery left to be told, in case its
@@ -267,92 +310,6 @@ func (w *Worker) limits() limits {
 	return limits{appID: w.o.DefaultApp, region: w.o.DefaultRegion, maxAttempts: w.o.Retry.MaxAttempts}
 }
 
-// start waits for a place and a slot, takes the job over and runs it.
-func (t *task) start(from *Record) error {
-	draft := takeover(from, t.job, t.w.o.ID, t.w.limits(), t.w.o.Now().UTC())
-	ctx, cancel := context.WithCancelCause(t.ctx)
-	defer cancel(nil)
-	stop := context.AfterFunc(t.w.drained, func() { cancel(context.Cause(t.w.drained)) })
-	defer stop()
-
-	alone := draft.Crashes >= aloneAfter
-	if alone {
-		t.log.Warn().Int("crashes", draft.Crashes).Msg("the job has ended its worker before: it runs alone")
-		t.w.pull.pause(true)
-		defer t.w.pull.pause(false)
-	}
-	waiting, stopWaiting := t.whileFetching(ctx)
-	defer stopWaiting()
-	leave, err := t.w.gate.enter(waiting, alone)
-	if err != nil {
-		return t.notStarted(err)
-	}
-	defer leave()
-	slotCtx, give, err := t.w.slots.Take(waiting, ctx, draft.AppID, t.id.ID)
-	if err != nil {
-		return t.notStarted(err)
-	}
-	defer give()
-	if past(t.notAfter(), t.w.o.Now()) { // while it waited
-		return ErrConflict // look again, and find it expired
-	}
-	pass, err := t.w.circuits.Allow(slotCtx, draft.AppID, draft.Region, t.id.ID)
-	if err != nil {
-		return err
-	}
-	if !pass.Go {
-		settling, cancel := t.settling()
-		defer cancel()
-		return t.hold(settling, from, pass)
-	}
-	return t.takeOver(slotCtx, cancel, draft, pass)
-}
-
-// takeOver makes the job this worker's, runs it and settles it. cancel ends the
-// session.
-func (t *task) takeOver(ctx context.Context, cancel context.CancelCauseFunc, draft *Record, pass Pass) error {
-	if !t.w.register(t) {
-		t.inconclusive(draft.AppID, pass, false)
-		t.handBack(t.w.o.AckWait / 3)
-		return nil
-	}
-	defer t.w.deregister(t)
-	failpoint.Here("before_takeover")
-	// Not under ctx: a drain whose time is up just now would leave it unknown
-	// whether the job was taken over, and the next worker would count a crash.
-	writing, written := t.settling()
-	err := t.put(writing, draft)
-	written()
-	if err != nil {
-		t.inconclusive(draft.AppID, pass, false)
-		return err
-	}
-	failpoint.Here("takeover")
-	t.settle(t.attempt(ctx, cancel, draft.Session-1, pass))
-	return nil
-}
-
-// whileFetching ends with ctx, or as soon as the worker drains: a job that only
-// waits is better off elsewhere.
-func (t *task) whileFetching(ctx context.Context) (context.Context, func()) {
-	waiting, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(t.w.fetching, func() { cancel(errDrained) })
-	return waiting, func() { stop(); cancel(nil) }
-}
-
-// notStarted hands a job back that got no place: that costs it nothing.
-func (t *task) notStarted(err error) error {
-	switch {
-	case errors.Is(err, errSlotsBusy):
-		t.handBack(time.Second + time.Duration(t.w.o.Random()*float64(2*time.Second)))
-	case errors.Is(err, ErrLeaseLost):
-		t.unsettled(err)
-	default:
-		t.handBack(0)
-	}
-	return nil
-}
-
 // named is the record to settle a job by that was not started here.
 func (t *task) named(from *Record) *Record {
 	next := t.next(from)
@@ -372,7 +329,7 @@ func (t *task) inconclusive(app string, pass Pass, reached bool) {
 	ctx, cancel := context.WithTimeout(t.w.base, storeTimeout)
 	defer cancel()
 	if err := t.w.circuits.Inconclusive(ctx, app, t.circuitRegion(), t.id.ID, reached); err != nil {
-		t.log.Warn().Err(err).Msg("could not end the probe of a circuit; it will run out")
+		t.log().Warn().Err(err).Msg("could not end the probe of a circuit; it will run out")
 	}
 }
 
@@ -384,14 +341,14 @@ func (t *task) handBack(delay time.Duration) {
 	}
 	t.lease.Release()
 	if err := t.msg.NakWithDelay(delay); err != nil {
-		t.log.Debug().Err(err).Msg("could not hand the job back; its lease will run out")
+		t.log().Debug().Err(err).Msg("could not hand the job back; its lease will run out")
 	}
 }
 
 // unsettled leaves the job to its next delivery, which finds what was written
 // and goes on from there. What keeps failing is tried less and less often.
 func (t *task) unsettled(err error) {
-	t.log.Warn().Err(err).Msg("the job could not be settled here; it will be delivered again")
+	t.log().Warn().Err(err).Msg("the job could not be settled here; it will be delivered again")
 	t.handBack(handBackPause << min(max(t.deliveries, 1)-1, 4))
 }
 
@@ -407,7 +364,7 @@ func (t *task) acknowledge() {
 			return
 		}
 		if err := pause(ctx, storePause, err); err != nil {
-			t.log.Warn().Err(err).Msg("the acknowledgement was not confirmed; the job may be delivered again, and will find its outcome")
+			t.log().Warn().Err(err).Msg("the acknowledgement was not confirmed; the job may be delivered again, and will find its outcome")
 			return
 		}
 	}

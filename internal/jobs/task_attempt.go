@@ -23,47 +23,58 @@ type attempted struct {
 }
 
 // attempt runs the job against the backend.
-func (t *task) attempt(ctx context.Context, cancel context.CancelCauseFunc, previous int, pass Pass) attempted {
-	t.mu.Lock()
-	record := t.record
-	t.cancel = cancel
-	ending := t.ending
-	t.mu.Unlock()
-	if ending { // asked for while the job was taken over
-		cancel(errCancelled)
-	}
-	defer func() {
-		t.mu.Lock()
-		t.cancel = nil
-		t.mu.Unlock()
-	}()
+func (t *task) attempt(ctx context.Context, cancel context.CancelCauseFunc, previous int, pass *Pass) *attempted {
+	record := t.working(cancel)
+	defer t.working(nil)
 	t.w.o.Observer.TakenOver(takenOverAs(record))
 	t.announce(record)
-	p := &progress{t: t, ctx: ctx, pass: pass}
+	p := &progress{t: t, ctx: ctx, pass: *pass}
 	defer p.end()
-	report, err := t.runGuarded(ctx, &Attempt{
-		Job: t.job, AppID: record.AppID, Region: record.Region,
-		Session: record.Session, Number: record.Attempt,
-		Checkpoint: record.Checkpoint, LiveSeq: record.LiveSeq, LiveBegun: record.LiveBegun, PreviousSession: previous,
-		Progress: p, Control: &t.control,
-	})
+	done := t.runGuarded(ctx, t.order(record, p, previous))
 	failpoint.Here("session_closed")
-	done := attempted{report: report, err: err, pass: p.pass}
+	done.pass = p.pass
 	if ctx.Err() != nil {
 		done.cause = context.Cause(ctx)
 	}
 	return done
 }
 
+// working makes the work under way known to whoever may want to end it; nil:
+// there is none any more.
+func (t *task) working(cancel context.CancelCauseFunc) *Record {
+	t.mu.Lock()
+	record, ending := t.record, t.ending
+	t.cancel = cancel
+	t.mu.Unlock()
+	if ending && cancel != nil { // asked for while the job was taken over
+		cancel(errCancelled)
+	}
+	return record
+}
+
+// order is what the Runner is asked to do.
+func (t *task) order(r *Record, p *progress, previous int) *Attempt {
+	return &Attempt{
+		Job: t.job, AppID: r.AppID, Region: r.Region,
+		Session: r.Session, Number: r.Attempt,
+		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, PreviousSession: previous,
+		Progress: p, Control: &t.control,
+	}
+}
+
 // runGuarded turns a panic of the attempt into a failure of this job alone.
-func (t *task) runGuarded(ctx context.Context, a *Attempt) (report Report, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			t.log.Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker in an attempt")
-			err = errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "fault of the worker: %v", v)
-		}
-	}()
-	return t.w.o.Runner.Run(ctx, a)
+func (t *task) runGuarded(ctx context.Context, a *Attempt) (done *attempted) {
+	done = new(attempted)
+	defer t.guard(done)
+	done.report, done.err = t.w.o.Runner.Run(ctx, a)
+	return done
+}
+
+func (t *task) guard(done *attempted) {
+	if v := recover(); v != nil {
+		t.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker in an attempt")
+		done.err = errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "fault of the worker: %v", v)
+	}
 }
 
 func takenOverAs(r *Record) string {
@@ -87,7 +98,7 @@ func (t *task) announce(r *Record) {
 		Output: t.job.OutputKind(), Checkpoint: r.Checkpoint,
 	}))
 	if err != nil {
-		t.log.Debug().Err(err).Msg("could not tell that the session starts")
+		t.log().Debug().Err(err).Msg("could not tell that the session starts")
 	}
 }
 
@@ -134,7 +145,7 @@ func (p *progress) save() {
 	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
 	defer cancel()
 	if err := t.change(ctx, func(*Record) {}); err != nil {
-		t.log.Debug().Err(err).Msg("could not write the connection id down")
+		t.log().Debug().Err(err).Msg("could not write the connection id down")
 	}
 }
 
@@ -148,7 +159,7 @@ func (p *progress) FirstFrame() {
 	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
 	defer cancel()
 	if err := p.t.w.circuits.Succeeded(ctx, p.t.current().AppID, p.t.circuitRegion(), p.t.id.ID, p.pass.Probe); err != nil {
-		p.t.log.Warn().Err(err).Msg("could not tell the circuit of a session that works")
+		p.t.log().Warn().Err(err).Msg("could not tell the circuit of a session that works")
 		return
 	}
 	p.pass.Probe = false

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/semaphore"
 
 	"avatarworker/internal/errors"
 )
@@ -81,6 +82,7 @@ type Worker struct {
 	alerts    *Alerts
 	asks      *asker
 	gate      *gate
+	leftovers *semaphore.Weighted // jobs whose place is another's already
 	pull      *puller
 	told      chan Event // alerts about circuits, on their way out
 
@@ -122,6 +124,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		publisher: NewPublisher(o.JS, o.Names, o.Name, o.Logger),
 		asks:      &asker{nc: o.NC, subject: o.Names.WorkerSubject},
 		gate:      newGate(o.Concurrency),
+		leftovers: semaphore.NewWeighted(int64(o.Concurrency)),
 		told:      make(chan Event, 64),
 		next:      make(chan delivery),
 		rest:      make(chan struct{}),
@@ -314,9 +317,24 @@ func (w *Worker) work(d delivery) {
 
 func (w *Worker) process(d delivery) {
 	defer w.tasks.Done()
-	defer w.pull.done()
-	defer w.count(-1)
-	newTask(w, d).process()
+	t := &task{w: w, msg: d, done: make(chan struct{})}
+	defer w.leave(t)
+	t.process()
+}
+
+// leave gives back what the task still has.
+func (w *Worker) leave(t *task) {
+	if t.vacated {
+		w.leftovers.Release(1)
+		return
+	}
+	w.freePlace()
+}
+
+// freePlace makes room for another job.
+func (w *Worker) freePlace() {
+	w.count(-1)
+	w.pull.done()
 }
 
 func (w *Worker) count(n int) {

@@ -15,10 +15,10 @@ const envelopeRoom = 512
 
 // send sends the speech up to its end. It is false where an interrupt or the
 // end of the session stopped it; its error is the source's.
-func (s *Session) send(ctx context.Context, u *utterance, in Utterance) (bool, error) {
-	u.tc = traceOf(ctx, in.TraceParent, in.TraceState)
+func (s *Session) send(ctx context.Context, u *utterance) (bool, error) {
+	u.tc = traceOf(ctx, u.tc)
 	for {
-		data, length, err := in.Speech.Next(ctx)
+		data, length, err := u.speech.Next(ctx)
 		last := err == io.EOF
 		switch {
 		case ctx.Err() != nil:

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"avatarworker/internal/errors"
 )
@@ -53,33 +54,42 @@ type Spoken struct {
 // time to be heard. An error ends the session. It is an *errors.Error, the
 // source's, OnFrame's, or has context.Cause(ctx) in its chain; Spoken says how
 // far the utterance got. Speech without any chunk sends nothing.
-func (s *Session) Speak(ctx context.Context, in Utterance) (Spoken, error) {
-	in.TraceParent = orDefault(in.TraceParent, s.p.TraceParent)
-	in.TraceState = orDefault(in.TraceState, s.p.TraceState)
-	u := newUtterance(in, s.replay)
-	spanCtx, span := s.c.span(remoteParent(ctx, in.TraceParent, in.TraceState), spanUtterance, s.region)
+func (s *Session) Speak(ctx context.Context, in Utterance) (spoken Spoken, err error) {
+	u := s.newUtterance(in)
+	spanCtx, span := s.startSpan(ctx, u)
+	err = s.speak(ctx, spanCtx, u, &spoken)
+	endUtterance(span, &spoken, err)
+	return spoken, err
+}
+
+// startSpan begins the span of an utterance. It is apart from Speak, whose stack
+// is kept while the backend is waited for.
+func (s *Session) startSpan(ctx context.Context, u *utterance) (context.Context, trace.Span) {
+	spanCtx, span := s.c.span(remoteParent(ctx, u.tc.parent, u.tc.state), spanUtterance, s.region)
 	span.SetAttributes(attribute.String("avatar.connection_id", s.connectionID), attribute.String("avatar.req_id", u.reqID))
-	spoken, err := s.speak(ctx, spanCtx, u, in)
+	return spanCtx, span
+}
+
+func endUtterance(span trace.Span, spoken *Spoken, err error) {
 	span.SetAttributes(
 		attribute.Int("avatar.frames", spoken.Frames), attribute.Int64("avatar.bytes", spoken.Bytes),
 		attribute.Int64("avatar.audio_ms", spoken.Audio.Milliseconds()), attribute.Bool("avatar.interrupted", spoken.Interrupted))
 	endSpan(span, err)
-	return spoken, err
 }
 
-func (s *Session) speak(ctx, spanCtx context.Context, u *utterance, in Utterance) (Spoken, error) {
+func (s *Session) speak(ctx, spanCtx context.Context, u *utterance, out *Spoken) error {
 	source, cancel := context.WithCancel(spanCtx)
 	defer cancel()
 	u.cancel = cancel
 	if err := s.begin(u); err != nil {
-		return Spoken{}, err
+		return err
 	}
 	unwatch := s.watchUtterance(ctx, u)
-	sent, err := s.send(source, u, in)
+	sent, err := s.send(source, u)
 	how := s.await(u, sent, err)
 	s.finish(u)
 	unwatch()
-	return s.verdict(ctx, u, how, err)
+	return s.verdict(ctx, u, how, err, out)
 }
 
 // begin makes u the utterance in flight.
@@ -152,10 +162,9 @@ func (s *Session) await(u *utterance, sent bool, err error) ending {
 	case sent:
 		done = u.done
 		if s.p.egress() {
-			closed := make(chan struct{})
-			t := time.AfterFunc(time.Until(u.heard)+s.c.o.EgressMargin, func() { close(closed) })
-			defer t.Stop()
-			heard = closed
+			var stop func() bool
+			heard, stop = s.whenHeard(u)
+			defer stop()
 		}
 	}
 	select {
@@ -175,12 +184,19 @@ func (s *Session) await(u *utterance, sent bool, err error) ending {
 	}
 }
 
+// whenHeard is closed when the speech has had time to be heard.
+func (s *Session) whenHeard(u *utterance) (heard <-chan struct{}, stop func() bool) {
+	closed := make(chan struct{})
+	t := time.AfterFunc(time.Until(u.heard)+s.c.o.EgressMargin, func() { close(closed) })
+	return closed, t.Stop
+}
+
 // verdict says how the utterance went.
-func (s *Session) verdict(ctx context.Context, u *utterance, how ending, err error) (Spoken, error) {
-	out := u.spoken(s.p.egress())
+func (s *Session) verdict(ctx context.Context, u *utterance, how ending, err error, out *Spoken) error {
+	*out = u.spoken(s.p.egress())
 	out.Interrupted = how == endingInterrupt
 	if how != endingFailure {
-		return out, nil
+		return nil
 	}
 	if err != nil {
 		s.end(err)
@@ -188,7 +204,7 @@ func (s *Session) verdict(ctx context.Context, u *utterance, how ending, err err
 	err = s.failure(u.reqID)
 	s.kill(err)
 	if ctx.Err() != nil {
-		return out, cancelled(ctx, "the utterance was cancelled")
+		return cancelled(ctx, "the utterance was cancelled")
 	}
-	return out, err
+	return err
 }

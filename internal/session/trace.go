@@ -24,9 +24,9 @@ func extractTrace(ctx context.Context, parent, state string) context.Context {
 }
 
 // traceOf is the trace of ctx, else the given one.
-func traceOf(ctx context.Context, parent, state string) traceContext {
+func traceOf(ctx context.Context, given traceContext) traceContext {
 	if !trace.SpanContextFromContext(ctx).IsValid() {
-		return traceContext{parent, state}
+		return given
 	}
 	m := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, m)

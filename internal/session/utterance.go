@@ -9,6 +9,7 @@ import (
 // utterance is one in flight.
 type utterance struct {
 	reqID   string
+	speech  Speech
 	onFrame func(Frame) error
 	stall   stallClock
 	cancel  context.CancelFunc // ends the wait for the source
@@ -34,13 +35,14 @@ type utterance struct {
 
 // newUtterance makes an utterance under a new req_id, or under the one that a
 // replayed exchange answers to.
-func newUtterance(in Utterance, replay string) *utterance {
-	reqID := replay
+func (s *Session) newUtterance(in Utterance) *utterance {
+	reqID := s.replay
 	if reqID == "" {
 		reqID = newReqID(time.Now())
 	}
 	return &utterance{
-		reqID: reqID, onFrame: in.OnFrame,
+		reqID: reqID, speech: in.Speech, onFrame: in.OnFrame,
+		tc:          traceContext{orDefault(in.TraceParent, s.p.TraceParent), orDefault(in.TraceState, s.p.TraceState)},
 		interrupted: make(chan struct{}), done: make(chan struct{}),
 	}
 }
