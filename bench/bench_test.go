@@ -7,7 +7,7 @@ import (
 )
 
 // The figures are worth something for frames of the real size only: 49,868
-// bytes (docs/protocol.md, 4).
+// bytes (docs/protocol.md, section 4).
 func TestFramesHaveTheRealSize(t *testing.T) {
 	if n := len(envelope(keyFrames, false)); n < 49_868-8 || n > 49_868+8 {
 		t.Errorf("an envelope has %d bytes", n)

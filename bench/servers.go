@@ -54,7 +54,7 @@ func (r *backendRole) do(ctx context.Context, c command) (answer, error) {
 
 func (r *backendRole) stop() { r.server.Stop() }
 
-// The shape of real traffic (docs/protocol.md, 4): key
+// The shape of real traffic (docs/protocol.md, section 4): key
 // frames of 498 bytes, 2 s of motion in the first envelope, 4 s in the others,
 // which makes 49,868 bytes.
 const (

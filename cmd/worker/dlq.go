@@ -108,6 +108,20 @@ func sequences(args []string) ([]uint64, error) {
 	return seqs, nil
 }
 
+// which reads which letters are meant: by SEQ arguments, by flags.
+func (c *cli) which(args []string, lf *letterFlags) ([]uint64, dlq.Filter, error) {
+	seqs, err := sequences(args)
+	if err != nil {
+		return nil, dlq.Filter{}, err
+	}
+	filter, err := lf.filter(c.now())
+	if err != nil {
+		return nil, dlq.Filter{}, err
+	}
+	c.warnUnknown(filter)
+	return seqs, filter, nil
+}
+
 func newDLQListCommand(c *cli) *cobra.Command {
 	var lf letterFlags
 	cmd := &cobra.Command{

@@ -81,15 +81,10 @@ func (lf *letterFlags) registerChange(cmd *cobra.Command) {
 type changeFunc func(ctx context.Context, store *dlq.Store, e dlq.Entry) (changed, error)
 
 func (c *cli) changeLetters(cmd *cobra.Command, args []string, lf *letterFlags, change changeFunc) error {
-	seqs, err := sequences(args)
+	seqs, filter, err := c.which(args, lf)
 	if err != nil {
 		return err
 	}
-	filter, err := lf.filter(c.now())
-	if err != nil {
-		return err
-	}
-	c.warnUnknown(filter)
 	switch chosen := lf.chooses() || lf.all; {
 	case len(seqs) == 0 && !chosen:
 		return usagef("which ones? Give SEQs of 'worker dlq ls', filters, or --all")

@@ -41,15 +41,10 @@ own bytes to stdout as they are.`,
 }
 
 func (c *cli) showLetter(cmd *cobra.Command, args []string, lf *letterFlags, raw bool) error {
-	seqs, err := sequences(args)
+	seqs, filter, err := c.which(args, lf)
 	if err != nil {
 		return err
 	}
-	filter, err := lf.filter(c.now())
-	if err != nil {
-		return err
-	}
-	c.warnUnknown(filter)
 	if len(seqs) == 0 && !lf.chooses() {
 		return usagef("which one? Give a SEQ of 'worker dlq ls', or a filter")
 	}

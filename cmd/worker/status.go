@@ -104,7 +104,7 @@ func (c *cli) printWorkers(f *status.Fleet) error {
 		_, err := fmt.Fprintln(c.stdout, "none")
 		return err
 	}
-	t := newTable(c.stdout, "WORKER", "STATE", "RUNNING", "SLOTS", "QUEUES", "UP", "SEEN", "VERSION")
+	t := newTable(c.stdout, "WORKER", "STATE", "RUNNING", "PLACES", "QUEUES", "UP", "SEEN", "VERSION")
 	for _, w := range f.Workers {
 		t.row(w.WorkerID, workerState(w), w.Running, w.Slots, weights(w.Queues), ago(f.At, w.StartedAt), ago(f.At, w.At), orDash(w.Version))
 	}

@@ -23,7 +23,7 @@ import (
 const helloWAV = "../../internal/audio/clip/hello.wav"
 
 // envelope is an animation envelope with one key frame (docs/protocol.md,
-// "Protobuf schema").
+// section 4).
 func envelope(reqID string, end bool) []byte {
 	var animation []byte
 	animation = protowire.AppendTag(animation, 2, protowire.BytesType)

@@ -1,5 +1,5 @@
-// Package app is the composition root: it joins the rooms to a worker, starts
-// it, and stops it in the opposite order.
+// Package app is the composition root: it joins the other packages to a worker,
+// starts it, and stops it in the opposite order.
 package app
 
 import (
@@ -352,7 +352,7 @@ func Settings(c *config.Config) topology.Settings {
 	}
 }
 
-// newWorker joins the rooms.
+// newWorker joins the packages.
 func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, h topology.Handles) (*jobs.Worker, error) {
 	table, err := Table(a.c)
 	if err != nil {

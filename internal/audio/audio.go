@@ -21,7 +21,7 @@ import (
 )
 
 // Format is an encoding that the backend takes. The numbers are those of its
-// wire (docs/protocol.md, section 4, ClientConfigureSession.audio_format).
+// wire (avatar.proto, AudioFormat).
 type Format int
 
 // The backend's formats.

@@ -214,7 +214,7 @@ func Defaults() *Config {
 // defaultStreams adds up to 8 GiB: JetStream reserves a stream's bytes when it
 // is made and refuses where the disk has less, so generosity has its price on
 // small machines. At 12.46 kB of frames for a second of speech
-// (docs/protocol.md), 1 GiB of frames is a day of speech and 2 GiB of
+// (docs/protocol.md, section 4), 1 GiB of frames is a day of speech and 2 GiB of
 // recordings two; 2 GiB of uploads is 18 hours of 16 kHz PCM.
 func defaultStreams() Streams {
 	return Streams{

@@ -277,7 +277,7 @@ func (v *validator) backend() {
 	v.webURL("backend.bootstrap_url", b.BootstrapURL, b.Region != "auto")
 	v.oneOf("backend.auth", b.Auth, "header", "query")
 	// The backend takes an expiry of less than 24 h; a minute is for clocks
-	// that differ (docs/protocol.md, session token).
+	// that differ (docs/protocol.md, section 2).
 	v.duration("backend.token_ttl", b.TokenTTL, time.Minute, day-time.Minute)
 	v.between("backend.token_pool", b.TokenPool, 0, 1000)
 	v.duration("backend.connect_timeout", b.ConnectTimeout, 100*time.Millisecond, 5*time.Minute)

@@ -209,7 +209,7 @@ func (e *Error) mentions(phrase string) bool {
 // appWide: auth codes, appIDUnrecognized, and transient or server failures
 // before a session was confirmed. A 401 to the token request is the app's API
 // key whatever its code: with the text "unauthorized" it is classified as
-// invalidEgressConfig (docs/protocol.md, section 10).
+// invalidEgressConfig (docs/protocol.md, section 9).
 func appWide(code Code, class Class, e *Error) bool {
 	if code.Class() == ClassAuth || code == CodeAppIDUnrecognized {
 		return true

@@ -148,7 +148,7 @@ func (v Vector) classifyFrame() (*Error, error) {
 	return FromFrame(v.Phase, nil), nil
 }
 
-// The numbers of docs/protocol.md, section 4, that a ServerError needs.
+// The numbers of avatar.proto that a ServerError needs.
 const (
 	fieldType         = 1
 	fieldError        = 5

@@ -3,17 +3,16 @@ package jobs
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
 )
 
@@ -37,7 +36,7 @@ func testContext(t *testing.T, d time.Duration) context.Context {
 
 func TestPublishedEventIsStoredOnceHoweverOftenItIsTold(t *testing.T) {
 	ctx := testContext(t, 30*time.Second)
-	js := schemaConnect(t, schemaServer(t, t.TempDir()).ClientURL())
+	js := natstest.JetStream(t)
 	stream := eventsStream(ctx, t, js)
 	publisher := NewPublisher(js, testSubjects{}, "host a", zerolog.Nop())
 	event := goldenEvents()["started"]
@@ -89,7 +88,7 @@ func (f *firstTry) Write(p []byte) (int, error) {
 
 func TestPublishOutlastsAStreamThatIsNotThereYet(t *testing.T) {
 	ctx := testContext(t, 30*time.Second)
-	js := schemaConnect(t, schemaServer(t, t.TempDir()).ClientURL())
+	js := natstest.JetStream(t)
 	logged := &firstTry{seen: make(chan struct{})}
 	publisher := NewPublisher(js, testSubjects{}, "w", zerolog.New(logged))
 	done := make(chan error, 1)
@@ -106,20 +105,16 @@ func TestPublishOutlastsAStreamThatIsNotThereYet(t *testing.T) {
 
 func TestPublishOutlastsARestartOfTheServer(t *testing.T) {
 	ctx := testContext(t, 60*time.Second)
-	dir := t.TempDir()
-	first, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: natstest.Port(t), JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true})
+	options := natsserver.Options{StoreDir: t.TempDir(), Port: natstest.Port(t)}
+	first := natstest.StartWith(t, options)
+	js, err := jetstream.New(natstest.Connect(t, first, nats.ReconnectWait(20*time.Millisecond), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	first.Start()
-	if !first.ReadyForConnections(10 * time.Second) {
-		t.Fatal("the NATS server does not start")
-	}
-	js := schemaConnect(t, first.ClientURL(), nats.ReconnectWait(20*time.Millisecond), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1))
 	eventsStream(ctx, t, js)
-	port := first.Addr().String()[strings.LastIndex(first.Addr().String(), ":")+1:]
-	first.Shutdown()
-	first.WaitForShutdown()
+	if err := first.Shutdown(); err != nil {
+		t.Fatal(err)
+	}
 
 	logged := &firstTry{seen: make(chan struct{})}
 	publisher := NewPublisher(js, testSubjects{}, "w", zerolog.New(logged))
@@ -127,26 +122,14 @@ func TestPublishOutlastsARestartOfTheServer(t *testing.T) {
 	go func() { done <- publisher.Publish(ctx, goldenEvents()["completed"]) }()
 	<-logged.seen
 
-	options := &server.Options{Host: "127.0.0.1", JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true}
-	if _, err := fmt.Sscan(port, &options.Port); err != nil {
-		t.Fatal(err)
-	}
-	second, err := server.NewServer(options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	second.Start()
-	t.Cleanup(func() {
-		second.Shutdown()
-		second.WaitForShutdown()
-	})
+	natstest.StartWith(t, options)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestPublishGivesUpWithItsContextAndSaysWhy(t *testing.T) {
-	js := schemaConnect(t, schemaServer(t, t.TempDir()).ClientURL())
+	js := natstest.JetStream(t)
 	logged := &firstTry{seen: make(chan struct{})}
 	publisher := NewPublisher(js, testSubjects{}, "w", zerolog.New(logged))
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -163,7 +146,7 @@ func TestPublishGivesUpWithItsContextAndSaysWhy(t *testing.T) {
 
 func TestPublishFailsAtOnceWhereNoTryCouldHelp(t *testing.T) {
 	ctx := testContext(t, 30*time.Second)
-	js := schemaConnect(t, schemaServer(t, t.TempDir()).ClientURL())
+	js := natstest.JetStream(t)
 	eventsStream(ctx, t, js)
 	publisher := NewPublisher(js, testSubjects{}, "w", zerolog.Nop())
 	huge := goldenEvents()["held"]

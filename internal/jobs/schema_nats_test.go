@@ -5,44 +5,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/natsserver/natstest"
 )
-
-// schemaServer runs a NATS server with JetStream for one test.
-func schemaServer(t testing.TB, dir string) *server.Server {
-	t.Helper()
-	srv, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: dir, NoLog: true, NoSigs: true,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.Start()
-	t.Cleanup(func() {
-		srv.Shutdown()
-		srv.WaitForShutdown()
-	})
-	if !srv.ReadyForConnections(10 * time.Second) {
-		t.Fatal("the NATS server does not start")
-	}
-	return srv
-}
-
-func schemaConnect(t testing.TB, url string, options ...nats.Option) jetstream.JetStream {
-	t.Helper()
-	nc, err := nats.Connect(url, options...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return js
-}
 
 // deliver publishes messages into a work queue and takes them out of it again,
 // in order.
@@ -50,7 +17,7 @@ func deliver(t testing.TB, messages ...*nats.Msg) []jetstream.Msg {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	js := schemaConnect(t, schemaServer(t, t.TempDir()).ClientURL())
+	js := natstest.JetStream(t)
 	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{
 		Name: "AVATAR_JOBS", Subjects: []string{"avatar.jobs.*"}, Retention: jetstream.WorkQueuePolicy,
 	})

@@ -212,7 +212,7 @@ func (p *problems) output(o *jobpb.Output) {
 }
 
 // livekit asks for the credentials without which the backend refuses the
-// session (docs/protocol.md, sections 4, 7 and 9).
+// session (docs/protocol.md, section 7).
 func (p *problems) livekit(l *jobpb.LiveKitOutput) {
 	if l.GetUrl() == "" {
 		p.add("output.livekit.url", "is required")

@@ -12,7 +12,7 @@ import (
 )
 
 // framesPerSecond is the rate of the backend's key frames (docs/protocol.md,
-// "Real animation traffic").
+// section 4).
 const framesPerSecond = 25
 
 // maxEnvelope is the largest envelope that a recording may hold; the session
@@ -109,7 +109,7 @@ func (i RecordingInfo) summed(ended bool) RecordingInfo {
 	return i
 }
 
-// inspect looks at an animation envelope (docs/protocol.md, "Protobuf schema"):
+// inspect looks at an animation envelope (docs/protocol.md, section 4):
 // field 6 of the message, in it req_id=2, end=3 and the animation data=4, in
 // that the repeated key frames=1.
 func inspect(envelope []byte) (reqID string, end bool, frames int, err error) {

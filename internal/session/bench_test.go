@@ -14,7 +14,7 @@ import (
 	"github.com/coder/websocket"
 )
 
-// frameSize is a real envelope's (docs/protocol.md, 4).
+// frameSize is a real envelope's (docs/protocol.md, section 4).
 const frameSize = 49_868
 
 // flood is a backend that answers one utterance with n frames, marking the last.

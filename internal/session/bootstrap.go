@@ -23,7 +23,7 @@ const (
 )
 
 // bootstrap asks which region is nearest, for each app id at most once in
-// bootstrapTTL (docs/protocol.md, 1). It never fails a session.
+// bootstrapTTL (docs/protocol.md, section 1). It never fails a session.
 type bootstrap struct {
 	http *http.Client
 	url  string

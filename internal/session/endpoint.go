@@ -11,7 +11,7 @@ import (
 const defaultBootstrapURL = "https://global.spatialwalk.top/bootstrap"
 
 // Endpoints override where the backend is. Empty ones are composed from the
-// region (docs/protocol.md, 1).
+// region (docs/protocol.md, section 1).
 type Endpoints struct {
 	// ConsoleURL ends in /v1/console; a final /session-tokens is tolerated.
 	ConsoleURL string

@@ -20,7 +20,8 @@ type envelope struct {
 
 // look reads an envelope's few fields without touching the animation data,
 // which is most of the message and no part of the public schema
-// (docs/protocol.md, 4). Whatever proto.Unmarshal accepts, look reads alike.
+// (docs/protocol.md, section 4). Whatever proto.Unmarshal accepts, look reads
+// alike.
 func look(b []byte) (envelope, error) {
 	var e envelope
 	for rest := b; len(rest) > 0; {

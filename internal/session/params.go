@@ -94,7 +94,8 @@ func (p *Params) secrets() []string {
 	return all
 }
 
-// configure encodes the session's first message (docs/protocol.md, 4 and 5).
+// configure encodes the session's first message (docs/protocol.md, sections 4
+// and 5).
 func (p *Params) configure(a AudioConfig) ([]byte, error) {
 	msg := &avatarpb.ClientConfigureSession{
 		SampleRate:  int32(a.SampleRate),

@@ -31,7 +31,7 @@ func (s *Session) read() (err error) {
 	return err
 }
 
-// awaitConfirm handles the first message (docs/protocol.md, 5).
+// awaitConfirm handles the first message (docs/protocol.md, section 5).
 func (s *Session) awaitConfirm() error {
 	const phase = errors.PhaseHandshake
 	typ, r, err := s.conn.Reader(s.readCtx)

@@ -11,8 +11,8 @@ const minFlow = time.Second
 
 // stallClock counts the time without a frame while speech is owed. It stands
 // still while nothing was sent yet, while the source of speech is silent (the
-// backend gives a frame for two to four seconds of speech: docs/protocol.md, 4)
-// and while our own OnFrame keeps the reader from reading.
+// backend gives a frame for two to four seconds of speech: docs/protocol.md,
+// section 4) and while our own OnFrame keeps the reader from reading.
 type stallClock struct {
 	mu      sync.Mutex
 	ran     time.Duration // up to at, since the last frame

@@ -16,8 +16,8 @@ import (
 const tokenLimit = 1 << 20
 
 // mint gets a session token for one connection: the documents call tokens
-// single-use (docs/protocol.md, 2). It may have been minted ahead, unless the
-// backend has just refused one.
+// single-use (docs/protocol.md, section 2). It may have been minted ahead, unless
+// the backend has just refused one.
 func (o *opening) mint(ctx context.Context, region string, refused bool) (token string, err error) {
 	ctx, span := o.c.span(ctx, spanToken, region)
 	defer func() { endSpan(span, err) }()

@@ -7,8 +7,8 @@ import (
 
 // tokenPool keeps session tokens minted ahead, so that a session starts without
 // waiting for the console. Each opens one session, as the documents want it
-// (docs/protocol.md, 2), and none is used after half its lifetime. It is off
-// unless Options.TokenPool says otherwise.
+// (docs/protocol.md, section 2), and none is used after half its lifetime. It is
+// off unless Options.TokenPool says otherwise.
 type tokenPool struct {
 	size int           // tokens kept for each use
 	ttl  time.Duration // of a token

@@ -9,7 +9,7 @@ import (
 	"avatarworker/internal/session/avatarpb"
 )
 
-// Field numbers of the envelope (docs/protocol.md, 4).
+// Field numbers of the envelope (docs/protocol.md, section 4).
 const (
 	fieldType      = 1
 	fieldAudio     = 4
@@ -20,7 +20,7 @@ const (
 const nanoidAlphabet = "useandom-26T198340PX75pxJACKVERYMINDBUSHWOLF_GQZbfghjklqvwyzrict"
 
 // newReqID makes an utterance's id: its second in UTC, `_`, and 12 nanoid
-// characters (docs/protocol.md, 5).
+// characters (docs/protocol.md, section 5).
 func newReqID(now time.Time) string {
 	var b [12]byte
 	// It never fails: crypto/rand ends the program rather than give no bytes.

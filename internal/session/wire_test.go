@@ -20,7 +20,7 @@ func unhex(t testing.TB, s string) []byte {
 	return b
 }
 
-// TestKnownAnswers has the bytes of docs/protocol.md, 4.
+// TestKnownAnswers has the bytes of docs/protocol.md, section 4.
 func TestKnownAnswers(t *testing.T) {
 	e, err := look(unhex(t, "08021a100a0e707974686f6e2d636f6e6669726d"))
 	if err != nil || e.kind != 2 || string(e.connectionID) != "python-confirm" {

@@ -83,7 +83,7 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
 	}
-	f := &Fleet{At: s.now().UTC(), Workers: []Worker{}, Circuits: []jobs.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}}
+	f := &Fleet{At: s.now().UTC(), Queues: []Queue{}, Workers: []Worker{}, Circuits: []jobs.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}}
 	if err := s.shared(ctx, f); err != nil {
 		return nil, err
 	}
@@ -125,6 +125,9 @@ func (s *Store) shared(ctx context.Context, f *Fleet) error {
 		case entry, open := <-watcher.Updates():
 			if !open || entry == nil { // all there is
 				slices.SortFunc(f.Workers, func(a, b Worker) int { return cmp.Compare(a.WorkerID, b.WorkerID) })
+				slices.SortFunc(f.Circuits, func(a, b jobs.Circuit) int {
+					return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Region, b.Region))
+				})
 				return ctx.Err()
 			}
 			f.learn(entry)
@@ -222,7 +225,22 @@ func (f *Fleet) warn() {
 			add("worker %s has not been heard of since %s: it was lost, or is cut off", w.WorkerID, w.At.UTC().Format(time.RFC3339))
 		}
 	}
+	f.warnOfCircuits(add)
+}
+
+// warnOfCircuits says what to do once for each code, however many circuits it
+// opened: an account's fault opens those of all its apps and regions.
+func (f *Fleet) warnOfCircuits(add func(format string, args ...any)) {
+	var codes []errors.Code
+	stopped := make(map[errors.Code][]string)
 	for _, c := range f.Circuits {
-		add("the circuit of app %s in %s is %s because of %s: its jobs wait. %s", c.App, c.Region, c.State, c.Code, errors.Explain(c.Code).Remedy)
+		if stopped[c.Code] == nil {
+			codes = append(codes, c.Code)
+		}
+		stopped[c.Code] = append(stopped[c.Code], fmt.Sprintf("app %s in %s", c.App, c.Region))
+	}
+	for _, code := range codes {
+		add("no sessions are started for %s: the circuit is not closed, because of %s. %s",
+			strings.Join(stopped[code], ", "), code, errors.Explain(code).Remedy)
 	}
 }

@@ -3,6 +3,7 @@ package status_test
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -166,5 +167,35 @@ func TestMessageOfSomebodyElseIsStillAnEvent(t *testing.T) {
 	e := status.NewEvent("avatar.events.x.y", nil, []byte("no JSON"), 1, at)
 	if string(e.Data) != `"no JSON"` || !e.Time.Equal(at) {
 		t.Errorf("got %+v", e)
+	}
+}
+
+func TestOneFaultOfManyCircuitsIsOneWarning(t *testing.T) {
+	js, h := setup(t)
+	for key, c := range map[string]jobs.Circuit{
+		"circuit.a.us-west":      {App: "a", Region: "us-west", State: "open", Code: errors.CodeCreditsExhausted},
+		"circuit.a.ap-northeast": {App: "a", Region: "ap-northeast", State: "open", Code: errors.CodeCreditsExhausted},
+		"circuit.b.us-west":      {App: "b", Region: "us-west", State: "open", Code: errors.CodeConnectionFailed},
+	} {
+		data, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Fleet.Put(t.Context(), key, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := status.NewStore(js, names, nil, 0).Fleet(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(f.Circuits) != 3 || len(f.Warnings) != 2 {
+		t.Fatalf("circuits %+v, warnings %q", f.Circuits, f.Warnings)
+	}
+	said := strings.Join(f.Warnings, "\n")
+	for _, app := range []string{"app a in us-west", "app a in ap-northeast", "app b in us-west"} {
+		if strings.Count(said, app) != 1 {
+			t.Errorf("%q is not said once in:\n%s", app, said)
+		}
 	}
 }

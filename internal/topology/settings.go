@@ -43,7 +43,8 @@ type Settings struct {
 	Recordings Limit
 }
 
-// DefaultSettings are those of a single server with its files on disk.
+// DefaultSettings are for tests and benchmarks: a single server with its files
+// on disk and few limits. What a worker asks for is its configuration's.
 func DefaultSettings() Settings {
 	return Settings{
 		Replicas:   1,

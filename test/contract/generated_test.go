@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"unicode"
 
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
@@ -136,26 +140,97 @@ func code(texts ...string) string {
 
 // Links between documents rot silently otherwise.
 func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
-	files, err := filepath.Glob(filepath.Join(root, "docs/*.md"))
+	for _, file := range documents(t) {
+		for _, link := range links(read(t, file)) {
+			if strings.Contains(link, "://") {
+				continue
+			}
+			path, anchor, _ := strings.Cut(link, "#")
+			target := file
+			if path != "" {
+				target = filepath.Join(filepath.Dir(file), path)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: %v", file, err)
+			} else if anchor != "" && !slices.Contains(anchors(read(t, target)), anchor) {
+				t.Errorf("%s: %s has no heading #%s", file, target, anchor)
+			}
+		}
+	}
+}
+
+func TestSectionsOfTheProtocolThatTheCodeCitesAreThere(t *testing.T) {
+	protocol := read(t, filepath.Join(root, "docs/protocol.md"))
+	// The citation may be broken by the comment's next line.
+	cited := regexp.MustCompile(`docs/protocol\.md,(?:\s|//)+sections? ([0-9]+)(?: and ([0-9]+))?`)
+	found := 0
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".go" {
+			return err
+		}
+		for _, m := range cited.FindAllStringSubmatch(read(t, path), -1) {
+			for _, number := range m[1:] {
+				if number == "" {
+					continue
+				}
+				found++
+				if !strings.Contains(protocol, "\n## "+number+". ") {
+					t.Errorf("%s cites section %s of docs/protocol.md, which is not there", path, number)
+				}
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	files = append(files, filepath.Join(root, "README.md"))
-	for _, file := range files {
-		data, err := os.ReadFile(file)
+	if found < 20 {
+		t.Errorf("only %d citations found: are they still read right?", found)
+	}
+}
+
+// documents are all of the repository's.
+func documents(t *testing.T) []string {
+	t.Helper()
+	var files []string
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "deploy/*.md"} {
+		found, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, link := range links(string(data)) {
-			target, _, _ := strings.Cut(link, "#")
-			if target == "" || strings.Contains(target, "://") {
-				continue
-			}
-			if _, err := os.Stat(filepath.Join(filepath.Dir(file), target)); err != nil {
-				t.Errorf("%s: %v", file, err)
-			}
-		}
+		files = append(files, found...)
 	}
+	return files
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// anchors are those of a document's headings, as GitHub makes them.
+func anchors(text string) []string {
+	var found []string
+	for line := range strings.Lines(text) {
+		title := strings.TrimLeft(line, "#")
+		if title == line || !strings.HasPrefix(title, " ") {
+			continue
+		}
+		found = append(found, strings.Map(func(r rune) rune {
+			switch {
+			case r == ' ':
+				return '-'
+			case unicode.IsLetter(r), unicode.IsDigit(r), r == '-', r == '_':
+				return unicode.ToLower(r)
+			}
+			return -1
+		}, strings.TrimSpace(title)))
+	}
+	return found
 }
 
 // links lists the targets of a document's links.

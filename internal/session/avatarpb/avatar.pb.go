@@ -5,7 +5,7 @@
 // source: avatar.proto
 
 // The avatar backend's WebSocket protocol, version 2, as far as it is known:
-// docs/protocol.md says how sure each field is.
+// docs/protocol.md says from where.
 
 package avatarpb
 
