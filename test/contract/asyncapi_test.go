@@ -104,7 +104,8 @@ func TestTheSubjectsOfTheAsyncAPIDocumentAreTheWorkers(t *testing.T) {
 	want := map[string]string{
 		"jobs": n.Jobs("A"), "liveAudio": n.Audio("A"), "control": n.Control("A"), "events": n.Events("A", "A"),
 		"errors": n.Errors("A", "A"), "alerts": n.Alerts("A", "A"), "deadLetters": n.DLQ("A", "A"), "frames": n.Frames("A"),
-		"controlReply": "<nil>", // the reply subject of a request
+		"controlReply":     "<nil>", // the reply subject of a request
+		"acknowledgements": "<nil>",
 	}
 	channels := at(t, asyncapi(t), "channels")
 	for name := range channels {
