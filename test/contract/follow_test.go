@@ -5,10 +5,14 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -183,7 +187,7 @@ func names(all []*follower.Received) []string {
 
 func limited(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -460,4 +464,36 @@ func TestWithoutAWorkerNobodyAnswersAsTheDocumentSays(t *testing.T) {
 			t.Errorf("%s: %v, want no responders", operation, err)
 		}
 	}
+}
+
+// What the follower knew from elsewhere would be no fault of the document.
+func TestTheFollowerKnowsNothingOfTheWorker(t *testing.T) {
+	files, err := filepath.Glob("follower/*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no sources: %v", err)
+	}
+	for _, file := range append(files, "follow_test.go") {
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		imports := map[ast.Node]bool{}
+		for _, i := range parsed.Imports {
+			imports[i.Path] = true
+			if file != "follow_test.go" && strings.HasPrefix(i.Path.Value, `"avatarworker/`) {
+				t.Errorf("%s imports %s", file, i.Path.Value)
+			}
+		}
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			if text, ok := n.(*ast.BasicLit); ok && text.Kind == token.STRING && !imports[n] && known(text.Value) {
+				t.Errorf("%s knows %s", file, text.Value)
+			}
+			return true
+		})
+	}
+}
+
+// known tells a subject, stream, bucket or header of the worker.
+func known(text string) bool {
+	return regexp.MustCompile(`(?i)"(avatar[._].*|avatar-.*|ce-.*|nats-.*)"`).MatchString(text)
 }

@@ -194,8 +194,42 @@ func descriptor(about node) (protoreflect.MessageDescriptor, error) {
 	return message, nil
 }
 
+// Valid checks an example; one without a payload shows headers only.
+func (m *Message) Valid(e Example) error {
+	if e.Payload == nil {
+		return m.fitsHeaders(e.Headers)
+	}
+	if text, ok := e.Payload.(string); ok && m.ContentType != "application/json" {
+		return m.fits(e.Headers, []byte(text))
+	}
+	data, err := json.Marshal(e.Payload)
+	if err != nil {
+		return err
+	}
+	return m.fits(e.Headers, data)
+}
+
 // fits checks a message's headers and body.
 func (m *Message) fits(headers map[string]string, body []byte) error {
+	if err := m.fitsHeaders(headers); err != nil || m.payload == nil {
+		return err
+	}
+	if m.ContentType == "application/json" {
+		if err := validate(m.payload, string(body)); err != nil {
+			return fmt.Errorf("body of %s: %w", m.Name, err)
+		}
+		return nil
+	}
+	if err := m.payload.Validate(string(body)); err != nil {
+		return fmt.Errorf("body of %s: %w", m.Name, err)
+	}
+	if m.protobuf != nil {
+		return m.Decode(body)
+	}
+	return nil
+}
+
+func (m *Message) fitsHeaders(headers map[string]string) error {
 	if m.headers != nil {
 		all := make(map[string]any, len(headers))
 		for name, value := range headers {
@@ -212,21 +246,6 @@ func (m *Message) fits(headers map[string]string, body []byte) error {
 		if err := validate(schema, headers[name]); err != nil {
 			return fmt.Errorf("header %s of %s: %w", name, m.Name, err)
 		}
-	}
-	if m.payload == nil {
-		return nil
-	}
-	if m.ContentType == "application/json" {
-		if err := validate(m.payload, string(body)); err != nil {
-			return fmt.Errorf("body of %s: %w", m.Name, err)
-		}
-		return nil
-	}
-	if err := m.payload.Validate(string(body)); err != nil {
-		return fmt.Errorf("body of %s: %w", m.Name, err)
-	}
-	if m.protobuf != nil {
-		return m.Decode(body)
 	}
 	return nil
 }
