@@ -175,15 +175,37 @@ func TestTheExamplesOfTheAsyncAPIDocumentAreValid(t *testing.T) {
 	}
 }
 
-// described lists every message of the document's operations and their replies.
-func described(t *testing.T) []*follower.Message {
+func TestWhatAWorkerSendsIsToldApartByItsHeaders(t *testing.T) {
+	for _, o := range document(t).Operations {
+		if o.Action != "send" {
+			continue
+		}
+		for _, m := range o.Channel.Messages {
+			for _, other := range o.Channel.Messages {
+				for _, e := range m.Examples {
+					if fits := other.ValidHeaders(e.Headers) == nil; fits != (m == other) {
+						t.Errorf("the headers of %s fit %s: %v", m.Name, other.Name, fits)
+					}
+				}
+			}
+		}
+	}
+}
+
+func document(t *testing.T) *follower.Document {
 	t.Helper()
 	doc, err := follower.Open(filepath.Join(root, "docs/asyncapi.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return doc
+}
+
+// described lists every message of the document's operations and their replies.
+func described(t *testing.T) []*follower.Message {
+	t.Helper()
 	var all []*follower.Message
-	for _, o := range doc.Operations {
+	for _, o := range document(t).Operations {
 		all = append(all, o.Channel.Messages...)
 		all = append(all, o.Reply...)
 	}

@@ -47,10 +47,7 @@ func follow(ctx context.Context, t *testing.T, worker bool) *following {
 			c.Audio.EgressMargin = 100 * time.Millisecond
 		})
 	}
-	doc, err := follower.Open(filepath.Join(root, "docs/asyncapi.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	doc := document(t)
 	_, host, _ := strings.Cut(server.ClientURL(), "://")
 	client, err := doc.Connect(host)
 	if err != nil {
@@ -218,6 +215,15 @@ func (f *following) session(ctx context.Context, message string, job follower.Ex
 	f.store(ctx, "takeJob", message, nil, job)
 	if fields, _ := job.Payload.(map[string]any); fields["live"] != nil {
 		f.speak(ctx, id)
+		// Silence would end the session too, but later.
+		silence, _ := fields["live"].(map[string]any)["max_silence"].(string)
+		limit, err := time.ParseDuration(silence)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
 	}
 	heard := f.until(ctx, events, "Completed")
 	if got := names(heard); !slices.Equal(got, []string{"Started", "Completed"}) {

@@ -110,12 +110,12 @@ func recognise(candidates []*Message, subject string, header nats.Header, body [
 			continue
 		}
 		if r.Message != nil {
-			return nil, fmt.Errorf("%s: %s and %s are told apart by nothing: %s", subject, r.Message.Name, m.Name, body)
+			return nil, fmt.Errorf("%s: %s and %s are told apart by nothing: %.200q", subject, r.Message.Name, m.Name, body)
 		}
 		r.Message = m
 	}
 	if r.Message == nil {
-		return nil, fmt.Errorf("%s: no message of the document: %v: %s", subject, why, body)
+		return nil, fmt.Errorf("%s: no message of the document: %v: %.200q", subject, why, body)
 	}
 	if r.Message.ContentType == "application/json" {
 		if err := json.Unmarshal(body, &r.JSON); err != nil {

@@ -197,7 +197,7 @@ func descriptor(about node) (protoreflect.MessageDescriptor, error) {
 // Valid checks an example; one without a payload shows headers only.
 func (m *Message) Valid(e Example) error {
 	if e.Payload == nil {
-		return m.fitsHeaders(e.Headers)
+		return m.ValidHeaders(e.Headers)
 	}
 	if text, ok := e.Payload.(string); ok && m.ContentType != "application/json" {
 		return m.fits(e.Headers, []byte(text))
@@ -211,7 +211,7 @@ func (m *Message) Valid(e Example) error {
 
 // fits checks a message's headers and body.
 func (m *Message) fits(headers map[string]string, body []byte) error {
-	if err := m.fitsHeaders(headers); err != nil || m.payload == nil {
+	if err := m.ValidHeaders(headers); err != nil || m.payload == nil {
 		return err
 	}
 	if m.ContentType == "application/json" {
@@ -229,7 +229,8 @@ func (m *Message) fits(headers map[string]string, body []byte) error {
 	return nil
 }
 
-func (m *Message) fitsHeaders(headers map[string]string) error {
+// ValidHeaders checks headers alone.
+func (m *Message) ValidHeaders(headers map[string]string) error {
 	if m.headers != nil {
 		all := make(map[string]any, len(headers))
 		for name, value := range headers {
