@@ -134,6 +134,16 @@ func (f *following) listen(operation string, parameters map[string]string) *foll
 	return feed
 }
 
+// late listens as one who comes when all is said.
+func (f *following) late(ctx context.Context, operation string, parameters map[string]string) *follower.Feed {
+	f.t.Helper()
+	feed, err := f.ReadStream(ctx, f.operation(operation), parameters)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return feed
+}
+
 // send publishes and returns the answer.
 func (f *following) send(ctx context.Context, operation, message string, parameters map[string]string, e follower.Example) *follower.Received {
 	f.t.Helper()

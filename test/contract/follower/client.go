@@ -128,15 +128,25 @@ func recognise(candidates []*Message, subject string, header nats.Header, body [
 // Feed is what comes on a channel.
 type Feed struct {
 	channel *Channel
-	sub     *nats.Subscription
+	next    func(ctx context.Context) (subject string, header nats.Header, body []byte, err error)
 }
 
-// Listen subscribes to what an operation sends.
-func (c *Client) Listen(o *Operation, parameters map[string]string) (*Feed, error) {
-	if o.Action != "send" {
-		return nil, fmt.Errorf("operation %s sends nothing", o.ID)
+// Next waits for the next message.
+func (f *Feed) Next(ctx context.Context) (*Received, error) {
+	subject, header, body, err := f.next(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("channel %s: %w", f.channel.Name, err)
 	}
-	subject, err := o.Channel.Subject(parameters, true)
+	r, err := recognise(f.channel.Messages, subject, header, body)
+	if err != nil {
+		return nil, err
+	}
+	return r, f.channel.place(r)
+}
+
+// Listen subscribes to what an operation sends from now on.
+func (c *Client) Listen(o *Operation, parameters map[string]string) (*Feed, error) {
+	subject, err := o.sent(parameters)
 	if err != nil {
 		return nil, err
 	}
@@ -144,30 +154,21 @@ func (c *Client) Listen(o *Operation, parameters map[string]string) (*Feed, erro
 	if err != nil {
 		return nil, err
 	}
+	next := func(ctx context.Context) (string, nats.Header, []byte, error) {
+		msg, err := sub.NextMsgWithContext(ctx)
+		if err != nil {
+			return "", nil, nil, err
+		}
+		return msg.Subject, msg.Header, msg.Data, nil
+	}
 	// The server knows of it before anything is published on another connection.
-	return &Feed{channel: o.Channel, sub: sub}, c.nc.Flush()
+	return &Feed{channel: o.Channel, next: next}, c.nc.Flush()
 }
 
-// Next waits for the next message.
-func (f *Feed) Next(ctx context.Context) (*Received, error) {
-	msg, err := f.sub.NextMsgWithContext(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", f.sub.Subject, err)
-	}
-	return f.channel.recognise(msg.Subject, msg.Header, msg.Data)
-}
-
-func (c *Channel) recognise(subject string, header nats.Header, body []byte) (*Received, error) {
-	r, err := recognise(c.Messages, subject, header, body)
-	if err != nil {
-		return nil, err
-	}
-	return r, c.place(r)
-}
-
-// Stored reads what the channel's stream holds, as one who comes late.
-func (c *Client) Stored(ctx context.Context, o *Operation, parameters map[string]string) ([]*Received, error) {
-	subject, err := o.Channel.Subject(parameters, true)
+// ReadStream reads what an operation sent from the beginning of its channel's
+// stream, as one who comes late. The context of Next needs a deadline.
+func (c *Client) ReadStream(ctx context.Context, o *Operation, parameters map[string]string) (*Feed, error) {
+	subject, err := o.sent(parameters)
 	if err != nil {
 		return nil, err
 	}
@@ -175,23 +176,22 @@ func (c *Client) Stored(ctx context.Context, o *Operation, parameters map[string
 	if err != nil {
 		return nil, fmt.Errorf("stream %s of %s: %w", o.Channel.Stream, o.Channel.Name, err)
 	}
-	info, err := consumer.Info(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var all []*Received
-	for range info.NumPending {
+	next := func(ctx context.Context) (string, nats.Header, []byte, error) {
 		msg, err := consumer.Next(jetstream.FetchContext(ctx))
 		if err != nil {
-			return nil, err
+			return "", nil, nil, err
 		}
-		r, err := o.Channel.recognise(msg.Subject(), msg.Headers(), msg.Data())
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, r)
+		return msg.Subject(), msg.Headers(), msg.Data(), nil
 	}
-	return all, nil
+	return &Feed{channel: o.Channel, next: next}, nil
+}
+
+// sent is the subject of what an operation sends; parameters not given stay open.
+func (o *Operation) sent(parameters map[string]string) (string, error) {
+	if o.Action != "send" {
+		return "", fmt.Errorf("operation %s sends nothing", o.ID)
+	}
+	return o.Channel.Subject(parameters, true)
 }
 
 // Upload puts an object where a payload says that it is.
