@@ -248,7 +248,7 @@ func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, n
 	if past(t.notAfter(), now) {
 		return false, t.finish(ctx, t.named(from), StateExpired)
 	}
-	if pass := t.w.circuits.Glance(draft.AppID, draft.Region); !pass.Go {
+	if pass := t.w.circuits.Glance(draft.AppID, draft.Region, t.id.ID); !pass.Go {
 		return false, t.hold(ctx, from, pass)
 	}
 	return true, nil
