@@ -19,6 +19,7 @@ const (
 	// settleTimeout bounds writing an outcome and what follows from it. A worker
 	// that can't do it in this time, long enough for an election, leaves the job
 	// to the next delivery, which finds what was written.
+	// It is also how long a session waits for what it has reached to be written.
 	settleTimeout = 30 * time.Second
 	// handBackPause is the delay of a hand-back after a fault of the worker or
 	// of the queue, so that nothing spins.
@@ -30,6 +31,8 @@ const (
 var (
 	// errSuperseded: another worker has taken the job over.
 	errSuperseded = errors.New("another worker has taken the job over")
+	// errUnrecorded: what the session has reached could not be written down.
+	errUnrecorded = errors.New("the job's record could not be written: the session is closed, the job handed back")
 	// errCancelled: the publisher wants the job to end.
 	errCancelled = errors.New("the job was cancelled")
 )
@@ -189,7 +192,7 @@ func (t *task) wait(ctx context.Context, record *Record, wait time.Duration) err
 
 // settling is a context for writing what was decided, while the lease stands.
 func (t *task) settling() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(t.ctx, settleTimeout)
+	return context.WithTimeout(t.ctx, t.w.o.SettleTimeout)
 }
 
 // load reads the job's record; nil: there is none.

@@ -47,6 +47,9 @@ type Options struct {
 	Concurrency int           // sessions at a time
 	AckWait     time.Duration // the lease
 	Drain       time.Duration // how long sessions may go on after a drain begins
+	// SettleTimeout bounds writing what became of a job, and what a session has
+	// reached. 0: 30 s.
+	SettleTimeout time.Duration
 
 	DefaultApp    string
 	DefaultRegion string
@@ -118,6 +121,9 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	info, err := o.Jobs.Info(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("jobs stream: %w", err)
+	}
+	if o.SettleTimeout == 0 {
+		o.SettleTimeout = settleTimeout
 	}
 	w := &Worker{
 		o: o, log: o.Logger, stream: StreamInfo{Created: info.Created},
