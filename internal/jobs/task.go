@@ -158,7 +158,10 @@ func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool
 		}
 	}
 	now := t.w.o.Now().UTC()
-	what, wait := decide(record, t.id, now)
+	what, wait, err := t.decide(ctx, record, now)
+	if err != nil {
+		return nil, false, err
+	}
 	switch what {
 	case stepDuplicate:
 		return nil, false, t.duplicate(ctx, record)
@@ -177,6 +180,27 @@ func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool
 	}
 	starts, err = t.begin(ctx, from, invalid, now)
 	return from, starts, err
+}
+
+// decide looks further where the record is another message's that has no
+// outcome. That message may have been purged: then nobody will deliver it, and
+// this one takes its place. One that is gone because it was acknowledged had its
+// outcome written before, and then no write by this record's revision succeeds.
+func (t *task) decide(ctx context.Context, record *Record, now time.Time) (step, time.Duration, error) {
+	what, wait := decide(record, t.id, now)
+	if what != stepContend {
+		return what, wait, nil
+	}
+	kept, err := t.w.keeps(ctx, record.StreamSeq, t.id.ID)
+	if err != nil || kept {
+		return stepDuplicate, 0, err
+	}
+	t.log().Warn().Uint64("kept_seq", record.StreamSeq).Str("state", string(record.State)).
+		Msg("the job has no outcome and its message is no more in the stream: this one takes its place")
+	adopted := record.clone()
+	adopted.StreamSeq = t.id.StreamSeq
+	what, wait = decide(adopted, t.id, now)
+	return what, wait, nil
 }
 
 // wait hands the job back until its time has come.

@@ -289,6 +289,23 @@ func (w *Worker) setHealth(queue string, err error) {
 	}
 }
 
+// keeps tells whether the message of a job is in the jobs stream. It asks the
+// stream's leader: a replica that lags behind would not have it yet.
+func (w *Worker) keeps(ctx context.Context, seq uint64, jobID string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	msg, err := w.store.leader.GetMsg(w.o.Jobs.CachedInfo().Config.Name, seq, nats.Context(ctx))
+	if errors.Is(err, nats.ErrMsgNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("message %d of the jobs stream: %w", seq, err)
+	}
+	// In a stream that was made anew it is some other job's.
+	id := jobIDOf(msg.Header, msg.Data)
+	return id == "" || id == jobID, nil
+}
+
 // handle takes a delivery from the pull loop; it does not wait for its end.
 func (w *Worker) handle(d delivery) {
 	w.count(1)
