@@ -126,8 +126,12 @@ func scanJSONID(data []byte) string {
 	}
 }
 
-// unquote reads a JSON string; "" where it is none.
+// unquote reads a JSON string; "" where it is none. One without escapes, as every
+// id that fits the pattern, is what it looks like.
 func unquote(quoted []byte) string {
+	if len(quoted) >= 2 && bytes.IndexByte(quoted, '\\') < 0 {
+		return string(quoted[1 : len(quoted)-1])
+	}
 	var s string
 	if json.Unmarshal(quoted, &s) != nil {
 		return ""
