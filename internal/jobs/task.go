@@ -78,8 +78,13 @@ func (t *task) log() *zerolog.Logger {
 // process brings the delivery to its end. Whatever happens in it happens to
 // this job alone.
 func (t *task) process() {
-	defer t.close(t.open())
+	span, err := t.open()
+	defer t.close(span)
 	defer t.contain()
+	if err != nil {
+		t.unsettled(err)
+		return
+	}
 	failpoint.Here("delivered")
 	if t.w.isDraining() {
 		t.handBack(0)
@@ -89,15 +94,14 @@ func (t *task) process() {
 }
 
 // open says which job it is, keeps its lease from here on and begins its span.
-func (t *task) open() trace.Span {
-	t.id = Identify(t.msg.Msg, t.w.stream)
+func (t *task) open() (span trace.Span, err error) {
 	t.ctx, t.lease = t.w.leases.Hold(t.w.base, t.msg.Reply(), t.msg.from)
+	t.id, err = t.w.identify(t.ctx, t.msg.Msg)
 	if meta, err := t.msg.Metadata(); err == nil {
 		t.deliveries = meta.NumDelivered
 	}
-	var span trace.Span
 	t.ctx, span = t.w.startProcess(t.ctx, t.msg.Headers(), t.id, t.deliveries)
-	return span
+	return span, err
 }
 
 func (t *task) close(span trace.Span) {
