@@ -135,3 +135,24 @@ func TestConnectionIDIsWrittenDownWhileASessionLasts(t *testing.T) {
 	close(leave)
 	h.outcome("j1", jobs.StateCompleted)
 }
+
+func TestCancelThatWantsNoReplyIsNoted(t *testing.T) {
+	h := newHouse(t)
+	began := make(chan struct{}, 4)
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		began <- struct{}{}
+		return untilDone(ctx)
+	}))
+	h.submit("default", job("runs"))
+	receive(t, began, "session")
+	for _, id := range []string{"runs", "queued1", "queued2"} {
+		if err := h.nc.Publish(h.names.Control(id), []byte(`{"op":"cancel"}`)); err != nil {
+			t.Fatal(err)
+		}
+		h.until(id, func(r *jobs.Record) bool { return r.CancelRequested || r.State == jobs.StateCancelled })
+	}
+	h.outcome("runs", jobs.StateCancelled)
+	h.submit("default", job("queued1"))
+	h.outcome("queued1", jobs.StateCancelled)
+}

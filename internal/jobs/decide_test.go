@@ -35,7 +35,7 @@ func TestRecordDecidesWhatBecomesOfADelivery(t *testing.T) {
 		"run before, on its way":           {at(StateRunning, run(1)), stepWait, waitForOutcome},
 		"run before, over":                 {at(StateDeadLettered, run(1)), stepStart, 0},
 		"later run":                        {at(StateRunning, run(3)), stepDuplicate, 0},
-		"other message":                    {at(StateRunning, other), stepDuplicate, 0},
+		"other message":                    {at(StateRunning, other), stepContend, 0},
 		"other message, over":              {at(StateCompleted, other), stepDuplicate, 0},
 		"completed":                        {at(StateCompleted), stepFollow, 0},
 		"dead-lettered":                    {at(StateDeadLettered), stepFollow, 0},

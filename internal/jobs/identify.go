@@ -48,6 +48,16 @@ type StreamInfo struct {
 // creation time and the message's sequence, so that every delivery of the
 // message has the same one.
 func Identify(msg jetstream.Msg, stream StreamInfo) Identity {
+	ident := identify(msg)
+	if ident.ID == "" {
+		ident.ID = streamJobID(stream, ident.StreamSeq)
+	}
+	return ident
+}
+
+// identify is Identify without the stream: the id is "" where the message gives
+// itself none.
+func identify(msg jetstream.Msg) Identity {
 	ident := Identity{Run: 1, Subject: msg.Subject()}
 	ident.Queue = ident.Subject[strings.LastIndexByte(ident.Subject, '.')+1:]
 	// A message that JetStream did not deliver has no metadata, and so the
@@ -60,9 +70,6 @@ func Identify(msg jetstream.Msg, stream StreamInfo) Identity {
 		ident.Run = run
 	}
 	ident.ID = jobIDOf(header, msg.Data())
-	if ident.ID == "" {
-		ident.ID = streamJobID(stream, ident.StreamSeq)
-	}
 	return ident
 }
 

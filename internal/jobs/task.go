@@ -19,6 +19,7 @@ const (
 	// settleTimeout bounds writing an outcome and what follows from it. A worker
 	// that can't do it in this time, long enough for an election, leaves the job
 	// to the next delivery, which finds what was written.
+	// It is also how long a session waits for what it has reached to be written.
 	settleTimeout = 30 * time.Second
 	// handBackPause is the delay of a hand-back after a fault of the worker or
 	// of the queue, so that nothing spins.
@@ -30,6 +31,8 @@ const (
 var (
 	// errSuperseded: another worker has taken the job over.
 	errSuperseded = errors.New("another worker has taken the job over")
+	// errUnrecorded: what the session has reached could not be written down.
+	errUnrecorded = errors.New("the job's record could not be written: the session is closed, the job handed back")
 	// errCancelled: the publisher wants the job to end.
 	errCancelled = errors.New("the job was cancelled")
 )
@@ -75,8 +78,13 @@ func (t *task) log() *zerolog.Logger {
 // process brings the delivery to its end. Whatever happens in it happens to
 // this job alone.
 func (t *task) process() {
-	defer t.close(t.open())
+	span, err := t.open()
+	defer t.close(span)
 	defer t.contain()
+	if err != nil {
+		t.unsettled(err)
+		return
+	}
 	failpoint.Here("delivered")
 	if t.w.isDraining() {
 		t.handBack(0)
@@ -86,15 +94,14 @@ func (t *task) process() {
 }
 
 // open says which job it is, keeps its lease from here on and begins its span.
-func (t *task) open() trace.Span {
-	t.id = Identify(t.msg.Msg, t.w.stream)
+func (t *task) open() (span trace.Span, err error) {
 	t.ctx, t.lease = t.w.leases.Hold(t.w.base, t.msg.Reply(), t.msg.from)
+	t.id, err = t.w.identify(t.ctx, t.msg.Msg)
 	if meta, err := t.msg.Metadata(); err == nil {
 		t.deliveries = meta.NumDelivered
 	}
-	var span trace.Span
 	t.ctx, span = t.w.startProcess(t.ctx, t.msg.Headers(), t.id, t.deliveries)
-	return span
+	return span, err
 }
 
 func (t *task) close(span trace.Span) {
@@ -155,7 +162,10 @@ func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool
 		}
 	}
 	now := t.w.o.Now().UTC()
-	what, wait := decide(record, t.id, now)
+	what, wait, err := t.decide(ctx, record, now)
+	if err != nil {
+		return nil, false, err
+	}
 	switch what {
 	case stepDuplicate:
 		return nil, false, t.duplicate(ctx, record)
@@ -176,6 +186,27 @@ func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool
 	return from, starts, err
 }
 
+// decide looks further where the record is another message's that has no
+// outcome. That message may have been purged: then nobody will deliver it, and
+// this one takes its place. One that is gone because it was acknowledged had its
+// outcome written before, and then no write by this record's revision succeeds.
+func (t *task) decide(ctx context.Context, record *Record, now time.Time) (step, time.Duration, error) {
+	what, wait := decide(record, t.id, now)
+	if what != stepContend {
+		return what, wait, nil
+	}
+	kept, err := t.w.keeps(ctx, record.StreamSeq, t.id.ID)
+	if err != nil || kept {
+		return stepDuplicate, 0, err
+	}
+	t.log().Warn().Uint64("kept_seq", record.StreamSeq).Str("state", string(record.State)).
+		Msg("the job has no outcome and its message is no more in the stream: this one takes its place")
+	adopted := record.clone()
+	adopted.StreamSeq = t.id.StreamSeq
+	what, wait = decide(adopted, t.id, now)
+	return what, wait, nil
+}
+
 // wait hands the job back until its time has come.
 func (t *task) wait(ctx context.Context, record *Record, wait time.Duration) error {
 	if record.waits() {
@@ -189,7 +220,7 @@ func (t *task) wait(ctx context.Context, record *Record, wait time.Duration) err
 
 // settling is a context for writing what was decided, while the lease stands.
 func (t *task) settling() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(t.ctx, settleTimeout)
+	return context.WithTimeout(t.ctx, t.w.o.SettleTimeout)
 }
 
 // load reads the job's record; nil: there is none.
