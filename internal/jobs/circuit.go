@@ -48,7 +48,7 @@ type Circuit struct {
 	ProbeWorker string        `json:"probe_worker,omitempty"`
 	ProbeUntil  time.Time     `json:"probe_until,omitzero"`
 	LastProbe   string        `json:"last_probe,omitempty"` // job whose probe did not close it
-	Good        int           `json:"good,omitempty"` // sessions since it closed
+	Good        int           `json:"good,omitempty"`       // sessions since it closed
 
 	revision uint64
 }

@@ -183,7 +183,11 @@ func TestTakeOverKeepsWhatCounts(t *testing.T) {
 }
 
 func parseForTest(id Identity) (*Job, *errors.Error) {
-	return Parse(bareMsg{data: `{"id":"j","avatar_id":"a","audio":{"inline":"AAAA","format":"pcm_s16le","sample_rate":16000}}`}, id)
+	_, job, err := Read(bareMsg{data: `{"id":"j","avatar_id":"a","audio":{"inline":"AAAA","format":"pcm_s16le","sample_rate":16000}}`})
+	if job != nil {
+		job.ID, job.Run, job.StreamSeq, job.Queue = id.ID, id.Run, id.StreamSeq, id.Queue
+	}
+	return job, err
 }
 
 // bareMsg is as much of a message as Parse reads.
@@ -194,6 +198,7 @@ type bareMsg struct {
 
 func (m bareMsg) Data() []byte         { return []byte(m.data) }
 func (m bareMsg) Headers() nats.Header { return nil }
+func (m bareMsg) Subject() string      { return "avatar.jobs.default" }
 func (m bareMsg) Metadata() (*jetstream.MsgMetadata, error) {
 	return nil, errors.New("not delivered by a stream")
 }
