@@ -44,13 +44,17 @@ type serverClock struct {
 	seen   time.Time // here
 }
 
-// seenAt is the moment, here, at which the server's clock showed stored. Zero:
-// not known yet.
-func (c serverClock) seenAt(stored time.Time) time.Time {
+// seenAt is the moment, here, at which the server's clock showed stored: now at
+// the latest. Zero: not known yet.
+func (c serverClock) seenAt(stored, now time.Time) time.Time {
 	if c.seen.IsZero() {
 		return time.Time{}
 	}
-	return c.seen.Add(min(stored.Sub(c.stored), 0))
+	at := c.seen.Add(stored.Sub(c.stored))
+	if at.After(now) {
+		return now
+	}
+	return at
 }
 
 // heardOf tells whether there was news of the worker within most of a lease. A
@@ -87,7 +91,7 @@ func (f *fleet) learnPresence(key string, entry jetstream.KeyValueEntry, news bo
 	case news:
 		next.seen = time.Now()
 	default:
-		next.seen = f.clock.seenAt(next.stored)
+		next.seen = f.clock.seenAt(next.stored, time.Now())
 	}
 	f.others[key] = next
 }
@@ -100,7 +104,7 @@ func (f *fleet) sync(learn func()) {
 	learn()
 	for key, other := range f.others {
 		if other.seen.IsZero() {
-			other.seen = f.clock.seenAt(other.stored)
+			other.seen = f.clock.seenAt(other.stored, time.Now())
 			f.others[key] = other
 		}
 	}
