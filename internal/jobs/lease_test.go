@@ -17,6 +17,7 @@ import (
 
 // link forwards TCP to NATS and can be cut without telling either side.
 type link struct {
+	stalled  sync.RWMutex // held while nothing is read
 	listener net.Listener
 	wg       sync.WaitGroup
 	mu       sync.Mutex
@@ -66,6 +67,8 @@ func (k *link) pipe(to, from net.Conn) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
+		k.stalled.RLock() // waits while it is stalled
+		k.stalled.RUnlock()
 		k.mu.Lock()
 		silent := k.silent
 		k.mu.Unlock()
