@@ -289,3 +289,16 @@ func (p *puller) started(q *pulled) {
 	q.coming-- // counted as started now
 	p.mu.Unlock()
 }
+
+// returned takes a start back that was counted for the queue: the job went back
+// because it could not start. Not for first deliveries: while many such jobs
+// pour in, they would come before all those of other queues.
+func (p *puller) returned(queue string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, q := range p.queues {
+		if q.Name == queue {
+			q.pass -= 1 / float64(q.Weight)
+		}
+	}
+}
