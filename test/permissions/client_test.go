@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/audio"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
@@ -130,6 +132,13 @@ func listener(ctx context.Context, t *testing.T, url string, refused *refusals) 
 				err = errors.New("these are not the bytes")
 			}
 			return must(err, "read the recording")
+		},
+		func(ctx context.Context) error {
+			body, _, err := audio.JetStreamObjects(c.js)(ctx, names.RecordingsBucket(), "J")
+			if err == nil {
+				_, err = io.ReadAll(body)
+			}
+			return must(err, "read the recording as the tool does")
 		},
 	)
 }
