@@ -1,10 +1,10 @@
 // Package leader reads streams and object buckets where their leader answers.
 //
-// The client's own reads of a stream with direct access are answered by any
-// replica: always by the same one for the same connection, which may lag behind
-// what another has been told is stored. "Not found" then means "not here yet",
-// and an object may be one that has been replaced since. Whoever decides
-// something by what is stored, or by what is not, asks here.
+// The client's own reads of a stream with direct access are answered by any of
+// its replicas, which may lag behind what somebody has been told is stored. "Not
+// found" then means "not here yet", and an object may be one that has been
+// replaced since. Whoever decides something by what is stored, or by what is
+// not, asks here.
 package leader
 
 import (
