@@ -16,8 +16,8 @@ import (
 	"avatarworker/internal/natsserver/natstest"
 )
 
-// atOnce is how many reads are made right after what they read was stored. Of
-// three direct reads one or so is answered by the replica that lags.
+// atOnce is how many reads are made right after what they read was stored. One
+// direct read in three is answered by the replica that lags.
 const atOnce = 16
 
 // A session's worker may be connected to a replica that does not know yet what
@@ -43,19 +43,22 @@ func TestWhatAReplicaDoesNotKnowYetIsThereAllTheSame(t *testing.T) {
 }
 
 func laggingObjects(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
-	ahead, behind := natstest.Lagging(t, c, "OBJ_SPEECH")
-	upload, near := openStore(ctx, t, ahead), openStore(ctx, t, behind)
+	js := natstest.Lagging(t, c, "OBJ_SPEECH")
+	store, err := js.ObjectStore(ctx, "SPEECH")
+	if err != nil {
+		t.Fatal(err)
+	}
 	natstest.UntilStale(ctx, t,
-		func(n int) { put(t, upload, fmt.Sprintf("probe%d", n), clip.WAV[:100]) },
-		func(n int) error { _, err := near.GetInfo(ctx, fmt.Sprintf("probe%d", n)); return err },
+		func(n int) { put(t, store, fmt.Sprintf("probe%d", n), clip.WAV[:100]) },
+		func(n int) error { _, err := store.GetInfo(ctx, fmt.Sprintf("probe%d", n)); return err },
 		jetstream.ErrObjectNotFound)
 
-	o := newOpener(t, Options{Objects: JetStreamObjects(behind), DefaultBucket: "SPEECH"})
+	o := newOpener(t, Options{Objects: JetStreamObjects(js), DefaultBucket: "SPEECH"})
 	for _, round := range []string{"just uploaded", "just replaced"} {
 		speech := []byte(round + " ") // an even number of bytes
 		natstest.Together(atOnce, func(i int) {
 			name := fmt.Sprintf("%d.wav", i)
-			if _, err := upload.PutBytes(ctx, name, plainWAV(speech).bytes()); err != nil {
+			if _, err := store.PutBytes(ctx, name, plainWAV(speech).bytes()); err != nil {
 				t.Error(err)
 				return
 			}
@@ -81,25 +84,16 @@ func laggingObjects(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
 	}
 }
 
-func openStore(ctx context.Context, t *testing.T, js jetstream.JetStream) jetstream.ObjectStore {
-	t.Helper()
-	store, err := js.ObjectStore(ctx, "SPEECH")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return store
-}
-
 func laggingLive(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
-	ahead, behind := natstest.Lagging(t, c, "LIVE")
-	replica, err := behind.Stream(ctx, "LIVE")
+	js := natstest.Lagging(t, c, "LIVE")
+	stream, err := js.Stream(ctx, "LIVE")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var last uint64
 	say := func(header nats.Header) {
 		t.Helper()
-		ack, err := ahead.PublishMsg(ctx, &nats.Msg{Subject: "live.job", Header: header, Data: []byte{1, 0}})
+		ack, err := js.PublishMsg(ctx, &nats.Msg{Subject: "live.job", Header: header, Data: []byte{1, 0}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -107,31 +101,31 @@ func laggingLive(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
 	}
 	natstest.UntilStale(ctx, t,
 		func(int) { say(nil) },
-		func(int) error { _, err := replica.GetMsg(ctx, last); return err },
+		func(int) error { _, err := stream.GetMsg(ctx, last); return err },
 		jetstream.ErrMsgNotFound)
 	spec := LiveSpec{Stream: "LIVE", Subject: "live.job"}
 
 	say(nil)
 	spec.Begun = last
 	natstest.Together(atOnce, func(int) {
-		if err := stillThere(ctx, behind, spec); err != nil {
+		if err := stillThere(ctx, js, spec); err != nil {
 			t.Error(err)
 		}
 	})
 	say(nil)
 	natstest.Together(atOnce, func(int) {
-		l := Live{js: behind, spec: spec}
+		l := Live{js: js, spec: spec}
 		if seq, err := l.published(ctx); err != nil || seq != last {
 			t.Errorf("an interrupt would pass over %d messages of %d: %v", seq, last, err)
 		}
 	})
 	say(nats.Header{HeaderClose: {"true"}})
 	natstest.Together(atOnce, func(int) {
-		if over, err := Closes(ctx, behind, "LIVE", last); err != nil || !over {
+		if over, err := Closes(ctx, js, "LIVE", last); err != nil || !over {
 			t.Errorf("the publisher closed the session: %t %v", over, err)
 		}
 	})
 
 	spec.Begun = last + 1
-	wantError(t, stillThere(ctx, behind, spec), errors.CodeAudioUnavailable, errors.PhaseAudio, "aged out")
+	wantError(t, stillThere(ctx, js, spec), errors.CodeAudioUnavailable, errors.PhaseAudio, "aged out")
 }

@@ -99,14 +99,12 @@ func Cluster(t testing.TB, n int) *natsserver.Cluster {
 
 // lag is how late a node that was told to lag hears of what is stored: long
 // against a round trip, short against an election's timeout.
-const lag = 200 * time.Millisecond
+const lag = 500 * time.Millisecond
 
-// Lagging connects a client to the node that leads a stream and another to a
-// replica, and lets that replica lag behind until the test ends: what the first
-// client is told is stored, the second one's replica does not have yet. Direct
-// reads of the second client are answered by its replica, or by another, as
-// chance will: see UntilStale.
-func Lagging(t testing.TB, c *natsserver.Cluster, stream string) (ahead, behind jetstream.JetStream) {
+// Lagging lets one replica of a stream lag behind until the test ends, and
+// connects a client to another one. Of the client's direct reads one in three is
+// answered by the replica that lags: see UntilStale.
+func Lagging(t testing.TB, c *natsserver.Cluster, stream string) jetstream.JetStream {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
 	defer cancel()
@@ -117,16 +115,19 @@ func Lagging(t testing.TB, c *natsserver.Cluster, stream string) (ahead, behind 
 	if leader < 0 {
 		t.Fatalf("stream %s has no leader", stream)
 	}
-	replica := (leader + 1) % c.Size()
-	ahead, behind = nodeJetStream(t, c, leader), nodeJetStream(t, c, replica)
-	c.Delay(leader, replica, lag)
-	t.Cleanup(func() { c.Delay(leader, replica, 0) })
-	return ahead, behind
+	behind, other := (leader+1)%c.Size(), (leader+2)%c.Size()
+	c.Delay(leader, behind, lag)
+	t.Cleanup(func() { c.Delay(leader, behind, 0) })
+	js, err := jetstream.New(ConnectURL(t, c.ClientURL(other)))
+	if err != nil {
+		t.Fatalf("opening JetStream: %v", err)
+	}
+	return js
 }
 
 // UntilStale stores one thing after the other, numbered from 0, until one of the
-// reads right after it fails with none. From then on the replica answers reads,
-// and lags: a new one answers none for a few seconds.
+// reads right after it fails with none. From then on the replica that lags
+// answers reads: one that is new does not for a few seconds.
 func UntilStale(ctx context.Context, t testing.TB, store func(n int), read func(n int) error, none error) {
 	t.Helper()
 	for n := 0; ctx.Err() == nil; n++ {
@@ -151,13 +152,4 @@ func Together(n int, f func(i int)) {
 		wg.Go(func() { f(i) })
 	}
 	wg.Wait()
-}
-
-func nodeJetStream(t testing.TB, c *natsserver.Cluster, node int) jetstream.JetStream {
-	t.Helper()
-	js, err := jetstream.New(ConnectURL(t, c.ClientURL(node)))
-	if err != nil {
-		t.Fatalf("opening JetStream: %v", err)
-	}
-	return js
 }
