@@ -150,6 +150,34 @@ func TestAnObjectIsReadToItsEndAndItsDigestCompared(t *testing.T) {
 	}
 }
 
+// In the leader's answer a message is larger than any that a client may publish,
+// and it comes from another node.
+func TestTheLargestMessageIsReadToo(t *testing.T) {
+	c := natstest.Cluster(t, 3)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	first, err := jetstream.New(natstest.ConnectURL(t, c.ClientURL(0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"s.*"}, Replicas: 3, Storage: jetstream.MemoryStorage}); err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, first.Conn().MaxPayload())
+	if _, err := first.Publish(ctx, "s.a", data); err != nil {
+		t.Fatal(err)
+	}
+	for i := range c.Size() {
+		js, err := jetstream.New(natstest.ConnectURL(t, c.ClientURL(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := leader.Last(ctx, js, "S", "s.a"); err != nil || len(m.Data) != len(data) {
+			t.Errorf("read at node %d: %v", i, err)
+		}
+	}
+}
+
 func TestAReadWithoutAnAnswerEndsWithItsContext(t *testing.T) {
 	nc := natstest.Connect(t, natstest.Start(t))
 	js, err := jetstream.NewWithAPIPrefix(nc, "nobody.answers")
