@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/leader"
 )
 
 // PartsPrefix begins the names of finished utterances that are not yet part of
@@ -89,24 +90,32 @@ type Recording struct {
 	Utterances int
 }
 
+// Recordings is the bucket of recordings. What is in it, and what is not, its
+// leader says: a replica may not know yet of a part that another one has.
+type Recordings struct {
+	JS     jetstream.JetStream
+	Bucket string
+	Store  jetstream.ObjectStore // the same bucket, to be written to
+}
+
 // Assemble makes the recording out of the finished utterances and removes
 // them. It may be repeated: a recording that is there is left alone.
-func Assemble(ctx context.Context, store jetstream.ObjectStore, r Recording) error {
-	made, err := r.made(ctx, store)
+func (b Recordings) Assemble(ctx context.Context, r Recording) error {
+	made, err := b.made(ctx, r)
 	if err != nil {
 		return err
 	}
 	if !made {
-		if err := retry(ctx, func(ctx context.Context) error { return r.put(ctx, store) }); err != nil {
+		if err := retry(ctx, func(ctx context.Context) error { return b.put(ctx, r) }); err != nil {
 			return fmt.Errorf("recording %s: %w", r.Name, err)
 		}
 	}
-	return Sweep(ctx, store, r)
+	return b.Sweep(ctx, r)
 }
 
 // made tells whether this run's recording is there.
-func (r Recording) made(ctx context.Context, store jetstream.ObjectStore) (bool, error) {
-	info, err := store.GetInfo(ctx, r.Name)
+func (b Recordings) made(ctx context.Context, r Recording) (bool, error) {
+	info, err := leader.ObjectInfo(ctx, b.JS, b.Bucket, r.Name)
 	if errors.Is(err, jetstream.ErrObjectNotFound) {
 		return false, nil
 	}
@@ -117,23 +126,21 @@ func (r Recording) made(ctx context.Context, store jetstream.ObjectStore) (bool,
 }
 
 // put streams the parts into the recording.
-func (r Recording) put(ctx context.Context, store jetstream.ObjectStore) error {
-	parts := &partReader{ctx: ctx, store: store, r: r}
-	defer parts.close()
-	_, err := store.Put(ctx, jetstream.ObjectMeta{
+func (b Recordings) put(ctx context.Context, r Recording) error {
+	_, err := b.Store.Put(ctx, jetstream.ObjectMeta{
 		Name:     r.Name,
 		Metadata: map[string]string{MetaJobID: r.JobID, MetaRun: strconv.Itoa(r.Run)},
-	}, parts)
+	}, &partReader{ctx: ctx, bucket: b, r: r})
 	return err
 }
 
 // partReader reads the parts one after the other.
 type partReader struct {
-	ctx   context.Context
-	store jetstream.ObjectStore
-	r     Recording
-	next  int // utterance opened last
-	open  io.ReadCloser
+	ctx    context.Context
+	bucket Recordings
+	r      Recording
+	next   int       // utterance opened last
+	open   io.Reader // nil: the next one is due
 }
 
 func (p *partReader) Read(b []byte) (int, error) {
@@ -143,7 +150,7 @@ func (p *partReader) Read(b []byte) (int, error) {
 				return 0, io.EOF
 			}
 			p.next++
-			part, err := p.r.part(p.ctx, p.store, p.next)
+			part, err := p.bucket.part(p.ctx, p.r, p.next)
 			if err != nil {
 				return 0, err
 			}
@@ -153,26 +160,22 @@ func (p *partReader) Read(b []byte) (int, error) {
 		if !errors.Is(err, io.EOF) {
 			return n, err
 		}
-		p.close()
+		p.open = nil
 		if n > 0 {
 			return n, nil
 		}
 	}
 }
 
-func (p *partReader) close() {
-	if p.open != nil {
-		_ = p.open.Close() // it was read to its end, or is given up
-		p.open = nil
-	}
-}
-
 // part opens an utterance as the last session that spoke it left it.
-func (r Recording) part(ctx context.Context, store jetstream.ObjectStore, utterance int) (io.ReadCloser, error) {
+func (b Recordings) part(ctx context.Context, r Recording, utterance int) (io.Reader, error) {
 	for session := r.Session; session >= 1; session-- {
-		part, err := store.Get(ctx, partName(r.JobID, r.Run, session, utterance))
+		info, err := leader.ObjectInfo(ctx, b.JS, b.Bucket, partName(r.JobID, r.Run, session, utterance))
+		if err == nil {
+			return leader.OpenObject(ctx, b.JS, info)
+		}
 		if !errors.Is(err, jetstream.ErrObjectNotFound) {
-			return part, err
+			return nil, err
 		}
 	}
 	return nil, fmt.Errorf("utterance %d is not in the bucket any more: %w", utterance, ErrPartMissing)
@@ -183,9 +186,9 @@ func (r Recording) part(ctx context.Context, store jetstream.ObjectStore, uttera
 var ErrPartMissing = errors.New("it has aged out or was removed")
 
 // Sweep removes the parts of a run.
-func Sweep(ctx context.Context, store jetstream.ObjectStore, r Recording) error {
+func (b Recordings) Sweep(ctx context.Context, r Recording) error {
 	for session := 1; session <= r.Session; session++ {
-		if err := r.sweep(ctx, store, session); err != nil {
+		if err := b.sweep(ctx, r, session); err != nil {
 			return fmt.Errorf("remove the parts of recording %s: %w", r.Name, err)
 		}
 	}
@@ -195,15 +198,35 @@ func Sweep(ctx context.Context, store jetstream.ObjectStore, r Recording) error 
 // sweep removes the parts of a session: those of the utterances delivered, of
 // the one that may have been in flight, and of all that follow without a gap,
 // for a session that was to be restarted may have come further than the last.
-func (r Recording) sweep(ctx context.Context, store jetstream.ObjectStore, session int) error {
+func (b Recordings) sweep(ctx context.Context, r Recording, session int) error {
 	for utterance := 1; ; utterance++ {
-		err := store.Delete(ctx, partName(r.JobID, r.Run, session, utterance))
-		switch {
-		case err == nil:
-		case !errors.Is(err, jetstream.ErrObjectNotFound):
+		there, err := b.remove(ctx, partName(r.JobID, r.Run, session, utterance))
+		if err != nil {
 			return err
-		case utterance > r.Utterances:
+		}
+		if !there && utterance > r.Utterances {
 			return nil
 		}
 	}
 }
+
+// remove removes an object; false: it was not there.
+func (b Recordings) remove(ctx context.Context, name string) (there bool, err error) {
+	err = retry(ctx, func(ctx context.Context) error {
+		there = true
+		err := b.Store.Delete(ctx, name)
+		if !errors.Is(err, jetstream.ErrObjectNotFound) {
+			return err
+		}
+		// The client asked some replica, which may not know of it yet.
+		if _, err := leader.ObjectInfo(ctx, b.JS, b.Bucket, name); !errors.Is(err, jetstream.ErrObjectNotFound) {
+			return errors.Join(errBehind, err)
+		}
+		there = false
+		return nil
+	})
+	return there, err
+}
+
+// errBehind is what is tried again.
+var errBehind = errors.New("a replica of the bucket lags behind")
