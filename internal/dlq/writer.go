@@ -34,7 +34,8 @@ func NewWriter(js jetstream.JetStream, names topology.Names) *Writer {
 }
 
 // Write stores the letter and returns when the server acknowledged it. The
-// same job and run written again (within 24 h) stores nothing new. After an
+// same job and run written again (within 24 h) stores nothing new. A try
+// without an answer is repeated until ctx ends; give it a deadline. After an
 // error it is unknown whether the letter is stored: write it again.
 //
 // Every job can become a dead letter: where a letter would be larger than the
@@ -47,7 +48,7 @@ func (w *Writer) Write(ctx context.Context, d jobs.DeadLetter) error {
 	if err != nil {
 		return fmt.Errorf("dead letter of job %s: %w", d.Job.ID, err)
 	}
-	if _, err := w.js.PublishMsg(ctx, msg); err != nil {
+	if _, err := jobs.PublishStored(ctx, w.js, msg, nil); err != nil {
 		return fmt.Errorf("dead letter of job %s: %w", d.Job.ID, err)
 	}
 	return nil

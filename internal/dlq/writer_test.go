@@ -2,6 +2,7 @@ package dlq_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -274,13 +275,48 @@ func TestWriteWithoutAServerIsAnError(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := dlq.NewWriter(js, names)
-	if err := w.Write(t.Context(), letter("j1", 1)); err == nil || !strings.Contains(err.Error(), "dead letter of job j1") {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := w.Write(ctx, letter("j1", 1)); err == nil || !strings.Contains(err.Error(), "dead letter of job j1") {
 		t.Fatalf("without a stream: %v", err)
 	}
 	if err := srv.Shutdown(); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Write(t.Context(), letter("j1", 1)); err == nil {
+	if err := w.Write(ctx, letter("j1", 1)); err == nil {
 		t.Fatal("without a server: no error")
+	}
+}
+
+func TestLetterIsWrittenAgainUntilItIsStored(t *testing.T) {
+	b := setup(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := b.js.DeleteStream(ctx, names.DLQStream()); err != nil {
+		t.Fatal(err)
+	}
+	// The client itself asks three times before it says that nobody answers.
+	tries := make(chan *nats.Msg, 64)
+	if _, err := b.js.Conn().ChanSubscribe(names.AllDLQ(), tries); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() { written <- b.writer.Write(ctx, letter("j1", 1)) }()
+	for range 4 {
+		select {
+		case <-tries:
+		case err := <-written:
+			t.Fatalf("given up: %v", err)
+		}
+	}
+	h, _, err := topology.Ensure(ctx, b.js, names, topology.DefaultSettings())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	if info, err := h.DLQ.Info(ctx); err != nil || info.State.Msgs != 1 {
+		t.Errorf("%+v, %v: want one letter", info, err)
 	}
 }

@@ -25,13 +25,16 @@ const maxWindow = 10_000
 // alert for each code that recurs. Every worker counts the same; a
 // compare-and-set decides which of them tells.
 type Alerts struct {
-	js      jetstream.JetStream
-	stream  string
-	errors  string // the subjects of all error events
-	config  AlertConfig
-	codes   func(errors.Code) bool // those that alert
-	store   *Store
-	publish func(ctx context.Context, ev Event) error
+	js     jetstream.JetStream
+	stream string
+	errors string // the subjects of all error events
+	config AlertConfig
+	codes  func(errors.Code) bool // those that alert
+	store  *Store
+	// told tells whether the event is the last of its subject.
+	told func(ctx context.Context, ev Event) bool
+	// publish tells whether the event was new.
+	publish func(ctx context.Context, ev Event) (fresh bool, err error)
 	raised  func(code errors.Code)
 	worker  string
 	log     zerolog.Logger
@@ -41,7 +44,8 @@ type Alerts struct {
 // alertWindow is what is remembered of one code.
 type alertWindow struct {
 	seen  []alertSeen // oldest first
-	given time.Time   // the last alert that this worker knows of
+	ids   map[string]bool
+	given time.Time // the last alert that this worker knows of
 }
 
 type alertSeen struct {
@@ -118,7 +122,7 @@ func (a *Alerts) take(ctx context.Context, msg jetstream.Msg) {
 	}
 	w := a.windows[code]
 	if w == nil {
-		w = &alertWindow{}
+		w = &alertWindow{ids: make(map[string]bool)}
 		a.windows[code] = w
 	}
 	w.add(alertSeen{id: msg.Headers().Get("ce-id"), at: meta.Timestamp, app: ev.AppID, job: ev.JobID}, a.config.Window)
@@ -130,44 +134,68 @@ func (a *Alerts) take(ctx context.Context, msg jetstream.Msg) {
 // add takes an event in, unless it is there already, and forgets those that
 // have left the window.
 func (w *alertWindow) add(s alertSeen, window time.Duration) {
-	for _, old := range w.seen {
-		if old.id == s.id {
-			return
-		}
+	if w.ids[s.id] {
+		return
 	}
+	w.ids[s.id] = true
 	w.seen = append(w.seen, s)
-	first := max(0, len(w.seen)-maxWindow)
-	for first < len(w.seen) && s.at.Sub(w.seen[first].at) >= window {
-		first++
+	for len(w.seen) > maxWindow || s.at.Sub(w.seen[0].at) >= window {
+		delete(w.ids, w.seen[0].id)
+		w.seen[0] = alertSeen{}
+		w.seen = w.seen[1:]
 	}
-	w.seen = append(w.seen[:0], w.seen[first:]...)
 }
 
-// raise publishes the alert if no worker has within the window.
-func (a *Alerts) raise(ctx context.Context, code errors.Code, w *alertWindow) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+// raise claims the alert, if no worker has within the window, and tells it.
+func (a *Alerts) raise(running context.Context, code errors.Code, w *alertWindow) {
+	ctx, cancel := context.WithTimeout(running, outageBudget)
 	defer cancel()
-	last := w.seen[len(w.seen)-1]
+	at, err := a.claim(ctx, code, w.seen[len(w.seen)-1].at)
+	if err == nil {
+		err = a.tell(ctx, code, w, at)
+	}
+	switch {
+	case err == nil:
+		w.given = at
+	case running.Err() == nil:
+		a.log.Error().Err(err).Str("code", string(code)).Int("count", len(w.seen)).Msg("could not tell an alert; trying with the next event")
+	}
+}
+
+// claim returns when the alert of this window became true, as the worker that
+// was first to notice wrote it down: this one at now, unless another was.
+func (a *Alerts) claim(ctx context.Context, code errors.Code, now time.Time) (time.Time, error) {
 	key := "alert." + keyToken(string(code))
-	var given alertGiven
-	revision, err := a.store.Get(ctx, key, &given)
-	if err != nil {
-		a.log.Warn().Err(err).Str("code", string(code)).Msg("could not look whether the alert was given; trying with the next event")
-		return
+	for {
+		var given alertGiven
+		revision, err := a.store.Get(ctx, key, &given)
+		if err != nil {
+			return time.Time{}, err
+		}
+		if revision != 0 && now.Sub(given.At) < a.config.Window {
+			return given.At, nil
+		}
+		_, err = a.store.Put(ctx, key, alertGiven{At: now, WorkerID: a.worker}, revision)
+		if !errors.Is(err, ErrConflict) {
+			return now, err
+		}
 	}
-	if revision != 0 && last.at.Sub(given.At) < a.config.Window {
-		w.given = given.At
-		return
+}
+
+// tell publishes the alert claimed at at, unless it is there: whoever claimed it
+// may have died before. Its id is the claim's, so that several who tell it tell
+// one.
+func (a *Alerts) tell(ctx context.Context, code errors.Code, w *alertWindow, at time.Time) error {
+	ev := a.event(code, w)
+	ev.ID = AlertID(AlertRecurring, at, string(code))
+	if a.told(ctx, ev) {
+		return nil
 	}
-	if _, err = a.store.Put(ctx, key, alertGiven{At: last.at, WorkerID: a.worker}, revision); err != nil {
-		return // somebody else was first, or it is tried again with the next event
+	fresh, err := a.publish(ctx, ev)
+	if fresh {
+		a.raised(code)
 	}
-	w.given = last.at
-	if err := a.publish(ctx, a.event(code, w)); err != nil {
-		a.log.Error().Err(err).Str("code", string(code)).Int("count", len(w.seen)).Msg("could not publish the alert")
-		return
-	}
-	a.raised(code)
+	return err
 }
 
 func (a *Alerts) event(code errors.Code, w *alertWindow) Event {
@@ -185,5 +213,5 @@ func (a *Alerts) event(code errors.Code, w *alertWindow) Event {
 			alert.AppIDs = append(alert.AppIDs, s.app)
 		}
 	}
-	return Event{ID: AlertID(AlertRecurring, last.at, string(code)), Time: last.at, Body: alert}
+	return Event{Time: last.at, Body: alert}
 }

@@ -275,25 +275,57 @@ func TestSlotsHoldTheFleetWithinMaxSessions(t *testing.T) {
 	}
 }
 
+// alerted counts the alerts of all workers that have it.
+type alerted struct {
+	quiet
+	n *atomic.Int32
+}
+
+func (a alerted) Alerted(string, errors.Code) { a.n.Add(1) }
+
 func TestOneAlertForACodeAndWindow(t *testing.T) {
-	h := newHouse(t)
+	for name, claim := range map[string]string{
+		"nobody knew":                   "",
+		"who claimed it told nobody":    fmt.Sprintf(`{"at":%q,"worker_id":"gone"}`, time.Now().Format(time.RFC3339Nano)),
+		"the one before is long enough": fmt.Sprintf(`{"at":%q,"worker_id":"w"}`, time.Now().Add(-time.Hour).Format(time.RFC3339Nano)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			if claim != "" {
+				if _, err := h.handles.Fleet.Put(t.Context(), "alert.upstreamError", []byte(claim)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.oneAlert()
+		})
+	}
+}
+
+func (h *house) oneAlert() {
+	h.t.Helper()
+	counted := new(atomic.Int32)
+	counting := func(o *options) { o.Observer = alerted{n: counted} }
 	runner := does(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeUpstreamError, errors.PhaseRuntime)
 	})
-	h.start(runner)
-	h.start(runner)
+	h.start(runner, counting)
+	h.start(runner, counting)
 	for n := range 4 {
 		h.submit("default", job(fmt.Sprintf("j%d", n), `"max_attempts":3`))
 	}
 	h.settled()
 	if n := len(h.told("avatar.errors.server.upstreamError")); n != 12 {
-		t.Fatalf("%d errors", n)
+		h.t.Fatalf("%d errors", n)
 	}
 	h.eventually("an alert", func() bool { return len(h.told("avatar.alerts.recurring.upstreamError")) > 0 })
+	h.start(runner, counting).end() // sees the same events again
 	h.submit("default", job("more", `"max_attempts":1`))
 	h.settled()
 	alerts := h.told("avatar.alerts.recurring.>")
 	if len(alerts) != 1 || alerts[0].body["count"].(float64) < 5 || alerts[0].body["window"] != "1m0s" {
-		t.Errorf("%v", alerts)
+		h.t.Errorf("%v", alerts)
+	}
+	if n := counted.Load(); n != 1 {
+		h.t.Errorf("counted %d times", n)
 	}
 }

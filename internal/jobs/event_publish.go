@@ -12,7 +12,7 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Waits of Publish. One try has to outlast a short pause of the server; all of
+// Waits of PublishStored. One try has to outlast a short pause of the server; all of
 // them together an election, which takes about five seconds.
 const (
 	publishTry     = 2 * time.Second
@@ -34,43 +34,56 @@ func NewPublisher(js jetstream.JetStream, names Subjects, worker string, log zer
 	return &Publisher{js: js, names: names, source: Source(worker), log: log}
 }
 
-// Publish returns nil when the stream has acknowledged the event. A try without
-// an answer may have been stored, so it is repeated with the same id, which the
-// stream stores once, until ctx ends; give it a deadline. Only what no further
-// try could mend, such as an event that does not fit a message, fails at once.
+// Publish returns nil when the stream has acknowledged the event. It is repeated
+// as PublishStored says.
 func (p *Publisher) Publish(ctx context.Context, ev Event) error {
+	_, err := p.publish(ctx, ev)
+	return err
+}
+
+// publish is Publish, and tells whether the event was new to the stream.
+func (p *Publisher) publish(ctx context.Context, ev Event) (fresh bool, err error) {
 	msg, err := ev.Message(p.names, p.source)
 	if err != nil {
-		return err
+		return false, err
 	}
+	ack, err := PublishStored(ctx, p.js, msg, func(err error) {
+		p.log.Warn().Err(err).Str("event", ev.ID).Str("subject", msg.Subject).
+			Msg("event not acknowledged yet, publishing it again")
+	})
+	if err != nil {
+		return false, fmt.Errorf("publish event %s: %w", ev.ID, err)
+	}
+	return !ack.Duplicate, nil
+}
+
+// PublishStored publishes msg, which has a Nats-Msg-Id, until its stream has
+// acknowledged it. A try without an answer may have been stored, so it is
+// repeated with the same id, which the stream stores once, until ctx ends; give
+// it a deadline. Only what no further try could mend, such as a message larger
+// than the server takes, fails at once. unanswered, if not nil, is told of the
+// first try that failed.
+func PublishStored(ctx context.Context, js jetstream.JetStream, msg *nats.Msg, unanswered func(error)) (*jetstream.PubAck, error) {
 	wait := publishInitial
 	for try := 1; ; try++ {
-		err := p.publishOnce(ctx, msg)
-		if err == nil {
-			return nil
+		ack, err := publishOnce(ctx, js, msg)
+		if err == nil || !worthRepeating(err) {
+			return ack, err
 		}
-		if !worthRepeating(err) {
-			return fmt.Errorf("publish event %s: %w", ev.ID, err)
+		if try == 1 && unanswered != nil {
+			unanswered(err)
 		}
-		if try == 1 {
-			p.log.Warn().Err(err).Str("event", ev.ID).Str("subject", msg.Subject).
-				Msg("event not acknowledged yet, publishing it again")
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("publish event %s: not acknowledged after %d tries: %w",
-				ev.ID, try, errors.Join(context.Cause(ctx), err))
-		case <-time.After(wait):
+		if err := pause(ctx, wait, err); err != nil {
+			return nil, fmt.Errorf("not acknowledged after %d tries: %w", try, err)
 		}
 		wait = min(2*wait, publishMost)
 	}
 }
 
-func (p *Publisher) publishOnce(ctx context.Context, msg *nats.Msg) error {
+func publishOnce(ctx context.Context, js jetstream.JetStream, msg *nats.Msg) (*jetstream.PubAck, error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTry)
 	defer cancel()
-	_, err := p.js.PublishMsg(ctx, msg)
-	return err
+	return js.PublishMsg(ctx, msg)
 }
 
 // PublishAsync sends the event and returns a future of its acknowledgement, for

@@ -155,7 +155,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	w.asks.heard = w.fleet.heardOf
 	w.alerts = &Alerts{
 		js: o.JS, stream: o.Events.CachedInfo().Config.Name, errors: o.Names.AllErrors(), config: o.Alerts, codes: w.alerting(),
-		store: shared, publish: w.publisher.Publish, worker: o.Name, log: o.Logger,
+		store: shared, told: w.isLastEvent, publish: w.publisher.publish, worker: o.Name, log: o.Logger,
 		raised: func(code errors.Code) { o.Observer.Alerted(AlertRecurring, code) },
 	}
 	if w.leases, err = NewLeases(o.NC, o.AckWait, o.Observer.LeaseExtended, o.Logger); err != nil {
@@ -460,6 +460,13 @@ func (w *Worker) tell(ctx context.Context) {
 			cancel()
 		}
 	}
+}
+
+// isLastEvent tells whether the event is the last of its subject in the stream;
+// false also where that could not be found out.
+func (w *Worker) isLastEvent(ctx context.Context, ev Event) bool {
+	msg, err := w.o.Events.GetLastMsgForSubject(ctx, ev.Body.subject(w.o.Names))
+	return err == nil && msg.Header.Get("ce-id") == ev.ID
 }
 
 func lastToken(subject string) string { return subject[strings.LastIndexByte(subject, '.')+1:] }
