@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -68,13 +69,24 @@ func (o *Object) Finish(ctx context.Context, utterance int) error {
 	name := partName(o.id.JobID, o.id.Run, o.id.Session, utterance)
 	defer func() { o.part = bytes.Buffer{} }() // nothing is kept while the session is idle
 	err := retry(ctx, func(ctx context.Context) error {
-		_, err := o.store.PutBytes(ctx, name, o.part.Bytes())
-		return err
+		return put(ctx, o.store, jetstream.ObjectMeta{Name: name}, bytes.NewReader(o.part.Bytes()))
 	})
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
 	return errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, err, "store utterance "+strconv.Itoa(utterance)+" of the recording")
+}
+
+// put stores an object. The client waits for an acknowledgement until ctx's
+// deadline, and for some seconds only where ctx has none. One that was lost with
+// a node would so hold up a job for as long as a recording may take, so the
+// deadline is kept from the client; ctx ends the put all the same.
+func put(ctx context.Context, store jetstream.ObjectStore, meta jetstream.ObjectMeta, r io.Reader) error {
+	undated, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })()
+	_, err := store.Put(undated, meta, r)
+	return err
 }
 
 func partName(job string, run, session, utterance int) string {
@@ -127,11 +139,10 @@ func (b Recordings) made(ctx context.Context, r Recording) (bool, error) {
 
 // put streams the parts into the recording.
 func (b Recordings) put(ctx context.Context, r Recording) error {
-	_, err := b.Store.Put(ctx, jetstream.ObjectMeta{
+	return put(ctx, b.Store, jetstream.ObjectMeta{
 		Name:     r.Name,
 		Metadata: map[string]string{MetaJobID: r.JobID, MetaRun: strconv.Itoa(r.Run)},
 	}, &partReader{ctx: ctx, bucket: b, r: r})
-	return err
 }
 
 // partReader reads the parts one after the other.
@@ -213,6 +224,8 @@ func (b Recordings) sweep(ctx context.Context, r Recording, session int) error {
 // remove removes an object; false: it was not there.
 func (b Recordings) remove(ctx context.Context, name string) (there bool, err error) {
 	err = retry(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, removeTry)
+		defer cancel()
 		there = true
 		err := b.Store.Delete(ctx, name)
 		if !errors.Is(err, jetstream.ErrObjectNotFound) {
@@ -227,6 +240,9 @@ func (b Recordings) remove(ctx context.Context, name string) (there bool, err er
 	})
 	return there, err
 }
+
+// removeTry is one try: its three requests, each of which a node may take along.
+const removeTry = 5 * time.Second
 
 // errBehind is what is tried again.
 var errBehind = errors.New("a replica of the bucket lags behind")

@@ -323,3 +323,40 @@ func FuzzReadRecording(f *testing.F) {
 		}
 	})
 }
+
+func TestLostAcknowledgementHoldsARecordingUpForSecondsOnly(t *testing.T) {
+	t.Parallel() // it waits for the client
+	b := newBench(t)
+	b.speak(1, 1, "a", "b")
+	stream, err := b.js.Stream(b.ctx, "OBJ_R")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := stream.CachedInfo().Config
+	silent := config
+	silent.NoAck = true // what is stored now is acknowledged by nobody
+	if _, err := b.js.UpdateStream(b.ctx, silent); err != nil {
+		t.Fatal(err)
+	}
+	began, assembled := time.Now(), make(chan error, 1)
+	go func() {
+		assembled <- b.recordings().Assemble(b.ctx, output.Recording{Name: "r", JobID: "job", Run: 1, Session: 1, Utterances: 1})
+	}()
+	select {
+	case err := <-assembled:
+		t.Fatalf("it was not held up: %v", err)
+	case <-time.After(time.Second):
+	}
+	if _, err := b.js.UpdateStream(b.ctx, config); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-assembled; err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("took %s", took)
+	}
+	if got, want := b.recording("r"), "\x01a\x01b"; got != want {
+		t.Errorf("recording %q, want %q", got, want)
+	}
+}
