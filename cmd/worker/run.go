@@ -79,6 +79,9 @@ func startEmbedded(cfg *config.Config, log zerolog.Logger) (*natsserver.Server, 
 	if err != nil {
 		return nil, &configError{err}
 	}
+	if cfg.NATS.NKey != "" {
+		return nil, &configError{errors.New("nats.nkey: --embedded knows no nkeys: set nats.user and nats.password, or nats.token, instead")}
+	}
 	if tls := cfg.NATS.TLS; tls.Cert+tls.Key+tls.CA != "" {
 		return nil, &configError{errors.New("nats.tls: --embedded listens without TLS: leave out nats.tls.cert, nats.tls.key and nats.tls.ca, or run NATS as a server of its own")}
 	}

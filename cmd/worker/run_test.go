@@ -148,6 +148,7 @@ func TestEmbeddedRefusesWhatItCanNotServe(t *testing.T) {
 	for text, args := range map[string][]string{
 		"tls:// can't be served": {"--nats-url", "tls://127.0.0.1:4222"},
 		"nats.tls.ca":            {"--set", "nats.tls.ca=ca.pem"},
+		"nats.nkey":              {"--set", "nats.nkey=user.nk"},
 	} {
 		errs := newLines()
 		code := run(append([]string{"run", "--embedded", "--admin-addr", "off", "--set", "app.id=a", "--set", "app.api_key=k"}, args...), strings.NewReader(""), newLines(), errs)
