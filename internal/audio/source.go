@@ -1,6 +1,7 @@
 package audio
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"time"
@@ -52,6 +53,16 @@ func (o *Opener) remoteSource(ctx context.Context, in *input, name string) *sour
 		stop()
 	}
 	return src
+}
+
+// buffered reads through a buffer, no larger than what there is to be read and
+// no smaller than what a parser looks at.
+func (s *source) buffered() *bufio.Reader {
+	size := int64(readBuffer)
+	if s.size >= 0 {
+		size = min(size, max(s.size, 512))
+	}
+	return bufio.NewReaderSize(s, int(size))
 }
 
 // wait runs do, which ends when s.ctx does, within the time that is left.

@@ -1,7 +1,6 @@
 package audio
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"io"
@@ -99,7 +98,7 @@ func NewPCM(r io.Reader, rate int) (*Speech, error) {
 	}
 	src := &source{in: in, body: body, size: -1, max: noLimit, ctx: context.Background()}
 	src.fault = func(err error) error { return in.unreachable(err, "reading failed") }
-	return pcmSpeech(in, src, bufio.NewReaderSize(src, readBuffer), defaultChunk)
+	return pcmSpeech(in, src, src.buffered(), defaultChunk)
 }
 
 // newSpeech looks at the first bytes and reads the header. It closes src where
@@ -119,7 +118,7 @@ func (o *Opener) parse(in *input, src *source) (*Speech, error) {
 	if src.size > src.max {
 		return nil, in.tooLarge(src.name, src.max)
 	}
-	r := bufio.NewReaderSize(src, readBuffer)
+	r := src.buffered()
 	head, err := r.Peek(12)
 	if err != nil && !endOfFile(err) {
 		return nil, err

@@ -256,8 +256,12 @@ func (c *controls) forOthers(ctx context.Context, op, jobID, reply string) (Cont
 	}
 }
 
-// take notes that forOwn answers a request.
+// take notes that forOwn answers a request. One that wants no reply has nothing
+// to be known by, and may be looked after twice: its wish is noted twice.
 func (c *controls) take(reply string) {
+	if reply == "" {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.taken == nil || len(c.taken) >= maxTaken {

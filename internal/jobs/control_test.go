@@ -70,7 +70,9 @@ func TestControlAnswersForEveryStateOfAJob(t *testing.T) {
 	}
 	h.wantStatus("runs", "dance", jobs.StatusRefused)
 	h.wantStatus("runs", "cancel", jobs.StatusCancelled)
-	h.outcome("runs", jobs.StateCancelled)
+	if r := h.outcome("runs", jobs.StateCancelled); !r.CancelRequested {
+		t.Errorf("the record does not say that it was wished: %+v", r)
+	}
 	if r := h.wantStatus("quick", "cancel", jobs.StatusFinished); r.Outcome != jobs.StateCompleted {
 		t.Errorf("%+v", r)
 	}
@@ -134,4 +136,25 @@ func TestConnectionIDIsWrittenDownWhileASessionLasts(t *testing.T) {
 	h.until("j1", func(r *jobs.Record) bool { return r.ConnectionID == "c-j1-1" && r.State == jobs.StateRunning })
 	close(leave)
 	h.outcome("j1", jobs.StateCompleted)
+}
+
+func TestCancelThatWantsNoReplyIsNoted(t *testing.T) {
+	h := newHouse(t)
+	began := make(chan struct{}, 4)
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		began <- struct{}{}
+		return untilDone(ctx)
+	}))
+	h.submit("default", job("runs"))
+	receive(t, began, "session")
+	for _, id := range []string{"runs", "queued1", "queued2"} {
+		if err := h.nc.Publish(h.names.Control(id), []byte(`{"op":"cancel"}`)); err != nil {
+			t.Fatal(err)
+		}
+		h.until(id, func(r *jobs.Record) bool { return r.CancelRequested || r.State == jobs.StateCancelled })
+	}
+	h.outcome("runs", jobs.StateCancelled)
+	h.submit("default", job("queued1"))
+	h.outcome("queued1", jobs.StateCancelled)
 }

@@ -11,6 +11,7 @@ const (
 	stepFollow                // the outcome is there: repeat what follows from it
 	stepWait                  // not yet: hand back with a delay
 	stepAsk                   // somebody is said to run it: ask him
+	stepContend               // another message's job, and on its way: a duplicate if that message is there
 )
 
 // decide looks at the record (nil: there is none) and at the message, and says
@@ -26,6 +27,8 @@ func decide(r *Record, id Identity, now time.Time) (step, time.Duration) {
 			return stepStart, 0
 		}
 		return stepWait, waitForOutcome
+	case r.StreamSeq != id.StreamSeq && !r.State.Final():
+		return stepContend, 0
 	case r.StreamSeq != id.StreamSeq:
 		return stepDuplicate, 0
 	case r.State.Final():

@@ -70,16 +70,15 @@ type Event struct {
 // What can happen several times in a session needs something more to tell one
 // from the other, such as the number of the hold.
 func EventID(jobID string, run, session int, eventType string, more ...any) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s.run%d", jobID, run)
+	id := jobID + ".run" + strconv.Itoa(run)
 	if session > 0 {
-		fmt.Fprintf(&b, ".s%d", session)
+		id += ".s" + strconv.Itoa(session)
 	}
-	b.WriteString("." + eventType)
+	id += "." + eventType
 	for _, m := range more {
-		fmt.Fprintf(&b, ".%v", m)
+		id += fmt.Sprintf(".%v", m)
 	}
-	return b.String()
+	return id
 }
 
 // AlertID names an alert by its kind, what it concerns and when it became true.

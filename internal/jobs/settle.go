@@ -48,11 +48,15 @@ func (t *task) verdict(ctx context.Context, next *Record, a *attempted) error {
 		t.handBack(handBackPause)
 		return nil
 	case errors.Is(a.cause, errCancelled):
+		next.CancelRequested = true
 		t.inconclusive(next.AppID, a.pass, false)
 		return t.finish(ctx, next, StateCancelled)
 	case errors.Is(a.cause, errDrained):
 		t.inconclusive(next.AppID, a.pass, false)
 		return t.release(ctx, next, "drain")
+	case errors.Is(a.cause, errUnrecorded):
+		t.inconclusive(next.AppID, a.pass, false)
+		return t.release(ctx, next, "unrecorded")
 	default:
 		return t.failed(ctx, next, errors.Of(a.err), a.pass)
 	}
@@ -124,7 +128,7 @@ func (t *task) keep(ctx context.Context, next *Record) error {
 // overwrite is keep for who holds t.writing.
 func (t *task) overwrite(ctx context.Context, next *Record) error {
 	wished := next.CancelRequested
-	for {
+	for stale := 0; ; {
 		err := t.write(ctx, next)
 		if err == nil && next.CancelRequested && !wished {
 			t.end(errCancelled) // now that what was reached is written down
@@ -140,17 +144,30 @@ func (t *task) overwrite(ctx context.Context, next *Record) error {
 		if now.Run != next.Run || now.Session != next.Session || now.WorkerID != next.WorkerID || now.State.Final() || now.State == StateReleased {
 			return errSuperseded
 		}
-		t.mu.Lock()
-		stale := revision <= t.revision
-		t.revision = max(revision, t.revision)
-		t.mu.Unlock()
-		if stale { // from a replica that lags behind
-			if err := pause(ctx, storePause, err); err != nil {
-				return err
-			}
-		}
 		next.CancelRequested = next.CancelRequested || now.CancelRequested
+		if t.newer(revision) {
+			continue
+		}
+		// A leader that was elected just now may answer before it has all.
+		if stale++; stale > maxStale {
+			return ErrConflict
+		}
+		if err := pause(ctx, storePause, ErrConflict); err != nil {
+			return err
+		}
 	}
+}
+
+// newer takes a revision over that was read after a conflict; false: it is not
+// newer than what conflicted.
+func (t *task) newer(revision uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if revision <= t.revision {
+		return false
+	}
+	t.revision = revision
+	return true
 }
 
 // end cancels the work under way, if there is any.

@@ -20,6 +20,11 @@ var ErrConflict = errors.New("changed by somebody else")
 // tried again.
 const storePause = 100 * time.Millisecond
 
+// maxStale is how often a read is repeated that says less than a write before
+// it: reads ask the bucket's leader, and only one that was elected just now may
+// be behind.
+const maxStale = 30
+
 // Store keeps JSON values of one bucket and changes them only by
 // compare-and-set on their revision.
 type Store struct {
@@ -59,6 +64,7 @@ func (s *Store) Put(ctx context.Context, key string, v any, revision uint64) (ui
 	if err != nil {
 		return 0, fmt.Errorf("encode %s: %w", key, err)
 	}
+	stale := 0
 	for tried := false; ; tried = true {
 		next, err := s.write(ctx, key, data, revision)
 		switch {
@@ -84,13 +90,12 @@ func (s *Store) Put(ctx context.Context, key string, v any, revision uint64) (ui
 		if bytes.Equal(stored, data) {
 			return at, nil
 		}
-		if at <= revision { // a replica that lags behind
-			if err := pause(ctx, storePause, ErrConflict); err != nil {
-				return 0, err
-			}
-			continue
+		if stale++; at == 0 || at > revision || stale > maxStale {
+			return 0, ErrConflict // also where the value is gone
 		}
-		return 0, ErrConflict
+		if err := pause(ctx, storePause, ErrConflict); err != nil {
+			return 0, err
+		}
 	}
 }
 

@@ -19,6 +19,7 @@ const (
 	// settleTimeout bounds writing an outcome and what follows from it. A worker
 	// that can't do it in this time, long enough for an election, leaves the job
 	// to the next delivery, which finds what was written.
+	// It is also how long a session waits for what it has reached to be written.
 	settleTimeout = 30 * time.Second
 	// handBackPause is the delay of a hand-back after a fault of the worker or
 	// of the queue, so that nothing spins.
@@ -30,6 +31,8 @@ const (
 var (
 	// errSuperseded: another worker has taken the job over.
 	errSuperseded = errors.New("another worker has taken the job over")
+	// errUnrecorded: what the session has reached could not be written down.
+	errUnrecorded = errors.New("the job's record could not be written: the session is closed, the job handed back")
 	// errCancelled: the publisher wants the job to end.
 	errCancelled = errors.New("the job was cancelled")
 )
@@ -39,8 +42,10 @@ type task struct {
 	w       *Worker
 	msg     delivery
 	id      Identity
-	job     *Job // nil: the message is no valid job
+	job     *Job          // nil: the message is no valid job
+	invalid *errors.Error // why
 	ctx     context.Context
+	span    trace.Span
 	lease   *Lease
 	seat    seat          // while the session may live
 	vacated bool          // its place was given to another job already
@@ -75,8 +80,13 @@ func (t *task) log() *zerolog.Logger {
 // process brings the delivery to its end. Whatever happens in it happens to
 // this job alone.
 func (t *task) process() {
-	defer t.close(t.open())
+	t.ctx, t.lease = t.w.leases.Hold(t.w.base, t.msg.Reply(), t.msg.from)
+	defer t.close()
 	defer t.contain()
+	if err := t.open(); err != nil {
+		t.unsettled(err)
+		return
+	}
 	failpoint.Here("delivered")
 	if t.w.isDraining() {
 		t.handBack(0)
@@ -85,20 +95,26 @@ func (t *task) process() {
 	t.run()
 }
 
-// open says which job it is, keeps its lease from here on and begins its span.
-func (t *task) open() trace.Span {
-	t.id = Identify(t.msg.Msg, t.w.stream)
-	t.ctx, t.lease = t.w.leases.Hold(t.w.base, t.msg.Reply(), t.msg.from)
+// open reads the message and begins its span.
+func (t *task) open() (err error) {
+	t.id, t.job, t.invalid = Read(t.msg.Msg)
+	if t.id.ID == "" {
+		t.id.ID, err = t.w.nameByStream(t.ctx, t.id.StreamSeq)
+	}
+	if t.job != nil {
+		t.job.ID = t.id.ID
+	}
 	if meta, err := t.msg.Metadata(); err == nil {
 		t.deliveries = meta.NumDelivered
 	}
-	var span trace.Span
-	t.ctx, span = t.w.startProcess(t.ctx, t.msg.Headers(), t.id, t.deliveries)
-	return span
+	t.ctx, t.span = t.w.startProcess(t.ctx, t.msg.Headers(), t.id, t.deliveries)
+	return err
 }
 
-func (t *task) close(span trace.Span) {
-	endSpan(span, t.fault)
+func (t *task) close() {
+	if t.span != nil {
+		endSpan(t.span, t.fault)
+	}
 	close(t.done)
 	t.lease.Release()
 }
@@ -113,14 +129,13 @@ func (t *task) contain() {
 }
 
 func (t *task) run() {
-	invalid := t.parse()
 	// Another worker may change the record between a look at it and the
 	// compare-and-set; then the new record decides.
 	// A first delivery is taken for a new job's without a look: writing its
 	// record tells, because that fails where there is one.
 	look := t.deliveries != 1 || t.id.Run != 1
 	for range 10 {
-		from, starts, err := t.step(invalid, look)
+		from, starts, err := t.step(look)
 		if starts {
 			err = t.start(from)
 		}
@@ -137,15 +152,10 @@ func (t *task) run() {
 	t.handBack(handBackPause)
 }
 
-func (t *task) parse() (invalid *errors.Error) {
-	t.job, invalid = Parse(t.msg.Msg, t.id)
-	return invalid
-}
-
 // step does what the record says. starts: the job is to be started, from the
 // record returned (nil: a run's first delivery); else it is brought to its end.
 // ErrConflict: the record has changed, look again.
-func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool, err error) {
+func (t *task) step(look bool) (from *Record, starts bool, err error) {
 	ctx, cancel := t.settling()
 	defer cancel()
 	var record *Record
@@ -155,7 +165,10 @@ func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool
 		}
 	}
 	now := t.w.o.Now().UTC()
-	what, wait := decide(record, t.id, now)
+	what, wait, err := t.decide(ctx, record, now)
+	if err != nil {
+		return nil, false, err
+	}
 	switch what {
 	case stepDuplicate:
 		return nil, false, t.duplicate(ctx, record)
@@ -172,8 +185,29 @@ func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool
 	default:
 		from = prior(record, t.id, false, now)
 	}
-	starts, err = t.begin(ctx, from, invalid, now)
+	starts, err = t.begin(ctx, from, now)
 	return from, starts, err
+}
+
+// decide looks further where the record is another message's that has no
+// outcome. That message may have been purged: then nobody will deliver it, and
+// this one takes its place. One that is gone because it was acknowledged had its
+// outcome written before, and then no write by this record's revision succeeds.
+func (t *task) decide(ctx context.Context, record *Record, now time.Time) (step, time.Duration, error) {
+	what, wait := decide(record, t.id, now)
+	if what != stepContend {
+		return what, wait, nil
+	}
+	kept, err := t.w.keeps(ctx, record.StreamSeq, t.id.ID)
+	if err != nil || kept {
+		return stepDuplicate, 0, err
+	}
+	t.log().Warn().Uint64("kept_seq", record.StreamSeq).Str("state", string(record.State)).
+		Msg("the job has no outcome and its message is no more in the stream: this one takes its place")
+	adopted := record.clone()
+	adopted.StreamSeq = t.id.StreamSeq
+	what, wait = decide(adopted, t.id, now)
+	return what, wait, nil
 }
 
 // wait hands the job back until its time has come.
@@ -189,7 +223,7 @@ func (t *task) wait(ctx context.Context, record *Record, wait time.Duration) err
 
 // settling is a context for writing what was decided, while the lease stands.
 func (t *task) settling() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(t.ctx, settleTimeout)
+	return context.WithTimeout(t.ctx, t.w.o.SettleTimeout)
 }
 
 // load reads the job's record; nil: there is none.
@@ -231,15 +265,15 @@ func (t *task) ask(ctx context.Context, record *Record) (crashed, theirs bool) {
 }
 
 // begin checks everything that ends a job before it starts; true: it may.
-func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, now time.Time) (bool, error) {
+func (t *task) begin(ctx context.Context, from *Record, now time.Time) (bool, error) {
 	if err := t.finishedBefore(ctx, from); err != nil {
 		return false, err
 	}
 	if from != nil && from.CancelRequested {
 		return false, t.finish(ctx, t.named(from), StateCancelled)
 	}
-	if invalid != nil {
-		return false, t.giveUp(ctx, from, invalid, ReasonInvalidJob)
+	if t.invalid != nil {
+		return false, t.giveUp(ctx, from, t.invalid, ReasonInvalidJob)
 	}
 	draft := t.draft(from)
 	if e, reason := t.hopeless(from, draft, now); e != nil {
@@ -248,7 +282,7 @@ func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, n
 	if past(t.notAfter(), now) {
 		return false, t.finish(ctx, t.named(from), StateExpired)
 	}
-	if pass := t.w.circuits.Glance(draft.AppID, draft.Region); !pass.Go {
+	if pass := t.w.circuits.Glance(draft.AppID, draft.Region, t.id.ID); !pass.Go {
 		return false, t.hold(ctx, from, pass)
 	}
 	return true, nil

@@ -172,7 +172,7 @@ func (p *progress) Speaking(ctx context.Context, utterance int, liveBegun uint64
 	if p.t.job.Resume() != OnRedeliveryGiveUp && liveBegun == 0 {
 		return nil
 	}
-	return p.t.change(ctx, func(r *Record) { r.Speaking, r.LiveBegun = utterance, liveBegun })
+	return p.record(ctx, func(r *Record) { r.Speaking, r.LiveBegun = utterance, liveBegun })
 }
 
 // Delivered implements Progress.
@@ -187,8 +187,25 @@ func (p *progress) Delivered(ctx context.Context, u Utterance) error {
 		t.note(func(r *Record) { r.delivered(u, keeps) })
 		return nil
 	}
-	err := t.change(ctx, func(r *Record) { r.delivered(u, keeps) })
+	err := p.record(ctx, func(r *Record) { r.delivered(u, keeps) })
+	if err != nil && !errors.Is(err, errSuperseded) {
+		// It was spoken all the same: whatever settles the session says so.
+		t.note(func(r *Record) { r.delivered(u, keeps) })
+	}
 	failpoint.Here("checkpoint")
+	return err
+}
+
+// record writes what the session may not go on without. The lease is extended
+// while it waits, so it does not wait without end: the session is closed, and
+// the job goes on from what is written in the end.
+func (p *progress) record(ctx context.Context, f func(*Record)) error {
+	ctx, cancel := context.WithTimeout(ctx, p.t.w.o.SettleTimeout)
+	defer cancel()
+	err := p.t.change(ctx, f)
+	if err != nil {
+		p.t.end(errUnrecorded) // unless it ends already, for a reason of its own
+	}
 	return err
 }
 

@@ -47,6 +47,9 @@ type Options struct {
 	Concurrency int           // sessions at a time
 	AckWait     time.Duration // the lease
 	Drain       time.Duration // how long sessions may go on after a drain begins
+	// SettleTimeout bounds writing what became of a job, and what a session has
+	// reached. 0: 30 s.
+	SettleTimeout time.Duration
 
 	DefaultApp    string
 	DefaultRegion string
@@ -72,7 +75,6 @@ type Options struct {
 type Worker struct {
 	o         Options
 	log       zerolog.Logger
-	stream    StreamInfo
 	store     *Store
 	publisher *Publisher
 	leases    *Leases
@@ -115,12 +117,11 @@ var errDrained = errors.New("the worker stops and the drain time is up")
 
 // New prepares a worker; Run starts it.
 func New(ctx context.Context, o Options) (*Worker, error) {
-	info, err := o.Jobs.Info(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("jobs stream: %w", err)
+	if o.SettleTimeout == 0 {
+		o.SettleTimeout = settleTimeout
 	}
 	w := &Worker{
-		o: o, log: o.Logger, stream: StreamInfo{Created: info.Created},
+		o: o, log: o.Logger,
 		publisher: NewPublisher(o.JS, o.Names, o.Name, o.Logger),
 		asks:      &asker{nc: o.NC, subject: o.Names.WorkerSubject},
 		gate:      newGate(o.Concurrency),
@@ -131,6 +132,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		running:   make(map[string]*task),
 		health:    make(map[string]error),
 	}
+	var err error
 	if w.store, err = NewStore(o.NC, o.State, storeTimeout); err != nil {
 		return nil, err
 	}
@@ -283,6 +285,51 @@ func (w *Worker) setHealth(queue string, err error) {
 	if err == nil && before != nil {
 		w.log.Info().Str("queue", queue).Msg("fetching jobs again")
 	}
+}
+
+// nameByStream gives the message with this sequence its job id. A stream that was
+// deleted and made again begins anew with its sequences, and nothing tells a
+// worker of it. So it is asked when it was made, each time: an id of the stream
+// before would be another job's, with an outcome perhaps.
+func (w *Worker) nameByStream(ctx context.Context, seq uint64) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, w.o.SettleTimeout)
+	defer cancel()
+	for {
+		info, err := w.streamInfo(ctx)
+		if err == nil {
+			return streamJobID(info.Created, seq), nil
+		}
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return "", err
+		}
+		if err := pause(ctx, storePause, err); err != nil {
+			return "", fmt.Errorf("could not look when the jobs stream was made, which names a job without an id: %w", err)
+		}
+	}
+}
+
+func (w *Worker) streamInfo(ctx context.Context) (*jetstream.StreamInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	return w.o.Jobs.Info(ctx)
+}
+
+// keeps tells whether the message of a job is in the jobs stream. It asks the
+// stream's leader: a replica that lags behind would not have it yet.
+func (w *Worker) keeps(ctx context.Context, seq uint64, jobID string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	msg, err := w.store.leader.GetMsg(w.o.Jobs.CachedInfo().Config.Name, seq, nats.Context(ctx))
+	if errors.Is(err, nats.ErrMsgNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("message %d of the jobs stream: %w", seq, err)
+	}
+	// In a stream that was made anew it is some other job's.
+	body, _ := Decode(msg.Header, msg.Data) // an invalid one has no id of its own
+	id := jobIDOf(msg.Header, body)
+	return id == "" || id == jobID, nil
 }
 
 // handle takes a delivery from the pull loop; it does not wait for its end.

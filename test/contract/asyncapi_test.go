@@ -14,6 +14,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/topology"
+	"avatarworker/test/contract/follower"
 )
 
 type object = map[string]any
@@ -104,7 +105,8 @@ func TestTheSubjectsOfTheAsyncAPIDocumentAreTheWorkers(t *testing.T) {
 	want := map[string]string{
 		"jobs": n.Jobs("A"), "liveAudio": n.Audio("A"), "control": n.Control("A"), "events": n.Events("A", "A"),
 		"errors": n.Errors("A", "A"), "alerts": n.Alerts("A", "A"), "deadLetters": n.DLQ("A", "A"), "frames": n.Frames("A"),
-		"controlReply": "<nil>", // the reply subject of a request
+		"controlReply":     "<nil>", // the reply subject of a request
+		"acknowledgements": "<nil>",
 	}
 	channels := at(t, asyncapi(t), "channels")
 	for name := range channels {
@@ -161,32 +163,78 @@ func texts(v any) []string {
 
 func TestTheExamplesOfTheAsyncAPIDocumentAreValid(t *testing.T) {
 	v := validator(t)
-	messages := at(t, asyncapi(t), "components", "messages")
-	count := 0
-	for name := range messages {
-		message := at(t, messages, name)
-		examples, _ := message["examples"].([]any)
-		for i, e := range examples {
-			count++
-			example, _ := e.(object)
-			data, err := json.Marshal(example["payload"])
-			if err != nil {
-				t.Fatal(err)
-			}
-			payload, _ := message["payload"].(object)
-			schema := strings.TrimPrefix(fmt.Sprint(payload["$ref"]), "../schema/")
-			if err := v.body(schema, data); err != nil {
-				t.Errorf("%s, example %d: %v", name, i+1, err)
-			}
-			if schema != "job.schema.json" {
-				continue
-			}
-			if err := parse(string(data)); err != nil {
-				t.Errorf("%s, example %d: the worker refuses it: %v", name, i+1, err)
+	for _, m := range described(t) {
+		if m.ContentType == "application/json" && len(m.Examples) == 0 {
+			t.Errorf("%s has no example", m.Name)
+		}
+		for _, e := range m.Examples {
+			if err := exemplary(v, m, e); err != nil {
+				t.Errorf("%s, example %s: %v", m.Name, e.Name, err)
 			}
 		}
 	}
-	if count < 7 {
-		t.Errorf("only %d examples were found", count)
+}
+
+func TestWhatAWorkerSendsIsToldApartByItsHeaders(t *testing.T) {
+	for _, o := range document(t).Operations {
+		if o.Action != "send" {
+			continue
+		}
+		for _, m := range o.Channel.Messages {
+			for _, other := range o.Channel.Messages {
+				for _, e := range m.Examples {
+					if fits := other.ValidHeaders(e.Headers) == nil; fits != (m == other) {
+						t.Errorf("the headers of %s fit %s: %v", m.Name, other.Name, fits)
+					}
+				}
+			}
+		}
 	}
+}
+
+func document(t *testing.T) *follower.Document {
+	t.Helper()
+	doc, err := follower.Open(filepath.Join(root, "docs/asyncapi.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// described lists every message of the document's operations and their replies.
+func described(t *testing.T) []*follower.Message {
+	t.Helper()
+	var all []*follower.Message
+	for _, o := range document(t).Operations {
+		all = append(all, o.Channel.Messages...)
+		all = append(all, o.Reply...)
+	}
+	if len(all) < len(at(t, asyncapi(t), "components", "messages")) {
+		t.Errorf("only %d messages were found", len(all))
+	}
+	return all
+}
+
+// exemplary checks an example against what the document says of its message,
+// and beyond: an event has no field that nobody described, and the worker takes
+// the job.
+func exemplary(v *Validator, m *follower.Message, e follower.Example) error {
+	if err := m.Valid(e); err != nil || m.ContentType != "application/json" {
+		return err
+	}
+	data, err := json.Marshal(e.Payload)
+	if err != nil {
+		return err
+	}
+	if m.Name == "Job" {
+		return parse(string(data))
+	}
+	kind := e.Headers["ce-type"]
+	if kind == "" {
+		return nil
+	}
+	if e.Headers["Nats-Msg-Id"] != e.Headers["ce-id"] {
+		return fmt.Errorf("Nats-Msg-Id is %q, ce-id %q", e.Headers["Nats-Msg-Id"], e.Headers["ce-id"])
+	}
+	return v.body(eventSchemas()[kind], data)
 }

@@ -295,3 +295,47 @@ func TestEveryCodeClassAndPhaseIsInTheSchemas(t *testing.T) {
 		}
 	}
 }
+
+// A generator of clients names a type by its title, or by a number.
+func TestWhatBecomesATypeInAClientHasAName(t *testing.T) {
+	for _, pattern := range []string{"schema/*.json", "schema/events/*.json"} {
+		paths, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil || len(paths) == 0 {
+			t.Fatalf("%s: no schemas: %v", pattern, err)
+		}
+		for _, path := range paths {
+			doc, err := load(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, where := range nameless(doc, filepath.Base(path)) {
+				t.Errorf("%s has no title", where)
+			}
+		}
+	}
+}
+
+// nameless lists the objects, enumerations and alternatives without a title.
+func nameless(schema any, where string) []string {
+	s, _ := schema.(map[string]any)
+	var found []string
+	_, choice := s["enum"]
+	_, fields := s["properties"]
+	_, closed := s["additionalProperties"].(bool)
+	if _, titled := s["title"]; !titled && (choice || fields || closed) {
+		found = append(found, where)
+	}
+	for _, key := range []string{"properties", "$defs"} {
+		children, _ := s[key].(map[string]any)
+		for name, child := range children {
+			found = append(found, nameless(child, where+"/"+name)...)
+		}
+	}
+	alternatives, _ := s["oneOf"].([]any)
+	for i, child := range alternatives {
+		if branch, _ := child.(map[string]any); branch["title"] == nil {
+			found = append(found, fmt.Sprintf("%s/oneOf/%d", where, i))
+		}
+	}
+	return found
+}

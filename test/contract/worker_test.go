@@ -85,7 +85,7 @@ func TestWhatAWorkerReallyPublishesIsAsTheSchemasSay(t *testing.T) {
 }
 
 // startWorker runs a worker against a simulated backend until the test ends.
-func startWorker(ctx context.Context, t *testing.T, url string) {
+func startWorker(ctx context.Context, t *testing.T, url string, changes ...func(*config.Config)) {
 	t.Helper()
 	backend := simulator.New(simulator.Options{Addr: "127.0.0.1:0"})
 	if err := backend.Start(ctx); err != nil {
@@ -100,6 +100,9 @@ func startWorker(ctx context.Context, t *testing.T, url string) {
 	c.Worker.DrainTimeout = 0
 	c.Alerts.Threshold = 1
 	c.Admin.Addr = ""
+	for _, change := range changes {
+		change(c)
+	}
 	ready := make(chan struct{})
 	a, err := app.New(app.Options{Config: c, Logger: zerolog.Nop(), OnReady: func() { close(ready) }})
 	if err != nil {

@@ -1,0 +1,88 @@
+package jobs_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+// unfinished writes the record of a job whose message has the sequence seq.
+func (h *house) unfinished(id string, seq uint64, state jobs.State) {
+	h.t.Helper()
+	at := time.Now().UTC()
+	h.put(&jobs.Record{
+		JobID: id, Run: 1, StreamSeq: seq, Session: 1, Attempt: 1, MaxAttempts: 5, State: state, WorkerID: "gone",
+		NextAttemptAt: &at, CreatedAt: at, UpdatedAt: at,
+		LastError: &jobs.ErrorEvent{JobID: id, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient},
+	})
+}
+
+func TestJobWhoseMessageWasPurgedRunsWhenPublishedAgain(t *testing.T) {
+	h := newHouse(t)
+	other := h.submit("default", job("other"))
+	h.unfinished("purged", 999, jobs.StateRetrying)
+	h.unfinished("released", 998, jobs.StateReleased)
+	h.unfinished("in-an-older-stream", other, jobs.StateRetrying)
+	s := &script{}
+	h.start(s)
+	for _, id := range []string{"purged", "released", "in-an-older-stream"} {
+		seq := h.submit("default", job(id))
+		if r := h.outcome(id, jobs.StateCompleted); r.StreamSeq != seq || r.Session != 2 {
+			t.Errorf("%s: kept sequence %d, want %d; session %d", id, r.StreamSeq, seq, r.Session)
+		}
+	}
+	h.settled()
+}
+
+func TestJobWhoseMessageIsThereIsNotTakenByAnother(t *testing.T) {
+	h := newHouse(t)
+	began, leave := make(chan struct{}, 4), make(chan struct{})
+	s := does(func(ctx context.Context, a *jobs.Attempt) error {
+		began <- struct{}{}
+		<-leave
+		_, err := speakAll(ctx, a)
+		return err
+	})
+	h.start(s)
+	first := h.submit("default", job("j1"))
+	receive(t, began, "session")
+	h.submit("default", job("j1"))
+	h.eventually("the second message is dropped", func() bool { return h.messages(h.names.JobsStream()) == 1 })
+	close(leave)
+	if r := h.outcome("j1", jobs.StateCompleted); r.StreamSeq != first {
+		t.Errorf("kept sequence %d, want %d", r.StreamSeq, first)
+	}
+	h.settled()
+	h.wantTypes("j1", "started", "duplicate", "completed")
+	if got := fmt.Sprint(s.ran()); got != "[j1/s1/a1]" {
+		t.Error(got)
+	}
+}
+
+func TestRunningJobWhosePurgedMessageComesAgainRunsOnce(t *testing.T) {
+	h := newHouse(t)
+	began, leave := make(chan struct{}, 4), make(chan struct{})
+	s := does(func(ctx context.Context, a *jobs.Attempt) error {
+		began <- struct{}{}
+		<-leave
+		_, err := speakAll(ctx, a)
+		return err
+	})
+	h.start(s)
+	h.submit("default", job("j1"))
+	receive(t, began, "session")
+	if err := h.handles.Jobs.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.submit("default", job("j1"))
+	close(leave)
+	h.outcome("j1", jobs.StateCompleted)
+	h.settled()
+	if got := fmt.Sprint(s.ran()); got != "[j1/s1/a1]" {
+		t.Error(got)
+	}
+}
