@@ -17,6 +17,10 @@ import (
 // errSlotsBusy says that the job is better off in the queue than waiting here.
 var errSlotsBusy = errors.New("all sessions that the app may hold are taken")
 
+// slotRest is how long a slot stays free after its session was closed: the
+// backend may count a session a moment longer than it takes to close it.
+const slotRest = 50 * time.Millisecond
+
 // Slots keeps the fleet within max_sessions of each app. The stream holds one
 // token message for each slot; whoever has its lease may hold a session, and a
 // worker that dies gives its tokens back by letting their leases run out.
@@ -166,7 +170,7 @@ func (s *Slots) accept(ctx context.Context, slots *appSlots, msg jetstream.Msg, 
 	give := func() {
 		s.letGo(key)
 		lease.Release()
-		s.handBack(msg, 0)
+		s.handBack(msg, slotRest)
 	}
 	return slotCtx, give, true
 }

@@ -24,12 +24,19 @@ func TestOneTokenDeliveredTwiceIsHeldOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := newSlots(ctx, SlotsConfig{JS: js, Worker: "w", Window: time.Second}, store, nil, zerolog.Nop())
+	asks := &asker{
+		nc: js.Conn(), subject: func(id string) string { return "workers." + id },
+		heard: func(string) bool { return false },
+	}
+	s, err := newSlots(ctx, SlotsConfig{JS: js, Worker: "w", Window: time.Second}, store, asks, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for round := range 50 {
 		key := fmt.Sprintf("slot.app.%d", round)
+		if _, err := store.Put(ctx, key, claim{WorkerID: "gone"}, 0); err != nil { // each delivery asks for it
+			t.Fatal(err)
+		}
 		var owned atomic.Int32
 		var deliveries sync.WaitGroup
 		for range 4 {
