@@ -161,6 +161,9 @@ func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool
 			return nil, false, err
 		}
 	}
+	if err := t.refresh(ctx, record); err != nil {
+		return nil, false, err
+	}
 	now := t.w.o.Now().UTC()
 	what, wait, err := t.decide(ctx, record, now)
 	if err != nil {
@@ -184,6 +187,21 @@ func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool
 	}
 	starts, err = t.begin(ctx, from, invalid, now)
 	return from, starts, err
+}
+
+// refresh writes a waiting job's record again before its bucket forgets it: a
+// hold that lasts changes nothing in it, nor does a wait for a slot.
+func (t *task) refresh(ctx context.Context, record *Record) error {
+	switch {
+	case record == nil || record.State.Final() || record.State == StateRunning: // who runs it does
+		return nil
+	case t.w.refresh == 0 || t.w.o.Now().Sub(record.UpdatedAt) < t.w.refresh:
+		return nil
+	case record.StreamSeq != t.id.StreamSeq:
+		return nil
+	default:
+		return t.put(ctx, record.clone())
+	}
 }
 
 // decide looks further where the record is another message's that has no
