@@ -43,6 +43,9 @@ type Decision struct {
 	Action   Action
 	Attempts int  // failures with this code in all; 0: the job's own limit
 	Alert    bool // counts towards the recurring alert
+	// Raises: Attempts is the policy's, and counts also where it lies above the
+	// limit of all jobs.
+	Raises bool
 	// NotBefore is how long the backend asked to be left alone, at most 1 h; 0
 	// where it did not, or where the job is not tried again.
 	NotBefore time.Duration
@@ -228,7 +231,7 @@ func (o Override) apply(d *Decision) {
 		d.Action = o.Action
 	}
 	if o.Attempts > 0 {
-		d.Attempts = o.Attempts
+		d.Attempts, d.Raises = o.Attempts, true
 	}
 	if o.Alert != nil {
 		d.Alert = *o.Alert

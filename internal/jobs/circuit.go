@@ -37,6 +37,8 @@ const (
 	goodSessions = 10
 	// maxHoldWait bounds the wait before a held job asks again.
 	maxHoldWait = time.Minute
+	// maxYield bounds how long a job that probed in vain lets others go first.
+	maxYield = 15 * time.Second
 	// probeWindow is how long a probe counts as under way; its worker renews it.
 	probeWindow = 30 * time.Second
 )
@@ -54,7 +56,8 @@ type Circuit struct {
 	ProbeJob    string        `json:"probe_job,omitempty"`
 	ProbeWorker string        `json:"probe_worker,omitempty"`
 	ProbeUntil  time.Time     `json:"probe_until,omitzero"`
-	Good        int           `json:"good,omitempty"` // sessions since it closed
+	LastProbe   string        `json:"last_probe,omitempty"` // job whose probe did not close it
+	Good        int           `json:"good,omitempty"`       // sessions since it closed
 
 	revision uint64
 }
@@ -104,12 +107,12 @@ func (c *Circuits) Allow(ctx context.Context, app, region, job string) (Pass, er
 	if !ok || known.State == circuitClosed {
 		return Pass{Go: true}, nil
 	}
-	if !known.probeDue(c.now()) {
+	if !known.probeDue(job, c.now()) {
 		return Pass{Wait: c.wait(known), Code: known.Code}, nil
 	}
 	won := false
 	after, err := c.change(ctx, key, app, region, func(cc *Circuit, now time.Time) bool {
-		won = cc.State != circuitClosed && cc.probeDue(now)
+		won = cc.State != circuitClosed && cc.probeDue(job, now)
 		if won {
 			cc.State, cc.ProbeJob, cc.ProbeWorker = circuitProbing, job, c.worker
 			cc.ProbeUntil = now.Add(probeWindow)
@@ -130,12 +133,17 @@ func (c *Circuits) Allow(ctx context.Context, app, region, job string) (Pass, er
 	}
 }
 
-// probeDue tells whether a job may be let through now.
-func (c *Circuit) probeDue(now time.Time) bool {
+// probeDue tells whether the job may be let through now. The last one that was
+// lets others go first: it may be the job that fails, and not the app.
+func (c *Circuit) probeDue(job string, now time.Time) bool {
 	if c.State == circuitProbing {
 		return now.After(c.ProbeUntil)
 	}
-	return c.State == circuitOpen && !now.Before(c.RetryAt)
+	due := c.RetryAt
+	if job == c.LastProbe {
+		due = due.Add(min(c.Cooldown/4, maxYield))
+	}
+	return c.State == circuitOpen && !now.Before(due)
 }
 
 // wait is a random part of the rest of the cooldown. It has a floor, so that
@@ -152,9 +160,9 @@ func (c *Circuits) wait(known Circuit) time.Duration {
 
 // Glance is Allow by what this worker knows already: it asks nobody and takes
 // no probe, so Go means that asking may be worth it.
-func (c *Circuits) Glance(app, region string) Pass {
+func (c *Circuits) Glance(app, region, job string) Pass {
 	known, ok := c.get(circuitKey(app, region))
-	if !ok || known.State == circuitClosed || known.probeDue(c.now()) {
+	if !ok || known.State == circuitClosed || known.probeDue(job, c.now()) {
 		return Pass{Go: true}
 	}
 	return Pass{Wait: c.wait(known), Code: known.Code}
@@ -204,6 +212,7 @@ func (c *Circuit) count(job string, d errors.Decision, config CircuitConfig, now
 
 func (c *Circuit) reopen(now time.Time, cooldown time.Duration) {
 	c.State, c.Cooldown, c.RetryAt = circuitOpen, cooldown, now.Add(cooldown)
+	c.LastProbe = c.ProbeJob
 	c.ProbeJob, c.ProbeWorker, c.ProbeUntil = "", "", time.Time{}
 	c.Good = 0
 }

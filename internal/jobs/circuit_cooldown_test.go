@@ -64,6 +64,9 @@ func TestCooldownDoublesWithEachFailedProbeAndResetsAfterTenGoodSessions(t *test
 		fail(job, true, next)
 	}
 	pass(30 * time.Second)
+	if try("probe2").Go {
+		t.Fatal("the job that probed in vain goes again before any other could")
+	}
 	if !try("good").Probe {
 		t.Fatal("no probe")
 	}
@@ -76,4 +79,16 @@ func TestCooldownDoublesWithEachFailedProbeAndResetsAfterTenGoodSessions(t *test
 		succeed("more", false)
 	}
 	fail("anew", false, 10*time.Second)
+	// Where no other comes it goes again, a little later.
+	pass(10 * time.Second)
+	try("alone")
+	fail("alone", true, 20*time.Second)
+	pass(20 * time.Second)
+	if try("alone").Go {
+		t.Fatal("it goes at once")
+	}
+	pass(5 * time.Second)
+	if !try("alone").Probe {
+		t.Fatal("it does not go again although no other came")
+	}
 }

@@ -3,6 +3,7 @@ package jobs_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -181,6 +182,12 @@ func TestJobHeldTooLongIsGivenUp(t *testing.T) {
 	h.settled()
 	if r.Reason != jobs.ReasonHeldTooLong || r.LastError.Code != errors.CodeBillingRequired || r.HeldFor < 300*time.Millisecond {
 		t.Errorf("%s %s after %s", r.Reason, r.LastError.Code, r.HeldFor)
+	}
+	if !strings.Contains(r.LastError.Message, "max_hold") || !strings.Contains(r.LastError.Message, "scripted billingRequired") {
+		t.Errorf("%q does not say both how long it waited and for what", r.LastError.Message)
+	}
+	if msg, err := h.handles.DLQ.GetLastMsgForSubject(t.Context(), h.names.DLQ("billing", "billingRequired")); err != nil || msg.Header.Get("Avatar-Attempts") != "0" {
+		t.Errorf("%v, %v: no attempt of it counts", msg, err)
 	}
 }
 

@@ -70,7 +70,9 @@ func TestControlAnswersForEveryStateOfAJob(t *testing.T) {
 	}
 	h.wantStatus("runs", "dance", jobs.StatusRefused)
 	h.wantStatus("runs", "cancel", jobs.StatusCancelled)
-	h.outcome("runs", jobs.StateCancelled)
+	if r := h.outcome("runs", jobs.StateCancelled); !r.CancelRequested {
+		t.Errorf("the record does not say that it was wished: %+v", r)
+	}
 	if r := h.wantStatus("quick", "cancel", jobs.StatusFinished); r.Outcome != jobs.StateCompleted {
 		t.Errorf("%+v", r)
 	}

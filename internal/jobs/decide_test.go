@@ -115,6 +115,11 @@ func TestBackoffIsFullJitterWithinItsBounds(t *testing.T) {
 	}
 }
 
+// raised is a failure whose code the policy gives so many attempts.
+func raised(attempts int) errors.Decision {
+	return errors.Decision{Code: errors.CodeServerError, Action: errors.ActionRetry, Attempts: attempts, Raises: true}
+}
+
 func TestPlanKeepsToDeadlineRetryAfterAndCircuit(t *testing.T) {
 	p := RetryPolicy{MaxAttempts: 5, Initial: time.Second, Max: time.Minute}
 	now := time.Unix(1000, 0)
@@ -131,6 +136,9 @@ func TestPlanKeepsToDeadlineRetryAfterAndCircuit(t *testing.T) {
 		"not before Retry-After":         {Setback{Decision: asked, Record: whole(1, 5)}, Plan{Action: errors.ActionRetry, Delay: time.Minute + time.Second/2}},
 		"Retry-After past the deadline":  {Setback{Decision: asked, Record: whole(1, 5), Deadline: now.Add(time.Second)}, Plan{Action: errors.ActionExpire}},
 		"exhausted":                      {Setback{Decision: retry, Record: whole(5, 5)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}},
+		"the policy's limit is higher":   {Setback{Decision: raised(7), Record: whole(6, 5)}, Plan{Action: errors.ActionRetry, Delay: 16 * time.Second}},
+		"and ends too":                   {Setback{Decision: raised(7), Record: whole(7, 5)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}},
+		"not for a job that asks less":   {Setback{Decision: raised(7), Record: whole(3, 3)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}},
 		"progress gave the budget back":  {Setback{Decision: retry, Record: &Record{Attempt: 7, BudgetFrom: 6, MaxAttempts: 5}}, Plan{Action: errors.ActionRetry, Delay: time.Second / 2}},
 		"permanent":                      {Setback{Decision: dead, Record: whole(1, 5)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonPermanent}},
 		"permanent under open circuit":   {Setback{Decision: dead, Record: whole(5, 5), CircuitOpen: true, Wait: 3 * time.Second}, Plan{Action: errors.ActionHold, Delay: 3 * time.Second}},
@@ -175,7 +183,11 @@ func TestTakeOverKeepsWhatCounts(t *testing.T) {
 }
 
 func parseForTest(id Identity) (*Job, *errors.Error) {
-	return Parse(bareMsg{data: `{"id":"j","avatar_id":"a","audio":{"inline":"AAAA","format":"pcm_s16le","sample_rate":16000}}`}, id)
+	_, job, err := Read(bareMsg{data: `{"id":"j","avatar_id":"a","audio":{"inline":"AAAA","format":"pcm_s16le","sample_rate":16000}}`})
+	if job != nil {
+		job.ID, job.Run, job.StreamSeq, job.Queue = id.ID, id.Run, id.StreamSeq, id.Queue
+	}
+	return job, err
 }
 
 // bareMsg is as much of a message as Parse reads.
@@ -186,6 +198,7 @@ type bareMsg struct {
 
 func (m bareMsg) Data() []byte         { return []byte(m.data) }
 func (m bareMsg) Headers() nats.Header { return nil }
+func (m bareMsg) Subject() string      { return "avatar.jobs.default" }
 func (m bareMsg) Metadata() (*jetstream.MsgMetadata, error) {
 	return nil, errors.New("not delivered by a stream")
 }

@@ -90,7 +90,7 @@ func (t *task) lastEvent(r *Record) Event {
 		return t.event(EventReleased, r, Released{JobFields: fields, Reason: r.Reason, Checkpoint: r.Checkpoint})
 	case StateDeadLettered:
 		return t.event(EventDeadLettered, r, DeadLettered{
-			JobFields: fields, Attempts: r.Attempt, Crashes: r.Crashes, Code: r.LastError.Code, Class: r.LastError.Class,
+			JobFields: fields, Attempts: r.attemptsMade(), Crashes: r.Crashes, Code: r.LastError.Code, Class: r.LastError.Class,
 			Phase: r.LastError.Phase, Reason: r.Reason, Message: r.LastError.Message,
 			DeadLetter: t.w.o.Names.DLQ(string(r.LastError.Class), string(r.LastError.Code)),
 		})
@@ -156,7 +156,7 @@ func (t *task) errorEvent(r *Record, e *errors.Error, d errors.Decision, plan Pl
 func (t *task) deadLetter(r *Record) DeadLetter {
 	return DeadLetter{
 		Job: t.id, Header: t.msg.Headers(), Data: t.msg.Data(),
-		Reason: r.Reason, Error: *r.LastError, Crashes: r.Crashes, Attempts: r.Attempt,
+		Reason: r.Reason, Error: *r.LastError, Crashes: r.Crashes, Attempts: r.attemptsMade(),
 		FailedAt: r.UpdatedAt, Worker: t.w.o.Name,
 	}
 }
@@ -185,13 +185,18 @@ func spokenError(r *Record) *errors.Error {
 	return e
 }
 
-// heldError is the verdict on a job that waited too long for its circuit.
+// heldError is the verdict on a job that waited too long for its circuit. What
+// the backend said when it was last asked is still what is wrong.
 func heldError(r *Record, now time.Time) *errors.Error {
-	e := errors.Newf(r.heldCode(), errors.PhaseJob, "held for %s in all, longer than circuit.max_hold", r.heldTotal(now).Round(time.Second))
-	if r.LastError != nil {
-		e.Phase = r.LastError.Phase
+	why := "held for " + r.heldTotal(now).Round(time.Second).String() + " in all, longer than circuit.max_hold"
+	last := r.LastError
+	if last == nil || last.Code != r.heldCode() {
+		return errors.Newf(r.heldCode(), errors.PhaseJob, "%s", why)
 	}
-	return e
+	return &errors.Error{
+		Code: last.Code, Phase: last.Phase, Message: why + "; " + last.Message, HTTPStatus: last.HTTPStatus,
+		ServerCode: last.ServerCode, ServerTitle: last.ServerTitle, ServerDetail: last.ServerDetail, Region: last.Region,
+	}
 }
 
 func (t *task) logFailure(r *Record, e *errors.Error, plan Plan) {

@@ -1,27 +1,33 @@
 package jobs
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
+
+	"avatarworker/internal/jobs/jobpb"
 )
 
-func protobufBody(fields ...string) []byte {
-	var b []byte
-	for i, f := range fields {
-		b = protowire.AppendTag(b, protowire.Number(i+1), protowire.BytesType)
-		b = protowire.AppendString(b, f)
+func valid(id string) string {
+	return fmt.Sprintf(`{"id":%q,"avatar_id":"a","audio":{"object":"o"}}`, id)
+}
+
+func protobufJob(t *testing.T, id string) string {
+	t.Helper()
+	body, err := proto.Marshal(&jobpb.Job{Id: id, AvatarId: "a", Audio: &jobpb.Audio{Object: "o"}})
+	if err != nil {
+		t.Fatal(err)
 	}
-	return b
+	return string(body)
 }
 
 func TestIdentityIsTheFirstThatFits(t *testing.T) {
-	created := time.Date(2026, 1, 31, 12, 0, 0, 123, time.UTC)
-	proto := nats.Header{"Content-Type": {ContentTypeProtobuf}}
+	inProtobuf := nats.Header{"Content-Type": {ContentTypeProtobuf}}
 	long := strings.Repeat("x", 65)
 	rows := []struct {
 		name    string
@@ -32,23 +38,21 @@ func TestIdentityIsTheFirstThatFits(t *testing.T) {
 		run     int
 		queue   string
 	}{
-		{name: "the header wins over all", header: nats.Header{"Avatar-Job-Id": {"H-1"}, "Nats-Msg-Id": {"M1"}, "Avatar-Run": {"3"}}, body: `{"id":"B1"}`, id: "H-1", run: 3},
+		{name: "the header wins over all", header: nats.Header{"Avatar-Job-Id": {"H-1"}, "Nats-Msg-Id": {"M1"}, "Avatar-Run": {"3"}}, body: valid("B1"), id: "H-1", run: 3},
 		{name: "a header in another case counts", header: nats.Header{"avatar-job-id": {"H1"}, "avatar-run": {"2"}}, body: `{}`, id: "H1", run: 2},
-		{name: "a header that does not fit is passed over", header: nats.Header{"Avatar-Job-Id": {"a b"}}, body: `{"id":"B1"}`, id: "B1"},
-		{name: "the body wins over the message id", header: nats.Header{"Nats-Msg-Id": {"M2"}}, body: `{"avatar_id":"a","id":"B2"}`, id: "B2"},
-		{name: "a body id that does not fit is passed over", header: nats.Header{"Nats-Msg-Id": {"M3"}}, body: `{"id":"b.2"}`, id: "M3"},
-		{name: "a body id that is no string is passed over", header: nats.Header{"Nats-Msg-Id": {"M4"}}, body: `{"id":7}`, id: "M4"},
-		{name: "an id that is too long is passed over", header: nats.Header{"Nats-Msg-Id": {"M5"}}, body: `{"id":"` + long + `"}`, id: "M5"},
-		{name: "the id is read of a body that is broken after it", body: `{"id":"B6","audio":{`, id: "B6"},
-		{name: "the id is read of a body with unknown fields", body: `{"avatr":[{"id":"x"}],"id":"B7"} trailing`, id: "B7"},
-		{name: "an id deeper in the body is not the job's", header: nats.Header{"Nats-Msg-Id": {"M8"}}, body: `{"audio":{"id":"B8"}}`, id: "M8"},
-		{name: "an id after values of every kind", body: ` { "a" : [ 1 , {"id":"x\"}]"} , [ ] ] , "b":{"c":"\\\\"},"n":-1.5e3,"t":true,"z":null, "id" : "B9" } `, id: "B9"},
-		{name: "a key in escapes", body: `{"\u0069d":"B\u0031\u0030"}`, id: "B10"},
-		{name: "a string that does not end", header: nats.Header{"Nats-Msg-Id": {"M11"}}, body: `{"a":["x\",{"id":"B11"}`, id: "M11"},
-		{name: "protobuf", header: proto, body: string(protobufBody("P1", "app")), id: "P1"},
-		{name: "protobuf that is broken after the id", header: proto, body: string(protobufBody("P2")) + "\xff\xff", id: "P2"},
-		{name: "nothing fits", subject: "avatar.jobs.vip", header: nats.Header{"Nats-Msg-Id": {"m/13"}}, body: `not json`, id: "jdg2raj24b9ff-16", queue: "vip"},
-		{name: "an empty message", body: "", id: "jdg2raj24b9ff-17"},
+		{name: "a header that does not fit is passed over", header: nats.Header{"Avatar-Job-Id": {"a b"}}, body: valid("B1"), id: "B1"},
+		{name: "the body wins over the message id", header: nats.Header{"Nats-Msg-Id": {"M2"}}, body: valid("B2"), id: "B2"},
+		{name: "a job without an id", header: nats.Header{"Nats-Msg-Id": {"M3"}}, body: valid(""), id: "M3"},
+		{name: "a body id that does not fit", header: nats.Header{"Nats-Msg-Id": {"M4"}}, body: valid("b.2"), id: "M4"},
+		{name: "an id that is too long", header: nats.Header{"Nats-Msg-Id": {"M5"}}, body: valid(long), id: "M5"},
+		{name: "a body id that is no string", header: nats.Header{"Nats-Msg-Id": {"M6"}}, body: `{"id":7}`, id: "M6"},
+		{name: "a body that is broken after its id", header: nats.Header{"Nats-Msg-Id": {"M7"}}, body: `{"id":"B7","audio":{`, id: "M7"},
+		{name: "a body with an unknown field", header: nats.Header{"Nats-Msg-Id": {"M8"}}, body: `{"id":"B8","avatarid":"a","audio":{"object":"o"}}`, id: "M8"},
+		{name: "a body with a wrong value", body: `{"id":"B9","avatar_id":"a","audio":{"object":"o"},"max_attempts":-1}`},
+		{name: "protobuf", header: inProtobuf, body: protobufJob(t, "P1"), id: "P1"},
+		{name: "protobuf that is broken after the id", header: inProtobuf, body: protobufJob(t, "P2") + "\xff\xff"},
+		{name: "nothing fits", subject: "avatar.jobs.vip", header: nats.Header{"Nats-Msg-Id": {"m/13"}}, body: `not json`, queue: "vip"},
+		{name: "an empty message", body: ""},
 		{name: "a run that is no run counts as the first", header: nats.Header{"Avatar-Run": {"0"}, "Avatar-Job-Id": {"H15"}}, id: "H15"},
 		{name: "a run that is no number counts as the first", header: nats.Header{"Avatar-Run": {"two"}, "Avatar-Job-Id": {"H16"}}, id: "H16"},
 	}
@@ -64,7 +68,7 @@ func TestIdentityIsTheFirstThatFits(t *testing.T) {
 				want.Queue = row.queue
 			}
 			for range 2 {
-				if got := Identify(msg, StreamInfo{Created: created}); got != want {
+				if got, _, _ := Read(msg); got != want {
 					t.Errorf("got %+v, want %+v", got, want)
 				}
 			}
@@ -76,11 +80,11 @@ func TestMadeIdentityFitsThePatternAndTellsMessagesApart(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		created := rapid.Int64().Draw(t, "created")
 		seq := rapid.Uint64().Draw(t, "seq")
-		id := streamJobID(StreamInfo{Created: time.Unix(0, created)}, seq)
+		id := streamJobID(time.Unix(0, created), seq)
 		if !ValidJobID(id) {
 			t.Fatalf("%q does not fit", id)
 		}
-		if other := streamJobID(StreamInfo{Created: time.Unix(0, created)}, seq+1); other == id {
+		if other := streamJobID(time.Unix(0, created), seq+1); other == id {
 			t.Fatalf("two messages are %q", id)
 		}
 	})

@@ -89,7 +89,7 @@ func TestInvalidJobIsDeadLetteredWithoutASession(t *testing.T) {
 	h := newHouse(t)
 	runner := &script{}
 	h.start(runner)
-	h.submit("default", `{"id":"j1","avatar":"typo"}`)
+	h.submit("default", `{"id":"j1","avatar":"typo"}`, "Nats-Msg-Id", "j1")
 	h.submit("default", job("j2", `"app_id":"nobody"`))
 	for _, id := range []string{"j1", "j2"} {
 		r := h.outcome(id, jobs.StateDeadLettered)
@@ -101,6 +101,23 @@ func TestInvalidJobIsDeadLetteredWithoutASession(t *testing.T) {
 	h.wantTypes("j1", "error", "dead_lettered")
 	if len(runner.ran()) != 0 {
 		t.Errorf("ran %v", runner.ran())
+	}
+}
+
+func TestInvalidMessageTakesNoJobsPlace(t *testing.T) {
+	h := newHouse(t)
+	runner := &script{}
+	h.start(runner)
+	h.submit("default", `{"id":"order-7","avatar":"typo"}`)
+	h.eventually("the typo is dead-lettered", func() bool { return h.messages(h.names.DLQStream()) == 1 })
+	h.submit("default", job("order-7"))
+	h.outcome("order-7", jobs.StateCompleted)
+	h.submit("default", `{"id":"order-7","avatar":"again"}`)
+	h.eventually("so is the next", func() bool { return h.messages(h.names.DLQStream()) == 2 })
+	h.settled()
+	h.wantTypes("order-7", "started", "completed")
+	if got := fmt.Sprint(runner.ran()); got != "[order-7/s1/a1]" {
+		t.Errorf("ran %s", got)
 	}
 }
 

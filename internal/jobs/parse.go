@@ -21,17 +21,19 @@ import (
 // ContentTypeProtobuf marks a job in protobuf; every other job is JSON.
 const ContentTypeProtobuf = "application/protobuf"
 
-// Parse reads the job of a message. The error is nil or says, with code
+// Read says which job and which run a message is, and what it asks for. The id
+// is "" where the message gives itself none. The error is nil or says, with code
 // invalidJob and phase job, which fields are wrong, what is wrong with them and
-// what to do; it never quotes a token or a URL.
-func Parse(msg jetstream.Msg, ident Identity) (*Job, *errors.Error) {
+// what to do; it never quotes a token or a URL. There is no job then.
+func Read(msg jetstream.Msg) (Identity, *Job, *errors.Error) {
 	header := msg.Headers()
-	if err := checkIdentityHeaders(header); err != nil {
-		return nil, err
-	}
 	body, err := Decode(header, msg.Data())
+	ident := identify(msg, body)
+	if wrong := checkIdentityHeaders(header); wrong != nil {
+		err = wrong
+	}
 	if err != nil {
-		return nil, err
+		return ident, nil, err
 	}
 	job := &Job{
 		Job:       body,
@@ -46,7 +48,7 @@ func Parse(msg jetstream.Msg, ident Identity) (*Job, *errors.Error) {
 		job.Published = meta.Timestamp
 	}
 	job.TraceParent, job.TraceState = traceContext(header)
-	return job, nil
+	return ident, job, nil
 }
 
 // Decode reads and validates a job's bytes: JSON, or protobuf where the header
@@ -72,7 +74,7 @@ func isProtobuf(header nats.Header) bool {
 	return err == nil && (mediaType == ContentTypeProtobuf || mediaType == "application/x-protobuf")
 }
 
-// checkIdentityHeaders refuses identity headers that Identify had to pass over:
+// checkIdentityHeaders refuses identity headers that identify had to pass over:
 // a job must not run under another id, or as another run, than was asked for.
 func checkIdentityHeaders(header nats.Header) *errors.Error {
 	var p problems

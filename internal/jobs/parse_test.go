@@ -114,7 +114,7 @@ func TestBrokenJobIsRefusedByTheNameOfItsField(t *testing.T) {
 	}
 	for i, msg := range deliver(t, messages...) {
 		t.Run(brokenJobs[i].name, func(t *testing.T) {
-			job, err := Parse(msg, Identify(msg, StreamInfo{}))
+			_, job, err := Read(msg)
 			wantInvalid(t, job, err, brokenJobs[i].want)
 		})
 	}
@@ -182,7 +182,7 @@ func TestBrokenProtobufAndHeadersAreRefused(t *testing.T) {
 	}
 	for i, msg := range deliver(t, messages...) {
 		t.Run(rows[i].name, func(t *testing.T) {
-			job, err := Parse(msg, Identify(msg, StreamInfo{}))
+			_, job, err := Read(msg)
 			wantInvalid(t, job, err, rows[i].want)
 		})
 	}
@@ -230,8 +230,7 @@ func TestWholeJobIsReadFromJSONAndProtobufAlike(t *testing.T) {
 		&nats.Msg{Subject: "avatar.jobs.vip", Data: []byte(wholeJob), Header: nats.Header{"traceparent": {parent}, "tracestate": {"a=b"}, "Avatar-Run": {"2"}}},
 		&nats.Msg{Subject: "avatar.jobs.vip", Data: binary, Header: nats.Header{"Content-Type": {"application/protobuf; charset=x"}, "traceparent": {parent}, "tracestate": {"a=b"}, "Avatar-Run": {"2"}}},
 	) {
-		ident := Identify(msg, StreamInfo{})
-		job, err := Parse(msg, ident)
+		ident, job, err := Read(msg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -310,17 +309,17 @@ func FuzzJob(f *testing.F) {
 		if binary {
 			header["Content-Type"] = []string{ContentTypeProtobuf}
 		}
-		if id := jobIDOf(header, data); id != "" && !ValidJobID(id) {
-			t.Fatalf("made the id %q", id)
-		}
 		body, err := Decode(header, data)
+		if id := jobIDOf(header, body); id != "" && (!ValidJobID(id) || err != nil) {
+			t.Fatalf("made the id %q (%v)", id, err)
+		}
 		if err != nil {
 			if err.Code != errors.CodeInvalidJob || err.Message == "" || len(err.Message) > 3000 || strings.Contains(err.Message, "proto:") {
 				t.Fatalf("got %+v", err)
 			}
 			return
 		}
-		roundTrip(t, body, jobIDOf(header, data))
+		roundTrip(t, body, jobIDOf(header, body))
 	})
 }
 

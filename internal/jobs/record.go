@@ -97,6 +97,15 @@ func (r *Record) waits() bool { return r.State == StateRetrying || r.State == St
 // Spent is the number of attempts that count against the budget.
 func (r *Record) Spent() int { return r.Attempt - r.BudgetFrom }
 
+// attemptsMade counts the attempts of a job that is given up: the one that a
+// hold put off is none.
+func (r *Record) attemptsMade() int {
+	if r.Reason == ReasonHeldTooLong {
+		return max(r.Attempt-1, 0)
+	}
+	return r.Attempt
+}
+
 // heldTotal is the time that the job has been held in all.
 func (r *Record) heldTotal(now time.Time) time.Duration {
 	if r.HeldSince == nil {

@@ -81,7 +81,7 @@ func (p RetryPolicy) again(f Setback, rnd func() float64) Plan {
 	spent := f.Record.Spent()
 	ofCode := f.Record.Failures[f.Decision.Code] + 1
 	limit := f.Decision.Attempts
-	if spent >= f.Record.MaxAttempts || limit > 0 && ofCode >= limit {
+	if spent >= p.budget(f) || limit > 0 && ofCode >= limit {
 		return Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}
 	}
 	delay := p.Backoff(max(spent, 1), rnd)
@@ -90,6 +90,15 @@ func (p RetryPolicy) again(f Setback, rnd func() float64) Plan {
 		delay += f.Decision.NotBefore
 	}
 	return Plan{Action: errors.ActionRetry, Delay: delay}
+}
+
+// budget is how many attempts the job has. A policy raises it for its code, but
+// not above what the job asks for itself.
+func (p RetryPolicy) budget(f Setback) int {
+	if f.Decision.Raises && f.Record.MaxAttempts == p.MaxAttempts {
+		return max(f.Record.MaxAttempts, f.Decision.Attempts)
+	}
+	return f.Record.MaxAttempts
 }
 
 // Backoff is a random wait of at most Initial × 2^(n−1), and of at most Max.

@@ -48,6 +48,7 @@ func (t *task) verdict(ctx context.Context, next *Record, a *attempted) error {
 		t.handBack(handBackPause)
 		return nil
 	case errors.Is(a.cause, errCancelled):
+		next.CancelRequested = true
 		t.inconclusive(next.AppID, a.pass, false)
 		return t.finish(ctx, next, StateCancelled)
 	case errors.Is(a.cause, errDrained):

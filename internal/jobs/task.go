@@ -42,8 +42,10 @@ type task struct {
 	w       *Worker
 	msg     delivery
 	id      Identity
-	job     *Job // nil: the message is no valid job
+	job     *Job          // nil: the message is no valid job
+	invalid *errors.Error // why
 	ctx     context.Context
+	span    trace.Span
 	lease   *Lease
 	seat    seat          // while the session may live
 	vacated bool          // its place was given to another job already
@@ -78,10 +80,10 @@ func (t *task) log() *zerolog.Logger {
 // process brings the delivery to its end. Whatever happens in it happens to
 // this job alone.
 func (t *task) process() {
-	span, err := t.open()
-	defer t.close(span)
+	t.ctx, t.lease = t.w.leases.Hold(t.w.base, t.msg.Reply(), t.msg.from)
+	defer t.close()
 	defer t.contain()
-	if err != nil {
+	if err := t.open(); err != nil {
 		t.unsettled(err)
 		return
 	}
@@ -93,19 +95,26 @@ func (t *task) process() {
 	t.run()
 }
 
-// open says which job it is, keeps its lease from here on and begins its span.
-func (t *task) open() (span trace.Span, err error) {
-	t.ctx, t.lease = t.w.leases.Hold(t.w.base, t.msg.Reply(), t.msg.from)
-	t.id, err = t.w.identify(t.ctx, t.msg.Msg)
+// open reads the message and begins its span.
+func (t *task) open() (err error) {
+	t.id, t.job, t.invalid = Read(t.msg.Msg)
+	if t.id.ID == "" {
+		t.id.ID, err = t.w.nameByStream(t.ctx, t.id.StreamSeq)
+	}
+	if t.job != nil {
+		t.job.ID = t.id.ID
+	}
 	if meta, err := t.msg.Metadata(); err == nil {
 		t.deliveries = meta.NumDelivered
 	}
-	t.ctx, span = t.w.startProcess(t.ctx, t.msg.Headers(), t.id, t.deliveries)
-	return span, err
+	t.ctx, t.span = t.w.startProcess(t.ctx, t.msg.Headers(), t.id, t.deliveries)
+	return err
 }
 
-func (t *task) close(span trace.Span) {
-	endSpan(span, t.fault)
+func (t *task) close() {
+	if t.span != nil {
+		endSpan(t.span, t.fault)
+	}
 	close(t.done)
 	t.lease.Release()
 }
@@ -120,14 +129,13 @@ func (t *task) contain() {
 }
 
 func (t *task) run() {
-	invalid := t.parse()
 	// Another worker may change the record between a look at it and the
 	// compare-and-set; then the new record decides.
 	// A first delivery is taken for a new job's without a look: writing its
 	// record tells, because that fails where there is one.
 	look := t.deliveries != 1 || t.id.Run != 1
 	for range 10 {
-		from, starts, err := t.step(invalid, look)
+		from, starts, err := t.step(look)
 		if starts {
 			err = t.start(from)
 		}
@@ -144,15 +152,10 @@ func (t *task) run() {
 	t.handBack(handBackPause)
 }
 
-func (t *task) parse() (invalid *errors.Error) {
-	t.job, invalid = Parse(t.msg.Msg, t.id)
-	return invalid
-}
-
 // step does what the record says. starts: the job is to be started, from the
 // record returned (nil: a run's first delivery); else it is brought to its end.
 // ErrConflict: the record has changed, look again.
-func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool, err error) {
+func (t *task) step(look bool) (from *Record, starts bool, err error) {
 	ctx, cancel := t.settling()
 	defer cancel()
 	var record *Record
@@ -185,7 +188,7 @@ func (t *task) step(invalid *errors.Error, look bool) (from *Record, starts bool
 	default:
 		from = prior(record, t.id, false, now)
 	}
-	starts, err = t.begin(ctx, from, invalid, now)
+	starts, err = t.begin(ctx, from, now)
 	return from, starts, err
 }
 
@@ -280,15 +283,15 @@ func (t *task) ask(ctx context.Context, record *Record) (crashed, theirs bool) {
 }
 
 // begin checks everything that ends a job before it starts; true: it may.
-func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, now time.Time) (bool, error) {
+func (t *task) begin(ctx context.Context, from *Record, now time.Time) (bool, error) {
 	if err := t.finishedBefore(ctx, from); err != nil {
 		return false, err
 	}
 	if from != nil && from.CancelRequested {
 		return false, t.finish(ctx, t.named(from), StateCancelled)
 	}
-	if invalid != nil {
-		return false, t.giveUp(ctx, from, invalid, ReasonInvalidJob)
+	if t.invalid != nil {
+		return false, t.giveUp(ctx, from, t.invalid, ReasonInvalidJob)
 	}
 	draft := t.draft(from)
 	if e, reason := t.hopeless(from, draft, now); e != nil {
@@ -297,7 +300,7 @@ func (t *task) begin(ctx context.Context, from *Record, invalid *errors.Error, n
 	if past(t.notAfter(), now) {
 		return false, t.finish(ctx, t.named(from), StateExpired)
 	}
-	if pass := t.w.circuits.Glance(draft.AppID, draft.Region); !pass.Go {
+	if pass := t.w.circuits.Glance(draft.AppID, draft.Region, t.id.ID); !pass.Go {
 		return false, t.hold(ctx, from, pass)
 	}
 	return true, nil

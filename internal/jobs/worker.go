@@ -293,28 +293,23 @@ func (w *Worker) setHealth(queue string, err error) {
 	}
 }
 
-// identify says which job a message is. A stream that was deleted and made again
-// begins anew with its sequences, and nothing tells a worker of it. So for an id
-// that is made from both it is asked when it was made, each time: an id of the
-// stream before would be another job's, with an outcome perhaps.
-func (w *Worker) identify(ctx context.Context, msg jetstream.Msg) (Identity, error) {
-	id := identify(msg)
-	if id.ID != "" {
-		return id, nil
-	}
+// nameByStream gives the message with this sequence its job id. A stream that was
+// deleted and made again begins anew with its sequences, and nothing tells a
+// worker of it. So it is asked when it was made, each time: an id of the stream
+// before would be another job's, with an outcome perhaps.
+func (w *Worker) nameByStream(ctx context.Context, seq uint64) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.o.SettleTimeout)
 	defer cancel()
 	for {
 		info, err := w.streamInfo(ctx)
 		if err == nil {
-			id.ID = streamJobID(StreamInfo{Created: info.Created}, id.StreamSeq)
-			return id, nil
+			return streamJobID(info.Created, seq), nil
 		}
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			return id, err
+			return "", err
 		}
 		if err := pause(ctx, storePause, err); err != nil {
-			return id, fmt.Errorf("could not look when the jobs stream was made, which names a job without an id: %w", err)
+			return "", fmt.Errorf("could not look when the jobs stream was made, which names a job without an id: %w", err)
 		}
 	}
 }
@@ -338,7 +333,8 @@ func (w *Worker) keeps(ctx context.Context, seq uint64, jobID string) (bool, err
 		return false, fmt.Errorf("message %d of the jobs stream: %w", seq, err)
 	}
 	// In a stream that was made anew it is some other job's.
-	id := jobIDOf(msg.Header, msg.Data)
+	body, _ := Decode(msg.Header, msg.Data) // an invalid one has no id of its own
+	id := jobIDOf(msg.Header, body)
 	return id == "" || id == jobID, nil
 }
 
