@@ -186,6 +186,9 @@ func (t *task) step(look bool) (from *Record, starts bool, err error) {
 		}
 		from = prior(record, t.id, crashed, now)
 	default:
+		if err := t.finishRunBefore(ctx, record); err != nil {
+			return nil, false, err
+		}
 		from = prior(record, t.id, false, now)
 	}
 	starts, err = t.begin(ctx, from, now)
@@ -331,6 +334,22 @@ func (t *task) hopeless(from, draft *Record, now time.Time) (*errors.Error, stri
 func (t *task) finishedBefore(ctx context.Context, from *Record) error {
 	if from != nil && (from.waits() || from.State == StateReleased && from.Session > 0) {
 		return t.ensureFollowed(ctx)
+	}
+	return nil
+}
+
+// finishRunBefore tells the outcome of the run before, in case its worker died
+// between the dead letter and the event: once a later run has begun nobody else
+// does. What the stream of events may have forgotten is not told again.
+func (t *task) finishRunBefore(ctx context.Context, r *Record) error {
+	if r == nil || r.Run >= t.id.Run || r.State != StateDeadLettered || r.LastError == nil {
+		return nil
+	}
+	if age := t.w.o.Events.CachedInfo().Config.MaxAge; age != 0 && t.w.o.Now().Sub(r.UpdatedAt) > age/2 {
+		return nil
+	}
+	if ev := t.lastEvent(r); !t.w.isLastEvent(ctx, ev) {
+		return t.w.publisher.Publish(ctx, ev)
 	}
 	return nil
 }
