@@ -228,9 +228,32 @@ func (v *validator) retries() {
 	v.duration("circuit.max_hold", c.MaxHold, time.Second, 365*day)
 	v.atLeast("circuit.max_cooldown", c.MaxCooldown, "circuit.cooldown", c.Cooldown)
 	v.atLeast("circuit.max_hold", c.MaxHold, "circuit.max_cooldown", c.MaxCooldown)
+	v.outlives("circuit.max_hold", c.MaxHold)
+	v.outlives("retry.max", r.Max)
 
 	v.between("alerts.threshold", a.Threshold, 1, 100_000)
 	v.duration("alerts.window", a.Window, time.Second, day)
+}
+
+// recordMargin is how much longer a job's record is kept than a job waits.
+const recordMargin = time.Hour
+
+// outlives refuses waits that a job's record does not outlive: who takes the job
+// then would take it for a new one. A nats.state_ttl out of its own bounds has
+// been reported.
+func (v *validator) outlives(key string, wait time.Duration) {
+	ttl := v.c.NATS.StateTTL
+	if ttl < recordMargin || ttl >= wait+recordMargin {
+		return
+	}
+	const ttlKey = "nats.state_ttl"
+	if v.c.Source(ttlKey) == "" {
+		v.fail(key, "is %s, so that a job's record would not outlive its wait: set %s (%s) to at least %s, or lower this",
+			formatDuration(wait), ttlKey, formatDuration(ttl), formatDuration(wait+recordMargin))
+		return
+	}
+	v.fail(ttlKey, "is %s, so that a job's record would not outlive a wait of %s (%s): set it to at least %s, or lower that",
+		formatDuration(ttl), key, formatDuration(wait), formatDuration(wait+recordMargin))
 }
 
 // atLeast reports at whichever of the two keys somebody has set.

@@ -21,6 +21,15 @@ type CircuitConfig struct {
 	Cooldown    time.Duration // before the first probe; doubles with each that fails
 	MaxCooldown time.Duration
 	MaxHold     time.Duration // a job held longer in all is given up
+	Patience    time.Duration // for the bucket that keeps the circuits; 0: 10 s
+}
+
+// patience bounds one change of a circuit.
+func (c CircuitConfig) patience() time.Duration {
+	if c.Patience == 0 {
+		return outageBudget
+	}
+	return c.Patience
 }
 
 const (
@@ -280,7 +289,11 @@ func (c *Circuits) Renew(ctx context.Context) error {
 }
 
 // change applies f by compare-and-set until it holds, or f sees nothing to do.
+// It waits for an election, but not for a bucket that is gone: a job's own record
+// has to be written in the time that is left.
 func (c *Circuits) change(ctx context.Context, key, app, region string, f func(*Circuit, time.Time) bool) (Circuit, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.config.patience())
+	defer cancel()
 	for {
 		cc := Circuit{App: app, Region: region, State: circuitClosed}
 		revision, err := c.store.Get(ctx, key, &cc)

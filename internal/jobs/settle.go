@@ -235,9 +235,7 @@ func (t *task) failed(ctx context.Context, next *Record, e *errors.Error, pass P
 	decision := t.w.o.Table.Decide(e, next.progressed())
 	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
 	setback := Setback{Decision: decision, Record: next, Now: now, Deadline: t.notAfter()}
-	if err := t.consultCircuit(ctx, &setback, next, e, pass); err != nil {
-		return err
-	}
+	t.consultCircuit(ctx, &setback, next, e, pass)
 	plan := t.w.o.Retry.Plan(setback, t.w.o.Random)
 	at := now.Add(plan.Delay)
 	next.LastError = t.errorEvent(next, e, decision, plan, at)
@@ -268,7 +266,7 @@ func (t *task) failed(ctx context.Context, next *Record, e *errors.Error, pass P
 
 // consultCircuit tells the circuit of the failure and learns whether the job
 // has to wait for it.
-func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *errors.Error, pass Pass) error {
+func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *errors.Error, pass Pass) {
 	app, region := r.AppID, t.circuitRegion()
 	switch {
 	case e.Code == errors.CodeBillingRequired && s.Decision.OpensCircuit && t.w.fleet.lives(app):
@@ -276,14 +274,15 @@ func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *err
 		t.inconclusive(app, pass, true)
 		t.log().Warn().Str("app_id", app).
 			Msg("the backend refused a session while others of the app live: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
-		return nil
 	case s.Decision.OpensCircuit || s.Decision.AppWide:
 		wait, open, err := t.w.circuits.Failed(ctx, app, region, t.id.ID, s.Decision, pass.Probe)
+		if err != nil {
+			// The job has failed all the same, and that has to count.
+			t.log().Error().Err(err).Str("app_id", app).Msg("could not tell the circuit of a failure: going on as if it were closed")
+		}
 		s.Wait, s.CircuitOpen = wait, open
-		return err
 	default:
 		t.inconclusive(app, pass, true)
-		return nil
 	}
 }
 

@@ -164,6 +164,9 @@ func (t *task) step(look bool) (from *Record, starts bool, err error) {
 			return nil, false, err
 		}
 	}
+	if err := t.refresh(ctx, record); err != nil {
+		return nil, false, err
+	}
 	now := t.w.o.Now().UTC()
 	what, wait, err := t.decide(ctx, record, now)
 	if err != nil {
@@ -183,10 +186,28 @@ func (t *task) step(look bool) (from *Record, starts bool, err error) {
 		}
 		from = prior(record, t.id, crashed, now)
 	default:
+		if err := t.finishRunBefore(ctx, record); err != nil {
+			return nil, false, err
+		}
 		from = prior(record, t.id, false, now)
 	}
 	starts, err = t.begin(ctx, from, now)
 	return from, starts, err
+}
+
+// refresh writes a waiting job's record again before its bucket forgets it: a
+// hold that lasts changes nothing in it, nor does a wait for a slot.
+func (t *task) refresh(ctx context.Context, record *Record) error {
+	switch {
+	case record == nil || record.State.Final() || record.State == StateRunning: // who runs it does
+		return nil
+	case t.w.refresh == 0 || t.w.o.Now().Sub(record.UpdatedAt) < t.w.refresh:
+		return nil
+	case record.StreamSeq != t.id.StreamSeq:
+		return nil
+	default:
+		return t.put(ctx, record.clone())
+	}
 }
 
 // decide looks further where the record is another message's that has no
@@ -313,6 +334,22 @@ func (t *task) hopeless(from, draft *Record, now time.Time) (*errors.Error, stri
 func (t *task) finishedBefore(ctx context.Context, from *Record) error {
 	if from != nil && (from.waits() || from.State == StateReleased && from.Session > 0) {
 		return t.ensureFollowed(ctx)
+	}
+	return nil
+}
+
+// finishRunBefore tells the outcome of the run before, in case its worker died
+// between the dead letter and the event: once a later run has begun nobody else
+// does. What the stream of events may have forgotten is not told again.
+func (t *task) finishRunBefore(ctx context.Context, r *Record) error {
+	if r == nil || r.Run >= t.id.Run || r.State != StateDeadLettered || r.LastError == nil {
+		return nil
+	}
+	if age := t.w.o.Events.CachedInfo().Config.MaxAge; age != 0 && t.w.o.Now().Sub(r.UpdatedAt) > age/2 {
+		return nil
+	}
+	if ev := t.lastEvent(r); !t.w.isLastEvent(ctx, ev) {
+		return t.w.publisher.Publish(ctx, ev)
 	}
 	return nil
 }

@@ -3,7 +3,9 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"math"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"avatarworker/internal/errors"
@@ -107,11 +109,12 @@ type progress struct {
 	t      *task
 	ctx    context.Context
 	pass   Pass
-	worked bool        // the first frame came
-	closed func()      // the session counts no more as one that lives
-	opened time.Time   // when the backend confirmed the session
-	saver  *time.Timer // writes the connection id down
-	saved  chan struct{}
+	worked bool      // the first frame came
+	closed func()    // the session counts no more as one that lives
+	opened time.Time // when the backend confirmed the session
+
+	saving sync.Mutex  // held while the record is written down, and guards what follows
+	saver  *time.Timer // writes it again and again; nil: not yet, or not any more
 }
 
 var _ Progress = (*progress)(nil)
@@ -133,14 +136,29 @@ func (p *progress) Connected(connectionID, region string) {
 	p.closed = t.w.fleet.connected(app)
 	p.opened = time.Now()
 	t.w.o.Observer.SessionOpened(app)
-	p.saved = make(chan struct{})
-	p.saver = time.AfterFunc(saveAfter, p.save)
+	p.saving.Lock()
+	p.saver = time.AfterFunc(min(saveAfter, p.again()), p.save)
+	p.saving.Unlock()
 	failpoint.Here("connected")
+}
+
+// again is the time until the record is written the next time: a session may
+// live longer than the bucket remembers.
+func (p *progress) again() time.Duration {
+	if p.t.w.refresh == 0 {
+		return math.MaxInt64
+	}
+	return p.t.w.refresh
 }
 
 // save writes the record as it stands.
 func (p *progress) save() {
-	defer close(p.saved)
+	p.saving.Lock()
+	defer p.saving.Unlock()
+	if p.saver == nil {
+		return
+	}
+	defer p.saver.Reset(p.again())
 	t := p.t
 	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
 	defer cancel()
@@ -226,15 +244,23 @@ func (t *task) outcomeFollows() bool {
 
 // end is called when the session is closed.
 func (p *progress) end() {
-	if p.saver != nil && !p.saver.Stop() {
-		<-p.saved
-	}
+	p.stopSaving()
 	if p.closed != nil {
 		p.closed()
 		r := p.t.current()
 		p.t.w.o.Observer.SessionClosed(r.AppID, time.Since(p.opened))
 	}
 	p.t.control.OnInterrupt(nil)
+}
+
+// stopSaving returns when nothing is being written any more.
+func (p *progress) stopSaving() {
+	p.saving.Lock()
+	defer p.saving.Unlock()
+	if p.saver != nil {
+		p.saver.Stop()
+		p.saver = nil
+	}
 }
 
 // circuitRegion names the circuit by what was asked for, not by the region that

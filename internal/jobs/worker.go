@@ -73,9 +73,12 @@ type Options struct {
 
 // Worker pulls jobs, runs each as one session and settles it.
 type Worker struct {
-	o         Options
-	log       zerolog.Logger
-	store     *Store
+	o     Options
+	log   zerolog.Logger
+	store *Store
+	// refresh is the age at which a record without an outcome is written again,
+	// before its bucket forgets it; 0: it never does.
+	refresh   time.Duration
 	publisher *Publisher
 	leases    *Leases
 	circuits  *Circuits
@@ -136,6 +139,11 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if w.store, err = NewStore(o.NC, o.State, storeTimeout); err != nil {
 		return nil, err
 	}
+	status, err := o.State.Status(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", o.State.Bucket(), err)
+	}
+	w.refresh = status.TTL() / 2
 	shared, err := NewStore(o.NC, o.Fleet, storeTimeout)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,94 @@
+package jobs_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+// forgetful makes the bucket of records anew, one that forgets soon.
+func (h *house) forgetful(ttl time.Duration) {
+	h.t.Helper()
+	if err := h.js.DeleteKeyValue(h.t.Context(), h.names.StateBucket()); err != nil {
+		h.t.Fatal(err)
+	}
+	h.settings.StateTTL = ttl
+	h.ensure()
+}
+
+const (
+	forgets    = 2 * time.Second
+	longEnough = 3 * forgets
+)
+
+func TestRecordOfAJobThatIsHeldForLongIsKept(t *testing.T) {
+	h := newHouse(t)
+	h.forgetful(forgets)
+	b := &account{code: errors.CodeCreditsExhausted}
+	h.start(b.runner(), func(o *options) { o.Circuit.MaxCooldown = o.Circuit.Cooldown })
+	h.submit("default", job("probe"))
+	h.state("probe", jobs.StateHeld)
+	h.submit("default", job("held"))
+	first := h.state("held", jobs.StateHeld)
+	time.Sleep(longEnough) // what the bucket forgets by its own clock
+	r := h.record("held")
+	if r == nil || !r.CreatedAt.Equal(first.CreatedAt) || r.State != jobs.StateHeld {
+		t.Fatalf("%+v after %s, want the record made at %s", r, longEnough, first.CreatedAt)
+	}
+	if n := h.count("held", "held"); n != r.Holds {
+		t.Errorf("%d events of %d holds", n, r.Holds)
+	}
+	b.set("")
+	h.outcome("held", jobs.StateCompleted)
+	h.outcome("probe", jobs.StateCompleted)
+	h.settled()
+}
+
+func (h *house) count(id, kind string) (n int) {
+	h.t.Helper()
+	for _, got := range h.types(id) {
+		if got == kind {
+			n++
+		}
+	}
+	return n
+}
+
+func TestRecordOfALongSessionIsKept(t *testing.T) {
+	h := newHouse(t)
+	h.forgetful(forgets)
+	leave := make(chan struct{})
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		<-leave
+		return speak(ctx, a, 1)
+	}))
+	h.submit("default", job("j1"))
+	h.state("j1", jobs.StateRunning)
+	time.Sleep(longEnough)
+	if r := h.record("j1"); r == nil || r.State != jobs.StateRunning {
+		t.Errorf("%+v after %s", r, longEnough)
+	}
+	close(leave)
+	h.outcome("j1", jobs.StateCompleted)
+	h.settled()
+}
+
+func TestFailuresCountThoughTheCircuitsAreGone(t *testing.T) {
+	h := newHouse(t)
+	h.start(does(func(context.Context, *jobs.Attempt) error {
+		return failure(errors.CodeConnectionFailed, errors.PhaseHandshake)
+	}), func(o *options) { o.Circuit.Patience = 200 * time.Millisecond })
+	if err := h.js.DeleteKeyValue(t.Context(), h.names.FleetBucket()); err != nil {
+		t.Fatal(err)
+	}
+	h.submit("default", job("j1", `"max_attempts":2`))
+	if r := h.outcome("j1", jobs.StateDeadLettered); r.Attempt != 2 || r.Reason != jobs.ReasonAttemptsExhausted {
+		t.Errorf("attempt %d, reason %s", r.Attempt, r.Reason)
+	}
+	h.settled()
+	h.wantTypes("j1", "started", "error", "retrying", "started", "error", "dead_lettered")
+}

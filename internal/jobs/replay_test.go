@@ -1,0 +1,39 @@
+package jobs_test
+
+import (
+	"testing"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+func TestReplayTellsTheOutcomeThatItsRunBeforeCouldNotTell(t *testing.T) {
+	for name, c := range map[string]struct {
+		ago  time.Duration
+		want []string
+	}{
+		"died just now":                     {0, []string{"dead_lettered", "started", "completed"}},
+		"longer ago than events last, half": {84 * 2 * time.Hour, []string{"started", "completed"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			at := time.Now().Add(-c.ago).UTC()
+			h.put(&jobs.Record{
+				JobID: "j1", Run: 1, StreamSeq: 99, Session: 1, Attempt: 1, State: jobs.StateDeadLettered, Outcome: jobs.StateDeadLettered,
+				Reason: jobs.ReasonPermanent, UpdatedAt: at,
+				LastError: &jobs.ErrorEvent{JobID: "j1", Run: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Phase: errors.PhaseHandshake},
+			})
+			h.start(&script{})
+			h.submit("default", job("j1"), "Avatar-Run", "2")
+			h.until("j1", func(r *jobs.Record) bool { return r.Run == 2 && r.State == jobs.StateCompleted })
+			h.settled()
+			h.wantTypes("j1", c.want...)
+			for _, e := range h.told("avatar.events.dead_lettered.j1") {
+				if e.id != "j1.run1.s1.dead_lettered" || e.body["run"] != 1.0 {
+					t.Errorf("%s: %v", e.id, e.body)
+				}
+			}
+		})
+	}
+}
