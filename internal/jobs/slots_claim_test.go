@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -26,7 +27,7 @@ func TestOneTokenDeliveredTwiceIsHeldOnce(t *testing.T) {
 	}
 	asks := &asker{
 		nc: js.Conn(), subject: func(id string) string { return "workers." + id },
-		heard: func(string) bool { return false },
+		heard: func(context.Context, string) bool { return false },
 	}
 	s, err := newSlots(ctx, SlotsConfig{JS: js, Worker: "w", Window: time.Second}, store, asks, zerolog.Nop())
 	if err != nil {
