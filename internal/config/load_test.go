@@ -404,7 +404,7 @@ func TestEachKeyMayBeSetAlone(t *testing.T) {
 		"circuit.max_hold": "10s", "circuit.cooldown": "10m", "circuit.max_cooldown": "1s", "retry.max": "500ms",
 		"retry.initial": "2m", "lease.ack_wait": "1s", "nats.state_ttl": "2h", "log.level": "DEBUG",
 	} {
-		if _, err := Load(Source{Overrides: map[string]string{key: value}}); err != nil {
+		if _, _, err := Load(Source{Overrides: map[string]string{key: value}}); err != nil {
 			t.Errorf("%s=%s: %v", key, value, err)
 		}
 	}
