@@ -358,8 +358,14 @@ func TestJobThatRunsAloneTakesItsSlotFirst(t *testing.T) {
 	if id := receive(t, here.began, "session beside a job that waits for its slot"); id != "other" {
 		t.Fatal(id)
 	}
+	time.Sleep(1200 * time.Millisecond) //nolint:forbidigo // the request that was under way when it came is over
+	h.submit("default", job("another", `"app_id":"app2"`))
+	if id := receive(t, here.began, "a later session beside it"); id != "another" {
+		t.Fatal(id)
+	}
 	close(elsewhere.ending("holder"))
 	close(here.ending("other"))
+	close(here.ending("another"))
 	if id := receive(t, here.began, "session of the job that runs alone"); id != "killer" {
 		t.Fatal(id)
 	}
