@@ -351,15 +351,28 @@ func TestJobThatRunsAloneTakesItsSlotFirst(t *testing.T) {
 	h.start(elsewhere, maxSessions(1), shortDrain, func(o *options) { o.Concurrency = 1 })
 	h.submit("default", job("holder"))
 	receive(t, elsewhere.began, "session that has the slot")
+	h.abandoned("killer", func(r *jobs.Record) { r.Crashes, r.State = 2, jobs.StateReleased })
+	msg, err := h.handles.Consumers["default"].Next(jetstream.FetchMaxWait(5 * time.Second)) // delivered before
+	if err == nil {
+		err = msg.Nak()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	w := h.start(here, maxSessions(1), shortDrain)
-	h.abandoned("killer", func(r *jobs.Record) { r.Crashes = 2 })
 	h.eventually("it waits", func() bool { return w.Running() == 1 })
 	h.submit("default", job("other", `"app_id":"app2"`))
 	if id := receive(t, here.began, "session beside a job that waits for its slot"); id != "other" {
 		t.Fatal(id)
 	}
+	time.Sleep(1200 * time.Millisecond) //nolint:forbidigo // the request that was under way when it came is over
+	h.submit("default", job("another", `"app_id":"app2"`))
+	if id := receive(t, here.began, "a later session beside it"); id != "another" {
+		t.Fatal(id)
+	}
 	close(elsewhere.ending("holder"))
 	close(here.ending("other"))
+	close(here.ending("another"))
 	if id := receive(t, here.began, "session of the job that runs alone"); id != "killer" {
 		t.Fatal(id)
 	}
@@ -385,7 +398,7 @@ func TestSlotIsNotKeptWhileAnotherJobRunsAlone(t *testing.T) {
 	receive(t, here.began, "session that goes on")
 	h.submit("default", job("limited"))
 	h.eventually("it waits for its slot", func() bool { return w.Running() == 2 })
-	h.abandoned("killer", func(r *jobs.Record) { r.Crashes, r.AppID = 2, "app2" }, `"app_id":"app2"`)
+	h.abandoned("killer", func(r *jobs.Record) { r.Crashes, r.State, r.AppID = 2, jobs.StateReleased, "app2" }, `"app_id":"app2"`)
 	h.eventually("one waits to be alone", func() bool { return w.Running() == 3 })
 	close(elsewhere.ending("holder"))
 	if id := receive(t, elsewhere.began, "session in the slot"); id != "limited" {
