@@ -163,7 +163,7 @@ func TestAnAddressThatIsTakenIsNamedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // nobody connected
+	defer l.Close()
 	errs := newLines()
 	code := run([]string{"run", "--admin-addr", l.Addr().String(), "--set", "app.id=a", "--set", "app.api_key=k"}, strings.NewReader(""), newLines(), errs)
 	if code != exitFailed || strings.Count(errs.String(), "admin.addr:") != 1 {

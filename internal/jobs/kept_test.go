@@ -33,7 +33,7 @@ func TestRecordOfAJobThatIsHeldForLongIsKept(t *testing.T) {
 	h.state("probe", jobs.StateHeld)
 	h.submit("default", job("held"))
 	first := h.state("held", jobs.StateHeld)
-	time.Sleep(longEnough) // what the bucket forgets by its own clock
+	time.Sleep(longEnough) //nolint:forbidigo // what the bucket forgets by its own clock
 	r := h.record("held")
 	if r == nil || !r.CreatedAt.Equal(first.CreatedAt) || r.State != jobs.StateHeld {
 		t.Fatalf("%+v after %s, want the record made at %s", r, longEnough, first.CreatedAt)
@@ -68,7 +68,7 @@ func TestRecordOfALongSessionIsKept(t *testing.T) {
 	}))
 	h.submit("default", job("j1"))
 	h.state("j1", jobs.StateRunning)
-	time.Sleep(longEnough)
+	time.Sleep(longEnough) //nolint:forbidigo // by the bucket's clock
 	if r := h.record("j1"); r == nil || r.State != jobs.StateRunning {
 		t.Errorf("%+v after %s", r, longEnough)
 	}

@@ -68,10 +68,10 @@ func (k *link) pipe(to, from net.Conn) {
 	for {
 		n, err := from.Read(buf)
 		k.stalled.RLock() // waits while it is stalled
-		k.stalled.RUnlock()
 		k.mu.Lock()
 		silent := k.silent
 		k.mu.Unlock()
+		k.stalled.RUnlock()
 		if n > 0 && !silent {
 			if _, err := to.Write(buf[:n]); err != nil {
 				return

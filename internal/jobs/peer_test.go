@@ -90,7 +90,7 @@ func TestWorkerThatStartsAfterACrashWaitsForNobodyWhoIsSilentForLong(t *testing.
 	lease := h.leaseOf(window)
 	h.abandoned("j1", func(r *jobs.Record) { r.WorkerID = "crashed" })
 	h.tell(jobs.Presence{WorkerID: "crashed", At: time.Now().Add(24 * time.Hour)})
-	time.Sleep(window * 2 / 3) // silent for so long: only the server's clock tells
+	time.Sleep(window * 2 / 3) //nolint:forbidigo // silent for so long: only the server's clock tells
 	runner, began := sessions()
 	since := time.Now()
 	h.start(runner, lease, noDrain)

@@ -217,11 +217,11 @@ func TestReadsGoToTheClientsOwnAPI(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() {
-			if err := sub.Unsubscribe(); err != nil {
+		t.Cleanup(func() {
+			if err := sub.Unsubscribe(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
 				t.Error(err)
 			}
-		}()
+		})
 	}
 	domain, err := jetstream.NewWithDomain(nc, "hub")
 	if err != nil {
