@@ -10,10 +10,11 @@ func newCheckConfigCommand(c *cli) *cobra.Command {
 		Use: "check-config", Short: "Load the configuration as run would, and print it whole",
 		Long: `Loads the configuration as 'worker run' would, from defaults, file, environment
 and flags, and prints every key, secrets hidden. Exit code 78 where it is
-wrong. One that only lacks what a deployment adds, the app and its key, is
-right, with a warning.`,
+wrong, and where the file of a secret can't be read. One that only lacks what a
+deployment adds, the app and its key, is right, with a warning.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			c.secrets = true
 			cfg, err := c.config()
 			if err != nil {
 				return err

@@ -36,6 +36,8 @@ type cli struct {
 
 	configFile string            // -c; "": defaultConfigFile where there is one
 	overrides  map[string]string // flags that set a key of the configuration
+	flags      map[string]string // by key: the flag that set it, unless that was --set
+	secrets    bool              // the configuration's secrets are looked at too
 	started    bool              // the command line was understood
 	loaded     *config.Config
 }
@@ -43,18 +45,18 @@ type cli struct {
 func newCLI(stdin io.Reader, stdout, stderr io.Writer, environ []string) *cli {
 	return &cli{
 		stdin: stdin, stdout: stdout, stderr: stderr, environ: environ,
-		now: time.Now, overrides: make(map[string]string),
+		now: time.Now, overrides: make(map[string]string), flags: make(map[string]string),
 	}
 }
 
 // keyFlag gives a command a flag that sets a key of the configuration.
 func (c *cli) keyFlag(cmd *cobra.Command, flag, key, usage string) {
-	cmd.Flags().Func(flag, usage+" ("+key+")", c.override(key))
+	cmd.Flags().Func(flag, usage+" ("+key+")", c.override(flag, key))
 }
 
-func (c *cli) override(key string) func(string) error {
+func (c *cli) override(flag, key string) func(string) error {
 	return func(value string) error {
-		c.overrides[key] = value
+		c.overrides[key], c.flags[key] = value, flag
 		return nil
 	}
 }
@@ -65,7 +67,28 @@ func (c *cli) set(pair string) error {
 	if !ok || key == "" {
 		return fmt.Errorf("want key=value, as in retry.max_attempts=3")
 	}
-	return c.override(key)(value)
+	c.overrides[key] = value
+	delete(c.flags, key)
+	return nil
+}
+
+// wrongFlags is a usage error where nothing but flags of their own is wrong
+// with the configuration; nil: something else is.
+func (c *cli) wrongFlags(err error) error {
+	var wrong *config.Error
+	if !errors.As(err, &wrong) {
+		return nil
+	}
+	var texts []string
+	for _, p := range wrong.Problems {
+		key, _, _ := strings.Cut(p.Key, "[")
+		flag, ok := c.flags[key]
+		if !ok || p.Source != "flag" {
+			return nil
+		}
+		texts = append(texts, fmt.Sprintf("--%s: %s %s", flag, p.Key, p.Message))
+	}
+	return usagef("%s", strings.Join(texts, "\n"))
 }
 
 // config loads the configuration once. Its warnings are logged then. The error
@@ -74,11 +97,14 @@ func (c *cli) config() (*config.Config, error) {
 	if c.loaded != nil {
 		return c.loaded, nil
 	}
-	src := config.Source{File: defaultConfigFile, Environ: c.environ, Overrides: c.overrides}
+	src := config.Source{File: defaultConfigFile, Environ: c.environ, Overrides: c.overrides, Secrets: c.secrets}
 	if c.configFile != "" {
 		src.File, src.FileNamed = c.configFile, true
 	}
 	cfg, warnings, err := config.Load(src)
+	if wrong := c.wrongFlags(err); wrong != nil {
+		return nil, wrong
+	}
 	if err != nil {
 		return nil, &configError{err}
 	}

@@ -260,7 +260,10 @@ func (s *show) summary(ok bool) demoSummary {
 			ID: j.id, Expected: j.expected, Outcome: j.got.Outcome, Attempts: j.got.Attempt,
 			Frames: j.frames, Bytes: j.bytes, DeadLetter: j.letter,
 		}
-		if j.got.LastError != nil {
+		switch {
+		case j.got.Outcome == jobs.StateExpired: // as its event says
+			r.Code, r.Class = errors.CodeDeadlineExceeded, errors.ClassJob
+		case j.got.LastError != nil:
 			r.Code, r.Class = j.got.LastError.Code, j.got.LastError.Class
 		}
 		out.Jobs = append(out.Jobs, r)

@@ -24,6 +24,9 @@ func TestDemoShowsJobsThatEndEachWay(t *testing.T) {
 		if (j.DeadLetter != "") != (j.Outcome == "dead_lettered") {
 			t.Errorf("%s: %s, and its dead letter is %q", j.ID, j.Outcome, j.DeadLetter)
 		}
+		if j.Outcome == "expired" && (j.Code != "deadlineExceeded" || j.Class != "job") {
+			t.Errorf("%s expired with %s (%s)", j.ID, j.Code, j.Class)
+		}
 		ways[string(j.Outcome)] = true
 	}
 	if !summary.OK || !ways["completed"] || !ways["dead_lettered"] || !ways["expired"] {

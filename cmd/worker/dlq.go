@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"strconv"
 	"time"
 
@@ -33,7 +32,7 @@ func newDLQCommand(c *cli) *cobra.Command {
 	return cmd
 }
 
-func (lf *letterFlags) register(cmd *cobra.Command) {
+func (lf *letterFlags) register(cmd *cobra.Command, limit int) {
 	f := cmd.Flags()
 	f.StringSliceVar(&lf.codes, "code", nil, "with this error `CODE`; may be repeated, as the next three")
 	f.StringSliceVar(&lf.classes, "class", nil, "with this error `CLASS`")
@@ -42,7 +41,7 @@ func (lf *letterFlags) register(cmd *cobra.Command) {
 	f.StringVar(&lf.before, "before", "", "that failed before this `TIME` (RFC 3339, or a duration ago such as 2h)")
 	f.StringVar(&lf.after, "after", "", "that failed at this `TIME` or later")
 	f.BoolVar(&lf.newest, "newest", false, "newest first")
-	f.IntVar(&lf.limit, "limit", 0, "at most `N`")
+	f.IntVar(&lf.limit, "limit", limit, "at most `N` (0: no limit)")
 	jsonFlag(cmd, &lf.asJSON)
 }
 
@@ -60,7 +59,7 @@ func (lf *letterFlags) filter(now time.Time) (dlq.Filter, error) {
 		f.Classes = append(f.Classes, errors.Class(class))
 	}
 	if lf.limit < 0 {
-		return f, usagef("--limit %d: want 1 or more", lf.limit)
+		return f, usagef("--limit %d: want 0 (no limit) or more", lf.limit)
 	}
 	var err error
 	if f.Before, err = pastTime("--before", lf.before, now); err != nil {
@@ -128,8 +127,8 @@ func newDLQListCommand(c *cli) *cobra.Command {
 		Use: "ls", Aliases: []string{"list"}, Short: "List dead letters", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.listLetters(cmd, &lf) },
 	}
-	lf.register(cmd)
-	cmd.Flags().BoolVar(&lf.all, "all", false, fmt.Sprintf("all of them (default: %d)", defaultList))
+	lf.register(cmd, defaultList)
+	cmd.Flags().BoolVar(&lf.all, "all", false, "all of them, as --limit 0")
 	return cmd
 }
 
@@ -144,9 +143,9 @@ func (c *cli) listLetters(cmd *cobra.Command, lf *letterFlags) error {
 		return err
 	}
 	defer l.close()
-	limit := lf.limit
-	if limit == 0 && !lf.all {
-		limit = defaultList
+	limit, chosen := lf.limit, cmd.Flags().Changed("limit")
+	if lf.all && !chosen {
+		limit = 0
 	}
 	ask := limit
 	if limit > 0 {
@@ -169,7 +168,7 @@ func (c *cli) listLetters(cmd *cobra.Command, lf *letterFlags) error {
 	if err := errors.Join(err, end()); err != nil {
 		return err
 	}
-	if more && lf.limit == 0 {
+	if more && !chosen {
 		c.note("there are more: --limit N or --all shows them, --code, --class, --app, --job narrow them down")
 	}
 	if given == 0 && !lf.asJSON {

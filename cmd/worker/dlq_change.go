@@ -73,7 +73,7 @@ or --all.`,
 }
 
 func (lf *letterFlags) registerChange(cmd *cobra.Command) {
-	lf.register(cmd)
+	lf.register(cmd, 0)
 	cmd.Flags().BoolVar(&lf.all, "all", false, "every dead letter")
 	cmd.Flags().BoolVar(&lf.dryRun, "dry-run", false, "say what would be done, change nothing")
 }

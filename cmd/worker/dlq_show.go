@@ -35,7 +35,7 @@ choose. Egress tokens and the queries of URLs are hidden; --raw writes the job's
 own bytes to stdout as they are.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return c.showLetter(cmd, args, &lf, raw) },
 	}
-	lf.register(cmd)
+	lf.register(cmd, 0)
 	cmd.Flags().BoolVar(&raw, "raw", false, "write the job's own bytes, tokens included, and nothing else")
 	return cmd
 }

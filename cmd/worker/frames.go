@@ -39,6 +39,9 @@ type span struct{ at, length int64 }
 
 // newFrameFile collects the frames of a run. Nothing is at path before save.
 func newFrameFile(path string, run int) (*frameFile, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("--out: %s is there, and no file: name one that may be written", path)
+	}
 	spool, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.part")
 	if err != nil {
 		return nil, fmt.Errorf("--out: %w", err)

@@ -226,7 +226,19 @@ func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
 		{2, "--speed", []string{"simulator", "--speed", "-1"}},
 		{78, "can't be read", []string{"-c", "no-such-file.yaml", "errors"}},
 		{78, "retry.max_attempts", []string{"--set", "retry.max_attempts=many", "errors"}},
-		{78, "nats.prefix", []string{"--prefix", "a.b", "status"}},
+		{78, "nats.prefix", []string{"--set", "nats.prefix=a.b", "status"}},
+		{78, "retry.max_attempts", []string{"--set", "retry.max_attempts=many", "--prefix", "a.b", "errors"}},
+		{78, "worker.concurrency", []string{"run", "--concurrency", "4", "--set", "worker.concurrency=abc"}},
+		{2, "--prefix: nats.prefix", []string{"--prefix", "a.b", "status"}},
+		{2, "--concurrency: worker.concurrency", []string{"run", "--concurrency", "abc"}},
+		{2, "--concurrency: worker.concurrency", []string{"run", "--concurrency", "0"}},
+		{2, "--queues: worker.queues", []string{"run", "--queues", "default,default"}},
+		{2, "--admin-addr: admin.addr", []string{"run", "--admin-addr", "nowhere"}},
+		{2, "--log-level: log.level", []string{"--log-level", "loud", "errors"}},
+		{2, "--limit -1", []string{"dlq", "ls", "--limit", "-1"}},
+		{2, "--limit -1", []string{"dlq", "rm", "--all", "--limit", "-1"}},
+		{2, "--limit -1", []string{"dlq", "replay", "--all", "--limit", "-1"}},
+		{2, "Give SEQs", []string{"dlq", "rm", "--limit", "0"}},
 		{1, "connecting to NATS", []string{"--nats-url", "nats://127.0.0.1:1", "status"}},
 		{1, "no such file", []string{"errors", "classify", "no-such-file"}},
 		{1, "not a valid job", []string{"submit", "--avatar", "a", "--audio-url", "ftp://h/a.wav"}},
@@ -258,6 +270,33 @@ func TestCheckConfigPrintsTheWholeAndHidesSecrets(t *testing.T) {
 	}
 	t.Setenv("SPATIUS_API_KEY", "")
 	expect(t, 0, []string{"app.id", "max_attempts: 5"}, "check-config")
+}
+
+func TestCheckConfigRefusesSecretsThatRunWouldAllAtOnce(t *testing.T) {
+	empty := writeFile(t, "empty", []byte(" \n"))
+	file := writeFile(t, "config.yaml", []byte(`app:
+  api_key_file: `+empty+`
+apps:
+  other:
+    api_key_file: /no/such/file
+nats:
+  user: me
+  password_file: /no/such/password
+retry:
+  max_attempts: 0
+`))
+	want := []string{
+		"5 problems", file + ":2: app.id: is not set, though app.api_key is", file + ":2: app.api_key_file: " + empty + " is empty",
+		file + ":5: apps.other.api_key_file: /no/such/file can't be read", file + ":8: nats.password_file: ", file + ":10: retry.max_attempts",
+	}
+	for _, command := range []string{"check-config", "run"} {
+		expect(t, 78, want, command, "-c", file)
+	}
+	for _, missing := range [][]string{nil, {"--set", "app.id=mine"}} {
+		expect(t, 0, []string{"right so far", "app."}, append([]string{"check-config"}, missing...)...)
+	}
+	expect(t, 78, []string{"app.id: is not set, though app.api_key is"}, "check-config", "--set", "app.api_key=k")
+	expect(t, 78, []string{"app.api_key: holds only spaces"}, "check-config", "--set", "app.id=mine", "--set", "app.api_key=  ")
 }
 
 func TestUnknownVariableIsWarnedAboutOnce(t *testing.T) {

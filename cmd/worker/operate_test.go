@@ -131,6 +131,7 @@ func TestDeadLettersAreListedByFilter(t *testing.T) {
 	}{
 		{"a1 a2 s1", nil},
 		{"s1 a2", []string{"--newest", "--limit", "2"}},
+		{"a1 a2 s1", []string{"--limit", "0"}},
 		{"a1 a2", []string{"--code", "avatarNotFound"}},
 		{"s1", []string{"--class", "server"}},
 		{"a1", []string{"--before", "1h"}},
@@ -150,6 +151,45 @@ func TestDeadLettersAreListedByFilter(t *testing.T) {
 	stdout := expect(t, 0, []string{"SEQ", "avatarNotFound", "refused at"}, b.args("dlq", "ls")...)
 	if strings.Contains(stdout, "hush") {
 		t.Errorf("a URL's query is shown:\n%s", stdout)
+	}
+}
+
+func TestALimitOfNoneIsNoneForEveryCommandOfDeadLetters(t *testing.T) {
+	b := newBench(t)
+	const letters = defaultList + 1
+	for i := range letters {
+		b.letter(fmt.Sprint("j", i), errors.CodeAvatarNotFound, `{}`, time.Now())
+	}
+	for _, tc := range []struct {
+		want int
+		args []string
+	}{
+		{letters, []string{"ls", "--limit", "0"}},
+		{letters, []string{"ls", "--all"}},
+		{defaultList, []string{"ls"}},
+		{letters, []string{"rm", "--dry-run", "--all", "--limit", "0"}},
+		{letters, []string{"replay", "--dry-run", "--code", "avatarNotFound", "--limit", "0"}},
+		{2, []string{"replay", "--dry-run", "--limit", "2"}},
+	} {
+		stdout := expect(t, 0, nil, b.args(append(append([]string{"dlq"}, tc.args...), "--json")...)...)
+		if list := decode[[]json.RawMessage](t, stdout); len(list) != tc.want {
+			t.Errorf("%v: %d letters, want %d", tc.args, len(list), tc.want)
+		}
+	}
+	expect(t, 0, []string{"there are more"}, b.args("dlq", "ls")...)
+}
+
+func TestAHoldThatLastsHasItsNextAttemptAhead(t *testing.T) {
+	b := newBench(t)
+	past := time.Now().Add(-time.Hour).UTC()
+	b.record(jobs.Record{JobID: "h1", Run: 1, State: jobs.StateHeld, Queue: "default", NextAttemptAt: &past})
+	stdout := expect(t, 0, []string{"asked for again within a minute"}, b.args("status", "h1")...)
+	if strings.Contains(stdout, past.Format(time.RFC3339)) {
+		t.Errorf("the next attempt has passed:\n%s", stdout)
+	}
+	j := decode[status.Job](t, expect(t, 0, nil, b.args("status", "h1", "--json")...))
+	if j.Record == nil || j.Record.NextAttemptAt == nil || !j.Record.NextAttemptAt.Equal(past) {
+		t.Errorf("the record is not as it is: %+v", j.Record)
 	}
 }
 

@@ -30,7 +30,7 @@ func newRootCommand(c *cli) *cobra.Command {
 		{"log-level", "log.level", "`LEVEL`: trace, debug, info, warn, error"},
 		{"log-format", "log.format", "`FORMAT`: auto, json, console"},
 	} {
-		flags.Func(f.flag, f.usage+" ("+f.key+")", c.override(f.key))
+		flags.Func(f.flag, f.usage+" ("+f.key+")", c.override(f.flag, f.key))
 	}
 	root.AddCommand(commands(c)...)
 	root.SetHelpCommand(newHelpCommand(root))

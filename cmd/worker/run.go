@@ -40,6 +40,7 @@ func newRunCommand(c *cli) *cobra.Command {
 }
 
 func (c *cli) runWorker(ctx context.Context, embedded bool) error {
+	c.secrets = true
 	cfg, err := c.config()
 	if err != nil {
 		return err
@@ -78,6 +79,12 @@ func startEmbedded(cfg *config.Config, log zerolog.Logger) (*natsserver.Server, 
 	if err != nil {
 		return nil, &configError{err}
 	}
+	if cfg.NATS.NKey != "" {
+		return nil, &configError{errors.New("nats.nkey: --embedded knows no nkeys: set nats.user and nats.password, or nats.token, instead")}
+	}
+	if tls := cfg.NATS.TLS; tls.Cert+tls.Key+tls.CA != "" {
+		return nil, &configError{errors.New("nats.tls: --embedded listens without TLS: leave out nats.tls.cert, nats.tls.key and nats.tls.ca, or run NATS as a server of its own")}
+	}
 	password, token, err := cfg.NATS.Login()
 	if err != nil {
 		return nil, &configError{err}
@@ -99,6 +106,9 @@ func listenAt(text string) (host string, port int, err error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Hostname() == "" {
 		return "", 0, errors.New("nats.url: --embedded needs an address to listen at, such as nats://127.0.0.1:4222")
+	}
+	if u.Scheme != "nats" {
+		return "", 0, fmt.Errorf("nats.url: --embedded listens without TLS and WebSocket, so that %s:// can't be served: write nats://host:port, or run NATS as a server of its own", u.Scheme)
 	}
 	if u.User != nil {
 		return "", 0, errors.New("nats.url: with --embedded set nats.user and nats.password, or nats.token, instead of writing them into the URL")

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -119,10 +121,53 @@ func TestEmbeddedAddressIsTakenFromTheURL(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q", url, got, err, want)
 		}
 	}
-	for _, url := range []string{"nats://a:1,nats://b:2", "nats://u:p@127.0.0.1:4222", "nats://:x", ""} {
+	for _, url := range []string{"tls://127.0.0.1:4222", "wss://127.0.0.1:4222", "ws://h:1", "nats://a:1,nats://b:2", "nats://u:p@127.0.0.1:4222", "nats://:x", ""} {
 		if _, _, err := listenAt(url); err == nil || !strings.HasPrefix(err.Error(), "nats.url") {
 			t.Errorf("%q: %v; want an error that names nats.url", url, err)
 		}
+	}
+}
+
+func TestAnEmptyLiveSessionHasAnEmptyRecording(t *testing.T) {
+	url, stop := embedded(t, t.TempDir())
+	for _, output := range []string{"frames", "object"} {
+		file := filepath.Join(t.TempDir(), "out.rec")
+		out, errs := newLines(), newLines()
+		code := run([]string{"submit", "--nats-url", url, "--avatar", "ok", "--live", "-", "--sample-rate", "16000", "--output", output, "--out", file}, strings.NewReader(""), out, errs)
+		data, err := os.ReadFile(file)
+		if code != exitDone || err != nil || len(data) != 0 {
+			t.Errorf("%s: exit %d, %d bytes, %v\n%s", output, code, len(data), err, errs)
+		}
+	}
+	if code := stop(); code != exitDone {
+		t.Errorf("run ended with %d", code)
+	}
+}
+
+func TestEmbeddedRefusesWhatItCanNotServe(t *testing.T) {
+	for text, args := range map[string][]string{
+		"tls:// can't be served": {"--nats-url", "tls://127.0.0.1:4222"},
+		"nats.tls.ca":            {"--set", "nats.tls.ca=ca.pem"},
+		"nats.nkey":              {"--set", "nats.nkey=user.nk"},
+	} {
+		errs := newLines()
+		code := run(append([]string{"run", "--embedded", "--admin-addr", "off", "--set", "app.id=a", "--set", "app.api_key=k"}, args...), strings.NewReader(""), newLines(), errs)
+		if code != exitConfig || !strings.Contains(errs.String(), text) {
+			t.Errorf("%v: exit %d: %s", args, code, errs)
+		}
+	}
+}
+
+func TestAnAddressThatIsTakenIsNamedOnce(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // nobody connected
+	errs := newLines()
+	code := run([]string{"run", "--admin-addr", l.Addr().String(), "--set", "app.id=a", "--set", "app.api_key=k"}, strings.NewReader(""), newLines(), errs)
+	if code != exitFailed || strings.Count(errs.String(), "admin.addr:") != 1 {
+		t.Errorf("exit %d: %s", code, errs)
 	}
 }
 

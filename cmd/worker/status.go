@@ -218,9 +218,7 @@ func (c *cli) printRecord(r *jobs.Record) error {
 	row("recording", r.Recording)
 	row("published", when(c.now(), r.PublishedAt))
 	row("changed", when(c.now(), r.UpdatedAt))
-	if r.NextAttemptAt != nil && !r.State.Final() {
-		row("next attempt", r.NextAttemptAt.UTC().Format(time.RFC3339))
-	}
+	row("next attempt", nextAttempt(c.now(), r))
 	if r.CancelRequested && !r.State.Final() {
 		row("cancel", "requested")
 	}
@@ -235,6 +233,18 @@ func (c *cli) printRecord(r *jobs.Record) error {
 		row("  what to do", x.Remedy)
 	}
 	return t.end()
+}
+
+// nextAttempt is when a job that waits is tried again. One whose hold lasts is
+// asked for again and again, and its record is not written anew for that.
+func nextAttempt(now time.Time, r *jobs.Record) string {
+	switch {
+	case r.NextAttemptAt == nil || r.State.Final():
+		return ""
+	case r.State == jobs.StateHeld && r.NextAttemptAt.Before(now):
+		return "still held: asked for again within a minute"
+	}
+	return r.NextAttemptAt.UTC().Format(time.RFC3339)
 }
 
 func tries(n, most int) string {

@@ -151,12 +151,19 @@ func (c *cli) submit(cmd *cobra.Command, s *submission) error {
 	if s.out != "" && job != nil && !savesFrames(job) {
 		return usagef("--out: with output %s there are no frames to save", job.OutputKind())
 	}
+	var file *frameFile
+	if s.out != "" { // before anything is published: it may be no place for a file
+		if file, err = newFrameFile(s.out, 1); err != nil {
+			return err
+		}
+		defer file.close()
+	}
 	l, err := c.connect(ctx, "submit")
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	return c.publishAndFollow(ctx, l, s, doc, live)
+	return c.publishAndFollow(ctx, l, s, doc, live, file)
 }
 
 func savesFrames(job *jobs.Job) bool {
@@ -164,7 +171,7 @@ func savesFrames(job *jobs.Job) bool {
 	return kind == jobs.OutputFrames || kind == jobs.OutputObject
 }
 
-func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc *document, live *liveSpeech) error {
+func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc *document, live *liveSpeech, file *frameFile) error {
 	if err := l.upload(ctx, doc.uploads); err != nil {
 		return err
 	}
@@ -191,7 +198,7 @@ func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc 
 	}
 	l.warnUnserved(ctx, c, s.queue)
 	if s.wait {
-		return c.waitFor(ctx, l, s, p, from, live)
+		return c.waitFor(ctx, l, s, p, from, live, file)
 	}
 	if err := live.publish(ctx, l, p.JobID); err != nil {
 		return err

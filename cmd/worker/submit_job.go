@@ -286,11 +286,21 @@ func (c *cli) checkSpeech(s *submission, file string) error {
 	}
 	opener := audio.New(audio.Options{MaxBytes: int64(cfg.Audio.MaxBytes), Convert: cfg.Audio.Convert})
 	defer opener.Close()
-	err = opener.Check(audio.Spec{Inline: data, HasInline: true, Format: s.format, SampleRate: s.sampleRate, Field: file})
+	err = opener.Check(audio.Spec{Inline: data, HasInline: true, Format: s.format, SampleRate: s.sampleRate, Field: speechField})
 	if err != nil {
-		return fmt.Errorf("a worker would refuse %s: %s; --no-check uploads it anyway", file, errors.Of(err).Message)
+		return fmt.Errorf("a worker would refuse %s: %s; --no-check uploads it anyway", file, inFlags(err))
 	}
 	return nil
+}
+
+// speechField is how the audio package names what it looks at, in errors that
+// inFlags puts into the words of the command line.
+const speechField = "audio"
+
+func inFlags(err error) string {
+	return strings.NewReplacer(
+		speechField+".inline: ", "", speechField+".sample_rate", "--sample-rate", speechField+".format", "--format",
+	).Replace(errors.Of(err).Message)
 }
 
 func (d *document) output(s *submission) error {

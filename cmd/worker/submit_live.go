@@ -100,11 +100,11 @@ func liveFile(ctx context.Context, s *submission) (*liveSpeech, error) {
 	}
 	opener := audio.New(audio.Options{MaxBytes: int64(len(data)) + 1})
 	speech, err := opener.Open(ctx, audio.Spec{
-		Inline: data, HasInline: true, Format: s.format, SampleRate: s.sampleRate, Field: s.live,
+		Inline: data, HasInline: true, Format: s.format, SampleRate: s.sampleRate, Field: speechField,
 	})
 	if err != nil {
 		opener.Close()
-		return nil, fmt.Errorf("--live: %s", errors.Of(err).Message)
+		return nil, fmt.Errorf("--live %s: %s", s.live, inFlags(err))
 	}
 	return &liveSpeech{speech: speech, opener: opener, realtime: s.pace == "realtime"}, nil
 }

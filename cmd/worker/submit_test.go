@@ -130,7 +130,11 @@ func TestWhatAWorkerWouldRefuseIsNotPublished(t *testing.T) {
 		args []string
 	}{
 		{"broken.wav", []string{"--avatar", "a", "--audio", broken}},
-		{"sample_rate", []string{"--avatar", "a", "--audio", junk}},
+		{junk + ": --sample-rate: raw PCM needs", []string{"--avatar", "a", "--audio", junk}},
+		{"--live " + junk + ": --sample-rate: raw PCM needs", []string{"--avatar", "a", "--live", junk}},
+		{"but --format says wav", []string{"--avatar", "a", "--audio", junk, "--format", "wav"}},
+		{"no such file", []string{"--avatar", "a", "--audio-url", "http://h/a", "--out", filepath.Join(t.TempDir(), "none", "out.rec")}},
+		{"and no file", []string{"--avatar", "a", "--audio-url", "http://h/a", "--out", t.TempDir()}},
 		{"avatar", []string{"--file", typo}},
 		{"is no job", []string{"--file", junk}},
 		{"output.livekit.url", []string{"--avatar", "a", "--audio-url", "http://h/a", "--output", "livekit", "--egress-room", "r"}},

@@ -45,6 +45,7 @@ type ended struct {
 	text       string // for people
 	recording  string
 	utterances []jobs.Utterance
+	spoken     int // utterances in all
 }
 
 // waiter follows one published job to its outcome.
@@ -60,21 +61,13 @@ type waiter struct {
 	fail  chan error
 }
 
-func (c *cli) waitFor(ctx context.Context, l *link, s *submission, p *published, from marks, live *liveSpeech) error {
+func (c *cli) waitFor(ctx context.Context, l *link, s *submission, p *published, from marks, live *liveSpeech, file *frameFile) error {
 	w := &waiter{
-		c: c, l: l, s: s, p: p, from: from, log: newProgress(c),
+		c: c, l: l, s: s, p: p, from: from, log: newProgress(c), file: file,
 		found: make(chan ended, 2), fail: make(chan error, 4),
 	}
 	if p.Duplicate {
 		w.from = marks{1, 1}
-	}
-	if s.out != "" {
-		file, err := newFrameFile(s.out, 1)
-		if err != nil {
-			return err
-		}
-		defer file.close()
-		w.file = file
 	}
 	end, err := w.run(ctx, live)
 	w.log.clear()
@@ -173,6 +166,7 @@ func (w *waiter) event(e status.Event) error {
 		StreamSeq  uint64           `json:"stream_seq"`
 		Recording  string           `json:"recording"`
 		Utterances []jobs.Utterance `json:"utterances"`
+		Total      int              `json:"utterances_total"`
 	}
 	if json.Unmarshal(e.Data, &body) != nil || body.Run > 1 {
 		return nil // not a worker's, or of a replay
@@ -185,7 +179,7 @@ func (w *waiter) event(e status.Event) error {
 		return nil
 	}
 	if state := jobs.State(kind); state.Final() {
-		w.offer(ended{state: state, event: e.Data, text: ": " + describeEvent(e), recording: body.Recording, utterances: body.Utterances})
+		w.offer(ended{state: state, event: e.Data, text: ": " + describeEvent(e), recording: body.Recording, utterances: body.Utterances, spoken: max(body.Total, len(body.Utterances))})
 		return nil
 	}
 	w.log.line(w.c.eventLine(w.c.stderr, e))
@@ -247,7 +241,7 @@ func (w *waiter) late(ctx context.Context, r *jobs.Record, data []byte) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	end := ended{state: r.State, event: data, recording: r.Recording, utterances: r.Utterances}
+	end := ended{state: r.State, event: data, recording: r.Recording, utterances: r.Utterances, spoken: max(r.UtterancesDone, len(r.Utterances))}
 	if r.LastError != nil {
 		end.text = fmt.Sprintf(": %s (%s): %s", r.LastError.Code, r.LastError.Class, errors.RedactText(r.LastError.Message))
 	}
@@ -282,7 +276,8 @@ func (w *waiter) save(ctx context.Context, end ended) (*savedRecording, error) {
 	} else if err = w.restOfFrames(ctx); err == nil {
 		saved, err = w.file.save()
 	}
-	if err == nil && !saved.Whole && !interrupted(end.utterances) {
+	empty := err == nil && end.spoken == 0 && saved.Frames == 0 // a live session in which nothing was said
+	if err == nil && !saved.Whole && !empty && !interrupted(end.utterances) {
 		err = fmt.Errorf("%s is not whole: frames are missing, they may have aged out", w.s.out)
 	}
 	return saved, err

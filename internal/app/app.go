@@ -40,6 +40,9 @@ type Options struct {
 	InProcess nats.InProcessConnProvider
 	// OnReady is told when the worker begins to take jobs; may be nil.
 	OnReady func()
+	// LookEvery is how often it is looked whether the streams and buckets are
+	// still there; 0: 10s.
+	LookEvery time.Duration
 	// Spans takes the traces, whatever the OTEL_* variables say; nil: they say.
 	Spans sdktrace.SpanExporter
 }
@@ -61,6 +64,7 @@ type App struct {
 	connected bool
 	worker    *jobs.Worker
 	starting  error // why there is no worker yet
+	missing   error // what was deleted underneath the worker
 	addr      net.Addr
 	cleanups  []cleanup
 }
@@ -146,11 +150,12 @@ func (a *App) Run(ctx context.Context) (err error) {
 	} else if service != nil {
 		a.onStop("micro service", func(context.Context) error { return service.Stop() })
 	}
-	gauges, stopGauges := context.WithCancel(context.WithoutCancel(ctx))
+	beside, stopBeside := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
-	wg.Go(func() { a.watchQueues(gauges, handles) })
+	wg.Go(func() { a.watchQueues(beside, handles) })
+	wg.Go(func() { a.newKeeper(js, worker).run(beside) })
 	defer wg.Wait()
-	defer stopGauges()
+	defer stopBeside()
 	a.log.Info().Strs("queues", queueNames(a.c)).Int("concurrency", a.c.Worker.Concurrency).
 		Str("version", a.o.Version).Msg("worker started")
 	if a.o.OnReady != nil {
@@ -191,7 +196,7 @@ func (a *App) startAdmin() error {
 	})
 	addr, err := a.admin.Start()
 	if err != nil {
-		return fmt.Errorf("admin.addr: %w", err)
+		return err // it names admin.addr
 	}
 	a.mu.Lock()
 	a.addr = addr
@@ -204,22 +209,31 @@ func (a *App) startAdmin() error {
 // Ready says why the worker is not ready to take jobs; nil: it is.
 func (a *App) Ready() error {
 	a.mu.Lock()
-	connected, worker, starting := a.connected, a.worker, a.starting
+	connected, worker, starting, missing := a.connected, a.worker, a.starting, a.missing
 	a.mu.Unlock()
 	switch {
 	case !connected:
 		return errors.New("not connected to NATS")
 	case worker == nil:
 		return starting
-	default:
-		return worker.Ready()
 	}
+	err := worker.Ready()
+	if err != nil && missing != nil {
+		return fmt.Errorf("%w; %w", err, missing)
+	}
+	return errors.Join(err, missing)
 }
 
 func (a *App) started(w *jobs.Worker) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.worker = w
+}
+
+func (a *App) setMissing(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.missing = err
 }
 
 func (a *App) notYet(err error) {

@@ -109,6 +109,7 @@ type worker struct {
 	config func(*config.Config)
 	log    io.Writer // nil: the test's log
 	spans  sdktrace.SpanExporter
+	look   time.Duration // how often it looks for what was deleted; 0: as by default
 }
 
 // running is a worker under way.
@@ -131,7 +132,7 @@ func (f *fleet) worker(w worker) *running {
 		log = zerolog.New(w.log)
 	}
 	ready := make(chan struct{})
-	a, err := app.New(app.Options{Config: c, Logger: log, Version: "1.2.3", OnReady: func() { close(ready) }, Spans: w.spans})
+	a, err := app.New(app.Options{Config: c, Logger: log, Version: "1.2.3", OnReady: func() { close(ready) }, Spans: w.spans, LookEvery: w.look})
 	if err != nil {
 		f.t.Fatal(err)
 	}

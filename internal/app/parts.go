@@ -48,8 +48,8 @@ func (a *App) knownApp(app string) bool {
 	return ok
 }
 
-// lease is the shortest ack wait of the consumers: one that existed keeps its
-// own.
+// lease is the shortest ack wait of the queues' consumers: one that existed
+// keeps its own. jobs.New looks at those of the slots.
 func lease(h topology.Handles, c *config.Config) time.Duration {
 	shortest := c.Lease.AckWait
 	for _, consumer := range h.Consumers {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/proto"
 
@@ -173,7 +174,11 @@ func (f *fleet) publishSecrets(backend string) (ids []string) {
 		ids = append(ids, id)
 	}
 	// Not valid, with a token in the wrong place.
-	f.publish("invalid", "ok", fields{"output": fields{"livekit": fields{"url": "wss://x.example/?" + secretQuery, "room_name": "", "api_token": secretEgress}}})
+	// A message that is no valid job has its id from its headers.
+	f.publishRaw(&nats.Msg{
+		Subject: f.names.Jobs("default"), Header: nats.Header{"Nats-Msg-Id": {"invalid"}},
+		Data: []byte(`{"avatar_id":"ok","audio":{"inline":"AAAA"},"output":{"livekit":{"url":"wss://x.example/?` + secretQuery + `","room_name":"","api_token":"` + secretEgress + `"}}}`),
+	})
 	return append(ids, "invalid")
 }
 

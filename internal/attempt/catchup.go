@@ -39,7 +39,7 @@ func (r *Runner) catchUp(ctx context.Context, a *jobs.Attempt) error {
 // finished finds the last frame of the utterance after the checkpoint.
 func (r *Runner) finished(ctx context.Context, a *jobs.Attempt) (output.LastFrame, bool, error) {
 	subject := r.o.Names.Frames(a.Job.ID)
-	last, found, err := output.Last(ctx, r.o.Frames, subject)
+	last, found, err := output.Last(ctx, r.o.JS, r.o.Names.FramesStream(), subject)
 	if err != nil || !found || last.Run != a.Job.Run || !last.End || last.Utterance != a.Checkpoint+1 {
 		return last, false, err
 	}

@@ -162,9 +162,9 @@ func (r *Runner) Finish(ctx context.Context, job *jobs.Job, f jobs.Finished) err
 		Name: job.RecordingName(), JobID: job.ID, Run: job.Run, Session: f.Session, Utterances: f.Utterances,
 	}
 	if f.Outcome != jobs.StateCompleted {
-		return output.Sweep(ctx, r.o.Recordings, recording)
+		return r.recordings().Sweep(ctx, recording)
 	}
-	err := output.Assemble(ctx, r.o.Recordings, recording)
+	err := r.recordings().Assemble(ctx, recording)
 	if errors.Is(err, output.ErrPartMissing) {
 		// It was assembled before, and has been removed or replaced since, or
 		// its utterances have: there is nothing to wait for.
@@ -172,4 +172,8 @@ func (r *Runner) Finish(ctx context.Context, job *jobs.Job, f jobs.Finished) err
 		return nil
 	}
 	return err
+}
+
+func (r *Runner) recordings() output.Recordings {
+	return output.Recordings{JS: r.o.JS, Bucket: r.o.Names.RecordingsBucket(), Store: r.o.Recordings}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/leader"
 )
 
 // Headers of a live audio message.
@@ -85,11 +86,7 @@ func stillThere(ctx context.Context, js jetstream.JetStream, spec LiveSpec) erro
 	if spec.Begun == 0 {
 		return nil
 	}
-	stream, err := js.Stream(ctx, spec.Stream)
-	if err != nil {
-		return liveFault(err, "open stream "+spec.Stream)
-	}
-	_, err = stream.GetMsg(ctx, spec.Begun)
+	_, err := leader.Message(ctx, js, spec.Stream, spec.Begun)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return errors.Newf(errors.CodeAudioUnavailable, errors.PhaseAudio,
 			"live: the speech from message %d of stream %s on has aged out; publish the job anew", spec.Begun, spec.Stream)
@@ -103,11 +100,7 @@ func stillThere(ctx context.Context, js jetstream.JetStream, spec LiveSpec) erro
 // Closes tells whether a live message ended the session. One that has aged out
 // did not, as far as anybody knows.
 func Closes(ctx context.Context, js jetstream.JetStream, stream string, seq uint64) (bool, error) {
-	s, err := js.Stream(ctx, stream)
-	if err != nil {
-		return false, liveFault(err, "open stream "+stream)
-	}
-	msg, err := s.GetMsg(ctx, seq)
+	msg, err := leader.Message(ctx, js, stream, seq)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return false, nil
 	}
@@ -274,11 +267,7 @@ func (l *Live) Skip(ctx context.Context) error {
 
 // published is the sequence of the subject's last message.
 func (l *Live) published(ctx context.Context) (uint64, error) {
-	stream, err := l.js.Stream(ctx, l.spec.Stream)
-	if err != nil {
-		return 0, liveFault(err, "open stream "+l.spec.Stream)
-	}
-	msg, err := stream.GetLastMsgForSubject(ctx, l.spec.Subject)
+	msg, err := leader.Last(ctx, l.js, l.spec.Stream, l.spec.Subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return 0, nil
 	}

@@ -65,6 +65,9 @@ func (o *Opener) openObject(ctx context.Context, in *input) (*Speech, error) {
 
 func (in *input) objectFault(name string, err error) error {
 	if errors.Is(err, ErrNoObject) {
+		if bucket, rest, named := strings.Cut(in.Object, "/"); named {
+			return in.unavailable("%s: there is no such object: %s was looked for in bucket %s (a name with a slash needs its bucket before it)", name, short(rest), short(bucket))
+		}
 		return in.unavailable("%s: there is no such object", name)
 	}
 	return in.unreachable(err, "%s: the object store failed: %v", name, err)

@@ -107,29 +107,53 @@ func readFile(path string) (data []byte, err error) {
 // app, and for each a key that can be read now. The error is an *Error.
 func (c *Config) RequireApp() error {
 	v := &validator{c: c}
-	hasKey := c.App.APIKey != "" || c.App.APIKeyFile != ""
+	app := &c.App
 	switch {
-	case c.App.ID == "" && hasKey:
-		v.fail("app.id", "is not set, though app.api_key is: set it, or SPATIUS_APP_ID")
-	case c.App.ID == "" && len(c.Apps) == 0:
+	case app.ID == "" && !app.hasKey() && len(c.Apps) == 0:
 		v.fail("app.id", "is not set: sessions need an app: set app.id and app.api_key, or SPATIUS_APP_ID and SPATIUS_API_KEY")
-	case c.App.ID != "":
-		v.readable(c.App.ID)
+	case app.ID != "" && !app.hasKey():
+		v.fail("app.api_key", "is not set: give it, or app.api_key_file")
 	}
-	for _, id := range sortedNames(c.Apps) {
-		v.readable(id)
-	}
+	v.appKeys()
 	return asError(v.found)
 }
 
-func (v *validator) readable(id string) {
-	creds, ok := v.c.Credentials(id)
-	if !ok {
-		return
+func (a *App) hasKey() bool { return a.APIKey != "" || a.APIKeyFile != "" }
+
+// secrets checks those that are configured, with what is in their files now.
+// What is not configured at all a deployment may still add.
+func (v *validator) secrets() {
+	v.appKeys()
+	n := &v.c.NATS
+	v.readable("nats.password", n.Password, n.PasswordFile)
+	v.readable("nats.token", n.Token, n.TokenFile)
+}
+
+func (v *validator) appKeys() {
+	app := &v.c.App
+	if app.ID == "" && app.hasKey() {
+		v.fail("app.id", "is not set, though app.api_key is: set it, or SPATIUS_APP_ID")
+		// It is where the key is that it should be.
+		for _, key := range []string{"app.api_key", "app.api_key_file"} {
+			if o, set := v.c.origins[key]; set {
+				v.found[len(v.found)-1].Source, v.found[len(v.found)-1].Line = o.source, o.line
+			}
+		}
 	}
-	if _, err := creds.APIKey(); err != nil {
-		key := creds.key
-		if creds.file != "" {
+	v.readable("app.api_key", app.APIKey, app.APIKeyFile)
+	for _, id := range sortedNames(v.c.Apps) {
+		v.readable("apps."+id+".api_key", v.c.Apps[id].APIKey, v.c.Apps[id].APIKeyFile)
+	}
+}
+
+// readable checks a secret where there is one.
+func (v *validator) readable(key string, secret Secret, file string) {
+	text, err := readSecret(key, secret, file)
+	switch {
+	case err == nil && text == "" && secret != "":
+		v.fail(key, "holds only spaces")
+	case err != nil:
+		if file != "" {
 			key += "_file"
 		}
 		v.fail(key, "%s", strings.TrimLeft(strings.TrimPrefix(err.Error(), key), ": "))

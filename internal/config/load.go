@@ -19,6 +19,7 @@ type Source struct {
 	FileNamed bool              // somebody asked for File: it must exist
 	Environ   []string          // NAME=value, as os.Environ gives it
 	Overrides map[string]string // flags by key path; the strongest
+	Secrets   bool              // check also what the files of secrets hold now
 }
 
 // Load reads and checks a configuration: flag over environment over file over
@@ -41,6 +42,11 @@ func Load(src Source) (*Config, []Warning, error) {
 	// all problems show at once; a key that could not be read keeps what it
 	// had, which is valid or already reported.
 	problems := append(l.problems, l.c.problems()...)
+	if src.Secrets {
+		v := &validator{c: l.c}
+		v.secrets()
+		problems = append(problems, v.found...)
+	}
 	if err := asError(problems); err != nil {
 		return nil, warnings, err
 	}

@@ -243,7 +243,7 @@ func TestBadEnvironmentAndFlagsAreNamed(t *testing.T) {
 			"AVATAR_WORKER_CONCURRENCY=x", "AVATAR_WORKER_QUEUES=a,,b", "SPATIUS_REGION=US",
 			"AVATAR_APPS={nope", `AVATAR_POLICY={"unknwn": {}}`,
 		},
-		Overrides: map[string]string{"lease.ack_wait": "1s", "retry.initail": "1s", "log.level": "loud"},
+		Overrides: map[string]string{"lease.ack_wait": "500ms", "retry.initail": "1s", "log.level": "loud"},
 	})
 	if err == nil {
 		t.Fatal("no error")
@@ -254,7 +254,7 @@ func TestBadEnvironmentAndFlagsAreNamed(t *testing.T) {
 		`SPATIUS_REGION: backend.region: is "US"`,
 		`AVATAR_APPS: apps: is not valid YAML`,
 		`AVATAR_POLICY: policy.unknwn: is not an error code: the nearest is unknown`,
-		`flag: lease.ack_wait: is 1s`,
+		`flag: lease.ack_wait: is 500ms`,
 		`flag: retry.initail: is not a known key: the nearest is retry.initial`,
 		`flag: log.level: is "loud"`,
 	} {
@@ -396,4 +396,16 @@ func decodeAndPrint(t *testing.T, text string) (printed string, ok bool) {
 		t.Fatal(err)
 	}
 	return out.String(), true
+}
+
+// A key that is set alone has to fit the others' defaults.
+func TestEachKeyMayBeSetAlone(t *testing.T) {
+	for key, value := range map[string]string{
+		"circuit.max_hold": "10s", "circuit.cooldown": "10m", "circuit.max_cooldown": "1s", "retry.max": "500ms",
+		"retry.initial": "2m", "lease.ack_wait": "1s", "nats.state_ttl": "2h", "log.level": "DEBUG",
+	} {
+		if _, _, err := Load(Source{Overrides: map[string]string{key: value}}); err != nil {
+			t.Errorf("%s=%s: %v", key, value, err)
+		}
+	}
 }

@@ -219,16 +219,12 @@ func (v *validator) retries() {
 	v.between("retry.max_attempts", r.MaxAttempts, 1, 100)
 	v.duration("retry.initial", r.Initial, time.Millisecond, day)
 	v.duration("retry.max", r.Max, time.Millisecond, day)
-	v.atLeast("retry.max", r.Max, "retry.initial", r.Initial)
-	v.duration("lease.ack_wait", v.c.Lease.AckWait, 2*time.Second, time.Hour)
+	v.duration("lease.ack_wait", v.c.Lease.AckWait, time.Second, time.Hour)
 
 	v.between("circuit.failures", c.Failures, 1, 1000)
 	v.duration("circuit.cooldown", c.Cooldown, 100*time.Millisecond, day)
 	v.duration("circuit.max_cooldown", c.MaxCooldown, 100*time.Millisecond, day)
 	v.duration("circuit.max_hold", c.MaxHold, time.Second, 365*day)
-	v.atLeast("circuit.max_cooldown", c.MaxCooldown, "circuit.cooldown", c.Cooldown)
-	v.atLeast("circuit.max_hold", c.MaxHold, "circuit.max_cooldown", c.MaxCooldown)
-	v.outlives("circuit.max_hold", c.MaxHold)
 	v.outlives("retry.max", r.Max)
 
 	v.between("alerts.threshold", a.Threshold, 1, 100_000)
@@ -254,17 +250,6 @@ func (v *validator) outlives(key string, wait time.Duration) {
 	}
 	v.fail(ttlKey, "is %s, so that a job's record would not outlive a wait of %s (%s): set it to at least %s, or lower that",
 		formatDuration(ttl), key, formatDuration(wait), formatDuration(wait+recordMargin))
-}
-
-// atLeast reports at whichever of the two keys somebody has set.
-func (v *validator) atLeast(key string, d time.Duration, lowKey string, low time.Duration) {
-	switch {
-	case d >= low:
-	case v.c.Source(key) == "" && v.c.Source(lowKey) != "":
-		v.fail(lowKey, "is %s, which is more than %s (%s): raise that or lower this", formatDuration(low), key, formatDuration(d))
-	default:
-		v.fail(key, "is %s, which is less than %s (%s): raise this or lower that", formatDuration(d), lowKey, formatDuration(low))
-	}
 }
 
 func (v *validator) apps() {
@@ -348,6 +333,7 @@ func (v *validator) policy() {
 }
 
 func (v *validator) admin() {
+	v.c.Log.Level = strings.ToLower(v.c.Log.Level)
 	v.oneOf("log.level", v.c.Log.Level, "trace", "debug", "info", "warn", "error")
 	v.oneOf("log.format", v.c.Log.Format, "auto", "json", "console")
 	addr := v.c.Admin.Addr

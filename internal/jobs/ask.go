@@ -34,12 +34,12 @@ type asker struct {
 	nc      *nats.Conn
 	subject func(workerID string) string
 	// heard tells whether the worker was there so short a time ago that its
-	// leases may stand although it does not answer.
-	heard func(workerID string) bool
-	back  atomic.Int64 // time of the last reconnect, ns since the epoch; 0: none
+	// leases may stand although it does not answer. It may wait, but for ctx.
+	heard func(ctx context.Context, workerID string) bool
+	back  atomic.Pointer[time.Time] // the last reconnect, monotonic; nil: none
 }
 
-func (a *asker) reconnected(now time.Time) { a.back.Store(now.UnixNano()) }
+func (a *asker) reconnected(now time.Time) { a.back.Store(&now) }
 
 func (a *asker) holdsJob(ctx context.Context, workerID, jobID string) answer {
 	return a.ask(ctx, workerID, "job "+jobID)
@@ -66,7 +66,7 @@ func (a *asker) ask(ctx context.Context, workerID, question string) answer {
 	case err == nil:
 		return answerLet
 	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, context.DeadlineExceeded):
-		if a.justBack(time.Now()) || a.heard(workerID) {
+		if a.justBack(time.Now()) || a.heard(ctx, workerID) {
 			return answerUnknown
 		}
 		return answerGone
@@ -77,7 +77,7 @@ func (a *asker) ask(ctx context.Context, workerID, question string) answer {
 
 func (a *asker) justBack(now time.Time) bool {
 	back := a.back.Load()
-	return back != 0 && now.Sub(time.Unix(0, back)) < outageBudget
+	return back != nil && now.Sub(*back) < outageBudget
 }
 
 // answers tells others what this worker has.

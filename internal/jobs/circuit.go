@@ -19,7 +19,7 @@ const (
 type CircuitConfig struct {
 	Failures    int           // in a row, over different jobs
 	Cooldown    time.Duration // before the first probe; doubles with each that fails
-	MaxCooldown time.Duration
+	MaxCooldown time.Duration // of doubling; below Cooldown it does not double
 	MaxHold     time.Duration // a job held longer in all is given up
 	Patience    time.Duration // for the bucket that keeps the circuits; 0: 10 s
 }
@@ -176,7 +176,7 @@ func (c *Circuits) Failed(ctx context.Context, app, region, job string, d errors
 		if cc.State != circuitClosed {
 			if probe && cc.ProbeJob == job {
 				cc.Code = d.Code
-				cc.reopen(now, min(2*cc.Cooldown, c.config.MaxCooldown))
+				cc.reopen(now, c.config.longer(cc.Cooldown))
 				return true
 			}
 			return false
@@ -208,6 +208,11 @@ func (c *Circuit) count(job string, d errors.Decision, config CircuitConfig, now
 	c.Code, c.OpenedAt = d.Code, now
 	c.reopen(now, c.Cooldown)
 	return true
+}
+
+// longer is the cooldown after one that ended in vain.
+func (c CircuitConfig) longer(cooldown time.Duration) time.Duration {
+	return max(cooldown, min(2*cooldown, c.MaxCooldown))
 }
 
 func (c *Circuit) reopen(now time.Time, cooldown time.Duration) {

@@ -37,12 +37,22 @@ func decide(r *Record, id Identity, now time.Time) (step, time.Duration) {
 		return stepAsk, 0
 	case r.CancelRequested:
 		return stepStart, 0 // nothing to wait for: starting ends it
-	case r.waits() && r.NextAttemptAt != nil && r.NextAttemptAt.After(now):
+	case r.waits() && r.NextAttemptAt != nil && r.NextAttemptAt.After(now) && !fromAhead(r, now):
 		return stepWait, r.NextAttemptAt.Sub(now)
 	default:
 		return stepStart, 0
 	}
 }
+
+// fromAhead tells whether the clock of the worker that wrote the record is ahead
+// of this one's. The times that it chose mean nothing here, and could put the
+// job off for any time; the queue, which has the same delay from it, keeps to it
+// by a clock of its own.
+func fromAhead(r *Record, now time.Time) bool { return r.UpdatedAt.Sub(now) > clockLeeway }
+
+// clockLeeway is how far the clocks of two workers may differ without notice: a
+// job may wait that much longer than was planned.
+const clockLeeway = 5 * time.Second
 
 // waitForOutcome is how long a replay waits for the run before it.
 const waitForOutcome = 5 * time.Second

@@ -23,7 +23,14 @@ func TestRecordDecidesWhatBecomesOfADelivery(t *testing.T) {
 		return r
 	}
 	run := func(n int) func(*Record) { return func(r *Record) { r.Run = n } }
-	later := func(r *Record) { r.NextAttemptAt = &soon }
+	later := func(r *Record) { r.NextAttemptAt, r.UpdatedAt = &soon, before }
+	// planned 4 s before it by a clock that is so much ahead
+	ahead := func(by time.Duration) func(*Record) {
+		return func(r *Record) {
+			at := soon.Add(by)
+			r.NextAttemptAt, r.UpdatedAt = &at, before.Add(by)
+		}
+	}
 	other := func(r *Record) { r.StreamSeq = 6 }
 	for name, c := range map[string]struct {
 		record *Record
@@ -46,6 +53,10 @@ func TestRecordDecidesWhatBecomesOfADelivery(t *testing.T) {
 		"retrying, too early":              {at(StateRetrying, later), stepWait, 3 * time.Second},
 		"held, in time":                    {at(StateHeld), stepStart, 0},
 		"held, too early":                  {at(StateHeld, later), stepWait, 3 * time.Second},
+		"retrying, by a clock ahead":       {at(StateRetrying, ahead(5*time.Second)), stepWait, 8 * time.Second},
+		"retrying, by a clock far ahead":   {at(StateRetrying, ahead(24*time.Hour)), stepStart, 0},
+		"retrying, by a clock far behind":  {at(StateRetrying, ahead(-24*time.Hour)), stepStart, 0},
+		"held, by a clock far ahead":       {at(StateHeld, ahead(24*time.Hour)), stepStart, 0},
 		"released":                         {at(StateReleased, later), stepStart, 0},
 		"retrying, too early but unwanted": {at(StateRetrying, later, func(r *Record) { r.CancelRequested = true }), stepStart, 0},
 	} {

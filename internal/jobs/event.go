@@ -183,6 +183,9 @@ func NewErrorEvent(job JobFields, f Failure) ErrorEvent {
 	}
 	if !f.RetryAt.IsZero() {
 		at := f.RetryAt.UTC()
+		if at.Before(ev.Time) {
+			at = ev.Time // a short wait is over before the event is made
+		}
 		ev.RetryAt = &at
 	}
 	return ev

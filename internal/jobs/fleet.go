@@ -37,7 +37,8 @@ type Presence struct {
 	Draining  bool           `json:"draining,omitempty"`
 }
 
-// Fresh tells whether the worker was there a moment ago.
+// Fresh tells whether the worker was there a moment ago, by its own clock and
+// that of now; workers, whose clocks may differ, go by when its news came.
 func (p Presence) Fresh(now time.Time) bool { return now.Sub(p.At) < presenceFresh }
 
 // fleet is what workers tell each other: it publishes this worker's presence
@@ -51,11 +52,14 @@ type fleet struct {
 	nudge    chan struct{}
 	busy     func() map[string]int // jobs in hand, by queue
 	window   time.Duration         // a lease
+	begun    time.Time             // when it was made
+	synced   chan struct{}         // closed when it knows who was there at the start
 
 	mu     sync.Mutex
 	self   Presence
-	others map[string]Presence
-	heard  map[string]time.Time // by key: when news of a worker last came
+	others map[string]peer // by key
+	listed bool            // all that was in the bucket at the start is in others
+	clock  serverClock
 }
 
 func newFleet(kv jetstream.KeyValue, store *Store, circuits *Circuits, self Presence, window time.Duration,
@@ -64,7 +68,7 @@ func newFleet(kv jetstream.KeyValue, store *Store, circuits *Circuits, self Pres
 	self.Apps = make(map[string]int)
 	return &fleet{
 		kv: kv, store: store, circuits: circuits, self: self, window: window, now: now, log: log,
-		nudge: make(chan struct{}, 1), others: make(map[string]Presence), heard: make(map[string]time.Time),
+		nudge: make(chan struct{}, 1), begun: time.Now(), synced: make(chan struct{}), others: make(map[string]peer),
 	}
 }
 
@@ -109,9 +113,8 @@ func (f *fleet) lives(app string) bool {
 	if f.self.Apps[app] > 0 {
 		return true
 	}
-	now := f.now()
 	for _, other := range f.others {
-		if other.Apps[app] > 0 && other.Fresh(now) {
+		if other.Apps[app] > 0 && other.fresh() {
 			return true
 		}
 	}
@@ -123,25 +126,13 @@ func (f *fleet) lives(app string) bool {
 func (f *fleet) inHand(queue string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	n, now := 0, f.now()
+	n := 0
 	for _, other := range f.others {
-		if other.Fresh(now) {
+		if other.fresh() {
 			n += other.Busy[queue]
 		}
 	}
 	return n
-}
-
-// heardOf tells whether there was news of the worker within most of a lease. A
-// worker that died is not asked about before its leases ended, and those last
-// at least two thirds of their window after its last sign of life; so waiting
-// for the silent costs nothing when they are dead, and spares those that are
-// cut off only for the moment of an election.
-func (f *fleet) heardOf(workerID string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	at, ok := f.heard[presenceKey(workerID)]
-	return ok && time.Since(at) < f.window*2/3
 }
 
 // run publishes presence and watches until ctx ends; it then takes the
@@ -193,7 +184,7 @@ func (f *fleet) put(ctx context.Context) {
 func (f *fleet) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if err := f.kv.Purge(ctx, presenceKey(f.self.WorkerID)); err != nil {
+	if err := f.strike(ctx, presenceKey(f.self.WorkerID)); err != nil {
 		f.log.Debug().Err(err).Msg("could not take this worker out of the fleet's list; it will age out")
 	}
 }
@@ -227,6 +218,7 @@ func (f *fleet) follow(ctx context.Context) error {
 			}
 			if entry == nil {
 				news = true
+				f.sync(func() { f.listed = true })
 				continue
 			}
 			f.learn(ctx, entry, news)
@@ -244,30 +236,10 @@ func (f *fleet) learn(ctx context.Context, entry jetstream.KeyValueEntry, news b
 			f.circuits.Learn(key, c, news)
 		}
 	case key == presenceKey(f.self.WorkerID):
+		f.sync(func() { f.clock = serverClock{stored: entry.Created(), seen: time.Now()} })
+		f.sweep(ctx)
 	default:
-		f.learnPresence(ctx, key, entry, news)
-	}
-}
-
-func (f *fleet) learnPresence(ctx context.Context, key string, entry jetstream.KeyValueEntry, news bool) {
-	var p Presence
-	gone := entry.Operation() != jetstream.KeyValuePut || json.Unmarshal(entry.Value(), &p) != nil
-	f.mu.Lock()
-	if gone {
-		delete(f.others, key)
-		delete(f.heard, key)
-	} else {
-		f.others[key] = p
-	}
-	if !gone && news {
-		f.heard[key] = time.Now()
-	}
-	f.mu.Unlock()
-	if !gone && f.now().Sub(p.At) > 30*presenceFresh {
-		// Its worker died long ago; whoever sees it first sweeps it.
-		if err := f.kv.Purge(ctx, key, jetstream.LastRevision(entry.Revision())); err != nil {
-			f.log.Debug().Err(err).Str("key", key).Msg("could not sweep a worker that is gone")
-		}
+		f.learnPresence(key, entry, news)
 	}
 }
 

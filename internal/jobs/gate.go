@@ -4,7 +4,12 @@ import (
 	"context"
 
 	"golang.org/x/sync/semaphore"
+
+	"avatarworker/internal/errors"
 )
+
+// errGateShut says that a job runs alone, or waits for it.
+var errGateShut = errors.New("another job runs alone")
 
 // gate lets jobs run side by side, or one of them alone: a job that has killed
 // two workers takes no innocent neighbours with it.
@@ -28,4 +33,13 @@ func (g *gate) enter(ctx context.Context, alone bool) (leave func(), err error) 
 		return nil, context.Cause(ctx)
 	}
 	return func() { g.room.Release(n) }, nil
+}
+
+// enterNow takes a place beside others without waiting; errGateShut: it would
+// have to.
+func (g *gate) enterNow() (leave func(), err error) {
+	if !g.room.TryAcquire(1) {
+		return nil, errGateShut
+	}
+	return func() { g.room.Release(1) }, nil
 }

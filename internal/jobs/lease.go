@@ -30,8 +30,12 @@ type Leases struct {
 	sub      *nats.Subscription
 	start    time.Time // monotonic
 	stop     chan struct{}
-	stopped  chan struct{}
-	mu       sync.Mutex
+	wg       sync.WaitGroup
+	toExtend chan []uint64 // ids, from who looks to who sends
+	// sending is held while one extension is sent, which may last as long as
+	// the connection takes nothing.
+	sending  sync.Mutex
+	mu       sync.Mutex // guards what follows, never held while something is sent
 	leases   map[uint64]*Lease
 	sequence uint64
 }
@@ -51,23 +55,24 @@ type Lease struct {
 // told of each extension, whether it was confirmed or given up.
 func NewLeases(nc *nats.Conn, window time.Duration, observe func(ok bool), log zerolog.Logger) (*Leases, error) {
 	l := &Leases{
-		nc:      nc,
-		window:  window,
-		margin:  leaseMargin(window),
-		observe: observe,
-		log:     log,
-		inbox:   nc.NewInbox(),
-		start:   time.Now(),
-		stop:    make(chan struct{}),
-		stopped: make(chan struct{}),
-		leases:  make(map[uint64]*Lease),
+		nc:       nc,
+		window:   window,
+		margin:   leaseMargin(window),
+		observe:  observe,
+		log:      log,
+		inbox:    nc.NewInbox(),
+		start:    time.Now(),
+		stop:     make(chan struct{}),
+		toExtend: make(chan []uint64),
+		leases:   make(map[uint64]*Lease),
 	}
 	sub, err := nc.Subscribe(l.inbox+".>", l.confirmed)
 	if err != nil {
 		return nil, err
 	}
 	l.sub = sub
-	go l.run()
+	l.wg.Go(l.run)
+	l.wg.Go(l.send)
 	return l, nil
 }
 
@@ -99,24 +104,30 @@ func (l *Leases) Hold(ctx context.Context, reply string, from time.Time) (contex
 }
 
 // Release ends the extension; the message is acknowledged or handed back next.
+// No extension is on its way any more when it returns: one that came after a
+// delayed hand-back would put off the delivery.
 func (x *Lease) Release() {
+	x.all.sending.Lock()
 	x.all.mu.Lock()
 	delete(x.all.leases, x.id)
 	x.all.mu.Unlock()
+	x.all.sending.Unlock()
 	x.cancel(nil)
 }
 
 // Close ends all extensions and waits until the worker's side is still.
 func (l *Leases) Close() {
 	close(l.stop)
-	<-l.stopped
+	l.wg.Wait()
 	if err := l.sub.Unsubscribe(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
 		l.log.Debug().Err(err).Msg("unsubscribe lease confirmations")
 	}
 }
 
+// run gives leases up and says which are to be extended. It never waits for
+// the connection: a link that takes nothing would keep it from giving up.
 func (l *Leases) run() {
-	defer close(l.stopped)
+	defer close(l.toExtend)
 	ticker := time.NewTicker(min(max(l.window/30, 20*time.Millisecond), time.Second))
 	defer ticker.Stop()
 	for {
@@ -129,11 +140,12 @@ func (l *Leases) run() {
 	}
 }
 
-// sweep gives up the leases that are about to end and extends those that are
-// due. It is cheap: one pass, no allocation but for what is sent.
+// sweep gives up the leases that are about to end and has those extended that
+// are due. It is cheap: one pass, no allocation but for what is sent.
 func (l *Leases) sweep(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var due []uint64
 	for id, lease := range l.leases {
 		switch {
 		case lease.until.Sub(now) <= l.margin:
@@ -141,8 +153,15 @@ func (l *Leases) sweep(now time.Time) {
 			lease.cancel(ErrLeaseLost)
 			l.observe(false)
 		case now.Sub(lease.sent) >= l.due(lease):
-			l.extend(lease, now)
+			due = append(due, id)
 		}
+	}
+	if len(due) == 0 {
+		return
+	}
+	select {
+	case l.toExtend <- due:
+	default: // the last ones are not out yet: these are due the next time, too
 	}
 }
 
@@ -155,10 +174,29 @@ func (l *Leases) due(lease *Lease) time.Duration {
 	return l.window / 3
 }
 
-// extend asks the server for another window.
-func (l *Leases) extend(lease *Lease, now time.Time) {
-	lease.sent, lease.open = now, true
-	l.ask(lease.subject, lease.id, now)
+// send asks the server for another window for each lease that it is told.
+func (l *Leases) send() {
+	for due := range l.toExtend {
+		for _, id := range due {
+			l.extend(id)
+		}
+	}
+}
+
+// extend sends one extension, unless the lease ended meanwhile.
+func (l *Leases) extend(id uint64) {
+	l.sending.Lock()
+	defer l.sending.Unlock()
+	now := time.Now()
+	l.mu.Lock()
+	lease := l.leases[id]
+	if lease != nil {
+		lease.sent, lease.open = now, true
+	}
+	l.mu.Unlock()
+	if lease != nil {
+		l.ask(lease.subject, id, now)
+	}
 }
 
 // ask sends the extension of a lease. The answer names the lease and the time

@@ -17,6 +17,7 @@ import (
 
 // link forwards TCP to NATS and can be cut without telling either side.
 type link struct {
+	stalled  sync.RWMutex // held while nothing is read
 	listener net.Listener
 	wg       sync.WaitGroup
 	mu       sync.Mutex
@@ -66,6 +67,8 @@ func (k *link) pipe(to, from net.Conn) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
+		k.stalled.RLock() // waits while it is stalled
+		k.stalled.RUnlock()
 		k.mu.Lock()
 		silent := k.silent
 		k.mu.Unlock()
@@ -165,9 +168,19 @@ func (h *house) abandoned(id string, change func(*jobs.Record), more ...string) 
 		JobID: id, Run: 1, Session: 1, State: jobs.StateRunning, Queue: "default", AppID: "app1", AvatarID: "a",
 		Attempt: 1, MaxAttempts: 5, WorkerID: "vanished", UpdatedAt: time.Now().UTC(),
 	}
-	r.StreamSeq = h.submit("default", job(id, more...))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	info, err := h.handles.Jobs.Info(ctx)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	// Before the job: a worker of the test may take it at once.
+	r.StreamSeq = info.State.LastSeq + 1
 	change(r)
 	h.put(r)
+	if seq := h.submit("default", job(id, more...)); seq != r.StreamSeq {
+		h.t.Fatalf("job %s has sequence %d, not %d", id, seq, r.StreamSeq)
+	}
 }
 
 func TestTakeOversCountCrashesOnlyWhereTheWorkerVanished(t *testing.T) {

@@ -219,16 +219,21 @@ func (p *puller) divide(queues []*pulled) []int {
 func (q *pulled) virtual(n int) float64 { return q.pass + float64(q.coming+n)/float64(q.Weight) }
 
 // catchUp keeps a queue that was idle from making up for it: its share has
-// passed on.
+// passed on. Where all were idle they begin anew, side by side.
 func (p *puller) catchUp(queues []*pulled) {
-	floor, busy := 0.0, false
+	least, most, busy := 0.0, p.queues[0].pass, false
 	for _, q := range p.queues {
-		if q.emptySeen.IsZero() && (!busy || q.pass < floor) {
-			floor, busy = q.pass, true
+		most = max(most, q.pass)
+		if q.emptySeen.IsZero() && (!busy || q.pass < least) {
+			least, busy = q.pass, true
 		}
 	}
+	floor := least
+	if !busy {
+		floor = most
+	}
 	for _, q := range queues {
-		if busy && !q.emptySeen.IsZero() {
+		if !q.emptySeen.IsZero() {
 			q.pass = max(q.pass, floor)
 		}
 	}
@@ -285,7 +290,21 @@ func (p *puller) request(ctx context.Context, q *pulled, n int, wait time.Durati
 
 func (p *puller) started(q *pulled) {
 	p.mu.Lock()
+	p.catchUp([]*pulled{q}) // it may have waited long for this one
 	q.pass += 1 / float64(q.Weight)
 	q.coming-- // counted as started now
 	p.mu.Unlock()
+}
+
+// returned takes a start back that was counted for the queue: the job went back
+// because it could not start. Not for first deliveries: while many such jobs
+// pour in, they would come before all those of other queues.
+func (p *puller) returned(queue string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, q := range p.queues {
+		if q.Name == queue {
+			q.pass -= 1 / float64(q.Weight)
+		}
+	}
 }

@@ -237,6 +237,9 @@ func (t *task) failed(ctx context.Context, next *Record, e *errors.Error, pass P
 	setback := Setback{Decision: decision, Record: next, Now: now, Deadline: t.notAfter()}
 	t.consultCircuit(ctx, &setback, next, e, pass)
 	plan := t.w.o.Retry.Plan(setback, t.w.o.Random)
+	if plan.Action == errors.ActionHold {
+		plan.Delay = t.untilGivenUp(next, now, plan.Delay)
+	}
 	at := now.Add(plan.Delay)
 	next.LastError = t.errorEvent(next, e, decision, plan, at)
 	t.logFailure(next, e, plan)
@@ -311,6 +314,7 @@ func (t *task) hold(ctx context.Context, from *Record, pass Pass) error {
 	if end := t.notAfter(); past(end, now.Add(wait)) {
 		wait = max(end.Sub(now), 0) + time.Millisecond // it expires in time
 	}
+	wait = t.untilGivenUp(from, now, wait)
 	if from != nil && from.State == StateHeld {
 		t.w.o.Observer.Postponed(t.id.ID, StateHeld, wait)
 		t.handBack(wait)
@@ -325,6 +329,15 @@ func (t *task) hold(ctx context.Context, from *Record, pass Pass) error {
 	next.HeldCode, next.Refusals = pass.Code, 0
 	next.Holds++
 	return t.postpone(ctx, next, wait)
+}
+
+// untilGivenUp bounds the wait of a held job by what is left of circuit.max_hold.
+func (t *task) untilGivenUp(r *Record, now time.Time, wait time.Duration) time.Duration {
+	left := t.w.o.Circuit.MaxHold
+	if r != nil {
+		left -= r.heldTotal(now)
+	}
+	return min(wait, max(left, 0)+time.Millisecond)
 }
 
 // release hands back a job whose session was closed unfinished.

@@ -3,24 +3,23 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
 )
 
-// errSlotsBusy says that enough jobs of the app wait for a slot in this worker.
+// errSlotsBusy says that the job is better off in the queue than waiting here.
 var errSlotsBusy = errors.New("all sessions that the app may hold are taken")
 
-// slotWait is one request for a token; it is never cancelled, so that no token
-// is delivered to nobody.
-const slotWait = time.Second
+// slotRest is how long a slot stays free after its session was closed: the
+// backend may count a session a moment longer than it takes to close it.
+const slotRest = 50 * time.Millisecond
 
 // Slots keeps the fleet within max_sessions of each app. The stream holds one
 // token message for each slot; whoever has its lease may hold a session, and a
@@ -29,23 +28,34 @@ type Slots struct {
 	js     jetstream.JetStream
 	stream jetstream.Stream
 	store  *Store
-	leases *Leases
+	leases *Leases    // set once their window is known
+	peers  func() int // workers of the fleet that take jobs, this one included
 	window time.Duration
 	worker string
 	asks   *asker
+	random func() float64
 	log    zerolog.Logger
 	prefix string // subject prefix of the tokens: <prefix>.<app>.<n>
+	places int    // of this worker
 
-	mu   sync.Mutex
-	apps map[string]*appSlots
-	held map[string]bool // tokens held by this worker, by claim key
+	mu      sync.Mutex // guards what follows, and what changes of an app
+	apps    map[string]*appSlots
+	held    map[string]bool // tokens held by this worker, by claim key
+	waiting int             // jobs that wait here, of all apps
 }
 
+// appSlots is one app with a limit.
 type appSlots struct {
-	limit    int
-	waiting  int
-	most     int // jobs that may wait here
+	app   string
+	limit int
+
+	opening sync.Mutex // held by the one that opens the slots again
+
+	waiting  int     // jobs that wait here
+	away     backlog // jobs handed back
 	consumer jetstream.Consumer
+	looked   time.Time // when a token last came, or all were looked after
+	failing  bool      // that no token can be fetched was told
 }
 
 // SlotsConfig is what Slots needs.
@@ -57,7 +67,7 @@ type SlotsConfig struct {
 	Concurrency int            // of this worker
 	Window      time.Duration  // ack wait of the tokens' consumers
 	Worker      string
-	Replicas    int
+	Random      func() float64 // in [0, 1)
 }
 
 // claim tells which worker holds a token. It decides where the queue does not:
@@ -67,10 +77,14 @@ type claim struct {
 	JobID    string `json:"job_id"`
 }
 
-func newSlots(ctx context.Context, c SlotsConfig, store *Store, leases *Leases, asks *asker, log zerolog.Logger) (*Slots, error) {
+// newSlots opens the slots of the apps that have a limit. What it returns has
+// the shortest ack wait of their consumers as its window, and needs leases of
+// that window before the first Take.
+func newSlots(ctx context.Context, c SlotsConfig, store *Store, asks *asker, log zerolog.Logger) (*Slots, error) {
 	s := &Slots{
-		js: c.JS, store: store, leases: leases, window: c.Window, worker: c.Worker, asks: asks, log: log,
-		prefix: c.Prefix, apps: make(map[string]*appSlots), held: make(map[string]bool),
+		js: c.JS, store: store, window: c.Window, worker: c.Worker, asks: asks, random: c.Random, log: log,
+		peers: func() int { return 1 }, prefix: c.Prefix, places: c.Concurrency,
+		apps: make(map[string]*appSlots), held: make(map[string]bool),
 	}
 	if len(c.Limits) == 0 {
 		return s, nil
@@ -80,80 +94,47 @@ func newSlots(ctx context.Context, c SlotsConfig, store *Store, leases *Leases, 
 		return nil, fmt.Errorf("stream %s, which keeps app.max_sessions: %w", c.Stream, err)
 	}
 	s.stream = stream
+	var differences []string
 	for app, limit := range c.Limits {
-		consumer, err := s.prepare(ctx, app, limit)
-		if err != nil {
+		slots := &appSlots{app: app, limit: limit, looked: time.Now()}
+		if err := s.prepare(ctx, slots, c.Window); err != nil {
 			return nil, fmt.Errorf("slots of app %s: %w", app, err)
 		}
-		// Some places stay free for the jobs of other apps.
-		most := min(limit, max(1, c.Concurrency/2))
-		s.apps[app] = &appSlots{limit: limit, most: most, consumer: consumer}
+		if wait := ackWait(slots.consumer); wait != c.Window {
+			differences = append(differences, fmt.Sprintf("consumer %s of stream %s: ack_wait is %s, wanted %s", keyToken(app), c.Stream, wait, c.Window))
+			s.window = min(s.window, wait)
+		}
+		s.apps[app] = slots
+	}
+	if len(differences) > 0 {
+		slices.Sort(differences)
+		log.Warn().Strs("differences", differences).Msg("what exists has other settings than the configuration; it is left as it is")
 	}
 	return s, nil
 }
 
-// prepare puts the missing tokens into the stream and opens the app's consumer.
-func (s *Slots) prepare(ctx context.Context, app string, limit int) (jetstream.Consumer, error) {
-	subjects := s.prefix + "." + keyToken(app)
-	for n := 1; n <= limit; n++ {
-		msg := nats.NewMsg(subjects + "." + strconv.Itoa(n))
-		_, err := s.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(0))
-		if err != nil && !tokenExists(err) {
-			return nil, err
-		}
-	}
-	name := keyToken(app)
-	consumer, err := s.stream.Consumer(ctx, name)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return s.stream.CreateConsumer(ctx, jetstream.ConsumerConfig{
-			Durable: name, FilterSubject: subjects + ".*", AckPolicy: jetstream.AckExplicitPolicy,
-			AckWait: s.window, MaxDeliver: -1, MaxAckPending: -1, DeliverPolicy: jetstream.DeliverAllPolicy,
-		})
-	}
-	return consumer, err
-}
-
-// Server answers to a token that is there already.
-const (
-	codeWrongLastSequence           = 10071
-	codeWrongLastSequenceReplicated = 10164
-	codeTooManyForSubject           = 10077
-)
-
-func tokenExists(err error) bool {
-	var api *jetstream.APIError
-	if !errors.As(err, &api) {
-		return false
-	}
-	switch api.ErrorCode {
-	case codeWrongLastSequence, codeWrongLastSequenceReplicated, codeTooManyForSubject:
-		return true
-	default:
-		return false
-	}
-}
+// Limits tells whether the app has a limit, so that its jobs need a slot.
+func (s *Slots) Limits(app string) bool { return s.apps[app] != nil }
 
 // Take waits for a slot of the app as long as waiting stands. The returned
 // context is work's, and ends with ErrLeaseLost when the slot can't be kept; give
 // hands it back, and is called only after the session is closed. errSlotsBusy
-// means that enough jobs wait here already.
+// means that enough jobs wait here already. An app without a limit has a slot
+// for every job.
 func (s *Slots) Take(waiting, work context.Context, app, job string) (_ context.Context, give func(), err error) {
-	slots := s.join(app)
+	slots := s.apps[app]
 	if slots == nil {
 		return work, func() {}, nil
 	}
-	if slots.consumer == nil {
+	if !s.join(slots) {
 		return nil, nil, errSlotsBusy
 	}
 	defer s.part(slots)
 	for waiting.Err() == nil {
 		from := time.Now()
-		msg, err := fetchOne(slots.consumer)
+		msg, err := s.fetch(waiting, slots)
 		if err != nil {
-			if err := pause(waiting, time.Second, err); err != nil {
-				return nil, nil, err
-			}
-			continue
+			return nil, nil, err
 		}
 		if msg == nil {
 			continue
@@ -169,60 +150,27 @@ func (s *Slots) Take(waiting, work context.Context, app, job string) (_ context.
 	return nil, nil, context.Cause(waiting)
 }
 
-// join counts one more job that waits; nil: the app has no limit; a consumer
-// of nil: enough wait.
-func (s *Slots) join(app string) *appSlots {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	slots := s.apps[app]
-	if slots == nil {
-		return nil
-	}
-	if slots.waiting >= slots.most {
-		return &appSlots{}
-	}
-	slots.waiting++
-	return slots
-}
-
-func (s *Slots) part(slots *appSlots) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	slots.waiting--
-}
-
-// fetchOne asks for one token; nil: none was free.
-func fetchOne(consumer jetstream.Consumer) (jetstream.Msg, error) {
-	batch, err := consumer.Fetch(1, jetstream.FetchMaxWait(slotWait))
-	if err != nil {
-		return nil, err
-	}
-	var got jetstream.Msg
-	for msg := range batch.Messages() {
-		got = msg
-	}
-	return got, batch.Error()
-}
-
 // accept makes the token this worker's, unless it is one too many or somebody
 // still has it.
 func (s *Slots) accept(ctx context.Context, slots *appSlots, msg jetstream.Msg, from time.Time, job string) (context.Context, func(), bool) {
-	n, err := strconv.Atoi(msg.Subject()[strings.LastIndexByte(msg.Subject(), '.')+1:])
+	n, err := strconv.Atoi(lastToken(msg.Subject()))
 	if err != nil || n > slots.limit {
-		s.retire(ctx, msg)
+		// Not removed: while a larger limit is rolled out it is a slot that the
+		// new workers need. Where a smaller one was, it stays unused.
+		s.handBack(msg, s.window/3)
 		return nil, nil, false
 	}
 	slotCtx, lease := s.leases.Hold(ctx, msg.Reply(), from)
-	key := "slot" + strings.TrimPrefix(msg.Subject(), s.prefix)
+	key := s.claimKey(msg.Subject())
 	if !s.claim(slotCtx, key, job) {
 		lease.Release()
 		s.handBack(msg, s.window/10)
 		return nil, nil, false
 	}
 	give := func() {
-		s.hold(key, false)
+		s.letGo(key)
 		lease.Release()
-		s.handBack(msg, 0)
+		s.handBack(msg, slotRest)
 	}
 	return slotCtx, give, true
 }
@@ -238,40 +186,39 @@ func (s *Slots) claim(ctx context.Context, key, job string) bool {
 	if revision != 0 && holder.WorkerID != s.worker && s.asks.holdsSlot(ctx, holder.WorkerID, key) != answerGone {
 		return false
 	}
-	// Held before it is written: whoever is asked in between says so.
-	s.hold(key, true)
+	// Held before it is written: whoever is asked in between says so. The same
+	// token can be delivered here twice; who comes second leaves it alone.
+	if !s.hold(key) {
+		return false
+	}
 	if _, err = s.store.Put(ctx, key, claim{WorkerID: s.worker, JobID: job}, revision); err != nil {
-		s.hold(key, false)
+		s.letGo(key)
 		return false
 	}
 	return true
 }
 
-func (s *Slots) hold(key string, on bool) {
+// hold makes the token this worker's; false: it is already.
+func (s *Slots) hold(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if on {
-		s.held[key] = true
-	} else {
-		delete(s.held, key)
+	if s.held[key] {
+		return false
 	}
+	s.held[key] = true
+	return true
+}
+
+func (s *Slots) letGo(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.held, key)
 }
 
 func (s *Slots) holds(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.held[key]
-}
-
-// retire removes a token above the limit: the plan has become smaller.
-func (s *Slots) retire(ctx context.Context, msg jetstream.Msg) {
-	meta, err := msg.Metadata()
-	if err == nil {
-		err = s.stream.DeleteMsg(ctx, meta.Sequence.Stream)
-	}
-	if err != nil {
-		s.log.Warn().Err(err).Str("subject", msg.Subject()).Msg("could not remove a slot above app.max_sessions")
-	}
 }
 
 func (s *Slots) handBack(msg jetstream.Msg, delay time.Duration) {

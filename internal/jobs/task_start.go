@@ -10,8 +10,8 @@ import (
 
 // seat is what a job holds while its session may live.
 type seat struct {
-	leave func() // the gate
 	give  func() // hands back its app's slot
+	leave func() // the gate
 }
 
 // start waits for a seat, takes the job over, runs it and settles it. What is on
@@ -22,13 +22,10 @@ func (t *task) start(from *Record) error {
 	ctx, cancel := context.WithCancelCause(t.ctx)
 	defer cancel(nil)
 	defer t.untilDrained(cancel)()
-	if draft.Crashes >= aloneAfter {
-		defer t.pausePulling(draft)()
-	}
 	defer t.leave()
 	ctx, err := t.sit(ctx, draft)
 	if err != nil {
-		return t.notStarted(err)
+		return t.notStarted(draft.AppID, err)
 	}
 	pass, err := t.allowed(ctx, from, draft)
 	if pass == nil {
@@ -52,29 +49,52 @@ func (t *task) untilDrained(cancel context.CancelCauseFunc) (stop func() bool) {
 	return context.AfterFunc(t.w.drained, func() { cancel(context.Cause(t.w.drained)) })
 }
 
-// pausePulling keeps new jobs away from one that runs alone.
-func (t *task) pausePulling(draft *Record) (resume func()) {
-	t.log().Warn().Int("crashes", draft.Crashes).Msg("the job has ended its worker before: it runs alone")
-	t.w.pull.pause(true)
-	return func() { t.w.pull.pause(false) }
-}
-
 // sit waits for a seat. The returned context is ctx's, and ends when the seat is
-// lost.
+// lost. Every job takes its slot first, so that none waits for a slot that is
+// held by one that waits for its place at the gate, and nobody's place stays
+// empty for a job that waits for a slot.
 func (t *task) sit(ctx context.Context, draft *Record) (context.Context, error) {
 	waiting, stopWaiting := t.whileFetching(ctx)
 	defer stopWaiting()
-	leave, err := t.w.gate.enter(waiting, draft.Crashes >= aloneAfter)
-	if err != nil {
-		return nil, err
-	}
 	work, give, err := t.w.slots.Take(waiting, ctx, draft.AppID, t.id.ID)
 	if err != nil {
-		leave()
 		return nil, err
 	}
-	t.seat = seat{leave: leave, give: give}
+	leave, err := t.enter(work, draft)
+	if err != nil {
+		give()
+		return nil, err
+	}
+	t.seat = seat{give: give, leave: leave}
 	return work, nil
+}
+
+// enter passes the gate; waiting there ends with work, whose slot may be lost. A
+// job that has a slot does not keep it from others while another runs alone
+// here; the one that has to be alone does.
+func (t *task) enter(work context.Context, draft *Record) (leave func(), err error) {
+	waiting, stopWaiting := t.whileFetching(work)
+	defer stopWaiting()
+	switch {
+	case draft.Crashes >= aloneAfter:
+		return t.enterAlone(waiting, draft)
+	case t.w.slots.Limits(draft.AppID):
+		return t.w.gate.enterNow()
+	default:
+		return t.w.gate.enter(waiting, false)
+	}
+}
+
+// enterAlone keeps new jobs away, and waits for those that run to end.
+func (t *task) enterAlone(waiting context.Context, draft *Record) (func(), error) {
+	t.log().Warn().Int("crashes", draft.Crashes).Msg("the job has ended its worker before: it runs alone")
+	t.w.pull.pause(true)
+	leave, err := t.w.gate.enter(waiting, true)
+	if err != nil {
+		t.w.pull.pause(false)
+		return nil, err
+	}
+	return func() { leave(); t.w.pull.pause(false) }, nil
 }
 
 // leave is for a job that this worker runs no longer.
@@ -113,11 +133,18 @@ func (t *task) whileFetching(ctx context.Context) (context.Context, func()) {
 	return waiting, func() { stop(); cancel(nil) }
 }
 
-// notStarted hands a job back that got no place: that costs it nothing.
-func (t *task) notStarted(err error) error {
+// notStarted hands a job back that got no seat: that costs it nothing.
+func (t *task) notStarted(app string, err error) error {
 	switch {
-	case errors.Is(err, errSlotsBusy):
-		t.handBack(time.Second + time.Duration(t.w.o.Random()*float64(2*time.Second)))
+	case errors.Is(err, errSlotsBusy), errors.Is(err, errGateShut):
+		delay, steady := t.w.slots.comeBack(app)
+		if end := t.notAfter(); past(end, t.w.o.Now().Add(delay)) {
+			delay = max(end.Sub(t.w.o.Now()), 0) + time.Millisecond // it expires in time
+		}
+		if steady && t.deliveries > 1 {
+			t.w.pull.returned(t.msg.queue)
+		}
+		t.handBack(delay)
 	case errors.Is(err, ErrLeaseLost):
 		t.unsettled(err)
 	default:

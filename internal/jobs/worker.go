@@ -148,6 +148,15 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
+	w.slots, err = newSlots(ctx, SlotsConfig{
+		JS: o.JS, Stream: o.SlotsStream, Prefix: o.SlotsPrefix, Limits: o.MaxSessions,
+		Concurrency: o.Concurrency, Window: o.AckWait, Worker: o.ID, Random: o.Random,
+	}, shared, w.asks, o.Logger)
+	if err != nil {
+		return nil, err
+	}
+	o.AckWait = w.slots.window // its consumers may have a shorter one
+	w.o.AckWait = o.AckWait
 	w.circuits = NewCircuits(shared, o.Circuit, o.ID, o.Now, o.Random, w.circuitChanged)
 	w.fleet = newFleet(o.Fleet, shared, w.circuits, w.presence(), o.AckWait, o.Now, o.Logger)
 	w.fleet.busy = w.inHand
@@ -160,14 +169,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if w.leases, err = NewLeases(o.NC, o.AckWait, o.Observer.LeaseExtended, o.Logger); err != nil {
 		return nil, err
 	}
-	w.slots, err = newSlots(ctx, SlotsConfig{
-		JS: o.JS, Stream: o.SlotsStream, Prefix: o.SlotsPrefix, Limits: o.MaxSessions,
-		Concurrency: o.Concurrency, Window: o.AckWait, Worker: o.ID,
-	}, shared, w.leases, w.asks, o.Logger)
-	if err != nil {
-		w.leases.Close()
-		return nil, err
-	}
+	w.slots.leases, w.slots.peers = w.leases, w.fleet.size
 	w.pull = newPuller(o.Queues, o.Concurrency, w.handle, o.Logger, o.Consumer, w.setHealth)
 	return w, nil
 }

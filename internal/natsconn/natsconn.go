@@ -20,6 +20,11 @@ const (
 	reconnectWait = time.Second
 	pingInterval  = 10 * time.Second
 	drainTimeout  = 5 * time.Second
+	// writeTimeout is how long a link may take nothing before it counts as
+	// broken. While a publish waits, all others on the connection do; the shortest
+	// time in which somebody has to know is the one between giving up a lease and
+	// its end, 3 s.
+	writeTimeout = 2 * time.Second
 )
 
 // TLS names PEM files; each may be empty, but Cert and Key only together.
@@ -54,7 +59,8 @@ type Options struct {
 // is wrong, never a secret.
 //
 // Nothing is buffered while disconnected: a publish fails at once, so that it
-// can't land after it was reported as failed.
+// can't land after it was reported as failed. On a link that takes nothing any
+// more it fails within 2 s, and the connection is made anew.
 func Connect(ctx context.Context, o Options) (*nats.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -71,6 +77,7 @@ func Connect(ctx context.Context, o Options) (*nats.Conn, error) {
 	if o.InProcess != nil {
 		opts = append(opts, nats.InProcessServer(o.InProcess))
 	}
+	opts = append(opts, breakWhenStalled) // last: it looks at the others
 	if o.Context != "" && o.InProcess == nil {
 		return connectContext(o.Context, opts)
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // link forwards TCP connections from its own port to a target, so that the way
@@ -17,8 +18,17 @@ type link struct {
 
 	mu    sync.Mutex
 	cut   bool
+	slow  [2]time.Duration // how late bytes arrive, by way
 	conns map[net.Conn]struct{}
 }
+
+// way is a direction of a link.
+type way int
+
+const (
+	there way = iota // from who dialled to the target
+	back
+)
 
 func newLink(target string) (*link, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -53,16 +63,44 @@ func (k *link) forward(from net.Conn) {
 	}
 	defer k.drop(to)
 	var wg sync.WaitGroup
-	wg.Go(func() { k.pipe(to, from) })
-	wg.Go(func() { k.pipe(from, to) })
+	wg.Go(func() { k.pipe(to, from, there) })
+	wg.Go(func() { k.pipe(from, to, back) })
 	wg.Wait()
 }
 
 // pipe copies one way and ends both ways when that one ends.
-func (k *link) pipe(to, from net.Conn) {
-	_, _ = io.Copy(to, from) // ends when either side does; the nodes notice by themselves
+func (k *link) pipe(to, from net.Conn, w way) {
+	_, _ = io.Copy(&lateWriter{k, to, w}, from) // ends when either side does; the nodes notice by themselves
 	k.drop(to)
 	k.drop(from)
+}
+
+// lateWriter writes what goes one way of a link when it is due. What comes
+// meanwhile waits and goes out with the next piece.
+type lateWriter struct {
+	link *link
+	to   io.Writer
+	way  way
+}
+
+// Write implements io.Writer.
+func (l *lateWriter) Write(p []byte) (int, error) {
+	if d := l.link.delay(l.way); d > 0 {
+		<-time.After(d)
+	}
+	return l.to.Write(p)
+}
+
+func (k *link) delay(w way) time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.slow[w]
+}
+
+func (k *link) setDelay(w way, d time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.slow[w] = d
 }
 
 // track takes a connection in; it closes it where the link is cut.

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/leader"
 )
 
 // Headers of a frame.
@@ -162,20 +163,17 @@ type LastFrame struct {
 	stored uint64 // its sequence
 }
 
-// Last reads the job's last stored frame; false: there is none.
-func Last(ctx context.Context, stream jetstream.Stream, subject string) (last LastFrame, found bool, err error) {
-	err = retry(ctx, func(ctx context.Context) error {
-		msg, err := stream.GetLastMsgForSubject(ctx, subject)
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("last frame on %s: %w", subject, err)
-		}
-		last, found = frameOf(msg.Header, msg.Sequence), true
-		return nil
-	})
-	return last, found, err
+// Last reads the job's last stored frame, as the stream's leader knows it;
+// false: there is none.
+func Last(ctx context.Context, js jetstream.JetStream, stream, subject string) (last LastFrame, found bool, err error) {
+	msg, err := leader.Last(ctx, js, stream, subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return LastFrame{}, false, nil
+	}
+	if err != nil {
+		return LastFrame{}, false, fmt.Errorf("last frame on %s: %w", subject, err)
+	}
+	return frameOf(msg.Header, msg.Sequence), true, nil
 }
 
 func frameOf(h nats.Header, stored uint64) LastFrame {

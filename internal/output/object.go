@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/leader"
 )
 
 // PartsPrefix begins the names of finished utterances that are not yet part of
@@ -67,13 +69,24 @@ func (o *Object) Finish(ctx context.Context, utterance int) error {
 	name := partName(o.id.JobID, o.id.Run, o.id.Session, utterance)
 	defer func() { o.part = bytes.Buffer{} }() // nothing is kept while the session is idle
 	err := retry(ctx, func(ctx context.Context) error {
-		_, err := o.store.PutBytes(ctx, name, o.part.Bytes())
-		return err
+		return put(ctx, o.store, jetstream.ObjectMeta{Name: name}, bytes.NewReader(o.part.Bytes()))
 	})
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
 	return errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, err, "store utterance "+strconv.Itoa(utterance)+" of the recording")
+}
+
+// put stores an object. The client waits for an acknowledgement until ctx's
+// deadline, and for some seconds only where ctx has none. One that was lost with
+// a node would so hold up a job for as long as a recording may take, so the
+// deadline is kept from the client; ctx ends the put all the same.
+func put(ctx context.Context, store jetstream.ObjectStore, meta jetstream.ObjectMeta, r io.Reader) error {
+	undated, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })()
+	_, err := store.Put(undated, meta, r)
+	return err
 }
 
 func partName(job string, run, session, utterance int) string {
@@ -89,24 +102,32 @@ type Recording struct {
 	Utterances int
 }
 
+// Recordings is the bucket of recordings. What is in it, and what is not, its
+// leader says: a replica may not know yet of a part that another one has.
+type Recordings struct {
+	JS     jetstream.JetStream
+	Bucket string
+	Store  jetstream.ObjectStore // the same bucket, to be written to
+}
+
 // Assemble makes the recording out of the finished utterances and removes
 // them. It may be repeated: a recording that is there is left alone.
-func Assemble(ctx context.Context, store jetstream.ObjectStore, r Recording) error {
-	made, err := r.made(ctx, store)
+func (b Recordings) Assemble(ctx context.Context, r Recording) error {
+	made, err := b.made(ctx, r)
 	if err != nil {
 		return err
 	}
 	if !made {
-		if err := retry(ctx, func(ctx context.Context) error { return r.put(ctx, store) }); err != nil {
+		if err := retry(ctx, func(ctx context.Context) error { return b.put(ctx, r) }); err != nil {
 			return fmt.Errorf("recording %s: %w", r.Name, err)
 		}
 	}
-	return Sweep(ctx, store, r)
+	return b.Sweep(ctx, r)
 }
 
 // made tells whether this run's recording is there.
-func (r Recording) made(ctx context.Context, store jetstream.ObjectStore) (bool, error) {
-	info, err := store.GetInfo(ctx, r.Name)
+func (b Recordings) made(ctx context.Context, r Recording) (bool, error) {
+	info, err := leader.ObjectInfo(ctx, b.JS, b.Bucket, r.Name)
 	if errors.Is(err, jetstream.ErrObjectNotFound) {
 		return false, nil
 	}
@@ -117,23 +138,20 @@ func (r Recording) made(ctx context.Context, store jetstream.ObjectStore) (bool,
 }
 
 // put streams the parts into the recording.
-func (r Recording) put(ctx context.Context, store jetstream.ObjectStore) error {
-	parts := &partReader{ctx: ctx, store: store, r: r}
-	defer parts.close()
-	_, err := store.Put(ctx, jetstream.ObjectMeta{
+func (b Recordings) put(ctx context.Context, r Recording) error {
+	return put(ctx, b.Store, jetstream.ObjectMeta{
 		Name:     r.Name,
 		Metadata: map[string]string{MetaJobID: r.JobID, MetaRun: strconv.Itoa(r.Run)},
-	}, parts)
-	return err
+	}, &partReader{ctx: ctx, bucket: b, r: r})
 }
 
 // partReader reads the parts one after the other.
 type partReader struct {
-	ctx   context.Context
-	store jetstream.ObjectStore
-	r     Recording
-	next  int // utterance opened last
-	open  io.ReadCloser
+	ctx    context.Context
+	bucket Recordings
+	r      Recording
+	next   int       // utterance opened last
+	open   io.Reader // nil: the next one is due
 }
 
 func (p *partReader) Read(b []byte) (int, error) {
@@ -143,7 +161,7 @@ func (p *partReader) Read(b []byte) (int, error) {
 				return 0, io.EOF
 			}
 			p.next++
-			part, err := p.r.part(p.ctx, p.store, p.next)
+			part, err := p.bucket.part(p.ctx, p.r, p.next)
 			if err != nil {
 				return 0, err
 			}
@@ -153,26 +171,22 @@ func (p *partReader) Read(b []byte) (int, error) {
 		if !errors.Is(err, io.EOF) {
 			return n, err
 		}
-		p.close()
+		p.open = nil
 		if n > 0 {
 			return n, nil
 		}
 	}
 }
 
-func (p *partReader) close() {
-	if p.open != nil {
-		_ = p.open.Close() // it was read to its end, or is given up
-		p.open = nil
-	}
-}
-
 // part opens an utterance as the last session that spoke it left it.
-func (r Recording) part(ctx context.Context, store jetstream.ObjectStore, utterance int) (io.ReadCloser, error) {
+func (b Recordings) part(ctx context.Context, r Recording, utterance int) (io.Reader, error) {
 	for session := r.Session; session >= 1; session-- {
-		part, err := store.Get(ctx, partName(r.JobID, r.Run, session, utterance))
+		info, err := leader.ObjectInfo(ctx, b.JS, b.Bucket, partName(r.JobID, r.Run, session, utterance))
+		if err == nil {
+			return leader.OpenObject(ctx, b.JS, info)
+		}
 		if !errors.Is(err, jetstream.ErrObjectNotFound) {
-			return part, err
+			return nil, err
 		}
 	}
 	return nil, fmt.Errorf("utterance %d is not in the bucket any more: %w", utterance, ErrPartMissing)
@@ -183,9 +197,9 @@ func (r Recording) part(ctx context.Context, store jetstream.ObjectStore, uttera
 var ErrPartMissing = errors.New("it has aged out or was removed")
 
 // Sweep removes the parts of a run.
-func Sweep(ctx context.Context, store jetstream.ObjectStore, r Recording) error {
+func (b Recordings) Sweep(ctx context.Context, r Recording) error {
 	for session := 1; session <= r.Session; session++ {
-		if err := r.sweep(ctx, store, session); err != nil {
+		if err := b.sweep(ctx, r, session); err != nil {
 			return fmt.Errorf("remove the parts of recording %s: %w", r.Name, err)
 		}
 	}
@@ -195,15 +209,40 @@ func Sweep(ctx context.Context, store jetstream.ObjectStore, r Recording) error 
 // sweep removes the parts of a session: those of the utterances delivered, of
 // the one that may have been in flight, and of all that follow without a gap,
 // for a session that was to be restarted may have come further than the last.
-func (r Recording) sweep(ctx context.Context, store jetstream.ObjectStore, session int) error {
+func (b Recordings) sweep(ctx context.Context, r Recording, session int) error {
 	for utterance := 1; ; utterance++ {
-		err := store.Delete(ctx, partName(r.JobID, r.Run, session, utterance))
-		switch {
-		case err == nil:
-		case !errors.Is(err, jetstream.ErrObjectNotFound):
+		there, err := b.remove(ctx, partName(r.JobID, r.Run, session, utterance))
+		if err != nil {
 			return err
-		case utterance > r.Utterances:
+		}
+		if !there && utterance > r.Utterances {
 			return nil
 		}
 	}
 }
+
+// remove removes an object; false: it was not there.
+func (b Recordings) remove(ctx context.Context, name string) (there bool, err error) {
+	err = retry(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, removeTry)
+		defer cancel()
+		there = true
+		err := b.Store.Delete(ctx, name)
+		if !errors.Is(err, jetstream.ErrObjectNotFound) {
+			return err
+		}
+		// The client asked some replica, which may not know of it yet.
+		if _, err := leader.ObjectInfo(ctx, b.JS, b.Bucket, name); !errors.Is(err, jetstream.ErrObjectNotFound) {
+			return errors.Join(errBehind, err)
+		}
+		there = false
+		return nil
+	})
+	return there, err
+}
+
+// removeTry is one try: its three requests, each of which a node may take along.
+const removeTry = 5 * time.Second
+
+// errBehind is what is tried again.
+var errBehind = errors.New("a replica of the bucket lags behind")

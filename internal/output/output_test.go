@@ -45,6 +45,10 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
+func (b *bench) recordings() output.Recordings {
+	return output.Recordings{JS: b.js, Bucket: "R", Store: b.store}
+}
+
 // speak lets a session finish an utterance of these envelopes.
 func (b *bench) speak(session, utterance int, texts ...string) {
 	b.t.Helper()
@@ -89,7 +93,7 @@ func TestARecordingTakesEachUtteranceFromTheLastSessionThatFinishedIt(t *testing
 	b.speak(3, 3, "three")
 	b.speak(1, 2, "of a session that was superseded") // it wakes late
 	r := output.Recording{Name: "film", JobID: "job", Run: 1, Session: 3, Utterances: 3}
-	if err := output.Assemble(b.ctx, b.store, r); err != nil {
+	if err := b.recordings().Assemble(b.ctx, r); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := b.recording("film"), "\x03one\x03two\x04two+\x05three"; got != want {
@@ -105,7 +109,7 @@ func TestAssemblingAgainChangesNothing(t *testing.T) {
 	b.speak(1, 1, "one")
 	r := output.Recording{Name: "film", JobID: "job", Run: 1, Session: 1, Utterances: 1}
 	for range 2 {
-		if err := output.Assemble(b.ctx, b.store, r); err != nil {
+		if err := b.recordings().Assemble(b.ctx, r); err != nil {
 			t.Fatal(err)
 		}
 		b.speak(1, 1, "by a session that was superseded")
@@ -118,12 +122,12 @@ func TestAssemblingAgainChangesNothing(t *testing.T) {
 func TestARecordingOfAnotherRunIsReplaced(t *testing.T) {
 	b := newBench(t)
 	old := output.Recording{Name: "film", JobID: "job", Run: 7, Session: 1}
-	if err := output.Assemble(b.ctx, b.store, old); err != nil {
+	if err := b.recordings().Assemble(b.ctx, old); err != nil {
 		t.Fatal(err)
 	}
 	b.speak(1, 1, "new")
 	r := output.Recording{Name: "film", JobID: "job", Run: 1, Session: 1, Utterances: 1}
-	if err := output.Assemble(b.ctx, b.store, r); err != nil {
+	if err := b.recordings().Assemble(b.ctx, r); err != nil {
 		t.Fatal(err)
 	}
 	if got := b.recording("film"); got != "\x03new" {
@@ -135,7 +139,7 @@ func TestARecordingWhoseUtteranceIsGoneIsNotMadeInPart(t *testing.T) {
 	b := newBench(t)
 	b.speak(1, 1, "one")
 	r := output.Recording{Name: "film", JobID: "job", Run: 1, Session: 1, Utterances: 2}
-	err := output.Assemble(b.ctx, b.store, r)
+	err := b.recordings().Assemble(b.ctx, r)
 	if !errors.Is(err, output.ErrPartMissing) || !strings.Contains(err.Error(), "recording film: utterance 2") {
 		t.Errorf("%v", err)
 	}
@@ -154,7 +158,7 @@ func TestSweepRemovesEverythingOfARunAndNothingElse(t *testing.T) {
 	}
 	r := output.Recording{Name: "film", JobID: "job", Run: 1, Session: 2, Utterances: 2}
 	for range 2 {
-		if err := output.Sweep(b.ctx, b.store, r); err != nil {
+		if err := b.recordings().Sweep(b.ctx, r); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -169,7 +173,7 @@ func TestSweepAlsoRemovesWhatASessionThatWasRestartedHadFinished(t *testing.T) {
 		b.speak(1, utterance, "x")
 	}
 	b.speak(2, 1, "x")
-	if err := output.Sweep(b.ctx, b.store, output.Recording{Name: "film", JobID: "job", Run: 1, Session: 2, Utterances: 0}); err != nil {
+	if err := b.recordings().Sweep(b.ctx, output.Recording{Name: "film", JobID: "job", Run: 1, Session: 2, Utterances: 0}); err != nil {
 		t.Fatal(err)
 	}
 	if got := b.names(); len(got) != 0 {
@@ -226,11 +230,11 @@ func TestAFrameIsPublishedOnceHoweverOftenItIsTried(t *testing.T) {
 	if err != nil || info.State.Msgs != 3 {
 		t.Errorf("%+v %v", info, err)
 	}
-	last, found, err := output.Last(b.ctx, stream, "f.job")
+	last, found, err := output.Last(b.ctx, b.js, "F", "f.job")
 	if err != nil || !found || last.Run != 2 || last.Session != 3 || last.Utterance != 5 || last.ReqID != "r" || !last.End {
 		t.Errorf("%+v %t %v", last, found, err)
 	}
-	if _, found, err := output.Last(b.ctx, stream, "f.other"); found || err != nil {
+	if _, found, err := output.Last(b.ctx, b.js, "F", "f.other"); found || err != nil {
 		t.Errorf("frames of a job without: %t %v", found, err)
 	}
 }
@@ -318,4 +322,41 @@ func FuzzReadRecording(f *testing.F) {
 			t.Errorf("the sums are wrong: %+v", info)
 		}
 	})
+}
+
+func TestLostAcknowledgementHoldsARecordingUpForSecondsOnly(t *testing.T) {
+	t.Parallel() // it waits for the client
+	b := newBench(t)
+	b.speak(1, 1, "a", "b")
+	stream, err := b.js.Stream(b.ctx, "OBJ_R")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := stream.CachedInfo().Config
+	silent := config
+	silent.NoAck = true // what is stored now is acknowledged by nobody
+	if _, err := b.js.UpdateStream(b.ctx, silent); err != nil {
+		t.Fatal(err)
+	}
+	began, assembled := time.Now(), make(chan error, 1)
+	go func() {
+		assembled <- b.recordings().Assemble(b.ctx, output.Recording{Name: "r", JobID: "job", Run: 1, Session: 1, Utterances: 1})
+	}()
+	select {
+	case err := <-assembled:
+		t.Fatalf("it was not held up: %v", err)
+	case <-time.After(time.Second):
+	}
+	if _, err := b.js.UpdateStream(b.ctx, config); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-assembled; err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("took %s", took)
+	}
+	if got, want := b.recording("r"), "\x01a\x01b"; got != want {
+		t.Errorf("recording %q, want %q", got, want)
+	}
 }

@@ -35,11 +35,28 @@ func checkRegion(region string) error {
 		"region %.64q is no region: lowercase words joined by hyphens are, as in us-west", region)
 }
 
+// The vendor's domains.
+const (
+	domain   = "spatius.ai"
+	domainCN = "spatialwalk.top"
+)
+
 func regionDomain(region string) string {
 	if strings.HasPrefix(region, "cn-") {
-		return "spatialwalk.top"
+		return domainCN
 	}
-	return "spatius.ai"
+	return domain
+}
+
+// mayReplay tells whether the ingress may be a simulated one: its address is
+// configured, and is none of the vendor's.
+func (e Endpoints) mayReplay() bool {
+	u, err := url.Parse(strings.TrimSpace(e.IngressURL))
+	if err != nil || u.Host == "" {
+		return false
+	}
+	host := "." + strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
+	return !strings.HasSuffix(host, "."+domain) && !strings.HasSuffix(host, "."+domainCN)
 }
 
 // tokenURL is where session tokens are minted for a region.

@@ -184,7 +184,9 @@ type dialled struct {
 
 // replayHeader is what a simulated backend that replays a recorded exchange
 // answers the upgrade with: the req_id that the recorded envelopes name. The
-// real backend has no such header, and req_ids are the client's to choose.
+// real backend has no such header, and req_ids are the client's to choose, so
+// that it counts only where an address of somebody else is configured
+// (docs/protocol.md, section 3).
 const replayHeader = "Avatar-Replay-Req-Id"
 
 func (o *opening) dial(parent context.Context, region, token string) (d dialled, err error) {
@@ -219,7 +221,10 @@ func (o *opening) dial(parent context.Context, region, token string) (d dialled,
 		d.raw = t.NetConn() // closing the TLS layer may wait for its farewell
 	}
 	conn.SetReadLimit(readLimit)
-	d.conn, d.replay = conn, resp.Header.Get(replayHeader)
+	d.conn = conn
+	if id := resp.Header.Get(replayHeader); len(id) <= maxID && o.c.o.Endpoints.mayReplay() {
+		d.replay = id
+	}
 	return d, nil
 }
 

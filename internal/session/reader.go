@@ -1,6 +1,7 @@
 package session
 
 import (
+	"strings"
 	"time"
 
 	"github.com/coder/websocket"
@@ -58,7 +59,7 @@ func (s *Session) awaitConfirm() error {
 	case len(e.connectionID) == 0:
 		return errors.Newf(errors.CodeProtocolError, phase, "the backend confirmed the session without a connection id")
 	}
-	s.connectionID, s.confirmedAt = string(e.connectionID), time.Now()
+	s.connectionID, s.confirmedAt = backendID(e.connectionID), time.Now()
 	close(s.confirmed)
 	return nil
 }
@@ -97,8 +98,20 @@ func (s *Session) handle(b []byte) error {
 
 func serverError(phase errors.Phase, e envelope) error {
 	err := errors.FromServerError(phase, e.code, e.message)
-	err.ConnectionID, err.ReqID = string(e.connectionID), string(e.reqID)
+	err.ConnectionID, err.ReqID = backendID(e.connectionID), backendID(e.reqID)
 	return err
+}
+
+// maxID bounds the ids that the backend gives, in bytes: real ones have about
+// 30. They are written into records, events and logs, and what did not fit
+// there would fail a session that was paid for, again and again.
+const maxID = 256
+
+func backendID(id []byte) string {
+	if len(id) > maxID {
+		return strings.ToValidUTF8(string(id[:maxID]), "")
+	}
+	return string(id)
 }
 
 // deliver hands a frame to the utterance it belongs to. Frames of others, and

@@ -111,10 +111,10 @@ func (e *ensurer) buckets(ctx context.Context, h *Handles) error {
 	if h.Fleet, err = e.keyValue(ctx, s.fleet(n)); err != nil {
 		return err
 	}
-	if h.AudioFiles, err = e.objects(ctx, s.object(n.AudioFilesBucket(), "Speech in", s.AudioFiles)); err != nil {
+	if h.AudioFiles, err = e.objects(ctx, s.audioFiles(n)); err != nil {
 		return err
 	}
-	h.Recordings, err = e.objects(ctx, s.object(n.RecordingsBucket(), "Frames out", s.Recordings))
+	h.Recordings, err = e.objects(ctx, s.recordings(n))
 	return err
 }
 

@@ -183,15 +183,8 @@ func (n Names) AllControl() string { return n.subject("control", "*") }
 // (request/reply between workers, kept nowhere).
 func (n Names) WorkerSubject(workerID string) string { return n.subject("workers", Token(workerID)) }
 
-// Slot is the subject of one slot token of an app; number counts from 1.
-func (n Names) Slot(appID string, number int) string {
-	return n.subject("slots", Token(appID), fmt.Sprint(number))
-}
-
-// AppSlots matches all slot tokens of an app.
-func (n Names) AppSlots(appID string) string { return n.subject("slots", Token(appID), "*") }
-
-// SlotsPrefix begins the subject of every slot token.
+// SlotsPrefix begins the subject of every slot token; internal/jobs, which makes
+// them, names what follows: the app and a number from 1.
 func (n Names) SlotsPrefix() string { return n.subject("slots") }
 
 // AllSlots matches every slot token.

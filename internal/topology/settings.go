@@ -160,6 +160,14 @@ func (s Settings) fleet(n Names) jetstream.KeyValueConfig {
 	}
 }
 
+func (s Settings) audioFiles(n Names) jetstream.ObjectStoreConfig {
+	return s.object(n.AudioFilesBucket(), "Speech in", s.AudioFiles)
+}
+
+func (s Settings) recordings(n Names) jetstream.ObjectStoreConfig {
+	return s.object(n.RecordingsBucket(), "Frames out", s.Recordings)
+}
+
 func (s Settings) object(bucket, description string, limit Limit) jetstream.ObjectStoreConfig {
 	return jetstream.ObjectStoreConfig{
 		Bucket: bucket, Description: description,

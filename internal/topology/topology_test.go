@@ -35,7 +35,7 @@ func TestNamesAreThoseOfTheContract(t *testing.T) {
 		n.Audio("j-1"):                            "avatar.audio.j-1",
 		n.Control("j-1"):                          "avatar.control.j-1",
 		n.WorkerSubject("host.example/1"):         "avatar.workers.host=2Eexample=2F1",
-		n.Slot("app.1", 3):                        "avatar.slots.app=2E1.3",
+		n.SlotsPrefix():                           "avatar.slots",
 		n.JobsStream():                            "AVATAR_JOBS",
 		n.SlotsStream():                           "AVATAR_SLOTS",
 		n.AudioFilesBucket():                      "AVATAR_AUDIO_FILES",
@@ -296,13 +296,13 @@ func TestTooSmallAPayloadLimitIsRefused(t *testing.T) {
 func TestSlotKeepsOneToken(t *testing.T) {
 	js := natstest.JetStream(t)
 	ensure(t, js, topology.DefaultSettings())
-	if _, err := js.Publish(t.Context(), names.Slot("app", 1), nil); err != nil {
+	if _, err := js.Publish(t.Context(), names.SlotsPrefix()+".app.1", nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.Publish(t.Context(), names.Slot("app", 1), nil); err == nil {
+	if _, err := js.Publish(t.Context(), names.SlotsPrefix()+".app.1", nil); err == nil {
 		t.Fatal("a second token for the same slot was stored")
 	}
-	if _, err := js.Publish(t.Context(), names.Slot("app", 2), nil); err != nil {
+	if _, err := js.Publish(t.Context(), names.SlotsPrefix()+".app.2", nil); err != nil {
 		t.Fatal(err)
 	}
 }

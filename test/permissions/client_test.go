@@ -4,15 +4,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/audio"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 )
 
@@ -120,6 +123,8 @@ func listener(ctx context.Context, t *testing.T, url string, refused *refusals) 
 		hear(names.AllFrames(), names.Frames("J")),
 		read(names.EventsStream()),
 		read(names.FramesStream()),
+		func(ctx context.Context) error { return must(scan(ctx, c.js, names.EventsStream()), "scan the events") },
+		func(ctx context.Context) error { return must(scan(ctx, c.js, names.FramesStream()), "scan the frames") },
 		func(ctx context.Context) error {
 			store, err := c.js.ObjectStore(ctx, names.RecordingsBucket())
 			if err != nil {
@@ -131,7 +136,23 @@ func listener(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			}
 			return must(err, "read the recording")
 		},
+		func(ctx context.Context) error {
+			body, _, err := audio.JetStreamObjects(c.js)(ctx, names.RecordingsBucket(), "J")
+			if err == nil {
+				_, err = io.ReadAll(body)
+			}
+			return must(err, "read the recording as the tool does")
+		},
 	)
+}
+
+// scan reads a stream to its end, as `worker events --no-follow` does.
+func scan(ctx context.Context, js jetstream.JetStream, name string) error {
+	stream, err := js.Stream(ctx, name)
+	if err != nil {
+		return err
+	}
+	return status.Scan(ctx, stream, jetstream.ConsumerConfig{}, func(jetstream.Msg, *jetstream.MsgMetadata) bool { return true })
 }
 
 // readFirst reads a stream's first message through a consumer of its own.

@@ -3,6 +3,8 @@ package natstest
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/natsserver"
 )
 
@@ -92,4 +95,61 @@ func Cluster(t testing.TB, n int) *natsserver.Cluster {
 		}
 	})
 	return c
+}
+
+// lag is how late a node that was told to lag hears of what is stored: long
+// against a round trip, short against an election's timeout.
+const lag = 500 * time.Millisecond
+
+// Lagging lets one replica of a stream lag behind until the test ends, and
+// connects a client to another one. Of the client's direct reads one in three is
+// answered by the replica that lags: see UntilStale.
+func Lagging(t testing.TB, c *natsserver.Cluster, stream string) jetstream.JetStream {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
+	defer cancel()
+	if err := c.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	leader := c.StreamLeader(stream)
+	if leader < 0 {
+		t.Fatalf("stream %s has no leader", stream)
+	}
+	behind, other := (leader+1)%c.Size(), (leader+2)%c.Size()
+	c.Delay(leader, behind, lag)
+	t.Cleanup(func() { c.Delay(leader, behind, 0) })
+	js, err := jetstream.New(ConnectURL(t, c.ClientURL(other)))
+	if err != nil {
+		t.Fatalf("opening JetStream: %v", err)
+	}
+	return js
+}
+
+// UntilStale stores one thing after the other, numbered from 0, until one of the
+// reads right after it fails with none. From then on the replica that lags
+// answers reads: one that is new does not for a few seconds.
+func UntilStale(ctx context.Context, t testing.TB, store func(n int), read func(n int) error, none error) {
+	t.Helper()
+	for n := 0; ctx.Err() == nil; n++ {
+		store(n)
+		var stale atomic.Bool
+		Together(16, func(int) {
+			if errors.Is(read(n), none) {
+				stale.Store(true)
+			}
+		})
+		if stale.Load() {
+			return
+		}
+	}
+	t.Fatal("no replica lags behind")
+}
+
+// Together calls f with 0 to n-1 at the same time and waits.
+func Together(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { f(i) })
+	}
+	wg.Wait()
 }

@@ -1,0 +1,209 @@
+package jobs_test
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+)
+
+// tell puts the presence of a worker into the bucket, as it would itself.
+func (h *house) tell(p jobs.Presence) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	data, err := json.Marshal(p)
+	if err == nil {
+		_, err = h.handles.Fleet.Put(ctx, "worker."+p.WorkerID, data)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// fleetMark is the last message about a worker in the fleet's bucket; nil:
+// there is none.
+func (h *house) fleetMark(workerID string) *jetstream.RawStreamMsg {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	bucket := h.names.FleetBucket()
+	s, err := h.js.Stream(ctx, "KV_"+bucket)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	msg, err := s.GetLastMsgForSubject(ctx, "$KV."+bucket+".worker."+workerID)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return msg
+}
+
+// sessions is a Runner that tells when each session began.
+func sessions() (*script, chan time.Time) {
+	began := make(chan time.Time, 8)
+	return does(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		began <- time.Now()
+		return untilDone(ctx)
+	}), began
+}
+
+func noDrain(o *options) { o.Drain = time.Millisecond }
+
+// A message can be delivered although its lease stands: after a change of the
+// consumer's leader, or here because it was published just now.
+func TestWorkerThatJustStartedWaitsForThoseThatItCouldNotHaveHeard(t *testing.T) {
+	for name, listed := range map[string]bool{"on the list": true, "on no list": false} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			const window = 3 * time.Second
+			lease := h.leaseOf(window)
+			h.abandoned("j1", func(r *jobs.Record) { r.WorkerID = "cut-off" })
+			if listed {
+				h.tell(jobs.Presence{WorkerID: "cut-off", At: time.Now()})
+			}
+			runner, began := sessions()
+			since := time.Now()
+			h.start(runner, lease, noDrain)
+			if took := receive(t, began, "session").Sub(since); took < window/2 {
+				t.Errorf("taken over after %s from a worker that may live; its lease is %s", took, window)
+			}
+			if r := h.record("j1"); r.Crashes != 1 {
+				t.Errorf("%d crashes", r.Crashes)
+			}
+		})
+	}
+}
+
+func TestWorkerThatStartsAfterACrashWaitsForNobodyWhoIsSilentForLong(t *testing.T) {
+	h := newHouse(t)
+	const window = 6 * time.Second
+	lease := h.leaseOf(window)
+	h.abandoned("j1", func(r *jobs.Record) { r.WorkerID = "crashed" })
+	h.tell(jobs.Presence{WorkerID: "crashed", At: time.Now().Add(24 * time.Hour)})
+	time.Sleep(window * 2 / 3) // silent for so long: only the server's clock tells
+	runner, began := sessions()
+	since := time.Now()
+	h.start(runner, lease, noDrain)
+	if took := receive(t, began, "session").Sub(since); took > window/2 {
+		t.Errorf("taken over after %s from a worker that is long gone", took)
+	}
+}
+
+func TestRestartAfterACrashTakesTheJobOverWhenItsLeaseEnds(t *testing.T) {
+	h := newHouse(t)
+	const window = 3 * time.Second
+	lease := h.leaseOf(window)
+	runner, began := sessions()
+	crashed := h.start(runner, lease, noDrain)
+	h.submit("default", job("j1"))
+	receive(t, began, "session")
+	if err := crashed.nc.Flush(); err != nil { // its lease is extended
+		t.Fatal(err)
+	}
+	crashed.kill()
+	since := time.Now()
+	h.start(runner, lease, noDrain)
+	took := receive(t, began, "next session").Sub(since)
+	t.Logf("taken over %s after the crash; lease %s", took, window)
+	if took > 2*window {
+		t.Errorf("taken over only %s after the crash", took)
+	}
+}
+
+func TestWorkerWhoseClockIsAheadSeesTheOthers(t *testing.T) {
+	h := newHouse(t)
+	began := make(chan string, 2)
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		began <- a.Job.ID
+		return untilDone(ctx)
+	}), noDrain, func(o *options) { o.Concurrency = 1 })
+	h.submit("default", job("j1"))
+	receive(t, began, "session")
+	h.tell(jobs.Presence{WorkerID: "other", At: time.Now(), Busy: map[string]int{"default": 2}})
+
+	purged := h.purgedWorkers()
+	w := h.start(does(func(context.Context, *jobs.Attempt) error {
+		return failure(errors.CodeBillingRequired, errors.PhaseHandshake)
+	}), noDrain, func(o *options) { o.Now = func() time.Time { return time.Now().Add(24 * time.Hour) } })
+	h.eventually("it counts what others have in hand", func() bool { return w.InFleet("default") == 3 })
+	h.submit("default", job("j2"))
+	h.state("j2", jobs.StateHeld)
+	if opened := h.told("avatar.alerts.circuit_opened.>"); len(opened) != 0 {
+		t.Errorf("a session too many was taken for an unpaid bill: %v", opened)
+	}
+	if gone := purged(); len(gone) != 0 {
+		t.Errorf("taken off the list while they live: %v", gone)
+	}
+}
+
+// purgedWorkers watches the list; the function returned tells who was taken off
+// it since.
+func (h *house) purgedWorkers() func() []string {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	watcher, err := h.handles.Fleet.Watch(ctx, "worker.>", jetstream.UpdatesOnly())
+	if err != nil {
+		cancel()
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { _ = watcher.Stop(); cancel() }) // the server may be gone
+	return func() (gone []string) {
+		h.tell(jobs.Presence{WorkerID: "last"})
+		for entry := range watcher.Updates() {
+			switch {
+			case entry.Key() == "worker.last":
+				return gone
+			case entry.Operation() != jetstream.KeyValuePut:
+				gone = append(gone, entry.Key())
+			}
+		}
+		return gone
+	}
+}
+
+func TestWorkerThatLeavesIsTakenOffTheListAndLeavesNothingForEver(t *testing.T) {
+	for name, withTTL := range map[string]bool{"bucket of ours": true, "bucket without lives": false} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			if !withTTL {
+				h.plainFleet()
+			}
+			w := h.start(&script{})
+			h.eventually("it is on the list", func() bool { return h.fleetMark(w.id) != nil })
+			w.end()
+			mark := h.fleetMark(w.id)
+			if mark == nil || mark.Header.Get("KV-Operation") != "PURGE" {
+				t.Fatalf("after it left: %+v", mark)
+			}
+			if got := mark.Header.Get("Nats-TTL"); withTTL != (got == "1m0s") {
+				t.Errorf("its mark lives for %q", got)
+			}
+		})
+	}
+}
+
+// plainFleet makes the fleet's bucket as an operator might have.
+func (h *house) plainFleet() {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := h.js.DeleteKeyValue(ctx, h.names.FleetBucket())
+	if err == nil {
+		_, err = h.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: h.names.FleetBucket(), Storage: h.storage})
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.ensure()
+}

@@ -1,0 +1,133 @@
+// Package leader reads streams and object buckets where their leader answers.
+//
+// The client's own reads of a stream with direct access are answered by any of
+// its replicas, which may lag behind what somebody has been told is stored. "Not
+// found" then means "not here yet", and an object may be one that has been
+// replaced since. Whoever decides something by what is stored, or by what is
+// not, asks here.
+package leader
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+)
+
+const (
+	// tryLimit is one request: where there is no leader nobody answers.
+	tryLimit = 2 * time.Second
+	// tryPause is the wait before a request is made again.
+	tryPause = 200 * time.Millisecond
+	// patience is how long an answer is waited for: longer than an election.
+	patience = 30 * time.Second
+)
+
+// Last reads the last message of a subject; jetstream.ErrMsgNotFound: there is
+// none. Like all reads of this package it waits out an election: it tries until
+// an answer comes, ctx ends, or half a minute is over.
+func Last(ctx context.Context, js jetstream.JetStream, stream, subject string) (*jetstream.RawStreamMsg, error) {
+	return get(ctx, js, stream, query{LastOf: subject})
+}
+
+// Message reads the message with that sequence; jetstream.ErrMsgNotFound: there
+// is none.
+func Message(ctx context.Context, js jetstream.JetStream, stream string, seq uint64) (*jetstream.RawStreamMsg, error) {
+	return get(ctx, js, stream, query{Seq: seq})
+}
+
+// Next reads the first message of a subject that has at least that sequence;
+// jetstream.ErrMsgNotFound: there is none.
+func Next(ctx context.Context, js jetstream.JetStream, stream string, seq uint64, subject string) (*jetstream.RawStreamMsg, error) {
+	return get(ctx, js, stream, query{Seq: seq, NextOf: subject})
+}
+
+// query is the body of a $JS.API.STREAM.MSG.GET request, which only the
+// stream's leader answers.
+type query struct {
+	Seq    uint64 `json:"seq,omitempty"`
+	LastOf string `json:"last_by_subj,omitempty"`
+	NextOf string `json:"next_by_subj,omitempty"`
+}
+
+func get(ctx context.Context, js jetstream.JetStream, stream string, q query) (*jetstream.RawStreamMsg, error) {
+	body, err := json.Marshal(q)
+	if err != nil {
+		return nil, err
+	}
+	for since := time.Now(); ; {
+		msg, err := ask(ctx, js, stream, body)
+		switch {
+		case err == nil || final(err):
+			return msg, err
+		case ctx.Err() != nil:
+			return nil, errors.Join(context.Cause(ctx), err)
+		case time.Since(since) > patience:
+			return nil, fmt.Errorf("the leader of stream %s did not answer for %s: %w", stream, patience, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(tryPause):
+		}
+	}
+}
+
+// final tells whether asking again is of no use.
+func final(err error) bool {
+	var api *jetstream.APIError
+	return errors.Is(err, nats.ErrConnectionClosed) || errors.As(err, &api) && api.Code < http.StatusInternalServerError
+}
+
+func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte) (*jetstream.RawStreamMsg, error) {
+	ctx, cancel := context.WithTimeout(ctx, tryLimit)
+	defer cancel()
+	reply, err := js.Conn().RequestWithContext(ctx, prefix(js)+"STREAM.MSG.GET."+stream, body)
+	if err != nil {
+		return nil, err
+	}
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message *struct {
+			Subject  string    `json:"subject"`
+			Sequence uint64    `json:"seq"`
+			Header   []byte    `json:"hdrs"`
+			Data     []byte    `json:"data"`
+			Time     time.Time `json:"time"`
+		} `json:"message"`
+	}
+	switch err := json.Unmarshal(reply.Data, &answer); {
+	case err != nil:
+		return nil, fmt.Errorf("read stream %s: %w", stream, err)
+	case answer.Error != nil:
+		return nil, answer.Error
+	case answer.Message == nil:
+		return nil, fmt.Errorf("read stream %s: %w", stream, jetstream.ErrInvalidJetStreamResponse)
+	}
+	m := answer.Message
+	msg := &jetstream.RawStreamMsg{Subject: m.Subject, Sequence: m.Sequence, Data: m.Data, Time: m.Time, Header: nats.Header{}}
+	if len(m.Header) > 0 {
+		if msg.Header, err = nats.DecodeHeadersMsg(m.Header); err != nil {
+			return nil, fmt.Errorf("read message %d of stream %s: %w", m.Sequence, stream, err)
+		}
+	}
+	return msg, nil
+}
+
+// prefix begins the subjects of the API that js talks to.
+func prefix(js jetstream.JetStream) string {
+	o := js.Options()
+	switch {
+	case o.APIPrefix != "":
+		return strings.TrimSuffix(o.APIPrefix, ".") + "."
+	case o.Domain != "":
+		return "$JS." + o.Domain + ".API."
+	}
+	return jetstream.DefaultAPIPrefix
+}

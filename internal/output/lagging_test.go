@@ -1,0 +1,126 @@
+package output_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/leader"
+	"avatarworker/internal/natsserver"
+	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/internal/output"
+)
+
+// atOnce is how many are made right after what they are made of was stored. One
+// direct read in three is answered by the replica that lags.
+const atOnce = 16
+
+// A worker may be connected to a replica that does not know yet what the worker
+// itself has been told is stored.
+func TestWhatAReplicaDoesNotKnowYetIsStoredAllTheSame(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	c := natstest.Cluster(t, 3)
+	js, err := jetstream.New(natstest.ConnectURL(t, c.ClientURLs()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: "R", Replicas: 3, Storage: jetstream.MemoryStorage}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{
+		Name: "F", Subjects: []string{"f.*"}, Replicas: 3, Storage: jetstream.MemoryStorage, AllowDirect: true,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("recordings", func(t *testing.T) { laggingRecordings(ctx, t, c) })
+	t.Run("frames", func(t *testing.T) { laggingFrames(ctx, t, c) })
+}
+
+func laggingRecordings(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
+	js := natstest.Lagging(t, c, "OBJ_R")
+	store, err := js.ObjectStore(ctx, "R")
+	if err != nil {
+		t.Fatal(err)
+	}
+	natstest.UntilStale(ctx, t,
+		func(n int) {
+			if _, err := store.PutBytes(ctx, fmt.Sprintf("probe%d", n), []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		},
+		func(n int) error { _, err := store.GetInfo(ctx, fmt.Sprintf("probe%d", n)); return err },
+		jetstream.ErrObjectNotFound)
+
+	recordings := output.Recordings{JS: js, Bucket: "R", Store: store}
+	natstest.Together(atOnce, func(i int) {
+		job := fmt.Sprintf("job%d", i)
+		r := output.Recording{Name: job, JobID: job, Run: 1, Session: 2, Utterances: 2}
+		for utterance := 1; utterance <= 2; utterance++ {
+			o := output.NewObject(store, output.SessionID{JobID: job, Run: 1, Session: utterance})
+			if err := o.Write(ctx, output.Envelope{Utterance: utterance, Data: fmt.Append(nil, utterance)}); err != nil {
+				t.Error(err)
+			}
+			if err := o.Finish(ctx, utterance); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := recordings.Assemble(ctx, r); err != nil {
+			t.Error(err)
+			return
+		}
+		// Whoever finds the job settled but not acknowledged repeats it.
+		if err := recordings.Assemble(ctx, r); err != nil {
+			t.Errorf("again: %v", err)
+		}
+	})
+
+	for i := range atOnce {
+		job := fmt.Sprintf("job%d", i)
+		info, err := leader.ObjectInfo(ctx, js, "R", job)
+		if err != nil || info.Size != 4 { // two envelopes of one byte
+			t.Errorf("recording %s: %+v %v", job, info, err)
+		}
+		for session := 1; session <= 2; session++ {
+			part := fmt.Sprintf("%s%s/run1/s%d/u%d", output.PartsPrefix, job, session, session)
+			if _, err := leader.ObjectInfo(ctx, js, "R", part); !errors.Is(err, jetstream.ErrObjectNotFound) {
+				t.Errorf("left: %s, %v", part, err)
+			}
+		}
+	}
+}
+
+func laggingFrames(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
+	js := natstest.Lagging(t, c, "F")
+	stream, err := js.Stream(ctx, "F")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := output.NewFrames(js, "f.job", output.SessionID{JobID: "job", Run: 1, Session: 1})
+	say := func(utterance int) {
+		t.Helper()
+		if err := f.Write(ctx, output.Envelope{Utterance: utterance, ReqID: "r", End: true, Data: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stale := errors.New("not the last frame")
+	natstest.UntilStale(ctx, t,
+		func(n int) { say(n + 1) },
+		func(n int) error {
+			msg, err := stream.GetLastMsgForSubject(ctx, "f.job")
+			if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && msg.Header.Get(output.HeaderUtterance) != fmt.Sprint(n+1) {
+				return stale
+			}
+			return err
+		}, stale)
+	say(1000)
+	natstest.Together(atOnce, func(int) {
+		if last, found, err := output.Last(ctx, js, "F", "f.job"); err != nil || !found || last.Utterance != 1000 || !last.End {
+			t.Errorf("%+v %t %v", last, found, err)
+		}
+	})
+}
