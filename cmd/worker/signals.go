@@ -11,10 +11,21 @@ import (
 // second one has its usual effect and ends the process at once: whatever was
 // under way is redelivered or repeated.
 func withSignals(parent context.Context) (context.Context, context.CancelFunc) {
-	ctx, stop := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
-	unhook := context.AfterFunc(ctx, stop)
+	ctx, cancel := context.WithCancel(parent)
+	first, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(first, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		defer close(done)
+		select {
+		case <-first:
+		case <-ctx.Done():
+		}
+		// Before anybody can know of the first, so that no second one is lost.
+		signal.Stop(first)
+		cancel()
+	}()
 	return ctx, func() {
-		unhook()
-		stop()
+		cancel()
+		<-done
 	}
 }

@@ -94,7 +94,7 @@ func explainSetup(code Code) (Explanation, bool) {
 func explainOwn(code Code) Explanation {
 	switch code {
 	case CodeInvalidJob:
-		return Explanation{"The message is no valid job; the error text names the field.", "publisher",
+		return Explanation{"The message is no valid job; the error text names the field. Its id is that of its headers (`Avatar-Job-Id`, `Nats-Msg-Id`), or is made by the worker: never that of its body, where the corrected job will have it.", "publisher",
 			"Correct what publishes the jobs and publish anew: a replay of the same bytes fails the same way."}
 	case CodeAudioUnavailable:
 		return Explanation{"The speech could not be fetched.", "publisher",

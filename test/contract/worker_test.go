@@ -55,7 +55,8 @@ func TestWhatAWorkerReallyPublishesIsAsTheSchemasSay(t *testing.T) {
 		if (validator(t).Job(data) == nil) == (id == "broken") {
 			t.Errorf("job %s: the schema thinks otherwise", id)
 		}
-		if _, err := js.Publish(ctx, names.Jobs("default"), data); err != nil {
+		// What is no valid job goes by its message id.
+		if _, err := js.Publish(ctx, names.Jobs("default"), data, jetstream.WithMsgID(id)); err != nil {
 			t.Fatal(err)
 		}
 		wanted[names.Events(c.want, id)] = id
