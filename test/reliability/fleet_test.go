@@ -336,6 +336,7 @@ func (f *fleet) settle(limit time.Duration) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			f.explain()
 			f.t.Fatalf("%d jobs still in the queue (%v); %s", left, err, f.states())
 		}
 	}
