@@ -33,10 +33,11 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	// toxiproxy leaves the toxics of a connection behind that is cut while they
-	// are taken off it.
+	// toxiproxy leaves the toxics of a connection, and who reads it, behind that is
+	// cut while they are taken off it.
 	toxic := goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run")
-	goleak.VerifyTestMain(m, toxic, goleak.Cleanup(func(code int) {
+	reader := goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).read")
+	goleak.VerifyTestMain(m, toxic, reader, goleak.Cleanup(func(code int) {
 		if err := os.RemoveAll(binary.dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
