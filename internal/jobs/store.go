@@ -134,8 +134,8 @@ func (s *Store) read(ctx context.Context, key string) ([]byte, uint64, error) {
 }
 
 // get asks the bucket's leader. The client's own Get may be answered by any
-// replica, always by the same one for the same connection, and one that lags
-// behind for long would hold up whoever decides by what it says.
+// replica, and one that lags behind would mislead whoever decides by what it
+// says.
 func (s *Store) get(ctx context.Context, key string) ([]byte, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
