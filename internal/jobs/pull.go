@@ -12,7 +12,8 @@ import (
 const (
 	// longPoll is how long a request for jobs waits at an empty queue. It is
 	// never cancelled (a cancelled one strands messages until their lease
-	// ends), so it also bounds how long a queue keeps places from another.
+	// ends), so it also bounds how long a queue keeps places from another. See
+	// pollOf.
 	longPoll = time.Second
 	// shortPoll is used while there are fewer free places than queues.
 	shortPoll = 250 * time.Millisecond
@@ -22,6 +23,11 @@ const (
 	// pullPause is the wait after a request that failed.
 	pullPause = time.Second
 )
+
+// pollOf is how long a request may wait whose messages have leases of that
+// window. A lease counts from before the request, so it may wait for a part of
+// the window only.
+func pollOf(window time.Duration) time.Duration { return min(longPoll, window/4) }
 
 // Queue is one queue that a worker serves.
 type Queue struct {
@@ -44,6 +50,7 @@ type puller struct {
 	consumer func(ctx context.Context, queue string) (jetstream.Consumer, error)
 	health   func(queue string, err error) // what keeps a queue from being served; nil: nothing
 	log      zerolog.Logger
+	poll     time.Duration // the longest request
 
 	mu     sync.Mutex
 	free   int
@@ -63,10 +70,10 @@ type pulled struct {
 	pass      float64   // virtual time: starts so far by weight
 }
 
-func newPuller(queues []Queue, places int, handle func(delivery), log zerolog.Logger,
+func newPuller(queues []Queue, places int, window time.Duration, handle func(delivery), log zerolog.Logger,
 	consumer func(context.Context, string) (jetstream.Consumer, error), health func(string, error),
 ) *puller {
-	p := &puller{free: places, handle: handle, consumer: consumer, health: health, log: log, wake: make(chan struct{}, 1)}
+	p := &puller{free: places, poll: pollOf(window), handle: handle, consumer: consumer, health: health, log: log, wake: make(chan struct{}, 1)}
 	for _, q := range queues {
 		q.Weight = max(q.Weight, 1)
 		p.queues = append(p.queues, &pulled{Queue: q})
@@ -126,7 +133,7 @@ func (p *puller) dispatch(ctx context.Context, now time.Time) time.Duration {
 		return longPoll
 	}
 	if len(p.queues) == 1 {
-		p.send(ctx, p.candidates(now, 0), longPoll)
+		p.send(ctx, p.candidates(now, 0), p.poll)
 		return longPoll
 	}
 	if busy := p.candidates(now, emptyFor); len(busy) > 0 {
@@ -136,9 +143,9 @@ func (p *puller) dispatch(ctx context.Context, now time.Time) time.Duration {
 	if p.asking() {
 		return emptyFor
 	}
-	wait := longPoll
+	wait := p.poll
 	if p.free < len(p.queues) {
-		wait = shortPoll
+		wait = min(wait, shortPoll)
 	}
 	p.send(ctx, p.candidates(now, 0), wait)
 	return emptyFor

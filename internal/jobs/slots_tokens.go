@@ -13,9 +13,6 @@ import (
 )
 
 const (
-	// slotWait is one request for a token; it is never cancelled, so that no
-	// token is delivered to nobody.
-	slotWait = time.Second
 	// slotPause is the wait after a request that failed.
 	slotPause = time.Second
 	// prepareTimeout bounds looking after the tokens of one app.
@@ -92,7 +89,7 @@ func (s *Slots) fetch(waiting context.Context, slots *appSlots) (jetstream.Msg, 
 	s.mu.Lock()
 	consumer := slots.consumer
 	s.mu.Unlock()
-	msg, err := fetchOne(consumer)
+	msg, err := fetchOne(consumer, pollOf(s.window))
 	s.tell(slots, err)
 	if err != nil {
 		s.mend(waiting, slots)
@@ -104,9 +101,10 @@ func (s *Slots) fetch(waiting context.Context, slots *appSlots) (jetstream.Msg, 
 	return msg, nil
 }
 
-// fetchOne asks for one token; nil: none was free.
-func fetchOne(consumer jetstream.Consumer) (jetstream.Msg, error) {
-	batch, err := consumer.Fetch(1, jetstream.FetchMaxWait(slotWait))
+// fetchOne asks for one token; nil: none was free. The request is never
+// cancelled, so that no token is delivered to nobody.
+func fetchOne(consumer jetstream.Consumer, wait time.Duration) (jetstream.Msg, error) {
+	batch, err := consumer.Fetch(1, jetstream.FetchMaxWait(wait))
 	if err != nil {
 		return nil, err
 	}

@@ -170,7 +170,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		return nil, err
 	}
 	w.slots.leases, w.slots.peers = w.leases, w.fleet.size
-	w.pull = newPuller(o.Queues, o.Concurrency, w.handle, o.Logger, o.Consumer, w.setHealth)
+	w.pull = newPuller(o.Queues, o.Concurrency, o.AckWait, w.handle, o.Logger, o.Consumer, w.setHealth)
 	return w, nil
 }
 
