@@ -106,11 +106,14 @@ func TestWhatCanNotBeMadeAgainIsSaidForAsLongAsItLasts(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	w := f.worker(worker{look: often})
-	f.remove(f.names.FramesStream())
-	if _, err := f.js.CreateStream(f.ctx, jetstream.StreamConfig{Name: "OTHER", Subjects: []string{f.names.AllFrames()}}); err != nil {
-		// The worker was quicker: then there is nothing to see.
-		t.Skipf("the stream of the frames is there already: %v", err)
-	}
+	// The worker may make the stream again before another takes its subjects.
+	until(t, "another stream has the subjects", func() bool {
+		if err := f.js.DeleteStream(f.ctx, f.names.FramesStream()); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+			t.Fatal(err)
+		}
+		_, err := f.js.CreateStream(f.ctx, jetstream.StreamConfig{Name: "OTHER", Subjects: []string{f.names.AllFrames()}})
+		return err == nil
+	})
 	until(t, "the reason", func() bool {
 		return strings.Contains(w.reason(), "stream AVATAR_FRAMES is missing, and can't be made again") && strings.Contains(w.reason(), "another stream takes these subjects")
 	})
