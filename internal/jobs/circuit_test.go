@@ -191,6 +191,25 @@ func TestJobHeldTooLongIsGivenUp(t *testing.T) {
 	}
 }
 
+// However long the cooldown lasts, a held job is given up when its time is over.
+func TestHoldEndsWithMaxHoldAndNotWithTheCooldown(t *testing.T) {
+	h := newHouse(t)
+	b := &account{code: errors.CodeCreditsExhausted}
+	h.start(b.runner(), func(o *options) {
+		o.Circuit.Cooldown, o.Circuit.MaxCooldown, o.Circuit.MaxHold = time.Hour, time.Hour, 500*time.Millisecond
+		o.Random = func() float64 { return 0.99 }
+	})
+	h.submit("default", job("refused"))
+	h.state("refused", jobs.StateHeld)
+	h.submit("default", job("never-tried"))
+	for _, id := range []string{"refused", "never-tried"} {
+		if r := h.outcome(id, jobs.StateDeadLettered); r.Reason != jobs.ReasonHeldTooLong {
+			t.Errorf("%s: %s", id, r.Reason)
+		}
+	}
+	h.settled()
+}
+
 func TestHeldJobExpiresAndCanBeCancelled(t *testing.T) {
 	h := newHouse(t)
 	b := &account{code: errors.CodeCreditsExhausted}
