@@ -32,6 +32,8 @@ const (
 	framesPerSecond = "frames/s"
 	memoryPerIdle   = "KiB/session"
 	residentPerIdle = "KiB RSS/session"
+	objectsPerIdle  = "KiB of objects/session"
+	stacksPerIdle   = "KiB of stacks/session"
 	startMedian     = "ms median"
 	startP99        = "ms p99"
 	cpuPerSession   = "ms CPU/session"
@@ -253,6 +255,8 @@ func measureIdle(ctx context.Context, p params, worker bool, n int) (out sample,
 	return sample{
 		memoryPerIdle:   kib(after.Memory, before.Memory),
 		residentPerIdle: kib(after.Resident, before.Resident),
+		objectsPerIdle:  kib(after.Live, before.Live),
+		stacksPerIdle:   kib(after.Stacks, before.Stacks),
 	}, nil
 }
 

@@ -22,6 +22,8 @@ type stats struct {
 	PeakRSS    uint64        `json:"peak_rss"`   // bytes
 	Mallocs    uint64        `json:"mallocs"`    // ever
 	Goroutines int           `json:"goroutines"` //
+	Live       uint64        `json:"live"`       // bytes of objects in the heap
+	Stacks     uint64        `json:"stacks"`     // bytes of goroutines' stacks
 }
 
 // collections that a settled process has had: each gives back half of a stack
@@ -37,7 +39,7 @@ func readStats(settled bool) stats {
 	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	s := stats{Memory: m.HeapInuse + m.StackInuse, Mallocs: m.Mallocs, Goroutines: runtime.NumGoroutine()}
+	s := stats{Memory: m.HeapInuse + m.StackInuse, Mallocs: m.Mallocs, Goroutines: runtime.NumGoroutine(), Live: m.HeapAlloc, Stacks: m.StackInuse}
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err == nil {
 		s.CPU = time.Duration(u.Utime.Nano() + u.Stime.Nano())

@@ -9,64 +9,101 @@ import (
 	"avatarworker/internal/session"
 )
 
-// performance speaks a script in one session.
+// performance speaks a job's script in one session.
 type performance struct {
-	a       *jobs.Attempt
-	session *session.Session
+	r   *Runner
+	a   *jobs.Attempt
+	ctx context.Context // ends with the attempt's time
+	end context.CancelFunc
+
 	sink    output.Sink
-	script  script
+	script  script           // nil: not open
+	session *session.Session // nil: none was opened, or none was needed
 	egress  bool
-	spoken  int // utterances of this session
-	worked  bool
-	frames  int
-	bytes   int64
+
+	// The utterance under way.
+	line   *line
+	number int // in the job, from 1
+	saying session.Saying
+	noted  func() error // waits until it is written down that it is begun
+
+	spoken int // utterances of this session
+	worked bool
+	frames int
+	bytes  int64
 }
 
-// open opens the session.
-func (p *performance) open(ctx context.Context, r *Runner) (err error) {
-	p.session, err = r.o.Sessions.Open(ctx, r.params(p.a, p.script))
-	return err
-}
-
-func (p *performance) perform(ctx context.Context) error {
-	p.a.Progress.Connected(p.session.ConnectionID(), p.session.Region())
-	p.a.Control.OnInterrupt(p.interrupt)
-	for {
-		line, err := p.script.next(ctx)
-		if err != nil || line == nil {
-			return err
-		}
-		err = p.speak(ctx, line)
-		line.done()
-		if err != nil {
-			return err
-		}
+// open does what needs no session, then opens it, unless everything is spoken.
+func (p *performance) open() error {
+	if err := p.r.catchUp(p.ctx, p.a); err != nil {
+		return err
 	}
-}
-
-// speak speaks one utterance and delivers it.
-func (p *performance) speak(ctx context.Context, l *line) error {
-	number := p.a.Checkpoint + p.spoken + 1
-	begun, err := p.begin(ctx, l, number)
+	script, err := p.r.script(p.ctx, p.a)
 	if err != nil {
 		return err
 	}
-	spoken, err := p.session.Speak(ctx, p.utterance(ctx, l, number))
-	if beginErr := begun(); err == nil {
-		err = beginErr
+	p.script = script
+	if script.finished() {
+		return nil
 	}
-	return p.deliver(ctx, l, number, &spoken, err)
+	if p.session, err = p.r.o.Sessions.Open(p.ctx, p.r.params(p.a, script)); err != nil {
+		return err
+	}
+	p.a.Progress.Connected(p.session.ConnectionID(), p.session.Region())
+	p.a.Control.OnInterrupt(p.interrupt)
+	return nil
 }
 
-func (p *performance) utterance(ctx context.Context, l *line, number int) session.Utterance {
-	return session.Utterance{
-		Speech:  l.speech,
-		OnFrame: func(f session.Frame) error { return p.frame(ctx, number, f) },
+// perform speaks what there is to speak. Here a job waits for the backend, for
+// as long as a session may last, so next to nothing is on its stack meanwhile:
+// saying and delivering have returned.
+func (p *performance) perform() error {
+	for {
+		answered, err := p.say()
+		if answered == nil || err != nil {
+			return err
+		}
+		<-answered
+		if err := p.deliver(); err != nil {
+			return err
+		}
 	}
 }
 
-// deliver finishes an utterance that was spoken, unless err says that it failed.
-func (p *performance) deliver(ctx context.Context, l *line, number int, spoken *session.Spoken, err error) error {
+// say says the next utterance; nil: there is none.
+func (p *performance) say() (answered <-chan struct{}, err error) {
+	if p.session == nil {
+		return nil, nil //nolint:nilnil // everything is spoken, and that is no error
+	}
+	p.line, err = p.script.next(p.ctx)
+	if err != nil || p.line == nil {
+		return nil, err
+	}
+	p.number = p.a.Checkpoint + p.spoken + 1
+	defer p.said()
+	if err := p.begin(); err != nil {
+		return nil, err
+	}
+	number := p.number
+	p.saying = p.session.Say(p.ctx, session.Utterance{
+		Speech:  p.line.speech,
+		OnFrame: func(f session.Frame) error { return p.frame(number, f) },
+	})
+	return p.saying.Answered(), nil
+}
+
+// said lets go of the speech: the wait for its answer may be long.
+func (p *performance) said() {
+	p.line.done()
+	p.line.speech, p.line.done = nil, nil
+}
+
+// deliver finishes the utterance, unless it failed.
+func (p *performance) deliver() error {
+	spoken, err := p.saying.End()
+	if noteErr := p.noted(); err == nil {
+		err = noteErr
+	}
 	p.frames += spoken.Frames
 	p.bytes += spoken.Bytes
 	if err != nil {
@@ -75,40 +112,43 @@ func (p *performance) deliver(ctx context.Context, l *line, number int, spoken *
 	if p.egress && !spoken.Interrupted {
 		p.working()
 	}
-	if err := p.sink.Finish(ctx, number); err != nil {
+	if err := p.sink.Finish(p.ctx, p.number); err != nil {
 		return err
 	}
 	p.spoken++
-	if spoken.Interrupted && l.interrupted != nil {
-		if err := l.interrupted(ctx); err != nil {
+	if spoken.Interrupted && p.line.interrupted != nil {
+		if err := p.line.interrupted(p.ctx); err != nil {
 			return err
 		}
 	}
-	return p.a.Progress.Delivered(ctx, jobs.Utterance{
+	return p.a.Progress.Delivered(p.ctx, jobs.Utterance{
 		ReqID: spoken.ReqID, Frames: spoken.Frames, Bytes: spoken.Bytes,
 		AudioMS: spoken.Audio.Milliseconds(), FirstFrameMS: spoken.FirstFrame.Milliseconds(),
 		DurationMS: spoken.Duration.Milliseconds(), Interrupted: spoken.Interrupted,
-		Converted: l.converted, LiveSeq: l.liveLast(),
+		Converted: p.line.converted, LiveSeq: p.line.liveLast(),
 	})
 }
 
 // begin notes that the utterance is begun. For live speech, where each
 // millisecond counts, that is done while it is spoken.
-func (p *performance) begin(ctx context.Context, l *line, number int) (wait func() error, err error) {
-	if l.liveBegun == 0 {
-		return func() error { return nil }, p.a.Progress.Speaking(ctx, number, 0)
+func (p *performance) begin() error {
+	p.noted = func() error { return nil }
+	if p.line.liveBegun == 0 {
+		return p.a.Progress.Speaking(p.ctx, p.number, 0)
 	}
-	noted := make(chan error, 1) // the function returned waits for it
-	go func() { noted <- p.a.Progress.Speaking(ctx, number, l.liveBegun) }()
-	return func() error { return <-noted }, nil
+	noted := make(chan error, 1) // the function waits for it
+	number, begun := p.number, p.line.liveBegun
+	go func() { noted <- p.a.Progress.Speaking(p.ctx, number, begun) }()
+	p.noted = func() error { return <-noted }
+	return nil
 }
 
-func (p *performance) frame(ctx context.Context, utterance int, f session.Frame) error {
+func (p *performance) frame(utterance int, f session.Frame) error {
 	if p.egress {
 		return nil // playback signals without data
 	}
 	p.working()
-	return p.sink.Write(ctx, output.Envelope{Utterance: utterance, ReqID: f.ReqID, End: f.End, Data: f.Data})
+	return p.sink.Write(p.ctx, output.Envelope{Utterance: utterance, ReqID: f.ReqID, End: f.End, Data: f.Data})
 }
 
 // working tells once that the session works: by its first frame, in egress by
@@ -129,11 +169,24 @@ func (p *performance) interrupt(ctx context.Context) (jobs.Interrupted, error) {
 	return jobs.Interrupted{ReqID: reqID, LastSeq: p.sink.LastSeq()}, nil
 }
 
-func (p *performance) report() jobs.Report {
-	return jobs.Report{
-		ConnectionID: p.session.ConnectionID(), Region: p.session.Region(), Connected: p.session.Connected(),
-		Recording: p.a.Job.RecordingName(), Frames: p.frames, Bytes: p.bytes,
+// close ends what is left of the session, and says how it went.
+func (p *performance) close(err error) (jobs.Report, error) {
+	report := jobs.Report{Recording: p.a.Job.RecordingName(), Frames: p.frames, Bytes: p.bytes}
+	if p.session != nil {
+		if closeErr := p.session.Close(); err == nil {
+			err = closeErr
+		}
+		report.ConnectionID, report.Region, report.Connected = p.session.ConnectionID(), p.session.Region(), p.session.Connected()
 	}
+	return report, p.r.overtime(p.ctx, err)
+}
+
+// release lets go of everything, also after a panic.
+func (p *performance) release() {
+	if p.script != nil {
+		p.script.close()
+	}
+	p.end()
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }

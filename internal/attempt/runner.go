@@ -43,11 +43,20 @@ var _ jobs.Runner = (*Runner)(nil)
 func New(o Options) *Runner { return &Runner{o: o} }
 
 // Run implements jobs.Runner.
-func (r *Runner) Run(ctx context.Context, a *jobs.Attempt) (report jobs.Report, err error) {
-	ctx, cancel := r.limited(ctx)
-	defer cancel()
-	err = r.run(ctx, a, &report)
-	return report, r.overtime(ctx, err)
+func (r *Runner) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
+	p := r.performance(ctx, a)
+	defer p.release()
+	err := p.open()
+	if err == nil {
+		err = p.perform()
+	}
+	return p.close(err)
+}
+
+func (r *Runner) performance(ctx context.Context, a *jobs.Attempt) *performance {
+	p := &performance{r: r, a: a, sink: r.sink(a), egress: egress(a.Job)}
+	p.ctx, p.end = r.limited(ctx)
+	return p
 }
 
 // limited ends a session after backend.max_session.
@@ -66,38 +75,6 @@ func (r *Runner) overtime(ctx context.Context, err error) error {
 	}
 	return errors.Newf(errors.CodeSessionDurationExceeded, errors.PhaseRuntime,
 		"the session was closed after %s: backend.max_session", r.o.MaxSession)
-}
-
-func (r *Runner) run(ctx context.Context, a *jobs.Attempt, report *jobs.Report) error {
-	p, err := r.prepare(ctx, a)
-	if err != nil {
-		return err
-	}
-	defer p.script.close()
-	if p.script.finished() {
-		report.Recording = a.Job.RecordingName()
-		return nil
-	}
-	if err := p.open(ctx, r); err != nil {
-		return err
-	}
-	err = p.perform(ctx)
-	if closeErr := p.session.Close(); err == nil {
-		err = closeErr
-	}
-	*report = p.report()
-	return err
-}
-
-// prepare does what needs no session.
-func (r *Runner) prepare(ctx context.Context, a *jobs.Attempt) (*performance, error) {
-	p := &performance{a: a, sink: r.sink(a), egress: egress(a.Job)}
-	if err := r.catchUp(ctx, a); err != nil {
-		return nil, err
-	}
-	var err error
-	p.script, err = r.script(ctx, a)
-	return p, err
 }
 
 // sink is where the job wants the frames.

@@ -31,7 +31,7 @@ type line struct {
 	converted string        // what was done to the audio
 	liveBegun uint64        // sequence of its first live message
 	liveLast  func() uint64 // and of its last, once it is spoken
-	done      func()        // releases its source
+	done      func()        // lets go of what has been said
 	// interrupted passes over what was said of it before the interrupt; nil:
 	// the source is its own.
 	interrupted func(ctx context.Context) error
@@ -46,10 +46,12 @@ func format(f audio.Format) session.Format {
 
 // clips is speech that is all there: inline, objects, URLs.
 type clips struct {
+	job    *jobs.Job
 	opener *audio.Opener
 	life   context.Context // of everything opened
 	end    context.CancelFunc
 	specs  []audio.Spec // those not yet spoken
+	said   int          // utterances of the job, those of earlier sessions among them
 	first  *audio.Speech
 	conf   session.AudioConfig
 	ahead  chan opened // the next one, being opened; nil: none
@@ -62,7 +64,7 @@ type opened struct {
 
 // newClips checks everything that can be checked before a session costs money.
 func newClips(ctx context.Context, opener *audio.Opener, a *jobs.Attempt) (*clips, error) {
-	c := &clips{opener: opener}
+	c := &clips{job: a.Job, opener: opener, said: a.Checkpoint}
 	c.life, c.end = context.WithCancel(ctx)
 	if err := c.check(a); err != nil {
 		c.end()
@@ -161,12 +163,25 @@ func (c *clips) next(ctx context.Context) (*line, error) {
 	if err := same(spec, configOf(speech), c.conf); err != nil {
 		return nil, errors.Join(err, speech.Close())
 	}
+	c.specs[0] = audio.Spec{}
 	c.specs = c.specs[1:]
 	c.openAhead()
 	return &line{
 		speech: speech, converted: speech.Converted(), liveLast: func() uint64 { return 0 },
-		done: func() { _ = speech.Close() }, // read to its end, or given up
+		done: func() { c.done(speech) },
 	}, nil
+}
+
+// done lets go of speech that was read to its end, or given up: the session may
+// live on for long.
+func (c *clips) done(speech *audio.Speech) {
+	_ = speech.Close() // read as far as it will be
+	c.said++
+	c.job.DropInline(c.said)
+	if len(c.specs) == 0 {
+		c.specs = nil
+		c.end()
+	}
 }
 
 func (c *clips) open(ctx context.Context) (*audio.Speech, error) {

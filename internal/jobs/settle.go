@@ -12,16 +12,16 @@ import (
 
 // settle writes how an attempt went, then what follows from it, then gives the
 // message back or acknowledges it.
-func (t *task) settle(a *attempted) {
+func (t *task) settle() {
 	ctx, cancel := t.settling()
 	defer cancel()
 	ctx, span := t.w.o.Tracer.Start(ctx, "settle")
 	next := t.next(t.current())
-	next.SessionTime += a.report.Connected
-	err := t.verdict(ctx, next, a)
+	next.SessionTime += t.work.report.Connected
+	err := t.verdict(ctx, next)
 	endSpan(span, err)
 	if errors.Is(err, errSuperseded) {
-		t.inconclusive(next.AppID, a.pass, false)
+		t.inconclusive(next.AppID, false)
 		t.superseded(next)
 		return
 	}
@@ -31,40 +31,40 @@ func (t *task) settle(a *attempted) {
 	}
 }
 
-func (t *task) verdict(ctx context.Context, next *Record, a *attempted) error {
+func (t *task) verdict(ctx context.Context, next *Record) error {
 	switch {
-	case errors.Is(a.err, errSuperseded) || errors.Is(a.cause, errSuperseded):
+	case errors.Is(t.work.err, errSuperseded) || errors.Is(t.work.cause, errSuperseded):
 		return errSuperseded
 	case errors.Is(context.Cause(t.ctx), ErrLeaseLost):
-		t.leaseLost(next, a)
+		t.leaseLost(next)
 		return nil
-	case a.err == nil:
-		t.inconclusive(next.AppID, a.pass, false) // a probe that needed no session
-		next.Recording = a.report.Recording
+	case t.work.err == nil:
+		t.inconclusive(next.AppID, false) // a probe that needed no session
+		next.Recording = t.work.report.Recording
 		t.w.o.Observer.AttemptDone("", "", "")
 		return t.finish(ctx, next, StateCompleted)
-	case errors.Is(a.cause, ErrLeaseLost): // its slot's
-		t.leaseLost(next, a)
+	case errors.Is(t.work.cause, ErrLeaseLost): // its slot's
+		t.leaseLost(next)
 		t.handBack(handBackPause)
 		return nil
-	case errors.Is(a.cause, errCancelled):
+	case errors.Is(t.work.cause, errCancelled):
 		next.CancelRequested = true
-		t.inconclusive(next.AppID, a.pass, false)
+		t.inconclusive(next.AppID, false)
 		return t.finish(ctx, next, StateCancelled)
-	case errors.Is(a.cause, errDrained):
-		t.inconclusive(next.AppID, a.pass, false)
+	case errors.Is(t.work.cause, errDrained):
+		t.inconclusive(next.AppID, false)
 		return t.release(ctx, next, "drain")
-	case errors.Is(a.cause, errUnrecorded):
-		t.inconclusive(next.AppID, a.pass, false)
+	case errors.Is(t.work.cause, errUnrecorded):
+		t.inconclusive(next.AppID, false)
 		return t.release(ctx, next, "unrecorded")
 	default:
-		return t.failed(ctx, next, errors.Of(a.err), a.pass)
+		return t.failed(ctx, next, errors.Of(t.work.err))
 	}
 }
 
 // leaseLost settles nothing: the next delivery finds the job as it was.
-func (t *task) leaseLost(r *Record, a *attempted) {
-	t.inconclusive(r.AppID, a.pass, false)
+func (t *task) leaseLost(r *Record) {
+	t.inconclusive(r.AppID, false)
 	t.log().Warn().Str("connection_id", r.ConnectionID).Int("session", r.Session).
 		Msg("the lease could not be kept: the session is closed and nothing is settled")
 }
@@ -116,12 +116,12 @@ func (t *task) commit(ctx context.Context, next *Record) error {
 }
 
 // failed decides what becomes of a failed attempt.
-func (t *task) failed(ctx context.Context, next *Record, e *errors.Error, pass Pass) error {
+func (t *task) failed(ctx context.Context, next *Record, e *errors.Error) error {
 	now := t.w.o.Now().UTC()
 	decision := t.w.o.Table.Decide(e, next.progressed())
 	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
 	setback := Setback{Decision: decision, Record: next, Now: now, Deadline: t.notAfter()}
-	t.consultCircuit(ctx, &setback, next, e, pass)
+	t.consultCircuit(ctx, &setback, next, e)
 	plan := t.w.o.Retry.Plan(setback, t.w.o.Random)
 	if plan.Action == errors.ActionHold {
 		plan.Delay = t.untilGivenUp(next, now, plan.Delay)
@@ -155,23 +155,23 @@ func (t *task) failed(ctx context.Context, next *Record, e *errors.Error, pass P
 
 // consultCircuit tells the circuit of the failure and learns whether the job
 // has to wait for it.
-func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *errors.Error, pass Pass) {
+func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *errors.Error) {
 	app, region := r.AppID, t.circuitRegion()
 	switch {
 	case e.Code == errors.CodeBillingRequired && s.Decision.OpensCircuit && t.w.fleet.lives(app):
 		s.Refused = true
-		t.inconclusive(app, pass, true)
+		t.inconclusive(app, true)
 		t.log().Warn().Str("app_id", app).
 			Msg("the backend refused a session while others of the app live: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
 	case s.Decision.OpensCircuit || s.Decision.AppWide:
-		wait, open, err := t.w.circuits.Failed(ctx, app, region, t.id.ID, s.Decision, pass.Probe)
+		wait, open, err := t.w.circuits.Failed(ctx, app, region, t.id.ID, s.Decision, t.work.pass.Probe)
 		if err != nil {
 			// The job has failed all the same, and that has to count.
 			t.log().Error().Err(err).Str("app_id", app).Msg("could not tell the circuit of a failure: going on as if it were closed")
 		}
 		s.Wait, s.CircuitOpen = wait, open
 	default:
-		t.inconclusive(app, pass, true)
+		t.inconclusive(app, true)
 	}
 }
 

@@ -72,6 +72,18 @@ func audioSpec(field string, a *jobpb.Audio) AudioSpec {
 	}
 }
 
+// DropInline lets go of the bytes of the utterance of that number, from 1, if
+// they came inside the job: it has been said, and the message has them still.
+func (j *Job) DropInline(utterance int) {
+	a := j.GetAudio()
+	if a == nil {
+		a = j.GetUtterances()[utterance-1]
+	}
+	if a.Inline != nil {
+		a.Inline = []byte{}
+	}
+}
+
 // OutputKind is "frames", "object", "livekit", "agora" or "discard".
 func (j *Job) OutputKind() string {
 	if kinds := outputKinds(j.GetOutput()); len(kinds) > 0 {

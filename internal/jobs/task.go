@@ -47,7 +47,7 @@ type task struct {
 	ctx     context.Context
 	span    trace.Span
 	lease   *Lease
-	seat    seat          // while the session may live
+	work    work          // while the job is this worker's
 	vacated bool          // its place was given to another job already
 	done    chan struct{} // closed when everything is settled
 
@@ -78,21 +78,17 @@ func (t *task) log() *zerolog.Logger {
 }
 
 // process brings the delivery to its end. Whatever happens in it happens to
-// this job alone.
+// this job alone. What is on the stack from here to the wait for frames stays
+// there as long as the session lives, so each step has returned before the next.
 func (t *task) process() {
 	t.ctx, t.lease = t.w.leases.Hold(t.w.base, t.msg.Reply(), t.msg.from)
 	defer t.close()
 	defer t.contain()
-	if err := t.open(); err != nil {
-		t.unsettled(err)
-		return
+	defer t.leave()
+	if t.take() {
+		t.attempt()
+		t.settle()
 	}
-	failpoint.Here("delivered")
-	if t.w.isDraining() {
-		t.handBack(0)
-		return
-	}
-	t.run()
 }
 
 // open reads the message and begins its span.
@@ -128,7 +124,18 @@ func (t *task) contain() {
 	}
 }
 
-func (t *task) run() {
+// take makes the job this worker's; false: it is brought to its end already, or
+// handed back.
+func (t *task) take() bool {
+	if err := t.open(); err != nil {
+		t.unsettled(err)
+		return false
+	}
+	failpoint.Here("delivered")
+	if t.w.isDraining() {
+		t.handBack(0)
+		return false
+	}
 	// Another worker may change the record between a look at it and the
 	// compare-and-set; then the new record decides.
 	// A first delivery is taken for a new job's without a look: writing its
@@ -137,19 +144,20 @@ func (t *task) run() {
 	for range 10 {
 		from, starts, err := t.step(look)
 		if starts {
-			err = t.start(from)
+			starts, err = t.start(from)
 		}
 		look = true
 		if err == nil {
-			return
+			return starts
 		}
 		if !errors.Is(err, ErrConflict) {
 			t.unsettled(err)
-			return
+			return false
 		}
 	}
 	t.log().Warn().Msg("the job's record changes too often to be decided by; the job is handed back")
 	t.handBack(handBackPause)
+	return false
 }
 
 // settling is a context for writing what was decided, while the lease stands.
@@ -173,8 +181,8 @@ func (t *task) named(from *Record) *Record {
 
 // inconclusive ends a probe that told nothing of the app; reached says whether
 // it got as far as the backend.
-func (t *task) inconclusive(app string, pass Pass, reached bool) {
-	if !pass.Probe {
+func (t *task) inconclusive(app string, reached bool) {
+	if !t.work.pass.Probe {
 		return
 	}
 	ctx, cancel := context.WithTimeout(t.w.base, storeTimeout)

@@ -16,29 +16,34 @@ import (
 // down: short ones are over before anybody could look.
 const saveAfter = 2 * time.Second
 
-// attempted is an attempt that is over, with its session closed.
-type attempted struct {
-	report Report
-	err    error // what the Runner said
-	cause  error // why the work was cancelled, if it was
-	pass   Pass
+// attempt runs the job against the backend, until its session is closed.
+func (t *task) attempt() {
+	p := t.begun()
+	defer t.attempted(p)
+	t.work.report, t.work.err = t.w.o.Runner.Run(t.work.ctx, t.order(p))
 }
 
-// attempt runs the job against the backend.
-func (t *task) attempt(ctx context.Context, cancel context.CancelCauseFunc, previous int, pass *Pass) *attempted {
-	record := t.working(cancel)
-	defer t.working(nil)
+// begun tells that the session starts.
+func (t *task) begun() *progress {
+	record := t.working(t.work.cancel)
 	t.w.o.Observer.TakenOver(takenOverAs(record))
 	t.announce(record)
-	p := &progress{t: t, ctx: ctx, pass: *pass}
-	defer p.end()
-	done := t.runGuarded(ctx, t.order(record, p, previous))
-	failpoint.Here("session_closed")
-	done.pass = p.pass
-	if ctx.Err() != nil {
-		done.cause = context.Cause(ctx)
+	return &progress{t: t, ctx: t.work.ctx}
+}
+
+// attempted is called when the session is closed. A panic of the attempt becomes
+// a failure of this job alone.
+func (t *task) attempted(p *progress) {
+	if v := recover(); v != nil {
+		t.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker in an attempt")
+		t.work.err = errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "fault of the worker: %v", v)
 	}
-	return done
+	failpoint.Here("session_closed")
+	if t.work.ctx.Err() != nil {
+		t.work.cause = context.Cause(t.work.ctx)
+	}
+	p.end()
+	t.working(nil)
 }
 
 // working makes the work under way known to whoever may want to end it; nil:
@@ -55,27 +60,13 @@ func (t *task) working(cancel context.CancelCauseFunc) *Record {
 }
 
 // order is what the Runner is asked to do.
-func (t *task) order(r *Record, p *progress, previous int) *Attempt {
+func (t *task) order(p *progress) *Attempt {
+	r := t.current()
 	return &Attempt{
 		Job: t.job, AppID: r.AppID, Region: r.Region,
 		Session: r.Session, Number: r.Attempt,
-		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, PreviousSession: previous,
+		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, PreviousSession: t.work.before,
 		Progress: p, Control: &t.control,
-	}
-}
-
-// runGuarded turns a panic of the attempt into a failure of this job alone.
-func (t *task) runGuarded(ctx context.Context, a *Attempt) (done *attempted) {
-	done = new(attempted)
-	defer t.guard(done)
-	done.report, done.err = t.w.o.Runner.Run(ctx, a)
-	return done
-}
-
-func (t *task) guard(done *attempted) {
-	if v := recover(); v != nil {
-		t.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker in an attempt")
-		done.err = errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "fault of the worker: %v", v)
 	}
 }
 
@@ -108,7 +99,6 @@ func (t *task) announce(r *Record) {
 type progress struct {
 	t      *task
 	ctx    context.Context
-	pass   Pass
 	worked bool      // the first frame came
 	closed func()    // the session counts no more as one that lives
 	opened time.Time // when the backend confirmed the session
@@ -176,11 +166,11 @@ func (p *progress) FirstFrame() {
 	// The frames wait meanwhile: not for long.
 	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
 	defer cancel()
-	if err := p.t.w.circuits.Succeeded(ctx, p.t.current().AppID, p.t.circuitRegion(), p.t.id.ID, p.pass.Probe); err != nil {
+	if err := p.t.w.circuits.Succeeded(ctx, p.t.current().AppID, p.t.circuitRegion(), p.t.id.ID, p.t.work.pass.Probe); err != nil {
 		p.t.log().Warn().Err(err).Msg("could not tell the circuit of a session that works")
 		return
 	}
-	p.pass.Probe = false
+	p.t.work.pass.Probe = false
 	failpoint.Here("first_frame")
 }
 

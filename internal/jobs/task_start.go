@@ -10,32 +10,44 @@ import (
 
 // seat is what a job holds while its session may live.
 type seat struct {
-	give  func() // hands back its app's slot
-	leave func() // the gate
+	ctx  context.Context // of the work; ends when the seat is lost, too
+	give func()          // hands back its app's slot
+	part func()          // goes out of the gate; nil: there is no seat
 }
 
-// start waits for a seat, takes the job over, runs it and settles it. What is on
-// the stack from here to the wait for frames stays there as long as the session
-// lives, so whatever needs much of it has a function of its own.
-func (t *task) start(from *Record) error {
+// work is what a worker holds for a job that it has taken, or is about to take.
+type work struct {
+	seat
+
+	cancel  context.CancelCauseFunc
+	undrain func() bool // the drain time ends it no more
+	pass    Pass        // of its app's circuit
+	before  int         // session number before this one; 0: there was none
+
+	// What became of the attempt, once its session is closed.
+	report Report
+	err    error // what the Runner said
+	cause  error // why the work was cancelled, if it was
+}
+
+// start waits for a seat and takes the job over; false: it is not this worker's.
+func (t *task) start(from *Record) (taken bool, err error) {
 	draft := t.draft(from)
 	ctx, cancel := context.WithCancelCause(t.ctx)
-	defer cancel(nil)
-	defer t.untilDrained(cancel)()
-	defer t.leave()
-	ctx, err := t.sit(ctx, draft)
-	if err != nil {
-		return t.notStarted(draft.AppID, err)
+	t.work = work{cancel: cancel, undrain: t.untilDrained(cancel), before: draft.Session - 1}
+	defer func() {
+		if !taken {
+			t.leave()
+		}
+	}()
+	if t.work.seat, err = t.sit(ctx, draft); err != nil {
+		t.notStarted(draft.AppID, err)
+		return false, nil
 	}
-	pass, err := t.allowed(ctx, from, draft)
-	if pass == nil {
-		return err
+	if pass, err := t.allowed(from, draft); !pass || err != nil {
+		return false, err
 	}
-	if owned, err := t.takeOver(draft, pass); !owned {
-		return err
-	}
-	t.settle(t.attempt(ctx, cancel, draft.Session-1, pass))
-	return nil
+	return t.takeOver(draft)
 }
 
 // draft is the record to take the job over with.
@@ -49,44 +61,49 @@ func (t *task) untilDrained(cancel context.CancelCauseFunc) (stop func() bool) {
 	return context.AfterFunc(t.w.drained, func() { cancel(context.Cause(t.w.drained)) })
 }
 
-// sit waits for a seat. The returned context is ctx's, and ends when the seat is
-// lost. Every job takes its slot first, so that none waits for a slot that is
-// held by one that waits for its place at the gate, and nobody's place stays
-// empty for a job that waits for a slot.
-func (t *task) sit(ctx context.Context, draft *Record) (context.Context, error) {
-	waiting, stopWaiting := t.whileFetching(ctx)
-	defer stopWaiting()
-	work, give, err := t.w.slots.Take(waiting, ctx, draft.AppID, t.id.ID)
-	if err != nil {
-		return nil, err
+// sit waits for a seat: a slot of the app and a place at the gate. Every job
+// takes its slot first, so that none waits for a slot that is held by one that
+// waits for its place at the gate, and nobody's place stays empty for a job that
+// waits for a slot.
+func (t *task) sit(ctx context.Context, draft *Record) (s seat, err error) {
+	if t.w.fetching.Err() != nil {
+		return seat{}, errDrained
 	}
-	leave, err := t.enter(work, draft)
-	if err != nil {
-		give()
-		return nil, err
+	s = seat{ctx: ctx, give: func() {}}
+	if t.w.slots.Limits(draft.AppID) {
+		waiting, stopWaiting := t.whileFetching(ctx)
+		defer stopWaiting()
+		if s.ctx, s.give, err = t.w.slots.Take(waiting, ctx, draft.AppID, t.id.ID); err != nil {
+			return seat{}, err
+		}
 	}
-	t.seat = seat{give: give, leave: leave}
-	return work, nil
+	if s.part, err = t.enter(s.ctx, draft); err != nil {
+		s.give()
+		return seat{}, err
+	}
+	return s, nil
 }
 
-// enter passes the gate; waiting there ends with work, whose slot may be lost. A
+// enter passes the gate; waiting there ends with ctx, whose slot may be lost. A
 // job that has a slot does not keep it from others while another runs alone
 // here; the one that has to be alone does.
-func (t *task) enter(work context.Context, draft *Record) (leave func(), err error) {
-	waiting, stopWaiting := t.whileFetching(work)
-	defer stopWaiting()
-	switch {
-	case draft.Crashes >= aloneAfter:
-		return t.enterAlone(waiting, draft)
-	case t.w.slots.Limits(draft.AppID):
-		return t.w.gate.enterNow()
-	default:
-		return t.w.gate.enter(waiting, false)
+func (t *task) enter(ctx context.Context, draft *Record) (part func(), err error) {
+	if draft.Crashes >= aloneAfter {
+		return t.enterAlone(ctx, draft)
 	}
+	part, err = t.w.gate.enterNow()
+	if err == nil || t.w.slots.Limits(draft.AppID) {
+		return part, err
+	}
+	waiting, stopWaiting := t.whileFetching(ctx)
+	defer stopWaiting()
+	return t.w.gate.enter(waiting, false)
 }
 
 // enterAlone keeps new jobs away, and waits for those that run to end.
-func (t *task) enterAlone(waiting context.Context, draft *Record) (func(), error) {
+func (t *task) enterAlone(ctx context.Context, draft *Record) (part func(), err error) {
+	waiting, stopWaiting := t.whileFetching(ctx)
+	defer stopWaiting()
 	t.log().Warn().Int("crashes", draft.Crashes).Msg("the job has ended its worker before: it runs alone")
 	t.w.pull.pause(true)
 	leave, err := t.w.gate.enter(waiting, true)
@@ -97,20 +114,26 @@ func (t *task) enterAlone(waiting context.Context, draft *Record) (func(), error
 	return func() { leave(); t.w.pull.pause(false) }, nil
 }
 
-// leave is for a job that this worker runs no longer.
+// leave is for a job that this worker runs no longer, or never ran.
 func (t *task) leave() {
+	if t.work.cancel == nil {
+		return
+	}
 	t.w.deregister(t)
 	t.stand()
+	t.work.undrain()
+	t.work.cancel(nil)
+	t.work.cancel = nil
 }
 
 // stand gives the seat back, if the job has one.
 func (t *task) stand() {
-	if t.seat.leave == nil {
+	if t.work.part == nil {
 		return
 	}
-	t.seat.give()
-	t.seat.leave()
-	t.seat = seat{}
+	t.work.give()
+	t.work.part()
+	t.work.part = nil
 }
 
 // vacate lets the next job start: the session is closed and what became of it
@@ -134,7 +157,7 @@ func (t *task) whileFetching(ctx context.Context) (context.Context, func()) {
 }
 
 // notStarted hands a job back that got no seat: that costs it nothing.
-func (t *task) notStarted(app string, err error) error {
+func (t *task) notStarted(app string, err error) {
 	switch {
 	case errors.Is(err, errSlotsBusy), errors.Is(err, errGateShut):
 		delay, steady := t.w.slots.comeBack(app)
@@ -150,30 +173,30 @@ func (t *task) notStarted(app string, err error) error {
 	default:
 		t.handBack(0)
 	}
-	return nil
 }
 
-// allowed asks the circuit; nil: where that is open the job is held.
-func (t *task) allowed(ctx context.Context, from, draft *Record) (*Pass, error) {
+// allowed asks the circuit; false: that is open, and the job is held.
+func (t *task) allowed(from, draft *Record) (bool, error) {
 	if past(t.notAfter(), t.w.o.Now()) { // while it waited
-		return nil, ErrConflict // look again, and find it expired
+		return false, ErrConflict // look again, and find it expired
 	}
-	pass, err := t.w.circuits.Allow(ctx, draft.AppID, draft.Region, t.id.ID)
-	switch {
-	case err != nil:
-		return nil, err
-	case pass.Go:
-		return &pass, nil
+	pass, err := t.w.circuits.Allow(t.work.ctx, draft.AppID, draft.Region, t.id.ID)
+	if err != nil {
+		return false, err
 	}
-	settling, cancel := t.settling()
-	defer cancel()
-	return nil, t.hold(settling, from, pass)
+	if !pass.Go {
+		settling, cancel := t.settling()
+		defer cancel()
+		return false, t.hold(settling, from, pass)
+	}
+	t.work.pass = pass
+	return true, nil
 }
 
 // takeOver makes the job this worker's; false: it is not.
-func (t *task) takeOver(draft *Record, pass *Pass) (bool, error) {
+func (t *task) takeOver(draft *Record) (bool, error) {
 	if !t.w.register(t) {
-		t.inconclusive(draft.AppID, *pass, false)
+		t.inconclusive(draft.AppID, false)
 		t.handBack(t.w.o.AckWait / 3)
 		return false, nil
 	}
@@ -184,7 +207,7 @@ func (t *task) takeOver(draft *Record, pass *Pass) (bool, error) {
 	ctx, cancel := t.settling()
 	defer cancel()
 	if err := t.put(ctx, draft); err != nil {
-		t.inconclusive(draft.AppID, *pass, false)
+		t.inconclusive(draft.AppID, false)
 		return false, err
 	}
 	failpoint.Here("takeover")

@@ -98,7 +98,7 @@ type Worker struct {
 	tasks    sync.WaitGroup
 
 	hands   sync.WaitGroup // goroutines that process deliveries
-	next    chan delivery  // to one that rests
+	next    chan *task     // to one that rests
 	resting atomic.Int32
 	rest    chan struct{} // closed when there is nothing more to process
 
@@ -130,7 +130,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		gate:      newGate(o.Concurrency),
 		leftovers: semaphore.NewWeighted(int64(o.Concurrency)),
 		told:      make(chan Event, 64),
-		next:      make(chan delivery),
+		next:      make(chan *task),
 		rest:      make(chan struct{}),
 		running:   make(map[string]*task),
 		health:    make(map[string]error),

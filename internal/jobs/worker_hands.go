@@ -4,10 +4,12 @@ package jobs
 func (w *Worker) handle(d delivery) {
 	w.count(1)
 	w.tasks.Add(1)
+	t := &task{w: w, msg: d, done: make(chan struct{})}
 	select {
-	case w.next <- d: // a goroutine waits, its stack grown already
+	case w.next <- t: // a goroutine waits, its stack grown already
 	default:
-		w.hands.Go(func() { w.work(d) })
+		w.hands.Add(1)
+		go w.work(t)
 	}
 }
 
@@ -15,32 +17,35 @@ func (w *Worker) handle(d delivery) {
 // growing a stack for each, which a burst's last ones need not keep.
 const maxResting = 64
 
-// work processes a delivery, and those that come after it.
-func (w *Worker) work(d delivery) {
-	for {
-		w.process(d)
-		if w.resting.Add(1) > maxResting {
-			w.resting.Add(-1)
-			return
-		}
-		select {
-		case d = <-w.next:
-			w.resting.Add(-1)
-		case <-w.rest:
-			return
-		}
+// work brings a delivery to its end, and those that come after it.
+func (w *Worker) work(t *task) {
+	defer w.hands.Done()
+	for t != nil {
+		t.process()
+		w.leave(t)
+		t = w.another()
 	}
 }
 
-func (w *Worker) process(d delivery) {
-	defer w.tasks.Done()
-	t := &task{w: w, msg: d, done: make(chan struct{})}
-	defer w.leave(t)
-	t.process()
+// another waits for the next delivery; nil: enough others do, or there is none
+// any more.
+func (w *Worker) another() *task {
+	if w.resting.Add(1) > maxResting {
+		w.resting.Add(-1)
+		return nil
+	}
+	select {
+	case t := <-w.next:
+		w.resting.Add(-1)
+		return t
+	case <-w.rest:
+		return nil
+	}
 }
 
 // leave gives back what the task still has.
 func (w *Worker) leave(t *task) {
+	defer w.tasks.Done()
 	if t.vacated {
 		w.leftovers.Release(1)
 		return

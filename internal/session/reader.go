@@ -154,7 +154,7 @@ func (s *Session) handFrame(u *utterance, e envelope, b []byte) error {
 	if e.end {
 		u.ended = true
 		u.endedAt = now
-		close(u.done)
+		u.answer(endingComplete)
 	}
 	return nil
 }

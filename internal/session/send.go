@@ -142,5 +142,6 @@ func (s *Session) writeInterrupt(u *utterance) error {
 		}
 	}
 	close(u.interrupted)
+	u.answer(endingInterrupt)
 	return nil
 }

@@ -115,6 +115,7 @@ func (s *Session) end(err error) {
 		defer s.mu.Unlock()
 		if s.cur != nil {
 			s.cur.cancel() // the wait for its speech
+			s.cur.answer(endingFailure)
 		}
 	})
 }

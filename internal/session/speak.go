@@ -22,9 +22,9 @@ type Speech interface {
 type Utterance struct {
 	Speech Speech
 	// OnFrame gets each envelope, in order, from the session's reader: nothing
-	// is read while it runs, and Speak does not return before it does. Its
-	// error ends the session and is Speak's. It must not call Speak, Interrupt
-	// or Close. nil: frames are counted only.
+	// is read while it runs, and End does not return before it does. Its error
+	// ends the session and is End's. It must not call Say, End, Interrupt or
+	// Close. nil: frames are counted only.
 	OnFrame func(Frame) error
 
 	// W3C, used where the context carries no trace; empty: those of Params.
@@ -49,21 +49,68 @@ type Spoken struct {
 	Interrupted bool
 }
 
-// Speak sends an utterance's speech and returns when the backend has answered
-// all of it: at `end`; in egress, where none may come, when the speech has had
-// time to be heard. An error ends the session. It is an *errors.Error, the
-// source's, OnFrame's, or has context.Cause(ctx) in its chain; Spoken says how
-// far the utterance got. Speech without any chunk sends nothing.
-func (s *Session) Speak(ctx context.Context, in Utterance) (spoken Spoken, err error) {
+// Speak says an utterance and waits for its answer: Say, then End.
+func (s *Session) Speak(ctx context.Context, in Utterance) (Spoken, error) {
+	return s.Say(ctx, in).End()
+}
+
+// Saying is an utterance under way.
+type Saying struct {
+	s *Session
+	u *utterance
+}
+
+// Say sends an utterance's speech. It returns when all of it is sent, or the
+// utterance is over before. When ctx ends before End, the session is closed.
+//
+// It is apart from End because whoever waits for the backend waits long, in
+// thousands of goroutines: on Answered that needs next to no stack.
+func (s *Session) Say(ctx context.Context, in Utterance) Saying {
 	u := s.newUtterance(in)
-	spanCtx, span := s.startSpan(ctx, u)
-	err = s.speak(ctx, spanCtx, u, &spoken)
-	endUtterance(span, &spoken, err)
+	u.ctx = ctx
+	var source context.Context
+	source, u.span = s.startSpan(ctx, u)
+	source, u.cancel = context.WithCancel(source)
+	u.begun, u.err = s.begin(u)
+	if u.begun {
+		u.unwatch = s.watchUtterance(u)
+		u.sent, u.err = s.send(source, u)
+	}
+	u.cancel()
+	u.speech = nil
+	switch {
+	case u.err != nil:
+		u.answer(endingFailure)
+	case u.sent && !u.started:
+		u.answer(endingComplete)
+	case u.sent && s.p.egress():
+		u.audible = time.AfterFunc(time.Until(u.heard)+s.c.o.EgressMargin, func() { u.answer(endingComplete) })
+	}
+	return Saying{s, u}
+}
+
+// Answered is closed when the backend has answered all of the speech: at `end`;
+// in egress, where none may come, when the speech has had time to be heard. It
+// is closed, too, when there is nothing more to wait for.
+func (x Saying) Answered() <-chan struct{} { return x.u.answered }
+
+// End waits for the answer and says how the utterance went. It is to be called
+// once. An error ends the session. It is an *errors.Error, the source's,
+// OnFrame's, or has context.Cause(ctx) in its chain; Spoken says how far the
+// utterance got. Speech without any chunk sends nothing.
+func (x Saying) End() (spoken Spoken, err error) {
+	s, u := x.s, x.u
+	if err = u.err; u.begun {
+		how := s.ending(u)
+		s.finish(u)
+		u.unwatch()
+		spoken, err = s.verdict(u, how)
+	}
+	endUtterance(u.span, &spoken, err)
 	return spoken, err
 }
 
-// startSpan begins the span of an utterance. It is apart from Speak, whose stack
-// is kept while the backend is waited for.
+// startSpan begins the span of an utterance.
 func (s *Session) startSpan(ctx context.Context, u *utterance) (context.Context, trace.Span) {
 	spanCtx, span := s.c.span(remoteParent(ctx, u.tc.parent, u.tc.state), spanUtterance, s.region)
 	span.SetAttributes(attribute.String("avatar.connection_id", s.connectionID), attribute.String("avatar.req_id", u.reqID))
@@ -77,27 +124,12 @@ func endUtterance(span trace.Span, spoken *Spoken, err error) {
 	endSpan(span, err)
 }
 
-func (s *Session) speak(ctx, spanCtx context.Context, u *utterance, out *Spoken) error {
-	source, cancel := context.WithCancel(spanCtx)
-	defer cancel()
-	u.cancel = cancel
-	if err := s.begin(u); err != nil {
-		return err
-	}
-	unwatch := s.watchUtterance(ctx, u)
-	sent, err := s.send(source, u)
-	how := s.await(u, sent, err)
-	s.finish(u)
-	unwatch()
-	return s.verdict(ctx, u, how, err, out)
-}
-
-// begin makes u the utterance in flight.
-func (s *Session) begin(u *utterance) error {
+// begin makes u the utterance in flight; false: it is not.
+func (s *Session) begin(u *utterance) (bool, error) {
 	s.mu.Lock()
 	if s.cur != nil {
 		s.mu.Unlock()
-		return errors.Newf(errors.CodeInternal, errors.PhaseSend, "an utterance is in flight already")
+		return false, errors.Newf(errors.CodeInternal, errors.PhaseSend, "an utterance is in flight already")
 	}
 	s.cur = u
 	s.mu.Unlock()
@@ -105,9 +137,9 @@ func (s *Session) begin(u *utterance) error {
 	if err := s.failure(u.reqID); err != nil {
 		s.finish(u)
 		s.kill(err)
-		return err
+		return false, err
 	}
-	return nil
+	return true, nil
 }
 
 // finish leaves no utterance in flight, and OnFrame not running.
@@ -120,14 +152,10 @@ func (s *Session) finish(u *utterance) {
 	<-s.delivering
 }
 
-// watchUtterance closes the session when ctx ends or no frame comes for too
-// long, whatever Speak is waiting for then. The function returned ends that.
-func (s *Session) watchUtterance(ctx context.Context, u *utterance) func() {
-	killed := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(killed)
-		s.kill(cancelled(ctx, "the utterance was cancelled"))
-	})
+// watchUtterance closes the session when its context ends or no frame comes for
+// too long, whatever is waited for then. The function returned ends that.
+func (s *Session) watchUtterance(u *utterance) func() {
+	stop := context.AfterFunc(u.ctx, func() { s.kill(cancelled(u.ctx, "the utterance was cancelled")) })
 	if limit := s.c.o.StallTimeout; !s.p.egress() { // in egress nothing is promised to come back
 		u.stall.watch(limit, func() {
 			s.kill(errors.Newf(errors.CodeConnectionClosed, errors.PhaseRuntime, "no frame for %s while speech is owed", limit))
@@ -136,7 +164,7 @@ func (s *Session) watchUtterance(ctx context.Context, u *utterance) func() {
 	return func() {
 		u.stall.stop()
 		if !stop() {
-			<-killed
+			<-s.closed
 		}
 	}
 }
@@ -150,61 +178,39 @@ const (
 	endingInterrupt
 )
 
-// await waits for the backend to answer what was sent. Speech that was not sent
-// to its end waits for what stopped it.
-func (s *Session) await(u *utterance, sent bool, err error) ending {
-	var done, heard <-chan struct{}
-	switch {
-	case err != nil:
-		return endingFailure
-	case sent && !u.started:
-		return endingComplete
-	case sent:
-		done = u.done
-		if s.p.egress() {
-			var stop func() bool
-			heard, stop = s.whenHeard(u)
-			defer stop()
-		}
+// ending waits for what ends the utterance.
+func (s *Session) ending(u *utterance) ending {
+	<-u.answered
+	if u.audible != nil {
+		u.audible.Stop()
 	}
+	if u.sent || u.err != nil || u.how != endingComplete {
+		return u.how
+	}
+	// The backend was done before it had heard everything: what stopped the
+	// speech says how it ended.
 	select {
-	case <-done:
-		return endingComplete
-	case <-heard:
-		return endingComplete
 	case <-u.interrupted:
 		return endingInterrupt
 	case <-s.ended:
-	}
-	select {
-	case <-done: // what the backend had finished is finished, whatever came after
-		return endingComplete
-	default:
 		return endingFailure
 	}
 }
 
-// whenHeard is closed when the speech has had time to be heard.
-func (s *Session) whenHeard(u *utterance) (heard <-chan struct{}, stop func() bool) {
-	closed := make(chan struct{})
-	t := time.AfterFunc(time.Until(u.heard)+s.c.o.EgressMargin, func() { close(closed) })
-	return closed, t.Stop
-}
-
 // verdict says how the utterance went.
-func (s *Session) verdict(ctx context.Context, u *utterance, how ending, err error, out *Spoken) error {
-	*out = u.spoken(s.p.egress())
+func (s *Session) verdict(u *utterance, how ending) (Spoken, error) {
+	out := u.spoken(s.p.egress())
 	out.Interrupted = how == endingInterrupt
 	if how != endingFailure {
-		return nil
+		return out, nil
 	}
-	if err != nil {
-		s.end(err)
+	if u.err != nil {
+		s.end(u.err)
 	}
-	err = s.failure(u.reqID)
+	err := s.failure(u.reqID)
 	s.kill(err)
-	if ctx.Err() != nil {
-		return cancelled(ctx, "the utterance was cancelled")
+	if u.ctx.Err() != nil {
+		err = cancelled(u.ctx, "the utterance was cancelled")
 	}
-	return err
+	return out, err
 }

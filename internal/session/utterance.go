@@ -2,8 +2,11 @@ package session
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 // utterance is one in flight.
@@ -16,7 +19,18 @@ type utterance struct {
 
 	over        atomic.Bool   // nothing is sent and no frame handed out any more
 	interrupted chan struct{} // closed once the interrupt is sent
-	done        chan struct{} // closed at `end`
+	answered    chan struct{} // closed when nothing more is waited for
+	answerOnce  sync.Once
+	how         ending // what closed answered: the first to come
+
+	// Say's and End's.
+	ctx     context.Context
+	span    trace.Span
+	begun   bool        // it was the utterance in flight
+	sent    bool        // all of it
+	err     error       // why it could not be said: the source's, or that of a session that is over
+	unwatch func()      // ends the watch over ctx and the backend's silence
+	audible *time.Timer // runs while speech is heard in a room; nil outside egress
 
 	// The sender's; guarded by Session.sending.
 	tc        traceContext
@@ -43,8 +57,16 @@ func (s *Session) newUtterance(in Utterance) *utterance {
 	return &utterance{
 		reqID: reqID, speech: in.Speech, onFrame: in.OnFrame,
 		tc:          traceContext{orDefault(in.TraceParent, s.p.TraceParent), orDefault(in.TraceState, s.p.TraceState)},
-		interrupted: make(chan struct{}), done: make(chan struct{}),
+		interrupted: make(chan struct{}), answered: make(chan struct{}),
 	}
+}
+
+// answer ends the wait for the backend; the first to say how is right.
+func (u *utterance) answer(how ending) {
+	u.answerOnce.Do(func() {
+		u.how = how
+		close(u.answered)
+	})
 }
 
 func (u *utterance) spoken(egress bool) Spoken {
