@@ -261,6 +261,12 @@ func checkWholeJob(t *testing.T, job *Job) {
 	if got, want := strings.Join(job.Secrets(), " "), "token-1 access=hidden sig=geheim password"; got != want {
 		t.Errorf("secrets %q, want %q", got, want)
 	}
+	for n := range specs {
+		job.DropInline(n + 1)
+	}
+	if said := job.AudioSpecs(); !said[0].HasInline || len(said[0].Inline) != 0 || said[1].Object != specs[1].Object || said[2].HasInline != specs[2].HasInline {
+		t.Errorf("once it is said: %+v", said)
+	}
 }
 
 func TestDefaultsOfAJob(t *testing.T) {
