@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
 )
 
 const (
@@ -51,6 +53,7 @@ type fleet struct {
 	log      zerolog.Logger
 	nudge    chan struct{}
 	busy     func() map[string]int // jobs in hand, by queue
+	heard    func(since time.Time) // told when most of the cluster has heard this worker
 	window   time.Duration         // a lease
 	begun    time.Time             // when it was made
 	synced   chan struct{}         // closed when it knows who was there at the start
@@ -146,18 +149,23 @@ func (f *fleet) run(ctx context.Context) {
 }
 
 func (f *fleet) publish(ctx context.Context) {
-	ticker := time.NewTicker(min(presenceEvery, f.window/3))
-	defer ticker.Stop()
+	every := min(presenceEvery, f.window/4)
+	timer := time.NewTimer(every)
+	defer timer.Stop()
 	for {
-		f.put(ctx)
-		if pause(ctx, presencePause, nil) != nil {
+		wait := every
+		if !f.put(ctx) { // leases depend on it
+			wait = min(every, f.window/10)
+		}
+		if pause(ctx, min(presencePause, wait), nil) != nil {
 			return
 		}
+		timer.Reset(wait)
 		select {
 		case <-ctx.Done():
 			return
 		case <-f.nudge:
-		case <-ticker.C:
+		case <-timer.C:
 			if err := f.circuits.Renew(ctx); err != nil && ctx.Err() == nil {
 				f.log.Warn().Err(err).Msg("could not renew the probe of a circuit")
 			}
@@ -165,12 +173,14 @@ func (f *fleet) publish(ctx context.Context) {
 	}
 }
 
-func (f *fleet) put(ctx context.Context) {
+// put tells the fleet of this worker; false: nobody is known to have heard.
+func (f *fleet) put(ctx context.Context) bool {
 	busy := f.busy()
 	f.mu.Lock()
 	f.self.At, f.self.Busy = f.now(), busy
 	data, err := json.Marshal(f.self)
 	f.mu.Unlock()
+	sent := time.Now()
 	if err == nil {
 		putCtx, cancel := context.WithTimeout(ctx, f.store.timeout)
 		_, err = f.kv.Put(putCtx, presenceKey(f.self.WorkerID), data)
@@ -179,6 +189,23 @@ func (f *fleet) put(ctx context.Context) {
 	if err != nil && ctx.Err() == nil {
 		f.log.Debug().Err(err).Msg("could not tell the fleet of this worker; it will be told again")
 	}
+	heard := err == nil || f.deleted(ctx, err)
+	if heard {
+		f.heard(sent)
+	}
+	return heard
+}
+
+// deleted tells whether the bucket is no more there, although most of the
+// cluster is: nobody else can say so. Sessions do not end because of that.
+func (f *fleet) deleted(ctx context.Context, err error) bool {
+	if !errors.Is(err, jetstream.ErrNoStreamResponse) {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.store.timeout)
+	defer cancel()
+	_, err = f.kv.Status(ctx)
+	return errors.Is(err, jetstream.ErrBucketNotFound) || errors.Is(err, jetstream.ErrStreamNotFound)
 }
 
 func (f *fleet) leave(ctx context.Context) {

@@ -19,7 +19,10 @@ var ErrLeaseLost = errors.New("the lease could not be extended in time")
 
 // Leases extends the leases of all messages that a worker holds, from one
 // place. An extension counts from the moment it was sent, and only once the
-// server has confirmed it.
+// server has confirmed it. A node of a cluster that was cut off with its worker
+// goes on confirming, though, until it notices, and meanwhile the others give
+// the message to somebody else: so no lease lasts longer than a window from the
+// last moment of which is known that most of the cluster could hear this worker.
 type Leases struct {
 	nc       *nats.Conn
 	window   time.Duration // ack wait
@@ -38,6 +41,7 @@ type Leases struct {
 	mu       sync.Mutex // guards what follows, never held while something is sent
 	leases   map[uint64]*Lease
 	sequence uint64
+	heard    time.Time // see Heard; zero: nobody tells
 }
 
 // Lease is one message held.
@@ -103,6 +107,37 @@ func (l *Leases) Hold(ctx context.Context, reply string, from time.Time) (contex
 	return ctx, lease
 }
 
+// Heard says that most of the cluster has heard this worker since then: a write
+// that was sent at that time was acknowledged. What lasts no longer is given up
+// before, even if nobody has looked since.
+func (l *Leases) Heard(since time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.giveUp(time.Now())
+	if since.After(l.heard) {
+		l.heard = since
+	}
+}
+
+// end is when a lease ends.
+func (l *Leases) end(x *Lease) time.Time {
+	if heard := l.heard.Add(l.window); !l.heard.IsZero() && heard.Before(x.until) {
+		return heard
+	}
+	return x.until
+}
+
+// giveUp gives up the leases that are about to end.
+func (l *Leases) giveUp(now time.Time) {
+	for id, lease := range l.leases {
+		if l.end(lease).Sub(now) <= l.margin {
+			delete(l.leases, id)
+			lease.cancel(ErrLeaseLost)
+			l.observe(false)
+		}
+	}
+}
+
 // Release ends the extension; the message is acknowledged or handed back next.
 // No extension is on its way any more when it returns: one that came after a
 // delayed hand-back would put off the delivery.
@@ -145,14 +180,10 @@ func (l *Leases) run() {
 func (l *Leases) sweep(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.giveUp(now)
 	var due []uint64
 	for id, lease := range l.leases {
-		switch {
-		case lease.until.Sub(now) <= l.margin:
-			delete(l.leases, id)
-			lease.cancel(ErrLeaseLost)
-			l.observe(false)
-		case now.Sub(lease.sent) >= l.due(lease):
+		if now.Sub(lease.sent) >= l.due(lease) {
 			due = append(due, id)
 		}
 	}
@@ -228,7 +259,7 @@ func (l *Leases) confirmed(msg *nats.Msg) {
 	// An answer that comes after the end may be one to a lease that ran out:
 	// the server confirms those too. So a process that was frozen past its
 	// lease has lost it, whatever waits for it when it wakes.
-	if lease == nil || !time.Now().Before(lease.until) {
+	if lease == nil || !time.Now().Before(l.end(lease)) {
 		return
 	}
 	if until := l.start.Add(sent).Add(l.window); until.After(lease.until) {

@@ -57,12 +57,12 @@ func (c serverClock) seenAt(stored, now time.Time) time.Time {
 	return at
 }
 
-// heardOf tells whether there was news of the worker within most of a lease. A
-// worker that died is not asked about before its leases ended, and those last
-// at least two thirds of their window after its last sign of life; so waiting
-// for the silent costs nothing when they are dead, and spares those that are
-// cut off only for the moment of an election. Of a worker that is not on the
-// list this one could have heard only since it began.
+// heardOf tells whether there was news of the worker within a lease's window. A
+// worker holds no lease for longer than that after its last news was stored (see
+// Leases), so from then on it may be taken for lost; before, it may only be cut
+// off. Waiting costs the jobs of one that died a third of a window at most: the
+// server delivers them again a window after their last extension. Of a worker
+// that is not on the list this one could have heard only since it began.
 func (f *fleet) heardOf(ctx context.Context, workerID string) bool {
 	select {
 	case <-f.synced:
@@ -74,7 +74,7 @@ func (f *fleet) heardOf(ctx context.Context, workerID string) bool {
 	if other, ok := f.others[presenceKey(workerID)]; ok {
 		silent = other.age()
 	}
-	return silent < f.window*2/3
+	return silent < f.window
 }
 
 func (f *fleet) learnPresence(key string, entry jetstream.KeyValueEntry, news bool) {

@@ -169,6 +169,8 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if w.leases, err = NewLeases(o.NC, o.AckWait, o.Observer.LeaseExtended, o.Logger); err != nil {
 		return nil, err
 	}
+	w.leases.Heard(time.Now())
+	w.fleet.heard = w.leases.Heard
 	w.slots.leases, w.slots.peers = w.leases, w.fleet.size
 	w.pull = newPuller(o.Queues, o.Concurrency, o.AckWait, w.handle, o.Logger, o.Consumer, w.setHealth)
 	return w, nil
