@@ -134,10 +134,15 @@ func (c *Circuits) Allow(ctx context.Context, app, region, job string) (Pass, er
 }
 
 // probeDue tells whether the job may be let through now. The last one that was
-// lets others go first: it may be the job that fails, and not the app.
+// lets others go first: it may be the job that fails, and not the app. A time
+// further off than it can have been when it was chosen is that of a clock ahead
+// of this one, and means nothing here.
 func (c *Circuit) probeDue(job string, now time.Time) bool {
 	if c.State == circuitProbing {
-		return now.After(c.ProbeUntil)
+		return now.After(c.ProbeUntil) || c.ProbeUntil.Sub(now) > probeWindow+clockLeeway
+	}
+	if c.RetryAt.Sub(now) > c.Cooldown+clockLeeway {
+		return c.State == circuitOpen
 	}
 	due := c.RetryAt
 	if job == c.LastProbe {

@@ -92,3 +92,34 @@ func TestCooldownDoublesWithEachFailedProbeAndResetsAfterTenGoodSessions(t *test
 		t.Fatal("it does not go again although no other came")
 	}
 }
+
+func TestCircuitOpenedByAFastClockDoesNotStayOpen(t *testing.T) {
+	h := newHouse(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	store, err := jobs.NewStore(h.nc, h.handles.Fleet, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := jobs.CircuitConfig{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 30 * time.Second}
+	unpaid := errors.Decision{Code: errors.CodeCreditsExhausted, OpensCircuit: true, Action: errors.ActionHold}
+	circuits := func(worker string, ahead time.Duration) *jobs.Circuits {
+		return jobs.NewCircuits(store, config, worker, func() time.Time { return time.Now().Add(ahead) },
+			func() float64 { return 1 }, func(jobs.Circuit, bool) {})
+	}
+	fast, right, other := circuits("fast", time.Hour), circuits("right", 0), circuits("other", time.Second)
+	if _, open, err := fast.Failed(ctx, "app", "us-west", "j1", unpaid, false); err != nil || !open {
+		t.Fatal(open, err)
+	}
+	for _, c := range []*jobs.Circuits{right, other} { // they learn of it by failures of their own
+		if _, open, err := c.Failed(ctx, "app", "us-west", "j2", unpaid, false); err != nil || !open {
+			t.Fatal(open, err)
+		}
+	}
+	if p, err := right.Allow(ctx, "app", "us-west", "j3"); err != nil || !p.Probe {
+		t.Errorf("no probe may start: %+v, %v", p, err)
+	}
+	if p, err := other.Allow(ctx, "app", "us-west", "j4"); err != nil || p.Go {
+		t.Errorf("a second probe beside it: %+v, %v", p, err)
+	}
+}
