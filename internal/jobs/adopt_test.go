@@ -38,6 +38,17 @@ func TestJobWhoseMessageWasPurgedRunsWhenPublishedAgain(t *testing.T) {
 	h.settled()
 }
 
+func TestReplayDoesNotWaitForARunWhoseMessageWasPurged(t *testing.T) {
+	h := newHouse(t)
+	h.unfinished("j1", 999, jobs.StateRetrying)
+	h.start(&script{})
+	seq := h.submit("default", job("j1"), "Avatar-Run", "2")
+	if r := h.outcome("j1", jobs.StateCompleted); r.Run != 2 || r.StreamSeq != seq || r.Session != 1 {
+		t.Errorf("run %d, sequence %d, session %d", r.Run, r.StreamSeq, r.Session)
+	}
+	h.settled()
+}
+
 func TestJobWhoseMessageIsThereIsNotTakenByAnother(t *testing.T) {
 	h := newHouse(t)
 	began, leave := make(chan struct{}, 4), make(chan struct{})

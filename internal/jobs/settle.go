@@ -21,7 +21,7 @@ func (t *task) settle() {
 	err := t.verdict(ctx, next)
 	endSpan(span, err)
 	if errors.Is(err, errSuperseded) {
-		t.inconclusive(next.AppID, false)
+		t.inconclusive(false)
 		t.superseded(next)
 		return
 	}
@@ -39,7 +39,7 @@ func (t *task) verdict(ctx context.Context, next *Record) error {
 		t.leaseLost(next)
 		return nil
 	case t.work.err == nil:
-		t.inconclusive(next.AppID, false) // a probe that needed no session
+		t.inconclusive(false) // a probe that needed no session
 		next.Recording = t.work.report.Recording
 		t.w.o.Observer.AttemptDone("", "", "")
 		return t.finish(ctx, next, StateCompleted)
@@ -49,13 +49,13 @@ func (t *task) verdict(ctx context.Context, next *Record) error {
 		return nil
 	case errors.Is(t.work.cause, errCancelled):
 		next.CancelRequested = true
-		t.inconclusive(next.AppID, false)
+		t.inconclusive(false)
 		return t.finish(ctx, next, StateCancelled)
 	case errors.Is(t.work.cause, errDrained):
-		t.inconclusive(next.AppID, false)
+		t.inconclusive(false)
 		return t.release(ctx, next, "drain")
 	case errors.Is(t.work.cause, errUnrecorded):
-		t.inconclusive(next.AppID, false)
+		t.inconclusive(false)
 		return t.release(ctx, next, "unrecorded")
 	default:
 		return t.failed(ctx, next, errors.Of(t.work.err))
@@ -64,7 +64,7 @@ func (t *task) verdict(ctx context.Context, next *Record) error {
 
 // leaseLost settles nothing: the next delivery finds the job as it was.
 func (t *task) leaseLost(r *Record) {
-	t.inconclusive(r.AppID, false)
+	t.inconclusive(false)
 	t.log().Warn().Str("connection_id", r.ConnectionID).Int("session", r.Session).
 		Msg("the lease could not be kept: the session is closed and nothing is settled")
 }
@@ -160,7 +160,7 @@ func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *err
 	switch {
 	case e.Code == errors.CodeBillingRequired && s.Decision.OpensCircuit && t.w.fleet.lives(app):
 		s.Refused = true
-		t.inconclusive(app, true)
+		t.inconclusive(true)
 		t.log().Warn().Str("app_id", app).
 			Msg("the backend refused a session while others of the app live: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
 	case s.Decision.OpensCircuit || s.Decision.AppWide:
@@ -171,7 +171,7 @@ func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *err
 		}
 		s.Wait, s.CircuitOpen = wait, open
 	default:
-		t.inconclusive(app, true)
+		t.inconclusive(true)
 	}
 }
 
@@ -197,10 +197,7 @@ func (t *task) postpone(ctx context.Context, next *Record, delay time.Duration) 
 // hold makes a job wait that may not start. A hold that lasts is not told again.
 func (t *task) hold(ctx context.Context, from *Record, pass Pass) error {
 	now, wait := t.w.o.Now().UTC(), pass.Wait
-	if end := t.notAfter(); past(end, now.Add(wait)) {
-		wait = max(end.Sub(now), 0) + time.Millisecond // it expires in time
-	}
-	wait = t.untilGivenUp(from, now, wait)
+	wait = t.untilGivenUp(from, now, t.inTime(wait))
 	if from != nil && from.State == StateHeld {
 		t.w.o.Observer.Postponed(t.id.ID, StateHeld, wait)
 		t.handBack(wait)

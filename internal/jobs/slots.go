@@ -130,6 +130,11 @@ func (s *Slots) Take(waiting, work context.Context, app, job string) (_ context.
 		return nil, nil, errSlotsBusy
 	}
 	defer s.part(slots)
+	if s.places == 1 { // it waits in the place of all others
+		var cancel context.CancelFunc
+		waiting, cancel = context.WithTimeoutCause(waiting, solePatience, errSlotsBusy)
+		defer cancel()
+	}
 	for waiting.Err() == nil {
 		from := time.Now()
 		msg, err := s.fetch(waiting, slots)

@@ -13,6 +13,9 @@ const (
 	returnSpread       = 2 * time.Second
 	backlogSeconds     = 64 // more than maxReturn
 	backlogPlacesShare = 2  // waiting jobs may take one in so many places
+	// solePatience is how long a job waits for a slot where its worker has one
+	// place. Other jobs get it meanwhile.
+	solePatience = 500 * time.Millisecond
 )
 
 // join counts one more job that waits here; false: enough do. As many of an app

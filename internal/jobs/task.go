@@ -26,6 +26,9 @@ const (
 	handBackPause = 2 * time.Second
 	// aloneAfter is the number of crashes after which a job runs alone.
 	aloneAfter = 2
+	// alonePatience is how long it waits for that the first time.
+	alonePatience    = 30 * time.Second
+	maxAlonePatience = 10 * time.Minute
 )
 
 var (
@@ -120,6 +123,7 @@ func (t *task) contain() {
 	if v := recover(); v != nil {
 		t.fault = fmt.Errorf("fault of the worker: %v", v)
 		t.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker: the job is handed back")
+		t.inconclusive(false)
 		t.handBack(t.w.o.AckWait)
 	}
 }
@@ -181,13 +185,13 @@ func (t *task) named(from *Record) *Record {
 
 // inconclusive ends a probe that told nothing of the app; reached says whether
 // it got as far as the backend.
-func (t *task) inconclusive(app string, reached bool) {
+func (t *task) inconclusive(reached bool) {
 	if !t.work.pass.Probe {
 		return
 	}
 	ctx, cancel := context.WithTimeout(t.w.base, storeTimeout)
 	defer cancel()
-	if err := t.w.circuits.Inconclusive(ctx, app, t.circuitRegion(), t.id.ID, reached); err != nil {
+	if err := t.w.circuits.Inconclusive(ctx, t.work.app, t.circuitRegion(), t.id.ID, reached); err != nil {
 		t.log().Warn().Err(err).Msg("could not end the probe of a circuit; it will run out")
 	}
 }

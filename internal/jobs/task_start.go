@@ -19,6 +19,7 @@ type seat struct {
 type work struct {
 	seat
 
+	app     string
 	cancel  context.CancelCauseFunc
 	undrain func() bool // the drain time ends it no more
 	pass    Pass        // of its app's circuit
@@ -34,14 +35,14 @@ type work struct {
 func (t *task) start(from *Record) (taken bool, err error) {
 	draft := t.draft(from)
 	ctx, cancel := context.WithCancelCause(t.ctx)
-	t.work = work{cancel: cancel, undrain: t.untilDrained(cancel), before: draft.Session - 1}
+	t.work = work{app: draft.AppID, cancel: cancel, undrain: t.untilDrained(cancel), before: draft.Session - 1}
 	defer func() {
 		if !taken {
 			t.leave()
 		}
 	}()
 	if t.work.seat, err = t.sit(ctx, draft); err != nil {
-		t.notStarted(draft.AppID, err)
+		t.notStarted(err)
 		return false, nil
 	}
 	if pass, err := t.allowed(from, draft); !pass || err != nil {
@@ -100,10 +101,16 @@ func (t *task) enter(ctx context.Context, draft *Record) (part func(), err error
 	return t.w.gate.enter(waiting, false)
 }
 
-// enterAlone keeps new jobs away, and waits for those that run to end.
+// errCrowded: sessions beside which the job may not run have not ended in time.
+var errCrowded = errors.New("the job is to run alone, and others run on")
+
+// enterAlone keeps new jobs away, and waits for those that run to end; but not
+// for as long as a session may last, since meanwhile this worker starts nothing.
 func (t *task) enterAlone(ctx context.Context, draft *Record) (part func(), err error) {
 	waiting, stopWaiting := t.whileFetching(ctx)
 	defer stopWaiting()
+	waiting, cancel := context.WithTimeoutCause(waiting, t.patience(), errCrowded)
+	defer cancel()
 	t.log().Warn().Int("crashes", draft.Crashes).Msg("the job has ended its worker before: it runs alone")
 	t.w.pull.pause(true)
 	leave, err := t.w.gate.enter(waiting, true)
@@ -112,6 +119,12 @@ func (t *task) enterAlone(ctx context.Context, draft *Record) (part func(), err 
 		return nil, err
 	}
 	return func() { leave(); t.w.pull.pause(false) }, nil
+}
+
+// patience is how long the job waits to be alone, and then leaves the others in
+// peace: longer each time, so that it comes to its turn where sessions are long.
+func (t *task) patience() time.Duration {
+	return min(t.w.o.AlonePatience<<min(max(t.deliveries, 1)-1, 10), maxAlonePatience)
 }
 
 // leave is for a job that this worker runs no longer, or never ran.
@@ -157,22 +170,30 @@ func (t *task) whileFetching(ctx context.Context) (context.Context, func()) {
 }
 
 // notStarted hands a job back that got no seat: that costs it nothing.
-func (t *task) notStarted(app string, err error) {
+func (t *task) notStarted(err error) {
 	switch {
 	case errors.Is(err, errSlotsBusy), errors.Is(err, errGateShut):
-		delay, steady := t.w.slots.comeBack(app)
-		if end := t.notAfter(); past(end, t.w.o.Now().Add(delay)) {
-			delay = max(end.Sub(t.w.o.Now()), 0) + time.Millisecond // it expires in time
-		}
+		delay, steady := t.w.slots.comeBack(t.work.app)
 		if steady && t.deliveries > 1 {
 			t.w.pull.returned(t.msg.queue)
 		}
-		t.handBack(delay)
+		t.handBack(t.inTime(delay))
+	case errors.Is(err, errCrowded):
+		t.handBack(t.inTime(t.patience()))
 	case errors.Is(err, ErrLeaseLost):
 		t.unsettled(err)
 	default:
 		t.handBack(0)
 	}
+}
+
+// inTime is a delay after which the job, if its deadline comes first, expires.
+func (t *task) inTime(delay time.Duration) time.Duration {
+	now := t.w.o.Now()
+	if end := t.notAfter(); past(end, now.Add(delay)) {
+		return max(end.Sub(now), 0) + time.Millisecond
+	}
+	return delay
 }
 
 // allowed asks the circuit; false: that is open, and the job is held.
@@ -196,7 +217,7 @@ func (t *task) allowed(from, draft *Record) (bool, error) {
 // takeOver makes the job this worker's; false: it is not.
 func (t *task) takeOver(draft *Record) (bool, error) {
 	if !t.w.register(t) {
-		t.inconclusive(draft.AppID, false)
+		t.inconclusive(false)
 		t.handBack(t.w.o.AckWait / 3)
 		return false, nil
 	}
@@ -207,7 +228,7 @@ func (t *task) takeOver(draft *Record) (bool, error) {
 	ctx, cancel := t.settling()
 	defer cancel()
 	if err := t.put(ctx, draft); err != nil {
-		t.inconclusive(draft.AppID, false)
+		t.inconclusive(false)
 		return false, err
 	}
 	failpoint.Here("takeover")

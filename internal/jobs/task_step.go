@@ -71,15 +71,24 @@ func (t *task) refresh(ctx context.Context, record *Record) error {
 // outcome written before, and then no write by this record's revision succeeds.
 func (t *task) decide(ctx context.Context, record *Record, now time.Time) (step, time.Duration, error) {
 	what, wait := decide(record, t.id, now)
-	if what != stepContend {
+	later := what == stepWait && t.id.Run > record.Run && record.State != StateRunning
+	if what != stepContend && !later {
 		return what, wait, nil
 	}
 	kept, err := t.w.keeps(ctx, record.StreamSeq, t.id.ID)
-	if err != nil || kept {
-		return stepDuplicate, 0, err
+	switch {
+	case err != nil:
+		return what, wait, err
+	case kept && later:
+		return stepWait, wait, nil
+	case kept:
+		return stepDuplicate, 0, nil
 	}
 	t.log().Warn().Uint64("kept_seq", record.StreamSeq).Str("state", string(record.State)).
 		Msg("the job has no outcome and its message is no more in the stream: this one takes its place")
+	if later {
+		return stepStart, 0, nil // it replaces a run that nobody can end any more
+	}
 	adopted := record.clone()
 	adopted.StreamSeq = t.id.StreamSeq
 	what, wait = decide(adopted, t.id, now)

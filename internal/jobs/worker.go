@@ -50,6 +50,9 @@ type Options struct {
 	// SettleTimeout bounds writing what became of a job, and what a session has
 	// reached. 0: 30 s.
 	SettleTimeout time.Duration
+	// AlonePatience is how long a job that has to run alone keeps new ones away
+	// at its first delivery; later ones wait longer. 0: 30 s.
+	AlonePatience time.Duration
 
 	DefaultApp    string
 	DefaultRegion string
@@ -122,6 +125,9 @@ var errDrained = errors.New("the worker stops and the drain time is up")
 func New(ctx context.Context, o Options) (*Worker, error) {
 	if o.SettleTimeout == 0 {
 		o.SettleTimeout = settleTimeout
+	}
+	if o.AlonePatience == 0 {
+		o.AlonePatience = alonePatience
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
