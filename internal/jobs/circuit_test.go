@@ -246,6 +246,11 @@ func TestPolicyThatHoldsBacksOff(t *testing.T) {
 	if took := time.Since(from); took < 130*time.Millisecond || r.Attempt != 1 || r.Holds != 3 {
 		t.Errorf("%s, attempt %d, %d holds", took, r.Attempt, r.Holds)
 	}
+	for _, e := range h.told("avatar.events.held.>") {
+		if reason := fmt.Sprint(e.body["reason"]); !strings.Contains(reason, "policy holds") || !strings.Contains(reason, "upstreamError") {
+			t.Errorf("held because %s", reason)
+		}
+	}
 }
 
 func TestSlotsHoldTheFleetWithinMaxSessions(t *testing.T) {

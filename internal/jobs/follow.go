@@ -165,6 +165,9 @@ func heldReason(r *Record) string {
 	if r.Refusals > 0 {
 		return "the backend refuses one more session of the app while others live; set max_sessions"
 	}
+	if r.HeldByPolicy {
+		return "policy holds jobs that fail with " + string(r.heldCode()) + "; it is tried again from time to time"
+	}
 	return "the circuit of the app is open: sessions of it are not started until a probe succeeds"
 }
 

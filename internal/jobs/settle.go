@@ -143,6 +143,7 @@ func (t *task) failed(ctx context.Context, next *Record, e *errors.Error) error 
 		return t.postpone(ctx, next, plan.Delay)
 	case errors.ActionHold:
 		next.State, next.NextAttemptAt, next.HeldSince = StateHeld, &at, &now
+		next.HeldByPolicy = !setback.CircuitOpen && !setback.Refused
 		next.Holds++
 		return t.postpone(ctx, next, plan.Delay)
 	case errors.ActionExpire:
@@ -209,7 +210,7 @@ func (t *task) hold(ctx context.Context, from *Record, pass Pass) error {
 		next.Attempt++ // the attempt that waits now; the last one is over
 	}
 	next.State, next.NextAttemptAt, next.HeldSince = StateHeld, &at, &now
-	next.HeldCode, next.Refusals = pass.Code, 0
+	next.HeldCode, next.HeldByPolicy, next.Refusals = pass.Code, false, 0
 	next.Holds++
 	return t.postpone(ctx, next, wait)
 }
