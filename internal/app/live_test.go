@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/audio/clip"
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
@@ -308,6 +309,18 @@ func TestAnInterruptPassesOverTheRestOfALiveUtterance(t *testing.T) {
 	f.checkInterrupted("barge", interrupted{got.ReqID, int(got.LastSeq)})
 	if ends := f.ends("barge"); !slices.Equal(ends, []string{"2 in 1"}) {
 		t.Errorf("whole: %v", ends)
+	}
+}
+
+func TestLiveOpusInARoomHasTimeToBeHeard(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	f.worker(worker{})
+	f.publish("room", "ok", fields{"live": fields{"sample_rate": 24000, "format": "ogg_opus", "max_silence": "10s"}, "output": livekit("good-token")})
+	f.say("room", clip.Opus, closing) // at once, as speech that was synthesised
+	done := f.completed("room")
+	if u := done.Utterances[0]; u.AudioMS < 3000 || done.SessionMS < u.AudioMS {
+		t.Errorf("%d ms of speech, and the session was closed after %d ms", u.AudioMS, done.SessionMS)
 	}
 }
 

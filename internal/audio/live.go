@@ -50,6 +50,7 @@ type Live struct {
 	closed   bool            // no more utterances
 	last     uint64          // sequence of the last message taken
 	begun    uint64          // of the first of this utterance
+	meter    opusMeter       // of this utterance, where it is Ogg Opus
 	life     context.Context // of the receiver
 	end      context.CancelFunc
 }
@@ -183,7 +184,7 @@ func (l *Live) Begin(ctx context.Context) (bool, error) {
 	if l.first == nil {
 		return false, nil
 	}
-	l.open, l.begun = true, sequence(l.first)
+	l.open, l.begun, l.meter = true, sequence(l.first), opusMeter{}
 	return true, nil
 }
 
@@ -221,7 +222,7 @@ func (l *Live) Next(ctx context.Context) ([]byte, time.Duration, error) {
 		return nil, 0, errors.Newf(errors.CodeInvalidJob, errors.PhaseAudio,
 			"live: message %d on %s has %d bytes; 16-bit PCM has an even number in each", sequence(msg), l.spec.Subject, len(msg.Data()))
 	}
-	length := l.length(len(msg.Data()))
+	length := l.length(msg.Data())
 	if l.ends(msg) {
 		l.open, l.closed = false, header(msg, HeaderClose)
 		return msg.Data(), length, io.EOF
@@ -233,12 +234,12 @@ func (l *Live) ends(msg jetstream.Msg) bool {
 	return header(msg, HeaderEnd) || header(msg, HeaderClose)
 }
 
-// length is how long so many bytes take to be spoken; of Opus nobody has looked.
-func (l *Live) length(n int) time.Duration {
+// length is how long the bytes take to be spoken.
+func (l *Live) length(data []byte) time.Duration {
 	if l.spec.Format != PCM {
-		return 0
+		return l.meter.measure(data)
 	}
-	return time.Duration(n/2) * time.Second / time.Duration(l.spec.SampleRate)
+	return time.Duration(len(data)/2) * time.Second / time.Duration(l.spec.SampleRate)
 }
 
 // Skip passes over the rest of the utterance in flight, as far as it has been

@@ -10,8 +10,9 @@ const (
 	oggHeaderSize = 27
 	oggMaxPage    = oggHeaderSize + 255 + 255*255
 
-	oggFirst = 0x02 // header flag: begins a logical stream
-	oggLast  = 0x04 // ends it
+	oggGoesOn = 0x01 // header flag: begins inside a packet
+	oggFirst  = 0x02 // begins a logical stream
+	oggLast   = 0x04 // ends it
 
 	oggNoGranule = -1 // no packet ends on the page
 )
@@ -74,6 +75,10 @@ func (o *oggReader) page(segments int) (*oggPage, error) {
 	if binary.LittleEndian.Uint32(b[22:]) != o.checksum() {
 		return nil, o.in.broken("Ogg is corrupt: wrong checksum of the page at byte %d", o.read-int64(len(b)))
 	}
+	return pageOf(b, segments), nil
+}
+
+func pageOf(b []byte, segments int) *oggPage {
 	return &oggPage{
 		raw:      b,
 		segments: b[oggHeaderSize : oggHeaderSize+segments],
@@ -82,7 +87,26 @@ func (o *oggReader) page(segments int) (*oggPage, error) {
 		granule:  int64(binary.LittleEndian.Uint64(b[6:])),
 		serial:   binary.LittleEndian.Uint32(b[14:]),
 		number:   binary.LittleEndian.Uint32(b[18:]),
-	}, nil
+	}
+}
+
+// cutPage takes the page off that b begins with; nil: not all of it is there.
+func cutPage(b []byte) *oggPage {
+	if len(b) < oggHeaderSize {
+		return nil
+	}
+	segments := int(b[26])
+	size := oggHeaderSize + segments
+	if len(b) < size {
+		return nil
+	}
+	for _, s := range b[oggHeaderSize:size] {
+		size += int(s)
+	}
+	if len(b) < size {
+		return nil
+	}
+	return pageOf(b[:size], segments)
 }
 
 // more reads n more bytes of the page.

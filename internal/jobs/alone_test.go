@@ -23,7 +23,9 @@ func TestJobThatHasToRunAloneDoesNotStopItsWorkerForAsLongAsASessionLasts(t *tes
 
 func TestJobThatWaitsForItsSlotLeavesTheOnlyPlaceToOthers(t *testing.T) {
 	h := newHouse(t)
-	one := func(o *options) { o.MaxSessions, o.Concurrency, o.Drain = map[string]int{"app1": 1}, 1, time.Millisecond }
+	one := func(o *options) {
+		o.MaxSessions, o.Concurrency, o.Drain = map[string]int{"app1": 1}, 1, time.Millisecond
+	}
 	elsewhere := newOpenEnded()
 	h.start(elsewhere, one)
 	h.submit("default", job("holder", `"app_id":"app1"`))

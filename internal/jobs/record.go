@@ -82,7 +82,7 @@ type Record struct {
 	HeldFor        time.Duration       `json:"held_for_ns,omitempty"` // all holds that ended
 	HeldCode       errors.Code         `json:"held_code,omitempty"`   // what it waits for, where no try of its own failed
 	HeldByPolicy   bool                `json:"held_by_policy,omitempty"`
-	Refusals       int                 `json:"refusals,omitempty"`    // for concurrency, in a row
+	Refusals       int                 `json:"refusals,omitempty"` // for concurrency, in a row
 	ConnectionIDs  []string            `json:"connection_ids,omitempty"`
 	Utterances     []Utterance         `json:"utterances,omitempty"` // the newest of those delivered
 	UtterancesDone int                 `json:"utterances_total,omitempty"`
