@@ -89,6 +89,10 @@ type Record struct {
 	Recording      string              `json:"recording,omitempty"`
 	Labels         map[string]string   `json:"labels,omitempty"`
 	PublishedAt    time.Time           `json:"published_at,omitzero"`
+
+	// The sequence of the newest dead letter before this outcome was written:
+	// what tells this job's letter from one of an earlier job with its id.
+	LettersBefore uint64 `json:"letters_before,omitempty"`
 }
 
 // waits tells whether the job waits for a time that its last worker chose.

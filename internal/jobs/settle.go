@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -84,6 +85,9 @@ func (t *task) finish(ctx context.Context, next *Record, outcome State) error {
 	next.endHold(t.w.o.Now().UTC())
 	next.State, next.Outcome = outcome, outcome
 	next.NextAttemptAt = nil
+	if outcome == StateDeadLettered {
+		next.LettersBefore = t.lettersBefore(ctx)
+	}
 	failpoint.Here("before_outcome")
 	if err := t.commit(ctx, next); err != nil {
 		return err
@@ -99,6 +103,20 @@ func (t *task) finish(ctx context.Context, next *Record, outcome State) error {
 	}
 	t.acknowledge()
 	return nil
+}
+
+// lettersBefore is the newest dead letter there is. The outcome does not wait
+// for it: where it can't be found out every letter may be another job's, and at
+// worst this one is written twice.
+func (t *task) lettersBefore(ctx context.Context) uint64 {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	last, err := t.w.o.DeadLetters.Last(ctx)
+	if err != nil {
+		t.log().Debug().Err(err).Msg("could not look for the newest dead letter")
+		return math.MaxUint64
+	}
+	return last
 }
 
 // commit writes a settlement: of a session by its fence, else by the revision
