@@ -95,6 +95,17 @@ type Record struct {
 	LettersBefore uint64 `json:"letters_before,omitempty"`
 }
 
+// toldSince is the time before which no event can tell of this record. That of an
+// outcome is exact, since nothing changes the record after it. One that waits is
+// written again meanwhile, to be kept or cancelled: there it is when the record
+// was made, by the clock of another worker perhaps.
+func (r *Record) toldSince() time.Time {
+	if r.State.Final() {
+		return r.UpdatedAt
+	}
+	return r.CreatedAt.Add(-clockLeeway)
+}
+
 // waits tells whether the job waits for a time that its last worker chose.
 func (r *Record) waits() bool { return r.State == StateRetrying || r.State == StateHeld }
 

@@ -5,8 +5,6 @@ import (
 	"math"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
 )
@@ -312,14 +310,9 @@ func (t *task) repeat(ctx context.Context) error {
 // last event of it is there: then all the rest is too.
 func (t *task) ensureFollowed(ctx context.Context) error {
 	r := t.current()
-	last := t.lastEvent(r)
-	msg, err := t.w.o.Events.GetLastMsgForSubject(ctx, last.Body.subject(t.w.o.Names))
-	switch {
-	case err == nil && msg.Header.Get("ce-id") == last.ID:
-		return nil
-	case err == nil || errors.Is(err, jetstream.ErrMsgNotFound):
-		return t.follow(r)
-	default:
+	told, err := t.w.wasTold(ctx, t.lastEvent(r), r.toldSince())
+	if err != nil || told {
 		return err
 	}
+	return t.follow(r)
 }
