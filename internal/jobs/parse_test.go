@@ -170,7 +170,8 @@ func TestBrokenProtobufAndHeadersAreRefused(t *testing.T) {
 		{"deadline out of range", header(), append(bytes.Clone(valid), 0x52, 2, 0x10, 0xff, 1), ``},
 		{"protobuf without the header", nats.Header{}, valid, `not JSON: line 1, column 1: invalid character '\x1a' looking for beginning of value (a job in protobuf needs the header Content-Type: application/protobuf)`},
 		{"job id header", header("Avatar-Job-Id", "a b"), valid, `header Avatar-Job-Id: want 1 to 64 of A-Z a-z 0-9 _ -, got "a b"`},
-		{"run header", header("Avatar-Run", "0"), valid, `header Avatar-Run: want a whole number from 1, got "0"`},
+		{"run header", header("Avatar-Run", "0"), valid, `header Avatar-Run: want a whole number from 1 to 1000000000, got "0"`},
+		{"run header past the last", header("Avatar-Run", "1000000001"), valid, `header Avatar-Run: want a whole number from 1 to 1000000000, got "1000000001"`},
 	}
 	rows[6].body = nil
 	if rows[6].body, err = proto.Marshal(&jobpb.Job{AvatarId: "a", Audio: &jobpb.Audio{Object: "o"}, Deadline: &timestamppb.Timestamp{Nanos: -1}}); err != nil {
