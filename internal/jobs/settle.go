@@ -80,6 +80,14 @@ func (t *task) end(why error) {
 
 // finish writes an outcome and what follows from it.
 func (t *task) finish(ctx context.Context, next *Record, outcome State) error {
+	if err := t.conclude(ctx, next, outcome); err != nil {
+		return err
+	}
+	return t.followOutcome(next)
+}
+
+// conclude writes an outcome.
+func (t *task) conclude(ctx context.Context, next *Record, outcome State) error {
 	next.endHold(t.w.o.Now().UTC())
 	next.State, next.Outcome = outcome, outcome
 	next.NextAttemptAt = nil
@@ -94,7 +102,12 @@ func (t *task) finish(ctx context.Context, next *Record, outcome State) error {
 	t.mu.Lock()
 	t.result = outcome
 	t.mu.Unlock()
-	t.w.o.Observer.JobDone(t.id.Queue, outcome)
+	return nil
+}
+
+// followOutcome does what follows from an outcome that this worker has written.
+func (t *task) followOutcome(next *Record) error {
+	t.w.o.Observer.JobDone(t.id.Queue, next.Outcome)
 	t.logOutcome(next)
 	if err := t.follow(next); err != nil {
 		return err
@@ -103,7 +116,7 @@ func (t *task) finish(ctx context.Context, next *Record, outcome State) error {
 	return nil
 }
 
-// lettersBefore is the newest dead letter there is. The outcome does not wait
+// lettersBefore is the newest dead letter there is. The outcome waits but briefly
 // for it: where it can't be found out every letter may be another job's, and at
 // worst this one is written twice.
 func (t *task) lettersBefore(ctx context.Context) uint64 {
@@ -271,16 +284,21 @@ func (t *task) superseded(r *Record) {
 	}
 }
 
-// giveUp dead-letters a job without an attempt.
+// giveUp dead-letters a job without an attempt. It counts and says so only when
+// that is written: a message that is looked at for the first time may be a
+// duplicate, which the write finds out.
 func (t *task) giveUp(ctx context.Context, from *Record, e *errors.Error, reason string) error {
 	next := t.named(from)
 	decision := t.w.o.Table.Decide(e, false)
-	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
 	next.Reason, next.NoAttempt = reason, true
 	plan := Plan{Action: errors.ActionDeadLetter, Reason: reason}
 	next.LastError = t.errorEvent(next, e, decision, plan, time.Time{})
+	if err := t.conclude(ctx, next, StateDeadLettered); err != nil {
+		return err
+	}
+	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
 	t.logFailure(next, e, plan)
-	return t.finish(ctx, next, StateDeadLettered)
+	return t.followOutcome(next)
 }
 
 // duplicate acknowledges and drops a message whose job is another's.
