@@ -114,6 +114,21 @@ func (a *App) AdminAddr() net.Addr {
 	return a.addr
 }
 
+const (
+	// maxUnacknowledged bounds the publishes that nobody waits for.
+	maxUnacknowledged = 4096
+	// maxAckWait is how long one of them counts as on its way: longer than an
+	// election. Without a limit one whose acknowledgement was lost would count
+	// for good, and in the end there would be no room for another.
+	maxAckWait = 30 * time.Second
+)
+
+func openJetStream(nc *nats.Conn, ackWait time.Duration) (jetstream.JetStream, error) {
+	return jetstream.New(nc,
+		jetstream.WithPublishAsyncMaxPending(maxUnacknowledged),
+		jetstream.WithPublishAsyncTimeout(ackWait))
+}
+
 // Run works until ctx ends, then drains and stops. It outlives any outage of
 // NATS; the error is one that only a person can mend.
 func (a *App) Run(ctx context.Context) (err error) {
@@ -128,7 +143,7 @@ func (a *App) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(4096))
+	js, err := openJetStream(nc, maxAckWait)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/jobpb"
 )
 
@@ -89,6 +90,9 @@ func (s *Store) replayable(l Letter) error {
 	}
 	if l.JobID == "" || l.Run < 1 {
 		return fmt.Errorf("it has no %s and %s: it was not written by a worker", HeaderJobID, HeaderRun)
+	}
+	if l.Run >= jobs.MaxRun {
+		return fmt.Errorf("a job has at most %d runs, and this one's next would be %d: publish the job anew under another id", jobs.MaxRun, l.Run+1)
 	}
 	if _, ok := s.names.QueueOf(l.Subject); !ok {
 		return fmt.Errorf("its %s %q is no subject for jobs under this nats.prefix", HeaderSubject, l.Subject)

@@ -2,6 +2,7 @@ package dlq_test
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/jobpb"
 	"avatarworker/internal/natsserver/natstest"
 )
@@ -138,10 +140,10 @@ func lettersAndJobs(t *testing.T, b bench) (uint64, uint64) {
 	return d.State.Msgs, j.State.Msgs
 }
 
-func expectCounts(t *testing.T, b bench, letters, jobs uint64) {
+func expectCounts(t *testing.T, b bench, letters, queued uint64) {
 	t.Helper()
-	if l, j := lettersAndJobs(t, b); l != letters || j != jobs {
-		t.Fatalf("%d letters and %d jobs, want %d and %d", l, j, letters, jobs)
+	if l, j := lettersAndJobs(t, b); l != letters || j != queued {
+		t.Fatalf("%d letters and %d jobs, want %d and %d", l, j, letters, queued)
 	}
 }
 
@@ -256,6 +258,22 @@ func TestJobPastItsDeadlineIsSkippedUnlessIgnored(t *testing.T) {
 				t.Fatalf("headers: %v", m.Header)
 			}
 		})
+	}
+}
+
+func TestLetterOfTheLastRunIsKeptNotReplayed(t *testing.T) {
+	b := setup(t)
+	write(t, b, letter("j1", jobs.MaxRun))
+	write(t, b, letter("j2", math.MaxInt32))
+	for seq := range uint64(2) {
+		if _, err := b.store.Replay(t.Context(), seq+1, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "publish the job anew under another id") {
+			t.Errorf("got %v", err)
+		}
+	}
+	expectCounts(t, b, 2, 0)
+	write(t, b, letter("j3", jobs.MaxRun-1))
+	if r := replay(t, b, 3, dlq.ReplayOptions{}); r.Status != dlq.StatusReplayed || r.Run != jobs.MaxRun {
+		t.Errorf("got %+v", r)
 	}
 }
 

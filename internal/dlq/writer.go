@@ -33,6 +33,15 @@ func NewWriter(js jetstream.JetStream, names topology.Names) *Writer {
 	return &Writer{js: js, names: names}
 }
 
+// Last implements jobs.DeadLetters: also of letters that were removed since.
+func (w *Writer) Last(ctx context.Context) (uint64, error) {
+	stream, err := w.js.Stream(ctx, w.names.DLQStream())
+	if err != nil {
+		return 0, fmt.Errorf("stream %s: %w", w.names.DLQStream(), err)
+	}
+	return stream.CachedInfo().State.LastSeq, nil
+}
+
 // Write stores the letter and returns when the server acknowledged it. The
 // same job and run written again (within 24 h) stores nothing new. A try
 // without an answer is repeated until ctx ends; give it a deadline. After an
@@ -44,17 +53,32 @@ func (w *Writer) Write(ctx context.Context, d jobs.DeadLetter) error {
 	if d.Job.ID == "" {
 		return fmt.Errorf("dead letter of message %d on %s: it has no job id", d.Job.StreamSeq, d.Job.Subject)
 	}
-	msg, err := w.compose(d)
-	if err != nil {
-		return fmt.Errorf("dead letter of job %s: %w", d.Job.ID, err)
+	id := fmt.Sprintf("%s.run%d.dead", d.Job.ID, d.Job.Run)
+	ack, err := w.store(ctx, d, id)
+	// The stream knows an id for 24 h, longer than the letter may stay, and a
+	// job's id may be used again once its record is gone. Then the one stored
+	// is the earlier job's. Which it is, its sequence tells: the letter itself
+	// may have been replayed or removed, and if it was this job's it is not
+	// written again.
+	if err == nil && ack.Duplicate && ack.Sequence <= d.LettersBefore {
+		_, err = w.store(ctx, d, fmt.Sprintf("%s.%d", id, d.Job.StreamSeq))
 	}
-	if _, err := jobs.PublishStored(ctx, w.js, msg, nil); err != nil {
+	if err != nil {
 		return fmt.Errorf("dead letter of job %s: %w", d.Job.ID, err)
 	}
 	return nil
 }
 
-func (w *Writer) compose(d jobs.DeadLetter) (*nats.Msg, error) {
+// store publishes the letter under that message id.
+func (w *Writer) store(ctx context.Context, d jobs.DeadLetter, id string) (*jetstream.PubAck, error) {
+	msg, err := w.compose(d, id)
+	if err != nil {
+		return nil, err
+	}
+	return jobs.PublishStored(ctx, w.js, msg, nil)
+}
+
+func (w *Writer) compose(d jobs.DeadLetter, id string) (*nats.Msg, error) {
 	event, err := eventJSON(d.Error, maxError)
 	if err != nil {
 		return nil, err
@@ -63,7 +87,7 @@ func (w *Writer) compose(d jobs.DeadLetter) (*nats.Msg, error) {
 	msg.Header = carried(d.Header)
 	msg.Data = d.Data
 	for name, value := range map[string]string{
-		nats.MsgIdHdr:                  fmt.Sprintf("%s.run%d.dead", d.Job.ID, d.Job.Run),
+		nats.MsgIdHdr:                  id,
 		jetstream.ExpectedStreamHeader: w.names.DLQStream(),
 		HeaderJobID:                    d.Job.ID,
 		HeaderRun:                      strconv.Itoa(d.Job.Run),

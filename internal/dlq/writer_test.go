@@ -120,6 +120,56 @@ func TestSameLetterIsStoredOnce(t *testing.T) {
 	}
 }
 
+func TestJobWhoseIDIsUsedAgainHasALetterOfItsOwn(t *testing.T) {
+	for name, removed := range map[string]bool{"the earlier job's is there": false, "the earlier job's was removed": true} {
+		t.Run(name, func(t *testing.T) {
+			b := setup(t)
+			write(t, b, letter("j1", 1))
+			if removed {
+				remove(t, b, 1)
+			}
+			again := letter("j1", 1)
+			again.Job.StreamSeq, again.Data, again.LettersBefore = 8, []byte("again"), newest(t, b)
+			for range 2 {
+				write(t, b, again)
+			}
+			m := last(t, b)
+			if m.Sequence != 2 || string(m.Data) != "again" || m.Header.Get("Nats-Msg-Id") != "j1.run1.dead.8" {
+				t.Errorf("letter %d is %s %v", m.Sequence, m.Data, m.Header)
+			}
+		})
+	}
+}
+
+func TestLetterThatWasRemovedIsNotWrittenAgain(t *testing.T) {
+	b := setup(t)
+	first, again := letter("j1", 1), letter("j1", 1)
+	write(t, b, first)
+	again.Job.StreamSeq, again.LettersBefore = 8, newest(t, b)
+	write(t, b, again)
+	remove(t, b, 1)
+	remove(t, b, 2)
+	write(t, b, first)
+	write(t, b, again)
+	expectCounts(t, b, 0, 0)
+}
+
+func newest(t *testing.T, b bench) uint64 {
+	t.Helper()
+	seq, err := b.writer.Last(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seq
+}
+
+func remove(t *testing.T, b bench, seq uint64) {
+	t.Helper()
+	if err := b.store.Remove(t.Context(), seq); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestHeadersThatTheServerActsOnDoNotTakeEffect(t *testing.T) {
 	b := setup(t)
 	write(t, b, letter("j0", 1))

@@ -49,6 +49,50 @@ func TestReplayDoesNotWaitForARunWhoseMessageWasPurged(t *testing.T) {
 	h.settled()
 }
 
+func TestJobWhoseMessageMadeRoomForOneWithoutAnIDRuns(t *testing.T) {
+	h := newHouse(t)
+	began, leave := make(chan string, 4), make(chan struct{})
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		began <- a.Job.ID
+		if a.Job.ID != "x" {
+			<-leave
+		}
+		_, err := speakAll(ctx, a)
+		return err
+	}))
+	seq := h.submit("default", job(""))
+	nameless := receive(t, began, "the job without an id")
+	h.unfinished("x", seq, jobs.StateRetrying) // of the stream before
+	h.submit("default", job("x"))
+	h.eventually("x is off the queue", func() bool { return h.messages(h.names.JobsStream()) == 1 })
+	close(leave)
+	for _, id := range []string{"x", nameless} {
+		h.outcome(id, jobs.StateCompleted)
+	}
+	h.settled()
+}
+
+func TestJobWithoutAnIDIsNotTakenByAnotherWithItsName(t *testing.T) {
+	h := newHouse(t)
+	began, leave := make(chan string, 4), make(chan struct{})
+	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		began <- a.Job.ID
+		<-leave
+		_, err := speakAll(ctx, a)
+		return err
+	}))
+	first := h.submit("default", job(""))
+	id := receive(t, began, "session")
+	h.submit("default", job(id))
+	h.eventually("the second message is dropped", func() bool { return h.messages(h.names.JobsStream()) == 1 })
+	close(leave)
+	if r := h.outcome(id, jobs.StateCompleted); r.StreamSeq != first {
+		t.Errorf("kept sequence %d, want %d", r.StreamSeq, first)
+	}
+	h.settled()
+	h.wantTypes(id, "started", "duplicate", "completed")
+}
+
 func TestJobWhoseMessageIsThereIsNotTakenByAnother(t *testing.T) {
 	h := newHouse(t)
 	began, leave := make(chan struct{}, 4), make(chan struct{})

@@ -157,7 +157,7 @@ func (t *task) deadLetter(r *Record) DeadLetter {
 	return DeadLetter{
 		Job: t.id, Header: t.msg.Headers(), Data: t.msg.Data(),
 		Reason: r.Reason, Error: *r.LastError, Crashes: r.Crashes, Attempts: r.attemptsMade(),
-		FailedAt: r.UpdatedAt, Worker: t.w.o.Name,
+		FailedAt: r.UpdatedAt, Worker: t.w.o.Name, LettersBefore: r.LettersBefore,
 	}
 }
 

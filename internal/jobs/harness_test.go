@@ -17,6 +17,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 	"go.uber.org/goleak"
 
+	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/natsserver"
@@ -303,6 +304,10 @@ type letters struct {
 	js    jetstream.JetStream
 	names topology.Names
 	fail  func() error
+}
+
+func (l *letters) Last(ctx context.Context) (uint64, error) {
+	return dlq.NewWriter(l.js, l.names).Last(ctx)
 }
 
 func (l *letters) Write(ctx context.Context, d jobs.DeadLetter) error {

@@ -17,6 +17,10 @@ const (
 	HeaderRun   = "Avatar-Run"
 )
 
+// MaxRun is the highest run of a job: far more than anybody replays, and far from
+// where the next one would be none to every reader of 32 bits.
+const MaxRun = 1_000_000_000
+
 // maxJobID is the length of the longest job id.
 const maxJobID = 64
 
@@ -75,14 +79,14 @@ func streamJobID(created time.Time, seq uint64) string {
 }
 
 // runOf returns the run that the header names, 1 where it names none. It is
-// false where the header is no whole number from 1.
+// false where the header is no whole number from 1 to MaxRun.
 func runOf(header nats.Header) (int, bool) {
 	text := headerValue(header, HeaderRun)
 	if text == "" {
 		return 1, true
 	}
 	run, err := strconv.ParseInt(text, 10, 32)
-	if err != nil || run < 1 {
+	if err != nil || run < 1 || run > MaxRun {
 		return 0, false
 	}
 	return int(run), true

@@ -54,6 +54,8 @@ func TestIdentityIsTheFirstThatFits(t *testing.T) {
 		{name: "nothing fits", subject: "avatar.jobs.vip", header: nats.Header{"Nats-Msg-Id": {"m/13"}}, body: `not json`, queue: "vip"},
 		{name: "an empty message", body: ""},
 		{name: "a run that is no run counts as the first", header: nats.Header{"Avatar-Run": {"0"}, "Avatar-Job-Id": {"H15"}}, id: "H15"},
+		{name: "the last run", header: nats.Header{"Avatar-Run": {"1000000000"}, "Avatar-Job-Id": {"H17"}}, id: "H17", run: MaxRun},
+		{name: "a run after the last counts as the first", header: nats.Header{"Avatar-Run": {"2147483647"}, "Avatar-Job-Id": {"H18"}}, id: "H18"},
 		{name: "a run that is no number counts as the first", header: nats.Header{"Avatar-Run": {"two"}, "Avatar-Job-Id": {"H16"}}, id: "H16"},
 	}
 	messages := make([]*nats.Msg, len(rows))

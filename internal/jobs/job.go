@@ -117,6 +117,10 @@ type DeadLetter struct {
 	Attempts int
 	FailedAt time.Time
 	Worker   string
+
+	// LettersBefore is what Last gave before the outcome was written: the job's
+	// own letter has a higher sequence, that of an earlier job with its id has not.
+	LettersBefore uint64
 }
 
 // Identity is what is known of a message even when it is no valid job.
@@ -129,8 +133,10 @@ type Identity struct {
 }
 
 // DeadLetters keeps the jobs that are given up. Write returns when the letter
-// is stored; writing the same letter again stores nothing new.
+// is stored; writing the same letter again stores nothing new, also where it was
+// removed since. Last is the sequence of the newest letter that there has been.
 type DeadLetters interface {
+	Last(ctx context.Context) (uint64, error)
 	Write(ctx context.Context, d DeadLetter) error
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -101,6 +102,28 @@ func TestInvalidJobIsDeadLetteredWithoutASession(t *testing.T) {
 	h.wantTypes("j1", "error", "dead_lettered")
 	if len(runner.ran()) != 0 {
 		t.Errorf("ran %v", runner.ran())
+	}
+}
+
+// counted is an Observer that counts attempts.
+type counted struct {
+	quiet
+	attempts *atomic.Int32
+}
+
+func (c counted) AttemptDone(errors.Code, errors.Class, errors.Phase) { c.attempts.Add(1) }
+
+func TestDuplicateOfAnInvalidJobIsNoFailedAttempt(t *testing.T) {
+	h := newHouse(t)
+	var attempts atomic.Int32
+	h.start(&script{}, func(o *options) { o.Observer = counted{attempts: &attempts} })
+	for range 2 {
+		h.submit("default", `{"avatar":"typo"}`, jobs.HeaderJobID, "j1")
+		h.settled()
+	}
+	h.wantTypes("j1", "error", "dead_lettered", "duplicate")
+	if n := attempts.Load(); n != 1 {
+		t.Errorf("%d attempts failed, want 1", n)
 	}
 }
 

@@ -82,7 +82,7 @@ func checkIdentityHeaders(header nats.Header) *errors.Error {
 		p.add("header "+HeaderJobID, "want %s, got %s", idWanted, quote(id))
 	}
 	if _, ok := runOf(header); !ok {
-		p.add("header "+HeaderRun, "want a whole number from 1, got %s", quote(headerValue(header, HeaderRun)))
+		p.add("header "+HeaderRun, "want a whole number from 1 to %d, got %s", MaxRun, quote(headerValue(header, HeaderRun)))
 	}
 	if len(p) > 0 {
 		return invalidJob(p)

@@ -82,6 +82,7 @@ var brokenJobs = []struct{ name, body, want string }{
 	{"silence for ever", `{"avatar_id":"a","live":{"sample_rate":16000,"max_silence":"inf"}}`, `live.max_silence: want a duration such as "30s", got "inf"`},
 	{"no output", with(`"output":{}`), `output: exactly one of frames, object, livekit, agora, discard is needed, none is given`},
 	{"two outputs", with(`"output":{"frames":{},"discard":{}}`), `output: exactly one of frames, object, livekit, agora, discard is needed, got frames and discard`},
+	{"recording name of a part", with(`"output":{"object":{"name":".parts/j1/run1/s1/u1"}}`), `output.object.name: may not begin with ".parts/", where parts of recordings are kept, got ".parts/j1/run1/s1/u1"`},
 	{"recording name", with(`"output":{"object":{"name":" x"}}`), `output.object.name: no space at its ends, got " x"`},
 	{"livekit without credentials", with(`"output":{"livekit":{"idle_timeout":-1}}`), `output.livekit.url: is required; output.livekit.room_name: is required; output.livekit.api_token: is required; output.livekit.idle_timeout: want seconds, or 0 for the backend's default, got -1`},
 	{"livekit token with a line break", with(`"output":{"livekit":{"url":"wss://h","room_name":"r","api_token":"geheim\n"}}`), `output.livekit.api_token: no control characters; is there a line break at its end?`},
@@ -169,7 +170,8 @@ func TestBrokenProtobufAndHeadersAreRefused(t *testing.T) {
 		{"deadline out of range", header(), append(bytes.Clone(valid), 0x52, 2, 0x10, 0xff, 1), ``},
 		{"protobuf without the header", nats.Header{}, valid, `not JSON: line 1, column 1: invalid character '\x1a' looking for beginning of value (a job in protobuf needs the header Content-Type: application/protobuf)`},
 		{"job id header", header("Avatar-Job-Id", "a b"), valid, `header Avatar-Job-Id: want 1 to 64 of A-Z a-z 0-9 _ -, got "a b"`},
-		{"run header", header("Avatar-Run", "0"), valid, `header Avatar-Run: want a whole number from 1, got "0"`},
+		{"run header", header("Avatar-Run", "0"), valid, `header Avatar-Run: want a whole number from 1 to 1000000000, got "0"`},
+		{"run header past the last", header("Avatar-Run", "1000000001"), valid, `header Avatar-Run: want a whole number from 1 to 1000000000, got "1000000001"`},
 	}
 	rows[6].body = nil
 	if rows[6].body, err = proto.Marshal(&jobpb.Job{AvatarId: "a", Audio: &jobpb.Audio{Object: "o"}, Deadline: &timestamppb.Timestamp{Nanos: -1}}); err != nil {

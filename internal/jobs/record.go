@@ -90,6 +90,21 @@ type Record struct {
 	Recording      string              `json:"recording,omitempty"`
 	Labels         map[string]string   `json:"labels,omitempty"`
 	PublishedAt    time.Time           `json:"published_at,omitzero"`
+
+	// The sequence of the newest dead letter before this outcome was written:
+	// what tells this job's letter from one of an earlier job with its id.
+	LettersBefore uint64 `json:"letters_before,omitempty"`
+}
+
+// toldSince is the time before which no event can tell of this record. That of an
+// outcome is exact, since nothing changes the record after it. One that waits is
+// written again meanwhile, to be kept or cancelled: there it is when the record
+// was made, by the clock of another worker perhaps.
+func (r *Record) toldSince() time.Time {
+	if r.State.Final() {
+		return r.UpdatedAt
+	}
+	return r.CreatedAt.Add(-clockLeeway)
 }
 
 // waits tells whether the job waits for a time that its last worker chose.

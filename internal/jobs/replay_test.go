@@ -4,9 +4,24 @@ import (
 	"testing"
 	"time"
 
+	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 )
+
+func TestReplayOfAJobWithARunPastTheLastIsItsNextRun(t *testing.T) {
+	h := newHouse(t)
+	h.start(&script{}, h.realLetters)
+	h.submit("default", job("j1"), "Avatar-Run", "2147483647")
+	h.outcome("j1", jobs.StateDeadLettered)
+	h.settled()
+	r, err := dlq.NewStore(h.js, h.names, nil).Replay(t.Context(), 1, dlq.ReplayOptions{})
+	if err != nil || r.Status != dlq.StatusReplayed {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	h.until("j1", func(r *jobs.Record) bool { return r.Run == 2 && r.State == jobs.StateCompleted })
+	h.settled()
+}
 
 func TestReplayTellsTheOutcomeThatItsRunBeforeCouldNotTell(t *testing.T) {
 	for name, c := range map[string]struct {

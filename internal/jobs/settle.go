@@ -2,9 +2,8 @@ package jobs
 
 import (
 	"context"
+	"math"
 	"time"
-
-	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
@@ -81,9 +80,20 @@ func (t *task) end(why error) {
 
 // finish writes an outcome and what follows from it.
 func (t *task) finish(ctx context.Context, next *Record, outcome State) error {
+	if err := t.conclude(ctx, next, outcome); err != nil {
+		return err
+	}
+	return t.followOutcome(next)
+}
+
+// conclude writes an outcome.
+func (t *task) conclude(ctx context.Context, next *Record, outcome State) error {
 	next.endHold(t.w.o.Now().UTC())
 	next.State, next.Outcome = outcome, outcome
 	next.NextAttemptAt = nil
+	if outcome == StateDeadLettered {
+		next.LettersBefore = t.lettersBefore(ctx)
+	}
 	failpoint.Here("before_outcome")
 	if err := t.commit(ctx, next); err != nil {
 		return err
@@ -92,13 +102,32 @@ func (t *task) finish(ctx context.Context, next *Record, outcome State) error {
 	t.mu.Lock()
 	t.result = outcome
 	t.mu.Unlock()
-	t.w.o.Observer.JobDone(t.id.Queue, outcome)
+	return nil
+}
+
+// followOutcome does what follows from an outcome that this worker has written.
+func (t *task) followOutcome(next *Record) error {
+	t.w.o.Observer.JobDone(t.id.Queue, next.Outcome)
 	t.logOutcome(next)
 	if err := t.follow(next); err != nil {
 		return err
 	}
 	t.acknowledge()
 	return nil
+}
+
+// lettersBefore is the newest dead letter there is. The outcome waits but briefly
+// for it: where it can't be found out every letter may be another job's, and at
+// worst this one is written twice.
+func (t *task) lettersBefore(ctx context.Context) uint64 {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	last, err := t.w.o.DeadLetters.Last(ctx)
+	if err != nil {
+		t.log().Debug().Err(err).Msg("could not look for the newest dead letter")
+		return math.MaxUint64
+	}
+	return last
 }
 
 // commit writes a settlement: of a session by its fence, else by the revision
@@ -253,16 +282,21 @@ func (t *task) superseded(r *Record) {
 	}
 }
 
-// giveUp dead-letters a job without an attempt.
+// giveUp dead-letters a job without an attempt. It counts and says so only when
+// that is written: a message that is looked at for the first time may be a
+// duplicate, which the write finds out.
 func (t *task) giveUp(ctx context.Context, from *Record, e *errors.Error, reason string) error {
 	next := t.named(from)
 	decision := t.w.o.Table.Decide(e, false)
-	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
 	next.Reason, next.NoAttempt = reason, true
 	plan := Plan{Action: errors.ActionDeadLetter, Reason: reason}
 	next.LastError = t.errorEvent(next, e, decision, plan, time.Time{})
+	if err := t.conclude(ctx, next, StateDeadLettered); err != nil {
+		return err
+	}
+	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
 	t.logFailure(next, e, plan)
-	return t.finish(ctx, next, StateDeadLettered)
+	return t.followOutcome(next)
 }
 
 // duplicate acknowledges and drops a message whose job is another's.
@@ -292,14 +326,9 @@ func (t *task) repeat(ctx context.Context) error {
 // last event of it is there: then all the rest is too.
 func (t *task) ensureFollowed(ctx context.Context) error {
 	r := t.current()
-	last := t.lastEvent(r)
-	msg, err := t.w.o.Events.GetLastMsgForSubject(ctx, last.Body.subject(t.w.o.Names))
-	switch {
-	case err == nil && msg.Header.Get("ce-id") == last.ID:
-		return nil
-	case err == nil || errors.Is(err, jetstream.ErrMsgNotFound):
-		return t.follow(r)
-	default:
+	told, err := t.w.wasTold(ctx, t.lastEvent(r), r.toldSince())
+	if err != nil || told {
 		return err
 	}
+	return t.follow(r)
 }

@@ -191,10 +191,11 @@ func (t *task) finishRunBefore(ctx context.Context, r *Record) error {
 	if age := t.w.o.Events.CachedInfo().Config.MaxAge; age != 0 && t.w.o.Now().Sub(r.UpdatedAt) > age/2 {
 		return nil
 	}
-	if ev := t.lastEvent(r); !t.w.isLastEvent(ctx, ev) {
-		return t.w.publisher.Publish(ctx, ev)
+	ev := t.lastEvent(r)
+	if told, err := t.w.wasTold(ctx, ev, r.toldSince()); err == nil && told {
+		return nil
 	}
-	return nil
+	return t.w.publisher.Publish(ctx, ev)
 }
 
 // refuse finds what makes a valid job impossible under this configuration.

@@ -169,7 +169,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	w.asks.heard = w.fleet.heardOf
 	w.alerts = &Alerts{
 		js: o.JS, stream: o.Events.CachedInfo().Config.Name, errors: o.Names.AllErrors(), config: o.Alerts, codes: w.alerting(),
-		store: shared, told: w.isLastEvent, publish: w.publisher.publish, worker: o.Name, log: o.Logger,
+		store: shared, told: w.wasTold, publish: w.publisher.publish, worker: o.Name, log: o.Logger,
 		raised: func(code errors.Code) { o.Observer.Alerted(AlertRecurring, code) },
 	}
 	if w.leases, err = NewLeases(o.NC, o.AckWait, o.Observer.LeaseExtended, o.Logger); err != nil {

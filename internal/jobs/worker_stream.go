@@ -52,5 +52,8 @@ func (w *Worker) keeps(ctx context.Context, seq uint64, jobID string) (bool, err
 	// In a stream that was made anew it is some other job's.
 	body, _ := Decode(msg.Header, msg.Data) // an invalid one has no id of its own
 	id := jobIDOf(msg.Header, body)
-	return id == "" || id == jobID, nil
+	if id == "" {
+		id, err = w.nameByStream(ctx, seq)
+	}
+	return id == jobID, err
 }

@@ -2,6 +2,9 @@ package jobs
 
 import (
 	"context"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
 )
@@ -47,9 +50,17 @@ func (w *Worker) tell(ctx context.Context) {
 	}
 }
 
-// isLastEvent tells whether the event is the last of its subject in the stream;
-// false also where that could not be found out.
-func (w *Worker) isLastEvent(ctx context.Context, ev Event) bool {
+// wasTold tells whether the event is the last of its subject in the stream. One
+// with this id that is older than since is of an earlier job whose id was used
+// again, and proves nothing.
+func (w *Worker) wasTold(ctx context.Context, ev Event, since time.Time) (bool, error) {
 	msg, err := w.o.Events.GetLastMsgForSubject(ctx, ev.Body.subject(w.o.Names))
-	return err == nil && msg.Header.Get("ce-id") == ev.ID
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	at, err := time.Parse(time.RFC3339Nano, msg.Header.Get("ce-time"))
+	return err == nil && msg.Header.Get("ce-id") == ev.ID && !at.Before(since), nil
 }

@@ -13,6 +13,7 @@ import (
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/output"
+	"avatarworker/internal/topology"
 )
 
 // atOnce is how many are made right after what they are made of was stored. One
@@ -86,7 +87,7 @@ func laggingRecordings(ctx context.Context, t *testing.T, c *natsserver.Cluster)
 			t.Errorf("recording %s: %+v %v", job, info, err)
 		}
 		for session := 1; session <= 2; session++ {
-			part := fmt.Sprintf("%s%s/run1/s%d/u%d", output.PartsPrefix, job, session, session)
+			part := fmt.Sprintf("%s%s/run1/s%d/u%d", topology.PartsPrefix, job, session, session)
 			if _, err := leader.ObjectInfo(ctx, js, "R", part); !errors.Is(err, jetstream.ErrObjectNotFound) {
 				t.Errorf("left: %s, %v", part, err)
 			}

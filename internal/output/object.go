@@ -13,11 +13,8 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/leader"
+	"avatarworker/internal/topology"
 )
-
-// PartsPrefix begins the names of finished utterances that are not yet part of
-// a recording.
-const PartsPrefix = ".parts/"
 
 // maxPart bounds one utterance in memory: an hour and a half of speech.
 const maxPart = 64 << 20
@@ -90,7 +87,7 @@ func put(ctx context.Context, store jetstream.ObjectStore, meta jetstream.Object
 }
 
 func partName(job string, run, session, utterance int) string {
-	return PartsPrefix + job + "/run" + strconv.Itoa(run) + "/s" + strconv.Itoa(session) + "/u" + strconv.Itoa(utterance)
+	return topology.PartsPrefix + job + "/run" + strconv.Itoa(run) + "/s" + strconv.Itoa(session) + "/u" + strconv.Itoa(utterance)
 }
 
 // Recording is a finished job's, to be assembled from its parts.
