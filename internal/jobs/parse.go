@@ -101,7 +101,21 @@ func decodeJSON(data []byte) (*jobpb.Job, problems) {
 	if p := explainJSON(data); len(p) > 0 {
 		return nil, p
 	}
-	return nil, problems{"not a valid job: " + cleanProtoError(err)}
+	return nil, problems{"not a valid job: protobuf's JSON does not have it so" + protoPosition(err)}
+}
+
+// protoHead is how protojson's texts begin. What follows may quote the body,
+// and with it a token or a URL's query.
+var protoHead = regexp.MustCompile(`^proto:[\s\x{00a0}]*(?:syntax error )?\(line (\d+):(\d+)\):`)
+
+// protoPosition is all that is safe to tell of an error of protojson: where it
+// is, if it says so.
+func protoPosition(err error) string {
+	at := protoHead.FindStringSubmatch(err.Error())
+	if at == nil {
+		return ""
+	}
+	return fmt.Sprintf(" (line %s, column %s)", at[1], at[2])
 }
 
 func decodeProtobuf(data []byte) (*jobpb.Job, problems) {
@@ -140,8 +154,10 @@ func refuseUnknown(m protoreflect.Message, path string, p *problems) {
 
 // protoNoise is what the protobuf library puts before its texts; it varies the
 // space on purpose, so that nobody relies on them.
-var protoNoise = regexp.MustCompile(`proto:[\s\x{00a0}]*|\(line \d+:\d+\):\s*|[\x{00a0}]`)
+var protoNoise = regexp.MustCompile(`proto:[\s\x{00a0}]*|[\x{00a0}]`)
 
+// cleanProtoError is the text of an error of proto.Unmarshal, which quotes
+// nothing of the message. Never give it one of protojson, which does.
 func cleanProtoError(err error) string {
 	text := protoNoise.ReplaceAllString(err.Error(), "")
 	return cut(strings.ToValidUTF8(text, "\uFFFD"), 200)

@@ -11,7 +11,9 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobpb"
@@ -93,11 +95,13 @@ func (p *problems) members(raw json.RawMessage, path string, visit func(key stri
 	seen := map[string]bool{}
 	// Nobody is told more than maxProblems, so looking on would be a waste.
 	for dec.More() && len(*p) <= maxProblems {
+		start := dec.InputOffset()
 		token, err := dec.Token()
 		if err != nil {
 			return
 		}
 		key, _ := token.(string)
+		rawKey := raw[start:dec.InputOffset()]
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {
 			return
@@ -107,6 +111,9 @@ func (p *problems) members(raw json.RawMessage, path string, visit func(key stri
 			continue
 		}
 		seen[key] = true
+		if hasHalfPair(rawKey) {
+			p.add(path, "field %s: the name %s", quote(key), halfPair)
+		}
 		visit(key, value)
 	}
 }
@@ -122,13 +129,22 @@ func (p *problems) field(raw json.RawMessage, fd protoreflect.FieldDescriptor, p
 	case fd.Message() != nil:
 		p.object(raw, fd.Message(), path)
 	case fd.Kind() == protoreflect.BytesKind:
-		p.base64(raw, path)
+		p.base64(raw, fd, path)
 	case fd.Kind() == protoreflect.StringKind:
-		if kind := jsonKind(raw); kind != "a string" {
-			p.add(path, "want a string, got %s", kind)
-		}
+		p.text(raw, path, "")
 	default:
-		p.integer(raw, fd.Kind(), path)
+		p.integer(raw, fd, path)
+	}
+}
+
+// text checks a string. It never quotes it, for it may be a token.
+func (p *problems) text(raw json.RawMessage, path, hint string) {
+	if kind := jsonKind(raw); kind != "a string" {
+		p.add(path, "want a string, got %s%s", kind, hint)
+		return
+	}
+	if hasHalfPair(raw) {
+		p.add(path, halfPair)
 	}
 }
 
@@ -139,9 +155,7 @@ func (p *problems) stringMap(raw json.RawMessage, path string) {
 		return
 	}
 	p.members(raw, path, func(key string, value json.RawMessage) {
-		if kind := jsonKind(value); kind != "a string" {
-			p.add(path+"["+quote(key)+"]", "want a string, got %s; put it in quotes", kind)
-		}
+		p.text(value, path+"["+quote(key)+"]", "; put it in quotes")
 	})
 }
 
@@ -174,7 +188,7 @@ func (p *problems) timestamp(raw json.RawMessage, path string) {
 	}
 }
 
-func (p *problems) base64(raw json.RawMessage, path string) {
+func (p *problems) base64(raw json.RawMessage, fd protoreflect.FieldDescriptor, path string) {
 	text, ok := jsonString(raw)
 	if !ok {
 		p.add(path, "want base64 in a string, got %s", jsonKind(raw))
@@ -189,14 +203,14 @@ func (p *problems) base64(raw json.RawMessage, path string) {
 		p.add(path, "not base64: %s", strings.TrimPrefix(err.Error(), "illegal base64 data "))
 		return
 	}
-	if strings.HasSuffix(text, "=") && len(text)%4 != 0 {
+	if !readable(raw, fd) {
 		p.add(path, "not base64: wrong padding")
 	}
 }
 
-func (p *problems) integer(raw json.RawMessage, kind protoreflect.Kind, path string) {
+func (p *problems) integer(raw json.RawMessage, fd protoreflect.FieldDescriptor, path string) {
 	lowest, highest := int64(-1<<31), int64(1<<31-1)
-	if kind == protoreflect.Uint32Kind {
+	if fd.Kind() == protoreflect.Uint32Kind {
 		lowest, highest = 0, 1<<32-1
 	}
 	text := string(raw)
@@ -211,7 +225,21 @@ func (p *problems) integer(raw json.RawMessage, kind protoreflect.Kind, path str
 		p.add(path, "want a whole number, got %s", cut(string(raw), 40))
 	case n < float64(lowest) || n > float64(highest):
 		p.add(path, "want a whole number from %d to %d, got %s", lowest, highest, cut(string(raw), 40))
+	case !readable(raw, fd):
+		// Numbers that Go knows and JSON does not, such as "+1".
+		p.add(path, "want a whole number in plain digits, got %s", cut(string(raw), 40))
 	}
+}
+
+// readable reports whether protojson takes raw for the field, a scalar: it has
+// the last word, and what it refuses has to be told by name.
+func readable(raw json.RawMessage, fd protoreflect.FieldDescriptor) bool {
+	message, err := protoregistry.GlobalTypes.FindMessageByName(fd.ContainingMessage().FullName())
+	if err != nil {
+		return true // all of a job's messages are registered
+	}
+	alone := fmt.Appendf(nil, `{"%s":%s}`, fd.JSONName(), raw)
+	return protojson.Unmarshal(alone, message.New().Interface()) == nil
 }
 
 // jsonKind names the kind of a JSON value, with its article.
