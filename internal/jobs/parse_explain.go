@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -51,7 +52,24 @@ func explainSyntax(data []byte) problems {
 		line, column := position(data, syntax.Offset)
 		where = fmt.Sprintf("line %d, column %d: ", line, column)
 	}
-	return problems{"not JSON: " + where + err.Error() + protobufHint(data)}
+	return problems{"not JSON: " + where + unquoted(err.Error()) + protobufHint(data)}
+}
+
+var (
+	// quotedCharacter is how encoding/json tells which character is wrong.
+	quotedCharacter = regexp.MustCompile(`^invalid character '.+?' `)
+	// harmlessCharacter is one that no token or URL is made of, outside strings:
+	// JSON's own, a space, or a control character.
+	harmlessCharacter = regexp.MustCompile(`^invalid character '(?:[][{}:,"]|\\'| |\\[abfnrtv]|\\x[01].)' (?:after|looking)`)
+)
+
+// unquoted takes the character out of a text of encoding/json where it may be
+// one of a token or a URL. Line and column say which it is.
+func unquoted(text string) string {
+	if harmlessCharacter.MatchString(text) {
+		return text
+	}
+	return quotedCharacter.ReplaceAllLiteralString(text, "invalid character ")
 }
 
 func protobufHint(data []byte) string {
