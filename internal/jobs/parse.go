@@ -93,13 +93,17 @@ func checkIdentityHeaders(header nats.Header) *errors.Error {
 func decodeJSON(data []byte) (*jobpb.Job, problems) {
 	job := &jobpb.Job{}
 	err := protojson.Unmarshal(data, job)
-	if err == nil {
+	if err == nil && (job.GetDeadline() == nil || plainDeadline(data)) {
 		return job, nil
 	}
 	// protojson stops at the first fault and says little about it, so the body
-	// is read a second time for what there is to say.
+	// is read a second time for what there is to say; it also takes deadlines
+	// that are not RFC 3339.
 	if p := explainJSON(data); len(p) > 0 {
 		return nil, p
+	}
+	if err == nil {
+		return job, nil
 	}
 	return nil, problems{"not a valid job: protobuf's JSON does not have it so" + protoPosition(err)}
 }

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -191,18 +190,6 @@ func (p *problems) list(raw json.RawMessage, fd protoreflect.FieldDescriptor, pa
 			return
 		}
 		p.object(item, fd.Message(), fmt.Sprintf("%s[%d]", path, i))
-	}
-}
-
-func (p *problems) timestamp(raw json.RawMessage, path string) {
-	const want = `want an RFC 3339 time such as "2026-01-31T12:00:00Z"`
-	text, ok := jsonString(raw)
-	if !ok {
-		p.add(path, want+", got %s", jsonKind(raw))
-		return
-	}
-	if _, err := time.Parse(time.RFC3339Nano, text); err != nil {
-		p.add(path, want+", got %s", quote(text))
 	}
 }
 

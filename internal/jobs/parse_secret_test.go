@@ -28,7 +28,7 @@ var secretFields = []string{
 var secretsBroken = [][2]string{
 	{`\ud800`, ``}, {`http://h/?token=\ud800`, ``}, {`\udc00`, ``}, {`\ud83d\u`, ``}, {``, `\ud83d`},
 	{`\`, ``}, {`\u12`, ``}, {``, `\`}, {``, `\q`}, {"\n", ``}, {"\xff", ``}, {``, "\xed\xa0\x80"}, {`http://h:`, ``}, {`%zz`, `%`},
-	{`http://h/?`, strings.Repeat("x", maxURL)}, {``, strings.Repeat("x", maxToken)}, {`\u0000`, ``},
+	{`\u0000`, ``},
 }
 
 func TestErrorTextNeverTellsALetterOfASecret(t *testing.T) {
@@ -37,6 +37,7 @@ func TestErrorTextNeverTellsALetterOfASecret(t *testing.T) {
 			checkSecret(t, field, true, around[0], around[1])
 			checkSecret(t, field, false, around[0], around[1])
 		}
+		checkSecret(t, field, true, `http://h/?`, strings.Repeat("x", maxToken)) // too long
 		checkSecret(t, field, false, `[{`, ``)
 		checkSecret(t, field, false, `1.5e`, `e7`)
 	}

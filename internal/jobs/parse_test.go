@@ -50,6 +50,13 @@ var brokenJobs = []struct{ name, body, want string }{
 	{"bytes as array", `{"audio":{"inline":[1,2]}}`, `audio.inline: want base64 in a string, got an array`},
 	{"deadline tomorrow", `{"deadline":"tomorrow"}`, `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "tomorrow"`},
 	{"deadline a number", `{"deadline":1767225600}`, `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got a number`},
+	{"deadline of the year 0", with(`"deadline":"0000-01-01T00:00:00Z"`), `deadline: want a time of the years 1 to 9999 in UTC, got "0000-01-01T00:00:00Z"`},
+	{"deadline past the year 9999", with(`"deadline":"9999-12-31T23:59:59-10:00"`), `deadline: want a time of the years 1 to 9999 in UTC, got "9999-12-31T23:59:59-10:00"`},
+	{"deadline of ten digits", with(`"deadline":"2099-01-01T00:00:00.1234567890Z"`), `deadline: want at most nine digits after the dot, got "2099-01-01T00:00:00.1234567890Z"`},
+	{"deadline with an hour of one digit", with(`"deadline":"2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
+	{"deadline with a comma", with(`"deadline":"2099-01-01T00:00:00,5Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T00:00:00,5Z"`},
+	{"deadline told apart from a label", with(`"labels":{"deadline":"2099-01-01T00:00:00Z"},"deadline" : "2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
+	{"deadline in escapes", with(`"dead\u006cine":"2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
 	{"rate a word", `{"audio":{"sample_rate":"fast"}}`, `audio.sample_rate: want a whole number, got "fast"`},
 	{"rate a fraction", `{"audio":{"sample_rate":16000.5}}`, `audio.sample_rate: want a whole number, got 16000.5`},
 	{"rate too large", `{"audio":{"sample_rate":3000000000}}`, `audio.sample_rate: want a whole number from -2147483648 to 2147483647, got 3000000000`},
@@ -190,7 +197,7 @@ func TestBrokenProtobufAndHeadersAreRefused(t *testing.T) {
 	if rows[6].body, err = proto.Marshal(&jobpb.Job{AvatarId: "a", Audio: &jobpb.Audio{Object: "o"}, Deadline: &timestamppb.Timestamp{Nanos: -1}}); err != nil {
 		t.Fatal(err)
 	}
-	rows[6].want = `deadline: want a time of the years 1 to 9999`
+	rows[6].want = `deadline: want a time of the years 1 to 9999 in UTC`
 	messages := make([]*nats.Msg, len(rows))
 	for i, row := range rows {
 		messages[i] = &nats.Msg{Header: row.header, Data: row.body}
@@ -307,6 +314,22 @@ func TestDefaultsOfAJob(t *testing.T) {
 	body.Output.Object.Name = "dir/take 1"
 	if err := Validate(body); err != nil || job.RecordingName() != "dir/take 1" {
 		t.Errorf("got %q, %v", job.RecordingName(), err)
+	}
+}
+
+func TestDeadlineOfAnySpellingThatRFC3339HasIsTaken(t *testing.T) {
+	want := time.Date(2099, 1, 1, 0, 0, 0, 5e8, time.UTC)
+	for _, member := range []string{
+		`"deadline":"2099-01-01T00:00:00.5Z"`,
+		`"deadline" :` + "\n\t" + `"2099-01-01T02:00:00.500000000+02:00"`,
+		`"deadline":"2098-12-31T23:00:00.5\u002d01:00"`,
+		`"dead\u006cine":"2099-01-01T00:00:00.5Z"`,
+		`"labels":{"note":"deadline","deadline":"soon"},"deadline":"2099-01-01T00:00:00.5Z"`,
+	} {
+		body, err := Decode(nil, []byte(with(member)))
+		if err != nil || !body.GetDeadline().AsTime().Equal(want) {
+			t.Errorf("%s: got %v, %v", member, body.GetDeadline(), err)
+		}
 	}
 }
 
