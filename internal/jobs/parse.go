@@ -55,7 +55,7 @@ func Read(msg jetstream.Msg) (Identity, *Job, *errors.Error) {
 // Content-Type says so. The error is as Parse's.
 func Decode(header nats.Header, data []byte) (*jobpb.Job, *errors.Error) {
 	decode := decodeJSON
-	if isProtobuf(header) {
+	if IsProtobuf(header) {
 		decode = decodeProtobuf
 	}
 	job, problems := decode(data)
@@ -68,8 +68,10 @@ func Decode(header nats.Header, data []byte) (*jobpb.Job, *errors.Error) {
 	return job, nil
 }
 
-// isProtobuf reports whether the message says that its body is protobuf.
-func isProtobuf(header nats.Header) bool {
+// IsProtobuf reports whether a message's header, or that of its dead letter,
+// says that the body is a job in protobuf: application/protobuf or
+// application/x-protobuf, however Content-Type is spelled.
+func IsProtobuf(header nats.Header) bool {
 	mediaType, _, err := mime.ParseMediaType(headerValue(header, "Content-Type"))
 	return err == nil && (mediaType == ContentTypeProtobuf || mediaType == "application/x-protobuf")
 }
