@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
@@ -114,7 +115,8 @@ const maxInline = 48
 
 // maskedBody is the job's body as JSON that may be seen.
 func maskedBody(header nats.Header, data []byte) json.RawMessage {
-	if strings.HasPrefix(header.Get("Content-Type"), jobs.ContentTypeProtobuf) {
+	inProtobuf := jobs.IsProtobuf(header)
+	if inProtobuf {
 		var job jobpb.Job
 		if proto.Unmarshal(data, &job) == nil {
 			if text, err := (protojson.MarshalOptions{UseProtoNames: true}).Marshal(&job); err == nil {
@@ -127,11 +129,19 @@ func maskedBody(header nats.Header, data []byte) json.RawMessage {
 	d.UseNumber()
 	if err := d.Decode(&body); err != nil {
 		body = fmt.Sprintf("%d bytes that are no JSON; --raw writes them", len(data))
-		if utf8.Valid(data) && !bytes.Contains(bytes.ToLower(data), []byte("token")) {
+		if !inProtobuf && mayBeShown(data) {
 			body = short(errors.RedactText(string(data)), 4096)
 		}
 	}
 	return encode(masked("", body))
+}
+
+// mayBeShown reports whether a body that is no JSON is a text without a token.
+// A job in protobuf, of which no header tells, has control characters in it, and
+// no names that would tell which of its texts is the token.
+func mayBeShown(data []byte) bool {
+	control := func(r rune) bool { return unicode.IsControl(r) && !unicode.IsSpace(r) }
+	return utf8.Valid(data) && !bytes.ContainsFunc(data, control) && !bytes.Contains(bytes.ToLower(data), []byte("token"))
 }
 
 // encode is JSON with <, > and & as they are. What was decoded can be encoded.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -9,10 +10,12 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"google.golang.org/protobuf/proto"
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobpb"
 	"avatarworker/internal/status"
 )
 
@@ -210,6 +213,28 @@ func TestDeadLetterIsExplainedAndItsSecretsHidden(t *testing.T) {
 	}
 	expect(t, 1, []string{"no such dead letter"}, b.args("dlq", "show", "99")...)
 	expect(t, 1, []string{"no dead letter"}, b.args("dlq", "show", "--job", "nobody")...)
+}
+
+func TestTokenOfAProtobufJobIsHiddenWhateverItsHeaderSays(t *testing.T) {
+	whole, err := proto.Marshal(&jobpb.Job{AvatarId: "a", Output: &jobpb.Output{Livekit: &jobpb.LiveKitOutput{RoomName: "r", ApiToken: "hush"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, header := range []nats.Header{
+		nil,
+		{"Content-Type": {"application/protobuf"}},
+		{"content-type": {"Application/Protobuf"}},
+		{"Content-Type": {"application/x-protobuf"}},
+	} {
+		for _, body := range [][]byte{whole, whole[:len(whole)-1], append(bytes.Clone(whole), 0x0a, 5)} {
+			if shown := string(maskedBody(header, body)); strings.Contains(shown, "hus") {
+				t.Errorf("%v: a secret is shown: %s", header, shown)
+			}
+		}
+		if shown := string(maskedBody(header, whole)); header != nil && !strings.Contains(shown, `"room_name":"r"`) {
+			t.Errorf("%v: not read as protobuf: %s", header, shown)
+		}
+	}
 }
 
 func TestReplayRunsEachJobOnceAlsoWhenRepeated(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"mime"
 	"strconv"
 	"time"
 
@@ -182,7 +181,7 @@ func publishHint(err error, stream string) string {
 // deadline reads the job's deadline and nothing else: of a job that is not
 // valid no more is known than that.
 func deadline(l Letter) *time.Time {
-	if media, _, err := mime.ParseMediaType(l.Header.Get(headerContentType)); err == nil && media == "application/protobuf" {
+	if jobs.IsProtobuf(l.Header) {
 		var job jobpb.Job
 		if proto.Unmarshal(l.Data, &job) != nil || !job.GetDeadline().IsValid() {
 			return nil

@@ -221,22 +221,25 @@ func TestJobPastItsDeadlineIsSkippedUnlessIgnored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	const contentType = "Content-Type"
 	for name, tc := range map[string]struct {
-		contentType string
-		data        []byte
-		passed      bool
+		header, contentType string
+		data                []byte
+		passed              bool
 	}{
-		"JSON":         {"", []byte(`{"avatar_id":"ok","deadline":"2026-03-01T12:30:00+00:00"}`), true},
-		"protobuf":     {"application/protobuf; v=1", inPB, true},
-		"in time":      {"", []byte(`{"deadline":"2026-03-01T13:30:00Z"}`), false},
-		"none":         {"", []byte(`{}`), false},
-		"no valid job": {"", []byte(`{"deadline":"soon"`), false},
-		"no protobuf":  {"application/protobuf", []byte("{}{}"), false},
+		"JSON":                   {contentType, "", []byte(`{"avatar_id":"ok","deadline":"2026-03-01T12:30:00+00:00"}`), true},
+		"protobuf":               {contentType, "application/protobuf; v=1", inPB, true},
+		"protobuf in lower case": {"content-type", "Application/Protobuf", inPB, true},
+		"protobuf by its x-name": {"CONTENT-TYPE", "application/x-protobuf", inPB, true},
+		"in time":                {contentType, "", []byte(`{"deadline":"2026-03-01T13:30:00Z"}`), false},
+		"none":                   {contentType, "", []byte(`{}`), false},
+		"no valid job":           {contentType, "", []byte(`{"deadline":"soon"`), false},
+		"no protobuf":            {contentType, "application/protobuf", []byte("{}{}"), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := setup(t)
 			d := letter("j1", 1)
-			d.Header = map[string][]string{"Content-Type": {tc.contentType}, dlq.HeaderIgnoreDeadline: {"true"}}
+			d.Header = map[string][]string{tc.header: {tc.contentType}, dlq.HeaderIgnoreDeadline: {"true"}}
 			d.Data = tc.data
 			write(t, b, d)
 			r := replay(t, b, 1, dlq.ReplayOptions{DryRun: true})

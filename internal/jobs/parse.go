@@ -55,7 +55,7 @@ func Read(msg jetstream.Msg) (Identity, *Job, *errors.Error) {
 // Content-Type says so. The error is as Parse's.
 func Decode(header nats.Header, data []byte) (*jobpb.Job, *errors.Error) {
 	decode := decodeJSON
-	if isProtobuf(header) {
+	if IsProtobuf(header) {
 		decode = decodeProtobuf
 	}
 	job, problems := decode(data)
@@ -68,8 +68,10 @@ func Decode(header nats.Header, data []byte) (*jobpb.Job, *errors.Error) {
 	return job, nil
 }
 
-// isProtobuf reports whether the message says that its body is protobuf.
-func isProtobuf(header nats.Header) bool {
+// IsProtobuf reports whether a message's header, or that of its dead letter,
+// says that the body is a job in protobuf: application/protobuf or
+// application/x-protobuf, however Content-Type is spelled.
+func IsProtobuf(header nats.Header) bool {
 	mediaType, _, err := mime.ParseMediaType(headerValue(header, "Content-Type"))
 	return err == nil && (mediaType == ContentTypeProtobuf || mediaType == "application/x-protobuf")
 }
@@ -93,15 +95,33 @@ func checkIdentityHeaders(header nats.Header) *errors.Error {
 func decodeJSON(data []byte) (*jobpb.Job, problems) {
 	job := &jobpb.Job{}
 	err := protojson.Unmarshal(data, job)
-	if err == nil {
+	if err == nil && (job.GetDeadline() == nil || plainDeadline(data)) {
 		return job, nil
 	}
 	// protojson stops at the first fault and says little about it, so the body
-	// is read a second time for what there is to say.
+	// is read a second time for what there is to say; it also takes deadlines
+	// that are not RFC 3339.
 	if p := explainJSON(data); len(p) > 0 {
 		return nil, p
 	}
-	return nil, problems{"not a valid job: " + cleanProtoError(err)}
+	if err == nil {
+		return job, nil
+	}
+	return nil, problems{"not a valid job: protobuf's JSON does not have it so" + protoPosition(err)}
+}
+
+// protoHead is how protojson's texts begin. What follows may quote the body,
+// and with it a token or a URL's query.
+var protoHead = regexp.MustCompile(`^proto:[\s\x{00a0}]*(?:syntax error )?\(line (\d+):(\d+)\):`)
+
+// protoPosition is all that is safe to tell of an error of protojson: where it
+// is, if it says so.
+func protoPosition(err error) string {
+	at := protoHead.FindStringSubmatch(err.Error())
+	if at == nil {
+		return ""
+	}
+	return fmt.Sprintf(" (line %s, column %s)", at[1], at[2])
 }
 
 func decodeProtobuf(data []byte) (*jobpb.Job, problems) {
@@ -140,8 +160,10 @@ func refuseUnknown(m protoreflect.Message, path string, p *problems) {
 
 // protoNoise is what the protobuf library puts before its texts; it varies the
 // space on purpose, so that nobody relies on them.
-var protoNoise = regexp.MustCompile(`proto:[\s\x{00a0}]*|\(line \d+:\d+\):\s*|[\x{00a0}]`)
+var protoNoise = regexp.MustCompile(`proto:[\s\x{00a0}]*|[\x{00a0}]`)
 
+// cleanProtoError is the text of an error of proto.Unmarshal, which quotes
+// nothing of the message. Never give it one of protojson, which does.
 func cleanProtoError(err error) string {
 	text := protoNoise.ReplaceAllString(err.Error(), "")
 	return cut(strings.ToValidUTF8(text, "\uFFFD"), 200)

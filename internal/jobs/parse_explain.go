@@ -5,13 +5,15 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobpb"
@@ -49,7 +51,24 @@ func explainSyntax(data []byte) problems {
 		line, column := position(data, syntax.Offset)
 		where = fmt.Sprintf("line %d, column %d: ", line, column)
 	}
-	return problems{"not JSON: " + where + err.Error() + protobufHint(data)}
+	return problems{"not JSON: " + where + unquoted(err.Error()) + protobufHint(data)}
+}
+
+var (
+	// quotedCharacter is how encoding/json tells which character is wrong.
+	quotedCharacter = regexp.MustCompile(`^invalid character '.+?' `)
+	// harmlessCharacter is one that no token or URL is made of, outside strings:
+	// JSON's own, a space, or a control character.
+	harmlessCharacter = regexp.MustCompile(`^invalid character '(?:[][{}:,"]|\\'| |\\[abfnrtv]|\\x[01].)' (?:after|looking)`)
+)
+
+// unquoted takes the character out of a text of encoding/json where it may be
+// one of a token or a URL. Line and column say which it is.
+func unquoted(text string) string {
+	if harmlessCharacter.MatchString(text) {
+		return text
+	}
+	return quotedCharacter.ReplaceAllLiteralString(text, "invalid character ")
 }
 
 func protobufHint(data []byte) string {
@@ -93,11 +112,13 @@ func (p *problems) members(raw json.RawMessage, path string, visit func(key stri
 	seen := map[string]bool{}
 	// Nobody is told more than maxProblems, so looking on would be a waste.
 	for dec.More() && len(*p) <= maxProblems {
+		start := dec.InputOffset()
 		token, err := dec.Token()
 		if err != nil {
 			return
 		}
 		key, _ := token.(string)
+		rawKey := raw[start:dec.InputOffset()]
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {
 			return
@@ -107,6 +128,9 @@ func (p *problems) members(raw json.RawMessage, path string, visit func(key stri
 			continue
 		}
 		seen[key] = true
+		if hasHalfPair(rawKey) {
+			p.add(path, "field %s: the name %s", quote(key), halfPair)
+		}
 		visit(key, value)
 	}
 }
@@ -122,13 +146,22 @@ func (p *problems) field(raw json.RawMessage, fd protoreflect.FieldDescriptor, p
 	case fd.Message() != nil:
 		p.object(raw, fd.Message(), path)
 	case fd.Kind() == protoreflect.BytesKind:
-		p.base64(raw, path)
+		p.base64(raw, fd, path)
 	case fd.Kind() == protoreflect.StringKind:
-		if kind := jsonKind(raw); kind != "a string" {
-			p.add(path, "want a string, got %s", kind)
-		}
+		p.text(raw, path, "")
 	default:
-		p.integer(raw, fd.Kind(), path)
+		p.integer(raw, fd, path)
+	}
+}
+
+// text checks a string. It never quotes it, for it may be a token.
+func (p *problems) text(raw json.RawMessage, path, hint string) {
+	if kind := jsonKind(raw); kind != "a string" {
+		p.add(path, "want a string, got %s%s", kind, hint)
+		return
+	}
+	if hasHalfPair(raw) {
+		p.add(path, halfPair)
 	}
 }
 
@@ -139,9 +172,7 @@ func (p *problems) stringMap(raw json.RawMessage, path string) {
 		return
 	}
 	p.members(raw, path, func(key string, value json.RawMessage) {
-		if kind := jsonKind(value); kind != "a string" {
-			p.add(path+"["+quote(key)+"]", "want a string, got %s; put it in quotes", kind)
-		}
+		p.text(value, path+"["+quote(key)+"]", "; put it in quotes")
 	})
 }
 
@@ -162,19 +193,7 @@ func (p *problems) list(raw json.RawMessage, fd protoreflect.FieldDescriptor, pa
 	}
 }
 
-func (p *problems) timestamp(raw json.RawMessage, path string) {
-	const want = `want an RFC 3339 time such as "2026-01-31T12:00:00Z"`
-	text, ok := jsonString(raw)
-	if !ok {
-		p.add(path, want+", got %s", jsonKind(raw))
-		return
-	}
-	if _, err := time.Parse(time.RFC3339Nano, text); err != nil {
-		p.add(path, want+", got %s", quote(text))
-	}
-}
-
-func (p *problems) base64(raw json.RawMessage, path string) {
+func (p *problems) base64(raw json.RawMessage, fd protoreflect.FieldDescriptor, path string) {
 	text, ok := jsonString(raw)
 	if !ok {
 		p.add(path, "want base64 in a string, got %s", jsonKind(raw))
@@ -189,14 +208,14 @@ func (p *problems) base64(raw json.RawMessage, path string) {
 		p.add(path, "not base64: %s", strings.TrimPrefix(err.Error(), "illegal base64 data "))
 		return
 	}
-	if strings.HasSuffix(text, "=") && len(text)%4 != 0 {
+	if !readable(raw, fd) {
 		p.add(path, "not base64: wrong padding")
 	}
 }
 
-func (p *problems) integer(raw json.RawMessage, kind protoreflect.Kind, path string) {
+func (p *problems) integer(raw json.RawMessage, fd protoreflect.FieldDescriptor, path string) {
 	lowest, highest := int64(-1<<31), int64(1<<31-1)
-	if kind == protoreflect.Uint32Kind {
+	if fd.Kind() == protoreflect.Uint32Kind {
 		lowest, highest = 0, 1<<32-1
 	}
 	text := string(raw)
@@ -211,7 +230,21 @@ func (p *problems) integer(raw json.RawMessage, kind protoreflect.Kind, path str
 		p.add(path, "want a whole number, got %s", cut(string(raw), 40))
 	case n < float64(lowest) || n > float64(highest):
 		p.add(path, "want a whole number from %d to %d, got %s", lowest, highest, cut(string(raw), 40))
+	case !readable(raw, fd):
+		// Numbers that Go knows and JSON does not, such as "+1".
+		p.add(path, "want a whole number in plain digits, got %s", cut(string(raw), 40))
 	}
+}
+
+// readable reports whether protojson takes raw for the field, a scalar: it has
+// the last word, and what it refuses has to be told by name.
+func readable(raw json.RawMessage, fd protoreflect.FieldDescriptor) bool {
+	message, err := protoregistry.GlobalTypes.FindMessageByName(fd.ContainingMessage().FullName())
+	if err != nil {
+		return true // all of a job's messages are registered
+	}
+	alone := fmt.Appendf(nil, `{"%s":%s}`, fd.JSONName(), raw)
+	return protojson.Unmarshal(alone, message.New().Interface()) == nil
 }
 
 // jsonKind names the kind of a JSON value, with its article.

@@ -21,12 +21,17 @@ import (
 var brokenJobs = []struct{ name, body, want string }{
 	{"empty", ``, `the message has no body: want a job as a JSON object`},
 	{"white space", " \n", `the message has no body: want a job as a JSON object`},
-	{"not JSON", `hello`, `not JSON: line 1, column 1: invalid character 'h' looking for beginning of value (a job in protobuf needs the header Content-Type: application/protobuf)`},
+	{"not JSON", `hello`, `not JSON: line 1, column 1: invalid character looking for beginning of value (a job in protobuf needs the header Content-Type: application/protobuf)`},
 	{"not UTF-8", "{\"avatar_id\":\"\xff\"}", `not JSON: it is not UTF-8`},
 	{"byte order mark", "\xEF\xBB\xBF{}", `not JSON: it starts with a byte order mark; publish UTF-8 without one`},
 	{"cut off", `{"avatar_id":"a",`, `not JSON: line 1, column 17: unexpected end of JSON input`},
 	{"missing comma on line 2", "{\"id\":\"a\"\n \"avatar_id\":\"a\"}", `not JSON: line 2, column 2: invalid character '"' after object key:value pair`},
 	{"trailing garbage", `{"avatar_id":"a","audio":{"object":"o"}} {}`, `not JSON: line 1, column 42: invalid character '{' after top-level value`},
+	{"a token without quotes", `{"output":{"livekit":{"api_token":geheim}}}`, `not JSON: line 1, column 35: invalid character looking for beginning of value`},
+	{"a token like null", `{"output":{"livekit":{"api_token":ngeheim}}}`, `not JSON: line 1, column 36: invalid character in literal null (expecting 'u')`},
+	{"an escape of no kind", `{"output":{"livekit":{"api_token":"a\geheim"}}}`, `not JSON: line 1, column 38: invalid character in string escape code`},
+	{"a quote too many", `{"output":{"livekit":{"api_token":"a"geheim"}}}`, `not JSON: line 1, column 38: invalid character after object key:value pair`},
+	{"single quotes", `{'avatar_id':'a'}`, `not JSON: line 1, column 2: invalid character '\'' looking for beginning of object key string`},
 	{"an array", `[]`, `the job: want an object, got an array`},
 	{"null", `null`, `the job: want an object, got null`},
 	{"a typing error", `{"avatr_id":"a"}`, `field "avatr_id" is not known; did you mean "avatar_id"?`},
@@ -45,12 +50,29 @@ var brokenJobs = []struct{ name, body, want string }{
 	{"bytes as array", `{"audio":{"inline":[1,2]}}`, `audio.inline: want base64 in a string, got an array`},
 	{"deadline tomorrow", `{"deadline":"tomorrow"}`, `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "tomorrow"`},
 	{"deadline a number", `{"deadline":1767225600}`, `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got a number`},
+	{"deadline of the year 0", with(`"deadline":"0000-01-01T00:00:00Z"`), `deadline: want a time of the years 1 to 9999 in UTC, got "0000-01-01T00:00:00Z"`},
+	{"deadline past the year 9999", with(`"deadline":"9999-12-31T23:59:59-10:00"`), `deadline: want a time of the years 1 to 9999 in UTC, got "9999-12-31T23:59:59-10:00"`},
+	{"deadline of ten digits", with(`"deadline":"2099-01-01T00:00:00.1234567890Z"`), `deadline: want at most nine digits after the dot, got "2099-01-01T00:00:00.1234567890Z"`},
+	{"deadline with an hour of one digit", with(`"deadline":"2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
+	{"deadline with a comma", with(`"deadline":"2099-01-01T00:00:00,5Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T00:00:00,5Z"`},
+	{"deadline told apart from a label", with(`"labels":{"deadline":"2099-01-01T00:00:00Z"},"deadline" : "2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
+	{"deadline in escapes", with(`"dead\u006cine":"2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
 	{"rate a word", `{"audio":{"sample_rate":"fast"}}`, `audio.sample_rate: want a whole number, got "fast"`},
 	{"rate a fraction", `{"audio":{"sample_rate":16000.5}}`, `audio.sample_rate: want a whole number, got 16000.5`},
 	{"rate too large", `{"audio":{"sample_rate":3000000000}}`, `audio.sample_rate: want a whole number from -2147483648 to 2147483647, got 3000000000`},
 	{"uid negative", `{"output":{"agora":{"uid":-1}}}`, `output.agora.uid: want a whole number from 0 to 4294967295, got -1`},
 	{"label not a string", `{"labels":{"tier":3}}`, `labels["tier"]: want a string, got a number; put it in quotes`},
 	{"params an array", `{"extra_params":["a"]}`, `extra_params: want an object of strings, got an array`},
+	{"half a pair in a token", with(`"output":{"livekit":{"url":"wss://h","room_name":"r","api_token":"\ud800geheim"}}`), `output.livekit.api_token: holds half a surrogate pair: \ud800 to \udfff stand for a character only two by two`},
+	{"half a pair in a URL", `{"avatar_id":"a","utterances":[{"object":"o"},{"url":"http://h/?token=\ud800geheim"}]}`, `utterances[1].url: holds half a surrogate pair: \ud800 to \udfff stand for a character only two by two`},
+	{"half a pair at the end", `{"avatar_id":"\ud83d\ude00 \\ud800 \udbff"}`, `avatar_id: holds half a surrogate pair: \ud800 to \udfff stand for a character only two by two`},
+	{"low half first", `{"avatar_id":"\ude00\ud83d"}`, `avatar_id: holds half a surrogate pair: \ud800 to \udfff stand for a character only two by two`},
+	{"half a pair before another escape", `{"avatar_id":"\ud83d\u0041"}`, `avatar_id: holds half a surrogate pair: \ud800 to \udfff stand for a character only two by two`},
+	{"half a pair in a label", `{"labels":{"a":"\uDEAD"}}`, `labels["a"]: holds half a surrogate pair: \ud800 to \udfff stand for a character only two by two`},
+	{"half a pair in a label's name", `{"labels":{"a":"1","\uDEAD":"2"}}`, "labels: field \"\ufffd\": the name holds half a surrogate pair: \\ud800 to \\udfff stand for a character only two by two"},
+	{"padding at will", `{"audio":{"inline":"AAAA===="}}`, `audio.inline: not base64: wrong padding`},
+	{"rate with a sign", `{"audio":{"sample_rate":"+16000"}}`, `audio.sample_rate: want a whole number in plain digits, got "+16000"`},
+	{"rate with spaces", `{"audio":{"sample_rate":" 16000"}}`, `audio.sample_rate: want a whole number, got " 16000"`},
 	{"several at once", `{"avatr_id":"a","audio":{"inline":3}}`, `field "avatr_id" is not known; did you mean "avatar_id"?; audio.inline: want base64 in a string, got a number`},
 
 	{"no avatar", `{"audio":{"object":"o"}}`, `avatar_id: is required`},
@@ -177,7 +199,7 @@ func TestBrokenProtobufAndHeadersAreRefused(t *testing.T) {
 	if rows[6].body, err = proto.Marshal(&jobpb.Job{AvatarId: "a", Audio: &jobpb.Audio{Object: "o"}, Deadline: &timestamppb.Timestamp{Nanos: -1}}); err != nil {
 		t.Fatal(err)
 	}
-	rows[6].want = `deadline: want a time of the years 1 to 9999`
+	rows[6].want = `deadline: want a time of the years 1 to 9999 in UTC`
 	messages := make([]*nats.Msg, len(rows))
 	for i, row := range rows {
 		messages[i] = &nats.Msg{Header: row.header, Data: row.body}
@@ -294,6 +316,22 @@ func TestDefaultsOfAJob(t *testing.T) {
 	body.Output.Object.Name = "dir/take 1"
 	if err := Validate(body); err != nil || job.RecordingName() != "dir/take 1" {
 		t.Errorf("got %q, %v", job.RecordingName(), err)
+	}
+}
+
+func TestDeadlineOfAnySpellingThatRFC3339HasIsTaken(t *testing.T) {
+	want := time.Date(2099, 1, 1, 0, 0, 0, 5e8, time.UTC)
+	for _, member := range []string{
+		`"deadline":"2099-01-01T00:00:00.5Z"`,
+		`"deadline" :` + "\n\t" + `"2099-01-01T02:00:00.500000000+02:00"`,
+		`"deadline":"2098-12-31T23:00:00.5\u002d01:00"`,
+		`"dead\u006cine":"2099-01-01T00:00:00.5Z"`,
+		`"labels":{"note":"deadline","deadline":"soon"},"deadline":"2099-01-01T00:00:00.5Z"`,
+	} {
+		body, err := Decode(nil, []byte(with(member)))
+		if err != nil || !body.GetDeadline().AsTime().Equal(want) {
+			t.Errorf("%s: got %v, %v", member, body.GetDeadline(), err)
+		}
 	}
 }
 

@@ -32,6 +32,8 @@ const (
 	maxToken      = 16 << 10
 )
 
+const wantYears = "want a time of the years 1 to 9999 in UTC"
+
 const idWanted = "1 to 64 of A-Z a-z 0-9 _ -"
 
 var (
@@ -261,7 +263,7 @@ func (p *problems) bounds(job *jobpb.Job) {
 	}
 	p.oneOf(job.GetOnRedelivery(), "on_redelivery", OnRedeliveryResume, OnRedeliveryRestart, OnRedeliveryGiveUp)
 	if d := job.GetDeadline(); d != nil && d.CheckValid() != nil {
-		p.add("deadline", "want a time of the years 1 to 9999")
+		p.add("deadline", wantYears)
 	}
 	p.params(job.GetExtraParams(), "extra_params")
 	p.labels(job.GetLabels())
