@@ -67,7 +67,11 @@ func OpenLive(ctx context.Context, js jetstream.JetStream, spec LiveSpec) (*Live
 	if spec.From > 0 {
 		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, spec.From
 	}
-	consumer, err := js.OrderedConsumer(ctx, spec.Stream, config)
+	var consumer jetstream.Consumer
+	err := leader.Try(ctx, spec.Stream, func(ctx context.Context) (err error) {
+		consumer, err = js.OrderedConsumer(ctx, spec.Stream, config)
+		return err
+	})
 	if err != nil {
 		return nil, liveFault(err, "read "+spec.Subject)
 	}

@@ -62,21 +62,40 @@ func get(ctx context.Context, js jetstream.JetStream, stream string, q query) (*
 	if err != nil {
 		return nil, err
 	}
+	var msg *jetstream.RawStreamMsg
+	err = Try(ctx, stream, func(ctx context.Context) (err error) {
+		msg, err = ask(ctx, js, stream, body)
+		return err
+	})
+	return msg, err
+}
+
+// Try asks about a stream until an answer comes, which may be a refusal, ctx
+// ends, or half a minute is over. Each request has a short limit of its own: the
+// client never fails one that was lost with its connection or with a node.
+func Try(ctx context.Context, stream string, request func(ctx context.Context) error) error {
 	for since := time.Now(); ; {
-		msg, err := ask(ctx, js, stream, body)
+		err := limited(ctx, request)
 		switch {
 		case err == nil || final(err):
-			return msg, err
+			return err
 		case ctx.Err() != nil:
-			return nil, errors.Join(context.Cause(ctx), err)
+			return errors.Join(context.Cause(ctx), err)
 		case time.Since(since) > patience:
-			return nil, fmt.Errorf("the leader of stream %s did not answer for %s: %w", stream, patience, err)
+			return fmt.Errorf("stream %s did not answer for %s: %w", stream, patience, err)
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(tryPause):
 		}
 	}
+}
+
+// limited makes one request.
+func limited(ctx context.Context, request func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, tryLimit)
+	defer cancel()
+	return request(ctx)
 }
 
 // final tells whether asking again is of no use.
@@ -86,8 +105,6 @@ func final(err error) bool {
 }
 
 func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte) (*jetstream.RawStreamMsg, error) {
-	ctx, cancel := context.WithTimeout(ctx, tryLimit)
-	defer cancel()
 	reply, err := js.Conn().RequestWithContext(ctx, prefix(js)+"STREAM.MSG.GET."+stream, body)
 	if err != nil {
 		return nil, err

@@ -201,6 +201,37 @@ func TestAReadWithoutAnAnswerEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// The client never fails a request that was lost: it waits until its context ends.
+func TestARequestThatWasLostHoldsUpNoObject(t *testing.T) {
+	s := natstest.Start(t)
+	js := natstest.Losing(t, s.ClientURL(), "STREAM.INFO", "STREAM.MSG", "DIRECT.GET")
+	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
+	defer cancel()
+	direct, err := jetstream.New(js.Conn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := direct.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: "B", Storage: jetstream.MemoryStorage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, 300_000) // three chunks
+	if _, err := store.PutBytes(ctx, "o", data); err != nil {
+		t.Fatal(err)
+	}
+	info, err := leader.ObjectInfo(ctx, js, "B", "o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := leader.OpenObject(ctx, js, info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(body); err != nil || len(got) != len(data) {
+		t.Errorf("read %d bytes: %v", len(got), err)
+	}
+}
+
 func TestReadsGoToTheClientsOwnAPI(t *testing.T) {
 	js := prepare(t)
 	nc := js.Conn()

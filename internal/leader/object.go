@@ -63,7 +63,11 @@ func notOfABucket(r rune) bool {
 // Read can't be interrupted, and it pushes from any one replica, which may not
 // have it all yet.
 func OpenObject(ctx context.Context, js jetstream.JetStream, info *jetstream.ObjectInfo) (io.Reader, error) {
-	stream, err := js.Stream(ctx, objectStream(info.Bucket))
+	var stream jetstream.Stream
+	err := Try(ctx, objectStream(info.Bucket), func(ctx context.Context) (err error) {
+		stream, err = js.Stream(ctx, objectStream(info.Bucket))
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", info.Bucket, err)
 	}
@@ -102,8 +106,8 @@ func (r *objectReader) Read(p []byte) (int, error) {
 }
 
 func (r *objectReader) fetch() error {
-	msg, err := r.stream.GetMsg(r.ctx, r.seq+1, jetstream.WithGetMsgSubject(r.subject))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
+	msg, err := r.near()
+	if err != nil { // the replica lags behind, or is gone with the request
 		msg, err = Next(r.ctx, r.js, objectStream(r.info.Bucket), r.seq+1, r.subject)
 	}
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -116,6 +120,15 @@ func (r *objectReader) fetch() error {
 	r.read += uint64(len(msg.Data))
 	_, err = r.digest.Write(msg.Data)
 	return err
+}
+
+// near asks any replica for the next chunk, once.
+func (r *objectReader) near() (msg *jetstream.RawStreamMsg, err error) {
+	err = limited(r.ctx, func(ctx context.Context) (err error) {
+		msg, err = r.stream.GetMsg(ctx, r.seq+1, jetstream.WithGetMsgSubject(r.subject))
+		return err
+	})
+	return msg, err
 }
 
 func (r *objectReader) verify() error {

@@ -196,7 +196,11 @@ func frameOf(h nats.Header, stored uint64) LastFrame {
 func Superseded(ctx context.Context, stream jetstream.Stream, subject string, last LastFrame) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeLimit)
 	defer cancel()
-	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, HeadersOnly: true})
+	var consumer jetstream.Consumer
+	err := leader.Try(ctx, stream.CachedInfo().Config.Name, func(ctx context.Context) (err error) {
+		consumer, err = stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, HeadersOnly: true})
+		return err
+	})
 	if err != nil {
 		return false, fmt.Errorf("frames on %s: %w", subject, err)
 	}

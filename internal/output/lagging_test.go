@@ -125,3 +125,27 @@ func laggingFrames(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
 		}
 	})
 }
+
+// The client never fails a request that was lost: it waits until its context ends.
+func TestARequestThatWasLostHoldsUpNoLookAtTheFrames(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
+	defer cancel()
+	js := natstest.Losing(t, natstest.Start(t).ClientURL(), "CONSUMER.CREATE")
+	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "F", Subjects: []string{"f.*"}, Storage: jetstream.MemoryStorage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for session := 2; session >= 1; session-- {
+		f := output.NewFrames(js, "f.job", output.SessionID{JobID: "job", Run: 1, Session: session})
+		if err := f.Write(ctx, output.Envelope{Utterance: 1, ReqID: "r", End: true, Data: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last, _, err := output.Last(ctx, js, "F", "f.job")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if superseded, err := output.Superseded(ctx, stream, "f.job", last); err != nil || !superseded {
+		t.Errorf("superseded: %t %v", superseded, err)
+	}
+}

@@ -3,6 +3,7 @@ package natstest
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -95,6 +96,35 @@ func Cluster(t testing.TB, n int) *natsserver.Cluster {
 		}
 	})
 	return c
+}
+
+// Losing connects a client whose first request of each of these kinds, such as
+// "STREAM.INFO", is lost, as one is that was under way when a connection broke.
+func Losing(t testing.TB, url string, kinds ...string) jetstream.JetStream {
+	t.Helper()
+	nc := ConnectURL(t, url)
+	lost := make(map[string]bool)
+	_, err := nc.Subscribe("losing.>", func(m *nats.Msg) {
+		request := strings.TrimPrefix(m.Subject, "losing.")
+		for _, kind := range kinds {
+			if strings.HasPrefix(request, kind+".") && !lost[kind] {
+				lost[kind] = true
+				return
+			}
+		}
+		onward := &nats.Msg{Subject: jetstream.DefaultAPIPrefix + request, Reply: m.Reply, Header: m.Header, Data: m.Data}
+		if err := nc.PublishMsg(onward); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.NewWithAPIPrefix(nc, "losing")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
 }
 
 // lag is how late a node that was told to lag hears of what is stored: long
