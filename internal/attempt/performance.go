@@ -4,6 +4,7 @@ import (
 	"context"
 	"strconv"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/output"
 	"avatarworker/internal/session"
@@ -138,7 +139,12 @@ func (p *performance) begin() error {
 	}
 	noted := make(chan error, 1) // the function waits for it
 	number, begun := p.number, p.line.liveBegun
-	go func() { noted <- p.a.Progress.Speaking(p.ctx, number, begun) }()
+	go func() {
+		var err error
+		defer func() { noted <- err }()
+		defer errors.Contain(&err, errors.PhaseAudio)
+		err = p.a.Progress.Speaking(p.ctx, number, begun)
+	}()
 	p.noted = func() error { return <-noted }
 	return nil
 }

@@ -216,8 +216,10 @@ func (c *clips) openAhead() {
 	spec, ahead := c.specs[0], make(chan opened, 1)
 	c.ahead = ahead
 	go func() { // close waits for it
-		speech, err := c.opener.Open(c.life, spec)
-		ahead <- opened{speech, err}
+		var got opened
+		defer func() { ahead <- got }()
+		defer errors.Contain(&got.err, errors.PhaseAudio)
+		got.speech, got.err = c.opener.Open(c.life, spec)
 	}()
 }
 

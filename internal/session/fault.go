@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"net/url"
-	"runtime/debug"
 
 	"github.com/coder/websocket"
 
@@ -77,13 +76,6 @@ func broken(phase errors.Phase, err error) error {
 		return errors.FromFrame(phase, err)
 	}
 	return errors.FromCut(phase, err)
-}
-
-// contain makes a panic an error of the worker's own.
-func contain(err *error, phase errors.Phase) {
-	if r := recover(); r != nil {
-		*err = errors.Newf(errors.CodeInternal, phase, "panic: %v\n%s", r, debug.Stack())
-	}
 }
 
 // redactor fills in what is known of the session and removes its secrets.

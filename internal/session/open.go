@@ -66,7 +66,7 @@ func (o *opening) prepare(ctx context.Context) <-chan struct{} {
 	)
 	go func() {
 		defer close(done)
-		defer contain(&err, errors.PhaseAudio)
+		defer errors.Contain(&err, errors.PhaseAudio)
 		audio, err = o.p.Config(ctx)
 	}()
 	o.config = func() (AudioConfig, error) {
