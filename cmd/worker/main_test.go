@@ -272,6 +272,30 @@ func TestCheckConfigPrintsTheWholeAndHidesSecrets(t *testing.T) {
 	expect(t, 0, []string{"app.id", "max_attempts: 5"}, "check-config")
 }
 
+func TestALoginToNATSThatCannotBeReadIsABadConfiguration(t *testing.T) {
+	junk := writeFile(t, "junk", []byte("no key in it"))
+	for _, tc := range []struct {
+		environ map[string]string
+		text    string
+	}{
+		{map[string]string{"NATS_CREDS": "/no/such/creds"}, "nats.creds: open /no/such/creds"},
+		{map[string]string{"NATS_CREDS": junk}, "nats.creds " + junk},
+		{map[string]string{"NATS_NKEY": "/no/such/seed"}, "nats.nkey /no/such/seed"},
+		{map[string]string{"NATS_CA": "/no/such/ca"}, "nats.tls.ca: open /no/such/ca"},
+		{map[string]string{"NATS_CERT": junk, "NATS_KEY": junk}, "nats.tls.cert " + junk},
+		{map[string]string{"NATS_CONTEXT": "nobody-has-this"}, "nats.context nobody-has-this"},
+	} {
+		t.Run(tc.text, func(t *testing.T) {
+			for name, value := range tc.environ {
+				t.Setenv(name, value)
+			}
+			for _, command := range []string{"check-config", "run", "status"} {
+				expect(t, exitConfig, []string{tc.text}, command, "--set", "app.id=a", "--set", "app.api_key=k", "--set", "admin.addr=off")
+			}
+		})
+	}
+}
+
 func TestCheckConfigRefusesSecretsThatRunWouldAllAtOnce(t *testing.T) {
 	empty := writeFile(t, "empty", []byte(" \n"))
 	file := writeFile(t, "config.yaml", []byte(`app:
