@@ -79,7 +79,7 @@ func NewMetrics(reg *prometheus.Registry, labels Labels, readings Readings) *Met
 func (m *Metrics) counters(r registrar) {
 	m.jobs = r.counters("jobs_total", "Jobs that ended, by queue and outcome.", "queue", "outcome")
 	m.attempts = r.counters("attempts_total", `Attempts that ended; code "ok" where nothing failed.`, "code", "class", "phase")
-	m.takeovers = r.counters("takeovers_total", "Sessions started, by why the job had none: new, retry, crash (its worker vanished), released (handed back).", "reason")
+	m.takeovers = r.counters("takeovers_total", "Sessions started, by why the job had none: new, retry, held, crash (its worker vanished), released (handed back).", "reason")
 	m.leaseExtensions = r.counters("lease_extensions_total", "Extensions of job leases, by result: ok, failed, lost.", "result")
 	m.deadLetters = r.counters("dead_letters_total", "Jobs given up, by error code.", "code")
 	for _, code := range errors.Codes() {
@@ -129,7 +129,7 @@ func (m *Metrics) histograms(r registrar) {
 }
 
 func outcomes() []string { return []string{"completed", "dead_lettered", "expired", "cancelled"} }
-func reasons() []string  { return []string{"new", "retry", "crash", "released"} }
+func reasons() []string  { return []string{"new", "retry", "held", "crash", "released"} }
 func results() []string  { return []string{"ok", "failed", "lost"} }
 func kinds() []string    { return []string{"recurring", "circuit_opened", "circuit_closed"} }
 func outputs() []string  { return []string{"frames", "object", "livekit", "agora", "discard"} }
@@ -170,8 +170,8 @@ func (m *Metrics) Attempt(code errors.Code, class errors.Class, phase errors.Pha
 	m.attempts.WithLabelValues(codeLabel(code), classLabel(class), phaseLabel(phase)).Inc()
 }
 
-// TakeOver counts a session that a worker starts; reason is new, retry, crash
-// or released.
+// TakeOver counts a session that a worker starts; reason is new, retry, held,
+// crash or released.
 func (m *Metrics) TakeOver(reason string) {
 	m.takeovers.WithLabelValues(known(reason, reasons())).Inc()
 }

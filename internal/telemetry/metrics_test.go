@@ -27,6 +27,7 @@ func use(m *Metrics) {
 	m.Attempt(errors.CodeUpstreamError, errors.ClassServer, errors.PhaseRuntime)
 	m.Attempt("", "", "")
 	m.TakeOver("new")
+	m.TakeOver("held")
 	m.LeaseExtension("ok")
 	m.DeadLetter(errors.CodeAvatarNotFound)
 	m.Alert("recurring", errors.CodeServerError)
@@ -64,6 +65,7 @@ func TestEveryMethodMovesItsMetric(t *testing.T) {
 		`attempts_total{class="server",code="upstreamError",phase="websocket_runtime"}`: 1,
 		`attempts_total{class="none",code="ok",phase="none"}`:                           1,
 		`takeovers_total{reason="new"}`:                                                 1,
+		`takeovers_total{reason="held"}`:                                                1,
 		`lease_extensions_total{result="ok"}`:                                           1,
 		`dead_letters_total{code="avatarNotFound"}`:                                     1,
 		`alerts_total{code="serverError",kind="recurring"}`:                             1,
