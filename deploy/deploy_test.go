@@ -288,7 +288,7 @@ var describeDesc = regexp.MustCompile(`fqName: "([^"]+)".*variableLabels: \{([^}
 func exportedMetrics(t *testing.T) map[string]metric {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	telemetry.NewMetrics(reg, telemetry.Labels{Queues: []string{"default"}, Apps: []string{"app"}})
+	telemetry.NewMetrics(reg, telemetry.Labels{Queues: []string{"default"}, Apps: []string{"app"}}, telemetry.Readings{})
 	descs := make(chan *prometheus.Desc)
 	go func() {
 		reg.Describe(descs)

@@ -3,6 +3,8 @@ package main
 import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
+
+	"avatarworker/internal/natsconn"
 )
 
 func newCheckConfigCommand(c *cli) *cobra.Command {
@@ -10,8 +12,9 @@ func newCheckConfigCommand(c *cli) *cobra.Command {
 		Use: "check-config", Short: "Load the configuration as run would, and print it whole",
 		Long: `Loads the configuration as 'worker run' would, from defaults, file, environment
 and flags, and prints every key, secrets hidden. Exit code 78 where it is
-wrong, and where the file of a secret can't be read. One that only lacks what a
-deployment adds, the app and its key, is right, with a warning.`,
+wrong, and where a file of a secret or of the login to NATS can't be read. It
+does not connect. One that only lacks what a deployment adds, the app and its
+key, is right, with a warning.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			c.secrets = true
@@ -22,8 +25,12 @@ deployment adds, the app and its key, is right, with a warning.`,
 			if err := cfg.Print(c.stdout); err != nil {
 				return err
 			}
-			if _, err := natsOptions(cfg, "", zerolog.Nop()); err != nil {
+			options, err := natsOptions(cfg, "", zerolog.Nop())
+			if err != nil {
 				return &configError{err}
+			}
+			if err := natsconn.Check(options); err != nil {
+				return err
 			}
 			if err := cfg.RequireApp(); err != nil {
 				c.note("worker: right so far, but a worker would not start with it: %s", err)

@@ -174,6 +174,10 @@ func (c *cli) connect(ctx context.Context, command string) (*link, error) {
 	}
 	options.Once = true
 	nc, err := natsconn.Connect(ctx, options)
+	var wrong *natsconn.SettingError
+	if errors.As(err, &wrong) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w\nIs it running? --nats-url, NATS_URL or nats.url say where it is", err)
 	}

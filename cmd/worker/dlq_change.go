@@ -58,11 +58,18 @@ func newDLQRemoveCommand(c *cli) *cobra.Command {
 or --all.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.changeLetters(cmd, args, &lf, func(ctx context.Context, store *dlq.Store, e dlq.Entry) (changed, error) {
+				var unseen error
+				if e.JobID == "" || lf.dryRun { // named by its SEQ, or maybe gone
+					var letter dlq.Letter
+					if letter, unseen = store.Show(ctx, e.Seq); unseen == nil {
+						e = letter.Entry
+					}
+				}
 				r := changed{Result: dlq.Result{Seq: e.Seq, JobID: e.JobID, Run: e.Run, Subject: e.Subject, Status: statusWouldRemove}}
 				if lf.dryRun {
-					_, err := store.Show(ctx, e.Seq)
-					return r, err
+					return r, unseen
 				}
+				// One that can't be shown can be removed all the same.
 				r.Status = statusRemoved
 				return r, store.Remove(ctx, e.Seq)
 			})

@@ -6,6 +6,7 @@ import (
 
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/natsconn"
 )
 
 // Exit codes. exitConfig is sysexits' EX_CONFIG, which service managers can be
@@ -44,11 +45,12 @@ func (c *cli) exitCode(err error) int {
 		usage     *usageError
 		badConfig *config.Error
 		unusable  *configError
+		setting   *natsconn.SettingError
 	)
 	switch {
 	case errors.Is(err, errShown):
 		return exitFailed
-	case errors.As(err, &badConfig), errors.As(err, &unusable):
+	case errors.As(err, &badConfig), errors.As(err, &unusable), errors.As(err, &setting):
 		c.note("worker: %s", err)
 		return exitConfig
 	case errors.As(err, &usage) || !c.started:

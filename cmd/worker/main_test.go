@@ -221,6 +221,11 @@ func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
 		{2, "--before", []string{"dlq", "ls", "--before", "yesterday"}},
 		{2, "--pace", []string{"submit", "--pace", "slow"}},
 		{2, "--output", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--output", "disk"}},
+		{2, "needs --output object", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--output", "frames", "--output-name", "r"}},
+		{2, "needs --output object", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--output-name", "r"}},
+		{2, "need --output livekit or agora", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--output", "discard", "--egress-room", "r"}},
+		{2, "give that too", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--timeout", "1m"}},
+		{2, "give that too", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--max-silence", "5s"}},
 		{2, "--label", []string{"submit", "--avatar", "a", "--label", "x"}},
 		{2, "--deadline", []string{"submit", "--avatar", "a", "--deadline", "soon"}},
 		{2, "--speed", []string{"simulator", "--speed", "-1"}},
@@ -270,6 +275,30 @@ func TestCheckConfigPrintsTheWholeAndHidesSecrets(t *testing.T) {
 	}
 	t.Setenv("SPATIUS_API_KEY", "")
 	expect(t, 0, []string{"app.id", "max_attempts: 5"}, "check-config")
+}
+
+func TestALoginToNATSThatCannotBeReadIsABadConfiguration(t *testing.T) {
+	junk := writeFile(t, "junk", []byte("no key in it"))
+	for _, tc := range []struct {
+		environ map[string]string
+		text    string
+	}{
+		{map[string]string{"NATS_CREDS": "/no/such/creds"}, "nats.creds: open /no/such/creds"},
+		{map[string]string{"NATS_CREDS": junk}, "nats.creds " + junk},
+		{map[string]string{"NATS_NKEY": "/no/such/seed"}, "nats.nkey /no/such/seed"},
+		{map[string]string{"NATS_CA": "/no/such/ca"}, "nats.tls.ca: open /no/such/ca"},
+		{map[string]string{"NATS_CERT": junk, "NATS_KEY": junk}, "nats.tls.cert " + junk},
+		{map[string]string{"NATS_CONTEXT": "nobody-has-this"}, "nats.context nobody-has-this"},
+	} {
+		t.Run(tc.text, func(t *testing.T) {
+			for name, value := range tc.environ {
+				t.Setenv(name, value)
+			}
+			for _, command := range []string{"check-config", "run", "status"} {
+				expect(t, exitConfig, []string{tc.text}, command, "--set", "app.id=a", "--set", "app.api_key=k", "--set", "admin.addr=off")
+			}
+		})
+	}
 }
 
 func TestCheckConfigRefusesSecretsThatRunWouldAllAtOnce(t *testing.T) {

@@ -290,7 +290,9 @@ func TestRemovedLettersAreGone(t *testing.T) {
 		b.letter(fmt.Sprint("j", i), errors.CodeAvatarNotFound, `{}`, time.Now())
 	}
 	expect(t, 0, []string{"would_remove"}, b.args("dlq", "rm", "--all", "--dry-run")...)
-	expect(t, 0, []string{"1 removed"}, b.args("dlq", "rm", "2")...)
+	expect(t, 0, []string{"2  j1  would_remove"}, b.args("dlq", "rm", "2", "--dry-run")...)
+	expect(t, 0, []string{"2  j1  removed", "1 removed"}, b.args("dlq", "rm", "2")...)
+	expect(t, 1, []string{"2  -  failed"}, b.args("dlq", "rm", "2")...)
 	expect(t, 0, []string{"2 removed"}, b.args("dlq", "rm", "--all")...)
 	if b.letters() != 0 || b.jobsStored() != 0 {
 		t.Errorf("%d letters, %d jobs", b.letters(), b.jobsStored())

@@ -35,6 +35,9 @@ func (c *cli) recordingInfo(ctx context.Context, name string, asJSON bool) error
 	f, err := os.Open(name)
 	if err == nil {
 		defer f.Close() // it was only read
+		if info, err := f.Stat(); err == nil && info.IsDir() {
+			return fmt.Errorf("%s is a directory: name a recording in it", name)
+		}
 		return c.describeRecording(f, name, asJSON)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {

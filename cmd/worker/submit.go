@@ -88,6 +88,10 @@ func (s *submission) check() error {
 		return usagef("--pace %q: want realtime or fast", s.pace)
 	case s.timeout < 0:
 		return usagef("--timeout %s: want a positive duration", s.timeout)
+	case s.timeout > 0 && !s.wait && s.out == "":
+		return usagef("--timeout is how long to --wait: give that too")
+	case s.maxSilence != "" && s.live == "":
+		return usagef("--max-silence is of --live speech: give that too")
 	}
 	if err := topology.ValidQueue(s.queue); err != nil {
 		return usagef("--%s", err)

@@ -305,11 +305,15 @@ func inFlags(err error) string {
 
 func (d *document) output(s *submission) error {
 	o := map[string]any{}
+	egress := s.output == jobs.OutputLiveKit || s.output == jobs.OutputAgora
+	switch {
+	case s.outputName != "" && s.output != jobs.OutputObject:
+		return usagef("--output-name needs --output object")
+	case s.egress.given() && !egress:
+		return usagef("--egress-… need --output livekit or agora")
+	}
 	switch s.output {
 	case "":
-		if s.outputName != "" || s.egress.given() {
-			return usagef("--output-name and --egress-… need --output")
-		}
 		return nil
 	case jobs.OutputFrames, jobs.OutputDiscard:
 	case jobs.OutputObject:

@@ -308,6 +308,8 @@ func TestRecordingInfoSaysWhatIsNotWhole(t *testing.T) {
 	if !info.Whole || info.Frames != 2 || len(info.Utterances) != 1 || info.Utterances[0].Frames != 2 {
 		t.Errorf("got %+v", info)
 	}
+	dir := t.TempDir()
+	expect(t, 1, []string{dir + " is a directory"}, "recording", "info", dir)
 	expect(t, 1, []string{"no recording gone"}, b.args("recording", "info", "gone")...)
 	expect(t, 1, []string{"not whole"}, "recording", "info", writeFile(t, "cut", whole[:len(whole)-3]))
 	expect(t, 1, []string{"not whole"}, "recording", "info", writeFile(t, "open", recordingOf(envelope("a", false))))

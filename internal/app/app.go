@@ -89,7 +89,12 @@ func New(o Options) (*App, error) {
 	a.log = o.Logger.With().Str("worker", a.name).Str("worker_id", a.id).Logger()
 	registry := prometheus.NewRegistry()
 	a.gather = registry
-	a.metrics = telemetry.NewMetrics(registry, telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Region: a.c.Backend.Region, Version: o.Version})
+	a.metrics = telemetry.NewMetrics(registry,
+		telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Region: a.c.Backend.Region, Version: o.Version},
+		telemetry.Readings{
+			Ready:   func() bool { return a.Ready() == nil },
+			Waiting: func() (retrying, held int) { return a.waiting.count(time.Now()) },
+		})
 	return a, nil
 }
 

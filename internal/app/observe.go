@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 
@@ -83,10 +84,9 @@ func (p *postponed) add(jobID string, state jobs.State, until time.Time) {
 func (p *postponed) count(now time.Time) (retrying, held int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, j := range p.jobs {
+	for _, j := range p.jobs {
 		switch {
 		case now.After(j.until):
-			delete(p.jobs, id)
 		case j.state == jobs.StateHeld:
 			held++
 		default:
@@ -94,6 +94,13 @@ func (p *postponed) count(now time.Time) (retrying, held int) {
 		}
 	}
 	return retrying, held
+}
+
+// forget drops the jobs whose time is up: nobody may ever ask for the count.
+func (p *postponed) forget(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.jobs, func(_ string, j postponedJob) bool { return now.After(j.until) })
 }
 
 // queuesEvery is how often the queues' gauges are brought up to date.
@@ -104,13 +111,10 @@ func (a *App) watchQueues(ctx context.Context, h topology.Handles) {
 	ticker := time.NewTicker(queuesEvery)
 	defer ticker.Stop()
 	for {
-		a.metrics.SetReady(a.Ready() == nil)
+		a.waiting.forget(time.Now())
 		for queue, consumer := range h.Consumers {
 			a.measure(ctx, h.Jobs, queue, consumer)
 		}
-		retrying, held := a.waiting.count(time.Now())
-		a.metrics.SetRetriesWaiting(retrying)
-		a.metrics.SetJobsHeld(held)
 		select {
 		case <-ctx.Done():
 			return

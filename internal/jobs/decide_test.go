@@ -193,6 +193,36 @@ func TestTakeOverKeepsWhatCounts(t *testing.T) {
 	}
 }
 
+func TestATakeOverIsCountedByWhatItFollowed(t *testing.T) {
+	id, now := Identity{ID: "j", Run: 1, StreamSeq: 7}, time.Now()
+	for name, tc := range map[string]struct {
+		was     *Record
+		crashed bool
+		want    string
+	}{
+		"first delivery":        {nil, false, "new"},
+		"cancel made a record":  {&Record{}, false, "new"},
+		"held before a session": {&Record{State: StateHeld}, false, "new"},
+		"failed":                {&Record{State: StateRetrying, Session: 1}, false, "retry"},
+		"failed after a crash":  {&Record{State: StateRetrying, Session: 2, Crashes: 1}, false, "retry"},
+		"held":                  {&Record{State: StateHeld, Session: 1, Attempt: 1}, false, "held"},
+		"held after a crash":    {&Record{State: StateHeld, Session: 2, Crashes: 1}, false, "held"},
+		"drained":               {&Record{State: StateReleased, Session: 3, Attempt: 2, Crashes: 1}, false, "released"},
+		"let go of":             {&Record{State: StateRunning, Session: 1, Attempt: 1}, false, "released"},
+		"worker gone":           {&Record{State: StateRunning, Session: 1, Attempt: 2}, true, "crash"},
+	} {
+		if tc.was != nil {
+			tc.was.Run, tc.was.StreamSeq = id.Run, id.StreamSeq
+		}
+		if got := takenOverAs(tc.was, prior(tc.was, id, tc.crashed, now)); got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+	if got := takenOverAs(&Record{Run: 1, StreamSeq: 3, Session: 4, State: StateDeadLettered}, nil); got != "new" {
+		t.Errorf("a replay: %s", got)
+	}
+}
+
 func parseForTest(id Identity) (*Job, *errors.Error) {
 	_, job, err := Read(bareMsg{data: `{"id":"j","avatar_id":"a","audio":{"inline":"AAAA","format":"pcm_s16le","sample_rate":16000}}`})
 	if job != nil {

@@ -12,7 +12,7 @@ type Observer interface {
 	JobDone(queue string, outcome State)
 	// AttemptDone is told of every attempt; code "" is one that succeeded.
 	AttemptDone(code errors.Code, class errors.Class, phase errors.Phase)
-	// TakenOver: why: new, retry, released or crash.
+	// TakenOver: why: new, retry, held, released or crash.
 	TakenOver(why string)
 	SessionOpened(app string)
 	SessionClosed(app string, connected time.Duration)

@@ -26,7 +26,7 @@ func (t *task) attempt() {
 // begun tells that the session starts.
 func (t *task) begun() *progress {
 	record := t.working(t.work.cancel)
-	t.w.o.Observer.TakenOver(takenOverAs(record))
+	t.w.o.Observer.TakenOver(t.work.as)
 	t.announce(record)
 	return &progress{t: t, ctx: t.work.ctx}
 }
@@ -70,15 +70,19 @@ func (t *task) order(p *progress) *Attempt {
 	}
 }
 
-func takenOverAs(r *Record) string {
+// takenOverAs says why the job had no session. was is its record as it was
+// found, from what prior made of it.
+func takenOverAs(was, from *Record) string {
 	switch {
-	case r.Session == 1:
+	case from == nil || from.Session == 0:
 		return "new"
-	case r.Crashes > 0:
-		return "crash"
-	case r.Attempt > 1:
+	case from.State == StateRetrying:
 		return "retry"
-	default:
+	case from.State == StateHeld:
+		return "held"
+	case from.Crashes > was.Crashes:
+		return "crash"
+	default: // or its worker, which lives, let go of it
 		return "released"
 	}
 }

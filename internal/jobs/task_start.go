@@ -24,6 +24,7 @@ type work struct {
 	undrain func() bool // the drain time ends it no more
 	pass    Pass        // of its app's circuit
 	before  int         // session number before this one; 0: there was none
+	as      string      // why the job had no session
 
 	// What became of the attempt, once its session is closed.
 	report Report
@@ -35,7 +36,10 @@ type work struct {
 func (t *task) start(from *Record) (taken bool, err error) {
 	draft := t.draft(from)
 	ctx, cancel := context.WithCancelCause(t.ctx)
-	t.work = work{app: draft.AppID, cancel: cancel, undrain: t.untilDrained(cancel), before: draft.Session - 1}
+	t.work = work{
+		app: draft.AppID, before: draft.Session - 1, as: takenOverAs(t.current(), from),
+		cancel: cancel, undrain: t.untilDrained(cancel),
+	}
 	defer func() {
 		if !taken {
 			t.leave()

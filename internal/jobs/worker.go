@@ -208,6 +208,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.base, w.fetching = context.WithoutCancel(ctx), ctx
 	w.drained, w.giveBack = context.WithCancelCause(w.base)
 	defer w.giveBack(nil)
+	w.count(0) // until the first job nobody else says that all places are free
 	answering, err := answers(w.o.NC, w.o.Names.WorkerSubject(w.o.ID), w.hasJob, w.slots.holds)
 	if err != nil {
 		return err

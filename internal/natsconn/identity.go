@@ -120,6 +120,21 @@ func checkCreds(path string) error {
 	return nil
 }
 
+// readable reads a context's credentials file: the library does so at each
+// connect only, and would try for ever with one that is not there.
+func readable(o *nats.Options) error {
+	if o.UserJWT == nil {
+		return nil // no file, or read already
+	}
+	if _, err := o.UserJWT(); err != nil {
+		return fmt.Errorf("creds: %w", err)
+	}
+	if _, err := o.SignatureCB([]byte("nonce")); err != nil {
+		return fmt.Errorf("creds: %w", err)
+	}
+	return nil
+}
+
 func (t TLS) options() ([]nats.Option, error) {
 	var opts []nats.Option
 	cert, key, ca := expandHome(t.Cert), expandHome(t.Key), expandHome(t.CA)

@@ -13,6 +13,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 	"github.com/synadia-io/orbit.go/natscontext"
+
+	"avatarworker/internal/errors"
 )
 
 const (
@@ -56,7 +58,7 @@ type Options struct {
 
 // Connect connects, or (unless Once) goes on trying in the background when NATS
 // is away; WaitConnected waits for it. The error names the setting or file that
-// is wrong, never a secret.
+// is wrong, never a secret; a *SettingError where that needed no connection.
 //
 // Nothing is buffered while disconnected: a publish fails at once, so that it
 // can't land after it was reported as failed. On a link that takes nothing any
@@ -65,20 +67,11 @@ func Connect(ctx context.Context, o Options) (*nats.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	urls, err := serverURLs(o.URLs)
+	urls, opts, err := o.settings()
 	if err != nil {
-		return nil, err
+		return nil, &SettingError{err}
 	}
-	identity, err := o.identity()
-	if err != nil {
-		return nil, err
-	}
-	opts := append(o.behaviour(), identity...)
-	if o.InProcess != nil {
-		opts = append(opts, nats.InProcessServer(o.InProcess))
-	}
-	opts = append(opts, breakWhenStalled) // last: it looks at the others
-	if o.Context != "" && o.InProcess == nil {
+	if o.usesContext() {
 		return connectContext(o.Context, opts)
 	}
 	nc, err := nats.Connect(urls, opts...)
@@ -88,22 +81,66 @@ func Connect(ctx context.Context, o Options) (*nats.Conn, error) {
 	return nc, nil
 }
 
+// Check says what Connect would find wrong with the settings before it connects:
+// a *SettingError, or nil.
+func Check(o Options) error {
+	_, opts, err := o.settings()
+	if err != nil {
+		return &SettingError{err}
+	}
+	if !o.usesContext() {
+		return nil
+	}
+	errEnough := errors.New("not to be connected")
+	enough := func(*nats.Options) error { return errEnough }
+	if _, _, err = natscontext.Connect(o.Context, append(opts, readable, enough)...); errors.Is(err, errEnough) {
+		return nil
+	}
+	return contextError(o.Context, err)
+}
+
+// SettingError is a setting with which there is no use in connecting: it can't
+// be meant, or names a file or a context that can't be read.
+type SettingError struct{ err error }
+
+func (e *SettingError) Error() string { return e.err.Error() }
+func (e *SettingError) Unwrap() error { return e.err }
+
+// settings are the servers and the library's options.
+func (o Options) settings() (urls string, opts []nats.Option, err error) {
+	if urls, err = serverURLs(o.URLs); err != nil {
+		return "", nil, err
+	}
+	identity, err := o.identity()
+	if err != nil {
+		return "", nil, err
+	}
+	opts = append(o.behaviour(), identity...)
+	if o.InProcess != nil {
+		opts = append(opts, nats.InProcessServer(o.InProcess))
+	}
+	return urls, append(opts, breakWhenStalled), nil // last: it looks at the others
+}
+
+func (o Options) usesContext() bool { return o.Context != "" && o.InProcess == nil }
+
 // connectContext takes the context's server and identity; ours come after, and
 // win.
 func connectContext(name string, opts []nats.Option) (*nats.Conn, error) {
-	nc, settings, err := natscontext.Connect(name, opts...)
-	if err != nil {
+	settled := false
+	nc, _, err := natscontext.Connect(name, append(opts, readable, func(*nats.Options) error { settled = true; return nil })...)
+	switch {
+	case err != nil && !settled:
+		return nil, contextError(name, err)
+	case err != nil:
 		return nil, fmt.Errorf("nats.context %s: %s", name, Redact(err.Error()))
+	default:
+		return nc, nil
 	}
-	// The library reads this file at each connect only, and would try for ever
-	// with one that is not there.
-	if settings.Creds != "" {
-		if err := checkCreds(expandHome(settings.Creds)); err != nil {
-			nc.Close()
-			return nil, fmt.Errorf("nats.context %s: %w", name, err)
-		}
-	}
-	return nc, nil
+}
+
+func contextError(name string, err error) error {
+	return &SettingError{fmt.Errorf("nats.context %s: %s", name, Redact(err.Error()))}
 }
 
 func (o Options) behaviour() []nats.Option {

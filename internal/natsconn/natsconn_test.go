@@ -34,6 +34,9 @@ func write(t *testing.T, name, content string) string {
 func TestBadSettingsAreNamedAndNoSecretIsShown(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "gone")
 	junk := write(t, "junk", "secret")
+	inContext := func(key, file string) string {
+		return write(t, "ctx.json", `{"url":"127.0.0.1:1","`+key+`":"`+file+`"}`)
+	}
 	for name, tc := range map[string]struct {
 		o    natsconn.Options
 		text string
@@ -53,14 +56,22 @@ func TestBadSettingsAreNamedAndNoSecretIsShown(t *testing.T) {
 		"cert junk":         {natsconn.Options{TLS: natsconn.TLS{Cert: junk, Key: junk}}, "nats.tls.cert " + junk},
 		"two ways":          {natsconn.Options{Creds: junk, Token: "secret"}, "nats.creds and a token"},
 		"context unknown":   {natsconn.Options{Context: "nobody-has-this"}, "nats.context nobody-has-this"},
+		"context's creds":   {natsconn.Options{Context: inContext("creds", missing)}, missing},
+		"context's junk":    {natsconn.Options{Context: inContext("creds", junk)}, "nats.context"},
+		"context's nkey":    {natsconn.Options{Context: inContext("nkey", missing)}, missing},
+		"context's ca":      {natsconn.Options{Context: inContext("ca", missing)}, missing},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := natsconn.Connect(t.Context(), tc.o)
-			if err == nil || !strings.Contains(err.Error(), tc.text) {
+			var wrong *natsconn.SettingError
+			if !errors.As(err, &wrong) || !strings.Contains(err.Error(), tc.text) {
 				t.Fatalf("got %v, want %q", err, tc.text)
 			}
 			if strings.Contains(err.Error(), "secret") {
 				t.Fatalf("the secret is in %v", err)
+			}
+			if unconnected := natsconn.Check(tc.o); !errors.As(unconnected, &wrong) || unconnected.Error() != err.Error() {
+				t.Fatalf("checked, %v; connecting, %v", unconnected, err)
 			}
 		})
 	}
@@ -220,11 +231,19 @@ func nkeyServer(t *testing.T, public string) string {
 	return s.ClientURL()
 }
 
-func TestContextWithMissingCredsFileIsRefused(t *testing.T) {
-	s := natstest.Start(t)
-	file := write(t, "ctx.json", `{"url":"`+s.ClientURL()+`","creds":"/nowhere/user.creds"}`)
-	_, err := natsconn.Connect(t.Context(), natsconn.Options{Context: file})
-	if err == nil || !strings.Contains(err.Error(), "/nowhere/user.creds") {
-		t.Fatalf("got %v", err)
+func TestAServerThatIsAwayIsNoFaultOfTheSettings(t *testing.T) {
+	for name, o := range map[string]natsconn.Options{
+		"url":     {URLs: "nats://127.0.0.1:1"},
+		"context": {Context: write(t, "ctx.json", `{"url":"nats://127.0.0.1:1"}`)},
+	} {
+		if err := natsconn.Check(o); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		o.Once = true
+		_, err := natsconn.Connect(t.Context(), o)
+		var wrong *natsconn.SettingError
+		if err == nil || errors.As(err, &wrong) {
+			t.Errorf("%s: connecting: %v", name, err)
+		}
 	}
 }

@@ -158,6 +158,37 @@ func TestReplayAnswersEachUtteranceByteForByte(t *testing.T) {
 	replays(t, s, x)
 }
 
+// The worker is told the recorded req_id, and says every utterance under it.
+func TestReplayAnswersEachUtteranceThatIsSaidUnderTheRecordedReqID(t *testing.T) {
+	x := exchange(3)
+	s := start(t, simulator.Options{Replay: x})
+	c := replayed(t, s, x)
+	for i := range 3 {
+		c.say(x.ReqID, pcm(16000, 100), false)
+		c.say(x.ReqID, pcm(16000, 100), true)
+		if got := c.answerTo(x.ReqID); !sameBytes(got, x.Envelopes) {
+			t.Errorf("utterance %d: the envelopes differ", i+1)
+		}
+	}
+	c.close()
+	if rec := closed(t, s)[0]; rec.Utterances != 3 || rec.Ends != 3 {
+		t.Errorf("the book says %+v", rec)
+	}
+}
+
+func TestReplayAnswersWhatFollowsAnInterruptedUtterance(t *testing.T) {
+	x := exchange(3)
+	s := start(t, simulator.Options{Replay: x})
+	c := replayed(t, s, x)
+	c.say(x.ReqID, pcm(16000, 100), false)
+	c.interrupt(x.ReqID)
+	c.say(x.ReqID, pcm(16000, 100), true)
+	if got := c.answerTo(x.ReqID); len(got) < 3 || !sameBytes(got[len(got)-3:], x.Envelopes) {
+		t.Errorf("%d envelopes, which don't end with the recorded ones", len(got))
+	}
+	c.close()
+}
+
 func TestReplayOfTheRealCaptureIsByteForByte(t *testing.T) {
 	path := os.Getenv("AVATAR_CAPTURE")
 	if path == "" {
@@ -174,6 +205,19 @@ func TestReplayOfTheRealCaptureIsByteForByte(t *testing.T) {
 // replays speaks twice and compares what comes back with the recording.
 func replays(t *testing.T, s *simulator.Server, x *simulator.Exchange) {
 	t.Helper()
+	c := replayed(t, s, x)
+	for i := range 2 {
+		c.say(fmt.Sprintf("own-id-%d", i), append(x.Audio, 0, 0), true)
+		if got := c.answerTo(x.ReqID); !sameBytes(got, x.Envelopes) {
+			t.Errorf("utterance %d: the envelopes differ", i+1)
+		}
+	}
+	c.close()
+}
+
+// replayed opens a session that is confirmed as the recorded one was.
+func replayed(t *testing.T, s *simulator.Server, x *simulator.Exchange) *client {
+	t.Helper()
 	c, _, err := dial(t, s, "ok")
 	if err != nil {
 		t.Fatal(err)
@@ -182,13 +226,7 @@ func replays(t *testing.T, s *simulator.Server, x *simulator.Exchange) {
 	if m, _ := c.receive(); m.GetServerConfirmSession().GetConnectionId() != x.ConnectionID {
 		t.Fatalf("confirmed as %v", m)
 	}
-	for i := range 2 {
-		c.say(fmt.Sprintf("own-id-%d", i), append(x.Audio, 0, 0), true)
-		if got := c.answerTo(x.ReqID); !sameBytes(got, x.Envelopes) {
-			t.Errorf("utterance %d: the envelopes differ", i+1)
-		}
-	}
-	c.close()
+	return c
 }
 
 func TestReplayWithPatchedIDsDiffersInNothingElse(t *testing.T) {

@@ -206,7 +206,7 @@ func (c *session) handle(b []byte) {
 func (c *session) hear(a *clientAudio) {
 	c.mu.Lock()
 	u := c.latest
-	fresh := u == nil || u.reqID != a.reqID
+	fresh := c.begins(a)
 	if fresh {
 		if u != nil {
 			// Nobody said that it ended: its last piece is never made.
@@ -217,11 +217,12 @@ func (c *session) hear(a *clientAudio) {
 		c.queue = append(c.queue, u)
 	}
 	if u.end || u.interrupted || c.done {
+		u.end = u.end || a.end
 		c.mu.Unlock()
 		return
 	}
 	err := u.meter.write(a.audio)
-	u.end = a.end || err != nil
+	u.end = a.end
 	u.interrupted = err != nil
 	u.late = err != nil // a broken utterance is answered with the error only
 	c.kick()
@@ -230,6 +231,22 @@ func (c *session) hear(a *clientAudio) {
 	c.srv.book.update(c.rec, func(rec *Session) { rec.heard(a, fresh) })
 	if err != nil {
 		c.writeError(a.reqID, 3, "invalid audio: "+err.Error())
+	}
+}
+
+// begins says whether a piece of speech is an utterance's first. The caller
+// holds mu.
+func (c *session) begins(a *clientAudio) bool {
+	u := c.latest
+	switch {
+	case u == nil || u.reqID != a.reqID:
+		return true
+	case c.srv.replay != nil && !c.srv.opts.ReplayPatch:
+		// The answers have the one recorded req_id, so a client that knows it
+		// says every utterance under it.
+		return u.end
+	default:
+		return false
 	}
 }
 
@@ -254,7 +271,7 @@ func (c *session) interrupt(reqID string) {
 	defer c.mu.Unlock()
 	for _, u := range c.queue {
 		if u.reqID == reqID {
-			u.interrupted = true
+			u.interrupted, u.end = true, true // no more speech comes
 		}
 	}
 	c.kick()

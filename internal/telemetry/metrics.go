@@ -19,6 +19,13 @@ type Labels struct {
 	Version string // of the worker, for build_info
 }
 
+// Readings are asked for at each scrape, from any goroutine. One that is nil
+// reads as 0.
+type Readings struct {
+	Ready   func() bool                 // what /readyz says
+	Waiting func() (retrying, held int) // jobs handed back whose time has not come
+}
+
 // Metrics are the worker's. Every method may be called by several goroutines
 // at once.
 type Metrics struct {
@@ -39,10 +46,7 @@ type Metrics struct {
 	waiting       *prometheus.GaugeVec
 	oldest        *prometheus.GaugeVec
 	circuit       *prometheus.GaugeVec
-	retries       prometheus.Gauge
-	held          prometheus.Gauge
 	natsConnected prometheus.Gauge
-	ready         prometheus.Gauge
 
 	firstFrame prometheus.Histogram
 	session    prometheus.Histogram
@@ -58,11 +62,12 @@ const (
 
 // NewMetrics registers every metric, and those of Go and of the process, with
 // reg, which must not have them yet.
-func NewMetrics(reg *prometheus.Registry, labels Labels) *Metrics {
+func NewMetrics(reg *prometheus.Registry, labels Labels, readings Readings) *Metrics {
 	r := registrar{reg}
 	m := &Metrics{labels: labels, regions: newFirstSeen(maxRegions)}
 	m.counters(r)
 	m.gauges(r)
+	readings.gauges(r)
 	m.histograms(r)
 	build := r.gauges("build_info", "Always 1; the labels say what runs.", "version", "go_version")
 	build.WithLabelValues(labels.Version, runtime.Version()).Set(1)
@@ -74,7 +79,7 @@ func NewMetrics(reg *prometheus.Registry, labels Labels) *Metrics {
 func (m *Metrics) counters(r registrar) {
 	m.jobs = r.counters("jobs_total", "Jobs that ended, by queue and outcome.", "queue", "outcome")
 	m.attempts = r.counters("attempts_total", `Attempts that ended; code "ok" where nothing failed.`, "code", "class", "phase")
-	m.takeovers = r.counters("takeovers_total", "Sessions started, by why the job had none: new, retry, crash (its worker vanished), released (handed back).", "reason")
+	m.takeovers = r.counters("takeovers_total", "Sessions started, by why the job had none: new, retry, held, crash (its worker vanished), released (handed back).", "reason")
 	m.leaseExtensions = r.counters("lease_extensions_total", "Extensions of job leases, by result: ok, failed, lost.", "result")
 	m.deadLetters = r.counters("dead_letters_total", "Jobs given up, by error code.", "code")
 	for _, code := range errors.Codes() {
@@ -96,10 +101,22 @@ func (m *Metrics) gauges(r registrar) {
 	m.waiting = r.gauges("jobs_waiting", "Jobs of the queue that no worker has yet, in the whole fleet.", "queue")
 	m.oldest = r.gauges("oldest_waiting_seconds", "Age of the oldest job of the queue that no worker has yet; 0 where none waits.", "queue")
 	m.circuit = r.gauges("circuit_open", "1 while starting sessions for the app in the region is pointless.", "app", "region")
-	m.retries = r.gauge("retries_waiting", "Jobs that this worker handed back for a later attempt and whose time has not come.")
-	m.held = r.gauge("jobs_held", "Jobs that this worker handed back because of an open circuit and whose time has not come.")
 	m.natsConnected = r.gauge("nats_connected", "1 while connected to NATS.")
-	m.ready = r.gauge("ready", "1 while the worker takes jobs, as /readyz says.")
+}
+
+func (rd Readings) gauges(r registrar) {
+	if rd.Ready == nil {
+		rd.Ready = func() bool { return false }
+	}
+	if rd.Waiting == nil {
+		rd.Waiting = func() (retrying, held int) { return 0, 0 }
+	}
+	r.reading("retries_waiting", "Jobs that this worker handed back for a later attempt and whose time has not come.",
+		func() float64 { retrying, _ := rd.Waiting(); return float64(retrying) })
+	r.reading("jobs_held", "Jobs that this worker handed back because of an open circuit and whose time has not come.",
+		func() float64 { _, held := rd.Waiting(); return float64(held) })
+	r.reading("ready", "1 while the worker takes jobs, as /readyz says.",
+		func() float64 { return oneIf(rd.Ready()) })
 }
 
 func (m *Metrics) histograms(r registrar) {
@@ -112,7 +129,7 @@ func (m *Metrics) histograms(r registrar) {
 }
 
 func outcomes() []string { return []string{"completed", "dead_lettered", "expired", "cancelled"} }
-func reasons() []string  { return []string{"new", "retry", "crash", "released"} }
+func reasons() []string  { return []string{"new", "retry", "held", "crash", "released"} }
 func results() []string  { return []string{"ok", "failed", "lost"} }
 func kinds() []string    { return []string{"recurring", "circuit_opened", "circuit_closed"} }
 func outputs() []string  { return []string{"frames", "object", "livekit", "agora", "discard"} }
@@ -153,8 +170,8 @@ func (m *Metrics) Attempt(code errors.Code, class errors.Class, phase errors.Pha
 	m.attempts.WithLabelValues(codeLabel(code), classLabel(class), phaseLabel(phase)).Inc()
 }
 
-// TakeOver counts a session that a worker starts; reason is new, retry, crash
-// or released.
+// TakeOver counts a session that a worker starts; reason is new, retry, held,
+// crash or released.
 func (m *Metrics) TakeOver(reason string) {
 	m.takeovers.WithLabelValues(known(reason, reasons())).Inc()
 }
@@ -227,12 +244,6 @@ func (m *Metrics) SetQueue(queue string, state QueueState) {
 	m.oldest.WithLabelValues(label).Set(state.Oldest.Seconds())
 }
 
-// SetRetriesWaiting says how many jobs wait for their next attempt.
-func (m *Metrics) SetRetriesWaiting(jobs int) { m.retries.Set(float64(jobs)) }
-
-// SetJobsHeld says how many jobs wait for a circuit.
-func (m *Metrics) SetJobsHeld(jobs int) { m.held.Set(float64(jobs)) }
-
 // SetCircuit says whether the circuit of an app and region is open.
 func (m *Metrics) SetCircuit(app, region string, open bool) {
 	m.circuit.WithLabelValues(known(app, m.labels.Apps), m.regions.label(region)).Set(oneIf(open))
@@ -240,9 +251,6 @@ func (m *Metrics) SetCircuit(app, region string, open bool) {
 
 // SetNATSConnected says whether NATS can be reached.
 func (m *Metrics) SetNATSConnected(connected bool) { m.natsConnected.Set(oneIf(connected)) }
-
-// SetReady says what /readyz says.
-func (m *Metrics) SetReady(ready bool) { m.ready.Set(oneIf(ready)) }
 
 func oneIf(b bool) float64 {
 	if b {
@@ -270,6 +278,11 @@ func (r registrar) gauge(name, help string) prometheus.Gauge {
 	g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help})
 	r.reg.MustRegister(g)
 	return g
+}
+
+// reading is a gauge that is asked for at each scrape.
+func (r registrar) reading(name, help string, read func() float64) {
+	r.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, read))
 }
 
 func (r registrar) histogram(name, help string, buckets ...float64) prometheus.Histogram {

@@ -15,7 +15,10 @@ import (
 func newMetrics(t *testing.T) (*Metrics, *prometheus.Registry) {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	return NewMetrics(reg, Labels{Queues: []string{"default", "vip"}, Apps: []string{"a"}, Version: "v1.2.3"}), reg
+	return NewMetrics(reg, Labels{Queues: []string{"default", "vip"}, Apps: []string{"a"}, Version: "v1.2.3"}, Readings{
+		Ready:   func() bool { return true },
+		Waiting: func() (retrying, held int) { return 4, 6 },
+	}), reg
 }
 
 // use calls every method with values that are known.
@@ -24,6 +27,7 @@ func use(m *Metrics) {
 	m.Attempt(errors.CodeUpstreamError, errors.ClassServer, errors.PhaseRuntime)
 	m.Attempt("", "", "")
 	m.TakeOver("new")
+	m.TakeOver("held")
 	m.LeaseExtension("ok")
 	m.DeadLetter(errors.CodeAvatarNotFound)
 	m.Alert("recurring", errors.CodeServerError)
@@ -35,11 +39,8 @@ func use(m *Metrics) {
 	m.Utterance(3 * time.Second)
 	m.SetSlots(3, 13)
 	m.SetQueue("vip", QueueState{Runnable: 5, Waiting: 2, Oldest: 1500 * time.Millisecond})
-	m.SetRetriesWaiting(4)
-	m.SetJobsHeld(6)
 	m.SetCircuit("a", "us-west", true)
 	m.SetNATSConnected(true)
-	m.SetReady(true)
 }
 
 func TestMetricsFollowPrometheusConventions(t *testing.T) {
@@ -64,6 +65,7 @@ func TestEveryMethodMovesItsMetric(t *testing.T) {
 		`attempts_total{class="server",code="upstreamError",phase="websocket_runtime"}`: 1,
 		`attempts_total{class="none",code="ok",phase="none"}`:                           1,
 		`takeovers_total{reason="new"}`:                                                 1,
+		`takeovers_total{reason="held"}`:                                                1,
 		`lease_extensions_total{result="ok"}`:                                           1,
 		`dead_letters_total{code="avatarNotFound"}`:                                     1,
 		`alerts_total{code="serverError",kind="recurring"}`:                             1,
@@ -161,7 +163,7 @@ func TestSessionsThatWereNeverConfirmedAreNotBilled(t *testing.T) {
 }
 
 func BenchmarkFrame(b *testing.B) {
-	m := NewMetrics(prometheus.NewRegistry(), Labels{})
+	m := NewMetrics(prometheus.NewRegistry(), Labels{}, Readings{})
 	b.ReportAllocs()
 	for b.Loop() {
 		m.Frames("frames", 1, 49868)

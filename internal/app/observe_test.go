@@ -1,0 +1,47 @@
+package app
+
+import (
+	"testing"
+	"time"
+
+	"avatarworker/internal/config"
+	"avatarworker/internal/jobs"
+)
+
+func TestAScrapeSaysWhatWaitsAtThatMoment(t *testing.T) {
+	c := config.Defaults()
+	c.App.ID, c.App.APIKey = "app", "key"
+	a, err := New(Options{Config: c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tell := observer{a.metrics, a.waiting}
+	tell.Postponed("retried", jobs.StateRetrying, time.Hour)
+	tell.Postponed("held", jobs.StateHeld, time.Hour)
+	tell.Postponed("held-too", jobs.StateHeld, time.Hour)
+	tell.Postponed("over", jobs.StateRetrying, -time.Second)
+	for name, want := range map[string]float64{"retries_waiting": 1, "jobs_held": 2, "ready": 0} {
+		if got := scraped(t, a, name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+	a.waiting.forget(time.Now())
+	if len(a.waiting.jobs) != 3 {
+		t.Errorf("%d jobs are remembered, want those that wait", len(a.waiting.jobs))
+	}
+}
+
+func scraped(t *testing.T, a *App, name string) float64 {
+	t.Helper()
+	families, err := a.gather.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "avatar_worker_"+name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("no %s", name)
+	return 0
+}
