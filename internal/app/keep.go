@@ -37,7 +37,8 @@ type keeper struct {
 	remade   func(context.Context) // the fleet's bucket is another one than before
 
 	missing   map[string]error // by stream
-	fleetMade time.Time        // when the fleet's bucket was made; zero: not known
+	fleetMade time.Time        // when the fleet's bucket was made
+	fleetSeen bool             // it was looked for before: found, or missing
 }
 
 func (a *App) newKeeper(js jetstream.JetStream, w *jobs.Worker) *keeper {
@@ -105,18 +106,21 @@ func (k *keeper) there(ctx context.Context, kept topology.Kept, made time.Time) 
 		delete(k.missing, kept.Stream)
 		k.log.Info().Msg(kept.Object + " is there again")
 	}
-	if kept.Stream != "KV_"+k.names.FleetBucket() || made.Equal(k.fleetMade) {
+	if !k.isFleet(kept) || made.Equal(k.fleetMade) {
 		return
 	}
-	if !k.fleetMade.IsZero() {
+	if k.fleetSeen {
 		k.remade(ctx)
 	}
-	k.fleetMade = made
+	k.fleetMade, k.fleetSeen = made, true
 }
+
+func (k *keeper) isFleet(kept topology.Kept) bool { return kept.Stream == "KV_"+k.names.FleetBucket() }
 
 // gone is told at the first look and made again at the next: by then whoever
 // asks for readiness has had a chance to see it.
 func (k *keeper) gone(ctx context.Context, kept topology.Kept) {
+	k.fleetSeen = k.fleetSeen || k.isFleet(kept)
 	before, was := k.missing[kept.Stream]
 	if !was {
 		k.missing[kept.Stream] = k.advise(kept)

@@ -148,7 +148,30 @@ func (c *clips) config(ctx context.Context) (session.AudioConfig, error) {
 		}
 		c.first, c.conf = speech, configOf(speech)
 	}
-	return c.conf, nil
+	return c.conf, c.look(ctx)
+}
+
+// look opens each later utterance that is kept as an object, for its header:
+// what is wrong with it is told before a session is paid for. A URL would be
+// fetched twice; what is wrong there is told when its turn has come.
+func (c *clips) look(ctx context.Context) error {
+	for _, spec := range c.specs[1:] {
+		if spec.Object == "" {
+			continue
+		}
+		speech, err := c.opener.Open(ctx, spec)
+		if err != nil {
+			return err
+		}
+		err = same(spec, configOf(speech), c.conf)
+		if closeErr := speech.Close(); err == nil {
+			err = closeErr
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (c *clips) next(ctx context.Context) (*line, error) {
