@@ -24,7 +24,8 @@ type Source struct {
 
 // Load reads and checks a configuration: flag over environment over file over
 // default. The error is an *Error with every problem. Warnings name
-// environment variables that look like ours and are not.
+// environment variables that look like ours and are not, and keys that change
+// less than they seem to.
 //
 // An empty environment variable counts as not set.
 func Load(src Source) (*Config, []Warning, error) {
@@ -47,6 +48,7 @@ func Load(src Source) (*Config, []Warning, error) {
 		v.secrets()
 		problems = append(problems, v.found...)
 	}
+	warnings = append(warnings, l.c.unheeded()...)
 	if err := asError(problems); err != nil {
 		return nil, warnings, err
 	}

@@ -67,7 +67,7 @@ func asError(problems []Problem) error {
 
 // Warning is something that is probably a mistake and stops nothing.
 type Warning struct {
-	Name    string // the environment variable
+	Name    string // the environment variable, or the key
 	Message string
 }
 

@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"avatarworker/internal/errors"
 )
 
 // Validate checks every rule, and returns an *Error with all that are broken.
@@ -331,29 +329,6 @@ func (v *validator) policy() {
 			v.oneOf(key+".action", p.Action, "retry", "dead_letter", "hold")
 		}
 		v.between(key+".attempts", p.Attempts, 0, 100)
-		v.verdict(key, errors.Code(code), p)
-	}
-}
-
-// verdict refuses what a policy can't change, because the code says that the
-// job is over, not that an attempt failed.
-func (v *validator) verdict(key string, code errors.Code, p *Policy) {
-	var why string
-	switch code {
-	case errors.CodeInvalidJob:
-		why = "what is no valid job can't be tried again: publish it anew, corrected"
-	case errors.CodeWorkerLost:
-		why = "a job gets there once its workers have crashed as often as it may be attempted: see retry.max_attempts"
-	case errors.CodeDeadlineExceeded:
-		why = "its publisher wished the job to expire: give a later deadline"
-	default:
-		return
-	}
-	if p.Action != "" {
-		v.fail(key+".action", "can't be chosen, only alert can: %s", why)
-	}
-	if p.Attempts != 0 {
-		v.fail(key+".attempts", "can't be chosen, only alert can: %s", why)
 	}
 }
 
