@@ -113,7 +113,7 @@ func (c *cli) config() (*config.Config, error) {
 		return nil, &configError{err}
 	}
 	for _, w := range warnings {
-		log.Warn().Str("variable", w.Name).Msg(w.Message)
+		log.Warn().Str("setting", w.Name).Msg(w.Message)
 	}
 	c.loaded = cfg
 	return cfg, nil

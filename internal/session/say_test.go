@@ -18,7 +18,7 @@ func TestEndBeforeAllSpeechWasHeardIsNotTheEnd(t *testing.T) {
 			b := &backend{session: func(p *peer) {
 				p.confirm()
 				p.sendRaw(frame(p.t, p.read().GetClientAudioInput().ReqId, true, "too early"))
-				for p.read() != nil { //nolint:revive // to its end
+				for p.read() != nil { // to its end
 				}
 			}}
 			inMemory(t, b, Options{}, func(c *Client) {
@@ -50,18 +50,18 @@ func TestAnsweredTellsOfTheEndAndOfEveryOther(t *testing.T) {
 	}{
 		"end":             {func(p *peer, id string) { p.sendRaw(frame(p.t, id, true, "x")) }, func(err error) bool { return err == nil }},
 		"close":           {func(p *peer, _ string) { _ = p.c.Close(1011, "no") }, func(err error) bool { return errors.Of(err).Code == errors.CodeConnectionClosed }},
-		"silence":         {func(*peer, string) { time.Sleep(time.Minute) }, func(err error) bool { return errors.Of(err).Code == errors.CodeConnectionClosed }}, //nolint:forbidigo // fake clock
+		"silence":         {func(*peer, string) { time.Sleep(time.Minute) }, func(err error) bool { return errors.Of(err).Code == errors.CodeConnectionClosed }},
 		"its own context": {nil, func(err error) bool { return errors.Is(err, cut) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := &backend{session: func(p *peer) {
 				p.confirm()
 				id, _, _ := p.speech()
-				time.Sleep(time.Second) //nolint:forbidigo // fake clock
+				time.Sleep(time.Second)
 				if c.backend != nil {
 					c.backend(p, id)
 				}
-				for p.read() != nil { //nolint:revive // to its end
+				for p.read() != nil { // to its end
 				}
 			}}
 			inMemory(t, b, Options{}, func(client *Client) {
