@@ -189,6 +189,9 @@ func (p *performance) close(err error) (jobs.Report, error) {
 
 // release lets go of everything, also after a panic.
 func (p *performance) release() {
+	if p.session != nil {
+		_ = p.session.Close() // closed already, but after a panic
+	}
 	if p.script != nil {
 		p.script.close()
 	}

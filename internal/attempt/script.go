@@ -151,12 +151,12 @@ func (c *clips) config(ctx context.Context) (session.AudioConfig, error) {
 	return c.conf, c.look(ctx)
 }
 
-// look opens each later utterance that is kept as an object, for its header:
-// what is wrong with it is told before a session is paid for. A URL would be
-// fetched twice; what is wrong there is told when its turn has come.
+// look opens each later utterance for its header: what is wrong with it is told
+// before a session is paid for. A URL would be fetched twice; what is wrong there
+// is told when its turn has come.
 func (c *clips) look(ctx context.Context) error {
 	for _, spec := range c.specs[1:] {
-		if spec.Object == "" {
+		if spec.URL != "" {
 			continue
 		}
 		speech, err := c.opener.Open(ctx, spec)

@@ -308,7 +308,11 @@ func (t *task) noteCancel(ctx context.Context) ControlReply {
 func (t *task) interrupted(ctx context.Context) ControlReply {
 	interrupt := t.control.handler()
 	if interrupt == nil {
-		return ControlReply{Status: StatusNotRunning, State: t.current().State, Message: "no utterance is being spoken"}
+		reply := ControlReply{Status: StatusNotRunning, Message: "no utterance is being spoken"}
+		if record := t.current(); record != nil { // it is being taken over
+			reply.State = record.State
+		}
+		return reply
 	}
 	got, err := interrupt(ctx)
 	if err != nil {
