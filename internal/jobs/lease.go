@@ -49,6 +49,7 @@ type Lease struct {
 	all     *Leases
 	id      uint64
 	subject string // the message's reply subject
+	from    time.Time
 	until   time.Time
 	sent    time.Time
 	open    bool // the last extension is not confirmed yet
@@ -94,7 +95,7 @@ func (l *Leases) Hold(ctx context.Context, reply string, from time.Time) (contex
 	now := time.Now()
 	l.mu.Lock()
 	l.sequence++
-	lease := &Lease{all: l, id: l.sequence, subject: reply, until: from.Add(l.window), cancel: cancel, sent: now, open: true}
+	lease := &Lease{all: l, id: l.sequence, subject: reply, from: from, until: from.Add(l.window), cancel: cancel, sent: now, open: true}
 	l.leases[lease.id] = lease
 	l.mu.Unlock()
 	// At once: a delivery is remembered with the time the job was published,
@@ -119,10 +120,15 @@ func (l *Leases) Heard(since time.Time) {
 	}
 }
 
-// end is when a lease ends.
+// end is when a lease ends. Its first window needs nobody to have heard: without
+// most of the cluster nothing can be taken over in it.
 func (l *Leases) end(x *Lease) time.Time {
-	if heard := l.heard.Add(l.window); !l.heard.IsZero() && heard.Before(x.until) {
-		return heard
+	heard := l.heard
+	if heard.Before(x.from) {
+		heard = x.from
+	}
+	if bound := heard.Add(l.window); !l.heard.IsZero() && bound.Before(x.until) {
+		return bound
 	}
 	return x.until
 }

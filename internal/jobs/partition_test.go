@@ -74,12 +74,31 @@ func TestWorkerCutOffWithItsNodeEndsItsSessionBeforeAnotherBegins(t *testing.T) 
 	}), at(c, (leader+1)%3, window))
 	h.eventually("the fleet knows the first worker", func() bool { return h.fleetMark(first.id) != nil })
 
+	h.eventually("all replicas are in step", func() bool {
+		return h.inStep(h.names.JobsStream()) && h.inStep("KV_"+h.names.FleetBucket()) && h.inStep("KV_"+h.names.StateBucket())
+	})
 	c.Isolate(leader)
 	defer c.Heal(leader)
 	over := receiveWithin(t, ended, 5*window, "end of the session")
 	if again := receiveWithin(t, begunAgain, 5*window, "session again"); again.Before(over) {
 		t.Errorf("two sessions of the job were open for %s", over.Sub(again))
 	}
+}
+
+// inStep tells whether a stream's replicas have all that its leader has.
+func (h *house) inStep(stream string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	s, err := h.js.Stream(ctx, stream)
+	if err != nil || s.CachedInfo().Cluster == nil || len(s.CachedInfo().Cluster.Replicas) != 2 {
+		return false
+	}
+	for _, replica := range s.CachedInfo().Cluster.Replicas {
+		if !replica.Current || replica.Offline {
+			return false
+		}
+	}
+	return true
 }
 
 func receiveWithin(t *testing.T, from <-chan time.Time, limit time.Duration, what string) time.Time {

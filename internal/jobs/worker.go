@@ -267,7 +267,10 @@ func (w *Worker) drain() {
 }
 
 // Reconnected is to be called when the connection to NATS is back.
-func (w *Worker) Reconnected() { w.asks.reconnected(time.Now()) }
+func (w *Worker) Reconnected() {
+	w.asks.reconnected(time.Now())
+	w.fleet.tell() // leases depend on having been heard
+}
 
 // Ready says why the worker is not able to take jobs; nil: it is.
 func (w *Worker) Ready() error {
