@@ -105,7 +105,7 @@ func final(err error) bool {
 }
 
 func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte) (*jetstream.RawStreamMsg, error) {
-	reply, err := js.Conn().RequestWithContext(ctx, prefix(js)+"STREAM.MSG.GET."+stream, body)
+	reply, err := js.Conn().RequestWithContext(ctx, APIPrefix(js)+"STREAM.MSG.GET."+stream, body)
 	if err != nil {
 		return nil, err
 	}
@@ -137,8 +137,9 @@ func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte
 	return msg, nil
 }
 
-// prefix begins the subjects of the API that js talks to.
-func prefix(js jetstream.JetStream) string {
+// APIPrefix returns what the subjects of the API that js talks to begin with, with
+// its last dot.
+func APIPrefix(js jetstream.JetStream) string {
 	o := js.Options()
 	switch {
 	case o.APIPrefix != "":

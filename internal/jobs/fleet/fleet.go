@@ -1,0 +1,310 @@
+// Package fleet publishes a worker's presence and follows the others': who is
+// there, and what they do. It is for people and for hints. Nothing in it decides
+// whether a session may live.
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/kv"
+	"avatarworker/internal/retry"
+	"avatarworker/internal/topology"
+)
+
+const (
+	// every is how often a worker publishes its presence, at least.
+	every = 10 * time.Second
+	// freshFor is how long a presence counts after it was stored.
+	freshFor = 3 * every
+	// keptFor is when the server removes the presence of a worker that is gone.
+	keptFor = 15 * time.Minute
+	// pause bounds how often changes are published.
+	pause = 200 * time.Millisecond
+	// leaveTimeout bounds the removal of the presence when the worker stops.
+	leaveTimeout = time.Second
+)
+
+// Prefix begins the keys of presences in AVATAR_FLEET.
+const Prefix = "worker."
+
+// Presence is what a worker publishes of itself in AVATAR_FLEET.
+type Presence struct {
+	Worker    string         `json:"worker"`
+	WorkerID  string         `json:"worker_id"`
+	Version   string         `json:"version,omitempty"`
+	StartedAt time.Time      `json:"started_at"`
+	At        time.Time      `json:"at"`
+	Queues    map[string]int `json:"queues"` // weight by queue
+	Slots     int            `json:"slots"`
+	Running   int            `json:"running"`        // sessions that live
+	Busy      map[string]int `json:"busy,omitempty"` // jobs in hand, by queue
+	Apps      map[string]int `json:"apps,omitempty"` // sessions that live, by app
+	Draining  bool           `json:"draining,omitempty"`
+	// NotReady says why the worker takes no jobs, or not all.
+	NotReady string `json:"not_ready,omitempty"`
+	// RefusedKeys are the apps whose key the backend refuses from this worker.
+	RefusedKeys []string `json:"refused_keys,omitempty"`
+}
+
+// Fresh reports whether a presence stored at that time counts at now, both by
+// the server's clock.
+func Fresh(stored, now time.Time) bool { return now.Sub(stored) < freshFor }
+
+// Options are what a Fleet is made of. All are required.
+type Options struct {
+	Store  *kv.Store          // AVATAR_FLEET
+	Bucket jetstream.KeyValue // the same, for watching
+	Self   Presence           // what never changes, and how it begins
+	// Fill completes a presence before it is published.
+	Fill func(*Presence)
+	// Now is the time by the server's clock.
+	Now func() time.Time
+	Log zerolog.Logger
+}
+
+// Fleet is one worker's view of all workers.
+type Fleet struct {
+	o     Options
+	nudge chan struct{}
+
+	mu       sync.Mutex
+	self     Presence
+	revision uint64
+	others   map[string]peer // by key
+}
+
+// peer is the presence of another worker.
+type peer struct {
+	Presence
+	stored time.Time // by the server's clock
+}
+
+// New returns a Fleet that has published nothing yet.
+func New(o Options) *Fleet {
+	o.Self.Apps = make(map[string]int)
+	return &Fleet{o: o, self: o.Self, nudge: make(chan struct{}, 1), others: make(map[string]peer)}
+}
+
+// Run publishes and follows until ctx ends, then removes this worker's presence.
+func (f *Fleet) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { f.watch(ctx) })
+	f.publish(ctx)
+	wg.Wait()
+	f.leave(context.WithoutCancel(ctx))
+}
+
+// Rename begins a new presence under another worker id, and removes the old one.
+func (f *Fleet) Rename(ctx context.Context, workerID string) {
+	if f.Self().WorkerID != workerID {
+		f.leave(ctx)
+	}
+	f.mu.Lock()
+	f.self.WorkerID, f.revision = workerID, 0
+	f.mu.Unlock()
+	f.Publish()
+}
+
+// Connected counts a session of the app that lives, until the returned function
+// is called.
+func (f *Fleet) Connected(app string) (closed func()) {
+	f.count(app, 1)
+	return func() { f.count(app, -1) }
+}
+
+func (f *Fleet) count(app string, n int) {
+	f.mu.Lock()
+	before := f.self.Apps[app]
+	if f.self.Apps[app] += n; f.self.Apps[app] == 0 {
+		delete(f.self.Apps, app)
+	}
+	f.self.Running += n
+	f.mu.Unlock()
+	if before == 0 || before+n == 0 { // what others look at has changed
+		f.Publish()
+	}
+}
+
+// Drain publishes that the worker drains.
+func (f *Fleet) Drain() {
+	f.mu.Lock()
+	f.self.Draining = true
+	f.mu.Unlock()
+	f.Publish()
+}
+
+// Publish has the presence published soon.
+func (f *Fleet) Publish() {
+	select {
+	case f.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// Self is this worker's presence as it is now.
+func (f *Fleet) Self() Presence {
+	f.mu.Lock()
+	p := f.self
+	p.Apps = maps.Clone(f.self.Apps)
+	f.mu.Unlock()
+	p.At = f.o.Now().UTC()
+	f.o.Fill(&p)
+	return p
+}
+
+// each calls add with the presence of each other worker that is there.
+func (f *Fleet) each(add func(Presence)) {
+	now := f.o.Now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, other := range f.others {
+		if Fresh(other.stored, now) {
+			add(other.Presence)
+		}
+	}
+}
+
+// Lives reports whether a session of the app is known to live anywhere.
+func (f *Fleet) Lives(app string) bool {
+	f.mu.Lock()
+	here := f.self.Apps[app]
+	f.mu.Unlock()
+	lives := here > 0
+	f.each(func(p Presence) { lives = lives || p.Apps[app] > 0 })
+	return lives
+}
+
+// InHand is the number of the queue's jobs that the other workers had in hand
+// when they last published.
+func (f *Fleet) InHand(queue string) int {
+	n := 0
+	f.each(func(p Presence) { n += p.Busy[queue] })
+	return n
+}
+
+// Others lists the other workers that are there.
+func (f *Fleet) Others() []Presence {
+	var list []Presence
+	f.each(func(p Presence) { list = append(list, p) })
+	return list
+}
+
+func (f *Fleet) publish(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.nudge:
+		case <-timer.C:
+		}
+		wait := every
+		if err := f.put(ctx); err != nil && ctx.Err() == nil {
+			wait = every / 4
+			f.o.Log.Debug().Err(err).Msg("could not publish this worker's presence; trying again")
+		}
+		if retry.Pause(ctx, pause, nil) != nil {
+			return
+		}
+		timer.Reset(wait)
+	}
+}
+
+// put writes the presence. One that was removed underneath, with its bucket or by
+// hand, is written anew.
+func (f *Fleet) put(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, every)
+	defer cancel()
+	p := f.Self()
+	key := Key(p.WorkerID)
+	f.mu.Lock()
+	revision := f.revision
+	f.mu.Unlock()
+	next, err := f.o.Store.PutTTL(ctx, key, p, revision, keptFor)
+	if err != nil {
+		var stored Presence
+		if revision, readErr := f.o.Store.Get(ctx, key, &stored); readErr == nil {
+			next, err = f.o.Store.PutTTL(ctx, key, p, revision, keptFor)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.self.WorkerID == p.WorkerID {
+		f.revision = next
+	}
+	return nil
+}
+
+func (f *Fleet) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	f.mu.Lock()
+	id, revision := f.self.WorkerID, f.revision
+	f.mu.Unlock()
+	if revision == 0 {
+		return
+	}
+	if err := f.o.Store.Remove(ctx, Key(id), revision); err != nil {
+		f.o.Log.Debug().Err(err).Msg("could not remove this worker's presence; it expires by itself")
+	}
+}
+
+// watch follows the bucket. A watch that ends is started again: the bucket may
+// have been away.
+func (f *Fleet) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := f.follow(ctx); err != nil && ctx.Err() == nil {
+			f.o.Log.Debug().Err(err).Msg("could not watch the other workers' presence; trying again")
+		}
+		if retry.Pause(ctx, time.Second, nil) != nil {
+			return
+		}
+	}
+}
+
+func (f *Fleet) follow(ctx context.Context) error {
+	watcher, err := f.o.Bucket.Watch(ctx, Prefix+">")
+	if err != nil {
+		return err
+	}
+	defer watcher.Stop() //nolint:errcheck // the watch has ended, or the connection
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case entry, open := <-watcher.Updates():
+			if !open {
+				return nil
+			}
+			if entry != nil {
+				f.learn(entry)
+			}
+		}
+	}
+}
+
+func (f *Fleet) learn(entry jetstream.KeyValueEntry) {
+	other := peer{stored: entry.Created()}
+	gone := entry.Operation() != jetstream.KeyValuePut || json.Unmarshal(entry.Value(), &other.Presence) != nil
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if gone || entry.Key() == Key(f.self.WorkerID) {
+		delete(f.others, entry.Key())
+		return
+	}
+	f.others[entry.Key()] = other
+}
+
+// Key is the key of a worker's presence.
+func Key(workerID string) string { return Prefix + topology.Token(workerID) }

@@ -1,0 +1,217 @@
+// Package kv keeps JSON values in a key-value bucket and changes them only by
+// compare-and-set on their revision. It reads from the bucket's leader: a
+// replica that lags behind would mislead a caller that decides by what it reads.
+package kv
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/leader"
+	"avatarworker/internal/retry"
+)
+
+// ErrConflict means that the value was changed by another writer, or is gone.
+var ErrConflict = errors.New("changed by another writer")
+
+const (
+	// RetryPause is the wait before a write or read without an answer is tried
+	// again.
+	RetryPause = 100 * time.Millisecond
+	// MaxStale is how often a read is repeated that returns less than an earlier
+	// write stored. Only a leader that was just elected may be behind.
+	MaxStale = 30
+	// markerLife is how long the marker of a removed key is kept, so that
+	// watchers see it.
+	markerLife = time.Minute
+)
+
+// Store is one bucket. It is safe for concurrent use.
+type Store struct {
+	js      jetstream.JetStream
+	bucket  jetstream.KeyValue
+	stream  string
+	prefix  string // of the subjects that keys are published to
+	timeout time.Duration
+}
+
+// NewStore returns a store over bucket. timeout bounds one round trip; a call
+// repeats it until there is an answer or its context ends.
+func NewStore(js jetstream.JetStream, bucket jetstream.KeyValue, timeout time.Duration) *Store {
+	prefix := subjectOf(bucket.Bucket(), "")
+	if api := leader.APIPrefix(js); api != jetstream.DefaultAPIPrefix {
+		prefix = api + prefix // as the client does for another domain or account
+	}
+	return &Store{js: js, bucket: bucket, stream: "KV_" + bucket.Bucket(), prefix: prefix, timeout: timeout}
+}
+
+func subjectOf(bucket, key string) string { return "$KV." + bucket + "." + key }
+
+// Get reads key into v and returns its revision, 0 if the key has no value.
+func (s *Store) Get(ctx context.Context, key string, v any) (revision uint64, err error) {
+	msg, err := s.last(ctx, key)
+	if err != nil || Removed(msg) {
+		return 0, err
+	}
+	if err := json.Unmarshal(msg.Data, v); err != nil {
+		return 0, fmt.Errorf("%s in bucket %s is not what this version writes: %w", key, s.bucket.Bucket(), err)
+	}
+	return msg.Sequence, nil
+}
+
+// Stored returns the time at which the server stored the key's value, the zero
+// time if the key has none.
+func (s *Store) Stored(ctx context.Context, key string) (time.Time, error) {
+	msg, err := s.last(ctx, key)
+	if err != nil || Removed(msg) {
+		return time.Time{}, err
+	}
+	return msg.Time, nil
+}
+
+// Put writes v under key if the revision is still the given one (0: the key has
+// no value) and returns the new revision, or ErrConflict. A write that timed out
+// may have landed, so Put reads it back and tries again until ctx ends.
+func (s *Store) Put(ctx context.Context, key string, v any, revision uint64) (uint64, error) {
+	return s.PutTTL(ctx, key, v, revision, 0)
+}
+
+// PutTTL is Put of a value that the server removes after ttl, by its own clock.
+// It is rounded up to seconds; 0 keeps the value as long as the bucket does.
+func (s *Store) PutTTL(ctx context.Context, key string, v any, revision uint64, ttl time.Duration) (uint64, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return 0, fmt.Errorf("encode %s: %w", key, err)
+	}
+	ttl = (ttl + time.Second - 1).Truncate(time.Second)
+	stale := 0
+	for first := true; ; first = false {
+		next, err := s.write(ctx, key, data, revision, ttl)
+		switch {
+		case err == nil:
+			return next, nil
+		case lasting(err):
+			return 0, fmt.Errorf("write %s: %w", key, err)
+		case !Conflicts(err):
+			// It may have landed. Writing again shows, because it conflicts with
+			// itself.
+			if err := retry.Pause(ctx, RetryPause, err); err != nil {
+				return 0, err
+			}
+			continue
+		case first:
+			return 0, ErrConflict
+		}
+		msg, err := s.last(ctx, key)
+		switch {
+		case err != nil:
+			return 0, err
+		case msg != nil && !Removed(msg) && bytes.Equal(msg.Data, data):
+			return msg.Sequence, nil
+		}
+		if stale++; Removed(msg) || msg.Sequence > revision || stale > MaxStale {
+			return 0, ErrConflict
+		}
+		if err := retry.Pause(ctx, RetryPause, ErrConflict); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// lasting reports whether the same write can never succeed.
+func lasting(err error) bool {
+	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, jetstream.ErrInvalidKey) || HasCode(err, codeTTLDisabled, codeTTLInvalid)
+}
+
+func (s *Store) write(ctx context.Context, key string, data []byte, revision uint64, ttl time.Duration) (uint64, error) {
+	next, err := s.publish(ctx, key, data, revision, ttl)
+	if revision != 0 || !Conflicts(err) {
+		return next, err
+	}
+	// A removed key has no value, but a revision all the same.
+	msg, readErr := s.last(ctx, key)
+	if readErr != nil || msg == nil || !Removed(msg) {
+		return 0, err
+	}
+	return s.publish(ctx, key, data, msg.Sequence, ttl)
+}
+
+func (s *Store) publish(ctx context.Context, key string, data []byte, revision uint64, ttl time.Duration) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	opts := []jetstream.PublishOpt{jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithRetryAttempts(0)}
+	if ttl > 0 {
+		opts = append(opts, jetstream.WithMsgTTL(ttl))
+	}
+	ack, err := s.js.PublishMsg(ctx, &nats.Msg{Subject: s.prefix + key, Data: data, Header: nats.Header{}}, opts...)
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
+}
+
+// Remove removes key if its revision is still the given one. ErrConflict: it is
+// not, or the key has no value any more. A removal that timed out may have
+// landed; the caller may repeat it.
+func (s *Store) Remove(ctx context.Context, key string, revision uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	err := s.bucket.Purge(ctx, key, jetstream.LastRevision(revision), jetstream.PurgeTTL(markerLife))
+	if Conflicts(err) {
+		return ErrConflict
+	}
+	return err
+}
+
+// last reads the key's last message from the bucket's leader; nil if there is
+// none. It tries until an answer comes or ctx ends.
+func (s *Store) last(ctx context.Context, key string) (*jetstream.RawStreamMsg, error) {
+	msg, err := leader.Last(ctx, s.js, s.stream, subjectOf(s.bucket.Bucket(), key))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, nil //nolint:nilnil // no message, and that is no error
+	}
+	return msg, err
+}
+
+// Removed reports whether msg is no value of its key: nil, or the marker that a
+// deletion or an expiry leaves in a bucket.
+func Removed(msg *jetstream.RawStreamMsg) bool {
+	return msg == nil || msg.Header.Get("KV-Operation") != "" || msg.Header.Get("Nats-Marker-Reason") != ""
+}
+
+// Codes of the server's answers.
+const (
+	codeWrongLastSequence           = 10071
+	codeWrongLastSequenceReplicated = 10164
+	codeTTLInvalid                  = 10165
+	codeTTLDisabled                 = 10166
+)
+
+// Conflicts reports whether err is a refused compare-and-set. A replicated
+// bucket refuses with another code than a single one.
+func Conflicts(err error) bool {
+	return HasCode(err, codeWrongLastSequence, codeWrongLastSequenceReplicated)
+}
+
+// HasCode reports whether err is an answer of the JetStream API with one of the
+// codes.
+func HasCode(err error, codes ...jetstream.ErrorCode) bool {
+	var api *jetstream.APIError
+	if !errors.As(err, &api) {
+		return false
+	}
+	for _, code := range codes {
+		if api.ErrorCode == code {
+			return true
+		}
+	}
+	return false
+}
+
