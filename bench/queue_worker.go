@@ -56,7 +56,6 @@ func (r *workerQueue) start(ctx context.Context, p params) (answer, error) {
 		Name: "bench", ID: "bench-1", Version: "bench", Queues: []jobs.Queue{{Name: "default", Weight: 1}},
 		Concurrency: p.Concurrency, AckWait: settings.AckWait, Drain: time.Minute,
 		DefaultApp: "app", DefaultRegion: "us-west", KnownApp: func(string) bool { return true },
-		SlotsStream: r.names.SlotsStream(), SlotsPrefix: r.names.SlotsPrefix(),
 		Retry:   jobs.RetryPolicy{MaxAttempts: 5, Initial: time.Second, Max: time.Minute},
 		Circuit: jobs.CircuitConfig{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 5 * time.Minute, MaxHold: 24 * time.Hour},
 		Alerts:  jobs.AlertConfig{Threshold: 5, Window: time.Minute},

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/kv"
 )
 
 // storeTry bounds one round trip to a bucket, cancelTime a whole request.
@@ -39,17 +40,13 @@ func (c *cli) cancel(ctx context.Context, jobID string, asJSON bool) error {
 		return err
 	}
 	defer l.close()
-	kv, err := l.js.KeyValue(ctx, l.names.StateBucket())
+	bucket, err := l.js.KeyValue(ctx, l.names.StateBucket())
 	if err != nil {
 		return l.missing("bucket "+l.names.StateBucket(), err)
 	}
 	ctx, done := context.WithTimeout(ctx, cancelTime)
 	defer done()
-	store, err := jobs.NewStore(l.nc, kv, storeTry)
-	if err != nil {
-		return err
-	}
-	reply, err := jobs.RequestCancel(ctx, l.nc, store, l.names.Control(jobID), jobID)
+	reply, err := jobs.RequestCancel(ctx, l.nc, kv.NewStore(l.js, bucket, storeTry), l.names.Control(jobID), jobID)
 	if err != nil {
 		return fmt.Errorf("cancelling job %s: %w", jobID, err)
 	}

@@ -15,6 +15,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/jobpb"
 	"avatarworker/internal/status"
 )
@@ -56,7 +57,7 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 	for i, state := range []jobs.State{jobs.StateRunning, jobs.StateHeld, jobs.StateCompleted} {
 		b.record(jobs.Record{JobID: fmt.Sprint("r", i), Run: 1, StreamSeq: uint64(i + 1), Queue: "default", State: state})
 	}
-	presence, err := json.Marshal(jobs.Presence{Worker: "host", WorkerID: "host-1", At: time.Now(), Queues: map[string]int{"default": 1}, Slots: 4})
+	presence, err := json.Marshal(fleet.Presence{Worker: "host", WorkerID: "host-1", At: time.Now(), Queues: map[string]int{"default": 1}, Slots: 4})
 	if err != nil {
 		t.Fatal(err)
 	}

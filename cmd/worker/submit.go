@@ -272,7 +272,7 @@ func (l *link) served(ctx context.Context, c *cli, kv jetstream.KeyValue, queue 
 			if !open || entry == nil {
 				return false, nil
 			}
-			if serves(entry.Value(), queue, c.now()) {
+			if serves(entry.Value(), queue, entry.Created(), c.now()) {
 				return true, nil
 			}
 		case <-ctx.Done():

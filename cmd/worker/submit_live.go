@@ -14,6 +14,7 @@ import (
 	"avatarworker/internal/audio"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/fleet"
 )
 
 // liveSpeech is speech that is published while the job runs. nil is none.
@@ -181,12 +182,13 @@ func (v *liveSpeech) due(ctx context.Context, at time.Time) error {
 	}
 }
 
-// serves tells whether a worker's presence says that it serves the queue.
-func serves(presence []byte, queue string, now time.Time) bool {
-	var p jobs.Presence
+// serves reports whether a worker's presence, stored at that time, says that it
+// serves the queue.
+func serves(presence []byte, queue string, stored, now time.Time) bool {
+	var p fleet.Presence
 	if json.Unmarshal(presence, &p) != nil {
 		return false
 	}
 	_, has := p.Queues[queue]
-	return has && !p.Draining && p.Fresh(now)
+	return has && !p.Draining && fleet.Fresh(stored, now)
 }

@@ -173,7 +173,7 @@ func (a *App) Run(ctx context.Context) (err error) {
 	beside, stopBeside := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { a.watchQueues(beside, handles) })
-	wg.Go(func() { a.newKeeper(js, worker).run(beside) })
+	wg.Go(func() { a.newKeeper(js).run(beside) })
 	defer wg.Wait()
 	defer stopBeside()
 	a.log.Info().Strs("queues", queueNames(a.c)).Int("concurrency", a.c.Worker.Concurrency).
@@ -412,8 +412,10 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Jobs: h.Jobs, Events: h.Events, State: h.State, Fleet: h.Fleet, Consumer: a.consumer(js),
 		Name: a.name, ID: a.id, Version: a.o.Version, Queues: queues(c),
 		Concurrency: c.Worker.Concurrency, AckWait: lease(h, c), Drain: c.Worker.DrainTimeout,
-		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, MaxSessions: maxSessions(c),
-		SlotsStream: a.names.SlotsStream(), SlotsPrefix: a.names.SlotsPrefix(),
+		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c),
+		CheckKey: func(ctx context.Context, app string) error {
+			return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
+		},
 		Retry:   jobs.RetryPolicy{MaxAttempts: c.Retry.MaxAttempts, Initial: c.Retry.Initial, Max: c.Retry.Max},
 		Circuit: jobs.CircuitConfig{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown, MaxHold: c.Circuit.MaxHold},
 		Alerts:  jobs.AlertConfig{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},

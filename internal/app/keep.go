@@ -11,7 +11,6 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/topology"
 )
 
@@ -33,22 +32,19 @@ type keeper struct {
 	settings topology.Settings
 	every    time.Duration
 	log      zerolog.Logger
-	report   func(error)           // what is missing; nil: nothing
-	remade   func(context.Context) // the fleet's bucket is another one than before
+	report   func(error) // what is missing; nil: nothing
 
-	missing   map[string]error // by stream
-	fleetMade time.Time        // when the fleet's bucket was made
-	fleetSeen bool             // it was looked for before: found, or missing
+	missing map[string]error // by stream
 }
 
-func (a *App) newKeeper(js jetstream.JetStream, w *jobs.Worker) *keeper {
+func (a *App) newKeeper(js jetstream.JetStream) *keeper {
 	every := a.o.LookEvery
 	if every <= 0 {
 		every = lookEvery
 	}
 	return &keeper{
 		js: js, names: a.names, settings: Settings(a.c), every: every, log: a.log,
-		report: a.setMissing, remade: w.FleetRemade, missing: make(map[string]error),
+		report: a.setMissing, missing: make(map[string]error),
 	}
 }
 
@@ -78,10 +74,10 @@ func (k *keeper) look(ctx context.Context) {
 		if !k.js.Conn().IsConnected() {
 			return // nothing is known
 		}
-		made, err := k.find(ctx, kept)
+		err := k.find(ctx, kept)
 		switch {
 		case err == nil:
-			k.there(ctx, kept, made)
+			k.there(kept)
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			k.gone(ctx, kept)
 		}
@@ -90,37 +86,24 @@ func (k *keeper) look(ctx context.Context) {
 	k.report(k.fault())
 }
 
-// find tells when a stream was made.
-func (k *keeper) find(ctx context.Context, kept topology.Kept) (made time.Time, err error) {
+// find looks for a stream.
+func (k *keeper) find(ctx context.Context, kept topology.Kept) error {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
-	stream, err := k.js.Stream(ctx, kept.Stream)
-	if err != nil {
-		return time.Time{}, err
-	}
-	return stream.CachedInfo().Created, nil
+	_, err := k.js.Stream(ctx, kept.Stream)
+	return err
 }
 
-func (k *keeper) there(ctx context.Context, kept topology.Kept, made time.Time) {
+func (k *keeper) there(kept topology.Kept) {
 	if _, was := k.missing[kept.Stream]; was {
 		delete(k.missing, kept.Stream)
 		k.log.Info().Msg(kept.Object + " is there again")
 	}
-	if !k.isFleet(kept) || made.Equal(k.fleetMade) {
-		return
-	}
-	if k.fleetSeen {
-		k.remade(ctx)
-	}
-	k.fleetMade, k.fleetSeen = made, true
 }
-
-func (k *keeper) isFleet(kept topology.Kept) bool { return kept.Stream == "KV_"+k.names.FleetBucket() }
 
 // gone is told at the first look and made again at the next: by then whoever
 // asks for readiness has had a chance to see it.
 func (k *keeper) gone(ctx context.Context, kept topology.Kept) {
-	k.fleetSeen = k.fleetSeen || k.isFleet(kept)
 	before, was := k.missing[kept.Stream]
 	if !was {
 		k.missing[kept.Stream] = k.advise(kept)

@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,6 +11,9 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/kv"
+	"avatarworker/internal/retry"
+	"avatarworker/internal/topology"
 )
 
 // AlertConfig says when failures with the same code are an alert.
@@ -30,7 +34,7 @@ type Alerts struct {
 	errors string // the subjects of all error events
 	config AlertConfig
 	codes  func(errors.Code) bool // those that alert
-	store  *Store
+	store  *kv.Store
 	// told tells whether the event is the last of its subject, and no older.
 	told func(ctx context.Context, ev Event, since time.Time) (bool, error)
 	// publish tells whether the event was new.
@@ -68,7 +72,7 @@ func (a *Alerts) run(ctx context.Context) {
 		if err := a.follow(ctx); err != nil && ctx.Err() == nil {
 			a.log.Warn().Err(err).Msg("could not follow the error events; recurring failures are not noticed until this works")
 		}
-		if pause(ctx, time.Second, nil) != nil {
+		if retry.Pause(ctx, time.Second, nil) != nil {
 			return
 		}
 	}
@@ -148,7 +152,7 @@ func (w *alertWindow) add(s alertSeen, window time.Duration) {
 
 // raise claims the alert, if no worker has within the window, and tells it.
 func (a *Alerts) raise(running context.Context, code errors.Code, w *alertWindow) {
-	ctx, cancel := context.WithTimeout(running, outageBudget)
+	ctx, cancel := context.WithTimeout(running, alarmTimeout)
 	defer cancel()
 	at, err := a.claim(ctx, code, w.seen[len(w.seen)-1].at)
 	if err == nil {
@@ -165,7 +169,7 @@ func (a *Alerts) raise(running context.Context, code errors.Code, w *alertWindow
 // claim returns when the alert of this window became true, as the worker that
 // was first to notice wrote it down: this one at now, unless another was.
 func (a *Alerts) claim(ctx context.Context, code errors.Code, now time.Time) (time.Time, error) {
-	key := "alert." + keyToken(string(code))
+	key := "alert." + topology.Token(string(code))
 	for {
 		var given alertGiven
 		revision, err := a.store.Get(ctx, key, &given)
@@ -176,7 +180,7 @@ func (a *Alerts) claim(ctx context.Context, code errors.Code, now time.Time) (ti
 			return given.At, nil
 		}
 		_, err = a.store.Put(ctx, key, alertGiven{At: now, WorkerID: a.worker}, revision)
-		if !errors.Is(err, ErrConflict) {
+		if !errors.Is(err, kv.ErrConflict) {
 			return now, err
 		}
 	}
@@ -207,10 +211,10 @@ func (a *Alerts) event(code errors.Code, w *alertWindow) Event {
 		AppIDs: []string{}, JobIDs: []string{},
 	}
 	for i := len(w.seen) - 1; i >= 0; i-- {
-		if s := w.seen[i]; len(alert.JobIDs) < maxAlertJobs && !contains(alert.JobIDs, s.job) {
+		if s := w.seen[i]; len(alert.JobIDs) < maxAlertJobs && !slices.Contains(alert.JobIDs, s.job) {
 			alert.JobIDs = append(alert.JobIDs, s.job)
 		}
-		if s := w.seen[i]; s.app != "" && len(alert.AppIDs) < maxAlertJobs && !contains(alert.AppIDs, s.app) {
+		if s := w.seen[i]; s.app != "" && len(alert.AppIDs) < maxAlertJobs && !slices.Contains(alert.AppIDs, s.app) {
 			alert.AppIDs = append(alert.AppIDs, s.app)
 		}
 	}

@@ -2,10 +2,13 @@ package jobs
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/kv"
+	"avatarworker/internal/topology"
 )
 
 // Circuit states.
@@ -27,7 +30,7 @@ type CircuitConfig struct {
 // patience bounds one change of a circuit.
 func (c CircuitConfig) patience() time.Duration {
 	if c.Patience == 0 {
-		return outageBudget
+		return alarmTimeout
 	}
 	return c.Patience
 }
@@ -65,7 +68,7 @@ type Circuit struct {
 // Circuits is a worker's view of all circuits. It learns of changes by watching
 // the bucket, so that asking costs nothing while a circuit is closed.
 type Circuits struct {
-	store   *Store
+	store   *kv.Store
 	config  CircuitConfig
 	worker  string
 	now     func() time.Time
@@ -78,7 +81,7 @@ type Circuits struct {
 
 // NewCircuits returns circuits kept in store. changed is called, from whichever
 // goroutine learns of it, each time one opens or closes.
-func NewCircuits(store *Store, config CircuitConfig, worker string, now func() time.Time, rnd func() float64,
+func NewCircuits(store *kv.Store, config CircuitConfig, worker string, now func() time.Time, rnd func() float64,
 	changed func(c Circuit, opened bool),
 ) *Circuits {
 	return &Circuits{
@@ -97,7 +100,7 @@ type Pass struct {
 
 // circuitKey is the key of a circuit in the bucket.
 func circuitKey(app, region string) string {
-	return "circuit." + keyToken(app) + "." + keyToken(region)
+	return "circuit." + topology.Token(app) + "." + topology.Token(region)
 }
 
 // Allow asks whether a session of the app may start.
@@ -139,9 +142,9 @@ func (c *Circuits) Allow(ctx context.Context, app, region, job string) (Pass, er
 // of this one, and means nothing here.
 func (c *Circuit) probeDue(job string, now time.Time) bool {
 	if c.State == circuitProbing {
-		return now.After(c.ProbeUntil) || c.ProbeUntil.Sub(now) > probeWindow+clockLeeway
+		return now.After(c.ProbeUntil) || c.ProbeUntil.Sub(now) > probeWindow+5*time.Second
 	}
-	if c.RetryAt.Sub(now) > c.Cooldown+clockLeeway {
+	if c.RetryAt.Sub(now) > c.Cooldown+5*time.Second {
 		return c.State == circuitOpen
 	}
 	due := c.RetryAt
@@ -201,7 +204,7 @@ func (c *Circuits) Failed(ctx context.Context, app, region, job string, d errors
 // count adds a failure to a closed circuit and opens it when that is enough.
 func (c *Circuit) count(job string, d errors.Decision, config CircuitConfig, now time.Time) bool {
 	before := len(c.Failures)
-	if !contains(c.Failures, job) {
+	if !slices.Contains(c.Failures, job) {
 		c.Failures = append(c.Failures, job)
 	}
 	if !d.OpensCircuit && len(c.Failures) < config.Failures {
@@ -320,7 +323,7 @@ func (c *Circuits) change(ctx context.Context, key, app, region string, f func(*
 		case err == nil:
 			c.Learn(key, cc, true)
 			return cc, nil
-		case !errors.Is(err, ErrConflict):
+		case !errors.Is(err, kv.ErrConflict):
 			return cc, err
 		}
 	}
@@ -375,13 +378,4 @@ func (c *Circuits) probes() []string {
 		keys = append(keys, key)
 	}
 	return keys
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }

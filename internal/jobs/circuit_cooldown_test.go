@@ -9,6 +9,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/kv"
 )
 
 func TestCooldownDoublesWithEachFailedProbeAndResetsAfterTenGoodSessions(t *testing.T) {
@@ -20,10 +21,7 @@ func TestCooldownDoublesWithEachFailedProbeAndResetsAfterTenGoodSessions(t *test
 	clock := func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
 	pass := func(d time.Duration) { mu.Lock(); defer mu.Unlock(); now = now.Add(d) }
 	config := jobs.CircuitConfig{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 30 * time.Second}
-	store, err := jobs.NewStore(h.nc, h.handles.Fleet, time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
+	store := kv.NewStore(h.js, h.handles.Fleet, time.Second)
 	c := jobs.NewCircuits(store, config, "w1", clock,
 		func() float64 { return 1 }, func(jobs.Circuit, bool) {})
 	unpaid := errors.Decision{Code: errors.CodeCreditsExhausted, OpensCircuit: true, Action: errors.ActionHold}
@@ -97,10 +95,7 @@ func TestCircuitOpenedByAFastClockDoesNotStayOpen(t *testing.T) {
 	h := newHouse(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	store, err := jobs.NewStore(h.nc, h.handles.Fleet, time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
+	store := kv.NewStore(h.js, h.handles.Fleet, time.Second)
 	config := jobs.CircuitConfig{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 30 * time.Second}
 	unpaid := errors.Decision{Code: errors.CodeCreditsExhausted, OpensCircuit: true, Action: errors.ActionHold}
 	circuits := func(worker string, ahead time.Duration) *jobs.Circuits {

@@ -247,8 +247,8 @@ func TestPolicyThatHoldsBacksOff(t *testing.T) {
 		t.Errorf("%s, attempt %d, %d holds", took, r.Attempt, r.Holds)
 	}
 	for _, e := range h.told("avatar.events.held.>") {
-		if reason := fmt.Sprint(e.body["reason"]); !strings.Contains(reason, "policy holds") || !strings.Contains(reason, "upstreamError") {
-			t.Errorf("held because %s", reason)
+		if text := fmt.Sprint(e.body["message"]); e.body["reason"] != jobs.HeldPolicy || !strings.Contains(text, "policy holds") || !strings.Contains(text, "upstreamError") {
+			t.Errorf("held for %v because %s", e.body["reason"], text)
 		}
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/kv"
+	"avatarworker/internal/retry"
 )
 
 // Answers of the control subject.
@@ -69,7 +71,7 @@ const controlTimeout = 10 * time.Second
 
 // RequestCancel asks for the end of a job, running or not: it notes the wish in
 // the job's record (made if there is none) and nudges the worker that has it.
-func RequestCancel(ctx context.Context, nc *nats.Conn, store *Store, controlSubject, jobID string) (ControlReply, error) {
+func RequestCancel(ctx context.Context, nc *nats.Conn, store *kv.Store, controlSubject, jobID string) (ControlReply, error) {
 	reply, running, err := noteCancel(ctx, store, jobID)
 	if err != nil || !running {
 		return reply, err
@@ -79,7 +81,7 @@ func RequestCancel(ctx context.Context, nc *nats.Conn, store *Store, controlSubj
 
 // noteCancel sets cancel_requested, and tells whether a worker is said to run
 // the job.
-func noteCancel(ctx context.Context, store *Store, jobID string) (_ ControlReply, running bool, err error) {
+func noteCancel(ctx context.Context, store *kv.Store, jobID string) (_ ControlReply, running bool, err error) {
 	for {
 		record := &Record{JobID: jobID, Run: 1, State: StateReleased, CreatedAt: time.Now().UTC()}
 		revision, err := store.Get(ctx, jobID, record)
@@ -103,7 +105,7 @@ func noteCancel(ctx context.Context, store *Store, jobID string) (_ ControlReply
 		if _, err = store.Put(ctx, jobID, record, revision); err == nil {
 			return reply, record.State == StateRunning, nil
 		}
-		if !errors.Is(err, ErrConflict) {
+		if !errors.Is(err, kv.ErrConflict) {
 			return ControlReply{}, false, err
 		}
 	}
@@ -206,7 +208,7 @@ func (c *controls) serve(ctx context.Context, msg *nats.Msg, answer func(ctx con
 
 // forOwn answers for the jobs that this worker runs.
 func (c *controls) forOwn(ctx context.Context, op, jobID, reply string) (ControlReply, bool) {
-	t := c.w.task(jobID)
+	t := c.w.execution(jobID)
 	if t == nil {
 		return ControlReply{}, false
 	}
@@ -241,7 +243,7 @@ func (c *controls) forOthers(ctx context.Context, op, jobID, reply string) (Cont
 		if !held {
 			break
 		}
-		if pause(c.open, controlRecheck, nil) != nil || ctx.Err() != nil {
+		if retry.Pause(c.open, controlRecheck, nil) != nil || ctx.Err() != nil {
 			return ControlReply{}, false
 		}
 	}
@@ -279,7 +281,7 @@ func (c *controls) wasTaken(reply string) bool {
 // held tells whether a worker runs the job, and reads its record if that is not
 // this one.
 func (c *controls) held(ctx context.Context, jobID string, record *Record) (bool, error) {
-	if c.w.task(jobID) != nil {
+	if c.w.execution(jobID) != nil {
 		return true, nil
 	}
 	*record = Record{}
@@ -287,7 +289,7 @@ func (c *controls) held(ctx context.Context, jobID string, record *Record) (bool
 	if err != nil || revision == 0 || record.State != StateRunning {
 		return false, err
 	}
-	return c.w.asks.holdsJob(ctx, record.WorkerID, jobID) == answerHas, nil
+	return c.w.lease.Stands(ctx, record.WorkerID)
 }
 
 func refused() ControlReply {

@@ -24,41 +24,31 @@ func TestRecordDecidesWhatBecomesOfADelivery(t *testing.T) {
 	}
 	run := func(n int) func(*Record) { return func(r *Record) { r.Run = n } }
 	later := func(r *Record) { r.NextAttemptAt, r.UpdatedAt = &soon, before }
-	// planned 4 s before it by a clock that is so much ahead
-	ahead := func(by time.Duration) func(*Record) {
-		return func(r *Record) {
-			at := soon.Add(by)
-			r.NextAttemptAt, r.UpdatedAt = &at, before.Add(by)
-		}
-	}
 	other := func(r *Record) { r.StreamSeq = 6 }
 	for name, c := range map[string]struct {
 		record *Record
-		want   step
+		want   claimStep
 		wait   time.Duration
 	}{
-		"no record":                        {nil, stepStart, 0},
-		"made by a cancel":                 {&Record{Run: 1, State: StateReleased, CancelRequested: true}, stepStart, 0},
-		"run before, on its way":           {at(StateRunning, run(1)), stepWait, waitForOutcome},
-		"run before, over":                 {at(StateDeadLettered, run(1)), stepStart, 0},
-		"later run":                        {at(StateRunning, run(3)), stepDuplicate, 0},
-		"other message":                    {at(StateRunning, other), stepContend, 0},
-		"other message, over":              {at(StateCompleted, other), stepDuplicate, 0},
-		"completed":                        {at(StateCompleted), stepFollow, 0},
-		"dead-lettered":                    {at(StateDeadLettered), stepFollow, 0},
-		"expired":                          {at(StateExpired), stepFollow, 0},
-		"cancelled":                        {at(StateCancelled), stepFollow, 0},
-		"running":                          {at(StateRunning), stepAsk, 0},
-		"retrying, in time":                {at(StateRetrying), stepStart, 0},
-		"retrying, too early":              {at(StateRetrying, later), stepWait, 3 * time.Second},
-		"held, in time":                    {at(StateHeld), stepStart, 0},
-		"held, too early":                  {at(StateHeld, later), stepWait, 3 * time.Second},
-		"retrying, by a clock ahead":       {at(StateRetrying, ahead(5*time.Second)), stepWait, 8 * time.Second},
-		"retrying, by a clock far ahead":   {at(StateRetrying, ahead(24*time.Hour)), stepStart, 0},
-		"retrying, by a clock far behind":  {at(StateRetrying, ahead(-24*time.Hour)), stepStart, 0},
-		"held, by a clock far ahead":       {at(StateHeld, ahead(24*time.Hour)), stepStart, 0},
-		"released":                         {at(StateReleased, later), stepStart, 0},
-		"retrying, too early but unwanted": {at(StateRetrying, later, func(r *Record) { r.CancelRequested = true }), stepStart, 0},
+		"no record":                        {nil, claimStart, 0},
+		"made by a cancel":                 {&Record{Run: 1, State: StateReleased, CancelRequested: true}, claimStart, 0},
+		"run before, on its way":           {at(StateRunning, run(1)), claimWait, waitForOutcome},
+		"run before, over":                 {at(StateDeadLettered, run(1)), claimStart, 0},
+		"later run":                        {at(StateRunning, run(3)), claimDuplicate, 0},
+		"other message":                    {at(StateRunning, other), claimContend, 0},
+		"other message, over":              {at(StateCompleted, other), claimDuplicate, 0},
+		"completed":                        {at(StateCompleted), claimEffects, 0},
+		"dead-lettered":                    {at(StateDeadLettered), claimEffects, 0},
+		"expired":                          {at(StateExpired), claimEffects, 0},
+		"cancelled":                        {at(StateCancelled), claimEffects, 0},
+		"running":                          {at(StateRunning), claimRunning, 0},
+		"retrying, in time":                {at(StateRetrying), claimStart, 0},
+		"retrying, too early":              {at(StateRetrying, later), claimWait, 3 * time.Second},
+		"held, in time":                    {at(StateHeld), claimStart, 0},
+		"held, too early":                  {at(StateHeld, later), claimWait, 3 * time.Second},
+		"released":                         {at(StateReleased), claimStart, 0},
+		"suspect after a crash, too early": {at(StateReleased, later), claimWait, 3 * time.Second},
+		"retrying, too early but unwanted": {at(StateRetrying, later, func(r *Record) { r.CancelRequested = true }), claimStart, 0},
 	} {
 		if got, wait := decide(c.record, me, now); got != c.want || wait != c.wait {
 			t.Errorf("%s: step %d after %s, want %d after %s", name, got, wait, c.want, c.wait)
@@ -96,7 +86,7 @@ func TestEveryCodeIsPlannedAsTheTableSays(t *testing.T) {
 		for r.Attempt < 5 {
 			r.Attempt++
 			d := table.Decide(errors.Newf(code, errors.PhaseRuntime, "scripted"), false)
-			plan := policy.Plan(Setback{Decision: d, Record: r, Now: time.Unix(0, 0), CircuitOpen: d.OpensCircuit, Wait: time.Second}, half)
+			plan := policy.Plan(Failure{Decision: d, Record: r, Now: time.Unix(0, 0), CircuitOpen: d.OpensCircuit, Wait: time.Second}, half)
 			got += " " + string(plan.Action)
 			r.Failures[code]++
 			if plan.Action == errors.ActionDeadLetter || plan.Action == errors.ActionExpire {
@@ -140,23 +130,23 @@ func TestPlanKeepsToDeadlineRetryAfterAndCircuit(t *testing.T) {
 	dead := errors.Decision{Code: errors.CodeAppIDMismatch, Action: errors.ActionDeadLetter}
 	hold := errors.Decision{Code: errors.CodeBillingRequired, Action: errors.ActionHold}
 	for name, c := range map[string]struct {
-		f    Setback
+		f    Failure
 		want Plan
 	}{
-		"retry":                          {Setback{Decision: retry, Record: whole(2, 5)}, Plan{Action: errors.ActionRetry, Delay: time.Second}},
-		"not before Retry-After":         {Setback{Decision: asked, Record: whole(1, 5)}, Plan{Action: errors.ActionRetry, Delay: time.Minute + time.Second/2}},
-		"Retry-After past the deadline":  {Setback{Decision: asked, Record: whole(1, 5), Deadline: now.Add(time.Second)}, Plan{Action: errors.ActionExpire}},
-		"exhausted":                      {Setback{Decision: retry, Record: whole(5, 5)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}},
-		"the policy's limit is higher":   {Setback{Decision: raised(7), Record: whole(6, 5)}, Plan{Action: errors.ActionRetry, Delay: 16 * time.Second}},
-		"and ends too":                   {Setback{Decision: raised(7), Record: whole(7, 5)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}},
-		"not for a job that asks less":   {Setback{Decision: raised(7), Record: whole(3, 3)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}},
-		"progress gave the budget back":  {Setback{Decision: retry, Record: &Record{Attempt: 7, BudgetFrom: 6, MaxAttempts: 5}}, Plan{Action: errors.ActionRetry, Delay: time.Second / 2}},
-		"permanent":                      {Setback{Decision: dead, Record: whole(1, 5)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonPermanent}},
-		"permanent under open circuit":   {Setback{Decision: dead, Record: whole(5, 5), CircuitOpen: true, Wait: 3 * time.Second}, Plan{Action: errors.ActionHold, Delay: 3 * time.Second}},
-		"exhausted under open circuit":   {Setback{Decision: retry, Record: whole(5, 5), CircuitOpen: true, Wait: 3 * time.Second}, Plan{Action: errors.ActionHold, Delay: 3 * time.Second}},
-		"open circuit and Retry-After":   {Setback{Decision: asked, Record: whole(1, 5), CircuitOpen: true, Wait: time.Second}, Plan{Action: errors.ActionHold, Delay: time.Minute}},
-		"one session too many":           {Setback{Decision: hold, Record: &Record{Attempt: 1, MaxAttempts: 5, Refusals: 2}, Refused: true}, Plan{Action: errors.ActionHold, Delay: 2 * time.Second}},
-		"held past the deadline expires": {Setback{Decision: hold, Record: whole(1, 5), CircuitOpen: true, Wait: time.Hour, Deadline: now.Add(time.Minute)}, Plan{Action: errors.ActionExpire}},
+		"retry":                          {Failure{Decision: retry, Record: whole(2, 5)}, Plan{Action: errors.ActionRetry, Delay: time.Second}},
+		"not before Retry-After":         {Failure{Decision: asked, Record: whole(1, 5)}, Plan{Action: errors.ActionRetry, Delay: time.Minute + time.Second/2}},
+		"Retry-After past the deadline":  {Failure{Decision: asked, Record: whole(1, 5), Deadline: now.Add(time.Second)}, Plan{Action: errors.ActionExpire}},
+		"exhausted":                      {Failure{Decision: retry, Record: whole(5, 5)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}},
+		"the policy's limit is higher":   {Failure{Decision: raised(7), Record: whole(6, 5)}, Plan{Action: errors.ActionRetry, Delay: 16 * time.Second}},
+		"and ends too":                   {Failure{Decision: raised(7), Record: whole(7, 5)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}},
+		"not for a job that asks less":   {Failure{Decision: raised(7), Record: whole(3, 3)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}},
+		"progress gave the budget back":  {Failure{Decision: retry, Record: &Record{Attempt: 7, BudgetFrom: 6, MaxAttempts: 5}}, Plan{Action: errors.ActionRetry, Delay: time.Second / 2}},
+		"permanent":                      {Failure{Decision: dead, Record: whole(1, 5)}, Plan{Action: errors.ActionDeadLetter, Reason: ReasonPermanent}},
+		"permanent under open circuit":   {Failure{Decision: dead, Record: whole(5, 5), CircuitOpen: true, Wait: 3 * time.Second}, Plan{Action: errors.ActionHold, Delay: 3 * time.Second}},
+		"exhausted under open circuit":   {Failure{Decision: retry, Record: whole(5, 5), CircuitOpen: true, Wait: 3 * time.Second}, Plan{Action: errors.ActionHold, Delay: 3 * time.Second}},
+		"open circuit and Retry-After":   {Failure{Decision: asked, Record: whole(1, 5), CircuitOpen: true, Wait: time.Second}, Plan{Action: errors.ActionHold, Delay: time.Minute}},
+		"one session too many":           {Failure{Decision: hold, Record: &Record{Attempt: 1, MaxAttempts: 5, Refusals: 2}, Refused: true}, Plan{Action: errors.ActionHold, Delay: 2 * time.Second}},
+		"held past the deadline expires": {Failure{Decision: hold, Record: whole(1, 5), CircuitOpen: true, Wait: time.Hour, Deadline: now.Add(time.Minute)}, Plan{Action: errors.ActionExpire}},
 	} {
 		c.f.Now = now
 		if got := p.Plan(c.f, func() float64 { return 0.5 }); got != c.want {
@@ -167,7 +157,7 @@ func TestPlanKeepsToDeadlineRetryAfterAndCircuit(t *testing.T) {
 
 func TestTakeOverKeepsWhatCounts(t *testing.T) {
 	now := time.Unix(1000, 0)
-	l := limits{appID: "app", region: "us-west", maxAttempts: 5}
+	l := defaults{appID: "app", region: "us-west", maxAttempts: 5}
 	id := Identity{ID: "j", Run: 1, StreamSeq: 7}
 	job, invalid := parseForTest(id)
 	if invalid != nil {
@@ -183,10 +173,10 @@ func TestTakeOverKeepsWhatCounts(t *testing.T) {
 		"released": {&Record{Run: 1, StreamSeq: 7, State: StateReleased, Session: 1, Attempt: 1}, false, "2 1 0"},
 		"held":     {&Record{Run: 1, StreamSeq: 7, State: StateHeld, Session: 3, Attempt: 2}, false, "4 2 0"},
 		"crash":    {&Record{Run: 1, StreamSeq: 7, State: StateRunning, Session: 1, Attempt: 1}, true, "2 1 1"},
-		"let go":   {&Record{Run: 1, StreamSeq: 7, State: StateRunning, Session: 1, Attempt: 1}, false, "2 1 0"},
+		"given up":   {&Record{Run: 1, StreamSeq: 7, State: StateRunning, Session: 1, Attempt: 1}, false, "2 1 0"},
 		"replay":   {&Record{Run: 0, StreamSeq: 5, State: StateDeadLettered, Session: 9, Attempt: 5, Crashes: 2}, false, "1 1 0"},
 	} {
-		r := takeover(prior(c.from, id, c.crashed, now), job, "w", l, now)
+		r := started(resumeFrom(c.from, id, c.crashed, now), job, "w", l, now)
 		if got := fmt.Sprint(r.Session, r.Attempt, r.Crashes); got != c.want || r.State != StateRunning || r.WorkerID != "w" || r.Run != 1 {
 			t.Errorf("%s: %s, want %s (%+v)", name, got, c.want, r)
 		}
@@ -208,17 +198,17 @@ func TestATakeOverIsCountedByWhatItFollowed(t *testing.T) {
 		"held":                  {&Record{State: StateHeld, Session: 1, Attempt: 1}, false, "held"},
 		"held after a crash":    {&Record{State: StateHeld, Session: 2, Crashes: 1}, false, "held"},
 		"drained":               {&Record{State: StateReleased, Session: 3, Attempt: 2, Crashes: 1}, false, "released"},
-		"let go of":             {&Record{State: StateRunning, Session: 1, Attempt: 1}, false, "released"},
+		"given up":             {&Record{State: StateRunning, Session: 1, Attempt: 1}, false, "released"},
 		"worker gone":           {&Record{State: StateRunning, Session: 1, Attempt: 2}, true, "crash"},
 	} {
 		if tc.was != nil {
 			tc.was.Run, tc.was.StreamSeq = id.Run, id.StreamSeq
 		}
-		if got := takenOverAs(tc.was, prior(tc.was, id, tc.crashed, now)); got != tc.want {
+		if got := startedAs(tc.was, resumeFrom(tc.was, id, tc.crashed, now)); got != tc.want {
 			t.Errorf("%s: %s, want %s", name, got, tc.want)
 		}
 	}
-	if got := takenOverAs(&Record{Run: 1, StreamSeq: 3, Session: 4, State: StateDeadLettered}, nil); got != "new" {
+	if got := startedAs(&Record{Run: 1, StreamSeq: 3, Session: 4, State: StateDeadLettered}, nil); got != "new" {
 		t.Errorf("a replay: %s", got)
 	}
 }

@@ -34,6 +34,9 @@ const (
 	AlertRecurring     = "recurring"
 	AlertCircuitOpened = "circuit_opened"
 	AlertCircuitClosed = "circuit_closed"
+	AlertStorage       = "storage"
+	AlertWorkerKey     = "worker_key"
+	AlertUnsettled     = "unsettled"
 )
 
 // Subjects names where events go.
@@ -136,8 +139,8 @@ func marshal(v any) ([]byte, error) {
 // have a MiB, and the event has to fit a message. Bytes.
 const maxEventText = 4 << 10
 
-// Failure is a failed attempt and what was decided about it.
-type Failure struct {
+// FailedAttempt is a failed attempt and what was decided about it.
+type FailedAttempt struct {
 	Err         *errors.Error // not nil
 	Class       errors.Class
 	Action      errors.Action
@@ -147,7 +150,7 @@ type Failure struct {
 }
 
 // NewErrorEvent tells of a failed attempt; job.Attempt is its number.
-func NewErrorEvent(job JobFields, f Failure) ErrorEvent {
+func NewErrorEvent(job JobFields, f FailedAttempt) ErrorEvent {
 	err := f.Err.Redact(f.Secrets...)
 	ev := ErrorEvent{
 		JobID:       job.JobID,

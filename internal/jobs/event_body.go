@@ -47,9 +47,10 @@ type Retrying struct {
 // Held says that the job waits without an attempt being counted.
 type Held struct {
 	JobFields
-	Code    errors.Code `json:"code"`
-	RetryAt time.Time   `json:"retry_at"` // asked for again no later than this
-	Reason  string      `json:"reason"`   // for people
+	Code    errors.Code `json:"code,omitempty"` // of what holds it; absent: not for a code
+	RetryAt time.Time   `json:"retry_at"`       // looked at again no later than this
+	Reason  string      `json:"reason"`         // circuit, refused, policy, storage or unsettled
+	Message string      `json:"message"`        // the same for people
 }
 
 // Bounds of the lists in a completed event: it has to fit a message.
@@ -196,3 +197,20 @@ func (a RecurringAlert) subject(n Subjects) string {
 func (a CircuitAlert) ceType() string            { return "avatar.alert." + a.Kind }
 func (a CircuitAlert) jobID() string             { return "" }
 func (a CircuitAlert) subject(n Subjects) string { return n.Alerts(a.Kind, string(a.Code)) }
+
+// WorkerAlert says that something of the worker's own needs a person: its storage,
+// its key for an app, or a job whose sessions end without a result.
+type WorkerAlert struct {
+	Kind     string    `json:"-"`                // AlertStorage, AlertWorkerKey or AlertUnsettled
+	What     string    `json:"what"`             // the output that can't be stored, the code of the refused key, or "sessions"
+	AppID    string    `json:"app_id,omitempty"` // of AlertWorkerKey and AlertUnsettled
+	JobID    string    `json:"job_id,omitempty"` // of AlertUnsettled
+	Message  string    `json:"message"`          // what is wrong, and what to do
+	Worker   string    `json:"worker"`
+	WorkerID string    `json:"worker_id"`
+	Time     time.Time `json:"time"`
+}
+
+func (a WorkerAlert) ceType() string            { return "avatar.alert." + a.Kind }
+func (a WorkerAlert) jobID() string             { return a.JobID }
+func (a WorkerAlert) subject(n Subjects) string { return n.Alerts(a.Kind, a.What) }

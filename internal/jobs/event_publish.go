@@ -10,6 +10,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/retry"
 )
 
 // Waits of PublishStored. One try has to outlast a short pause of the server; all of
@@ -73,7 +74,7 @@ func PublishStored(ctx context.Context, js jetstream.JetStream, msg *nats.Msg, u
 		if try == 1 && unanswered != nil {
 			unanswered(err)
 		}
-		if err := pause(ctx, wait, err); err != nil {
+		if err := retry.Pause(ctx, wait, err); err != nil {
 			return nil, fmt.Errorf("not acknowledged after %d tries: %w", try, err)
 		}
 		wait = min(2*wait, publishMost)

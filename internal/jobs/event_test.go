@@ -42,7 +42,7 @@ func goldenEvents() map[string]Event {
 	job := eventFields()
 	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	retryAt := eventTime.Add(1500 * time.Millisecond)
-	failure := NewErrorEvent(job, Failure{
+	failure := NewErrorEvent(job, FailedAttempt{
 		Err: &errors.Error{
 			Code: errors.CodeServerError, Phase: errors.PhaseRuntime, Message: "the backend failed: token geheim <x>",
 			HTTPStatus: 500, ServerCode: "13", ServerTitle: "Internal", ServerDetail: "echo geheim",
@@ -50,7 +50,7 @@ func goldenEvents() map[string]Event {
 		},
 		Class: errors.ClassServer, Action: errors.ActionRetry, MaxAttempts: 5, RetryAt: retryAt, Secrets: []string{"geheim"},
 	})
-	unread := NewErrorEvent(JobFields{JobID: "jdg-7", Run: 1, Queue: "default", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}, Failure{
+	unread := NewErrorEvent(JobFields{JobID: "jdg-7", Run: 1, Queue: "default", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}, FailedAttempt{
 		Err:   &errors.Error{Code: errors.CodeInvalidJob, Phase: errors.PhaseJob, Message: "avatar_id: is required"},
 		Class: errors.ClassJob, Action: errors.ActionDeadLetter,
 	})
@@ -61,7 +61,7 @@ func goldenEvents() map[string]Event {
 	return map[string]Event{
 		"started":  traced,
 		"retrying": event(id(EventRetrying), Retrying{JobFields: job, MaxAttempts: 5, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient, Phase: errors.PhaseRuntime, RetryAt: retryAt.UTC()}),
-		"held":     event(id(EventHeld, "h2"), Held{JobFields: job, Code: errors.CodeCreditsExhausted, RetryAt: retryAt.UTC(), Reason: "the circuit of app app in us-west is open"}),
+		"held":     event(id(EventHeld, "h2"), Held{JobFields: job, Code: errors.CodeCreditsExhausted, RetryAt: retryAt.UTC(), Reason: HeldCircuit, Message: "the circuit of app app in us-west is open"}),
 		"completed": event(id(EventCompleted), NewCompleted(job, 2, []string{"c1", "c2"},
 			[]Utterance{{ReqID: "r1", Frames: 6, Bytes: 252896, AudioMS: 20300, FirstFrameMS: 210, DurationMS: 4100}}, 1, 5200*time.Millisecond, "J")),
 		"completed_discard": event(id(EventCompleted), NewCompleted(job, 1, nil, nil, 0, 0, "")),
@@ -164,7 +164,7 @@ func TestEventsOfLongJobsStayBounded(t *testing.T) {
 	if len(body.Utterances) != 1000 || body.Utterances[999].ReqID != "last" || body.UtterancesTotal != 7000 || len(body.ConnectionIDs) != 100 {
 		t.Errorf("%d utterances of %d, %d connections", len(body.Utterances), body.UtterancesTotal, len(body.ConnectionIDs))
 	}
-	failure := NewErrorEvent(eventFields(), Failure{Err: &errors.Error{ServerDetail: strings.Repeat("ü", 1<<20)}})
+	failure := NewErrorEvent(eventFields(), FailedAttempt{Err: &errors.Error{ServerDetail: strings.Repeat("ü", 1<<20)}})
 	if len(failure.ServerDetail) > maxEventText || !strings.HasSuffix(failure.ServerDetail, "ü…") {
 		t.Errorf("%d bytes, ending in %q", len(failure.ServerDetail), failure.ServerDetail[len(failure.ServerDetail)-8:])
 	}

@@ -168,7 +168,6 @@ func (h *house) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 		AckWait: testAckWait, Drain: 5 * time.Second,
 		DefaultApp: "app1", DefaultRegion: "us-west",
 		KnownApp:    func(app string) bool { return strings.HasPrefix(app, "app") },
-		SlotsStream: h.names.SlotsStream(), SlotsPrefix: "avatar.slots",
 		Retry: jobs.RetryPolicy{MaxAttempts: 5, Initial: 20 * time.Millisecond, Max: 200 * time.Millisecond},
 		Circuit: jobs.CircuitConfig{
 			Failures: 5, Cooldown: 500 * time.Millisecond, MaxCooldown: 4 * time.Second, MaxHold: time.Hour,

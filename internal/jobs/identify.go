@@ -42,22 +42,25 @@ func ValidJobID(id string) bool {
 
 // identify says which job and which run a message is. The id is the first of
 // these that fits the pattern: the header Avatar-Job-Id, the id of a body that is
-// a valid job (nil: it is none), Nats-Msg-Id; "" where none does. What is no
-// valid job gets no id of its body: it would take the place of the job that it
-// was meant to be.
+// a valid job (nil: it is none), Nats-Msg-Id, and else one made from where the
+// stream has it. A message that is no valid job does not get the id in its body:
+// it would take the place of the job that it was meant to be.
 func identify(msg jetstream.Msg, body *jobpb.Job) Identity {
 	ident := Identity{Run: 1, Subject: msg.Subject()}
 	ident.Queue = ident.Subject[strings.LastIndexByte(ident.Subject, '.')+1:]
 	// A message that JetStream did not deliver has no metadata, and so the
 	// sequence 0, which no stored message has.
+	var stored time.Time
 	if meta, err := msg.Metadata(); err == nil {
-		ident.StreamSeq = meta.Sequence.Stream
+		ident.StreamSeq, stored = meta.Sequence.Stream, meta.Timestamp
 	}
 	header := msg.Headers()
 	if run, ok := runOf(header); ok {
 		ident.Run = run
 	}
-	ident.ID = jobIDOf(header, body)
+	if ident.ID = jobIDOf(header, body); ident.ID == "" {
+		ident.ID = streamJobID(stored, ident.StreamSeq)
+	}
 	return ident
 }
 
@@ -71,11 +74,12 @@ func jobIDOf(header nats.Header, body *jobpb.Job) string {
 	return ""
 }
 
-// streamJobID names a message that gives itself no id, by when its stream was
-// made and its sequence there: every delivery of it has the same.
-func streamJobID(created time.Time, seq uint64) string {
+// streamJobID names a message that gives itself no id, by the time at which the
+// stream stored it and its sequence there: every delivery of it has the same, and
+// no message of a stream that was made again or restored has it too.
+func streamJobID(stored time.Time, seq uint64) string {
 	// A time before 1970 has no place in the pattern; the sign would still fit.
-	return "j" + strconv.FormatInt(created.UnixNano(), 36) + "-" + strconv.FormatUint(seq, 10)
+	return "j" + strconv.FormatInt(stored.UnixNano(), 36) + "-" + strconv.FormatUint(seq, 10)
 }
 
 // runOf returns the run that the header names, 1 where it names none. It is

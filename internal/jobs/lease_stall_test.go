@@ -8,6 +8,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lease"
 )
 
 // stall makes the link take nothing any more, until the returned function is
@@ -39,7 +40,7 @@ func TestLinkThatTakesNothingEndsTheSessionWithinItsLease(t *testing.T) {
 		connect(a)
 		began <- struct{}{}
 		err := untilDone(ctx)
-		if !errors.Is(err, jobs.ErrLeaseLost) {
+		if !errors.Is(err, lease.ErrLost) {
 			t.Errorf("ended by %v", err)
 		}
 		ended <- time.Now()

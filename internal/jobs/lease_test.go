@@ -9,10 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lease"
 )
 
 // link forwards TCP to NATS and can be cut without telling either side.
@@ -111,7 +112,7 @@ func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
 		connect(a)
 		began <- struct{}{}
 		err := untilDone(ctx)
-		if a.Session == 1 && !errors.Is(err, jobs.ErrLeaseLost) {
+		if a.Session == 1 && !errors.Is(err, lease.ErrLost) {
 			t.Errorf("ended by %v", err)
 		}
 		ended <- time.Now()
@@ -183,38 +184,36 @@ func (h *house) abandoned(id string, change func(*jobs.Record), more ...string) 
 	}
 }
 
-func TestTakeOversCountCrashesOnlyWhereTheWorkerVanished(t *testing.T) {
+// leaseOfWorker writes a lease as a worker with that id has it.
+func (h *house) leaseOfWorker(id string, life time.Duration) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := h.handles.State.Create(ctx, lease.Prefix+id, []byte("{}"), jetstream.KeyTTL(life)); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func TestTakeOversCountACrashOnlyOnceTheLeaseIsGone(t *testing.T) {
 	h := newHouse(t)
-	answers := map[string]string{"had-it": "yes", "let-go": "no"}
-	for id, answer := range answers {
-		sub, err := h.nc.Subscribe(h.names.WorkerSubject(id), func(m *nats.Msg) { _ = m.Respond([]byte(answer)) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = sub.Unsubscribe() })
-	}
-	if err := h.nc.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	for _, id := range []string{"had-it", "let-go", "vanished"} {
+	const life = 3 * time.Second
+	h.leaseOfWorker("alive", life)
+	since := time.Now()
+	for _, id := range []string{"alive", "vanished"} {
 		h.abandoned("j-"+id, func(r *jobs.Record) { r.WorkerID = id })
 	}
-	crashes := make(chan string, 10)
-	hold := make(chan struct{})
+	h.abandoned("j-released", func(r *jobs.Record) { r.WorkerID, r.State = "alive", jobs.StateReleased })
+	began := make(chan string, 10)
 	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
-		crashes <- fmt.Sprintf("%s %d", a.Job.ID, h.record(a.Job.ID).Crashes)
-		<-hold
+		began <- fmt.Sprintf("%s %d", a.Job.ID, h.record(a.Job.ID).Crashes)
 		return failure(errors.CodeAvatarNotFound, errors.PhaseHandshake)
 	}))
-	got := map[string]bool{receive(t, crashes, "first"): true, receive(t, crashes, "second"): true}
-	if !got["j-let-go 0"] || !got["j-vanished 1"] {
-		t.Errorf("sessions and their crashes: %v", got)
+	got := map[string]bool{receive(t, began, "first"): true, receive(t, began, "second"): true}
+	if !got["j-released 0"] || !got["j-vanished 1"] || time.Since(since) > life {
+		t.Errorf("sessions and their crashes: %v after %s", got, time.Since(since))
 	}
-	close(hold)
-	h.outcome("j-let-go", jobs.StateDeadLettered)
-	h.outcome("j-vanished", jobs.StateDeadLettered)
-	if r := h.record("j-had-it"); r.State != jobs.StateRunning || r.Session != 1 {
-		t.Errorf("taken from a worker that answers: %+v", r)
+	if last := receive(t, began, "the one of the worker whose lease stood"); last != "j-alive 1" || time.Since(since) < life {
+		t.Errorf("%s after %s, with a lease of %s", last, time.Since(since), life)
 	}
 }
 
@@ -227,47 +226,6 @@ func TestJobThatKillsItsWorkersBecomesWorkerLost(t *testing.T) {
 	h.settled()
 	if r.Crashes != 5 || r.LastError.Code != errors.CodeWorkerLost || r.Reason != jobs.ReasonWorkerLost || len(runner.ran()) != 0 {
 		t.Errorf("%d crashes, %s, %s", r.Crashes, r.LastError.Code, r.Reason)
-	}
-}
-
-func TestJobThatKilledTwoWorkersRunsAlone(t *testing.T) {
-	h := newHouse(t)
-	var mu sync.Mutex
-	running, most := 0, 0
-	began, leave := make(chan string, 64), make(chan struct{})
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
-		mu.Lock()
-		running++
-		if a.Job.ID == "killer" {
-			most = running
-		}
-		mu.Unlock()
-		began <- a.Job.ID
-		if a.Job.ID == "first" {
-			<-leave
-		}
-		_, err := speakAll(ctx, a)
-		mu.Lock()
-		if a.Job.ID == "killer" {
-			most = max(most, running)
-		}
-		running--
-		mu.Unlock()
-		return err
-	}), func(o *options) { o.Concurrency = 4 })
-	h.submit("default", job("first"))
-	receive(t, began, "first session")
-	h.abandoned("killer", func(r *jobs.Record) { r.Crashes = 1 })
-	for n := range 6 {
-		h.submit("default", job(fmt.Sprintf("other%d", n)))
-	}
-	close(leave)
-	h.outcome("killer", jobs.StateCompleted)
-	h.settled()
-	mu.Lock()
-	defer mu.Unlock()
-	if most != 1 {
-		t.Errorf("%d ran beside it", most-1)
 	}
 }
 

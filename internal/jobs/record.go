@@ -21,7 +21,7 @@ const (
 	StateCancelled    State = "cancelled"
 )
 
-// Final tells whether the state is an outcome.
+// Final reports whether the state is an outcome.
 func (s State) Final() bool {
 	switch s {
 	case StateCompleted, StateDeadLettered, StateExpired, StateCancelled:
@@ -70,44 +70,49 @@ type Record struct {
 	Outcome         State       `json:"outcome,omitempty"`
 
 	// What the fields above do not tell, and a worker that takes over needs.
-	Reason         string              `json:"reason,omitempty"`      // of the dead letter, or of the release
-	NoAttempt      bool                `json:"no_attempt,omitempty"`  // dead-lettered without an attempt that failed
-	BudgetFrom     int                 `json:"budget_from,omitempty"` // attempts before the budget was last renewed
-	Failures       map[errors.Code]int `json:"failures,omitempty"`    // by code, since then
-	Speaking       int                 `json:"speaking,omitempty"`    // utterance begun; only kept for give_up
-	LiveSeq        uint64              `json:"live_seq,omitempty"`    // last live audio message delivered
-	LiveBegun      uint64              `json:"live_begun,omitempty"`  // first message of the live utterance in flight
-	Holds          int                 `json:"holds,omitempty"`       // how often it was held
-	HeldSince      *time.Time          `json:"held_since,omitempty"`  // of the hold that lasts
-	HeldFor        time.Duration       `json:"held_for_ns,omitempty"` // all holds that ended
-	HeldCode       errors.Code         `json:"held_code,omitempty"`   // what it waits for, where no try of its own failed
-	HeldByPolicy   bool                `json:"held_by_policy,omitempty"`
-	Refusals       int                 `json:"refusals,omitempty"` // for concurrency, in a row
-	ConnectionIDs  []string            `json:"connection_ids,omitempty"`
-	Utterances     []Utterance         `json:"utterances,omitempty"` // the newest of those delivered
-	UtterancesDone int                 `json:"utterances_total,omitempty"`
-	SessionTime    time.Duration       `json:"session_ns,omitempty"` // connected, over all sessions
-	Recording      string              `json:"recording,omitempty"`
-	Labels         map[string]string   `json:"labels,omitempty"`
-	PublishedAt    time.Time           `json:"published_at,omitzero"`
+	Reason     string              `json:"reason,omitempty"`      // of the dead letter, or of the release
+	NoAttempt  bool                `json:"no_attempt,omitempty"`  // dead-lettered without an attempt that failed
+	BudgetFrom int                 `json:"budget_from,omitempty"` // attempts before the budget was last renewed
+	Failures   map[errors.Code]int `json:"failures,omitempty"`    // by code, since then
+	Speaking   int                 `json:"speaking,omitempty"`    // utterance begun; only kept for give_up
+	LiveSeq    uint64              `json:"live_seq,omitempty"`    // last live audio message delivered
+	LiveBegun  uint64              `json:"live_begun,omitempty"`  // first message of the live utterance in flight
+	Holds      int                 `json:"holds,omitempty"`       // how often it was held
+	HeldSince  *time.Time          `json:"held_since,omitempty"`  // of the hold that lasts
+	HeldFor    time.Duration       `json:"held_for_ns,omitempty"` // all holds that ended
+	HeldCode   errors.Code         `json:"held_code,omitempty"`   // of what holds it; "": not for a code
+	HeldReason string              `json:"held_reason,omitempty"` // of the hold that lasts, or of the last one
+	HeldWhy    string              `json:"held_why,omitempty"`    // the same in words, where they differ from job to job
+	// Unsettled counts the sessions in a row that settled nothing and finished no
+	// utterance, whatever ended them.
+	Unsettled      int               `json:"unsettled,omitempty"`
+	Refusals       int               `json:"refusals,omitempty"` // for concurrency, in a row
+	ConnectionIDs  []string          `json:"connection_ids,omitempty"`
+	Utterances     []Utterance       `json:"utterances,omitempty"` // the newest of those delivered
+	UtterancesDone int               `json:"utterances_total,omitempty"`
+	SessionTime    time.Duration     `json:"session_ns,omitempty"` // connected, over all sessions
+	Recording      string            `json:"recording,omitempty"`
+	Labels         map[string]string `json:"labels,omitempty"`
+	PublishedAt    time.Time         `json:"published_at,omitzero"`
 
 	// The sequence of the newest dead letter before this outcome was written:
 	// what tells this job's letter from one of an earlier job with its id.
 	LettersBefore uint64 `json:"letters_before,omitempty"`
 }
 
-// toldSince is the time before which no event can tell of this record. That of an
-// outcome is exact, since nothing changes the record after it. One that waits is
-// written again meanwhile, to be kept or cancelled: there it is when the record
-// was made, by the clock of another worker perhaps.
-func (r *Record) toldSince() time.Time {
+// emittedAfter is the time before which no event can be of this record. That of
+// an outcome is exact, since nothing changes the record after it. One that waits
+// is written again meanwhile, to be kept or cancelled: there it is when the record
+// was made, by another worker perhaps, which read the server's clock a little
+// differently.
+func (r *Record) emittedAfter() time.Time {
 	if r.State.Final() {
 		return r.UpdatedAt
 	}
-	return r.CreatedAt.Add(-clockLeeway)
+	return r.CreatedAt.Add(-time.Second)
 }
 
-// waits tells whether the job waits for a time that its last worker chose.
+// waits reports whether the job waits for a time that its last worker chose.
 func (r *Record) waits() bool { return r.State == StateRetrying || r.State == StateHeld }
 
 // Spent is the number of attempts that count against the budget.
@@ -122,23 +127,68 @@ func (r *Record) attemptsMade() int {
 	return r.Attempt
 }
 
-// heldTotal is the time that the job has been held in all.
+// Reasons of a hold.
+const (
+	HeldCircuit   = "circuit"   // sessions of the app are pointless at the moment
+	HeldRefused   = "refused"   // the backend refuses one more session of the app
+	HeldPolicy    = "policy"    // the configuration's policy holds jobs that fail so
+	HeldStorage   = "storage"   // a store of our own can't take what the job makes
+	HeldUnsettled = "unsettled" // its sessions end without a result
+)
+
+// hold makes the job wait without an attempt being counted.
+func (r *Record) hold(now, until time.Time, reason, why string, code errors.Code) {
+	r.endHold(now)
+	r.State, r.NextAttemptAt, r.HeldSince = StateHeld, &until, &now
+	r.HeldReason, r.HeldWhy, r.HeldCode = reason, why, code
+	r.Holds++
+}
+
+// retry makes the job wait for its next attempt, after one that failed with code.
+func (r *Record) retry(code errors.Code, at time.Time) {
+	if r.Failures == nil {
+		r.Failures = make(map[errors.Code]int)
+	}
+	r.Failures[code]++
+	r.State, r.NextAttemptAt = StateRetrying, &at
+}
+
+// release says that no worker runs the job any more, and why.
+func (r *Record) release(reason string) { r.State, r.Reason = StateReleased, reason }
+
+// heldTotal is the time that the job has been held in all. Holds for our own
+// storage do not count: no job is given up for them.
 func (r *Record) heldTotal(now time.Time) time.Duration {
-	if r.HeldSince == nil {
+	if r.HeldSince == nil || r.HeldReason == HeldStorage {
 		return r.HeldFor
 	}
 	return r.HeldFor + now.Sub(*r.HeldSince)
 }
 
-// heldCode is the code of what holds the job.
+// heldCode is the code of the dead letter of a job that was held too long.
 func (r *Record) heldCode() errors.Code {
-	if r.LastError != nil && r.LastError.Action == errors.ActionHold && r.LastError.Session == r.Session {
-		return r.LastError.Code
-	}
-	if r.HeldCode != "" {
+	switch {
+	case r.HeldCode != "":
 		return r.HeldCode
+	case r.HeldReason == HeldUnsettled:
+		return errors.CodeInternal
+	default:
+		return errors.CodeBillingRequired
 	}
-	return errors.CodeBillingRequired
+}
+
+// heldText says for people why the job is held.
+func (r *Record) heldText() string {
+	switch r.HeldReason {
+	case HeldRefused:
+		return "the backend refuses one more session of the app while others live; set max_sessions"
+	case HeldPolicy:
+		return "policy holds jobs that fail with " + string(r.heldCode()) + "; it is tried again from time to time"
+	case HeldStorage, HeldUnsettled:
+		return r.HeldWhy
+	default:
+		return "the circuit of the app is open: sessions of it are not started until a probe succeeds"
+	}
 }
 
 // endHold adds the hold that lasts to the total.
@@ -152,6 +202,7 @@ func (r *Record) endHold(now time.Time) {
 func (r *Record) delivered(u Utterance, keeps bool) {
 	r.Checkpoint++
 	r.UtterancesDone++
+	r.Unsettled = 0
 	r.Utterances = append(r.Utterances, u)
 	if over := len(r.Utterances) - maxRecordedUtterances; over > 0 {
 		r.Utterances = append([]Utterance(nil), r.Utterances[over:]...)
@@ -164,7 +215,7 @@ func (r *Record) delivered(u Utterance, keeps bool) {
 	}
 }
 
-// progressed tells whether an utterance was finished in the last attempt.
+// progressed reports whether an utterance was finished in the last attempt.
 func (r *Record) progressed() bool { return r.Attempt > 0 && r.BudgetFrom == r.Attempt }
 
 // clone is a copy that may be changed without changing r.

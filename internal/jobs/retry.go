@@ -13,8 +13,8 @@ type RetryPolicy struct {
 	Max         time.Duration // bound of every wait
 }
 
-// Setback is what the retry policy looks at.
-type Setback struct {
+// Failure is a failed attempt as the retry policy looks at it.
+type Failure struct {
 	Decision errors.Decision
 	Record   *Record
 	Now      time.Time
@@ -28,6 +28,18 @@ type Setback struct {
 	Wait time.Duration
 }
 
+// heldReason is the reason of a hold after this failure.
+func (f Failure) heldReason() string {
+	switch {
+	case f.CircuitOpen:
+		return HeldCircuit
+	case f.Refused:
+		return HeldRefused
+	default:
+		return HeldPolicy
+	}
+}
+
 // Plan is what happens to a job after a failure.
 type Plan struct {
 	Action errors.Action
@@ -36,7 +48,7 @@ type Plan struct {
 }
 
 // Plan decides. rnd returns a number in [0, 1).
-func (p RetryPolicy) Plan(f Setback, rnd func() float64) Plan {
+func (p RetryPolicy) Plan(f Failure, rnd func() float64) Plan {
 	plan := p.plan(f, rnd)
 	again := plan.Action == errors.ActionRetry || plan.Action == errors.ActionHold
 	if again && past(f.Deadline, f.Now.Add(plan.Delay)) {
@@ -45,7 +57,7 @@ func (p RetryPolicy) Plan(f Setback, rnd func() float64) Plan {
 	return plan
 }
 
-func (p RetryPolicy) plan(f Setback, rnd func() float64) Plan {
+func (p RetryPolicy) plan(f Failure, rnd func() float64) Plan {
 	switch f.Decision.Action {
 	case errors.ActionHold:
 		return p.hold(f, rnd)
@@ -66,7 +78,7 @@ func (p RetryPolicy) plan(f Setback, rnd func() float64) Plan {
 
 // hold waits for the circuit; where none is open (a session too many, or a
 // policy that holds) it backs off by how often the job was held.
-func (p RetryPolicy) hold(f Setback, rnd func() float64) Plan {
+func (p RetryPolicy) hold(f Failure, rnd func() float64) Plan {
 	delay := f.Wait
 	switch {
 	case f.Refused:
@@ -77,7 +89,7 @@ func (p RetryPolicy) hold(f Setback, rnd func() float64) Plan {
 	return Plan{Action: errors.ActionHold, Delay: max(delay, f.Decision.NotBefore)}
 }
 
-func (p RetryPolicy) again(f Setback, rnd func() float64) Plan {
+func (p RetryPolicy) again(f Failure, rnd func() float64) Plan {
 	spent := f.Record.Spent()
 	ofCode := f.Record.Failures[f.Decision.Code] + 1
 	limit := f.Decision.Attempts
@@ -94,7 +106,7 @@ func (p RetryPolicy) again(f Setback, rnd func() float64) Plan {
 
 // budget is how many attempts the job has. A policy raises it for its code, but
 // not above what the job asks for itself.
-func (p RetryPolicy) budget(f Setback) int {
+func (p RetryPolicy) budget(f Failure) int {
 	if f.Decision.Raises && f.Record.MaxAttempts == p.MaxAttempts {
 		return max(f.Record.MaxAttempts, f.Decision.Attempts)
 	}
@@ -121,5 +133,5 @@ func reasonOf(code errors.Code) string {
 	}
 }
 
-// past tells whether t lies after a deadline that is set.
+// past reports whether t lies after a deadline that is set.
 func past(deadline, t time.Time) bool { return !deadline.IsZero() && t.After(deadline) }

@@ -7,124 +7,124 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
+	"avatarworker/internal/jobs/lease"
 )
 
-// settle writes how an attempt went, then what follows from it, then gives the
-// message back or acknowledges it.
-func (t *task) settle() {
-	ctx, cancel := t.settling()
+// ErrStorage is in the chain of a Runner's error if a store of our own, and not
+// the backend, kept the session from going on. That is no failure of the job.
+var ErrStorage = errors.New("the worker's own storage failed")
+
+// settle writes how an attempt went and emits what follows from it, then gives
+// the message back or acknowledges it. What the session has reached is written as
+// long as the record is as this worker left it, even if the lease was lost since:
+// compare-and-set decides.
+func (e *execution) settle() {
+	ctx, cancel := e.w.resultContext(e.ctx)
 	defer cancel()
-	ctx, span := t.w.o.Tracer.Start(ctx, "settle")
-	next := t.next(t.current())
-	next.SessionTime += t.work.report.Connected
-	err := t.verdict(ctx, next)
+	ctx, span := e.w.o.Tracer.Start(ctx, "settle")
+	next := e.next(e.record.current())
+	next.SessionTime += e.session.report.Connected
+	err := e.verdict(ctx, next)
 	endSpan(span, err)
-	if errors.Is(err, errSuperseded) {
-		t.inconclusive(false)
-		t.superseded(next)
-		return
-	}
-	if err != nil {
-		// Not a conflict to look at again: the attempt is over.
-		t.unsettled(err)
-	}
-}
-
-func (t *task) verdict(ctx context.Context, next *Record) error {
 	switch {
-	case errors.Is(t.work.err, errSuperseded) || errors.Is(t.work.cause, errSuperseded):
+	case errors.Is(err, errSuperseded):
+		e.abortProbe(false)
+		e.superseded(next)
+	case err != nil:
+		// Not a conflict to look at again: the attempt is over.
+		e.giveUpSession("unrecorded")
+		e.nakWithBackoff(err)
+	}
+}
+
+func (e *execution) verdict(ctx context.Context, next *Record) error {
+	cause := e.session.cause
+	switch {
+	case errors.Is(e.session.err, errSuperseded) || errors.Is(cause, errSuperseded):
 		return errSuperseded
-	case errors.Is(context.Cause(t.ctx), ErrLeaseLost):
-		t.leaseLost(next)
+	case e.session.err == nil:
+		e.abortProbe(false) // a probe that needed no session
+		next.Recording = e.session.report.Recording
+		e.w.o.Observer.AttemptDone("", "", "")
+		return e.finish(ctx, next, StateCompleted)
+	case errors.Is(cause, lease.ErrLost):
+		e.leaseLost(next)
 		return nil
-	case t.work.err == nil:
-		t.inconclusive(false) // a probe that needed no session
-		next.Recording = t.work.report.Recording
-		t.w.o.Observer.AttemptDone("", "", "")
-		return t.finish(ctx, next, StateCompleted)
-	case errors.Is(t.work.cause, ErrLeaseLost): // its slot's
-		t.leaseLost(next)
-		t.handBack(handBackPause)
-		return nil
-	case errors.Is(t.work.cause, errCancelled):
+	case errors.Is(cause, errCancelled):
 		next.CancelRequested = true
-		t.inconclusive(false)
-		return t.finish(ctx, next, StateCancelled)
-	case errors.Is(t.work.cause, errDrained):
-		t.inconclusive(false)
-		return t.release(ctx, next, "drain")
-	case errors.Is(t.work.cause, errUnrecorded):
-		t.inconclusive(false)
-		return t.release(ctx, next, "unrecorded")
+		e.abortProbe(false)
+		return e.finish(ctx, next, StateCancelled)
+	case errors.Is(cause, errDrained):
+		e.abortProbe(false)
+		return e.release(ctx, next, "drain", 0)
+	case errors.Is(cause, errUnrecorded):
+		e.abortProbe(false)
+		return e.release(ctx, next, "unrecorded", 0)
+	case errors.Is(e.session.err, ErrStorage):
+		e.abortProbe(true)
+		return e.holdForStorage(ctx, next, e.session.err)
 	default:
-		return t.failed(ctx, next, errors.Of(t.work.err))
+		return e.failed(ctx, next, errors.Of(e.session.err))
 	}
 }
 
-// leaseLost settles nothing: the next delivery finds the job as it was.
-func (t *task) leaseLost(r *Record) {
-	t.inconclusive(false)
-	t.log().Warn().Str("connection_id", r.ConnectionID).Int("session", r.Session).
-		Msg("the lease could not be kept: the session is closed and nothing is settled")
-}
-
-// end cancels the work under way, if there is any.
-func (t *task) end(why error) {
-	t.mu.Lock()
-	cancel := t.cancel
-	t.mu.Unlock()
-	if cancel != nil {
-		cancel(why)
-	}
+// leaseLost settles nothing. That the session is closed is written once that is
+// possible, unless another worker has taken the job over.
+func (e *execution) leaseLost(r *Record) {
+	e.abortProbe(false)
+	e.log().Warn().Str("connection_id", r.ConnectionID).Int("session", r.Session).
+		Msg("the worker's lease was lost: the session is closed and nothing is settled")
+	e.giveUpSession("lease_lost")
+	e.nak(nakPause)
 }
 
 // finish writes an outcome and what follows from it.
-func (t *task) finish(ctx context.Context, next *Record, outcome State) error {
-	if err := t.conclude(ctx, next, outcome); err != nil {
+func (e *execution) finish(ctx context.Context, next *Record, outcome State) error {
+	if err := e.conclude(ctx, next, outcome); err != nil {
 		return err
 	}
-	return t.followOutcome(next)
+	return e.afterOutcome(next)
 }
 
 // conclude writes an outcome.
-func (t *task) conclude(ctx context.Context, next *Record, outcome State) error {
-	next.endHold(t.w.o.Now().UTC())
+func (e *execution) conclude(ctx context.Context, next *Record, outcome State) error {
+	next.endHold(e.w.now())
 	next.State, next.Outcome = outcome, outcome
-	next.NextAttemptAt = nil
+	next.NextAttemptAt, next.Unsettled = nil, 0
 	if outcome == StateDeadLettered {
-		next.LettersBefore = t.lettersBefore(ctx)
+		next.LettersBefore = e.lettersBefore(ctx)
 	}
 	failpoint.Here("before_outcome")
-	if err := t.commit(ctx, next); err != nil {
+	if err := e.commit(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("outcome")
-	t.mu.Lock()
-	t.result = outcome
-	t.mu.Unlock()
+	e.mu.Lock()
+	e.result = outcome
+	e.mu.Unlock()
 	return nil
 }
 
-// followOutcome does what follows from an outcome that this worker has written.
-func (t *task) followOutcome(next *Record) error {
-	t.w.o.Observer.JobDone(t.id.Queue, next.Outcome)
-	t.logOutcome(next)
-	if err := t.follow(next); err != nil {
+// afterOutcome does what follows from an outcome that this worker has written.
+func (e *execution) afterOutcome(next *Record) error {
+	e.w.o.Observer.JobDone(e.id.Queue, next.Outcome)
+	e.logOutcome(next)
+	if err := e.emit(next); err != nil {
 		return err
 	}
-	t.acknowledge()
+	e.acknowledge()
 	return nil
 }
 
 // lettersBefore is the newest dead letter there is. The outcome waits but briefly
-// for it: where it can't be found out every letter may be another job's, and at
-// worst this one is written twice.
-func (t *task) lettersBefore(ctx context.Context) uint64 {
+// for it: where it can't be read every letter may be another job's, and at worst
+// this one is written twice.
+func (e *execution) lettersBefore(ctx context.Context) uint64 {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	last, err := t.w.o.DeadLetters.Last(ctx)
+	last, err := e.w.o.DeadLetters.Last(ctx)
 	if err != nil {
-		t.log().Debug().Err(err).Msg("could not look for the newest dead letter")
+		e.log().Debug().Err(err).Msg("could not look for the newest dead letter")
 		return math.MaxUint64
 	}
 	return last
@@ -132,121 +132,149 @@ func (t *task) lettersBefore(ctx context.Context) uint64 {
 
 // commit writes a settlement: of a session by its fence, else by the revision
 // that was read. Then the next job may start.
-func (t *task) commit(ctx context.Context, next *Record) error {
-	write := t.put
-	if now := t.current(); now != nil && now.State == StateRunning && now.WorkerID == t.w.o.ID && now.Session == next.Session {
-		write = t.keep
+func (e *execution) commit(ctx context.Context, next *Record) error {
+	write := e.record.put
+	if now := e.record.current(); now != nil && now.State == StateRunning && e.w.lease.Own(now.WorkerID) && now.Session == next.Session {
+		write = e.record.putFenced
 	}
 	if err := write(ctx, next); err != nil {
 		return err
 	}
-	t.vacate()
+	e.freeSlot()
 	return nil
 }
 
 // failed decides what becomes of a failed attempt.
-func (t *task) failed(ctx context.Context, next *Record, e *errors.Error) error {
-	now := t.w.o.Now().UTC()
-	decision := t.w.o.Table.Decide(e, next.progressed())
-	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
-	setback := Setback{Decision: decision, Record: next, Now: now, Deadline: t.notAfter()}
-	t.consultCircuit(ctx, &setback, next, e)
-	plan := t.w.o.Retry.Plan(setback, t.w.o.Random)
+func (e *execution) failed(ctx context.Context, next *Record, fault *errors.Error) error {
+	if e.w.keys.blames(ctx, next.AppID, fault) {
+		e.abortProbe(false)
+		return e.release(ctx, next, "worker_key", e.w.pace.next("key "+next.AppID, time.Now(), keyPause))
+	}
+	now := e.w.now()
+	decision := e.w.o.Table.Decide(fault, next.progressed())
+	e.w.o.Observer.AttemptDone(decision.Code, decision.Class, fault.Phase)
+	failure := Failure{Decision: decision, Record: next, Now: now, Deadline: e.notAfter()}
+	e.consultCircuit(ctx, &failure, next, fault)
+	plan := e.w.o.Retry.Plan(failure, e.w.o.Random)
 	if plan.Action == errors.ActionHold {
-		plan.Delay = t.untilGivenUp(next, now, plan.Delay)
+		plan.Delay = e.untilGivenUp(next, now, plan.Delay)
 	}
 	at := now.Add(plan.Delay)
-	next.LastError = t.errorEvent(next, e, decision, plan, at)
-	t.logFailure(next, e, plan)
-	if next.Failures == nil {
-		next.Failures = make(map[errors.Code]int)
-	}
+	next.LastError = e.errorEvent(next, fault, decision, plan, at)
+	e.logFailure(next, fault, plan)
+	next.Unsettled = 0
 	next.Refusals++
-	if !setback.Refused {
+	if !failure.Refused {
 		next.Refusals = 0
 	}
 	switch plan.Action {
 	case errors.ActionRetry:
-		next.Failures[decision.Code]++
-		next.State, next.NextAttemptAt = StateRetrying, &at
-		return t.postpone(ctx, next, plan.Delay)
+		next.retry(decision.Code, at)
+		return e.postpone(ctx, next, plan.Delay)
 	case errors.ActionHold:
-		next.State, next.NextAttemptAt, next.HeldSince = StateHeld, &at, &now
-		next.HeldByPolicy = !setback.CircuitOpen && !setback.Refused
-		next.Holds++
-		return t.postpone(ctx, next, plan.Delay)
+		next.hold(now, at, failure.heldReason(), "", decision.Code)
+		return e.postpone(ctx, next, plan.Delay)
 	case errors.ActionExpire:
-		return t.finish(ctx, next, StateExpired)
+		return e.finish(ctx, next, StateExpired)
 	default:
 		next.Reason = plan.Reason
-		return t.finish(ctx, next, StateDeadLettered)
+		return e.finish(ctx, next, StateDeadLettered)
 	}
 }
 
 // consultCircuit tells the circuit of the failure and learns whether the job
 // has to wait for it.
-func (t *task) consultCircuit(ctx context.Context, s *Setback, r *Record, e *errors.Error) {
-	app, region := r.AppID, t.circuitRegion()
+func (e *execution) consultCircuit(ctx context.Context, f *Failure, r *Record, fault *errors.Error) {
+	app, region := r.AppID, e.circuitRegion()
 	switch {
-	case e.Code == errors.CodeBillingRequired && s.Decision.OpensCircuit && t.w.fleet.lives(app):
-		s.Refused = true
-		t.inconclusive(true)
-		t.log().Warn().Str("app_id", app).
+	case fault.Code == errors.CodeBillingRequired && f.Decision.OpensCircuit && e.w.fleet.Lives(app):
+		f.Refused = true
+		e.abortProbe(true)
+		e.log().Warn().Str("app_id", app).
 			Msg("the backend refused a session while others of the app live: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
-	case s.Decision.OpensCircuit || s.Decision.AppWide:
-		wait, open, err := t.w.circuits.Failed(ctx, app, region, t.id.ID, s.Decision, t.work.pass.Probe)
+	case f.Decision.OpensCircuit || f.Decision.AppWide:
+		wait, open, err := e.w.circuits.Failed(ctx, app, region, e.id.ID, f.Decision, e.session.pass.Probe)
 		if err != nil {
 			// The job has failed all the same, and that has to count.
-			t.log().Error().Err(err).Str("app_id", app).Msg("could not tell the circuit of a failure: going on as if it were closed")
+			e.log().Error().Err(err).Str("app_id", app).Msg("could not tell the circuit of a failure: going on as if it were closed")
 		}
-		s.Wait, s.CircuitOpen = wait, open
+		f.Wait, f.CircuitOpen = wait, open
 	default:
-		t.inconclusive(true)
+		e.abortProbe(true)
 	}
 }
 
 // postpone writes that the job waits, tells it, and hands it back for so long.
-func (t *task) postpone(ctx context.Context, next *Record, delay time.Duration) error {
+func (e *execution) postpone(ctx context.Context, next *Record, delay time.Duration) error {
 	failpoint.Here("before_failure")
-	if err := t.commit(ctx, next); err != nil {
+	if err := e.commit(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("failure")
-	if err := t.follow(next); err != nil {
+	if err := e.emit(next); err != nil {
 		return err
 	}
 	failpoint.Here("before_nak")
 	if next.CancelRequested { // noticed while it was written: nothing to wait for
 		delay = 0
 	}
-	t.w.o.Observer.Postponed(t.id.ID, next.State, delay)
-	t.handBack(delay)
+	e.w.o.Observer.Postponed(e.id.ID, next.State, delay)
+	e.nak(delay)
 	return nil
 }
 
+// holdFor says why a job has to wait that may not start, and how long at least
+// before it is looked at again.
+type holdFor struct {
+	reason string
+	code   errors.Code // of what opened the circuit; "": it is not for a circuit
+	wait   time.Duration
+	why    string // in words, for people; "": as the reason says
+}
+
+func heldByCircuit(pass Pass) holdFor {
+	return holdFor{reason: HeldCircuit, code: pass.Code, wait: pass.Wait}
+}
+
 // hold makes a job wait that may not start. A hold that lasts is not told again.
-func (t *task) hold(ctx context.Context, from *Record, pass Pass) error {
-	now, wait := t.w.o.Now().UTC(), pass.Wait
-	wait = t.untilGivenUp(from, now, t.inTime(wait))
-	if from != nil && from.State == StateHeld {
-		t.w.o.Observer.Postponed(t.id.ID, StateHeld, wait)
-		t.handBack(wait)
+func (e *execution) hold(ctx context.Context, from *Record, h holdFor) error {
+	now := e.w.now()
+	next := e.settlementRecord(from)
+	crowd := h.reason + " " + next.AppID + " " + e.circuitRegion()
+	wait := e.w.pace.next(crowd, e.begun, h.wait)
+	if h.reason != HeldStorage {
+		wait = e.untilGivenUp(from, now, wait)
+	}
+	wait = e.inTime(wait)
+	if from != nil && from.State == StateHeld && from.HeldReason == h.reason {
+		e.w.o.Observer.Postponed(e.id.ID, StateHeld, wait)
+		e.nak(wait)
 		return nil
 	}
-	at := now.Add(wait)
-	next := t.named(from)
 	if next.State == StateRetrying {
 		next.Attempt++ // the attempt that waits now; the last one is over
 	}
-	next.State, next.NextAttemptAt, next.HeldSince = StateHeld, &at, &now
-	next.HeldCode, next.HeldByPolicy, next.Refusals = pass.Code, false, 0
-	next.Holds++
-	return t.postpone(ctx, next, wait)
+	next.Refusals = 0
+	next.hold(now, now.Add(wait), h.reason, h.why, h.code)
+	if h.reason == HeldUnsettled {
+		e.w.alarmUnsettled(next)
+	}
+	return e.postpone(ctx, next, wait)
 }
 
+// holdForStorage makes a job wait for our own storage, and alerts.
+func (e *execution) holdForStorage(ctx context.Context, from *Record, fault error) error {
+	e.w.alarmStorage(e.job.OutputKind(), fault)
+	return e.hold(ctx, from, holdFor{reason: HeldStorage, wait: e.w.pace.spread(storagePause), why: fault.Error()})
+}
+
+// storagePause is about how long a job waits for storage before it is looked at
+// again.
+const storagePause = 10 * time.Second
+
 // untilGivenUp bounds the wait of a held job by what is left of circuit.max_hold.
-func (t *task) untilGivenUp(r *Record, now time.Time, wait time.Duration) time.Duration {
-	left := t.w.o.Circuit.MaxHold
+func (e *execution) untilGivenUp(r *Record, now time.Time, wait time.Duration) time.Duration {
+	left := e.w.o.Circuit.MaxHold
 	if r != nil {
 		left -= r.heldTotal(now)
 	}
@@ -254,81 +282,64 @@ func (t *task) untilGivenUp(r *Record, now time.Time, wait time.Duration) time.D
 }
 
 // release hands back a job whose session was closed unfinished.
-func (t *task) release(ctx context.Context, next *Record, reason string) error {
-	next.State = StateReleased
-	next.Reason = reason
-	if err := t.commit(ctx, next); err != nil {
+func (e *execution) release(ctx context.Context, next *Record, reason string, delay time.Duration) error {
+	if next.ConnectionID == "" { // no session was opened
+		next.Unsettled = max(next.Unsettled-1, 0)
+	}
+	next.release(reason)
+	if err := e.commit(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("released")
-	if err := t.follow(next); err != nil {
+	if err := e.emit(next); err != nil {
 		return err
 	}
-	t.log().Info().Str("reason", reason).Int("checkpoint", next.Checkpoint).Msg("job handed back unfinished")
-	t.handBack(0)
+	e.log().Info().Str("reason", reason).Int("checkpoint", next.Checkpoint).Msg("job handed back unfinished")
+	e.nak(delay)
 	return nil
 }
 
 // superseded drops the result of a session that another worker has replaced.
-func (t *task) superseded(r *Record) {
-	t.log().Warn().Int("session", r.Session).Str("connection_id", r.ConnectionID).
+func (e *execution) superseded(r *Record) {
+	e.log().Warn().Int("session", r.Session).Str("connection_id", r.ConnectionID).
 		Msg("another worker has taken the job over: the session is closed and its result dropped")
-	ctx, cancel := context.WithTimeout(t.w.base, storeTimeout)
+	ctx, cancel := context.WithTimeout(e.w.base, storeTimeout)
 	defer cancel()
-	t.lease.Release()
-	body := Released{JobFields: t.fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
-	if err := t.w.publisher.Publish(ctx, t.event(EventReleased, r, body)); err != nil {
-		t.log().Debug().Err(err).Msg("could not tell that the job was released")
+	e.ackWait.Release()
+	body := Released{JobFields: e.fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
+	if err := e.w.publisher.Publish(ctx, e.event(EventReleased, r, body)); err != nil {
+		e.log().Debug().Err(err).Msg("could not tell that the job was released")
 	}
 }
 
-// giveUp dead-letters a job without an attempt. It counts and says so only when
+// giveUp dead-letters a job without an attempt. It counts and logs only when
 // that is written: a message that is looked at for the first time may be a
 // duplicate, which the write finds out.
-func (t *task) giveUp(ctx context.Context, from *Record, e *errors.Error, reason string) error {
-	next := t.named(from)
-	decision := t.w.o.Table.Decide(e, false)
+func (e *execution) giveUp(ctx context.Context, from *Record, fault *errors.Error, reason string) error {
+	next := e.settlementRecord(from)
+	decision := e.w.o.Table.Decide(fault, false)
 	next.Reason, next.NoAttempt = reason, true
 	plan := Plan{Action: errors.ActionDeadLetter, Reason: reason}
-	next.LastError = t.errorEvent(next, e, decision, plan, time.Time{})
-	if err := t.conclude(ctx, next, StateDeadLettered); err != nil {
+	next.LastError = e.errorEvent(next, fault, decision, plan, time.Time{})
+	if err := e.conclude(ctx, next, StateDeadLettered); err != nil {
 		return err
 	}
-	t.w.o.Observer.AttemptDone(decision.Code, decision.Class, e.Phase)
-	t.logFailure(next, e, plan)
-	return t.followOutcome(next)
+	e.w.o.Observer.AttemptDone(decision.Code, decision.Class, fault.Phase)
+	e.logFailure(next, fault, plan)
+	return e.afterOutcome(next)
 }
 
 // duplicate acknowledges and drops a message whose job is another's.
-func (t *task) duplicate(ctx context.Context, r *Record) error {
-	body := Duplicate{JobFields: t.fields(r), StreamSeq: t.id.StreamSeq, KeptSeq: r.StreamSeq, CurrentRun: r.Run}
-	body.Run = t.id.Run
-	ev := t.event(EventDuplicate, r, body)
-	ev.ID = EventID(t.id.ID, t.id.Run, 0, EventDuplicate, t.id.StreamSeq)
-	if err := t.w.publisher.Publish(ctx, ev); err != nil {
+func (e *execution) duplicate(ctx context.Context, r *Record) error {
+	fields := e.fields(r)
+	fields.Run, fields.Time = e.id.Run, e.w.now()
+	ev := e.event(EventDuplicate, r, Duplicate{JobFields: fields, StreamSeq: e.id.StreamSeq, KeptSeq: r.StreamSeq, CurrentRun: r.Run})
+	ev.ID = EventID(e.id.ID, e.id.Run, 0, EventDuplicate, e.id.StreamSeq)
+	ev.Time = fields.Time
+	if err := e.tell(ctx, effectEvent, ev); err != nil {
 		return err
 	}
-	t.log().Info().Uint64("kept_seq", r.StreamSeq).Int("current_run", r.Run).Msg("duplicate dropped")
-	t.acknowledge()
+	e.log().Info().Uint64("kept_seq", r.StreamSeq).Int("current_run", r.Run).Msg("duplicate dropped")
+	e.acknowledge()
 	return nil
-}
-
-// repeat does again what follows from an outcome that is there already.
-func (t *task) repeat(ctx context.Context) error {
-	if err := t.ensureFollowed(ctx); err != nil {
-		return err
-	}
-	t.acknowledge()
-	return nil
-}
-
-// ensureFollowed repeats what follows from the record as it stands, unless the
-// last event of it is there: then all the rest is too.
-func (t *task) ensureFollowed(ctx context.Context) error {
-	r := t.current()
-	told, err := t.w.wasTold(ctx, t.lastEvent(r), r.toldSince())
-	if err != nil || told {
-		return err
-	}
-	return t.follow(r)
 }

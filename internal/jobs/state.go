@@ -1,8 +1,10 @@
 package jobs
 
+import "avatarworker/internal/jobs/fleet"
+
 // WorkerState is what a worker tells of itself when asked.
 type WorkerState struct {
-	Presence
+	fleet.Presence
 	Ready    bool      `json:"ready"`
 	NotReady string    `json:"not_ready,omitempty"` // why
 	Jobs     []string  `json:"jobs"`                // those that it runs, at most 100
@@ -14,7 +16,7 @@ const maxListedJobs = 100
 
 // State tells how the worker stands.
 func (w *Worker) State() WorkerState {
-	s := WorkerState{Presence: w.fleet.snapshot(), Jobs: []string{}, Circuits: w.circuits.notClosed()}
+	s := WorkerState{Presence: w.fleet.Self(), Jobs: []string{}, Circuits: w.circuits.notClosed()}
 	if err := w.Ready(); err != nil {
 		s.NotReady = err.Error()
 	}
@@ -32,30 +34,17 @@ func (w *Worker) State() WorkerState {
 
 // InFleet is the number of the queue's jobs that run, in the whole fleet: here
 // to the moment, elsewhere as last told.
-func (w *Worker) InFleet(queue string) int { return w.inHand()[queue] + w.fleet.inHand(queue) }
+func (w *Worker) InFleet(queue string) int { return w.inHand()[queue] + w.fleet.InHand(queue) }
 
 // inHand counts the jobs that this worker runs, by queue.
 func (w *Worker) inHand() map[string]int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	busy := make(map[string]int, len(w.o.Queues))
-	for _, t := range w.running {
-		busy[t.id.Queue]++
+	for _, e := range w.running {
+		busy[e.id.Queue]++
 	}
 	return busy
-}
-
-// snapshot is the worker's presence as it is now.
-func (f *fleet) snapshot() Presence {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	p := f.self
-	p.At = f.now()
-	p.Apps = make(map[string]int, len(f.self.Apps))
-	for app, n := range f.self.Apps {
-		p.Apps[app] = n
-	}
-	return p
 }
 
 // notClosed lists the circuits that are open or being probed.

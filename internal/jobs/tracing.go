@@ -26,15 +26,15 @@ func (w *Worker) startProcess(ctx context.Context, header nats.Header, id Identi
 	))
 }
 
-// traceContext is what the events of a task carry on: its own span where there
+// traceContext is what the events of an execution carry on: its own span where there
 // is one, else what the job came with.
-func (t *task) traceContext() (parent, state string) {
-	if sc := trace.SpanContextFromContext(t.ctx); sc.IsValid() {
+func (e *execution) traceContext() (parent, state string) {
+	if sc := trace.SpanContextFromContext(e.ctx); sc.IsValid() {
 		carrier := TraceCarrier{}
-		propagation.TraceContext{}.Inject(t.ctx, carrier)
+		propagation.TraceContext{}.Inject(e.ctx, carrier)
 		return carrier.Get(HeaderTraceParent), carrier.Get(HeaderTraceState)
 	}
-	return traceContext(t.msg.Headers())
+	return traceContext(e.msg.Headers())
 }
 
 // endSpan says how it went.

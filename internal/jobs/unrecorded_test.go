@@ -11,6 +11,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/kv"
 )
 
 // impatient lets a worker wait no longer than a second for a write.
@@ -115,10 +116,7 @@ func TestWriteOfAValueThatIsGoneIsAConflict(t *testing.T) {
 	h := newHouse(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	store, err := jobs.NewStore(h.nc, h.handles.State, time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
+	store := kv.NewStore(h.js, h.handles.State, time.Second)
 	record := jobs.Record{JobID: "j", Labels: map[string]string{"long": strings.Repeat("x", 500)}}
 	revision, err := store.Put(ctx, "j", record, 0)
 	if err != nil {
@@ -142,7 +140,7 @@ func TestWriteOfAValueThatIsGoneIsAConflict(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.largest(-1)
-	if err := receive(t, done, "end of the write"); !errors.Is(err, jobs.ErrConflict) {
+	if err := receive(t, done, "end of the write"); !errors.Is(err, kv.ErrConflict) {
 		t.Errorf("%v, want a conflict", err)
 	}
 }

@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,23 +16,19 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/limit"
+	"avatarworker/internal/kv"
+	"avatarworker/internal/topology"
 )
-
-// Names are the subjects that the worker needs, those of its events among them.
-type Names interface {
-	Subjects
-	DLQ(class, code string) string
-	AllControl() string
-	AllErrors() string
-	WorkerSubject(workerID string) string
-}
 
 // Options are what a Worker is made of. All fields are required but where they
 // say otherwise.
 type Options struct {
 	NC    *nats.Conn
 	JS    jetstream.JetStream
-	Names Names
+	Names topology.Names
 
 	Jobs   jetstream.Stream   // the jobs stream
 	Events jetstream.Stream   // the events stream
@@ -50,20 +47,24 @@ type Options struct {
 	// SettleTimeout bounds writing what became of a job, and what a session has
 	// reached. 0: 30 s.
 	SettleTimeout time.Duration
-	// AlonePatience is how long a job that has to run alone keeps new ones away
-	// at its first delivery; later ones wait longer. 0: 30 s.
-	AlonePatience time.Duration
 
 	DefaultApp    string
 	DefaultRegion string
 	KnownApp      func(app string) bool // has credentials
+	Apps          []string              // that there are credentials for
 	MaxSessions   map[string]int        // by app, over the fleet; absent: no limit
-	SlotsStream   string
-	SlotsPrefix   string // subject prefix of the slot tokens
-	Retry         RetryPolicy
-	Circuit       CircuitConfig
-	Alerts        AlertConfig
-	Table         *errors.Table
+	Limits        []limit.Rule          // further session limits
+	// CheckKey mints a token with this worker's own key of an app; nil: the keys
+	// are not looked at.
+	CheckKey func(ctx context.Context, app string) error
+	// Storage reports why our own stores can't take what the job makes; nil: they
+	// can. A nil function stands for stores that always can.
+	Storage func(ctx context.Context, job *Job) error
+
+	Retry   RetryPolicy
+	Circuit CircuitConfig
+	Alerts  AlertConfig
+	Table   *errors.Table
 
 	Runner      Runner
 	DeadLetters DeadLetters
@@ -78,40 +79,44 @@ type Options struct {
 type Worker struct {
 	o     Options
 	log   zerolog.Logger
-	store *Store
+	store *kv.Store
 	// refresh is the age at which a record without an outcome is written again,
 	// before its bucket forgets it; 0: it never does.
-	refresh   time.Duration
-	publisher *Publisher
-	leases    *Leases
-	circuits  *Circuits
-	slots     *Slots
-	fleet     *fleet
-	alerts    *Alerts
-	asks      *asker
-	gate      *gate
-	leftovers *semaphore.Weighted // jobs whose place is another's already
-	pull      *puller
-	told      chan Event // alerts about circuits, on their way out
+	refresh    time.Duration
+	publisher  *Publisher
+	lease      *lease.Manager
+	circuits   *Circuits
+	limits     *limit.Limits
+	fleet      *fleet.Fleet
+	alerts     *Alerts
+	keys       *keys
+	pace       *pace
+	faults     faults
+	suspect    *semaphore.Weighted // held by the one suspect that runs
+	finalizing *semaphore.Weighted // jobs whose slot is another's already
+	pull       *puller
+	alarms     chan Event // alerts on their way out
 
-	base     context.Context // of work: outlives the signal
-	fetching context.Context // ends when the worker is told to stop
-	drained  context.Context // ends when the drain time is up
-	giveBack context.CancelCauseFunc
-	tasks    sync.WaitGroup
+	base       context.Context // of work: outlives the signal
+	fetching   context.Context // ends when the worker is told to stop
+	drained    context.Context // ends when the drain time is up
+	giveBack   context.CancelCauseFunc
+	executions sync.WaitGroup
+	background sync.WaitGroup // writes that outlive their execution
 
-	hands   sync.WaitGroup // goroutines that process deliveries
-	next    chan *task     // to one that rests
-	resting atomic.Int32
-	rest    chan struct{} // closed when there is nothing more to process
+	pool   sync.WaitGroup  // goroutines that process deliveries
+	next   chan *execution // to one that is idle
+	idle   atomic.Int32
+	noMore chan struct{} // closed when there is nothing more to process
 
 	mu       sync.Mutex
 	draining bool
 	// drainTimer cancels what outlives the drain time; nil before the drain.
 	drainTimer *time.Timer
 	busy       int
-	running    map[string]*task
+	running    map[string]*execution
 	health     map[string]error // by queue
+	paused     bool             // fetching rests: see pauseFetching
 }
 
 // storeTimeout is one round trip to a bucket; a node's election takes longer
@@ -126,71 +131,84 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if o.SettleTimeout == 0 {
 		o.SettleTimeout = settleTimeout
 	}
-	if o.AlonePatience == 0 {
-		o.AlonePatience = alonePatience
+	if o.Storage == nil {
+		o.Storage = func(context.Context, *Job) error { return nil }
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
-		publisher: NewPublisher(o.JS, o.Names, o.Name, o.Logger),
-		asks:      &asker{nc: o.NC, subject: o.Names.WorkerSubject},
-		gate:      newGate(o.Concurrency),
-		leftovers: semaphore.NewWeighted(int64(o.Concurrency)),
-		told:      make(chan Event, 64),
-		next:      make(chan *task),
-		rest:      make(chan struct{}),
-		running:   make(map[string]*task),
-		health:    make(map[string]error),
-	}
-	var err error
-	if w.store, err = NewStore(o.NC, o.State, storeTimeout); err != nil {
-		return nil, err
+		publisher:  NewPublisher(o.JS, o.Names, o.Name, o.Logger),
+		suspect:    semaphore.NewWeighted(1),
+		finalizing: semaphore.NewWeighted(int64(o.Concurrency)),
+		alarms:     make(chan Event, 1024),
+		next:       make(chan *execution),
+		noMore:     make(chan struct{}),
+		running:    make(map[string]*execution),
+		health:     make(map[string]error),
 	}
 	status, err := o.State.Status(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", o.State.Bucket(), err)
 	}
 	w.refresh = status.TTL() / 2
-	shared, err := NewStore(o.NC, o.Fleet, storeTimeout)
-	if err != nil {
-		return nil, err
-	}
-	w.slots, err = newSlots(ctx, SlotsConfig{
-		JS: o.JS, Stream: o.SlotsStream, Prefix: o.SlotsPrefix, Limits: o.MaxSessions,
-		Concurrency: o.Concurrency, Window: o.AckWait, Worker: o.ID, Random: o.Random,
-	}, shared, w.asks, o.Logger)
-	if err != nil {
-		return nil, err
-	}
-	o.AckWait = w.slots.window // its consumers may have a shorter one
-	w.o.AckWait = o.AckWait
-	w.circuits = NewCircuits(shared, o.Circuit, o.ID, o.Now, o.Random, w.circuitChanged)
-	w.fleet = newFleet(o.Fleet, shared, w.circuits, w.presence(), o.AckWait, o.Now, o.Logger)
-	w.fleet.busy = w.inHand
-	w.asks.heard = w.fleet.heardOf
+	w.store = kv.NewStore(o.JS, o.State, storeTimeout)
+	w.lease = lease.New(lease.Options{
+		NC: o.NC, Store: kv.NewStore(o.JS, o.State, min(storeTimeout, o.AckWait/8)), ID: o.ID, Window: o.AckWait,
+		Now: o.Now, Changed: w.leaseChanged, Renewed: o.Observer.LeaseExtended, Log: o.Logger,
+	})
+	w.limits = limit.New(limit.Options{
+		Store: w.store, Bucket: o.State, Worker: w.leaseID, Stands: w.lease.Stands, Look: o.AckWait / 4, Keep: w.refresh,
+		Apps: o.MaxSessions, Rules: o.Limits, Room: max(1, o.Concurrency/2), Log: o.Logger,
+	})
+	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
+	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
+	w.circuits = NewCircuits(shared, o.Circuit, o.ID, w.lease.Now, o.Random, w.circuitChanged)
+	w.pace = newPace(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
+	w.keys = &keys{check: o.CheckKey, apps: o.Apps, others: w.othersHaveKey, changed: w.keyChanged, log: o.Logger}
 	w.alerts = &Alerts{
 		js: o.JS, stream: o.Events.CachedInfo().Config.Name, errors: o.Names.AllErrors(), config: o.Alerts, codes: w.alerting(),
-		store: shared, told: w.wasTold, publish: w.publisher.publish, worker: o.Name, log: o.Logger,
+		store: shared, told: w.eventStored, publish: w.publisher.publish, worker: o.Name, log: o.Logger,
 		raised: func(code errors.Code) { o.Observer.Alerted(AlertRecurring, code) },
 	}
-	if w.leases, err = NewLeases(o.NC, o.AckWait, o.Observer.LeaseExtended, o.Logger); err != nil {
-		return nil, err
-	}
-	w.leases.Heard(time.Now())
-	w.fleet.heard = w.leases.Heard
-	w.slots.leases, w.slots.peers = w.leases, w.fleet.size
 	w.pull = newPuller(o.Queues, o.Concurrency, o.AckWait, w.handle, o.Logger, o.Consumer, w.setHealth)
 	return w, nil
 }
 
-func (w *Worker) presence() Presence {
+// now is the time by the clock of the server that keeps the records.
+func (w *Worker) now() time.Time { return w.lease.Now().UTC() }
+
+// workerID is the id that the worker has at the moment, or had last.
+func (w *Worker) workerID() string { return w.fleet.Self().WorkerID }
+
+// leaseID is the id of the lease that the worker holds; "": it has none.
+func (w *Worker) leaseID() string {
+	if holder := w.lease.Current(); holder != nil {
+		return holder.ID
+	}
+	return ""
+}
+
+func (w *Worker) presence() fleet.Presence {
 	queues := make(map[string]int, len(w.o.Queues))
 	for _, q := range w.o.Queues {
 		queues[q.Name] = q.Weight
 	}
-	return Presence{
+	return fleet.Presence{
 		Worker: w.o.Name, WorkerID: w.o.ID, Version: w.o.Version, StartedAt: w.o.Now().UTC(),
 		Queues: queues, Slots: w.o.Concurrency,
 	}
+}
+
+func (w *Worker) fillPresence(p *fleet.Presence) {
+	p.Busy, p.RefusedKeys = w.inHand(), w.keys.refusedApps()
+	p.Keys = slices.DeleteFunc(slices.Clone(w.o.Apps), w.keys.refused)
+	p.NotReady = ""
+	if err := w.Ready(); err != nil {
+		p.NotReady = err.Error()
+	}
+}
+
+func (w *Worker) othersHaveKey(app string) bool {
+	return slices.ContainsFunc(w.fleet.Others(), func(p fleet.Presence) bool { return slices.Contains(p.Keys, app) })
 }
 
 func (w *Worker) alerting() func(errors.Code) bool {
@@ -208,37 +226,73 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.base, w.fetching = context.WithoutCancel(ctx), ctx
 	w.drained, w.giveBack = context.WithCancelCause(w.base)
 	defer w.giveBack(nil)
-	w.count(0) // until the first job nobody else says that all places are free
-	answering, err := answers(w.o.NC, w.o.Names.WorkerSubject(w.o.ID), w.hasJob, w.slots.holds)
+	w.count(0) // until the first job nothing else says that all slots are free
+	w.pauseFetching()
+	control, err := w.serveControl(ctx)
 	if err != nil {
 		return err
 	}
-	control, err := w.serveControl(ctx)
-	if err != nil {
-		return errors.Join(err, answering.Unsubscribe())
-	}
 	background, stop := context.WithCancel(w.base)
 	var others sync.WaitGroup
-	others.Go(func() { w.fleet.run(background) })
+	others.Go(func() { w.fleet.Run(background) })
+	others.Go(func() { w.limits.Run(background) })
 	others.Go(func() { w.alerts.run(background) })
 	others.Go(func() { w.tell(background) })
+	if w.o.CheckKey != nil {
+		w.keys.start(ctx)
+		others.Go(func() { w.keys.run(background) })
+	}
+	w.lease.Start(w.base)
 
 	ending := make(chan struct{})
 	context.AfterFunc(ctx, func() { defer close(ending); w.stopTaking() })
 	w.pull.run(ctx)
 	<-ending
 	w.drain()
-	close(w.rest)
-	w.hands.Wait()
+	close(w.noMore)
+	w.pool.Wait()
+	w.background.Wait()
 
 	control.close()
 	stop()
 	others.Wait()
-	w.leases.Close()
-	if err := answering.Unsubscribe(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
-		return err
-	}
+	w.lease.Stop() // last: until then what names this worker is its own
 	return nil
+}
+
+// leaseChanged begins a new presence with each lease, and rests while there is
+// none.
+func (w *Worker) leaseChanged(holder *lease.Holder) {
+	if holder != nil {
+		w.fleet.Rename(w.base, holder.ID)
+	}
+	w.pauseFetching()
+}
+
+// keyChanged alerts when the backend refuses this worker's key of an app.
+func (w *Worker) keyChanged(app string, refused error) {
+	w.pauseFetching()
+	w.fleet.Publish()
+	if refused == nil {
+		w.log.Info().Str("app_id", app).Msg("the backend takes this worker's API key again")
+		return
+	}
+	w.log.Error().Err(refused).Str("app_id", app).Msg("the backend refuses this worker's API key: it takes no jobs of the app")
+	w.alarm(WorkerAlert{
+		Kind: AlertWorkerKey, What: string(errors.Of(refused).Code), AppID: app,
+		Message: "the backend refuses this worker's API key for app " + app + ", while other workers may have a good one: correct its key. It takes no jobs of the app until then",
+	}, app)
+}
+
+// pauseFetching has the fetcher rest while no session could be started.
+func (w *Worker) pauseFetching() {
+	pause := w.lease.Current() == nil || w.keys.noneLeft()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if pause != w.paused {
+		w.paused = pause
+		w.pull.pause(pause)
+	}
 }
 
 // stopTaking marks the worker as draining: what still arrives is handed back,
@@ -248,7 +302,7 @@ func (w *Worker) stopTaking() {
 	w.draining = true
 	w.drainTimer = time.AfterFunc(w.o.Drain, func() { w.giveBack(errDrained) })
 	w.mu.Unlock()
-	w.fleet.drain()
+	w.fleet.Drain()
 	w.log.Info().Dur("drain_timeout", w.o.Drain).Int("running", w.Running()).Msg("draining: no new jobs; sessions may finish")
 }
 
@@ -260,20 +314,25 @@ func (w *Worker) isDraining() bool {
 
 // drain waits for the sessions; they are cancelled when the time is up.
 func (w *Worker) drain() {
-	w.tasks.Wait()
+	w.executions.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.drainTimer.Stop()
 }
 
 // Reconnected is to be called when the connection to NATS is back.
-func (w *Worker) Reconnected() {
-	w.asks.reconnected(time.Now())
-	w.fleet.tell() // leases depend on having been heard
+func (w *Worker) Reconnected() { w.fleet.Publish() }
+
+// Ready says why the worker is not able to take jobs, or not all of them; nil: it
+// is.
+func (w *Worker) Ready() error {
+	if err := w.fetchFault(); err != nil {
+		return err
+	}
+	return errors.Join(w.lease.Ready(), w.keys.err(), w.faults.err())
 }
 
-// Ready says why the worker is not able to take jobs; nil: it is.
-func (w *Worker) Ready() error {
+func (w *Worker) fetchFault() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.draining {
@@ -287,7 +346,7 @@ func (w *Worker) Ready() error {
 	return nil
 }
 
-// Running tells how many jobs are in hand.
+// Running is how many jobs are in hand.
 func (w *Worker) Running() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -307,32 +366,35 @@ func (w *Worker) setHealth(queue string, err error) {
 	}
 }
 
-// hasJob answers other workers.
-func (w *Worker) hasJob(jobID string) bool { return w.task(jobID) != nil }
-
-func (w *Worker) task(jobID string) *task {
+// execution is the one that runs the job here; nil: there is none.
+func (w *Worker) execution(jobID string) *execution {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.running[jobID]
 }
 
-// register makes the task the one that has the job here; false: another has it.
-func (w *Worker) register(t *task) bool {
+// register makes the execution the one that has the job here, and reports false
+// if another has it.
+func (w *Worker) register(e *execution) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.running[t.id.ID] != nil {
+	if w.running[e.id.ID] != nil {
 		return false
 	}
-	w.running[t.id.ID] = t
+	w.running[e.id.ID] = e
 	return true
 }
 
-func (w *Worker) deregister(t *task) {
+func (w *Worker) deregister(e *execution) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.running[t.id.ID] == t {
-		delete(w.running, t.id.ID)
+	if w.running[e.id.ID] == e {
+		delete(w.running, e.id.ID)
 	}
+}
+
+func (w *Worker) defaults() defaults {
+	return defaults{appID: w.o.DefaultApp, region: w.o.DefaultRegion, maxAttempts: w.o.Retry.MaxAttempts}
 }
 
 func lastToken(subject string) string { return subject[strings.LastIndexByte(subject, '.')+1:] }

@@ -127,7 +127,7 @@ func (s *Store) PutTTL(ctx context.Context, key string, v any, revision uint64, 
 
 // lasting reports whether the same write can never succeed.
 func lasting(err error) bool {
-	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, jetstream.ErrInvalidKey) || HasCode(err, codeTTLDisabled, codeTTLInvalid)
+	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, jetstream.ErrInvalidKey) || errors.Is(err, nats.ErrConnectionClosed) || HasCode(err, codeTTLDisabled, codeTTLInvalid)
 }
 
 func (s *Store) write(ctx context.Context, key string, data []byte, revision uint64, ttl time.Duration) (uint64, error) {
@@ -214,4 +214,3 @@ func HasCode(err error, codes ...jetstream.ErrorCode) bool {
 	}
 	return false
 }
-

@@ -134,9 +134,10 @@ func (c *Cluster) serverOptions(i int) *server.Options {
 	opts := serverOptions(c.nodes[i].options)
 	opts.Cluster = server.ClusterOpts{
 		Name: clusterName, Host: "127.0.0.1", Port: c.nodes[i].routePort,
-		// One route for each pair, through the links alone: nodes must not tell
-		// each other a way around them.
-		PoolSize: -1, NoAdvertise: true,
+		// One route for each pair, through the links alone. Nodes tell each other
+		// where a third one is, and would dial it past the links: the address that
+		// they tell is one where nothing listens.
+		PoolSize: -1, NoAdvertise: true, Advertise: "127.0.0.1:1",
 	}
 	for _, l := range c.links[i] {
 		if l != nil {

@@ -17,6 +17,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/topology"
 )
 
@@ -53,7 +54,7 @@ type Queue struct {
 
 // Worker is one worker as it told the fleet.
 type Worker struct {
-	jobs.Presence
+	fleet.Presence
 	Lost bool `json:"lost,omitempty"` // it has not been heard of for a while
 }
 
@@ -83,7 +84,7 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
 	}
-	f := &Fleet{At: s.now().UTC(), Queues: []Queue{}, Workers: []Worker{}, Circuits: []jobs.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}}
+	f := &Fleet{At: stream.CachedInfo().TimeStamp.UTC(), Queues: []Queue{}, Workers: []Worker{}, Circuits: []jobs.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}}
 	if err := s.shared(ctx, f); err != nil {
 		return nil, err
 	}
@@ -141,9 +142,9 @@ func (s *Store) shared(ctx context.Context, f *Fleet) error {
 // another version's, and left out.
 func (f *Fleet) learn(entry jetstream.KeyValueEntry) {
 	if strings.HasPrefix(entry.Key(), "worker.") {
-		var p jobs.Presence
+		var p fleet.Presence
 		if json.Unmarshal(entry.Value(), &p) == nil {
-			f.Workers = append(f.Workers, Worker{Presence: p, Lost: !p.Fresh(f.At)})
+			f.Workers = append(f.Workers, Worker{Presence: p, Lost: !fleet.Fresh(entry.Created(), f.At)})
 		}
 		return
 	}

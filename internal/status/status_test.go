@@ -12,6 +12,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
@@ -98,13 +99,11 @@ func TestCountingThatTakesTooLongSaysSo(t *testing.T) {
 	}
 }
 
-func TestLostWorkersServeNothing(t *testing.T) {
+func TestDrainingWorkersServeNothing(t *testing.T) {
 	js, h := setup(t)
-	now := time.Now()
-	for id, p := range map[string]jobs.Presence{
-		"up":       {At: now},
-		"lost":     {At: now.Add(-time.Hour)},
-		"draining": {At: now, Draining: true},
+	for id, p := range map[string]fleet.Presence{
+		"up":       {},
+		"draining": {Draining: true},
 	} {
 		p.WorkerID, p.Queues = id, map[string]int{"default": 1}
 		data, err := json.Marshal(p)
@@ -119,7 +118,7 @@ func TestLostWorkersServeNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(f.Workers) != 3 || f.Queues[0].Served != 1 || len(f.Warnings) != 1 {
+	if len(f.Workers) != 2 || f.Queues[0].Served != 1 || len(f.Warnings) != 0 {
 		t.Errorf("workers %+v, queues %+v, warnings %q", f.Workers, f.Queues, f.Warnings)
 	}
 }

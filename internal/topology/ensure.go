@@ -12,7 +12,7 @@ import (
 
 // Handles are the opened streams, buckets and consumers.
 type Handles struct {
-	Jobs, Events, DLQ, Frames, Audio, Slots jetstream.Stream
+	Jobs, Events, DLQ, Frames, Audio jetstream.Stream
 
 	// Consumers by queue. A consumer that existed keeps its own ack wait: take
 	// the lease from CachedInfo().Config.AckWait.
@@ -71,7 +71,7 @@ type ensurer struct {
 }
 
 func (e *ensurer) streams(ctx context.Context, h *Handles, maxJob int32) error {
-	into := []*jetstream.Stream{&h.Jobs, &h.Events, &h.DLQ, &h.Frames, &h.Audio, &h.Slots}
+	into := []*jetstream.Stream{&h.Jobs, &h.Events, &h.DLQ, &h.Frames, &h.Audio}
 	for i, want := range e.settings.streams(e.names, maxJob) {
 		s, err := e.stream(ctx, want)
 		if err != nil {
@@ -132,6 +132,9 @@ func (e *ensurer) keyValue(ctx context.Context, want jetstream.KeyValueConfig) (
 	have, err := e.backing(ctx, "KV_"+want.Bucket)
 	if err != nil {
 		return nil, failed("key-value bucket", want.Bucket, err)
+	}
+	if want.LimitMarkerTTL != 0 && !have.AllowMsgTTL {
+		return nil, unusable("bucket "+want.Bucket, "its keys can't expire one by one, as workers' leases must: allow it with `nats stream edit "+have.Name+" --allow-msg-ttl --subject-del-markers-ttl=1m`")
 	}
 	e.found = append(e.found, compareKeyValue("bucket "+want.Bucket, have, want)...)
 	return kv, nil

@@ -179,16 +179,9 @@ func (n Names) Control(jobID string) string { return n.subject("control", Token(
 // AllControl matches the control requests of every job.
 func (n Names) AllControl() string { return n.subject("control", "*") }
 
-// WorkerSubject is where a worker is asked whether it still has a job
-// (request/reply between workers, kept nowhere).
+// WorkerSubject begins the subjects on which one worker answers (request/reply,
+// kept nowhere).
 func (n Names) WorkerSubject(workerID string) string { return n.subject("workers", Token(workerID)) }
-
-// SlotsPrefix begins the subject of every slot token; internal/jobs, which makes
-// them, names what follows: the app and a number from 1.
-func (n Names) SlotsPrefix() string { return n.subject("slots") }
-
-// AllSlots matches every slot token.
-func (n Names) AllSlots() string { return n.subject("slots", ">") }
 
 func (n Names) kept(name string) string { return strings.ToUpper(n.prefix()) + "_" + name }
 
@@ -207,10 +200,8 @@ func (n Names) FramesStream() string { return n.kept("FRAMES") }
 // AudioStream keeps live speech until it ages out.
 func (n Names) AudioStream() string { return n.kept("AUDIO") }
 
-// SlotsStream keeps one token message for each session slot of an app.
-func (n Names) SlotsStream() string { return n.kept("SLOTS") }
-
-// StateBucket is the key-value bucket of job records, by job id.
+// StateBucket is the key-value bucket of job records, by job id, and of the keys
+// that workers hold: their leases and session limits.
 func (n Names) StateBucket() string { return n.kept("STATE") }
 
 // FleetBucket is the key-value bucket of what workers share.

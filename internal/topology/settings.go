@@ -14,9 +14,9 @@ const (
 	// minPayload is the least payload limit under which jobs still have room.
 	minPayload = 2 * letterRoom
 
-	dlqDuplicates   = 24 * time.Hour
-	duplicates      = 2 * time.Minute
-	fleetMarkerLife = time.Minute
+	dlqDuplicates = 24 * time.Hour
+	duplicates    = 2 * time.Minute
+	markerLife    = time.Minute
 )
 
 // Limit bounds what a stream or bucket keeps.
@@ -115,10 +115,7 @@ func (s Settings) streams(n Names, maxJob int32) []jetstream.StreamConfig {
 	frames.AllowDirect = true
 	audio := s.stream(n.AudioStream(), "Speech of live jobs", s.Audio, n.AllAudio())
 	audio.AllowDirect = true
-
-	slots := s.stream(n.SlotsStream(), "One token for each session slot of an app", Limit{}, n.AllSlots())
-	slots.Discard, slots.DiscardNewPerSubject, slots.MaxMsgsPerSubject = jetstream.DiscardNew, true, 1
-	return []jetstream.StreamConfig{jobs, events, dlq, frames, audio, slots}
+	return []jetstream.StreamConfig{jobs, events, dlq, frames, audio}
 }
 
 func (s Settings) stream(name, description string, limit Limit, subjects ...string) jetstream.StreamConfig {
@@ -144,19 +141,20 @@ func (s Settings) stream(name, description string, limit Limit, subjects ...stri
 	}
 }
 
+// state allows a TTL for each key: the workers' leases expire by it.
 func (s Settings) state(n Names) jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{
-		Bucket: n.StateBucket(), Description: "Job records, by job id",
-		History: 1, TTL: s.StateTTL, Storage: s.Storage, Replicas: s.replicas(),
+		Bucket: n.StateBucket(), Description: "Job records, by job id; workers' leases and session limits",
+		History: 1, TTL: s.StateTTL, LimitMarkerTTL: markerLife, Storage: s.Storage, Replicas: s.replicas(),
 	}
 }
 
-// fleet allows a life of its own for each key: what a dead worker shared must
-// go away without it.
+// fleet allows a TTL for each key: what a dead worker shared must go away without
+// it.
 func (s Settings) fleet(n Names) jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{
 		Bucket: n.FleetBucket(), Description: "What workers share: circuits, live sessions, alerts",
-		History: 1, LimitMarkerTTL: fleetMarkerLife, Storage: s.Storage, Replicas: s.replicas(),
+		History: 1, LimitMarkerTTL: markerLife, Storage: s.Storage, Replicas: s.replicas(),
 	}
 }
 

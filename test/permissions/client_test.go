@@ -15,6 +15,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/kv"
 	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 )
@@ -217,15 +218,11 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 		},
 		func(ctx context.Context) error { return must(letters.Remove(ctx, 2), "remove") },
 		func(ctx context.Context) error {
-			kv, err := c.js.KeyValue(ctx, names.StateBucket())
+			bucket, err := c.js.KeyValue(ctx, names.StateBucket())
 			if err != nil {
 				return must(err, "open the records")
 			}
-			store, err := jobs.NewStore(c.nc, kv, time.Second)
-			if err != nil {
-				return err
-			}
-			_, err = jobs.RequestCancel(ctx, c.nc, store, names.Control("R"), "R")
+			_, err = jobs.RequestCancel(ctx, c.nc, kv.NewStore(c.js, bucket, time.Second), names.Control("R"), "R")
 			return must(err, "cancel")
 		},
 		func(ctx context.Context) error {
@@ -269,7 +266,7 @@ func foreign(t *testing.T, role string) {
 	for _, subject := range []string{
 		"$KV.AVATAR_STATE.J", "$JS.API.STREAM.DELETE.AVATAR_JOBS", "$JS.API.STREAM.PURGE.AVATAR_DLQ",
 		"$JS.API.STREAM.MSG.GET.AVATAR_JOBS", "$JS.API.STREAM.MSG.GET.AVATAR_DLQ", "$JS.ACK.AVATAR_JOBS.default.1.1.1.1.1",
-		"avatar.events.completed.J", "avatar.slots.app.1", "avatar.workers.w",
+		"avatar.events.completed.J", "avatar.workers.w",
 	} {
 		t.Run(subject, func(t *testing.T) {
 			refused := newRefusals(&permission{subject, "publish"})

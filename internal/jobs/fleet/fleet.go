@@ -49,6 +49,8 @@ type Presence struct {
 	Draining  bool           `json:"draining,omitempty"`
 	// NotReady says why the worker takes no jobs, or not all.
 	NotReady string `json:"not_ready,omitempty"`
+	// Keys are the apps whose key the backend has accepted from this worker.
+	Keys []string `json:"keys,omitempty"`
 	// RefusedKeys are the apps whose key the backend refuses from this worker.
 	RefusedKeys []string `json:"refused_keys,omitempty"`
 }
@@ -250,12 +252,15 @@ func (f *Fleet) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
 	f.mu.Lock()
-	id, revision := f.self.WorkerID, f.revision
+	key := Key(f.self.WorkerID)
 	f.mu.Unlock()
-	if revision == 0 {
-		return
+	// Read anew: the last write may have landed without an answer.
+	var stored Presence
+	revision, err := f.o.Store.Get(ctx, key, &stored)
+	if err == nil && revision != 0 {
+		err = f.o.Store.Remove(ctx, key, revision)
 	}
-	if err := f.o.Store.Remove(ctx, Key(id), revision); err != nil {
+	if err != nil {
 		f.o.Log.Debug().Err(err).Msg("could not remove this worker's presence; it expires by itself")
 	}
 }

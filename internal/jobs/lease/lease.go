@@ -10,6 +10,7 @@ package lease
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -114,6 +115,11 @@ func (m *Manager) Stop() {
 
 // Current returns the lease that the worker holds, nil if it has none.
 func (m *Manager) Current() *Holder { return m.current.Load() }
+
+// Own reports whether the id is of a lease that this worker holds or has held.
+func (m *Manager) Own(id string) bool {
+	return id == m.o.ID || strings.HasPrefix(id, m.o.ID+"-")
+}
 
 // Ready returns nil while the worker has a lease, else why it has none.
 func (m *Manager) Ready() error {

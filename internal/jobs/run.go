@@ -12,67 +12,67 @@ import (
 	"avatarworker/internal/failpoint"
 )
 
-// saveAfter is how long a session lives before its connection id is written
-// down: short ones are over before anybody could look.
+// saveAfter is how long a session lives before its connection id is written:
+// short ones are over before a person could look.
 const saveAfter = 2 * time.Second
 
-// attempt runs the job against the backend, until its session is closed.
-func (t *task) attempt() {
-	p := t.begun()
-	defer t.attempted(p)
-	t.work.report, t.work.err = t.w.o.Runner.Run(t.work.ctx, t.order(p))
+// run runs the job against the backend, until its session is closed.
+func (e *execution) run() {
+	p := e.start()
+	defer e.closed(p)
+	e.session.report, e.session.err = e.w.o.Runner.Run(e.session.ctx, e.attempt(p))
 }
 
-// begun tells that the session starts.
-func (t *task) begun() *progress {
-	record := t.working(t.work.cancel)
-	t.w.o.Observer.TakenOver(t.work.as)
-	t.announce(record)
-	return &progress{t: t, ctx: t.work.ctx}
+// start says that the session starts.
+func (e *execution) start() *progress {
+	record := e.working(e.session.cancel)
+	e.w.o.Observer.TakenOver(e.session.started)
+	e.announce(record)
+	return &progress{e: e, ctx: e.session.ctx}
 }
 
-// attempted is called when the session is closed. A panic of the attempt becomes
-// a failure of this job alone.
-func (t *task) attempted(p *progress) {
+// closed is called when the session is closed. A panic of the attempt becomes a
+// failure of this job alone.
+func (e *execution) closed(p *progress) {
 	if v := recover(); v != nil {
-		t.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker in an attempt")
-		t.work.err = errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "fault of the worker: %v", v)
+		e.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker in an attempt")
+		e.session.err = errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "fault of the worker: %v", v)
 	}
 	failpoint.Here("session_closed")
-	if t.work.ctx.Err() != nil {
-		t.work.cause = context.Cause(t.work.ctx)
+	if e.session.ctx.Err() != nil {
+		e.session.cause = context.Cause(e.session.ctx)
 	}
 	p.end()
-	t.working(nil)
+	e.working(nil)
 }
 
-// working makes the work under way known to whoever may want to end it; nil:
-// there is none any more.
-func (t *task) working(cancel context.CancelCauseFunc) *Record {
-	t.mu.Lock()
-	record, ending := t.record, t.ending
-	t.cancel = cancel
-	t.mu.Unlock()
+// working makes the session under way known to those that may want to end it;
+// nil: there is none any more.
+func (e *execution) working(cancel context.CancelCauseFunc) *Record {
+	e.mu.Lock()
+	ending := e.ending
+	e.cancel = cancel
+	e.mu.Unlock()
 	if ending && cancel != nil { // asked for while the job was taken over
 		cancel(errCancelled)
 	}
-	return record
+	return e.record.current()
 }
 
-// order is what the Runner is asked to do.
-func (t *task) order(p *progress) *Attempt {
-	r := t.current()
+// attempt is what the Runner is asked to do.
+func (e *execution) attempt(p *progress) *Attempt {
+	r := e.record.current()
 	return &Attempt{
-		Job: t.job, AppID: r.AppID, Region: r.Region,
+		Job: e.job, AppID: r.AppID, Region: r.Region,
 		Session: r.Session, Number: r.Attempt,
-		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, PreviousSession: t.work.before,
-		Progress: p, Control: &t.control,
+		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, PreviousSession: e.session.before,
+		Progress: p, Control: &e.control,
 	}
 }
 
-// takenOverAs says why the job had no session. was is its record as it was
-// found, from what prior made of it.
-func takenOverAs(was, from *Record) string {
+// startedAs says why the job had no session. was is its record as it was found,
+// from what resumeFrom made of it.
+func startedAs(was, from *Record) string {
 	switch {
 	case from == nil || from.Session == 0:
 		return "new"
@@ -80,28 +80,28 @@ func takenOverAs(was, from *Record) string {
 		return "retry"
 	case from.State == StateHeld:
 		return "held"
-	case from.Crashes > was.Crashes:
+	case from.Crashes > was.Crashes || from.State == StateReleased && from.Reason == "crash":
 		return "crash"
-	default: // or its worker, which lives, let go of it
+	default: // or its worker, which lives, handed it back
 		return "released"
 	}
 }
 
-// announce tells that a session starts. Nothing waits for it: whoever needs to
-// be sure looks at the outcome.
-func (t *task) announce(r *Record) {
-	_, err := t.w.publisher.PublishAsync(t.event(EventStarted, r, Started{
-		JobFields: t.fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
-		Output: t.job.OutputKind(), Checkpoint: r.Checkpoint,
+// announce publishes that a session starts. Nothing waits for it: the outcome is
+// what counts.
+func (e *execution) announce(r *Record) {
+	_, err := e.w.publisher.PublishAsync(e.event(EventStarted, r, Started{
+		JobFields: e.fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
+		Output: e.job.OutputKind(), Checkpoint: r.Checkpoint,
 	}))
 	if err != nil {
-		t.log().Debug().Err(err).Msg("could not tell that the session starts")
+		e.log().Debug().Err(err).Msg("could not publish that the session starts")
 	}
 }
 
-// progress is what the Runner tells while it runs.
+// progress is what the Runner reports while it runs.
 type progress struct {
-	t      *task
+	e      *execution
 	ctx    context.Context
 	worked bool      // the first frame came
 	closed func()    // the session counts no more as one that lives
@@ -115,8 +115,8 @@ var _ Progress = (*progress)(nil)
 
 // Connected implements Progress.
 func (p *progress) Connected(connectionID, region string) {
-	t := p.t
-	t.note(func(r *Record) {
+	e := p.e
+	e.record.updateLocal(func(r *Record) {
 		r.ConnectionID = connectionID
 		r.ConnectionIDs = newest(append(r.ConnectionIDs, connectionID), maxEventConnections)
 		if region != "" {
@@ -126,10 +126,10 @@ func (p *progress) Connected(connectionID, region string) {
 	if p.closed != nil {
 		return
 	}
-	app := t.current().AppID
-	p.closed = t.w.fleet.connected(app)
+	app := e.record.current().AppID
+	p.closed = e.w.fleet.Connected(app)
 	p.opened = time.Now()
-	t.w.o.Observer.SessionOpened(app)
+	e.w.o.Observer.SessionOpened(app)
 	p.saving.Lock()
 	p.saver = time.AfterFunc(min(saveAfter, p.again()), p.save)
 	p.saving.Unlock()
@@ -139,10 +139,10 @@ func (p *progress) Connected(connectionID, region string) {
 // again is the time until the record is written the next time: a session may
 // live longer than the bucket remembers.
 func (p *progress) again() time.Duration {
-	if p.t.w.refresh == 0 {
+	if p.e.w.refresh == 0 {
 		return math.MaxInt64
 	}
-	return p.t.w.refresh
+	return p.e.w.refresh
 }
 
 // save writes the record as it stands.
@@ -153,11 +153,15 @@ func (p *progress) save() {
 		return
 	}
 	defer p.saver.Reset(p.again())
-	t := p.t
+	e := p.e
 	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
 	defer cancel()
-	if err := t.change(ctx, func(*Record) {}); err != nil {
-		t.log().Debug().Err(err).Msg("could not write the connection id down")
+	err := e.record.change(ctx, func(*Record) {})
+	if errors.Is(err, errSuperseded) {
+		e.end(errSuperseded)
+	}
+	if err != nil {
+		e.log().Debug().Err(err).Msg("could not write the connection id")
 	}
 }
 
@@ -170,18 +174,18 @@ func (p *progress) FirstFrame() {
 	// The frames wait meanwhile: not for long.
 	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
 	defer cancel()
-	if err := p.t.w.circuits.Succeeded(ctx, p.t.current().AppID, p.t.circuitRegion(), p.t.id.ID, p.t.work.pass.Probe); err != nil {
-		p.t.log().Warn().Err(err).Msg("could not tell the circuit of a session that works")
+	if err := p.e.w.circuits.Succeeded(ctx, p.e.record.current().AppID, p.e.circuitRegion(), p.e.id.ID, p.e.session.pass.Probe); err != nil {
+		p.e.log().Warn().Err(err).Msg("could not tell the circuit of a session that works")
 		return
 	}
-	p.t.work.pass.Probe = false
+	p.e.session.pass.Probe = false
 	failpoint.Here("first_frame")
 }
 
 // Speaking implements Progress. Only give_up and live speech need to know later
 // that an utterance was begun; for all others it would be a write for nothing.
 func (p *progress) Speaking(ctx context.Context, utterance int, liveBegun uint64) error {
-	if p.t.job.Resume() != OnRedeliveryGiveUp && liveBegun == 0 {
+	if p.e.job.Resume() != OnRedeliveryGiveUp && liveBegun == 0 {
 		return nil
 	}
 	return p.record(ctx, func(r *Record) { r.Speaking, r.LiveBegun = utterance, liveBegun })
@@ -189,48 +193,51 @@ func (p *progress) Speaking(ctx context.Context, utterance int, liveBegun uint64
 
 // Delivered implements Progress.
 func (p *progress) Delivered(ctx context.Context, u Utterance) error {
-	t := p.t
+	e := p.e
 	failpoint.Here("delivered_frames")
-	t.w.o.Observer.Utterance(u)
-	t.w.o.Observer.FramesOut(t.job.OutputKind(), u.Frames, u.Bytes)
-	keeps := t.job.Resume() != OnRedeliveryRestart
-	if t.outcomeFollows() {
+	e.w.o.Observer.Utterance(u)
+	e.w.o.Observer.FramesOut(e.job.OutputKind(), u.Frames, u.Bytes)
+	keeps := e.job.Resume() != OnRedeliveryRestart
+	if e.outcomeFollows() {
 		// The outcome, which comes next, says the same.
-		t.note(func(r *Record) { r.delivered(u, keeps) })
+		e.record.updateLocal(func(r *Record) { r.delivered(u, keeps) })
 		return nil
 	}
 	err := p.record(ctx, func(r *Record) { r.delivered(u, keeps) })
 	if err != nil && !errors.Is(err, errSuperseded) {
 		// It was spoken all the same: whatever settles the session says so.
-		t.note(func(r *Record) { r.delivered(u, keeps) })
+		e.record.updateLocal(func(r *Record) { r.delivered(u, keeps) })
 	}
 	failpoint.Here("checkpoint")
 	return err
 }
 
-// record writes what the session may not go on without. The lease is extended
-// while it waits, so it does not wait without end: the session is closed, and
-// the job goes on from what is written in the end.
+// record writes what the session may not go on without. If it can't be written
+// in time the session is closed, and the job goes on from what is written in the
+// end.
 func (p *progress) record(ctx context.Context, f func(*Record)) error {
-	ctx, cancel := context.WithTimeout(ctx, p.t.w.o.SettleTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.e.w.o.SettleTimeout)
 	defer cancel()
-	err := p.t.change(ctx, f)
-	if err != nil {
-		p.t.end(errUnrecorded) // unless it ends already, for a reason of its own
+	err := p.e.record.change(ctx, f)
+	switch {
+	case errors.Is(err, errSuperseded):
+		p.e.end(errSuperseded)
+	case err != nil:
+		p.e.end(errUnrecorded) // unless it ends already, for a reason of its own
 	}
 	return err
 }
 
-// outcomeFollows tells whether the utterance just delivered is the job's last
+// outcomeFollows reports whether the utterance just delivered is the job's last
 // and may come twice if the worker dies right now: frames have session numbers
 // to tell them apart, but in egress it would be spoken twice.
-func (t *task) outcomeFollows() bool {
-	if t.job.Resume() == OnRedeliveryGiveUp {
+func (e *execution) outcomeFollows() bool {
+	if e.job.Resume() == OnRedeliveryGiveUp {
 		return false
 	}
-	switch t.job.OutputKind() {
+	switch e.job.OutputKind() {
 	case OutputFrames, OutputDiscard:
-		return t.job.GetLive() == nil && t.current().Checkpoint+1 == len(t.job.AudioSpecs())
+		return e.job.GetLive() == nil && e.record.current().Checkpoint+1 == len(e.job.AudioSpecs())
 	default:
 		return false
 	}
@@ -241,10 +248,10 @@ func (p *progress) end() {
 	p.stopSaving()
 	if p.closed != nil {
 		p.closed()
-		r := p.t.current()
-		p.t.w.o.Observer.SessionClosed(r.AppID, time.Since(p.opened))
+		r := p.e.record.current()
+		p.e.w.o.Observer.SessionClosed(r.AppID, time.Since(p.opened))
 	}
-	p.t.control.OnInterrupt(nil)
+	p.e.control.OnInterrupt(nil)
 }
 
 // stopSaving returns when nothing is being written any more.
@@ -257,47 +264,37 @@ func (p *progress) stopSaving() {
 	}
 }
 
-// circuitRegion names the circuit by what was asked for, not by the region that
-// happened to serve.
-func (t *task) circuitRegion() string { return orElse(t.job.GetRegion(), t.w.o.DefaultRegion) }
-
-func (t *task) current() *Record {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.record
-}
-
 // cancelled ends the job for its publisher and waits until that is settled.
-func (t *task) cancelled(ctx context.Context) ControlReply {
-	t.mu.Lock()
-	t.ending = true
-	cancel := t.cancel
-	t.mu.Unlock()
+func (e *execution) cancelled(ctx context.Context) ControlReply {
+	e.mu.Lock()
+	e.ending = true
+	cancel := e.cancel
+	e.mu.Unlock()
 	if cancel != nil {
 		cancel(errCancelled)
 	}
 	select {
-	case <-t.done:
+	case <-e.done:
 	case <-ctx.Done():
 	}
-	t.mu.Lock()
-	result := t.result
-	t.mu.Unlock()
+	e.mu.Lock()
+	result := e.result
+	e.mu.Unlock()
 	switch result {
 	case StateCancelled:
 		return ControlReply{Status: StatusCancelled}
 	case "": // it failed just then and waits for its retry, or is not settled yet
-		return t.noteCancel(ctx)
+		return e.noteCancel(ctx)
 	default:
 		return ControlReply{Status: StatusFinished, Outcome: result}
 	}
 }
 
 // noteCancel leaves the wish in the record, for whoever has the job next.
-func (t *task) noteCancel(ctx context.Context) ControlReply {
+func (e *execution) noteCancel(ctx context.Context) ControlReply {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
-	reply, _, err := noteCancel(ctx, t.w.store, t.id.ID)
+	reply, _, err := noteCancel(ctx, e.w.store, e.id.ID)
 	if err != nil {
 		return ControlReply{Status: StatusRequested, Message: "not yet written down; ask again to be sure"}
 	}
@@ -305,11 +302,11 @@ func (t *task) noteCancel(ctx context.Context) ControlReply {
 }
 
 // interrupted ends the utterance in flight.
-func (t *task) interrupted(ctx context.Context) ControlReply {
-	interrupt := t.control.handler()
+func (e *execution) interrupted(ctx context.Context) ControlReply {
+	interrupt := e.control.handler()
 	if interrupt == nil {
 		reply := ControlReply{Status: StatusNotRunning, Message: "no utterance is being spoken"}
-		if record := t.current(); record != nil { // it is being taken over
+		if record := e.record.current(); record != nil { // it is being taken over
 			reply.State = record.State
 		}
 		return reply

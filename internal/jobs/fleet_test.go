@@ -10,10 +10,11 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/fleet"
 )
 
 // tell puts the presence of a worker into the bucket, as it would itself.
-func (h *house) tell(p jobs.Presence) {
+func (h *house) tell(p fleet.Presence) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -59,46 +60,6 @@ func sessions() (*script, chan time.Time) {
 
 func noDrain(o *options) { o.Drain = time.Millisecond }
 
-// A message can be delivered although its lease stands: after a change of the
-// consumer's leader, or here because it was published just now.
-func TestWorkerThatJustStartedWaitsForThoseThatItCouldNotHaveHeard(t *testing.T) {
-	for name, listed := range map[string]bool{"on the list": true, "on no list": false} {
-		t.Run(name, func(t *testing.T) {
-			h := newHouse(t)
-			const window = 3 * time.Second
-			lease := h.leaseOf(window)
-			h.abandoned("j1", func(r *jobs.Record) { r.WorkerID = "cut-off" })
-			if listed {
-				h.tell(jobs.Presence{WorkerID: "cut-off", At: time.Now()})
-			}
-			runner, began := sessions()
-			since := time.Now()
-			h.start(runner, lease, noDrain)
-			if took := receive(t, began, "session").Sub(since); took < window/2 {
-				t.Errorf("taken over after %s from a worker that may live; its lease is %s", took, window)
-			}
-			if r := h.record("j1"); r.Crashes != 1 {
-				t.Errorf("%d crashes", r.Crashes)
-			}
-		})
-	}
-}
-
-func TestWorkerThatStartsAfterACrashWaitsForNobodyWhoIsSilentForLong(t *testing.T) {
-	h := newHouse(t)
-	const window = 6 * time.Second
-	lease := h.leaseOf(window)
-	h.abandoned("j1", func(r *jobs.Record) { r.WorkerID = "crashed" })
-	h.tell(jobs.Presence{WorkerID: "crashed", At: time.Now().Add(24 * time.Hour)})
-	time.Sleep(window * 2 / 3) //nolint:forbidigo // silent for so long: only the server's clock tells
-	runner, began := sessions()
-	since := time.Now()
-	h.start(runner, lease, noDrain)
-	if took := receive(t, began, "session").Sub(since); took > window/2 {
-		t.Errorf("taken over after %s from a worker that is long gone", took)
-	}
-}
-
 func TestRestartAfterACrashTakesTheJobOverWhenItsLeaseEnds(t *testing.T) {
 	h := newHouse(t)
 	const window = 3 * time.Second
@@ -130,7 +91,7 @@ func TestWorkerWhoseClockIsAheadSeesTheOthers(t *testing.T) {
 	}), noDrain, func(o *options) { o.Concurrency = 1 })
 	h.submit("default", job("j1"))
 	receive(t, began, "session")
-	h.tell(jobs.Presence{WorkerID: "other", At: time.Now(), Busy: map[string]int{"default": 2}})
+	h.tell(fleet.Presence{WorkerID: "other", At: time.Now(), Busy: map[string]int{"default": 2}})
 
 	purged := h.purgedWorkers()
 	w := h.start(does(func(context.Context, *jobs.Attempt) error {
@@ -159,7 +120,7 @@ func (h *house) purgedWorkers() func() []string {
 	}
 	h.t.Cleanup(func() { _ = watcher.Stop(); cancel() }) // the server may be gone
 	return func() (gone []string) {
-		h.tell(jobs.Presence{WorkerID: "last"})
+		h.tell(fleet.Presence{WorkerID: "last"})
 		for entry := range watcher.Updates() {
 			switch {
 			case entry.Key() == "worker.last":
@@ -173,37 +134,15 @@ func (h *house) purgedWorkers() func() []string {
 }
 
 func TestWorkerThatLeavesIsTakenOffTheListAndLeavesNothingForEver(t *testing.T) {
-	for name, withTTL := range map[string]bool{"bucket of ours": true, "bucket without lives": false} {
-		t.Run(name, func(t *testing.T) {
-			h := newHouse(t)
-			if !withTTL {
-				h.plainFleet()
-			}
-			w := h.start(&script{})
-			h.eventually("it is on the list", func() bool { return h.fleetMark(w.id) != nil })
-			w.end()
-			mark := h.fleetMark(w.id)
-			if mark == nil || mark.Header.Get("KV-Operation") != "PURGE" {
-				t.Fatalf("after it left: %+v", mark)
-			}
-			if got := mark.Header.Get("Nats-TTL"); withTTL != (got == "1m0s") {
-				t.Errorf("its mark lives for %q", got)
-			}
-		})
+	h := newHouse(t)
+	w := h.start(&script{})
+	h.eventually("it is on the list", func() bool { return h.fleetMark(w.id) != nil })
+	w.end()
+	mark := h.fleetMark(w.id)
+	if mark == nil || mark.Header.Get("KV-Operation") != "PURGE" {
+		t.Fatalf("after it left: %+v", mark)
 	}
-}
-
-// plainFleet makes the fleet's bucket as an operator might have.
-func (h *house) plainFleet() {
-	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	err := h.js.DeleteKeyValue(ctx, h.names.FleetBucket())
-	if err == nil {
-		_, err = h.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: h.names.FleetBucket(), Storage: h.storage})
+	if got := mark.Header.Get("Nats-TTL"); got != "1m0s" {
+		t.Errorf("its marker lives for %q", got)
 	}
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	h.ensure()
 }

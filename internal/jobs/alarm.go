@@ -1,0 +1,111 @@
+package jobs
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/retry"
+	"avatarworker/internal/topology"
+)
+
+// circuitChanged is told by whatever goroutine learns of it first; every worker
+// of the fleet tells the same event, and the stream keeps one.
+func (w *Worker) circuitChanged(c Circuit, opened bool) {
+	w.o.Observer.CircuitOpen(c.App, c.Region, opened)
+	alert := CircuitAlert{
+		Kind: AlertCircuitClosed, AppID: c.App, Region: c.Region, Code: c.Code,
+		Message: "sessions of this app work again", Worker: w.o.Name, Time: w.now(),
+	}
+	if opened {
+		alert.Kind = AlertCircuitOpened
+		alert.Failures, alert.Cooldown = len(c.Failures), c.Cooldown.String()
+		alert.Message = "sessions of this app are not started until a probe succeeds. " + errors.Explain(c.Code).Remedy
+	}
+	w.log.Warn().Str("app_id", c.App).Str("region", c.Region).Str("code", string(c.Code)).Bool("open", opened).
+		Msg("circuit changed")
+	// By when it opened: every worker that tells of it makes the same id.
+	id := AlertID(alert.Kind, c.OpenedAt, topology.Token(c.App), topology.Token(c.Region))
+	select {
+	case w.alarms <- Event{ID: id, Time: alert.Time, Body: alert}:
+	default: // other workers tell it too
+	}
+}
+
+// alarmEvery is the time within which the same alert of several workers, or of
+// several jobs, is one.
+const alarmEvery = 5 * time.Minute
+
+// alarm publishes an alert about something of the worker's own. about tells it
+// from others of its kind.
+func (w *Worker) alarm(alert WorkerAlert, about string) {
+	alert.Worker, alert.WorkerID, alert.Time = w.o.Name, w.workerID(), w.now()
+	id := AlertID(alert.Kind, alert.Time.Truncate(alarmEvery), topology.Token(about))
+	select {
+	case w.alarms <- Event{ID: id, Time: alert.Time, Body: alert}:
+	default:
+		w.log.Error().Str("kind", alert.Kind).Str("what", alert.What).Msg("too many alerts wait to be published: this one is dropped. " + alert.Message)
+	}
+}
+
+func (w *Worker) alarmStorage(output string, fault error) {
+	w.alarm(WorkerAlert{
+		Kind: AlertStorage, What: output,
+		Message: "jobs with output " + output + " are held, because what they make can't be stored: " + fault.Error(),
+	}, output)
+}
+
+func (w *Worker) alarmUnsettled(r *Record) {
+	w.alarm(WorkerAlert{Kind: AlertUnsettled, What: "sessions", AppID: r.AppID, JobID: r.JobID, Message: "the job is held: " + r.HeldWhy}, r.JobID)
+}
+
+// alarmTimeout bounds one try to publish an alert.
+const alarmTimeout = 10 * time.Second
+
+// tell publishes the alerts, each until the stream has it.
+func (w *Worker) tell(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case ev := <-w.alarms:
+			for ctx.Err() == nil && !w.told(ctx, ev) {
+			}
+		}
+	}
+}
+
+func (w *Worker) told(ctx context.Context, ev Event) bool {
+	ctx, cancel := context.WithTimeout(ctx, alarmTimeout)
+	defer cancel()
+	if err := w.publisher.Publish(ctx, ev); err != nil {
+		if ctx.Err() == nil {
+			w.log.Error().Err(err).Msg("could not publish an alert")
+		}
+		return retry.Pause(ctx, time.Second, nil) != nil && ctx.Err() == nil
+	}
+	switch alert := ev.Body.(type) {
+	case CircuitAlert:
+		w.o.Observer.Alerted(alert.Kind, alert.Code)
+	case WorkerAlert:
+		w.o.Observer.Alerted(alert.Kind, errors.Code(alert.What))
+	}
+	return true
+}
+
+// eventStored reports whether the event is the last of its subject in the stream. One
+// with this id that is older than since is of an earlier job whose id was used
+// again, and proves nothing.
+func (w *Worker) eventStored(ctx context.Context, ev Event, since time.Time) (bool, error) {
+	msg, err := w.o.Events.GetLastMsgForSubject(ctx, ev.Body.subject(w.o.Names))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	at, err := time.Parse(time.RFC3339Nano, msg.Header.Get("ce-time"))
+	return err == nil && msg.Header.Get("ce-id") == ev.ID && !at.Before(since), nil
+}

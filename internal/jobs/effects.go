@@ -1,0 +1,287 @@
+package jobs
+
+import (
+	"context"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
+)
+
+// What follows from the state of a record, by the names that readiness and logs
+// use.
+const (
+	effectRecording  = "recordings"
+	effectErrorEvent = "error events"
+	effectDeadLetter = "dead letters"
+	effectEvent      = "job events"
+)
+
+// finishTimeout bounds what completes an output.
+const finishTimeout = 5 * time.Minute
+
+// faultyTimeout bounds an effect that has failed before: it is tried again with
+// each delivery.
+const faultyTimeout = 5 * time.Second
+
+// emit does what follows from a record that this worker has just written, in a
+// slot of its own: the job's is another job's already. Where it can't have one,
+// or one of the effects is known to fail, the next delivery does it.
+func (e *execution) emit(r *Record) error {
+	if !e.freeSlot() && e.w.faults.any() {
+		return errEffectsWait
+	}
+	return e.emitEffects(r)
+}
+
+// errEffectsWait: effects fail, and enough jobs try them.
+var errEffectsWait = errors.New("what follows from the job's state can't be told at the moment, and is tried again later")
+
+// repeatEffects does again what follows from an outcome that is there already.
+func (e *execution) repeatEffects() error {
+	if !e.freeSlot() {
+		e.postponeFor("effects")
+		return nil
+	}
+	ctx, cancel := e.settling()
+	defer cancel()
+	if err := e.ensureEffects(ctx); err != nil {
+		return err
+	}
+	e.acknowledge()
+	return nil
+}
+
+// ensureEffects repeats what follows from the record as it stands, unless its
+// last event is stored: then all the rest is too.
+func (e *execution) ensureEffects(ctx context.Context) error {
+	r := e.record.current()
+	stored, err := e.w.eventStored(ctx, e.lastEvent(r), r.emittedAfter())
+	if err != nil || stored {
+		return err
+	}
+	return e.emitEffects(r)
+}
+
+// emitEffects does what follows from the state of a record, in an order in which
+// the last event's presence proves the rest. It may be repeated: events have ids,
+// dead letters too.
+func (e *execution) emitEffects(r *Record) error {
+	if r.State.Final() && e.job != nil {
+		if err := e.effect(e.ctx, effectRecording, finishTimeout, func(ctx context.Context) error {
+			return e.completeOutput(ctx, r)
+		}); err != nil {
+			return err
+		}
+	}
+	if e.tellsError(r) {
+		ev := e.event(EventError, r, *r.LastError)
+		if r.NoAttempt { // the session of this number may have told a failure of its own
+			ev.ID = EventID(r.JobID, r.Run, r.Session, EventError, r.Reason)
+		}
+		if err := e.tell(e.ctx, effectErrorEvent, ev); err != nil {
+			return err
+		}
+		failpoint.Here("error_event")
+	}
+	if r.State == StateDeadLettered {
+		if err := e.effect(e.ctx, effectDeadLetter, e.w.o.SettleTimeout, func(ctx context.Context) error {
+			return e.w.o.DeadLetters.Write(ctx, e.deadLetter(r))
+		}); err != nil {
+			return err
+		}
+		e.w.o.Observer.DeadLettered(r.LastError.Code)
+		failpoint.Here("dead_letter")
+	}
+	err := e.tell(e.ctx, effectEvent, e.lastEvent(r))
+	failpoint.Here("event")
+	return err
+}
+
+func (e *execution) tell(ctx context.Context, what string, ev Event) error {
+	return e.effect(ctx, what, e.w.o.SettleTimeout, func(ctx context.Context) error { return e.w.publisher.Publish(ctx, ev) })
+}
+
+// effect does one thing that follows, and notes whether it can be done: a worker
+// for which it can't is not ready.
+func (e *execution) effect(ctx context.Context, what string, limit time.Duration, do func(context.Context) error) error {
+	if e.w.faults.has(what) {
+		limit = min(limit, faultyTimeout)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := do(ctx)
+	e.w.faults.note(what, err)
+	return err
+}
+
+func (e *execution) completeOutput(ctx context.Context, r *Record) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// When the drain time is up the next delivery does it: the outcome is there.
+	stop := context.AfterFunc(e.w.drained, cancel)
+	defer stop()
+	return e.w.o.Runner.Finish(ctx, e.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint})
+}
+
+// tellsError reports whether the state came with a failed attempt of its own.
+func (e *execution) tellsError(r *Record) bool {
+	if r.LastError == nil {
+		return false
+	}
+	switch r.State {
+	case StateDeadLettered, StateRetrying:
+		return true
+	case StateHeld:
+		return r.LastError.Session == r.Session && r.LastError.Action == errors.ActionHold
+	case StateExpired:
+		return r.LastError.Session == r.Session && r.LastError.Action == errors.ActionExpire
+	default:
+		return false
+	}
+}
+
+// lastEvent is the job event that tells of the record's state.
+func (e *execution) lastEvent(r *Record) Event {
+	fields := e.fields(r)
+	switch r.State {
+	case StateRetrying:
+		return e.event(EventRetrying, r, Retrying{
+			JobFields: fields, MaxAttempts: r.LastError.MaxAttempts, Code: r.LastError.Code,
+			Class: r.LastError.Class, Phase: r.LastError.Phase, RetryAt: *r.NextAttemptAt,
+		})
+	case StateHeld:
+		ev := e.event(EventHeld, r, Held{JobFields: fields, Code: r.HeldCode, RetryAt: *r.NextAttemptAt, Reason: r.HeldReason, Message: r.heldText()})
+		ev.ID = EventID(r.JobID, r.Run, r.Session, EventHeld, r.Holds)
+		return ev
+	case StateReleased:
+		return e.event(EventReleased, r, Released{JobFields: fields, Reason: r.Reason, Checkpoint: r.Checkpoint})
+	case StateDeadLettered:
+		return e.event(EventDeadLettered, r, DeadLettered{
+			JobFields: fields, Attempts: r.attemptsMade(), Crashes: r.Crashes, Code: r.LastError.Code, Class: r.LastError.Class,
+			Phase: r.LastError.Phase, Reason: r.Reason, Message: r.LastError.Message,
+			DeadLetter: e.w.o.Names.DLQ(string(r.LastError.Class), string(r.LastError.Code)),
+		})
+	case StateExpired:
+		return e.event(EventExpired, r, Expired{
+			JobFields: fields, Attempts: r.Attempt, Code: errors.CodeDeadlineExceeded, Deadline: e.deadline(), LastError: r.LastError,
+		})
+	case StateCancelled:
+		return e.event(EventCancelled, r, Cancelled{
+			JobFields: fields, Attempts: r.Attempt, UtterancesTotal: r.UtterancesDone,
+			SessionMS: r.SessionTime.Milliseconds(), LastError: r.LastError,
+		})
+	default:
+		return e.event(EventCompleted, r, NewCompleted(fields, r.Attempt, r.ConnectionIDs, r.Utterances, r.UtterancesDone, r.SessionTime, r.Recording))
+	}
+}
+
+// deadline is what the job says, also where it does not count.
+func (e *execution) deadline() time.Time {
+	if e.job == nil {
+		return time.Time{}
+	}
+	return e.job.NotAfter()
+}
+
+// event makes an event about the job with the time of its record, so that it is
+// the same whenever it is published.
+func (e *execution) event(kind string, r *Record, body Body) Event {
+	parent, state := e.traceContext()
+	return Event{
+		ID: EventID(r.JobID, r.Run, r.Session, kind), Time: r.UpdatedAt, Body: body,
+		TraceParent: parent, TraceState: state,
+	}
+}
+
+func (e *execution) fields(r *Record) JobFields {
+	return JobFields{
+		JobID: r.JobID, Run: r.Run, Queue: r.Queue, AppID: r.AppID, AvatarID: r.AvatarID, Region: r.Region,
+		Worker: e.w.o.Name, WorkerID: e.w.workerID(), Attempt: r.Attempt, Session: r.Session, Labels: r.Labels, Time: r.UpdatedAt,
+	}
+}
+
+// errorEvent tells of a failure; at is when the job is tried again, if it is.
+func (e *execution) errorEvent(r *Record, fault *errors.Error, d errors.Decision, plan Plan, at time.Time) *ErrorEvent {
+	fields := e.fields(r)
+	fields.Time = e.w.now()
+	failure := FailedAttempt{Err: fault, Class: d.Class, Action: plan.Action, MaxAttempts: max(r.BudgetFrom+r.MaxAttempts, r.Attempt)}
+	if e.job != nil {
+		failure.Secrets = e.job.Secrets()
+	} else {
+		failure.MaxAttempts = 0
+	}
+	if plan.Action == errors.ActionRetry || plan.Action == errors.ActionHold {
+		failure.RetryAt = at
+	}
+	ev := NewErrorEvent(fields, failure)
+	if ev.ConnectionID == "" {
+		ev.ConnectionID = r.ConnectionID
+	}
+	return &ev
+}
+
+func (e *execution) deadLetter(r *Record) DeadLetter {
+	return DeadLetter{
+		Job: e.id, Header: e.msg.Headers(), Data: e.msg.Data(),
+		Reason: r.Reason, Error: *r.LastError, Crashes: r.Crashes, Attempts: r.attemptsMade(),
+		FailedAt: r.UpdatedAt, Worker: e.w.o.Name, LettersBefore: r.LettersBefore,
+	}
+}
+
+// lostError is the verdict on a job whose workers died one after the other.
+func lostError(r *Record) *errors.Error {
+	return errors.Newf(errors.CodeWorkerLost, errors.PhaseJob,
+		"the worker died %d times while it ran this job; the last was %s. Look at that worker's last log lines, then replay the job", r.Crashes, r.WorkerID)
+}
+
+// spokenError is the verdict on a job that may not be spoken twice.
+func spokenError(r *Record) *errors.Error {
+	const why = "utterance %d was begun and not finished, and on_redelivery is give_up: it is not spoken a second time"
+	if r.LastError == nil {
+		return errors.Newf(errors.CodeWorkerLost, errors.PhaseJob, why, r.Speaking)
+	}
+	e := errors.Newf(r.LastError.Code, r.LastError.Phase, why+"; what ended it: %s", r.Speaking, r.LastError.Message)
+	e.ConnectionID = r.LastError.ConnectionID
+	return e
+}
+
+// heldError is the verdict on a job that waited too long for its circuit. What
+// the backend said when it was last asked is still what is wrong.
+func heldError(r *Record, now time.Time) *errors.Error {
+	why := "held for " + r.heldTotal(now).Round(time.Second).String() + " in all, longer than circuit.max_hold"
+	last := r.LastError
+	if last == nil || last.Code != r.heldCode() {
+		return errors.Newf(r.heldCode(), errors.PhaseJob, "%s", why)
+	}
+	return &errors.Error{
+		Code: last.Code, Phase: last.Phase, Message: why + "; " + last.Message, HTTPStatus: last.HTTPStatus,
+		ServerCode: last.ServerCode, ServerTitle: last.ServerTitle, ServerDetail: last.ServerDetail, Region: last.Region,
+	}
+}
+
+func (e *execution) logFailure(r *Record, fault *errors.Error, plan Plan) {
+	var secrets []string
+	if e.job != nil {
+		secrets = e.job.Secrets()
+	}
+	level := zerolog.WarnLevel
+	if plan.Action == errors.ActionDeadLetter {
+		level = zerolog.ErrorLevel
+	}
+	e.fault = fault.Redact(secrets...)
+	e.log().WithLevel(level).Err(e.fault).
+		Str("code", string(fault.Code)).Str("phase", string(fault.Phase)).Str("action", string(plan.Action)).
+		Int("attempt", r.Attempt).Int("session", r.Session).Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).
+		Str("connection_id", r.ConnectionID).Str("req_id", fault.ReqID).Dur("retry_in", plan.Delay).
+		Msg("attempt failed")
+}
+
+func (e *execution) logOutcome(r *Record) {
+	e.log().Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
+		Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).Str("connection_id", r.ConnectionID).
+		Int("utterances", r.UtterancesDone).Dur("session_time", r.SessionTime).
+		Msg("job done")
+}

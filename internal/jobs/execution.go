@@ -1,0 +1,229 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
+	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/kv"
+	"avatarworker/internal/retry"
+)
+
+const (
+	// settleTimeout bounds a step that decides or tells something: long enough
+	// for an election. A step that does not come through in this time is left to
+	// the next delivery, which finds what was written. It is also how long a
+	// session waits for its checkpoint to be written.
+	settleTimeout = 30 * time.Second
+	// resultTimeout bounds writing what a session has reached: it was paid for,
+	// and the node that keeps the record may be away for minutes.
+	resultTimeout = 10 * time.Minute
+	// naks of a job after a fault of the worker or of the queue are this far
+	// apart at first.
+	nakPause = 2 * time.Second
+	// maxClaims bounds how often one delivery is decided again because the
+	// record changed meanwhile.
+	maxClaims = 10
+)
+
+var (
+	// errUnrecorded: what the session has reached could not be written.
+	errUnrecorded = errors.New("the job's record could not be written: the session was closed and the job handed back")
+	// errCancelled: the publisher wants the job to end.
+	errCancelled = errors.New("the job was cancelled")
+)
+
+// execution is one delivery on its way from the fetcher to its acknowledgement:
+// claim, admit, run, settle, effects.
+type execution struct {
+	w       *Worker
+	msg     delivery
+	id      Identity
+	job     *Job          // nil: the message is no valid job
+	invalid *errors.Error // why
+	ctx     context.Context
+	span    trace.Span
+	ackWait *lease.Message
+	begun   time.Time
+
+	deliveries uint64 // of the message, as the server counts them: a hint
+
+	record  recordHandle
+	session sessionRun // while the job is this worker's
+	freed   bool       // its slot was given to another job already
+	done    chan struct{}
+
+	mu      sync.Mutex              // guards what follows
+	cancel  context.CancelCauseFunc // of the session under way; nil: there is none
+	control Control
+	ending  bool  // the publisher wants the job to end
+	result  State // the outcome that this execution wrote
+	fault   error // the failure, without secrets
+}
+
+// log is for lines about this job. It is made when there is something to say: a
+// session that lives for hours says little.
+func (e *execution) log() *zerolog.Logger {
+	with := e.w.log.With().Str("job_id", e.id.ID).Int("run", e.id.Run).Str("queue", e.id.Queue).Uint64("stream_seq", e.id.StreamSeq)
+	// By these ids traces and log lines find each other.
+	if span := trace.SpanContextFromContext(e.ctx); span.IsValid() {
+		with = with.Stringer("trace_id", span.TraceID()).Stringer("span_id", span.SpanID())
+	}
+	log := with.Logger()
+	return &log
+}
+
+// process brings the delivery to its end. What goes wrong in it concerns this
+// job alone. What is on the stack from here to the wait for frames stays there as
+// long as the session lives, so each step has returned before the next.
+func (e *execution) process() {
+	e.ctx, e.begun = e.w.base, time.Now()
+	e.ackWait = e.w.lease.Track(e.msg.Reply())
+	defer e.close()
+	defer e.recoverPanic()
+	defer e.leave()
+	if e.claim() {
+		e.run()
+		e.settle()
+	}
+}
+
+// open reads the message and begins its span.
+func (e *execution) open() {
+	e.id, e.job, e.invalid = Read(e.msg.Msg)
+	if e.job != nil {
+		e.job.ID = e.id.ID
+	}
+	if meta, err := e.msg.Metadata(); err == nil {
+		e.deliveries = meta.NumDelivered
+	}
+	e.record = recordHandle{store: e.w.store, jobID: e.id.ID, now: e.w.now, cancelSeen: func() { e.end(errCancelled) }}
+	e.ctx, e.span = e.w.startProcess(e.ctx, e.msg.Headers(), e.id, e.deliveries)
+}
+
+func (e *execution) close() {
+	if e.span != nil {
+		endSpan(e.span, e.fault)
+	}
+	close(e.done)
+	e.ackWait.Release()
+}
+
+// recoverPanic keeps a fault of the worker itself from ending the process.
+func (e *execution) recoverPanic() {
+	if v := recover(); v != nil {
+		e.fault = fmt.Errorf("fault of the worker: %v", v)
+		e.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker: the job is handed back")
+		e.abortProbe(false)
+		e.giveUpSession("fault")
+		e.nak(e.w.o.AckWait)
+	}
+}
+
+// giveUpSession says in the record that this worker no longer runs the job.
+// Other workers believe the record as long as the lease stands, so it goes on
+// trying until that is written, the job is another's, or the worker stops.
+func (e *execution) giveUpSession(reason string) {
+	r := e.record.current()
+	if r == nil || r.State != StateRunning || !e.w.lease.Own(r.WorkerID) {
+		return
+	}
+	next := r.clone()
+	next.SessionTime += e.session.report.Connected
+	next.release(reason)
+	record := &e.record
+	e.w.background.Go(func() {
+		ctx, cancel := e.w.resultContext(e.w.base)
+		defer cancel()
+		err := retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second},
+			func(err error) bool { return errors.Is(err, errSuperseded) || errors.Is(err, nats.ErrConnectionClosed) },
+			func() error { return record.putFenced(ctx, next.clone()) })
+		if err != nil && !errors.Is(err, errSuperseded) {
+			e.log().Warn().Err(err).Msg("could not write that the job was given up; it is taken over once this worker's lease ends")
+		}
+	})
+}
+
+// settling bounds a step that decides or tells something.
+func (e *execution) settling() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(e.ctx, e.w.o.SettleTimeout)
+}
+
+// resultContext bounds writing what a session has reached. A worker that stops
+// leaves it to the next one in the end.
+func (w *Worker) resultContext(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(parent, resultTimeout)
+	stop := context.AfterFunc(w.drained, func() { time.AfterFunc(w.o.SettleTimeout, cancel) })
+	return ctx, func() { stop(); cancel() }
+}
+
+// end cancels the session under way, if there is one.
+func (e *execution) end(why error) {
+	e.mu.Lock()
+	cancel := e.cancel
+	e.mu.Unlock()
+	if cancel != nil {
+		cancel(why)
+	}
+}
+
+// abortProbe ends a probe that told nothing of the app; reached says whether it
+// got as far as the backend.
+func (e *execution) abortProbe(reached bool) {
+	if !e.session.pass.Probe {
+		return
+	}
+	ctx, cancel := context.WithTimeout(e.w.base, storeTimeout)
+	defer cancel()
+	if err := e.w.circuits.Inconclusive(ctx, e.session.app, e.circuitRegion(), e.id.ID, reached); err != nil {
+		e.log().Warn().Err(err).Msg("could not end the probe of a circuit")
+	}
+}
+
+// nak gives the message back to the queue; it comes again after delay.
+func (e *execution) nak(delay time.Duration) {
+	e.ackWait.Release()
+	if err := e.msg.NakWithDelay(delay); err != nil {
+		e.log().Debug().Err(err).Msg("could not hand the job back; its ack wait will run out")
+	}
+}
+
+// nakWithBackoff leaves the job to its next delivery, which finds what was
+// written and goes on from there. What keeps failing is tried less and less
+// often.
+func (e *execution) nakWithBackoff(err error) {
+	e.log().Warn().Err(err).Msg("the job could not be settled here; it will be delivered again")
+	e.nak(nakPause << min(max(e.deliveries, 1)-1, 4))
+}
+
+// acknowledge takes the message off the queue.
+func (e *execution) acknowledge() {
+	ctx, cancel := e.settling()
+	defer cancel()
+	failpoint.Here("before_ack")
+	acked := func(err error) bool { return errors.Is(err, jetstream.ErrMsgAlreadyAckd) }
+	err := retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second}, acked, func() error {
+		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+		defer cancel()
+		return e.msg.DoubleAck(ctx)
+	})
+	if err != nil && !acked(err) {
+		e.log().Warn().Err(err).Msg("the acknowledgement was not confirmed; the job may be delivered again, and will find its outcome")
+		return
+	}
+	e.ackWait.Release()
+}
+
+// circuitRegion names the circuit by what was asked for, not by the region that
+// happened to serve.
+func (e *execution) circuitRegion() string { return orElse(e.job.GetRegion(), e.w.o.DefaultRegion) }

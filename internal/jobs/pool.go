@@ -1,0 +1,66 @@
+package jobs
+
+// handle takes a delivery from the pull loop; it does not wait for its end.
+func (w *Worker) handle(d delivery) {
+	w.count(1)
+	w.executions.Add(1)
+	e := &execution{w: w, msg: d, done: make(chan struct{})}
+	select {
+	case w.next <- e: // a goroutine waits, its stack grown already
+	default:
+		w.pool.Add(1)
+		go w.work(e)
+	}
+}
+
+// maxIdle caps the goroutines kept for reuse, which avoids growing new stacks.
+const maxIdle = 64
+
+// work brings a delivery to its end, and those that come after it.
+func (w *Worker) work(e *execution) {
+	defer w.pool.Done()
+	for e != nil {
+		e.process()
+		w.leave(e)
+		e = w.another()
+	}
+}
+
+// another waits for the next delivery. It returns nil if enough others wait, or
+// there are no more.
+func (w *Worker) another() *execution {
+	if w.idle.Add(1) > maxIdle {
+		w.idle.Add(-1)
+		return nil
+	}
+	select {
+	case e := <-w.next:
+		w.idle.Add(-1)
+		return e
+	case <-w.noMore:
+		return nil
+	}
+}
+
+// leave gives back what the execution still has.
+func (w *Worker) leave(e *execution) {
+	defer w.executions.Done()
+	if e.freed {
+		w.finalizing.Release(1)
+		return
+	}
+	w.freeSlot()
+}
+
+// freeSlot makes room for another job.
+func (w *Worker) freeSlot() {
+	w.count(-1)
+	w.pull.done()
+}
+
+func (w *Worker) count(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.busy += n
+	w.o.Observer.SlotsBusy(w.busy, w.o.Concurrency)
+}

@@ -1,0 +1,26 @@
+package session
+
+import "context"
+
+// CheckKey mints one token with an app's key, in the first region that a session
+// of it would use, and throws it away: that opens no session and costs nothing. It
+// returns nil if the backend takes the key, else an *errors.Error as Open would:
+// with HTTPStatus 401 the key was refused.
+func (c *Client) CheckKey(ctx context.Context, app string, key func() (string, error)) error {
+	if err := c.begin(); err != nil {
+		return err
+	}
+	defer c.wg.Done()
+	o := &opening{c: c, p: &Params{AppID: app, APIKey: key}}
+	regions, err := o.regions(ctx)
+	if err != nil {
+		return err
+	}
+	o.red.region = regions[0]
+	value, err := o.apiKey()
+	if err != nil {
+		return err
+	}
+	_, err = o.askToken(ctx, regions[0], value)
+	return err
+}
