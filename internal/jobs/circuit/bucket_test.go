@@ -5,8 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"avatarworker/internal/kv"
 )
 
@@ -69,10 +67,12 @@ func TestCircuitThatExpiresIsForgotten(t *testing.T) {
 
 func TestOpenCircuitsAreWrittenAgainInANewBucket(t *testing.T) {
 	e := newEnv(t)
-	c, other := e.worker("w1"), e.worker("w2")
+	soon := func(o *Options) { o.Random = func() float64 { return 0 } }
+	c, other := e.worker("w1", soon), e.worker("w2", soon)
 	e.run(c)
 	e.run(other)
-	e.open(c)
+	p, _ := e.allow(c, "opens")
+	e.fail(p, unpaid, true, time.Second)
 	p, _, err := c.Allow(t.Context(), "closed", region, "j")
 	if err != nil {
 		t.Fatal(err)
@@ -130,21 +130,26 @@ func (e *env) remake() {
 	e.makeBucket()
 }
 
-func TestEntryOfAnotherShapeIsLeftOut(t *testing.T) {
+func TestEntryThatCanNotBeReadHoldsNoJob(t *testing.T) {
 	e := newEnv(t)
+	c := e.worker("w1")
+	e.run(c)
+	e.open(c)
+	e.eventually("it is told", func() bool { return len(e.stored(app, region).Untold) == 0 })
 	if _, err := e.bucket.Put(t.Context(), key(app, region), []byte("no JSON")); err != nil {
 		t.Fatal(err)
 	}
-	c := e.worker("w1")
-	e.run(c)
 	other, err := e.js.KeyValue(t.Context(), "FLEET")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := other.Create(t.Context(), key("app2", region), []byte(`{"app_id":"app2","region":"us-west","state":"open","retry_at":"2200-01-01T00:00:00Z"}`), jetstream.KeyTTL(time.Hour)); err != nil {
+	if _, err := other.Create(t.Context(), key("app2", region), []byte(`{"app_id":"app2","region":"us-west","state":"open","retry_at":"2200-01-01T00:00:00Z"}`)); err != nil {
 		t.Fatal(err)
 	}
-	e.eventually("the others are read", func() bool { return len(c.NotClosed()) == 1 })
+	e.eventually("the others are read", func() bool {
+		list := c.NotClosed()
+		return len(list) == 1 && list[0].App == "app2"
+	})
 	if p, r := e.allow(c, "j"); p == nil {
 		t.Errorf("%+v", r)
 	}

@@ -40,7 +40,8 @@ type env struct {
 	mu     sync.Mutex
 	now    time.Time
 	leases map[string]bool
-	asked  int // whether a lease stands
+	asked  int   // whether a lease stands
+	away   error // of the bucket with the leases
 	told   map[string]int
 	order  []Alert
 	fault  error // of publishing
@@ -85,7 +86,7 @@ func (e *env) Stands(_ context.Context, id string) (bool, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.asked++
-	return e.leases[id], nil
+	return e.leases[id], e.away
 }
 
 func (e *env) lease(id string, stands bool) {
@@ -457,6 +458,44 @@ func TestProbeIsItsWorkersWhileTheLeaseStands(t *testing.T) {
 	e.success(took)
 	if got := e.stored(app, region); got.State != Closed {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestProbeIsLeftAloneWhileItsLeaseIsUnknown(t *testing.T) {
+	e := newEnv(t)
+	first, other := e.worker("w1"), e.worker("w2")
+	e.run(other)
+	e.open(first)
+	e.pass(10 * time.Second)
+	p := e.probe(first, "j1")
+	e.knows(other, Probing)
+	e.pass(window)
+	e.away = errors.New("no answer")
+	if got, r, err := other.Allow(t.Context(), app, region, "j2"); got != nil || r != nil || !errors.Is(err, e.away) {
+		t.Fatal(got, r, err)
+	}
+	if got := e.stored(app, region); got.ProbeWorker != "w1" {
+		t.Errorf("%+v", got)
+	}
+	e.success(p)
+	e.knows(other, Closed)
+	if got, r := e.allow(other, "j2"); got == nil {
+		t.Error(r)
+	}
+}
+
+func TestHeldJobsAskAgainWithinAMinute(t *testing.T) {
+	e := newEnv(t)
+	c := e.worker("w1", func(o *Options) {
+		o.Config.Cooldown, o.Config.MaxCooldown = 24*time.Hour, 24*time.Hour
+	})
+	p, _ := e.allow(c, "opens")
+	e.fail(p, unpaid, true, time.Minute)
+	if r := e.refused(c, "j"); r.Wait != time.Minute || r.Code != errors.CodeCreditsExhausted {
+		t.Errorf("%+v", r)
+	}
+	if r := c.Peek(app, region, "j"); r == nil || r.Wait != time.Minute {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -116,9 +116,8 @@ func (c *Circuits) Peek(app, region, job string) *Refusal {
 	return refusal
 }
 
-// Allow returns a permit for a session of the app, or says why the job waits. The
-// error says that the bucket, or the lease of the worker that probes, could not be
-// read.
+// Allow returns a permit for a session of the app, or a refusal, or an error: the
+// bucket, or the lease of the worker that probes, could not be read.
 func (c *Circuits) Allow(ctx context.Context, app, region, job string) (*Permit, *Refusal, error) {
 	p := c.permit(app, region, job)
 	before, refusal := c.look(p, true)
@@ -132,7 +131,12 @@ func (c *Circuits) Allow(ctx context.Context, app, region, job string) (*Permit,
 		stands, err := c.o.Leases.Stands(ctx, before.ProbeWorker)
 		if err != nil || stands {
 			c.drop(p)
-			return nil, c.refuse(before), err
+		}
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case stands:
+			return nil, c.refuse(before), nil
 		}
 	}
 	won := false
@@ -187,7 +191,7 @@ func (c *Circuits) refuse(e entry) *Refusal {
 		rest = e.Cooldown
 	}
 	wait := time.Duration(c.o.Random() * float64(min(rest, maxWait)))
-	return &Refusal{Wait: max(wait, e.Cooldown/10, minWait), Code: e.Code}
+	return &Refusal{Wait: min(max(wait, e.Cooldown/10, minWait), maxWait), Code: e.Code}
 }
 
 // Probe reports whether the permit is the fleet's one probe and has not ended.

@@ -74,16 +74,17 @@ func (c *Circuits) endedProbes() []*Permit {
 // publish publishes what is untold: of this worker's changes at once, of others'
 // if they have not done so after a pause.
 func (c *Circuits) publish(ctx context.Context) {
-	for ctx.Err() == nil {
+	for {
+		changed, wait := c.changed, pause
 		if err := c.publishDue(ctx); err != nil && ctx.Err() == nil {
 			c.o.Log.Warn().Err(err).Msg("could not publish an alert about a circuit; trying again until it can be")
-			_ = retry.Pause(ctx, tellPause, nil) //nolint:errcheck // the loop looks at ctx
-			continue
+			changed, wait = nil, tellPause
 		}
 		select {
 		case <-ctx.Done():
-		case <-c.changed:
-		case <-time.After(pause):
+			return
+		case <-changed:
+		case <-time.After(wait):
 		}
 	}
 }
@@ -128,7 +129,7 @@ func (c *Circuits) due() []entry {
 // been away, or be another one with the same name.
 func (c *Circuits) watch(ctx context.Context) {
 	var listed time.Time // when the bucket that was read last was made
-	for ctx.Err() == nil {
+	for {
 		made, err := c.made(ctx)
 		if err == nil {
 			remade := !listed.IsZero() && !made.Equal(listed)
@@ -137,7 +138,9 @@ func (c *Circuits) watch(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			c.o.Log.Debug().Err(err).Msg("could not follow the circuits; trying again")
 		}
-		_ = retry.Pause(ctx, pause, nil) //nolint:errcheck // the loop looks at ctx
+		if retry.Pause(ctx, pause, nil) != nil {
+			return
+		}
 	}
 }
 
@@ -199,13 +202,12 @@ func (c *Circuits) follow(ctx context.Context, made time.Time, remade bool, list
 
 func (c *Circuits) read(kve jetstream.KeyValueEntry) {
 	var e entry
-	switch {
-	case kve.Operation() != jetstream.KeyValuePut:
+	if kve.Operation() != jetstream.KeyValuePut || json.Unmarshal(kve.Value(), &e) != nil {
 		c.forget(kve.Key(), kve.Revision())
-	case json.Unmarshal(kve.Value(), &e) == nil:
-		e.revision = kve.Revision()
-		c.learn(kve.Key(), e, false)
+		return
 	}
+	e.revision = kve.Revision()
+	c.learn(kve.Key(), e, false)
 }
 
 // learn takes in a circuit as the bucket has it. tell: this worker made it open or
