@@ -405,6 +405,45 @@ func TestPermitEndsAProbeOnce(t *testing.T) {
 	}
 }
 
+// A write of its end that comes late finds the job's next probe.
+func TestEndOfAnEarlierProbeLeavesTheNextAlone(t *testing.T) {
+	e := newEnv(t)
+	c := e.worker("w1")
+	e.open(c)
+	e.pass(10 * time.Second)
+	p := e.probe(c, "j1")
+	late := p.aborted(true)
+	e.abort(p, true)
+	e.pass(time.Minute)
+	next := e.probe(c, "j1")
+	if got, err := c.change(t.Context(), app, region, late); err != nil || got.State != Probing {
+		t.Errorf("%+v, %v", got, err)
+	}
+	e.success(next)
+	if got := e.stored(app, region); got.State != Closed {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestBucketThatIsAwayDoesNotHoldUpAJobsOwnRecord(t *testing.T) {
+	e := newEnv(t)
+	nowhere, err := jetstream.NewWithAPIPrefix(e.js.Conn(), "nowhere")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := e.worker("w1", func(o *Options) {
+		o.Store, o.Patience = kv.NewStore(nowhere, e.bucket, time.Second), 100*time.Millisecond
+	})
+	p, _ := e.allow(c, "j1")
+	from := time.Now()
+	if _, open, err := p.Fail(t.Context(), unpaid); open || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("open %v, %v", open, err)
+	}
+	if took := time.Since(from); took > 5*time.Second {
+		t.Errorf("took %s", took)
+	}
+}
+
 func TestProbeThatShowedNothing(t *testing.T) {
 	for name, reached := range map[string]bool{"at the backend": true, "before": false} {
 		t.Run(name, func(t *testing.T) {
