@@ -125,7 +125,7 @@ func New(o Options) *Fetcher {
 	}
 	for i, q := range o.Queues {
 		q.Weight = max(q.Weight, 1)
-		queue := &queue{Queue: q, index: i, idle: true}
+		queue := &queue{Queue: q, index: i}
 		f.queues = append(f.queues, queue)
 		f.byName[q.Name] = queue
 	}
@@ -227,6 +227,7 @@ func (f *Fetcher) dispatch(ctx context.Context, now time.Time) time.Time {
 	asks, later := f.choose(now)
 	for _, r := range asks {
 		f.open(r, in, now)
+		next = earlier(next, r.queue.deadline)
 	}
 	f.mu.Unlock()
 	for _, r := range asks {
@@ -336,7 +337,7 @@ func (f *Fetcher) look(ctx context.Context, q *queue) {
 	f.looking--
 	q.ready = err == nil
 	if err != nil {
-		q.retryAt = time.Now().Add(max(failurePause, f.rest))
+		q.idle, q.retryAt = true, time.Now().Add(max(failurePause, f.rest))
 	}
 	f.mu.Unlock()
 	f.nudge()

@@ -23,7 +23,7 @@ type queue struct {
 	want     int       // places of the request
 	got      int
 
-	idle bool          // it was found empty, or can't be asked
+	idle bool          // it was found empty, or can't be asked; at the start it is taken for busy
 	rest time.Duration // how long it is passed over for that
 	due  time.Time     // when it is looked at again
 	pass float64       // virtual time: starts so far by weight
