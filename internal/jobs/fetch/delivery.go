@@ -120,6 +120,6 @@ func parseAck(reply string) (*jetstream.MsgMetadata, error) {
 	}
 	meta.NumDelivered, meta.NumPending = numbers[0], numbers[4]
 	meta.Sequence = jetstream.SequencePair{Stream: numbers[1], Consumer: numbers[2]}
-	meta.Timestamp = time.Unix(0, int64(numbers[3])) //nolint:gosec // parsed as 63 bits
+	meta.Timestamp = time.Unix(0, int64(numbers[3])) // parsed as 63 bits
 	return meta, nil
 }

@@ -10,6 +10,7 @@ package fetch
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -109,6 +110,7 @@ type Fetcher struct {
 	mu      sync.Mutex
 	queues  []*queue
 	free    int
+	hungry  bool   // a queue could be asked if there were a place
 	pauses  int    // fetching rests while it is above 0
 	looking int    // lookups under way
 	serial  uint64 // of the last request
@@ -194,8 +196,11 @@ func (f *Fetcher) Pause(on bool) {
 func (f *Fetcher) Done() {
 	f.mu.Lock()
 	f.free++
+	hungry := f.hungry
 	f.mu.Unlock()
-	f.nudge()
+	if hungry {
+		f.nudge()
+	}
 }
 
 func (f *Fetcher) nudge() {
@@ -229,6 +234,7 @@ func (f *Fetcher) dispatch(ctx context.Context, now time.Time) time.Time {
 		f.open(r, in, now)
 		next = earlier(next, r.queue.deadline)
 	}
+	f.hungry = slices.ContainsFunc(f.queues, func(q *queue) bool { return q.ready && !q.asked })
 	f.mu.Unlock()
 	for _, r := range asks {
 		if err == nil {
@@ -247,10 +253,7 @@ type request struct {
 	wait   time.Duration // at an empty queue; 0: only what is there
 }
 
-// choose decides which queues are asked, and returns when to decide again. A queue
-// whose last request failed takes one place only, and its request expires: the
-// server keeps one that asks for what is there without an answer as long as the
-// consumer's max_ack_pending is reached.
+// choose decides which queues are asked, and returns when to decide again.
 func (f *Fetcher) choose(now time.Time) (asks []request, next time.Time) {
 	if f.free == 0 || f.pauses > 0 {
 		return nil, time.Time{}
@@ -274,12 +277,8 @@ func (f *Fetcher) choose(now time.Time) (asks []request, next time.Time) {
 		all := append(due, contending...)
 		divide(f.queues, all, share, f.free)
 		for i, q := range due {
-			switch {
-			case share[i] == 0:
-			case q.refused:
-				asks = append(asks, request{queue: q, places: 1, wait: shortestRest})
-			default:
-				asks = append(asks, request{queue: q, places: share[i]})
+			if share[i] > 0 {
+				asks = append(asks, request{queue: q, places: share[i], wait: q.look()})
 			}
 		}
 		return asks, next
@@ -294,9 +293,6 @@ func (f *Fetcher) choose(now time.Time) (asks []request, next time.Time) {
 	}
 	divide(f.queues, idle, share, f.free-len(idle))
 	for i, q := range idle {
-		if q.refused {
-			share[i] = 1
-		}
 		asks = append(asks, request{queue: q, places: share[i], wait: f.poll})
 	}
 	return asks, time.Time{}

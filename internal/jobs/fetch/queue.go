@@ -48,18 +48,25 @@ func (q *queue) before(n int, other *queue, m int) bool {
 }
 
 // divide adds each place to the share of the queue that comes first. all are the
-// queues that were served so far, of which some divide the places.
+// queues, of which some divide the places. One whose last request failed gets one
+// at most.
 func divide(all, some []*queue, share []int, places int) {
 	if len(some) == 0 {
 		return
 	}
 	catchUp(all, some...)
 	for range places {
-		first := 0
+		first := -1
 		for i, q := range some {
-			if q.before(share[i], some[first], share[first]) {
+			if q.refused && share[i] > 0 {
+				continue
+			}
+			if first < 0 || q.before(share[i], some[first], share[first]) {
 				first = i
 			}
+		}
+		if first < 0 {
+			return
 		}
 		share[first]++
 	}
@@ -84,6 +91,17 @@ func catchUp(all []*queue, some ...*queue) {
 			q.pass = max(q.pass, floor)
 		}
 	}
+}
+
+// look is how long a request waits that only looks at what there is: not at all,
+// but after one that failed, since the server may leave a request that does not
+// expire without an answer for as long as the consumer's max_ack_pending is
+// reached.
+func (q *queue) look() time.Duration {
+	if q.refused {
+		return shortestRest
+	}
+	return 0
 }
 
 // start counts a message that arrived.

@@ -219,6 +219,22 @@ func TestAQueueThatHasWorkAgainIsLookedAtOftenAgain(t *testing.T) {
 	}
 }
 
+func TestAQueueWhoseRequestFailedGetsOnePlaceAndTheOthersTheRest(t *testing.T) {
+	m := equal(3, 8)
+	m.queues[0].refused = true
+	asks, _ := m.choose(m.now)
+	places := map[string]int{}
+	for _, r := range asks {
+		places[r.queue.Name] = r.places
+		if expires := r.wait > 0; expires != r.queue.refused {
+			t.Errorf("the request to queue %s waits %s", r.queue.Name, r.wait)
+		}
+	}
+	if places["0"] != 1 || places["1"]+places["2"] != 7 {
+		t.Errorf("places %v", places)
+	}
+}
+
 // An ack wait counts from before the request that brought its message.
 func TestRequestNeverWaitsForMuchOfTheAckWait(t *testing.T) {
 	for _, window := range []time.Duration{time.Second, 2 * time.Second, 30 * time.Second, time.Hour} {
