@@ -93,7 +93,7 @@ func takeover(from *Record, job *Job, worker string, limits limits, now time.Tim
 	next.NextAttemptAt = nil
 	next.ConnectionID, next.Reason, next.HeldCode = "", "", ""
 	if job.Resume() == OnRedeliveryRestart {
-		next.Checkpoint, next.LiveSeq, next.LiveBegun, next.UtterancesDone, next.Utterances = 0, 0, 0, 0, nil
+		next.Checkpoint, next.LiveSeq, next.LiveBegun, next.UtterancesDone, next.Utterances, next.Recorded = 0, 0, 0, 0, nil, nil
 	}
 	return next
 }

@@ -43,8 +43,7 @@ func (t *task) follow(r *Record) error {
 	return err
 }
 
-// finishTimeout bounds what completes an output; a long recording takes longer
-// to assemble than an outcome to write.
+// finishTimeout bounds what completes an output.
 const finishTimeout = 5 * time.Minute
 
 func (t *task) completeOutput(r *Record) error {
@@ -53,7 +52,7 @@ func (t *task) completeOutput(r *Record) error {
 	// When the drain time is up the next delivery does it: the outcome is there.
 	stop := context.AfterFunc(t.w.drained, cancel)
 	defer stop()
-	return t.w.o.Runner.Finish(ctx, t.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint})
+	return t.w.o.Runner.Finish(ctx, t.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint, Recorded: r.Recorded})
 }
 
 // tellsError tells whether the state came with a failed attempt of its own.

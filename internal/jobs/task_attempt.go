@@ -65,7 +65,7 @@ func (t *task) order(p *progress) *Attempt {
 	return &Attempt{
 		Job: t.job, AppID: r.AppID, Region: r.Region,
 		Session: r.Session, Number: r.Attempt,
-		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, PreviousSession: t.work.before,
+		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, Recorded: r.Recorded, PreviousSession: t.work.before,
 		Progress: p, Control: &t.control,
 	}
 }
