@@ -43,7 +43,10 @@ type Object struct {
 	done    int // utterances that the job's checkpoint counts
 	at      Checkpoint
 	digest  hash.Hash
-	chunks  chunkWriter
+	session int
+	chunks  interface {
+		put(ctx context.Context, data []byte, header nats.Header) (seq uint64, err error)
+	}
 	chunk   *bytes.Buffer // not yet stored; nil: nothing
 	maxSize int           // of a chunk
 }
@@ -129,7 +132,7 @@ func (o *Object) flush(ctx context.Context) error {
 	o.digest.Write(data)
 	o.at.Size += int64(len(data))
 	o.at.Chunks++
-	o.at.LastSeq, o.at.Session = seq, o.chunks.session
+	o.at.LastSeq, o.at.Session = seq, o.session
 	o.chunk.Reset()
 	return nil
 }

@@ -84,7 +84,7 @@ func NewRecordings(js jetstream.JetStream, bucket string) *Recordings {
 // is stored.
 func (b *Recordings) Sink(r Recording, session, done int, from *Checkpoint) *Object {
 	o := &Object{
-		bucket: b, rec: r, done: done, digest: sha256.New(),
+		bucket: b, rec: r, session: session, done: done, digest: sha256.New(),
 		maxSize: min(chunkSize, int(b.js.Conn().MaxPayload())-chunkRoom),
 	}
 	if from != nil {
@@ -94,8 +94,8 @@ func (b *Recordings) Sink(r Recording, session, done int, from *Checkpoint) *Obj
 	return o
 }
 
-func (b *Recordings) writer(r Recording, session int, last uint64) chunkWriter {
-	return chunkWriter{bucket: b, subject: b.chunks(r.nuid()), session: session, last: last}
+func (b *Recordings) writer(r Recording, session int, last uint64) *chunkWriter {
+	return &chunkWriter{bucket: b, subject: b.chunks(r.nuid()), session: session, last: last}
 }
 
 func (b *Recordings) buffer() *bytes.Buffer {
