@@ -344,7 +344,6 @@ func (b *Recordings) renewLast(ctx context.Context, r Recording, session int, at
 	if err != nil {
 		return err
 	}
-	failpoint.Here("recording_renewed")
 	// The original goes last: a repeat finds it, or nothing but the copy. The
 	// copy may be that of another worker, which has removed nothing yet.
 	if err := b.removeBetween(ctx, subject, at.LastSeq, seq); err != nil {
