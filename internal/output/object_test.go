@@ -457,7 +457,7 @@ func TestOfTwoJobsThatRecordUnderOneNameTheFirstToBeginHasIt(t *testing.T) {
 	first := b.session(film(1), 1, nil)
 	other := film(1)
 	other.JobID = "other"
-	if err := b.recordings().Sink(other, 1, 0, nil).Open(b.ctx); errors.Of(err).Code != errors.CodeInvalidJob || !strings.Contains(err.Error(), `job job records "film" just now`) {
+	if err := b.recordings().Sink(other, 1, 0, nil).Open(b.ctx); errors.Of(err).Code != errors.CodeInvalidJob || !strings.Contains(err.Error(), `job job, which has no outcome yet, records "film" (reserved by message 1 of stream OBJ_R)`) {
 		t.Errorf("%v", err)
 	}
 	if err := b.recordings().Sweep(b.ctx, other); err != nil { // its dead letter's

@@ -85,7 +85,7 @@ func NewRecordings(js jetstream.JetStream, bucket string) *Recordings {
 func (b *Recordings) Sink(r Recording, session, done int, from *Checkpoint) *Object {
 	o := &Object{
 		bucket: b, rec: r, session: session, done: done, digest: sha256.New(),
-		maxSize: min(chunkSize, int(b.js.Conn().MaxPayload())-chunkRoom),
+		maxSize: max(chunkRoom, min(chunkSize, int(b.js.Conn().MaxPayload())-chunkRoom)),
 	}
 	if from != nil {
 		o.at = *from
@@ -121,6 +121,8 @@ type TakenError struct {
 	Name     string
 	JobID    string // that the name belongs to; empty: no job made the object
 	Reserved bool   // that job is not finished
+	Stream   string // that has the name's entry
+	Seq      uint64 // of the entry
 }
 
 // Error implements error.
@@ -129,7 +131,7 @@ func (e *TakenError) Error() string {
 	case e.JobID == "":
 		return fmt.Sprintf("there is an object %q that no job has recorded, and it is not replaced; choose another name or remove the object", e.Name)
 	case e.Reserved:
-		return fmt.Sprintf("job %s records %q just now; choose another name", e.JobID, e.Name)
+		return fmt.Sprintf("job %s, which has no outcome yet, records %q (reserved by message %d of stream %s); choose another name", e.JobID, e.Name, e.Seq, e.Stream)
 	default:
 		return fmt.Sprintf("%q is the recording of job %s, and it is not replaced; choose another name or remove the recording", e.Name, e.JobID)
 	}
@@ -146,9 +148,9 @@ func (e entry) reserved() bool { return e.info.Deleted && e.info.Metadata[MetaRe
 func (e entry) visible() bool { return e.seq > 0 && !e.info.Deleted }
 
 // mayTake returns a *TakenError if the name is another job's.
-func (e entry) mayTake(r Recording) error {
+func (b *Recordings) mayTake(e entry, r Recording) error {
 	if job := e.info.Metadata[MetaJobID]; (e.visible() || e.reserved()) && job != r.JobID {
-		return &TakenError{Name: r.Name, JobID: job, Reserved: e.reserved()}
+		return &TakenError{Name: r.Name, JobID: job, Reserved: e.reserved(), Stream: b.stream, Seq: e.seq}
 	}
 	return nil
 }
@@ -179,7 +181,7 @@ func (b *Recordings) reserve(ctx context.Context, r Recording) error {
 		if err != nil {
 			return err
 		}
-		if err := e.mayTake(r); err != nil || e.visible() || e.reserved() && e.info.Metadata[MetaReserved] == mine {
+		if err := b.mayTake(e, r); err != nil || e.visible() || e.reserved() && e.info.Metadata[MetaReserved] == mine {
 			return err
 		}
 		return b.putInfo(ctx, e.seq, &jetstream.ObjectInfo{
@@ -239,7 +241,7 @@ func (b *Recordings) publishRecording(ctx context.Context, r Recording, session 
 	if err != nil {
 		return err
 	}
-	switch err := e.mayTake(r); {
+	switch err := b.mayTake(e, r); {
 	case err != nil:
 		return err
 	case e.visible() && r.owns(e.info.NUID): // made before
