@@ -79,8 +79,8 @@ func laggingRecordings(ctx context.Context, t *testing.T, c *natsserver.Cluster)
 				return
 			}
 		}
-		// A third session has nothing to say; whoever finds the job settled but not
-		// acknowledged repeats what follows.
+		// A third session has nothing to say. A worker that finds the job settled but
+		// not acknowledged repeats what follows.
 		for range 2 {
 			if err := recordings.Publish(ctx, r, 3, 2, *at); err != nil {
 				t.Error(err)

@@ -192,7 +192,7 @@ func TestARecordingIsReadBackByteForByteByAnyClient(t *testing.T) {
 			if list, err := b.store.List(b.ctx); !errors.Is(err, jetstream.ErrNoObjectsFound) {
 				t.Errorf("visible before it is published: %v %v", list, err)
 			}
-			for range 2 { // whoever finds the job settled repeats it
+			for range 2 { // as the next delivery of a settled job does
 				if err := s.publish(1); err != nil {
 					t.Fatal(err)
 				}
@@ -475,7 +475,7 @@ func TestOfTwoJobsThatRecordUnderOneNameTheFirstToBeginHasIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.check("film", want)
-	// One that its owner removed is nobody's.
+	// The name of a recording that was removed is free.
 	if err := b.store.Delete(b.ctx, "film"); err != nil {
 		t.Fatal(err)
 	}
@@ -591,7 +591,7 @@ func TestAChunkWhoseAcknowledgementWasLostIsStoredOnce(t *testing.T) {
 	}
 	config := stream.CachedInfo().Config
 	silent := config
-	silent.NoAck = true // what is stored now is acknowledged by nobody
+	silent.NoAck = true // what is stored now is not acknowledged
 	for range 2 {
 		if _, err := b.js.UpdateStream(b.ctx, silent); err != nil {
 			t.Fatal(err)
@@ -709,7 +709,7 @@ func TestALeaderThatChangesLosesNoChunkAndDoublesNone(t *testing.T) {
 
 func TestRoom(t *testing.T) {
 	b := newBench(t)
-	make := func(name string, discard jetstream.DiscardPolicy, maxBytes int64) {
+	stream := func(name string, discard jetstream.DiscardPolicy, maxBytes int64) {
 		t.Helper()
 		_, err := b.js.CreateStream(b.ctx, jetstream.StreamConfig{
 			Name: name, Subjects: []string{name}, Storage: jetstream.MemoryStorage, Discard: discard, MaxBytes: maxBytes,
@@ -721,9 +721,9 @@ func TestRoom(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	make("new", jetstream.DiscardNew, 1_000_000)
-	make("old", jetstream.DiscardOld, 1_000_000)
-	make("open", jetstream.DiscardNew, -1)
+	stream("new", jetstream.DiscardNew, 1_000_000)
+	stream("old", jetstream.DiscardOld, 1_000_000)
+	stream("open", jetstream.DiscardNew, -1)
 	for _, c := range []struct {
 		stream string
 		need   int64

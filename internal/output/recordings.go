@@ -49,7 +49,7 @@ func (r Recording) nuid() string {
 	fmt.Fprintf(h, "%s\n%d\n", r.JobID, r.Run)
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], r.StreamSeq)
-	binary.BigEndian.PutUint64(b[8:], uint64(r.Published.UnixNano())) //nolint:gosec // any 64 bits will do
+	binary.BigEndian.PutUint64(b[8:], uint64(r.Published.UnixNano()))
 	h.Write(b[:])
 	return fmt.Sprintf("%022s", new(big.Int).SetBytes(h.Sum(nil)[:16]).Text(62))
 }
@@ -263,7 +263,7 @@ func (b *Recordings) publishRecording(ctx context.Context, r Recording, session 
 		ObjectMeta: jetstream.ObjectMeta{
 			Name: r.Name, Metadata: r.metadata(metaReplaced, e.chunks()), Opts: &jetstream.ObjectMetaOptions{ChunkSize: chunkSize},
 		},
-		Bucket: b.bucket, NUID: mine, Size: uint64(at.Size), Chunks: uint32(at.Chunks), //nolint:gosec // counted up from 0
+		Bucket: b.bucket, NUID: mine, Size: uint64(at.Size), Chunks: uint32(at.Chunks),
 		Digest: jetstream.GetObjectDigestValue(digest),
 	}
 	if err := b.putInfo(ctx, e.seq, &info); err != nil {
@@ -318,8 +318,8 @@ func (b *Recordings) complete(ctx context.Context, r Recording, session int, at 
 }
 
 // renewLast puts a copy of the last chunk behind everything, and removes the
-// original with all that follows it. Nobody else knows the copy's sequence, so
-// nobody can put a chunk any more.
+// original with all that follows it. No session knows the copy's sequence, so
+// none can put a chunk any more.
 func (b *Recordings) renewLast(ctx context.Context, r Recording, session int, at Checkpoint) error {
 	original := strconv.FormatUint(at.LastSeq, 10)
 	subject := b.chunks(r.nuid())

@@ -78,7 +78,7 @@ func Room(ctx context.Context, js jetstream.JetStream, stream string, need int64
 	}
 	free := limit
 	if info.Config.Discard == jetstream.DiscardNew {
-		free = max(0, limit-int64(min(info.State.Bytes, math.MaxInt64))) //nolint:gosec // bounded
+		free = max(0, limit-int64(min(info.State.Bytes, math.MaxInt64)))
 	}
 	if need <= roomIn(free) {
 		return nil
