@@ -416,6 +416,8 @@ func roleOf(name string) (role, error) {
 		return &workerQueue{}, nil
 	case "reader":
 		return &bareReader{}, nil
+	case "reader to object":
+		return &bareReader{record: true}, nil
 	case "reader to frames":
 		return &bareReader{publish: true}, nil
 	case "client":

@@ -71,6 +71,7 @@ func targets(list []measurement, all results) []target {
 	ratio("CPU a frame, session client to bare reader", cpuPerFrame, "relay/our session client", "relay/bare reader", 1.3, false)
 	ratio("CPU a frame, worker to discard to bare reader", cpuPerFrame, "relay/our worker to discard", "relay/bare reader", 1.6, false)
 	ratio("CPU a frame, worker to frames to bare reader that publishes", cpuPerFrame, "relay/our worker to frames", "relay/bare reader that publishes", 1.3, false)
+	ratio("CPU a frame, worker to object to bare reader that puts", cpuPerFrame, "relay/our worker to object", "relay/bare reader that puts an object", 1.5, false)
 	ratio("memory of an idle session, client to bare reader", memoryPerIdle, "idle/our session client", "idle/bare reader", 1.25, false)
 	add("KiB of an idle session, worker", median("idle/our worker", memoryPerIdle), 40, false)
 	add("ms from publish to upgrade, median", median("start/our worker", startMedian), 5, false)

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/proto"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/session"
 	"avatarworker/internal/session/avatarpb"
 	"avatarworker/internal/topology"
@@ -33,9 +34,11 @@ type bareReader struct {
 	http    *http.Client
 	buffers sync.Pool
 	publish bool // each frame to the frames stream, as the worker does
+	record  bool // each session's frames to one object, by the client's own Put
 
-	nc *nats.Conn
-	js jetstream.JetStream
+	nc    *nats.Conn
+	js    jetstream.JetStream
+	store jetstream.ObjectStore
 
 	mu   sync.Mutex
 	open []*websocket.Conn
@@ -45,14 +48,15 @@ type bareReader struct {
 func (r *bareReader) start(ctx context.Context, p params) (answer, error) {
 	r.p, r.http = p, session.NewHTTPClient()
 	r.buffers.New = func() any { b := make([]byte, 64<<10); return &b }
-	if !r.publish {
+	if !r.publish && !r.record {
 		return answer{}, nil
 	}
 	var err error
 	if r.nc, r.js, err = connect(p.NATS); err != nil {
 		return answer{}, err
 	}
-	_, _, err = topology.Ensure(ctx, r.js, topology.Names{}, topology.DefaultSettings())
+	h, _, err := topology.Ensure(ctx, r.js, topology.Names{}, topology.DefaultSettings())
+	r.store = h.Recordings
 	return answer{}, err
 }
 
@@ -115,10 +119,15 @@ func (r *bareReader) speak(ctx context.Context, i, frames int) error {
 	if err := c.Write(ctx, websocket.MessageBinary, speech); err != nil {
 		return err
 	}
-	for seq := 1; seq <= frames; seq++ {
-		if err := r.read(c, func(b []byte) error { return r.forward(ctx, i, seq, seq == frames, b) }); err != nil {
-			return err
-		}
+	forward, finish := r.forward, func(err error) error { return err }
+	if r.record {
+		forward, finish = r.recording(ctx, i)
+	}
+	for seq := 1; seq <= frames && err == nil; seq++ {
+		err = r.read(c, func(b []byte) error { return forward(ctx, i, seq, seq == frames, b) })
+	}
+	if err := finish(err); err != nil {
+		return err
 	}
 	return c.Close(websocket.StatusNormalClosure, "")
 }
@@ -206,6 +215,36 @@ func (r *bareReader) forward(ctx context.Context, i, seq int, end bool, b []byte
 	}
 	_, err := r.js.PublishMsg(ctx, &nats.Msg{Subject: topology.Names{}.Frames(id), Header: h, Data: b})
 	return err
+}
+
+// recording puts a session's frames into one object while they come.
+func (r *bareReader) recording(ctx context.Context, i int) (forward func(context.Context, int, int, bool, []byte) error, finish func(error) error) {
+	in, out := io.Pipe()
+	put := make(chan error, 1)
+	go func() { // finish waits for it
+		_, err := r.store.Put(ctx, jetstream.ObjectMeta{Name: "bare" + strconv.Itoa(i)}, filled{in})
+		_ = in.CloseWithError(err) // so that no write waits for a reader that is gone
+		put <- err
+	}()
+	forward = func(_ context.Context, _, _ int, _ bool, b []byte) error {
+		_, err := out.Write(b)
+		return err
+	}
+	return forward, func(err error) error {
+		_ = out.CloseWithError(err) // it returns nil
+		return errors.Join(err, <-put)
+	}
+}
+
+// filled reads as much as there is room for: Put makes a chunk of each read.
+type filled struct{ r io.Reader }
+
+func (f filled) Read(b []byte) (int, error) {
+	n, err := io.ReadFull(f.r, b)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF
+	}
+	return n, err
 }
 
 func (r *bareReader) openIdle(ctx context.Context) error {

@@ -65,6 +65,7 @@ func suite(z sizes) []measurement {
 		relayed("our worker to discard", "worker", "discard", z.frames),
 		relayed("bare reader that publishes", "reader to frames", "", z.published),
 		relayed("our worker to frames", "worker", "frames", z.published),
+		relayed("bare reader that puts an object", "reader to object", "", z.published),
 		relayed("our worker to object", "worker", "object", z.published),
 		idle("bare reader", "reader"),
 		idle("our session client", "client"),

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -179,7 +180,7 @@ func TestARecordingIsVisibleOnlyOnceItsJobCompleted(t *testing.T) {
 	f.publish("rec", "ok", fields{"live": fields{"sample_rate": 16000}, "output": fields{"object": fields{"name": "final"}}})
 	f.say("rec", silence(time.Second), end)
 	f.state("rec", func(r jobs.Record) bool { return r.Checkpoint == 1 })
-	if got := f.objects(); len(got) != 1 || got[0] == "final" {
+	if got := f.objects(); len(got) != 0 {
 		t.Errorf("objects after the first utterance: %v", got)
 	}
 	f.say("rec", silence(time.Second), closing)
@@ -213,8 +214,39 @@ func TestARecordingThatIsNotCompletedLeavesNothingBehind(t *testing.T) {
 		t.Errorf("%s at %d: %+v", r.State, r.Checkpoint, r.LastError)
 	}
 	f.outcome("cancelled")
-	if got := f.objects(); len(got) != 0 {
-		t.Errorf("left behind: %v", got)
+	if n := f.inRecordings(); n != 0 {
+		t.Errorf("%d messages are left behind", n)
+	}
+}
+
+func TestAJobReplacesNoRecordingButItsOwn(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	f.worker(worker{})
+	f.publish("first", "ok", fields{"output": fields{"object": fields{"name": "film"}}})
+	f.completed("first")
+	film := f.recording("film")
+	f.publish("second", "ok", fields{"output": fields{"object": fields{"name": "film"}}})
+	r := f.outcome("second")
+	if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeInvalidJob || r.LastError.ConnectionID != "" ||
+		!strings.Contains(r.LastError.Message, `output.object.name: "film" is the recording of job first`) {
+		t.Errorf("%s: %+v", r.State, r.LastError)
+	}
+	if got := f.recording("film"); !bytes.Equal(got, film) {
+		t.Error("the recording has changed")
+	}
+	// Once its owner has removed it the name is free.
+	store, err := f.js.ObjectStore(f.ctx, f.names.RecordingsBucket())
+	if err == nil {
+		err = store.Delete(f.ctx, "film")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.publish("third", "ok", fields{"output": fields{"object": fields{"name": "film"}}})
+	f.completed("third")
+	if got := f.recording("film"); len(got) == 0 {
+		t.Error("an empty recording")
 	}
 }
 

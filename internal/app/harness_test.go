@@ -473,6 +473,17 @@ func (f *fleet) recording(name string) []byte {
 	return data
 }
 
+// inRecordings counts what the bucket of recordings keeps: chunks, and objects'
+// entries.
+func (f *fleet) inRecordings() uint64 {
+	f.t.Helper()
+	stream, err := f.js.Stream(f.ctx, "OBJ_"+f.names.RecordingsBucket())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return stream.CachedInfo().State.Msgs
+}
+
 // objects are the names in the recordings bucket.
 func (f *fleet) objects() []string {
 	f.t.Helper()

@@ -81,6 +81,9 @@ func TestARecordingHoldsEachUtteranceOnceAfterACut(t *testing.T) {
 	if got := f.objects(); !slices.Equal(got, []string{"five"}) {
 		t.Errorf("objects: %v", got)
 	}
+	if n := f.inRecordings(); n != 6 { // a chunk for each utterance, and the object's entry
+		t.Errorf("%d messages in the bucket", n)
+	}
 }
 
 func TestRestartSpeaksEverythingAgain(t *testing.T) {

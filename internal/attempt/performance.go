@@ -47,6 +47,9 @@ func (p *performance) open() error {
 	if script.finished() {
 		return nil
 	}
+	if err := p.sink.Open(p.ctx); err != nil {
+		return err
+	}
 	if p.session, err = p.r.o.Sessions.Open(p.ctx, p.r.params(p.a, script)); err != nil {
 		return err
 	}
@@ -122,12 +125,26 @@ func (p *performance) deliver() error {
 			return err
 		}
 	}
+	recorded, err := p.recorded()
+	if err != nil {
+		return err
+	}
 	return p.a.Progress.Delivered(p.ctx, jobs.Utterance{
 		ReqID: spoken.ReqID, Frames: spoken.Frames, Bytes: spoken.Bytes,
 		AudioMS: spoken.Audio.Milliseconds(), FirstFrameMS: spoken.FirstFrame.Milliseconds(),
 		DurationMS: spoken.Duration.Milliseconds(), Interrupted: spoken.Interrupted,
-		Converted: p.line.converted, LiveSeq: p.line.liveLast(),
+		Converted: p.line.converted, LiveSeq: p.line.liveLast(), Recorded: recorded,
 	})
+}
+
+// recorded is how far the recording is stored; nil: there is none.
+func (p *performance) recorded() (*jobs.Recorded, error) {
+	at, err := p.sink.Checkpoint()
+	if at == nil || err != nil {
+		return nil, err
+	}
+	recorded := jobs.Recorded(*at)
+	return &recorded, nil
 }
 
 // begin notes that the utterance is begun. For live speech, where each

@@ -21,26 +21,30 @@ import (
 // Options are what a Runner is made of; all are required but where they say
 // otherwise.
 type Options struct {
-	JS         jetstream.JetStream
-	Names      topology.Names
-	Frames     jetstream.Stream      // the frames stream
-	Recordings jetstream.ObjectStore // recordings out
-	Sessions   *session.Client
-	Audio      *audio.Opener
+	JS       jetstream.JetStream
+	Names    topology.Names
+	Frames   jetstream.Stream // the frames stream
+	Sessions *session.Client
+	Audio    *audio.Opener
 	// APIKey gives the key of an app, read anew each time.
 	APIKey     func(app string) (string, error)
 	MaxSession time.Duration // 0: no limit
 	Logger     zerolog.Logger
 }
 
-// Runner runs attempts. It is safe for concurrent use and keeps nothing between
-// them.
-type Runner struct{ o Options }
+// Runner runs attempts. It is safe for concurrent use and keeps nothing of a job
+// between them.
+type Runner struct {
+	o          Options
+	recordings *output.Recordings
+}
 
 var _ jobs.Runner = (*Runner)(nil)
 
 // New returns a Runner.
-func New(o Options) *Runner { return &Runner{o: o} }
+func New(o Options) *Runner {
+	return &Runner{o: o, recordings: output.NewRecordings(o.JS, o.Names.RecordingsBucket())}
+}
 
 // Run implements jobs.Runner.
 func (r *Runner) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
@@ -84,7 +88,7 @@ func (r *Runner) sink(a *jobs.Attempt) output.Sink {
 	case jobs.OutputFrames:
 		return output.NewFrames(r.o.JS, r.o.Names.Frames(a.Job.ID), id)
 	case jobs.OutputObject:
-		return output.NewObject(r.o.Recordings, id)
+		return r.recordings.Sink(recording(a.Job), a.Session, a.Checkpoint, (*output.Checkpoint)(a.Recorded))
 	default:
 		return output.Discard{}
 	}
@@ -129,28 +133,32 @@ func (r *Runner) params(a *jobs.Attempt, script script) session.Params {
 	return p
 }
 
-// Finish implements jobs.Runner: it makes a completed job's recording, and
-// removes what there is of any other's.
+// Finish implements jobs.Runner: it makes a completed job's recording visible,
+// and removes what there is of any other's.
 func (r *Runner) Finish(ctx context.Context, job *jobs.Job, f jobs.Finished) error {
 	if job.OutputKind() != jobs.OutputObject {
 		return nil
 	}
-	recording := output.Recording{
-		Name: job.RecordingName(), JobID: job.ID, Run: job.Run, Session: f.Session, Utterances: f.Utterances,
-	}
 	if f.Outcome != jobs.StateCompleted {
-		return r.recordings().Sweep(ctx, recording)
+		return r.recordings.Sweep(ctx, recording(job))
 	}
-	err := r.recordings().Assemble(ctx, recording)
-	if errors.Is(err, output.ErrPartMissing) {
-		// It was assembled before, and has been removed or replaced since, or
-		// its utterances have: there is nothing to wait for.
+	var at output.Checkpoint
+	if f.Recorded != nil {
+		at = output.Checkpoint(*f.Recorded)
+	}
+	err := r.recordings.Publish(ctx, recording(job), f.Session, f.Utterances, at)
+	var taken *output.TakenError
+	if errors.Is(err, output.ErrChunksMissing) || errors.As(err, &taken) {
+		// It has been removed or has aged out, or somebody has put an object in
+		// its place: there is nothing to wait for.
 		r.o.Logger.Error().Err(err).Str("job_id", job.ID).Int("run", job.Run).Msg("the job is done, but its recording can't be made any more")
-		return nil
+		return r.recordings.Sweep(ctx, recording(job))
 	}
 	return err
 }
 
-func (r *Runner) recordings() output.Recordings {
-	return output.Recordings{JS: r.o.JS, Bucket: r.o.Names.RecordingsBucket(), Store: r.o.Recordings}
+func recording(job *jobs.Job) output.Recording {
+	return output.Recording{
+		Name: job.RecordingName(), JobID: job.ID, Run: job.Run, StreamSeq: job.StreamSeq, Published: job.Published,
+	}
 }

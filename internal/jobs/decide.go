@@ -102,7 +102,7 @@ func started(from *Record, job *Job, worker string, defaults defaults, now time.
 	next.ConnectionID, next.Reason = "", ""
 	next.HeldCode, next.HeldReason, next.HeldWhy = "", "", ""
 	if job.Resume() == OnRedeliveryRestart {
-		next.Checkpoint, next.LiveSeq, next.LiveBegun, next.UtterancesDone, next.Utterances = 0, 0, 0, 0, nil
+		next.Checkpoint, next.LiveSeq, next.LiveBegun, next.UtterancesDone, next.Utterances, next.Recorded = 0, 0, 0, 0, nil, nil
 	}
 	return next
 }

@@ -123,7 +123,7 @@ func (e *execution) completeOutput(ctx context.Context, r *Record) error {
 	// When the drain time is up the next delivery does it: the outcome is there.
 	stop := context.AfterFunc(e.w.drained, cancel)
 	defer stop()
-	return e.w.o.Runner.Finish(ctx, e.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint})
+	return e.w.o.Runner.Finish(ctx, e.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint, Recorded: r.Recorded})
 }
 
 // tellsError reports whether the state came with a failed attempt of its own.

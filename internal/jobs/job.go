@@ -38,6 +38,9 @@ type Attempt struct {
 	// LiveBegun is the sequence of the first live audio message of the
 	// utterance that the last session had begun and not finished; 0: none.
 	LiveBegun uint64
+	// Recorded is what earlier sessions have stored of the recording; nil:
+	// nothing, or no recording is wanted.
+	Recorded *Recorded
 	// PreviousSession is the session number that the record named before this
 	// take-over; 0 if there was none. Frames stored by it may be ahead of
 	// Checkpoint.
@@ -76,6 +79,20 @@ type Utterance struct {
 	Interrupted  bool   `json:"interrupted,omitempty"`
 	Converted    string `json:"converted,omitempty"` // what audio.convert did
 	LiveSeq      uint64 `json:"-"`                   // of its last live audio message
+
+	// Recorded is how far the job's recording is stored with it; nil: as before.
+	Recorded *Recorded `json:"-"`
+}
+
+// Recorded says how much of a job's recording is stored for good. A later session
+// goes on behind it.
+type Recorded struct {
+	Utterances int    `json:"utterances"` // finished, those without a frame included
+	Size       int64  `json:"size"`       // bytes of all chunks
+	Chunks     int    `json:"chunks"`
+	LastSeq    uint64 `json:"last_seq"` // stream sequence of the last chunk; 0: there is none
+	Session    int    `json:"session"`  // the session that stored the last chunk
+	Digest     []byte `json:"digest"`   // state of the SHA-256 over all chunks
 }
 
 // Report is what a Runner says of an attempt, also of one that failed.
@@ -94,7 +111,7 @@ type Report struct {
 type Runner interface {
 	Run(ctx context.Context, a *Attempt) (Report, error)
 	// Finish does what follows from an outcome, idempotently, also for a job
-	// whose worker died: it assembles the recording, or clears up what there is
+	// whose worker died: it makes the recording visible, or removes what there is
 	// of it.
 	Finish(ctx context.Context, job *Job, f Finished) error
 }
@@ -104,6 +121,7 @@ type Finished struct {
 	Outcome    State
 	Session    int // the run's last session
 	Utterances int // delivered
+	Recorded   *Recorded
 }
 
 // DeadLetter is a job that is given up, with its own bytes and headers.

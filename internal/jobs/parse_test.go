@@ -104,7 +104,6 @@ var brokenJobs = []struct{ name, body, want string }{
 	{"silence for ever", `{"avatar_id":"a","live":{"sample_rate":16000,"max_silence":"inf"}}`, `live.max_silence: want a duration such as "30s", got "inf"`},
 	{"no output", with(`"output":{}`), `output: exactly one of frames, object, livekit, agora, discard is needed, none is given`},
 	{"two outputs", with(`"output":{"frames":{},"discard":{}}`), `output: exactly one of frames, object, livekit, agora, discard is needed, got frames and discard`},
-	{"recording name of a part", with(`"output":{"object":{"name":".parts/j1/run1/s1/u1"}}`), `output.object.name: may not begin with ".parts/", where parts of recordings are kept, got ".parts/j1/run1/s1/u1"`},
 	{"recording name", with(`"output":{"object":{"name":" x"}}`), `output.object.name: no space at its ends, got " x"`},
 	{"livekit without credentials", with(`"output":{"livekit":{"idle_timeout":-1}}`), `output.livekit.url: is required; output.livekit.room_name: is required; output.livekit.api_token: is required; output.livekit.idle_timeout: want seconds, or 0 for the backend's default, got -1`},
 	{"livekit token with a line break", with(`"output":{"livekit":{"url":"wss://h","room_name":"r","api_token":"geheim\n"}}`), `output.livekit.api_token: no control characters; is there a line break at its end?`},

@@ -92,6 +92,7 @@ type Record struct {
 	UtterancesDone int               `json:"utterances_total,omitempty"`
 	SessionTime    time.Duration     `json:"session_ns,omitempty"` // connected, over all sessions
 	Recording      string            `json:"recording,omitempty"`
+	Recorded       *Recorded         `json:"recorded,omitempty"` // how far the recording is stored
 	Labels         map[string]string `json:"labels,omitempty"`
 	PublishedAt    time.Time         `json:"published_at,omitzero"`
 
@@ -206,6 +207,9 @@ func (r *Record) delivered(u Utterance, keeps bool) {
 	r.Utterances = append(r.Utterances, u)
 	if over := len(r.Utterances) - maxRecordedUtterances; over > 0 {
 		r.Utterances = append([]Utterance(nil), r.Utterances[over:]...)
+	}
+	if u.Recorded != nil {
+		r.Recorded = u.Recorded
 	}
 	if u.LiveSeq > 0 {
 		r.LiveSeq, r.LiveBegun = u.LiveSeq, 0

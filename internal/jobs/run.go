@@ -65,7 +65,7 @@ func (e *execution) attempt(p *progress) *Attempt {
 	return &Attempt{
 		Job: e.job, AppID: r.AppID, Region: r.Region,
 		Session: r.Session, Number: r.Attempt,
-		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, PreviousSession: e.session.before,
+		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, Recorded: r.Recorded, PreviousSession: e.session.before,
 		Progress: p, Control: &e.control,
 	}
 }

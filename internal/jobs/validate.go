@@ -11,7 +11,6 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobpb"
-	"avatarworker/internal/topology"
 )
 
 // Bounds of a job's fields. They keep what is repeated in every record and
@@ -164,15 +163,6 @@ func (p *problems) objectName(name, path string) {
 	}
 }
 
-// recordingName keeps a job from another's unfinished recording.
-func (p *problems) recordingName(name, path string) {
-	if strings.HasPrefix(name, topology.PartsPrefix) {
-		p.add(path, "may not begin with %q, where parts of recordings are kept, got %s", topology.PartsPrefix, quote(name))
-		return
-	}
-	p.objectName(name, path)
-}
-
 // url never quotes the URL: its query may hold a signature.
 func (p *problems) url(text, path string, schemes ...string) {
 	if len(text) > maxURL {
@@ -212,7 +202,7 @@ func (p *problems) output(o *jobpb.Output) {
 	}
 	given := outputKinds(o)
 	p.exactlyOne("output", given, "frames, object, livekit, agora, discard")
-	p.recordingName(o.GetObject().GetName(), "output.object.name")
+	p.objectName(o.GetObject().GetName(), "output.object.name")
 	if l := o.GetLivekit(); l != nil {
 		p.livekit(l)
 	}

@@ -14,11 +14,18 @@ type Envelope struct {
 
 // Sink takes the envelopes of one session, in order.
 type Sink interface {
+	// Open is called once, before the session is opened: what it refuses costs
+	// nothing.
+	Open(ctx context.Context) error
 	// Write takes one envelope, and returns when it is stored (frames) or kept
 	// (object).
 	Write(ctx context.Context, e Envelope) error
-	// Finish stores an utterance: after it, a later session need not speak it.
+	// Finish stores an utterance: once its checkpoint is kept, a later session
+	// need not speak it.
 	Finish(ctx context.Context, utterance int) error
+	// Checkpoint is what the sink of a later session goes on from; nil: it needs
+	// nothing.
+	Checkpoint() (*Checkpoint, error)
 	// LastSeq is the number of the last envelope published; 0 where that has no
 	// meaning.
 	LastSeq() int64
@@ -29,11 +36,17 @@ type Discard struct{}
 
 var _ Sink = Discard{}
 
+// Open implements Sink.
+func (Discard) Open(context.Context) error { return nil }
+
 // Write implements Sink.
 func (Discard) Write(context.Context, Envelope) error { return nil }
 
 // Finish implements Sink.
 func (Discard) Finish(context.Context, int) error { return nil }
+
+// Checkpoint implements Sink.
+func (Discard) Checkpoint() (*Checkpoint, error) { return nil, nil } //nolint:nilnil // nothing is kept
 
 // LastSeq implements Sink.
 func (Discard) LastSeq() int64 { return 0 }

@@ -70,8 +70,14 @@ func NewFrames(js jetstream.JetStream, subject string, id SessionID) *Frames {
 // LastSeq implements Sink.
 func (f *Frames) LastSeq() int64 { return f.seq.Load() }
 
+// Open implements Sink.
+func (f *Frames) Open(context.Context) error { return nil }
+
 // Finish implements Sink: every frame was acknowledged when it was written.
 func (f *Frames) Finish(context.Context, int) error { return nil }
+
+// Checkpoint implements Sink.
+func (f *Frames) Checkpoint() (*Checkpoint, error) { return nil, nil } //nolint:nilnil // frames need none
 
 // Write implements Sink. It waits for the stream's acknowledgement: the bytes
 // may be reused when it returns, and no frame overtakes another.
@@ -115,7 +121,7 @@ func (f *Frames) publish(ctx context.Context, msg *nats.Msg) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	return errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, err, "publish a frame on "+msg.Subject)
+	return errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, storageError(msg.Subject, err), "publish a frame on "+msg.Subject)
 }
 
 func (f *Frames) publishOnce(ctx context.Context, msg *nats.Msg) error {
@@ -140,18 +146,32 @@ func retry(ctx context.Context, f func(context.Context) error) error {
 		case time.Since(since) > storeLimit:
 			return fmt.Errorf("tried for %s: %w", storeLimit, err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(publishPause):
-		}
+		wait(ctx)
 	}
 }
 
-// refused tells whether trying again is of no use.
+// wait is the pause before something is tried again; false: ctx has ended.
+func wait(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(publishPause):
+		return true
+	}
+}
+
+// refused reports whether trying again is of no use.
 func refused(err error) bool {
 	var api *jetstream.APIError
-	return errors.Is(err, ErrPartMissing) || errors.Is(err, nats.ErrMaxPayload) ||
-		errors.As(err, &api) && api.Code < http.StatusInternalServerError
+	var taken *TakenError
+	switch {
+	case errors.Is(err, errBehind):
+		return false
+	case errors.Is(err, ErrChunksMissing), errors.Is(err, ErrReplaced), errors.Is(err, nats.ErrMaxPayload), errors.As(err, &taken):
+		return true
+	default:
+		return errors.As(err, &api) && api.Code < http.StatusInternalServerError
+	}
 }
 
 // LastFrame is what the headers of a job's last stored frame say.

@@ -3,6 +3,7 @@ package output_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"testing"
 	"time"
 
@@ -13,7 +14,6 @@ import (
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/output"
-	"avatarworker/internal/topology"
 )
 
 // atOnce is how many are made right after what they are made of was stored. One
@@ -57,40 +57,49 @@ func laggingRecordings(ctx context.Context, t *testing.T, c *natsserver.Cluster)
 		func(n int) error { _, err := store.GetInfo(ctx, fmt.Sprintf("probe%d", n)); return err },
 		jetstream.ErrObjectNotFound)
 
-	recordings := output.Recordings{JS: js, Bucket: "R", Store: store}
+	recordings := output.NewRecordings(js, "R")
 	natstest.Together(atOnce, func(i int) {
-		job := fmt.Sprintf("job%d", i)
-		r := output.Recording{Name: job, JobID: job, Run: 1, Session: 2, Utterances: 2}
-		for utterance := 1; utterance <= 2; utterance++ {
-			o := output.NewObject(store, output.SessionID{JobID: job, Run: 1, Session: utterance})
-			if err := o.Write(ctx, output.Envelope{Utterance: utterance, Data: fmt.Append(nil, utterance)}); err != nil {
-				t.Error(err)
+		r := film(i + 1)
+		r.Name = fmt.Sprintf("film%d", i)
+		var at *output.Checkpoint
+		for session := 1; session <= 2; session++ {
+			o := recordings.Sink(r, session, session-1, at)
+			err := o.Open(ctx)
+			if err == nil {
+				err = o.Write(ctx, output.Envelope{Utterance: session, Data: fmt.Append(nil, session)})
 			}
-			if err := o.Finish(ctx, utterance); err != nil {
+			if err == nil {
+				err = o.Finish(ctx, session)
+			}
+			if err == nil {
+				at, err = o.Checkpoint()
+			}
+			if err != nil {
 				t.Error(err)
+				return
 			}
 		}
-		if err := recordings.Assemble(ctx, r); err != nil {
-			t.Error(err)
-			return
-		}
-		// Whoever finds the job settled but not acknowledged repeats it.
-		if err := recordings.Assemble(ctx, r); err != nil {
-			t.Errorf("again: %v", err)
+		// A third session has nothing to say. A worker that finds the job settled but
+		// not acknowledged repeats what follows.
+		for range 2 {
+			if err := recordings.Publish(ctx, r, 3, 2, *at); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 
 	for i := range atOnce {
-		job := fmt.Sprintf("job%d", i)
-		info, err := leader.ObjectInfo(ctx, js, "R", job)
-		if err != nil || info.Size != 4 { // two envelopes of one byte
-			t.Errorf("recording %s: %+v %v", job, info, err)
+		info, err := leader.ObjectInfo(ctx, js, "R", fmt.Sprintf("film%d", i))
+		if err != nil || info.Size != 4 || info.Chunks != 2 { // two envelopes of one byte
+			t.Errorf("recording %d: %+v %v", i, info, err)
+			continue
 		}
-		for session := 1; session <= 2; session++ {
-			part := fmt.Sprintf("%s%s/run1/s%d/u%d", topology.PartsPrefix, job, session, session)
-			if _, err := leader.ObjectInfo(ctx, js, "R", part); !errors.Is(err, jetstream.ErrObjectNotFound) {
-				t.Errorf("left: %s, %v", part, err)
-			}
+		body, err := leader.OpenObject(ctx, js, info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data, err := io.ReadAll(body); err != nil || string(data) != "\x011\x012" {
+			t.Errorf("recording %d: %q %v", i, data, err)
 		}
 	}
 }

@@ -3,53 +3,92 @@ package output
 import (
 	"bytes"
 	"context"
+	"encoding"
 	"encoding/binary"
 	"fmt"
-	"io"
+	"hash"
 	"strconv"
-	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/leader"
-	"avatarworker/internal/topology"
+	"avatarworker/internal/failpoint"
 )
 
-// maxPart bounds one utterance in memory: an hour and a half of speech.
-const maxPart = 64 << 20
-
-// Metadata of a recording.
 const (
-	MetaJobID = "avatar-job-id"
-	MetaRun   = "avatar-run"
+	// chunkSize is the size of a full chunk, the same as other clients use.
+	chunkSize = 128 << 10
+	// chunkRoom is what a chunk's headers and subject may add to it.
+	chunkRoom = 1 << 10
 )
 
-// Object keeps each finished utterance under a private name, one for each
-// session, so that a session that was superseded can't touch the winner's.
+// Checkpoint says how much of a recording is stored for good: whole utterances.
+// The next session of the job goes on behind it.
+type Checkpoint struct {
+	Utterances int    // finished, those without a frame included
+	Size       int64  // bytes of all chunks
+	Chunks     int    //
+	LastSeq    uint64 // stream sequence of the last chunk; 0: there is none
+	Session    int    // the session that stored the last chunk
+	Digest     []byte // state of the SHA-256 over all chunks; empty: there is none
+}
+
+// Object stores the envelopes of one session as chunks of the job's recording,
+// each once and in its final place. Every chunk names the one before it, so that
+// a session that has been replaced can't add to the recording any more.
 type Object struct {
-	store jetstream.ObjectStore
-	id    SessionID
-	part  bytes.Buffer // the utterance in flight, length-delimited
+	bucket  *Recordings
+	rec     Recording
+	done    int // utterances that the job's checkpoint counts
+	at      Checkpoint
+	digest  hash.Hash
+	session int
+	chunks  interface {
+		put(ctx context.Context, data []byte, header nats.Header) (seq uint64, err error)
+	}
+	chunk   *bytes.Buffer // not yet stored; nil: nothing
+	maxSize int           // of a chunk
 }
 
 var _ Sink = (*Object)(nil)
 
-// NewObject returns the sink of one session.
-func NewObject(store jetstream.ObjectStore, id SessionID) *Object {
-	return &Object{store: store, id: id}
-}
-
 // LastSeq implements Sink.
 func (o *Object) LastSeq() int64 { return 0 }
 
-// Write implements Sink.
-func (o *Object) Write(_ context.Context, e Envelope) error {
-	if o.part.Len()+len(e.Data) > maxPart {
-		return errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "utterance %d has more than %d MiB of frames; use output frames for it", e.Utterance, maxPart>>20)
+// Open implements Sink: it reserves the recording's name. The error is an
+// *errors.Error: invalidJob if another job has that name.
+func (o *Object) Open(ctx context.Context) error {
+	if o.done != o.at.Utterances {
+		return errors.Newf(errors.CodeInternal, errors.PhaseJob,
+			"recording %s: the job's record counts %d finished utterances, its recording %d: an older version of the worker began it. Replay the job",
+			o.rec.Name, o.done, o.at.Utterances)
 	}
-	AppendEnvelope(&o.part, e.Data)
-	return nil
+	if len(o.at.Digest) > 0 {
+		if err := o.digest.(encoding.BinaryUnmarshaler).UnmarshalBinary(o.at.Digest); err != nil {
+			return errors.Wrap(errors.CodeInternal, errors.PhaseJob, err, "recording "+o.rec.Name+": read the digest's state in the job's record; replay the job")
+		}
+	}
+	err := o.bucket.reserve(ctx, o.rec)
+	var taken *TakenError
+	switch {
+	case err == nil || ctx.Err() != nil:
+		return err
+	case errors.As(err, &taken):
+		return errors.Newf(errors.CodeInvalidJob, errors.PhaseJob, "output.object.name: %s", taken)
+	default:
+		return errors.Wrap(errors.CodeInternal, errors.PhaseJob, storageError(o.bucket.stream, err), "reserve the name of recording "+o.rec.Name)
+	}
+}
+
+// Write implements Sink. It returns when all chunks that the envelope filled are
+// stored.
+func (o *Object) Write(ctx context.Context, e Envelope) error {
+	var length [binary.MaxVarintLen64]byte
+	if err := o.add(ctx, length[:binary.PutUvarint(length[:], uint64(len(e.Data)))]); err != nil {
+		return err
+	}
+	return o.add(ctx, e.Data)
 }
 
 // AppendEnvelope writes one envelope as it stands in a recording: its length as
@@ -60,186 +99,149 @@ func AppendEnvelope(b *bytes.Buffer, envelope []byte) {
 	b.Write(envelope)
 }
 
-// Finish implements Sink: it stores the utterance, trying until that is
-// acknowledged, ctx ends, or it is of no use.
-func (o *Object) Finish(ctx context.Context, utterance int) error {
-	name := partName(o.id.JobID, o.id.Run, o.id.Session, utterance)
-	defer func() { o.part = bytes.Buffer{} }() // nothing is kept while the session is idle
-	err := retry(ctx, func(ctx context.Context) error {
-		return put(ctx, o.store, jetstream.ObjectMeta{Name: name}, bytes.NewReader(o.part.Bytes()))
-	})
-	if err == nil || ctx.Err() != nil {
-		return err
-	}
-	return errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, err, "store utterance "+strconv.Itoa(utterance)+" of the recording")
-}
-
-// put stores an object. The client waits for an acknowledgement until ctx's
-// deadline, and for some seconds only where ctx has none. One that was lost with
-// a node would so hold up a job for as long as a recording may take, so the
-// deadline is kept from the client; ctx ends the put all the same.
-func put(ctx context.Context, store jetstream.ObjectStore, meta jetstream.ObjectMeta, r io.Reader) error {
-	undated, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer cancel(nil)
-	defer context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })()
-	_, err := store.Put(undated, meta, r)
-	return err
-}
-
-func partName(job string, run, session, utterance int) string {
-	return topology.PartsPrefix + job + "/run" + strconv.Itoa(run) + "/s" + strconv.Itoa(session) + "/u" + strconv.Itoa(utterance)
-}
-
-// Recording is a finished job's, to be assembled from its parts.
-type Recording struct {
-	Name       string
-	JobID      string
-	Run        int
-	Session    int // the last session of the run
-	Utterances int
-}
-
-// Recordings is the bucket of recordings. What is in it, and what is not, its
-// leader says: a replica may not know yet of a part that another one has.
-type Recordings struct {
-	JS     jetstream.JetStream
-	Bucket string
-	Store  jetstream.ObjectStore // the same bucket, to be written to
-}
-
-// Assemble makes the recording out of the finished utterances and removes
-// them. It may be repeated: a recording that is there is left alone.
-func (b Recordings) Assemble(ctx context.Context, r Recording) error {
-	made, err := b.made(ctx, r)
-	if err != nil {
-		return err
-	}
-	if !made {
-		if err := retry(ctx, func(ctx context.Context) error { return b.put(ctx, r) }); err != nil {
-			return fmt.Errorf("recording %s: %w", r.Name, err)
+func (o *Object) add(ctx context.Context, data []byte) error {
+	for len(data) > 0 {
+		if o.chunk == nil {
+			o.chunk = o.bucket.buffer()
 		}
-	}
-	return b.Sweep(ctx, r)
-}
-
-// made tells whether this run's recording is there.
-func (b Recordings) made(ctx context.Context, r Recording) (bool, error) {
-	info, err := leader.ObjectInfo(ctx, b.JS, b.Bucket, r.Name)
-	if errors.Is(err, jetstream.ErrObjectNotFound) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("recording %s: %w", r.Name, err)
-	}
-	return info.Metadata[MetaJobID] == r.JobID && info.Metadata[MetaRun] == strconv.Itoa(r.Run), nil
-}
-
-// put streams the parts into the recording.
-func (b Recordings) put(ctx context.Context, r Recording) error {
-	return put(ctx, b.Store, jetstream.ObjectMeta{
-		Name:     r.Name,
-		Metadata: map[string]string{MetaJobID: r.JobID, MetaRun: strconv.Itoa(r.Run)},
-	}, &partReader{ctx: ctx, bucket: b, r: r})
-}
-
-// partReader reads the parts one after the other.
-type partReader struct {
-	ctx    context.Context
-	bucket Recordings
-	r      Recording
-	next   int       // utterance opened last
-	open   io.Reader // nil: the next one is due
-}
-
-func (p *partReader) Read(b []byte) (int, error) {
-	for {
-		if p.open == nil {
-			if p.next == p.r.Utterances {
-				return 0, io.EOF
+		n := min(o.maxSize-o.chunk.Len(), len(data))
+		o.chunk.Write(data[:n])
+		data = data[n:]
+		if o.chunk.Len() == o.maxSize {
+			if err := o.flush(ctx); err != nil {
+				return err
 			}
-			p.next++
-			part, err := p.bucket.part(p.ctx, p.r, p.next)
-			if err != nil {
-				return 0, err
-			}
-			p.open = part
-		}
-		n, err := p.open.Read(b)
-		if !errors.Is(err, io.EOF) {
-			return n, err
-		}
-		p.open = nil
-		if n > 0 {
-			return n, nil
-		}
-	}
-}
-
-// part opens an utterance as the last session that spoke it left it.
-func (b Recordings) part(ctx context.Context, r Recording, utterance int) (io.Reader, error) {
-	for session := r.Session; session >= 1; session-- {
-		info, err := leader.ObjectInfo(ctx, b.JS, b.Bucket, partName(r.JobID, r.Run, session, utterance))
-		if err == nil {
-			return leader.OpenObject(ctx, b.JS, info)
-		}
-		if !errors.Is(err, jetstream.ErrObjectNotFound) {
-			return nil, err
-		}
-	}
-	return nil, fmt.Errorf("utterance %d is not in the bucket any more: %w", utterance, ErrPartMissing)
-}
-
-// ErrPartMissing is in the chain of Assemble's error where an utterance is not
-// there, and will not come back.
-var ErrPartMissing = errors.New("it has aged out or was removed")
-
-// Sweep removes the parts of a run.
-func (b Recordings) Sweep(ctx context.Context, r Recording) error {
-	for session := 1; session <= r.Session; session++ {
-		if err := b.sweep(ctx, r, session); err != nil {
-			return fmt.Errorf("remove the parts of recording %s: %w", r.Name, err)
 		}
 	}
 	return nil
 }
 
-// sweep removes the parts of a session: those of the utterances delivered, of
-// the one that may have been in flight, and of all that follow without a gap,
-// for a session that was to be restarted may have come further than the last.
-func (b Recordings) sweep(ctx context.Context, r Recording, session int) error {
-	for utterance := 1; ; utterance++ {
-		there, err := b.remove(ctx, partName(r.JobID, r.Run, session, utterance))
+// flush stores what is buffered as a chunk. It tries until that is acknowledged,
+// ctx ends, or trying again is of no use.
+func (o *Object) flush(ctx context.Context) error {
+	data := o.chunk.Bytes()
+	seq, err := o.chunks.put(ctx, data, nil)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return err
+	default:
+		return errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, storageError(o.bucket.stream, err), "store a chunk of recording "+o.rec.Name)
+	}
+	failpoint.Here("recording_chunk")
+	o.digest.Write(data)
+	o.at.Size += int64(len(data))
+	o.at.Chunks++
+	o.at.LastSeq, o.at.Session = seq, o.session
+	o.chunk.Reset()
+	return nil
+}
+
+// Finish implements Sink: it stores what is left of the utterance.
+func (o *Object) Finish(ctx context.Context, utterance int) error {
+	if o.chunk != nil {
+		if o.chunk.Len() > 0 {
+			if err := o.flush(ctx); err != nil {
+				return err
+			}
+		}
+		o.bucket.buffers.Put(o.chunk) // none is held while the session waits
+		o.chunk = nil
+	}
+	o.at.Utterances = utterance
+	return nil
+}
+
+// Checkpoint implements Sink.
+func (o *Object) Checkpoint() (*Checkpoint, error) {
+	at := o.at
+	if at.Chunks > 0 {
+		state, err := o.digest.(encoding.BinaryMarshaler).MarshalBinary()
 		if err != nil {
-			return err
+			return nil, errors.Wrap(errors.CodeInternal, errors.PhaseRuntime, err, "keep the digest of recording "+o.rec.Name)
 		}
-		if !there && utterance > r.Utterances {
-			return nil
+		at.Digest = state
+	}
+	return &at, nil
+}
+
+// Headers of a chunk. Readers of the object pass over them.
+const (
+	headerChunkSession = "Avatar-Session"
+	headerCopyOf       = "Avatar-Copy-Of" // sequence of the chunk that this one replaces
+)
+
+// chunkWriter puts chunks behind each other on a recording's subject.
+type chunkWriter struct {
+	bucket  *Recordings
+	subject string
+	session int
+	last    uint64 // sequence of the last chunk that counts; 0: there is none
+	fenced  bool   // last is this session's: no earlier one can put any more
+}
+
+// put stores a chunk behind the last one that counts, and returns its sequence.
+// What earlier sessions have put behind that one is removed.
+func (w *chunkWriter) put(ctx context.Context, data []byte, header nats.Header) (seq uint64, err error) {
+	msg := &nats.Msg{Subject: w.subject, Data: data, Header: nats.Header{headerChunkSession: {strconv.Itoa(w.session)}}}
+	for k, v := range header {
+		msg.Header[k] = v
+	}
+	behind := w.last // what the chunk is put behind
+	missing := 0
+	err = retry(ctx, func(ctx context.Context) error {
+		seq, behind, err = w.try(ctx, msg, behind)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			if missing++; missing == missingTries {
+				return fmt.Errorf("chunk %d: %w", behind, ErrChunksMissing)
+			}
 		}
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	if behind != w.last {
+		failpoint.Here("recording_overtaken")
+		if err := w.bucket.removeBetween(ctx, w.subject, w.last, seq); err != nil {
+			return 0, err
+		}
+	}
+	w.last, w.fenced = seq, true
+	return seq, nil
+}
+
+// try puts the chunk behind the message with that sequence. After an error it is
+// to be put behind the one returned.
+func (w *chunkWriter) try(ctx context.Context, msg *nats.Msg, behind uint64) (seq, next uint64, err error) {
+	for {
+		seq, err := w.bucket.publish(ctx, msg, behind)
+		if err == nil || !conflicts(err) {
+			return seq, behind, err
+		}
+		last, err := w.bucket.last(ctx, w.subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return 0, behind, errors.Join(errBehind, err)
+		}
+		if err != nil {
+			return 0, behind, err
+		}
+		session, err := strconv.Atoi(last.Header.Get(headerChunkSession))
+		if err != nil {
+			session = 0 // not a chunk of a session: it does not count
+		}
+		switch {
+		case last.Sequence <= behind: // the leader was elected just now
+			return 0, behind, errBehind
+		case session == w.session && bytes.Equal(last.Data, msg.Data):
+			return last.Sequence, behind, nil // stored before, its answer was lost
+		case session >= w.session || w.fenced:
+			return 0, behind, fmt.Errorf("chunk %d is session %d's, this is session %d: %w", last.Sequence, session, w.session, ErrReplaced)
+		}
+		behind = last.Sequence
 	}
 }
 
-// remove removes an object; false: it was not there.
-func (b Recordings) remove(ctx context.Context, name string) (there bool, err error) {
-	err = retry(ctx, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, removeTry)
-		defer cancel()
-		there = true
-		err := b.Store.Delete(ctx, name)
-		if !errors.Is(err, jetstream.ErrObjectNotFound) {
-			return err
-		}
-		// The client asked some replica, which may not know of it yet.
-		if _, err := leader.ObjectInfo(ctx, b.JS, b.Bucket, name); !errors.Is(err, jetstream.ErrObjectNotFound) {
-			return errors.Join(errBehind, err)
-		}
-		there = false
-		return nil
-	})
-	return there, err
-}
-
-// removeTry is one try: its three requests, each of which a node may take along.
-const removeTry = 5 * time.Second
-
-// errBehind is what is tried again.
-var errBehind = errors.New("a replica of the bucket lags behind")
+// ErrReplaced is in the chain of an error where a later session of the job has
+// gone on with its recording.
+var ErrReplaced = errors.New("a later session of the job has gone on with the recording")

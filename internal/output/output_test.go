@@ -45,23 +45,7 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
-func (b *bench) recordings() output.Recordings {
-	return output.Recordings{JS: b.js, Bucket: "R", Store: b.store}
-}
-
-// speak lets a session finish an utterance of these envelopes.
-func (b *bench) speak(session, utterance int, texts ...string) {
-	b.t.Helper()
-	o := output.NewObject(b.store, output.SessionID{JobID: "job", Run: 1, Session: session})
-	for _, text := range texts {
-		if err := o.Write(b.ctx, output.Envelope{Utterance: utterance, Data: []byte(text)}); err != nil {
-			b.t.Fatal(err)
-		}
-	}
-	if err := o.Finish(b.ctx, utterance); err != nil {
-		b.t.Fatal(err)
-	}
-}
+func (b *bench) recordings() *output.Recordings { return output.NewRecordings(b.js, "R") }
 
 func (b *bench) recording(name string) string {
 	b.t.Helper()
@@ -72,115 +56,6 @@ func (b *bench) recording(name string) string {
 	return string(data)
 }
 
-func (b *bench) names() []string {
-	b.t.Helper()
-	list, err := b.store.List(b.ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
-		b.t.Fatal(err)
-	}
-	var names []string
-	for _, o := range list {
-		names = append(names, o.Name)
-	}
-	slices.Sort(names)
-	return names
-}
-
-func TestARecordingTakesEachUtteranceFromTheLastSessionThatFinishedIt(t *testing.T) {
-	b := newBench(t)
-	b.speak(1, 1, "one")
-	b.speak(2, 2, "two", "two+")
-	b.speak(3, 3, "three")
-	b.speak(1, 2, "of a session that was superseded") // it wakes late
-	r := output.Recording{Name: "film", JobID: "job", Run: 1, Session: 3, Utterances: 3}
-	if err := b.recordings().Assemble(b.ctx, r); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := b.recording("film"), "\x03one\x03two\x04two+\x05three"; got != want {
-		t.Errorf("recording %q, want %q", got, want)
-	}
-	if got := b.names(); !slices.Equal(got, []string{"film"}) {
-		t.Errorf("left: %v", got)
-	}
-}
-
-func TestAssemblingAgainChangesNothing(t *testing.T) {
-	b := newBench(t)
-	b.speak(1, 1, "one")
-	r := output.Recording{Name: "film", JobID: "job", Run: 1, Session: 1, Utterances: 1}
-	for range 2 {
-		if err := b.recordings().Assemble(b.ctx, r); err != nil {
-			t.Fatal(err)
-		}
-		b.speak(1, 1, "by a session that was superseded")
-	}
-	if got := b.recording("film"); got != "\x03one" {
-		t.Errorf("recording %q", got)
-	}
-}
-
-func TestARecordingOfAnotherRunIsReplaced(t *testing.T) {
-	b := newBench(t)
-	old := output.Recording{Name: "film", JobID: "job", Run: 7, Session: 1}
-	if err := b.recordings().Assemble(b.ctx, old); err != nil {
-		t.Fatal(err)
-	}
-	b.speak(1, 1, "new")
-	r := output.Recording{Name: "film", JobID: "job", Run: 1, Session: 1, Utterances: 1}
-	if err := b.recordings().Assemble(b.ctx, r); err != nil {
-		t.Fatal(err)
-	}
-	if got := b.recording("film"); got != "\x03new" {
-		t.Errorf("recording %q", got)
-	}
-}
-
-func TestARecordingWhoseUtteranceIsGoneIsNotMadeInPart(t *testing.T) {
-	b := newBench(t)
-	b.speak(1, 1, "one")
-	r := output.Recording{Name: "film", JobID: "job", Run: 1, Session: 1, Utterances: 2}
-	err := b.recordings().Assemble(b.ctx, r)
-	if !errors.Is(err, output.ErrPartMissing) || !strings.Contains(err.Error(), "recording film: utterance 2") {
-		t.Errorf("%v", err)
-	}
-	if got := b.names(); slices.Contains(got, "film") {
-		t.Errorf("objects: %v", got)
-	}
-}
-
-func TestSweepRemovesEverythingOfARunAndNothingElse(t *testing.T) {
-	b := newBench(t)
-	b.speak(1, 1, "one")
-	b.speak(2, 2, "two")
-	b.speak(2, 3, "in flight")
-	if _, err := b.store.PutBytes(b.ctx, "mine", []byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	r := output.Recording{Name: "film", JobID: "job", Run: 1, Session: 2, Utterances: 2}
-	for range 2 {
-		if err := b.recordings().Sweep(b.ctx, r); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got := b.names(); !slices.Equal(got, []string{"mine"}) {
-		t.Errorf("left: %v", got)
-	}
-}
-
-func TestSweepAlsoRemovesWhatASessionThatWasRestartedHadFinished(t *testing.T) {
-	b := newBench(t)
-	for utterance := 1; utterance <= 5; utterance++ {
-		b.speak(1, utterance, "x")
-	}
-	b.speak(2, 1, "x")
-	if err := b.recordings().Sweep(b.ctx, output.Recording{Name: "film", JobID: "job", Run: 1, Session: 2, Utterances: 0}); err != nil {
-		t.Fatal(err)
-	}
-	if got := b.names(); len(got) != 0 {
-		t.Errorf("left: %v", got)
-	}
-}
-
 func TestAStoreThatIsAwayIsWaitedForNoLongerThanTheSessionLives(t *testing.T) {
 	b := newBench(t)
 	if err := b.js.DeleteObjectStore(b.ctx, "R"); err != nil {
@@ -188,7 +63,7 @@ func TestAStoreThatIsAwayIsWaitedForNoLongerThanTheSessionLives(t *testing.T) {
 	}
 	gone := errors.New("the lease is lost")
 	ctx, cancel := context.WithCancelCause(b.ctx)
-	o := output.NewObject(b.store, output.SessionID{JobID: "job", Run: 1, Session: 1})
+	o := b.recordings().Sink(film(1), 1, 0, nil)
 	if err := o.Write(ctx, output.Envelope{Utterance: 1, Data: []byte("x")}); err != nil {
 		t.Fatal(err)
 	}
@@ -236,20 +111,6 @@ func TestAFrameIsPublishedOnceHoweverOftenItIsTried(t *testing.T) {
 	}
 	if _, found, err := output.Last(b.ctx, b.js, "F", "f.other"); found || err != nil {
 		t.Errorf("frames of a job without: %t %v", found, err)
-	}
-}
-
-func TestAnUtteranceTooLongForARecordingIsRefusedBeforeItFillsTheMemory(t *testing.T) {
-	o := output.NewObject(nil, output.SessionID{})
-	megabyte := make([]byte, 1<<20)
-	var err error
-	n := 0
-	for err == nil && n < 100 {
-		err = o.Write(context.Background(), output.Envelope{Utterance: 9, Data: megabyte})
-		n++
-	}
-	if errors.Of(err).Code != errors.CodeInternal || !strings.Contains(err.Error(), "utterance 9") || n > 65 {
-		t.Errorf("after %d MiB: %v", n, err)
 	}
 }
 
@@ -322,41 +183,4 @@ func FuzzReadRecording(f *testing.F) {
 			t.Errorf("the sums are wrong: %+v", info)
 		}
 	})
-}
-
-func TestLostAcknowledgementHoldsARecordingUpForSecondsOnly(t *testing.T) {
-	t.Parallel() // it waits for the client
-	b := newBench(t)
-	b.speak(1, 1, "a", "b")
-	stream, err := b.js.Stream(b.ctx, "OBJ_R")
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := stream.CachedInfo().Config
-	silent := config
-	silent.NoAck = true // what is stored now is acknowledged by nobody
-	if _, err := b.js.UpdateStream(b.ctx, silent); err != nil {
-		t.Fatal(err)
-	}
-	began, assembled := time.Now(), make(chan error, 1)
-	go func() {
-		assembled <- b.recordings().Assemble(b.ctx, output.Recording{Name: "r", JobID: "job", Run: 1, Session: 1, Utterances: 1})
-	}()
-	select {
-	case err := <-assembled:
-		t.Fatalf("it was not held up: %v", err)
-	case <-time.After(time.Second):
-	}
-	if _, err := b.js.UpdateStream(b.ctx, config); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-assembled; err != nil {
-		t.Fatal(err)
-	}
-	if took := time.Since(began); took > 20*time.Second {
-		t.Errorf("took %s", took)
-	}
-	if got, want := b.recording("r"), "\x01a\x01b"; got != want {
-		t.Errorf("recording %q, want %q", got, want)
-	}
 }

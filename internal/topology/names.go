@@ -212,8 +212,3 @@ func (n Names) AudioFilesBucket() string { return n.kept("AUDIO_FILES") }
 
 // RecordingsBucket is the object bucket of recorded frames.
 func (n Names) RecordingsBucket() string { return n.kept("RECORDINGS") }
-
-// PartsPrefix begins the names, in the bucket of recordings, of finished
-// utterances that are not yet part of one. No job may give its recording such a
-// name.
-const PartsPrefix = ".parts/"

@@ -86,7 +86,7 @@ func TestFirstStartMakesEverythingAndTheSecondFindsNothingDifferent(t *testing.T
 		if len(differences) != 0 {
 			t.Fatalf("differences: %v", differences)
 		}
-		if len(h.Consumers) != 2 || h.State == nil || h.Fleet == nil || h.AudioFiles == nil || h.Recordings == nil || h.Slots == nil {
+		if len(h.Consumers) != 2 || h.State == nil || h.Fleet == nil || h.AudioFiles == nil || h.Recordings == nil {
 			t.Fatalf("handles: %+v", h)
 		}
 	}

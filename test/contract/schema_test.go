@@ -194,7 +194,6 @@ func brokenJobs() []jobCase {
 		{"live WAV", `{"avatar_id":"ok","live":{"sample_rate":16000,"format":"wav"}}`},
 		{"silence in words", `{"avatar_id":"ok","live":{"sample_rate":16000,"max_silence":"long"}}`},
 		{"no output", speak(`,"output":{}`)},
-		{"a recording named as a part", speak(`,"output":{"object":{"name":".parts/a"}}`)},
 		{"two outputs", speak(`,"output":{"frames":{},"discard":{}}`)},
 		{"livekit without a token", speak(`,"output":{"livekit":{"url":"wss://x","room_name":"r"}}`)},
 		{"livekit by ftp", speak(`,"output":{"livekit":{"url":"ftp://x","room_name":"r","api_token":"t"}}`)},

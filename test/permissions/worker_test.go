@@ -159,7 +159,7 @@ func waitingJobs() map[string]map[string]any {
 		"file":    {"avatar_id": "ok", "audio": map[string]any{"object": "hello.wav"}, "output": map[string]any{"object": map[string]any{}}},
 		"flaky":   {"avatar_id": "flaky-connectionClosed-1", "utterances": []any{speech, speech}},
 		"live":    {"avatar_id": "drop-1", "live": live, "max_attempts": 2},
-		"failing": {"avatar_id": "fail-serverError", "audio": speech, "max_attempts": 1},
+		"failing": {"avatar_id": "fail-serverError", "audio": speech, "max_attempts": 1, "output": map[string]any{"object": map[string]any{}}},
 		"lost":    {"avatar_id": "ok", "audio": speech},
 	}
 }

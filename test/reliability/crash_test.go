@@ -22,6 +22,7 @@ const (
 	dying      = "dead-lettered"
 	retried    = "retried"
 	drained    = "drained"
+	recorded   = "recorded"
 )
 
 // crashPoints are the named points between pulling a job and acknowledging it,
@@ -34,24 +35,29 @@ func crashPoints() map[string][]string {
 		"takeover":         both,
 		"connected":        both,
 		"first_frame":      both,
-		"delivered_frames": {completing},
-		"checkpoint":       {completing},
-		"session_closed":   {completing, dying, retried},
+		"delivered_frames": {completing, recorded},
+		"checkpoint":       {completing, recorded},
+		"session_closed":   {completing, dying, retried, recorded},
 		"before_failure":   {retried},
 		"failure":          {retried},
 		"before_nak":       {retried},
-		"before_outcome":   both,
-		"outcome":          both,
+		"before_outcome":   {completing, dying, recorded},
+		"outcome":          {completing, dying, recorded},
 		"error_event":      {dying, retried},
 		"dead_letter":      {dying},
 		"event":            {completing, dying, retried},
 		"before_ack":       both,
 		"released":         {drained},
+
+		"recording_chunk":     {recorded},
+		"recording_overtaken": {recorded},
+		"recording_visible":   {recorded},
 	}
 }
 
 // crashJob makes one job of a kind. All but the drained ones open a session and
-// have frames.
+// have frames. Of a recorded one's utterance a chunk is stored when the
+// connection is cut.
 func crashJob(kind, id string) map[string]any {
 	switch kind {
 	case dying:
@@ -61,6 +67,11 @@ func crashJob(kind, id string) map[string]any {
 		return j
 	case retried:
 		return withFrames(job(id, "flaky-serverError-1-"+id, 2))
+	case recorded:
+		j := job(id, "drop-once-5-"+id, 1)
+		j["utterances"] = []any{silence(20)}
+		j["output"] = map[string]any{"object": map[string]any{}}
+		return j
 	case drained:
 		return withFrames(job(id, "slow-1500", 2))
 	default:

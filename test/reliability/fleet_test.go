@@ -1,6 +1,7 @@
 package reliability
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -17,6 +18,7 @@ import (
 
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/internal/output"
 	"avatarworker/internal/simulator"
 	"avatarworker/internal/topology"
 	"avatarworker/test/reliability/invariant"
@@ -376,6 +378,40 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 		}
 		f.t.Error(v)
 	}
+	f.checkRecordings(ctx)
 	f.t.Log(report)
 	return report, seen
+}
+
+// checkRecordings reads the recording of every job that has one, as any client
+// does.
+func (f *fleet) checkRecordings(ctx context.Context) {
+	f.t.Helper()
+	f.mu.Lock()
+	records := maps.Clone(f.records)
+	f.mu.Unlock()
+	store, err := f.js.ObjectStore(ctx, f.names.RecordingsBucket())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for id, r := range records {
+		if r.Recording == "" || r.Outcome != jobs.StateCompleted {
+			continue
+		}
+		data, err := store.GetBytes(ctx, r.Recording)
+		if err != nil {
+			f.t.Errorf("job %s: recording %s: %v", id, r.Recording, err)
+			continue
+		}
+		info, err := output.ReadRecording(bytes.NewReader(data))
+		if err != nil || !info.Whole || len(info.Utterances) != r.UtterancesDone {
+			f.t.Errorf("job %s: recording %s has %d utterances of %d, whole: %t: %v", id, r.Recording, len(info.Utterances), r.UtterancesDone, info.Whole, err)
+			continue
+		}
+		for i, u := range info.Utterances {
+			if u.ReqID != r.Utterances[i].ReqID {
+				f.t.Errorf("job %s: utterance %d of recording %s is %s, the record says %s", id, i+1, r.Recording, u.ReqID, r.Utterances[i].ReqID)
+			}
+		}
+	}
 }

@@ -25,6 +25,9 @@ func TestAWorkerFrozenPastItsLeaseSettlesNothingWhenItWakes(t *testing.T) {
 			for i := range 4 {
 				j := withFrames(job(fmt.Sprintf("ok-%d", i), "slow-1000", 1))
 				j["utterances"] = []any{silence(3)} // two frames
+				if i%2 == 1 {
+					j["output"] = map[string]any{"object": map[string]any{}}
+				}
 				f.publish(j)
 			}
 			// Fails by itself, so that the frozen worker wakes to a failure.

@@ -444,7 +444,7 @@ func (*FramesOutput) Descriptor() ([]byte, []int) {
 // ObjectOutput collects the envelopes in one object of AVATAR_RECORDINGS.
 type ObjectOutput struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Default: the job id. It may not begin with ".parts/".
+	// Default: the job id. No other job may have recorded under the name.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
