@@ -16,6 +16,8 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/topology"
 )
 
@@ -49,15 +51,16 @@ func (r *workerQueue) start(ctx context.Context, p params) (answer, error) {
 	r.counts.reached = make(chan struct{}, 1)
 	r.worker, err = jobs.New(ctx, jobs.Options{
 		NC: nc, JS: js, Names: r.names, Jobs: h.Jobs, Events: h.Events, State: h.State, Fleet: h.Fleet,
-		Consumer: func(ctx context.Context, queue string) (jetstream.Consumer, error) {
-			c, _, err := topology.EnsureConsumer(ctx, h.Jobs, r.names, settings, queue)
-			return c, err
+		Consumer: func(ctx context.Context, queue string) error {
+			_, _, err := topology.EnsureConsumer(ctx, h.Jobs, r.names, settings, queue)
+			return err
 		},
-		Name: "bench", ID: "bench-1", Version: "bench", Queues: []jobs.Queue{{Name: "default", Weight: 1}},
+		Name: "bench", ID: "bench-1", Version: "bench", Queues: []fetch.Queue{{Name: "default", Weight: 1}},
 		Concurrency: p.Concurrency, AckWait: settings.AckWait, Drain: time.Minute,
 		DefaultApp: "app", DefaultRegion: "us-west", KnownApp: func(string) bool { return true },
 		Retry:   jobs.RetryPolicy{MaxAttempts: 5, Initial: time.Second, Max: time.Minute},
-		Circuit: jobs.CircuitConfig{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 5 * time.Minute, MaxHold: 24 * time.Hour},
+		Circuit: circuit.Config{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 5 * time.Minute},
+		MaxHold: 24 * time.Hour,
 		Alerts:  jobs.AlertConfig{Threshold: 5, Window: time.Minute},
 		Table:   table, Runner: idle{}, DeadLetters: dlq.NewWriter(js, r.names),
 		Observer: &r.counts, Tracer: noop.NewTracerProvider().Tracer(""),

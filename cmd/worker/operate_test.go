@@ -15,6 +15,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/jobpb"
 	"avatarworker/internal/status"
@@ -61,7 +62,7 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	circuit, err := json.Marshal(jobs.Circuit{App: "app", Region: "us-west", State: "open", Code: errors.CodeBillingRequired, OpenedAt: time.Now()})
+	circuit, err := json.Marshal(circuit.Circuit{App: "app", Region: "us-west", State: "open", Code: errors.CodeBillingRequired, OpenedAt: time.Now()})
 	if err != nil {
 		t.Fatal(err)
 	}

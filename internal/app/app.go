@@ -25,6 +25,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/session"
 	"avatarworker/internal/telemetry"
@@ -417,9 +418,10 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 			return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
 		},
 		Retry:   jobs.RetryPolicy{MaxAttempts: c.Retry.MaxAttempts, Initial: c.Retry.Initial, Max: c.Retry.Max},
-		Circuit: jobs.CircuitConfig{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown, MaxHold: c.Circuit.MaxHold},
-		Alerts:  jobs.AlertConfig{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
-		Table:   table, Runner: runner, DeadLetters: dlq.NewWriter(js, a.names),
+		Circuit: circuit.Config{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown},
+		MaxHold: c.Circuit.MaxHold, PerApp: c.Backend.ConsoleURL != "" && c.Backend.IngressURL != "",
+		Alerts: jobs.AlertConfig{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
+		Table:  table, Runner: runner, DeadLetters: dlq.NewWriter(js, a.names),
 		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: time.Now, Random: rand.Float64,
 	}
 	var worker *jobs.Worker
@@ -439,16 +441,17 @@ func Table(c *config.Config) (*errors.Table, error) {
 	return errors.NewTable(policy)
 }
 
-// consumer gives a queue's consumer, made again if somebody deleted it.
-func (a *App) consumer(js jetstream.JetStream) func(context.Context, string) (jetstream.Consumer, error) {
-	return func(ctx context.Context, queue string) (jetstream.Consumer, error) {
+// consumer looks that a queue's consumer is there, and makes it again if it was
+// deleted.
+func (a *App) consumer(js jetstream.JetStream) func(context.Context, string) error {
+	return func(ctx context.Context, queue string) error {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
 		stream, err := js.Stream(ctx, a.names.JobsStream())
 		if err != nil {
-			return nil, fmt.Errorf("stream %s: %w", a.names.JobsStream(), err)
+			return fmt.Errorf("stream %s: %w", a.names.JobsStream(), err)
 		}
-		consumer, _, err := topology.EnsureConsumer(ctx, stream, a.names, Settings(a.c), queue)
-		return consumer, err
+		_, _, err = topology.EnsureConsumer(ctx, stream, a.names, Settings(a.c), queue)
+		return err
 	}
 }

@@ -52,7 +52,7 @@ func TestWhatIsDeletedUnderneathAWorkerIsToldAndMadeAgainWhereEmptyIsNoHarm(t *t
 	for stream, object := range map[string]string{
 		f.names.EventsStream(): "stream AVATAR_EVENTS", f.names.FramesStream(): "stream AVATAR_FRAMES",
 		f.names.DLQStream(): "stream AVATAR_DLQ", f.names.AudioStream(): "stream AVATAR_AUDIO",
-		"KV_AVATAR_FLEET": "bucket AVATAR_FLEET",
+		"KV_AVATAR_FLEET":        "bucket AVATAR_FLEET",
 		"OBJ_AVATAR_AUDIO_FILES": "bucket AVATAR_AUDIO_FILES", "OBJ_AVATAR_RECORDINGS": "bucket AVATAR_RECORDINGS",
 	} {
 		f.remove(stream)

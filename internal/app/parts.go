@@ -10,7 +10,7 @@ import (
 	"avatarworker/internal/audio"
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/session"
 	"avatarworker/internal/topology"
 )
@@ -60,10 +60,10 @@ func lease(h topology.Handles, c *config.Config) time.Duration {
 	return shortest
 }
 
-func queues(c *config.Config) []jobs.Queue {
-	list := make([]jobs.Queue, len(c.Worker.Queues))
+func queues(c *config.Config) []fetch.Queue {
+	list := make([]fetch.Queue, len(c.Worker.Queues))
 	for i, q := range c.Worker.Queues {
-		list[i] = jobs.Queue{Name: q.Name, Weight: q.Weight}
+		list[i] = fetch.Queue{Name: q.Name, Weight: q.Weight}
 	}
 	return list
 }

@@ -6,6 +6,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
+	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lease"
 	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/kv"
@@ -29,13 +30,12 @@ type permits struct {
 type sessionRun struct {
 	permits
 
-	app     string
 	ctx     context.Context // of the session
 	cancel  context.CancelCauseFunc
-	stops   []func() bool // what no longer cancels it
-	pass    Pass          // of its app's circuit
-	before  int           // session number before this one; 0: there was none
-	started string        // why the job had no session
+	stops   []func() bool   // what no longer cancels it
+	permit  *circuit.Permit // of its app's circuit; nil: not asked yet
+	before  int             // session number before this one; 0: there was none
+	started string          // why the job had no session
 
 	// What became of the attempt, once its session is closed.
 	report Report
@@ -71,7 +71,7 @@ func (e *execution) admit(from *Record) (taken bool, err error) {
 		e.notStarted(draft, err)
 		return false, nil
 	}
-	if pass, err := e.allowed(from, draft); !pass || err != nil {
+	if allowed, err := e.allowed(from, draft); !allowed || err != nil {
 		return false, err
 	}
 	return e.takeOver(draft)
@@ -85,7 +85,7 @@ func (e *execution) openSession(from, draft *Record, holder *lease.Holder) {
 		return context.AfterFunc(by, func() { cancel(context.Cause(by)) })
 	}
 	e.session = sessionRun{
-		app: draft.AppID, before: draft.Session - 1, started: startedAs(e.record.current(), from),
+		before: draft.Session - 1, started: startedAs(e.record.current(), from),
 		ctx: ctx, cancel: cancel, stops: []func() bool{end(e.w.drained), end(holder.Context())},
 	}
 }
@@ -173,6 +173,7 @@ func (e *execution) leave() {
 		return
 	}
 	e.w.deregister(e)
+	e.abortProbe(false)
 	e.releasePermits()
 	for _, stop := range e.session.stops {
 		stop()
@@ -224,7 +225,7 @@ func (e *execution) notStarted(draft *Record, err error) {
 // the same asks for.
 func (e *execution) postponeFor(what string) {
 	if e.deliveries > 1 {
-		e.w.pull.returned(e.msg.queue)
+		e.w.pull.Returned(e.msg.Queue)
 	}
 	e.nak(e.inTime(e.w.pace.next(what, e.begun, e.w.pace.spread(minReturn))))
 }
@@ -243,23 +244,22 @@ func (e *execution) allowed(from, draft *Record) (bool, error) {
 	if past(e.notAfter(), e.w.now()) { // while it waited
 		return false, kv.ErrConflict // look again, and find it expired
 	}
-	pass, err := e.w.circuits.Allow(e.session.ctx, draft.AppID, draft.Region, e.id.ID)
+	permit, refusal, err := e.w.circuits.Allow(e.session.ctx, draft.AppID, draft.Region, e.id.ID)
 	if err != nil {
 		return false, err
 	}
-	if !pass.Go {
+	if refusal != nil {
 		ctx, cancel := e.settling()
 		defer cancel()
-		return false, e.hold(ctx, from, heldByCircuit(pass))
+		return false, e.hold(ctx, from, heldByCircuit(refusal))
 	}
-	e.session.pass = pass
+	e.session.permit = permit
 	return true, nil
 }
 
 // takeOver makes the job this worker's; false: it is not.
 func (e *execution) takeOver(draft *Record) (bool, error) {
 	if !e.w.register(e) {
-		e.abortProbe(false)
 		e.nak(e.w.o.AckWait / 3)
 		return false, nil
 	}
@@ -270,7 +270,6 @@ func (e *execution) takeOver(draft *Record) (bool, error) {
 	ctx, cancel := e.settling()
 	defer cancel()
 	if err := e.record.put(ctx, draft); err != nil {
-		e.abortProbe(false)
 		return false, err
 	}
 	failpoint.Here("takeover")

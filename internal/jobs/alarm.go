@@ -7,31 +7,35 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/retry"
 	"avatarworker/internal/topology"
 )
 
-// circuitChanged is told by whatever goroutine learns of it first; every worker
-// of the fleet tells the same event, and the stream keeps one.
-func (w *Worker) circuitChanged(c Circuit, opened bool) {
-	w.o.Observer.CircuitOpen(c.App, c.Region, opened)
+// circuitChanged notes that a circuit opened or closed. Every worker of the fleet
+// learns of it.
+func (w *Worker) circuitChanged(c circuit.Circuit, open bool) {
+	w.o.Observer.CircuitOpen(c.App, c.Region, open)
+	w.log.Warn().Str("app_id", c.App).Str("region", c.Region).Str("code", string(c.Code)).Bool("open", open).Msg("circuit changed")
+}
+
+// tellCircuit publishes the alert of a circuit that opened or closed. Several
+// workers may; the id makes it one.
+func (w *Worker) tellCircuit(ctx context.Context, a circuit.Alert) error {
 	alert := CircuitAlert{
-		Kind: AlertCircuitClosed, AppID: c.App, Region: c.Region, Code: c.Code,
-		Message: "sessions of this app work again", Worker: w.o.Name, Time: w.now(),
+		Kind: a.Kind, AppID: a.App, Region: a.Region, Code: a.Code, Failures: a.Failures,
+		Message: "sessions of this app work again", Worker: w.o.Name, Time: a.At.UTC(),
 	}
-	if opened {
-		alert.Kind = AlertCircuitOpened
-		alert.Failures, alert.Cooldown = len(c.Failures), c.Cooldown.String()
-		alert.Message = "sessions of this app are not started until a probe succeeds. " + errors.Explain(c.Code).Remedy
+	if a.Kind == circuit.AlertOpened {
+		alert.Cooldown = a.Cooldown.String()
+		alert.Message = "sessions of this app are not started until a probe succeeds. " + errors.Explain(a.Code).Remedy
 	}
-	w.log.Warn().Str("app_id", c.App).Str("region", c.Region).Str("code", string(c.Code)).Bool("open", opened).
-		Msg("circuit changed")
-	// By when it opened: every worker that tells of it makes the same id.
-	id := AlertID(alert.Kind, c.OpenedAt, topology.Token(c.App), topology.Token(c.Region))
-	select {
-	case w.alarms <- Event{ID: id, Time: alert.Time, Body: alert}:
-	default: // other workers tell it too
+	id := AlertID(a.Kind, a.OpenedAt, topology.Token(a.App), topology.Token(a.Region))
+	fresh, err := w.publisher.publish(ctx, Event{ID: id, Time: alert.Time, Body: alert})
+	if fresh {
+		w.o.Observer.Alerted(a.Kind, a.Code)
 	}
+	return err
 }
 
 // alarmEvery is the time within which the same alert of several workers, or of
@@ -86,10 +90,7 @@ func (w *Worker) told(ctx context.Context, ev Event) bool {
 		}
 		return retry.Pause(ctx, time.Second, nil) != nil && ctx.Err() == nil
 	}
-	switch alert := ev.Body.(type) {
-	case CircuitAlert:
-		w.o.Observer.Alerted(alert.Kind, alert.Code)
-	case WorkerAlert:
+	if alert, ok := ev.Body.(WorkerAlert); ok {
 		w.o.Observer.Alerted(alert.Kind, errors.Code(alert.What))
 	}
 	return true

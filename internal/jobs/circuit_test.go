@@ -176,7 +176,7 @@ func TestRefusedConcurrencyIsNoUnpaidBill(t *testing.T) {
 func TestJobHeldTooLongIsGivenUp(t *testing.T) {
 	h := newHouse(t)
 	b := &account{code: errors.CodeBillingRequired}
-	h.start(b.runner(), func(o *options) { o.Circuit.MaxHold = 300 * time.Millisecond })
+	h.start(b.runner(), func(o *options) { o.MaxHold = 300 * time.Millisecond })
 	h.submit("default", job("j1"))
 	r := h.outcome("j1", jobs.StateDeadLettered)
 	h.settled()
@@ -196,7 +196,7 @@ func TestHoldEndsWithMaxHoldAndNotWithTheCooldown(t *testing.T) {
 	h := newHouse(t)
 	b := &account{code: errors.CodeCreditsExhausted}
 	h.start(b.runner(), func(o *options) {
-		o.Circuit.Cooldown, o.Circuit.MaxCooldown, o.Circuit.MaxHold = time.Hour, time.Hour, 500*time.Millisecond
+		o.Circuit.Cooldown, o.Circuit.MaxCooldown, o.MaxHold = time.Hour, time.Hour, 500*time.Millisecond
 		o.Random = func() float64 { return 0.99 }
 	})
 	h.submit("default", job("refused"))

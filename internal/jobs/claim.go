@@ -221,11 +221,11 @@ func (e *execution) begin(ctx context.Context, from *Record, now time.Time) (boo
 		return false, e.finish(ctx, e.settlementRecord(from), StateExpired)
 	}
 	if from != nil && from.Unsettled >= maxUnsettled {
-		return false, e.hold(ctx, from, holdFor{reason: HeldUnsettled, wait: maxHoldWait, why: fmt.Sprintf(
+		return false, e.hold(ctx, from, holdFor{reason: HeldUnsettled, wait: unsettledPause, why: fmt.Sprintf(
 			"its last %d sessions settled nothing and finished no utterance, so no more of them are paid for; find out why they end (the worker's log), then cancel the job or publish it again", from.Unsettled)})
 	}
-	if pass := e.w.circuits.Glance(draft.AppID, draft.Region, e.id.ID); !pass.Go {
-		return false, e.hold(ctx, from, heldByCircuit(pass))
+	if refusal := e.w.circuits.Peek(draft.AppID, draft.Region, e.id.ID); refusal != nil {
+		return false, e.hold(ctx, from, heldByCircuit(refusal))
 	}
 	return true, nil
 }
@@ -243,7 +243,7 @@ func (e *execution) hopeless(from, draft *Record, now time.Time) (*errors.Error,
 		return lostError(from), ReasonWorkerLost
 	case e.job.Resume() == OnRedeliveryGiveUp && from.Speaking > from.Checkpoint:
 		return spokenError(from), ReasonPermanent
-	case from.heldTotal(now) > e.w.o.Circuit.MaxHold:
+	case from.heldTotal(now) > e.w.o.MaxHold:
 		return heldError(from, now), ReasonHeldTooLong
 	default:
 		return nil, ""

@@ -173,7 +173,7 @@ func TestTakeOverKeepsWhatCounts(t *testing.T) {
 		"released": {&Record{Run: 1, StreamSeq: 7, State: StateReleased, Session: 1, Attempt: 1}, false, "2 1 0"},
 		"held":     {&Record{Run: 1, StreamSeq: 7, State: StateHeld, Session: 3, Attempt: 2}, false, "4 2 0"},
 		"crash":    {&Record{Run: 1, StreamSeq: 7, State: StateRunning, Session: 1, Attempt: 1}, true, "2 1 1"},
-		"given up":   {&Record{Run: 1, StreamSeq: 7, State: StateRunning, Session: 1, Attempt: 1}, false, "2 1 0"},
+		"given up": {&Record{Run: 1, StreamSeq: 7, State: StateRunning, Session: 1, Attempt: 1}, false, "2 1 0"},
 		"replay":   {&Record{Run: 0, StreamSeq: 5, State: StateDeadLettered, Session: 9, Attempt: 5, Crashes: 2}, false, "1 1 0"},
 	} {
 		r := started(resumeFrom(c.from, id, c.crashed, now), job, "w", l, now)
@@ -198,7 +198,7 @@ func TestATakeOverIsCountedByWhatItFollowed(t *testing.T) {
 		"held":                  {&Record{State: StateHeld, Session: 1, Attempt: 1}, false, "held"},
 		"held after a crash":    {&Record{State: StateHeld, Session: 2, Crashes: 1}, false, "held"},
 		"drained":               {&Record{State: StateReleased, Session: 3, Attempt: 2, Crashes: 1}, false, "released"},
-		"given up":             {&Record{State: StateRunning, Session: 1, Attempt: 1}, false, "released"},
+		"given up":              {&Record{State: StateRunning, Session: 1, Attempt: 1}, false, "released"},
 		"worker gone":           {&Record{State: StateRunning, Session: 1, Attempt: 2}, true, "crash"},
 	} {
 		if tc.was != nil {

@@ -14,6 +14,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
+	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/lease"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/retry"
@@ -47,7 +48,7 @@ var (
 // claim, admit, run, settle, effects.
 type execution struct {
 	w       *Worker
-	msg     delivery
+	msg     fetch.Delivery
 	id      Identity
 	job     *Job          // nil: the message is no valid job
 	invalid *errors.Error // why
@@ -100,7 +101,7 @@ func (e *execution) process() {
 
 // open reads the message and begins its span.
 func (e *execution) open() {
-	e.id, e.job, e.invalid = Read(e.msg.Msg)
+	e.id, e.job, e.invalid = Read(e.msg)
 	if e.job != nil {
 		e.job.ID = e.id.ID
 	}
@@ -180,13 +181,13 @@ func (e *execution) end(why error) {
 // abortProbe ends a probe that told nothing of the app; reached says whether it
 // got as far as the backend.
 func (e *execution) abortProbe(reached bool) {
-	if !e.session.pass.Probe {
+	if e.session.permit == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(e.w.base, storeTimeout)
 	defer cancel()
-	if err := e.w.circuits.Inconclusive(ctx, e.session.app, e.circuitRegion(), e.id.ID, reached); err != nil {
-		e.log().Warn().Err(err).Msg("could not end the probe of a circuit")
+	if err := e.session.permit.Abort(ctx, reached); err != nil {
+		e.log().Warn().Err(err).Msg("could not end the probe of a circuit yet; trying again")
 	}
 }
 
@@ -223,7 +224,3 @@ func (e *execution) acknowledge() {
 	}
 	e.ackWait.Release()
 }
-
-// circuitRegion names the circuit by what was asked for, not by the region that
-// happened to serve.
-func (e *execution) circuitRegion() string { return orElse(e.job.GetRegion(), e.w.o.DefaultRegion) }

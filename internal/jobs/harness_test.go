@@ -20,6 +20,8 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/topology"
@@ -158,22 +160,21 @@ func (h *house) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 	id := fmt.Sprintf("w-%d", workerNumber.n)
 	workerNumber.Unlock()
 	o := options{url: h.url}
-	queues := make([]jobs.Queue, 0, len(h.settings.Queues))
+	queues := make([]fetch.Queue, 0, len(h.settings.Queues))
 	for _, q := range h.settings.Queues {
-		queues = append(queues, jobs.Queue{Name: q, Weight: 1})
+		queues = append(queues, fetch.Queue{Name: q, Weight: 1})
 	}
 	o.Options = jobs.Options{
 		Names: h.names,
 		Name:  "w", ID: id, Version: "test", Queues: queues, Concurrency: 16,
 		AckWait: testAckWait, Drain: 5 * time.Second,
 		DefaultApp: "app1", DefaultRegion: "us-west",
-		KnownApp:    func(app string) bool { return strings.HasPrefix(app, "app") },
-		Retry: jobs.RetryPolicy{MaxAttempts: 5, Initial: 20 * time.Millisecond, Max: 200 * time.Millisecond},
-		Circuit: jobs.CircuitConfig{
-			Failures: 5, Cooldown: 500 * time.Millisecond, MaxCooldown: 4 * time.Second, MaxHold: time.Hour,
-		},
-		Alerts: jobs.AlertConfig{Threshold: 5, Window: time.Minute},
-		Table:  table, Runner: runner, DeadLetters: &letters{js: h.js, names: h.names},
+		KnownApp: func(app string) bool { return strings.HasPrefix(app, "app") },
+		Retry:    jobs.RetryPolicy{MaxAttempts: 5, Initial: 20 * time.Millisecond, Max: 200 * time.Millisecond},
+		Circuit:  circuit.Config{Failures: 5, Cooldown: 500 * time.Millisecond, MaxCooldown: 4 * time.Second},
+		MaxHold:  time.Hour,
+		Alerts:   jobs.AlertConfig{Threshold: 5, Window: time.Minute},
+		Table:    table, Runner: runner, DeadLetters: &letters{js: h.js, names: h.names},
 		Observer: quiet{}, Tracer: noop.NewTracerProvider().Tracer(""),
 		Logger: zerolog.New(zerolog.NewTestWriter(h.t)).Level(zerolog.ErrorLevel),
 		Now:    time.Now, Random: rand.Float64,
@@ -212,9 +213,9 @@ func (h *house) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 	o.NC, o.JS = nc, js
 	o.Jobs, o.Events, o.State, o.Fleet = handles.Jobs, handles.Events, handles.State, handles.Fleet
 	if o.Consumer == nil {
-		o.Consumer = func(ctx context.Context, queue string) (jetstream.Consumer, error) {
-			c, _, err := topology.EnsureConsumer(ctx, handles.Jobs, h.names, h.settings, queue)
-			return c, err
+		o.Consumer = func(ctx context.Context, queue string) error {
+			_, _, err := topology.EnsureConsumer(ctx, handles.Jobs, h.names, h.settings, queue)
+			return err
 		}
 	}
 	if w.Worker, err = jobs.New(ctx, o.Options); err != nil {

@@ -81,7 +81,7 @@ func TestFailuresCountThoughTheCircuitsAreGone(t *testing.T) {
 	h := newHouse(t)
 	h.start(does(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeConnectionFailed, errors.PhaseHandshake)
-	}), func(o *options) { o.Circuit.Patience = 200 * time.Millisecond })
+	}), func(o *options) { o.Patience = 200 * time.Millisecond })
 	if err := h.js.DeleteKeyValue(t.Context(), h.names.FleetBucket()); err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,9 @@
 package jobs
 
+import "avatarworker/internal/jobs/fetch"
+
 // handle takes a delivery from the pull loop; it does not wait for its end.
-func (w *Worker) handle(d delivery) {
+func (w *Worker) handle(d fetch.Delivery) {
 	w.count(1)
 	w.executions.Add(1)
 	e := &execution{w: w, msg: d, done: make(chan struct{})}
@@ -55,7 +57,7 @@ func (w *Worker) leave(e *execution) {
 // freeSlot makes room for another job.
 func (w *Worker) freeSlot() {
 	w.count(-1)
-	w.pull.done()
+	w.pull.Done()
 }
 
 func (w *Worker) count(n int) {

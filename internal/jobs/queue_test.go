@@ -11,6 +11,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
 )
@@ -36,11 +37,11 @@ func TestStartsFollowTheWeights(t *testing.T) {
 	for _, weights := range []map[string]int{{"a": 3, "b": 1}, {"a": 5, "b": 3, "c": 2}} {
 		t.Run(fmt.Sprint(weights), func(t *testing.T) {
 			var names []string
-			var queues []jobs.Queue
+			var queues []fetch.Queue
 			total := 0
 			for name, weight := range weights {
 				names = append(names, name)
-				queues = append(queues, jobs.Queue{Name: name, Weight: weight})
+				queues = append(queues, fetch.Queue{Name: name, Weight: weight})
 				total += weight
 			}
 			h := newHouse(t, names...)

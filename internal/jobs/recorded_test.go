@@ -24,11 +24,11 @@ func TestTheRecordKeepsHowFarTheRecordingIsStoredAsLongAsItsUtterancesCount(t *t
 	}
 	for resume, want := range map[string]*Recorded{OnRedeliveryResume: stored, OnRedeliveryRestart: nil} {
 		job := &Job{Job: &jobpb.Job{OnRedelivery: resume}, ID: "j", Run: 1}
-		if got := takeover(&read, job, "w", limits{maxAttempts: 1}, time.Now()); !reflect.DeepEqual(got.Recorded, want) || (want == nil) != (got.Checkpoint == 0) {
+		if got := started(&read, job, "w", defaults{maxAttempts: 1}, time.Now()); !reflect.DeepEqual(got.Recorded, want) || (want == nil) != (got.Checkpoint == 0) {
 			t.Errorf("%s: %+v at %d", resume, got.Recorded, got.Checkpoint)
 		}
 	}
-	if prior(&read, Identity{ID: "j", Run: 2, StreamSeq: 2}, false, time.Now()) != nil {
+	if resumeFrom(&read, Identity{ID: "j", Run: 2, StreamSeq: 2}, false, time.Now()) != nil {
 		t.Error("a replay goes on with the recording of the run before")
 	}
 }

@@ -174,11 +174,10 @@ func (p *progress) FirstFrame() {
 	// The frames wait meanwhile: not for long.
 	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
 	defer cancel()
-	if err := p.e.w.circuits.Succeeded(ctx, p.e.record.current().AppID, p.e.circuitRegion(), p.e.id.ID, p.e.session.pass.Probe); err != nil {
+	if err := p.e.session.permit.Success(ctx); err != nil {
 		p.e.log().Warn().Err(err).Msg("could not tell the circuit of a session that works")
 		return
 	}
-	p.e.session.pass.Probe = false
 	failpoint.Here("first_frame")
 }
 

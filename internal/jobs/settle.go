@@ -7,6 +7,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
+	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lease"
 )
 
@@ -185,18 +186,17 @@ func (e *execution) failed(ctx context.Context, next *Record, fault *errors.Erro
 // consultCircuit tells the circuit of the failure and learns whether the job
 // has to wait for it.
 func (e *execution) consultCircuit(ctx context.Context, f *Failure, r *Record, fault *errors.Error) {
-	app, region := r.AppID, e.circuitRegion()
-	switch {
+	switch app := r.AppID; {
 	case fault.Code == errors.CodeBillingRequired && f.Decision.OpensCircuit && e.w.fleet.Lives(app):
 		f.Refused = true
 		e.abortProbe(true)
 		e.log().Warn().Str("app_id", app).
 			Msg("the backend refused a session while others of the app live: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
 	case f.Decision.OpensCircuit || f.Decision.AppWide:
-		wait, open, err := e.w.circuits.Failed(ctx, app, region, e.id.ID, f.Decision, e.session.pass.Probe)
+		wait, open, err := e.session.permit.Fail(ctx, f.Decision)
 		if err != nil {
 			// The job has failed all the same, and that has to count.
-			e.log().Error().Err(err).Str("app_id", app).Msg("could not tell the circuit of a failure: going on as if it were closed")
+			e.log().Error().Err(err).Str("app_id", app).Msg("could not write a failure to the circuit")
 		}
 		f.Wait, f.CircuitOpen = wait, open
 	default:
@@ -232,15 +232,15 @@ type holdFor struct {
 	why    string // in words, for people; "": as the reason says
 }
 
-func heldByCircuit(pass Pass) holdFor {
-	return holdFor{reason: HeldCircuit, code: pass.Code, wait: pass.Wait}
+func heldByCircuit(r *circuit.Refusal) holdFor {
+	return holdFor{reason: HeldCircuit, code: r.Code, wait: r.Wait}
 }
 
 // hold makes a job wait that may not start. A hold that lasts is not told again.
 func (e *execution) hold(ctx context.Context, from *Record, h holdFor) error {
 	now := e.w.now()
 	next := e.settlementRecord(from)
-	crowd := h.reason + " " + next.AppID + " " + e.circuitRegion()
+	crowd := h.reason + " " + next.AppID + " " + next.Region
 	wait := e.w.pace.next(crowd, e.begun, h.wait)
 	if h.reason != HeldStorage {
 		wait = e.untilGivenUp(from, now, wait)
@@ -272,9 +272,13 @@ func (e *execution) holdForStorage(ctx context.Context, from *Record, fault erro
 // again.
 const storagePause = 10 * time.Second
 
+// unsettledPause is how long a job whose sessions end without a result is left
+// before it is looked at again: it does not change by itself.
+const unsettledPause = time.Minute
+
 // untilGivenUp bounds the wait of a held job by what is left of circuit.max_hold.
 func (e *execution) untilGivenUp(r *Record, now time.Time, wait time.Duration) time.Duration {
-	left := e.w.o.Circuit.MaxHold
+	left := e.w.o.MaxHold
 	if r != nil {
 		left -= r.heldTotal(now)
 	}

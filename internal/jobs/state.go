@@ -1,14 +1,17 @@
 package jobs
 
-import "avatarworker/internal/jobs/fleet"
+import (
+	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/fleet"
+)
 
 // WorkerState is what a worker tells of itself when asked.
 type WorkerState struct {
 	fleet.Presence
-	Ready    bool      `json:"ready"`
-	NotReady string    `json:"not_ready,omitempty"` // why
-	Jobs     []string  `json:"jobs"`                // those that it runs, at most 100
-	Circuits []Circuit `json:"circuits"`            // those not closed
+	Ready    bool              `json:"ready"`
+	NotReady string            `json:"not_ready,omitempty"` // why
+	Jobs     []string          `json:"jobs"`                // those that it runs, at most 100
+	Circuits []circuit.Circuit `json:"circuits"`            // those not closed
 }
 
 // maxListedJobs bounds WorkerState.Jobs.
@@ -16,7 +19,7 @@ const maxListedJobs = 100
 
 // State tells how the worker stands.
 func (w *Worker) State() WorkerState {
-	s := WorkerState{Presence: w.fleet.Self(), Jobs: []string{}, Circuits: w.circuits.notClosed()}
+	s := WorkerState{Presence: w.fleet.Self(), Jobs: []string{}, Circuits: w.circuits.NotClosed()}
 	if err := w.Ready(); err != nil {
 		s.NotReady = err.Error()
 	}
@@ -45,17 +48,4 @@ func (w *Worker) inHand() map[string]int {
 		busy[e.id.Queue]++
 	}
 	return busy
-}
-
-// notClosed lists the circuits that are open or being probed.
-func (c *Circuits) notClosed() []Circuit {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	open := []Circuit{}
-	for _, known := range c.known {
-		if known.State != circuitClosed {
-			open = append(open, known)
-		}
-	}
-	return open
 }

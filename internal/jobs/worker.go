@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/lease"
 	"avatarworker/internal/jobs/limit"
@@ -34,13 +36,14 @@ type Options struct {
 	Events jetstream.Stream   // the events stream
 	State  jetstream.KeyValue // job records
 	Fleet  jetstream.KeyValue // what workers share
-	// Consumer gives the consumer of a queue, made again if it was deleted.
-	Consumer func(ctx context.Context, queue string) (jetstream.Consumer, error)
+	// Consumer looks that the consumer of a queue is there, and makes it again if
+	// it was deleted.
+	Consumer func(ctx context.Context, queue string) error
 
 	Name        string // of the worker
 	ID          string // its name and start: no two starts have the same
 	Version     string
-	Queues      []Queue
+	Queues      []fetch.Queue
 	Concurrency int           // sessions at a time
 	AckWait     time.Duration // the lease
 	Drain       time.Duration // how long sessions may go on after a drain begins
@@ -61,10 +64,13 @@ type Options struct {
 	// can. A nil function stands for stores that always can.
 	Storage func(ctx context.Context, job *Job) error
 
-	Retry   RetryPolicy
-	Circuit CircuitConfig
-	Alerts  AlertConfig
-	Table   *errors.Table
+	Retry    RetryPolicy
+	Circuit  circuit.Config
+	PerApp   bool          // one circuit for all regions of an app
+	MaxHold  time.Duration // a job held longer in all is given up
+	Patience time.Duration // for the bucket that keeps the circuits; 0: 10 s
+	Alerts   AlertConfig
+	Table    *errors.Table
 
 	Runner      Runner
 	DeadLetters DeadLetters
@@ -85,7 +91,7 @@ type Worker struct {
 	refresh    time.Duration
 	publisher  *Publisher
 	lease      *lease.Manager
-	circuits   *Circuits
+	circuits   *circuit.Circuits
 	limits     *limit.Limits
 	fleet      *fleet.Fleet
 	alerts     *Alerts
@@ -94,7 +100,7 @@ type Worker struct {
 	faults     faults
 	suspect    *semaphore.Weighted // held by the one suspect that runs
 	finalizing *semaphore.Weighted // jobs whose slot is another's already
-	pull       *puller
+	pull       *fetch.Fetcher
 	alarms     chan Event // alerts on their way out
 
 	base       context.Context // of work: outlives the signal
@@ -131,6 +137,9 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if o.SettleTimeout == 0 {
 		o.SettleTimeout = settleTimeout
 	}
+	if o.Patience == 0 {
+		o.Patience = alarmTimeout
+	}
 	if o.Storage == nil {
 		o.Storage = func(context.Context, *Job) error { return nil }
 	}
@@ -161,7 +170,10 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	})
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
-	w.circuits = NewCircuits(shared, o.Circuit, o.ID, w.lease.Now, o.Random, w.circuitChanged)
+	w.circuits = circuit.New(circuit.Options{
+		Store: shared, Bucket: o.Fleet, Config: o.Circuit, PerApp: o.PerApp, Leases: w.lease, Window: o.AckWait, Worker: w.leaseID,
+		Now: w.now, Random: o.Random, Patience: o.Patience, Tell: w.tellCircuit, Changed: w.circuitChanged, Log: o.Logger,
+	})
 	w.pace = newPace(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
 	w.keys = &keys{check: o.CheckKey, apps: o.Apps, others: w.othersHaveKey, changed: w.keyChanged, log: o.Logger}
 	w.alerts = &Alerts{
@@ -169,7 +181,10 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		store: shared, told: w.eventStored, publish: w.publisher.publish, worker: o.Name, log: o.Logger,
 		raised: func(code errors.Code) { o.Observer.Alerted(AlertRecurring, code) },
 	}
-	w.pull = newPuller(o.Queues, o.Concurrency, o.AckWait, w.handle, o.Logger, o.Consumer, w.setHealth)
+	w.pull = fetch.New(fetch.Options{
+		JS: o.JS, Stream: o.Names.JobsStream(), Queues: o.Queues, Places: o.Concurrency, Window: o.AckWait,
+		Consumer: o.Consumer, Handle: w.handle, Health: w.setHealth, Log: o.Logger,
+	})
 	return w, nil
 }
 
@@ -236,6 +251,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	var others sync.WaitGroup
 	others.Go(func() { w.fleet.Run(background) })
 	others.Go(func() { w.limits.Run(background) })
+	others.Go(func() { w.circuits.Run(background) })
 	others.Go(func() { w.alerts.run(background) })
 	others.Go(func() { w.tell(background) })
 	if w.o.CheckKey != nil {
@@ -246,7 +262,7 @@ func (w *Worker) Run(ctx context.Context) error {
 
 	ending := make(chan struct{})
 	context.AfterFunc(ctx, func() { defer close(ending); w.stopTaking() })
-	w.pull.run(ctx)
+	w.pull.Run(ctx)
 	<-ending
 	w.drain()
 	close(w.noMore)
@@ -291,7 +307,7 @@ func (w *Worker) pauseFetching() {
 	defer w.mu.Unlock()
 	if pause != w.paused {
 		w.paused = pause
-		w.pull.pause(pause)
+		w.pull.Pause(pause)
 	}
 }
 

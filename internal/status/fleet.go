@@ -16,7 +16,7 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/topology"
 )
@@ -26,12 +26,12 @@ const DefaultCountFor = 5 * time.Second
 
 // Fleet is how everything stands.
 type Fleet struct {
-	At          time.Time      `json:"at"`
-	Queues      []Queue        `json:"queues"`
-	Workers     []Worker       `json:"workers"`
-	Circuits    []jobs.Circuit `json:"circuits"` // those that are not closed
-	DeadLetters []dlq.Count    `json:"dead_letters"`
-	Warnings    []string       `json:"warnings"` // what somebody should look at
+	At          time.Time         `json:"at"`
+	Queues      []Queue           `json:"queues"`
+	Workers     []Worker          `json:"workers"`
+	Circuits    []circuit.Circuit `json:"circuits"` // those that are not closed
+	DeadLetters []dlq.Count       `json:"dead_letters"`
+	Warnings    []string          `json:"warnings"` // what somebody should look at
 	// CountedAll is false where counting the records took too long: running,
 	// held, retrying and released are then "at least".
 	CountedAll bool `json:"counted_all"`
@@ -84,7 +84,7 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
 	}
-	f := &Fleet{At: stream.CachedInfo().TimeStamp.UTC(), Queues: []Queue{}, Workers: []Worker{}, Circuits: []jobs.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}}
+	f := &Fleet{At: stream.CachedInfo().TimeStamp.UTC(), Queues: []Queue{}, Workers: []Worker{}, Circuits: []circuit.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}}
 	if err := s.shared(ctx, f); err != nil {
 		return nil, err
 	}
@@ -126,7 +126,7 @@ func (s *Store) shared(ctx context.Context, f *Fleet) error {
 		case entry, open := <-watcher.Updates():
 			if !open || entry == nil { // all there is
 				slices.SortFunc(f.Workers, func(a, b Worker) int { return cmp.Compare(a.WorkerID, b.WorkerID) })
-				slices.SortFunc(f.Circuits, func(a, b jobs.Circuit) int {
+				slices.SortFunc(f.Circuits, func(a, b circuit.Circuit) int {
 					return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Region, b.Region))
 				})
 				return ctx.Err()
@@ -148,7 +148,7 @@ func (f *Fleet) learn(entry jetstream.KeyValueEntry) {
 		}
 		return
 	}
-	var c jobs.Circuit
+	var c circuit.Circuit
 	if json.Unmarshal(entry.Value(), &c) == nil && c.State != "closed" {
 		f.Circuits = append(f.Circuits, c)
 	}

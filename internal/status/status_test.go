@@ -12,6 +12,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/status"
@@ -171,7 +172,7 @@ func TestMessageOfSomebodyElseIsStillAnEvent(t *testing.T) {
 
 func TestOneFaultOfManyCircuitsIsOneWarning(t *testing.T) {
 	js, h := setup(t)
-	for key, c := range map[string]jobs.Circuit{
+	for key, c := range map[string]circuit.Circuit{
 		"circuit.a.us-west":      {App: "a", Region: "us-west", State: "open", Code: errors.CodeCreditsExhausted},
 		"circuit.a.ap-northeast": {App: "a", Region: "ap-northeast", State: "open", Code: errors.CodeCreditsExhausted},
 		"circuit.b.us-west":      {App: "b", Region: "us-west", State: "open", Code: errors.CodeConnectionFailed},

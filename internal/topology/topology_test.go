@@ -291,20 +291,6 @@ func TestTooSmallAPayloadLimitIsRefused(t *testing.T) {
 	}
 }
 
-func TestSlotKeepsOneToken(t *testing.T) {
-	js := natstest.JetStream(t)
-	ensure(t, js, topology.DefaultSettings())
-	if _, err := js.Publish(t.Context(), names.SlotsPrefix()+".app.1", nil); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := js.Publish(t.Context(), names.SlotsPrefix()+".app.1", nil); err == nil {
-		t.Fatal("a second token for the same slot was stored")
-	}
-	if _, err := js.Publish(t.Context(), names.SlotsPrefix()+".app.2", nil); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestThreeReplicasOnACluster(t *testing.T) {
 	c := natstest.Cluster(t, 3)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
