@@ -60,13 +60,9 @@ func (e Endpoints) mayReplay() bool {
 }
 
 // tokenURL is where session tokens are minted for a region.
-func (e Endpoints) tokenURL(region string) (string, error) {
+func (e Endpoints) tokenURL(region string) (*url.URL, error) {
 	base := orDefault(e.ConsoleURL, "https://console."+region+"."+regionDomain(region)+"/v1/console")
-	u, err := parseBase("backend.console_url", base, "session-tokens")
-	if err != nil {
-		return "", err
-	}
-	return u.String(), nil
+	return parseBase("backend.console_url", base, "session-tokens")
 }
 
 // socketURL is where a region's sessions are opened, without credentials.

@@ -29,7 +29,7 @@ func TestAddressesAreComposed(t *testing.T) {
 		{"one configured", Endpoints{ConsoleURL: "http://h/v1/console"}, "ap-northeast", "http://h/v1/console/session-tokens", "wss://api.ap-northeast.spatius.ai/v2/driveningress/websocket?id=a"},
 	} {
 		token, err := tc.e.tokenURL(tc.region)
-		if err != nil || token != tc.token {
+		if err != nil || token.String() != tc.token {
 			t.Errorf("%s: token at %q, %v", tc.name, token, err)
 		}
 		socket, err := tc.e.socketURL(tc.region, "a")
