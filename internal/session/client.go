@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"crypto/tls"
 	"net/http"
 	"sync"
 	"time"
@@ -28,6 +29,10 @@ const (
 	// closeWait is how long a peer has to answer our close frame before the
 	// connection is cut. It stays below the promised second.
 	closeWait = 800 * time.Millisecond
+
+	// defaultTimeout is that of a connection, of the token call's answer and of
+	// the handshake.
+	defaultTimeout = 10 * time.Second
 )
 
 // Auth says how the upgrade request carries app id and session token.
@@ -80,6 +85,7 @@ type Client struct {
 	o         Options
 	http      *http.Client
 	transport *http.Transport // of http
+	tls       *tls.Config     // of connections to the ingress; transport changes its own as it works
 	ownHTTP   bool
 	tracer    trace.Tracer
 	bootstrap *bootstrap
@@ -99,7 +105,7 @@ type Client struct {
 // backend: connections for token calls are kept, TLS sessions are resumed. Each
 // dial and each TLS handshake has 10 s.
 func NewHTTPClient() *http.Client {
-	return &http.Client{Transport: newTransport(10 * time.Second)}
+	return &http.Client{Transport: newTransport(defaultTimeout)}
 }
 
 // New returns a client. It opens no connection and starts no goroutine before
@@ -116,7 +122,11 @@ func New(o Options) *Client {
 	if !ok {
 		transport = newTransport(c.o.ConnectTimeout)
 	}
-	c.transport = transport
+	c.transport, c.tls = transport, &tls.Config{MinVersion: tls.VersionTLS12}
+	if transport.TLSClientConfig != nil {
+		c.tls = transport.TLSClientConfig.Clone()
+	}
+	c.tls.NextProtos = []string{"http/1.1"} // an upgrade is HTTP/1.1's
 	c.tracer = c.o.Tracer
 	c.bootstrap = newBootstrap(c.http, c.o.Endpoints.BootstrapURL)
 	c.bufs = newBufferPool()
@@ -135,12 +145,12 @@ func withDefaults(o Options) Options {
 	o.Auth = orDefault(o.Auth, AuthHeader)
 	o.Pace = orDefault(o.Pace, PaceFast)
 	o.TokenTTL = orDefault(o.TokenTTL, time.Hour)
-	o.TokenTimeout = orDefault(o.TokenTimeout, 10*time.Second)
-	o.ConnectTimeout = orDefault(o.ConnectTimeout, 10*time.Second)
+	o.TokenTimeout = orDefault(o.TokenTimeout, defaultTimeout)
+	o.ConnectTimeout = orDefault(o.ConnectTimeout, defaultTimeout)
 	if o.HTTPClient == nil {
 		o.HTTPClient = &http.Client{Transport: newTransport(o.ConnectTimeout)}
 	}
-	o.HandshakeTimeout = orDefault(o.HandshakeTimeout, 10*time.Second)
+	o.HandshakeTimeout = orDefault(o.HandshakeTimeout, defaultTimeout)
 	o.StallTimeout = orDefault(o.StallTimeout, 30*time.Second)
 	o.PingInterval = orDefault(o.PingInterval, 20*time.Second)
 	o.PingTimeout = orDefault(o.PingTimeout, 20*time.Second)

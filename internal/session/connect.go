@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"time"
 
+	"golang.org/x/net/http/httpproxy"
 	"golang.org/x/net/proxy"
 
 	"avatarworker/internal/errors"
@@ -26,7 +27,7 @@ const maxAnswerHead = 64 << 10
 // connections to the ingress. timeout bounds each dial and each TLS handshake.
 func newTransport(timeout time.Duration) *http.Transport {
 	return &http.Transport{
-		Proxy:                  proxyFromEnvironment,
+		Proxy:                  environmentProxy(httpproxy.FromEnvironment().ProxyFunc()),
 		OnProxyConnectResponse: refusedConnect,
 		DialContext:            (&net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig:        &tls.Config{ClientSessionCache: tls.NewLRUClientSessionCache(256), MinVersion: tls.VersionTLS12},
@@ -40,24 +41,26 @@ func newTransport(timeout time.Duration) *http.Transport {
 	}
 }
 
-// proxyFromEnvironment is http.ProxyFromEnvironment with an error that does not
-// repeat the proxy's address, which may hold a password.
-func proxyFromEnvironment(req *http.Request) (*url.URL, error) {
-	u, err := http.ProxyFromEnvironment(req)
-	if err != nil {
-		return nil, errors.New("the proxy's address in the environment (HTTPS_PROXY, HTTP_PROXY) is not a URL: write http://host:port")
+// environmentProxy is find, for http.Transport, with an error that does not
+// repeat the proxy's address: it may hold a password.
+func environmentProxy(find func(*url.URL) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
+	return func(req *http.Request) (*url.URL, error) {
+		u, err := find(req.URL)
+		if err != nil {
+			return nil, errors.New("the proxy's address in the environment (HTTPS_PROXY, HTTP_PROXY) is not a URL: write http://host:port")
+		}
+		return u, nil
 	}
-	return u, nil
 }
 
-// proxyRefusal is a proxy's answer where the backend's was wanted.
-type proxyRefusal struct {
+// proxyError is a proxy's answer where the backend's was wanted.
+type proxyError struct {
 	proxy  *url.URL
 	status int
 	header http.Header
 }
 
-func (p *proxyRefusal) Error() string {
+func (p *proxyError) Error() string {
 	return fmt.Sprintf("the proxy %s answered with HTTP %d", proxyName(p.proxy), p.status)
 }
 
@@ -69,7 +72,7 @@ func refusedConnect(_ context.Context, proxyURL *url.URL, _ *http.Request, resp 
 	if resp.StatusCode == http.StatusOK {
 		return nil
 	}
-	return &proxyRefusal{proxyURL, resp.StatusCode, resp.Header}
+	return &proxyError{proxyURL, resp.StatusCode, resp.Header}
 }
 
 // proxyOf is the proxy on the way to u; nil: there is none. ws and wss are
@@ -154,14 +157,10 @@ func (c *Client) dialTCP(ctx context.Context, network, addr string) (net.Conn, e
 
 // startTLS closes conn if the handshake fails.
 func (c *Client) startTLS(ctx context.Context, conn net.Conn, host string) (net.Conn, error) {
-	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.transport.TLSClientConfig != nil {
-		config = c.transport.TLSClientConfig.Clone()
-	}
+	config := c.tls.Clone()
 	if config.ServerName == "" {
 		config.ServerName = host
 	}
-	config.NextProtos = []string{"http/1.1"} // an upgrade is HTTP/1.1's
 	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		_ = conn.Close() // the handshake's error says more
@@ -227,7 +226,7 @@ func tunnel(ctx context.Context, conn net.Conn, via *url.URL, addr string) error
 		return err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return &proxyRefusal{via, resp.StatusCode, resp.Header}
+		return &proxyError{via, resp.StatusCode, resp.Header}
 	}
 	if x.br.Buffered() > 0 {
 		return errors.New("the proxy sent more than its answer to CONNECT")

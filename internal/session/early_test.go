@@ -246,10 +246,13 @@ func TestManySessionsStartAtOnceOverTLS(t *testing.T) {
 	defer srv.Close()
 	roots := x509.NewCertPool()
 	roots.AddCert(srv.Certificate())
+	hc := NewHTTPClient()
+	tr := hc.Transport.(*http.Transport)
+	tr.TLSClientConfig.RootCAs = roots
+	defer tr.CloseIdleConnections()
 	c := New(Options{
-		Endpoints: Endpoints{ConsoleURL: srv.URL + "/v1/console", IngressURL: srv.URL + "/v2/driveningress"},
+		HTTPClient: hc, Endpoints: Endpoints{ConsoleURL: srv.URL + "/v1/console", IngressURL: srv.URL + "/v2/driveningress"},
 	})
-	c.transport.TLSClientConfig.RootCAs = roots
 	defer c.Close()
 	failures := make(chan error, *starts)
 	var wg sync.WaitGroup

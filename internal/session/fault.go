@@ -65,7 +65,7 @@ func unreachable(ctx context.Context, phase errors.Phase, err error) error {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	var refused *proxyRefusal
+	var refused *proxyError
 	if errors.As(err, &refused) {
 		return errors.FromProxy(phase, proxyName(refused.proxy), refused.status, refused.header)
 	}
