@@ -95,6 +95,11 @@ func parseBase(key, base, last string) (*url.URL, error) {
 		return nil, errors.Newf(errors.CodeInvalidRequest, errors.PhaseConnect,
 			"%s has scheme %q: http, https, ws and wss are understood", key, u.Scheme)
 	}
+	// Else net/url would pass over what it can't read.
+	if _, err := url.ParseQuery(u.RawQuery); err != nil {
+		return nil, errors.Newf(errors.CodeInvalidRequest, errors.PhaseConnect, "%s has a query that can't be read", key)
+	}
+	u.Fragment, u.RawFragment = "", ""
 	path := strings.TrimRight(u.Path, "/")
 	path = strings.TrimSuffix(path, "/"+last)
 	u.Path, u.RawPath = path+"/"+last, ""
