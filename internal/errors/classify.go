@@ -16,6 +16,9 @@ import (
 // the header, which may be nil; RequestID from the body, else from the header
 // X-Request-Id. The rules are docs/protocol.md, section 9.
 func FromHTTP(phase Phase, status int, header http.Header, body []byte) *Error {
+	if status == http.StatusProxyAuthRequired {
+		return FromProxy(phase, "on the way", status, header)
+	}
 	text := strings.ToValidUTF8(string(body), "\uFFFD")
 	payload, ok := parseJSON(text)
 	var f serverFields

@@ -104,3 +104,21 @@ func TestProxysAnswerIsConnectionFailedAndNamesTheProxyWithoutItsLogin(t *testin
 		}
 	}
 }
+
+func TestProxyThatWantsALoginIsNeverTheBackend(t *testing.T) {
+	for _, phase := range []Phase{PhaseToken, PhaseConnect} {
+		e := FromHTTP(phase, 407, nil, []byte(openAPI("unauthorized")))
+		if d := table(t, nil).Decide(e, false); d.Code != CodeConnectionFailed || d.Action != ActionRetry || !strings.Contains(e.Message, "proxy") {
+			t.Errorf("%s: %+v of %v", phase, d, e)
+		}
+	}
+}
+
+// The SDKs differ; Python's is followed.
+func TestServerErrorWithCode400IsServerError(t *testing.T) {
+	for _, phase := range []Phase{PhaseHandshake, PhaseRuntime} {
+		if got := FromServerError(phase, 400, "livekit").Code; got != CodeServerError {
+			t.Errorf("%s: %s", phase, got)
+		}
+	}
+}

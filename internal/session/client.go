@@ -69,7 +69,7 @@ type Options struct {
 	TokenPool    int           // tokens minted ahead for each app and region; 0: none
 	Auth         Auth          // AuthHeader
 
-	ConnectTimeout   time.Duration // 10s; of each dial with its TLS handshake, and of the upgrade's answer
+	ConnectTimeout   time.Duration // 10s; of each dial, of each TLS handshake, and of the upgrade's answer
 	HandshakeTimeout time.Duration // 10s, from upgrade to confirm
 	StallTimeout     time.Duration // 30s without a frame while speech is owed
 	PingInterval     time.Duration // 20s
@@ -85,15 +85,18 @@ type Client struct {
 	o         Options
 	http      *http.Client
 	transport *http.Transport // of http
-	tls       *tls.Config     // of connections to the ingress; transport changes its own as it works
-	ownHTTP   bool
-	tracer    trace.Tracer
-	bootstrap *bootstrap
-	bufs      *bufferPool
-	pinger    *pinger
-	tokens    *tokenPool
-	life      context.Context // of what is minted ahead; ends with Close
-	endLife   context.CancelFunc
+	// tls is that of connections to the ingress; transport changes its own as it
+	// works.
+	tls        *tls.Config
+	handshakes *handshakes // of those through a proxy
+	ownHTTP    bool
+	tracer     trace.Tracer
+	bootstrap  *bootstrap
+	bufs       *bufferPool
+	pinger     *pinger
+	tokens     *tokenPool
+	life       context.Context // of what is minted ahead; ends with Close
+	endLife    context.CancelFunc
 
 	mu       sync.Mutex
 	closed   bool
@@ -126,6 +129,7 @@ func New(o Options) *Client {
 	if transport.TLSClientConfig != nil {
 		c.tls = transport.TLSClientConfig.Clone()
 	}
+	c.handshakes = newHandshakes(c.o.ConnectTimeout)
 	c.tls.NextProtos = []string{"http/1.1"} // an upgrade is HTTP/1.1's
 	c.tracer = c.o.Tracer
 	c.bootstrap = newBootstrap(c.http, c.o.Endpoints.BootstrapURL)

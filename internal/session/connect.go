@@ -26,10 +26,12 @@ const maxAnswerHead = 64 << 10
 // newTransport has the settings of both the calls to the console and the
 // connections to the ingress. timeout bounds each dial and each TLS handshake.
 func newTransport(timeout time.Duration) *http.Transport {
-	return &http.Transport{
+	tcp := &net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}
+	shakes := newHandshakes(timeout)
+	t := &http.Transport{
 		Proxy:                  environmentProxy(httpproxy.FromEnvironment().ProxyFunc()),
 		OnProxyConnectResponse: refusedConnect,
-		DialContext:            (&net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:            tcp.DialContext,
 		TLSClientConfig:        &tls.Config{ClientSessionCache: tls.NewLRUClientSessionCache(256), MinVersion: tls.VersionTLS12},
 		ForceAttemptHTTP2:      true,
 		MaxIdleConns:           256,
@@ -39,6 +41,75 @@ func newTransport(timeout time.Duration) *http.Transport {
 		TLSHandshakeTimeout:    timeout,
 		ExpectContinueTimeout:  time.Second,
 	}
+	t.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		config, upgrade := ctx.Value(upgradeKey{}).(*tls.Config)
+		if !upgrade {
+			config = t.TLSClientConfig.Clone()
+			config.NextProtos = []string{"h2", "http/1.1"}
+		}
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, err
+		}
+		conn, err := tcp.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return shakes.start(ctx, conn, config, host)
+	}
+	return t
+}
+
+// upgradeKey finds, in the context of a dial for an upgrade, the *tls.Config to
+// use: http.Transport changes its own as it works, and offers HTTP/2.
+type upgradeKey struct{}
+
+// handshakes makes TLS handshakes, a bounded number at a time: when thousands of
+// sessions start at once and all shake hands together, none is done in time. A
+// turn is waited for for timeout at most, so that servers which never answer
+// hold up nobody for long.
+type handshakes struct {
+	turns   chan struct{}
+	timeout time.Duration // of the wait, and then of the handshake
+}
+
+const handshakesAtOnce = 64
+
+func newHandshakes(timeout time.Duration) *handshakes {
+	return &handshakes{make(chan struct{}, handshakesAtOnce), timeout}
+}
+
+// start closes conn if the handshake fails.
+func (h *handshakes) start(ctx context.Context, conn net.Conn, config *tls.Config, host string) (net.Conn, error) {
+	config = config.Clone()
+	if config.ServerName == "" {
+		config.ServerName = host
+	}
+	secure := tls.Client(conn, config)
+	if err := h.do(ctx, secure); err != nil {
+		_ = conn.Close() // the handshake's error says more
+		return nil, err
+	}
+	return secure, nil
+}
+
+func (h *handshakes) do(ctx context.Context, conn *tls.Conn) error {
+	patience := time.NewTimer(h.timeout)
+	defer patience.Stop()
+	select {
+	case h.turns <- struct{}{}:
+		defer func() { <-h.turns }()
+	case <-patience.C:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, h.timeout, fmt.Errorf("no TLS handshake within %s", h.timeout))
+	defer cancel()
+	err := conn.HandshakeContext(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return err
 }
 
 // environmentProxy is find, for http.Transport, with an error that does not
@@ -130,7 +201,7 @@ func (c *Client) connect(ctx context.Context, u *url.URL) (net.Conn, error) {
 	secure := webScheme(u.Scheme) == "https"
 	if via == nil {
 		if secure && c.transport.DialTLSContext != nil {
-			return c.transport.DialTLSContext(ctx, "tcp", hostPort(u))
+			return c.transport.DialTLSContext(context.WithValue(ctx, upgradeKey{}, c.tls), "tcp", hostPort(u))
 		}
 		conn, err := c.dialTCP(ctx, "tcp", hostPort(u))
 		if err != nil || !secure {
@@ -149,24 +220,22 @@ func (c *Client) connect(ctx context.Context, u *url.URL) (net.Conn, error) {
 }
 
 func (c *Client) dialTCP(ctx context.Context, network, addr string) (net.Conn, error) {
-	if dial := c.transport.DialContext; dial != nil {
-		return dial(ctx, network, addr)
+	ctx, cancel := c.dialLimit(ctx)
+	defer cancel()
+	dial := c.transport.DialContext
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
 	}
-	return new(net.Dialer).DialContext(ctx, network, addr)
+	conn, err := dial(ctx, network, addr)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // it names the limit
+	}
+	return conn, err
 }
 
 // startTLS closes conn if the handshake fails.
 func (c *Client) startTLS(ctx context.Context, conn net.Conn, host string) (net.Conn, error) {
-	config := c.tls.Clone()
-	if config.ServerName == "" {
-		config.ServerName = host
-	}
-	secure := tls.Client(conn, config)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		_ = conn.Close() // the handshake's error says more
-		return nil, err
-	}
-	return secure, nil
+	return c.handshakes.start(ctx, conn, c.tls, host)
 }
 
 // connectVia has a proxy connect to addr.
@@ -181,6 +250,8 @@ func (c *Client) connectVia(ctx context.Context, via *url.URL, addr string) (net
 		if !ok {
 			return nil, errors.New("the SOCKS library can't be cancelled")
 		}
+		ctx, cancel := c.dialLimit(ctx)
+		defer cancel()
 		return with.DialContext(ctx, "tcp", addr)
 	case "http", "https":
 	default:
@@ -193,11 +264,19 @@ func (c *Client) connectVia(ctx context.Context, via *url.URL, addr string) (net
 	if err != nil {
 		return nil, err
 	}
-	if err := tunnel(ctx, conn, via, addr); err != nil {
+	limited, cancel := c.dialLimit(ctx)
+	defer cancel()
+	if err := tunnel(limited, conn, via, addr); err != nil {
 		_ = conn.Close() // the proxy's answer says more
 		return nil, err
 	}
 	return conn, nil
+}
+
+// dialLimit is ConnectTimeout.
+func (c *Client) dialLimit(ctx context.Context) (context.Context, context.CancelFunc) {
+	timeout := c.o.ConnectTimeout
+	return context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not connected within %s", timeout))
 }
 
 // dialerFunc is a proxy.Dialer.
@@ -255,17 +334,13 @@ type early struct {
 // connectEarly starts to connect to u; stop has to be called. An ingress counts
 // and bills sessions, and neither connections nor upgrades that it refuses.
 func (c *Client) connectEarly(ctx context.Context, u *url.URL) *early {
-	timeout := c.o.ConnectTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not connected within %s", timeout))
+	ctx, cancel := context.WithCancel(ctx)
 	e := &early{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(e.done)
 		defer errors.Contain(&e.err, errors.PhaseConnect)
 		e.conn, e.err = c.connect(ctx, u)
 		e.since = time.Now()
-		if e.err != nil && ctx.Err() != nil {
-			e.err = context.Cause(ctx)
-		}
 	}()
 	return e
 }

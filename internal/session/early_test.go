@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"flag"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"avatarworker/internal/errors"
@@ -166,18 +168,23 @@ func TestConnectionThatWasDroppedWhileTheTokenWasMintedIsDialledAgain(t *testing
 	}
 }
 
-func TestIngressThatDoesNotFinishTLSIsGivenUpAfterTheConnectTimeout(t *testing.T) {
+func TestTLSThatIsNotFinishedIsGivenUpAfterTheConnectTimeout(t *testing.T) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	b := &backend{}
-	c := overTCP(t, b, Options{ConnectTimeout: 200 * time.Millisecond})
-	c.o.Endpoints.IngressURL = "wss://" + silent.Addr().String() + "/v2/driveningress"
-	_, err = c.Open(context.Background(), params())
-	if e := wantError(t, err, errors.CodeConnectionFailed, errors.PhaseConnect); !strings.Contains(e.Message, "not connected within 200ms") {
-		t.Errorf("%v", e)
+	for phase, change := range map[errors.Phase]func(*Endpoints){
+		errors.PhaseConnect: func(e *Endpoints) { e.IngressURL = "wss://" + silent.Addr().String() + "/v2/driveningress" },
+		errors.PhaseToken:   func(e *Endpoints) { e.ConsoleURL = "https://" + silent.Addr().String() + "/v1/console" },
+	} {
+		c := overTCP(t, &backend{}, Options{ConnectTimeout: 200 * time.Millisecond})
+		change(&c.o.Endpoints)
+		_, err = c.Open(context.Background(), params())
+		e := wantError(t, err, errors.CodeConnectionFailed, phase)
+		if !strings.Contains(e.Message, "no TLS handshake within 200ms") {
+			t.Errorf("%v", e)
+		}
 	}
 }
 
@@ -231,6 +238,27 @@ func TestLongRefusalIsReadWhole(t *testing.T) {
 	inMemory(t, b, Options{}, func(c *Client) {
 		_, err := c.Open(context.Background(), params())
 		wantError(t, err, errors.CodeAvatarNotFound, errors.PhaseConnect)
+	})
+}
+
+func TestHandshakesThatNeverEndHoldUpTheOthersForOneTimeoutOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHandshakes(10 * time.Second)
+		var wg sync.WaitGroup
+		begun := time.Now()
+		for range 4 * handshakesAtOnce {
+			wg.Go(func() {
+				here, there := memoryPipe()
+				defer there.Close()
+				if _, err := h.start(t.Context(), here, &tls.Config{MinVersion: tls.VersionTLS12}, "h"); err == nil || !strings.Contains(err.Error(), "no TLS handshake within 10s") {
+					t.Errorf("%v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(begun); took > 20*time.Second {
+			t.Errorf("%d handshakes were given up after %s", 4*handshakesAtOnce, took)
+		}
 	})
 }
 

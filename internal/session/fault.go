@@ -72,25 +72,16 @@ func unreachable(ctx context.Context, phase errors.Phase, err error) error {
 	return errors.FromTransport(phase, withoutURL(err))
 }
 
-// proxyAnswer is the error of an answer that a proxy gave itself to a request
-// that it was to forward. via is nil where the proxy is not one that we know of.
-func proxyAnswer(phase errors.Phase, via *url.URL, resp *http.Response) error {
-	name := "on the way"
-	if via != nil {
-		name = proxyName(via)
-	}
-	return errors.FromProxy(phase, name, resp.StatusCode, resp.Header)
-}
-
-// fromProxy reports whether an answer to a request of plain HTTP, which the
-// proxy via has forwarded or not, is the proxy's own: it says so, or it is one
-// that proxies give and is not the JSON that the console writes.
+// fromProxy reports whether an answer to a request that the proxy via was to
+// forward is the proxy's own. Without TLS to the backend there is no certain
+// sign: it says so itself, or it is an answer that proxies give and is not the
+// JSON that the console writes.
 func fromProxy(via *url.URL, resp *http.Response) bool {
-	if resp.StatusCode == http.StatusProxyAuthRequired {
-		return true
-	}
 	if via == nil || resp.Request.URL.Scheme != "http" || resp.StatusCode < 400 {
 		return false
+	}
+	if resp.StatusCode == http.StatusProxyAuthRequired {
+		return true
 	}
 	h := resp.Header
 	if h.Get("Proxy-Authenticate") != "" || h.Get("X-Squid-Error") != "" || strings.Contains(h.Get("Proxy-Status"), "error=") {

@@ -209,19 +209,21 @@ func (o *opening) dial(parent context.Context, region string, u *url.URL, token 
 		q := u.Query()
 		q.Set("appId", o.p.AppID)
 		q.Set("sessionKey", token)
-		u.RawQuery = q.Encode()
+		login := *u // ahead may still read u
+		login.RawQuery = q.Encode()
+		u = &login
 	} else {
 		header.Set("X-App-ID", o.p.AppID)
 		header.Set("X-Session-Key", token)
 	}
-	timeout := o.c.o.ConnectTimeout
-	ctx, cancel := context.WithTimeoutCause(spanCtx, timeout, fmt.Errorf("not connected within %s", timeout))
-	defer cancel()
-	raw, err := ahead.take(ctx)
+	raw, err := ahead.take(spanCtx) // it has limits of its own
 	if err != nil {
-		return dialled{}, o.red.clean(o.refusal(ctx, parent, nil, nil, err), "", "")
+		return dialled{}, o.red.clean(o.refusal(spanCtx, parent, nil, nil, err), "", "")
 	}
 	waited := time.Since(ahead.since)
+	timeout := o.c.o.ConnectTimeout
+	ctx, cancel := context.WithTimeoutCause(spanCtx, timeout, fmt.Errorf("no answer to the upgrade within %s", timeout))
+	defer cancel()
 	conn, resp, x, err := upgrade(ctx, raw, u, header)
 	if err != nil && !x.answered && waited >= staleAfter && ctx.Err() == nil {
 		if raw, err = o.c.connect(ctx, u); err == nil {
@@ -268,9 +270,6 @@ func (o *opening) refusal(ctx, parent context.Context, x *exchange, resp *http.R
 	}
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		return errors.Wrap(errors.CodeProtocolError, errors.PhaseConnect, withoutURL(err), "the upgrade's answer is no WebSocket's")
-	}
-	if resp.StatusCode == http.StatusProxyAuthRequired {
-		return proxyAnswer(errors.PhaseConnect, nil, resp)
 	}
 	body := x.refusal
 	if len(body) == refusalLimit {

@@ -94,7 +94,7 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 	}
 	defer func() { _ = resp.Body.Close() }() // nothing is lost with a body that was read
 	if fromProxy(via, resp) {
-		return "", proxyAnswer(errors.PhaseToken, via, resp)
+		return "", errors.FromProxy(errors.PhaseToken, proxyName(via), resp.StatusCode, resp.Header)
 	}
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, tokenLimit+1))
 	if err != nil {
@@ -110,18 +110,20 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 	return token, nil
 }
 
-// limitCall bounds a token call: ConnectTimeout until it has a connection, and
-// TokenTimeout from then on. When many sessions start at once, their TLS
-// handshakes wait for one another; that is not the console's delay.
+// limitCall bounds a token call: TokenTimeout from when it has a connection, and
+// before that as much as dial, wait and handshake may take, each of which has
+// ConnectTimeout. When many sessions start at once, their TLS handshakes wait for
+// one another; that is not the console's delay.
 func (c *Client) limitCall(parent context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(parent)
+	connecting := 3 * c.o.ConnectTimeout
 	var connected atomic.Bool
-	limit := time.AfterFunc(c.o.ConnectTimeout, func() {
+	limit := time.AfterFunc(connecting, func() {
 		if connected.Load() {
 			cancel(fmt.Errorf("no answer within %s", c.o.TokenTimeout))
 			return
 		}
-		cancel(fmt.Errorf("not connected within %s", c.o.ConnectTimeout))
+		cancel(fmt.Errorf("not connected within %s", connecting))
 	})
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
 		connected.Store(true)
