@@ -27,13 +27,16 @@ func FuzzLiveChunksAreReadOrRefused(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{
-		Name: "LIVE", Subjects: []string{"live.*"}, Storage: jetstream.MemoryStorage, MaxMsgs: 1000, AllowDirect: true,
-	}); err != nil {
-		f.Fatal(err)
-	}
 	n := 0
 	f.Fuzz(func(t *testing.T, first, second []byte, end, closes string, ogg bool) {
+		if n%100 == 0 { // consumers that are over stay for a while
+			_ = js.DeleteStream(ctx, "LIVE") // the first time there is none
+			if _, err := js.CreateStream(ctx, jetstream.StreamConfig{
+				Name: "LIVE", Subjects: []string{"live.*"}, Storage: jetstream.MemoryStorage, AllowDirect: true,
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
 		n++
 		subject := fmt.Sprintf("live.job%d", n)
 		spec := LiveSpec{Stream: "LIVE", Subject: subject, SampleRate: 16000, MaxSilence: patience}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http/httpproxy"
@@ -66,17 +67,19 @@ type upgradeKey struct{}
 
 // handshakes makes TLS handshakes, a bounded number at a time: when thousands of
 // sessions start at once and all shake hands together, none is done in time. A
-// turn is waited for for timeout at most, so that servers which never answer
-// hold up nobody for long.
+// turn is waited for as long as others succeed; where none has within timeout,
+// as with a server that never answers, it is not waited for any longer.
 type handshakes struct {
 	turns   chan struct{}
-	timeout time.Duration // of the wait, and then of the handshake
+	timeout time.Duration // of each handshake
+	begun   time.Time
+	success atomic.Int64 // when the last one succeeded, in nanoseconds since begun
 }
 
 const handshakesAtOnce = 64
 
 func newHandshakes(timeout time.Duration) *handshakes {
-	return &handshakes{make(chan struct{}, handshakesAtOnce), timeout}
+	return &handshakes{turns: make(chan struct{}, handshakesAtOnce), timeout: timeout, begun: time.Now()}
 }
 
 // start closes conn if the handshake fails.
@@ -94,22 +97,43 @@ func (h *handshakes) start(ctx context.Context, conn net.Conn, config *tls.Confi
 }
 
 func (h *handshakes) do(ctx context.Context, conn *tls.Conn) error {
-	patience := time.NewTimer(h.timeout)
-	defer patience.Stop()
-	select {
-	case h.turns <- struct{}{}:
+	had, err := h.turn(ctx)
+	if err != nil {
+		return err
+	}
+	if had {
 		defer func() { <-h.turns }()
-	case <-patience.C:
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, h.timeout, fmt.Errorf("no TLS handshake within %s", h.timeout))
 	defer cancel()
-	err := conn.HandshakeContext(ctx)
-	if err != nil && ctx.Err() != nil {
+	err = conn.HandshakeContext(ctx)
+	switch {
+	case err == nil:
+		h.success.Store(int64(time.Since(h.begun)))
+	case ctx.Err() != nil:
 		err = context.Cause(ctx)
 	}
 	return err
+}
+
+// turn waits for a turn; false: it was not waited for any longer.
+func (h *handshakes) turn(ctx context.Context) (bool, error) {
+	wait := time.NewTimer(h.timeout)
+	defer wait.Stop()
+	for {
+		select {
+		case h.turns <- struct{}{}:
+			return true, nil
+		case <-wait.C:
+			since := time.Since(h.begun) - time.Duration(h.success.Load())
+			if since >= h.timeout {
+				return false, nil
+			}
+			wait.Reset(h.timeout - since)
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+	}
 }
 
 // environmentProxy is find, for http.Transport, with an error that does not

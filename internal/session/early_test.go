@@ -262,6 +262,36 @@ func TestHandshakesThatNeverEndHoldUpTheOthersForOneTimeoutOnly(t *testing.T) {
 	})
 }
 
+func TestATurnIsWaitedForAsLongAsHandshakesSucceed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHandshakes(10 * time.Second)
+		for range handshakesAtOnce {
+			h.turns <- struct{}{}
+		}
+		go func() {
+			for range 10 {
+				time.Sleep(5 * time.Second)
+				h.success.Store(int64(time.Since(h.begun)))
+			}
+			<-h.turns
+		}()
+		begun := time.Now()
+		if had, err := h.turn(t.Context()); !had || err != nil || time.Since(begun) != 50*time.Second {
+			t.Errorf("a turn %v, %v, after %s", had, err, time.Since(begun))
+		}
+		begun = time.Now()
+		if had, err := h.turn(t.Context()); had || err != nil || time.Since(begun) != 10*time.Second {
+			t.Errorf("a turn %v, %v, after %s, though none succeeded any more", had, err, time.Since(begun))
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cause := errors.New("stopped")
+		cancel(cause)
+		if _, err := h.turn(ctx); !errors.Is(err, cause) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
 var starts = flag.Int("starts", 200, "sessions that start at once over TLS")
 
 func TestManySessionsStartAtOnceOverTLS(t *testing.T) {

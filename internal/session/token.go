@@ -75,7 +75,7 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 	if err != nil {
 		return "", errors.FromTransport(errors.PhaseToken, err)
 	}
-	ctx, stop := o.c.limitCall(parent)
+	ctx, stop := o.c.limitCall(parent, via != nil)
 	defer stop()
 
 	body := append(strconv.AppendInt([]byte(`{"expireAt":`), time.Now().Add(o.c.o.TokenTTL).Unix(), 10), '}')
@@ -110,13 +110,17 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 	return token, nil
 }
 
-// limitCall bounds a token call: TokenTimeout from when it has a connection, and
-// before that as much as dial, wait and handshake may take, each of which has
-// ConnectTimeout. When many sessions start at once, their TLS handshakes wait for
-// one another; that is not the console's delay.
-func (c *Client) limitCall(parent context.Context) (context.Context, context.CancelFunc) {
+// limitCall bounds a token call: TokenTimeout from when it has a connection. Dial
+// and handshake have limits of their own, ConnectTimeout each; when many sessions
+// start at once, their handshakes wait for one another, which is not the
+// console's delay. What bounds all of it is only there for a transport or a proxy
+// that has no such limits.
+func (c *Client) limitCall(parent context.Context, proxied bool) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(parent)
-	connecting := 3 * c.o.ConnectTimeout
+	connecting := 12 * c.o.ConnectTimeout
+	if proxied {
+		connecting = 3 * c.o.ConnectTimeout
+	}
 	var connected atomic.Bool
 	limit := time.AfterFunc(connecting, func() {
 		if connected.Load() {
