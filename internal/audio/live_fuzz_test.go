@@ -51,7 +51,7 @@ func FuzzLiveChunksAreReadOrRefused(f *testing.F) {
 			{Subject: subject, Header: nats.Header{HeaderEnd: {"true"}}}, {Subject: subject, Header: nats.Header{HeaderClose: {"true"}}},
 		} {
 			if _, err := js.PublishMsg(ctx, msg); err != nil {
-				return // a header that NATS does not take
+				return // a message that NATS does not take
 			}
 		}
 		l, err := OpenLive(ctx, js, spec)
@@ -59,6 +59,12 @@ func FuzzLiveChunksAreReadOrRefused(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer l.Close()
+		begunAt := time.Now()
+		defer func() {
+			if took := time.Since(begunAt); took >= patience {
+				t.Errorf("the end was waited for for %s", took)
+			}
+		}()
 		read := 0
 		for {
 			begun, err := l.Begin(ctx)
