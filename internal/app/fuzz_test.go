@@ -52,7 +52,7 @@ func FuzzControlRequestIsAnswered(f *testing.F) {
 	})
 }
 
-// Whoever may write to the bucket of records can write anything: the worker
+// All who may write to the bucket of records can write anything: the worker
 // outlives it, and other jobs go on.
 func FuzzRecordThatIsNotOursStopsNoWorker(f *testing.F) {
 	for _, record := range []string{

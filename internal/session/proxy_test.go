@@ -35,7 +35,7 @@ type testProxy struct {
 }
 
 func (p *testProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	p.mu.Lock() // so that whoever waits, with the lock, knows of every handler
+	p.mu.Lock() // so that a waiter that holds it knows of every handler
 	p.tunnels.Add(1)
 	defer p.tunnels.Done()
 	p.asked = append(p.asked, r.Method+" "+r.Host)

@@ -21,7 +21,7 @@ func (s stored) Key() string   { return s.key }
 func (s stored) Value() []byte { return s.data }
 
 // Presence and circuits are written by every version of the worker, and by
-// whoever may write to the bucket.
+// all who may write to the bucket.
 func FuzzFleetEntryIsReadOrLeftOut(f *testing.F) {
 	f.Add("worker.w-1", []byte(`{"worker_id":"w-1","worker":"w","queues":["default"],"running":1,"at":"2026-01-01T00:00:00Z"}`))
 	f.Add("circuit.app.us-west", []byte(`{"app_id":"app","region":"us-west","state":"open","cooldown":10000000000}`))
