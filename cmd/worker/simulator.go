@@ -1,10 +1,14 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
+	"net"
+	"os"
 
 	"github.com/spf13/cobra"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/simulator"
 )
 
@@ -12,6 +16,7 @@ func newSimulatorCommand(c *cli) *cobra.Command {
 	var (
 		o      simulator.Options
 		replay string
+		secure bool
 		asJSON bool
 	)
 	cmd := &cobra.Command{
@@ -33,7 +38,7 @@ func newSimulatorCommand(c *cli) *cobra.Command {
 					return err
 				}
 			}
-			return c.simulate(cmd, o, asJSON)
+			return c.simulate(cmd, o, secure, asJSON)
 		},
 	}
 	f := cmd.Flags()
@@ -43,30 +48,68 @@ func newSimulatorCommand(c *cli) *cobra.Command {
 	f.BoolVar(&o.ReplayPatch, "replay-patch", false, "put the session's own ids into what is replayed")
 	f.IntVar(&o.MaxSessions, "max-sessions", 0, "sessions of one app at a time (0: no limit)")
 	f.BoolVar(&o.SingleUseTokens, "single-use-tokens", false, "a session token opens one session only")
+	f.BoolVar(&secure, "tls", false, "serve https and wss with a certificate of its own, and print the file that a worker has to trust (SSL_CERT_FILE)")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
 // simulate serves until the command is interrupted.
-func (c *cli) simulate(cmd *cobra.Command, o simulator.Options, asJSON bool) error {
+func (c *cli) simulate(cmd *cobra.Command, o simulator.Options, secure, asJSON bool) error {
+	authority := ""
+	if secure {
+		file, err := ownCertificate(&o)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = os.Remove(file) }() // it is in the directory of temporary files
+		authority = file
+	}
 	s := simulator.New(o)
 	if err := s.Start(cmd.Context()); err != nil {
 		return err
 	}
 	defer s.Stop()
-	if err := c.printURLs(s, asJSON); err != nil {
+	if err := c.printURLs(s, authority, asJSON); err != nil {
 		return err
 	}
 	<-cmd.Context().Done()
 	return nil
 }
 
-func (c *cli) printURLs(s *simulator.Server, asJSON bool) error {
-	if asJSON {
-		return c.printLine(map[string]string{
-			"console_url": s.ConsoleURL(), "ingress_url": s.IngressURL(), "url": s.URL(),
-		})
+// ownCertificate gives the simulator a certificate, and returns the file of what
+// a client has to trust.
+func ownCertificate(o *simulator.Options) (file string, err error) {
+	host, _, err := net.SplitHostPort(o.Addr)
+	if err != nil {
+		return "", usagef("--addr %s: want HOST:PORT", o.Addr)
 	}
-	_, err := fmt.Fprintf(c.stdout, "console  %s\ningress  %s\ncontrol  %s/control\n", s.ConsoleURL(), s.IngressURL(), s.URL())
+	cert, authority, err := simulator.NewCertificate(host)
+	if err != nil {
+		return "", err
+	}
+	o.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	f, err := os.CreateTemp("", "avatar-simulator-ca-*.pem")
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(authority)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return "", errors.Join(err, os.Remove(f.Name()))
+	}
+	return f.Name(), nil
+}
+
+func (c *cli) printURLs(s *simulator.Server, authority string, asJSON bool) error {
+	if asJSON {
+		urls := map[string]string{"console_url": s.ConsoleURL(), "ingress_url": s.IngressURL(), "url": s.URL()}
+		if authority != "" {
+			urls["ca_file"] = authority
+		}
+		return c.printLine(urls)
+	}
+	if authority != "" {
+		authority = "trust    SSL_CERT_FILE=" + authority + "\n"
+	}
+	_, err := fmt.Fprintf(c.stdout, "console  %s\ningress  %s\ncontrol  %s/control\n%s", s.ConsoleURL(), s.IngressURL(), s.URL(), authority)
 	return err
 }

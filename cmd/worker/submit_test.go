@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net/http"
@@ -333,5 +335,38 @@ func TestSimulatorPrintsItsURLsAndServesUntilInterrupted(t *testing.T) {
 	c.interrupt()
 	if code := c.wait(); code != 0 {
 		t.Errorf("exit %d: %s", code, c.stderr)
+	}
+}
+
+func TestSimulatorServesTLSWithACertificateOfItsOwn(t *testing.T) {
+	c := start(t, "", "simulator", "--addr", "127.0.0.1:0", "--tls", "--json")
+	c.out.await(t, "}")
+	urls := decode[map[string]string](t, c.out.String())
+	if !strings.HasPrefix(urls["console_url"], "https://") || !strings.HasPrefix(urls["ingress_url"], "wss://") {
+		t.Errorf("got %v", urls)
+	}
+	authority, err := os.ReadFile(urls["ca_file"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(authority) {
+		t.Fatalf("%s has no certificate", urls["ca_file"])
+	}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
+	answer, err := (&http.Client{Transport: transport}).Get(urls["url"] + "/control")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := answer.Body.Close(); err != nil || answer.StatusCode != http.StatusOK {
+		t.Errorf("%v, %s", err, answer.Status)
+	}
+	transport.CloseIdleConnections()
+	c.interrupt()
+	if code := c.wait(); code != 0 {
+		t.Errorf("exit %d: %s", code, c.stderr)
+	}
+	if _, err := os.Stat(urls["ca_file"]); err == nil {
+		t.Error("the file of the certificate is left behind")
 	}
 }

@@ -401,6 +401,8 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 	tracer := tracing.Tracer("avatarworker")
 	sessions := session.New(a.sessionOptions(tracer))
 	a.onStop("sessions", func(context.Context) error { return sessions.Close() })
+	console, ingress := sessions.Proxies()
+	a.log.Info().Str("console_proxy", console).Str("ingress_proxy", ingress).Msg("proxies on the way to the backend")
 	speech := audio.New(a.audioOptions(js))
 	a.onStop("audio", func(context.Context) error { speech.Close(); return nil })
 	runner := attempt.New(attempt.Options{

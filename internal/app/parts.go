@@ -18,7 +18,7 @@ import (
 func (a *App) sessionOptions(tracer trace.Tracer) session.Options {
 	b := a.c.Backend
 	return session.Options{
-		HTTPClient: session.NewHTTPClient(), Logger: a.log, Tracer: tracer,
+		Logger: a.log, Tracer: tracer,
 		Endpoints:     session.Endpoints{ConsoleURL: b.ConsoleURL, IngressURL: b.IngressURL, BootstrapURL: b.BootstrapURL},
 		DefaultRegion: b.Region, Fallback: b.FallbackRegions,
 		TokenTTL: b.TokenTTL, TokenPool: b.TokenPool, Auth: session.Auth(b.Auth),

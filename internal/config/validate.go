@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Validate checks every rule, and returns an *Error with all that are broken.
@@ -79,7 +81,6 @@ func (v *validator) matches(key, value string, pattern *regexp.Regexp, want stri
 
 var (
 	token    = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
-	appID    = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
 	hostName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
 	region   = regexp.MustCompile(`^(auto|[a-z]+(-[a-z0-9]+)+)$`)
 )
@@ -90,6 +91,8 @@ const (
 	nameWant   = "use letters, digits, _, - and . only, at most 128"
 
 	forever = 10 * 365 * day
+
+	maxAppID = 128
 )
 
 func (v *validator) nats() {
@@ -255,12 +258,12 @@ func (v *validator) outlives(key string, wait time.Duration) {
 func (v *validator) apps() {
 	app := &v.c.App
 	if app.ID != "" {
-		v.matches("app.id", app.ID, appID, nameWant)
+		v.appID("app.id", app.ID)
 	}
 	v.between("app.max_sessions", app.MaxSessions, 0, 100_000)
 	for _, id := range sortedNames(v.c.Apps) {
 		key, app := "apps."+id, v.c.Apps[id]
-		v.matches(key, id, appID, "an app's id has letters, digits, _, - and . only, at most 128")
+		v.appID(key, id)
 		v.between(key+".max_sessions", app.MaxSessions, 0, 100_000)
 		if app.APIKey == "" && app.APIKeyFile == "" {
 			v.fail(key, "has no key: give api_key or api_key_file")
@@ -268,6 +271,14 @@ func (v *validator) apps() {
 		if id == v.c.App.ID {
 			v.fail(key, "is app.id too: keep one of them")
 		}
+	}
+}
+
+// appID takes any text that can be the value of an HTTP header; a job's app_id
+// has the same rule.
+func (v *validator) appID(key, id string) {
+	if id == "" || len(id) > maxAppID || !utf8.ValidString(id) || strings.ContainsFunc(id, unicode.IsControl) || strings.TrimSpace(id) != id {
+		v.fail(key, "is %s: give an app's id, 1 to %d bytes without control characters and without spaces at its ends", quote(id), maxAppID)
 	}
 }
 
@@ -302,8 +313,12 @@ func (v *validator) webURL(key, text string, optional bool) {
 	switch {
 	case err != nil || u.Hostname() == "" || badPort(u) || !slices.Contains([]string{"http", "https", "ws", "wss"}, u.Scheme):
 		v.fail(key, "%s is not a URL: write https://host/path (or http://, wss://, ws://)", quote(text))
-	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
-		v.fail(key, "%s has a user, a query or a fragment: give host and path only", quote(text))
+	case u.User != nil || u.Fragment != "":
+		v.fail(key, "%s has a user or a fragment: give host, path and, if need be, a query", quote(text))
+	default:
+		if _, err := url.ParseQuery(u.RawQuery); err != nil {
+			v.fail(key, "%s has a query that can't be read: write name=value, joined by &, other characters escaped", quote(text))
+		}
 	}
 }
 

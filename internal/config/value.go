@@ -198,7 +198,9 @@ func redactURL(text string) string {
 	if !strings.Contains(text, "://") {
 		text = schemelessInfo.ReplaceAllString(text, "hidden@")
 	}
-	text, _, _ = strings.Cut(text, "?")
+	if before, _, has := strings.Cut(text, "?"); has {
+		return before + "?hidden"
+	}
 	return text
 }
 

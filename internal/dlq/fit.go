@@ -117,9 +117,12 @@ func body(h nats.Header, data []byte) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("unpacking the job's bytes: %w", err)
 		}
-		plain, err := io.ReadAll(io.LimitReader(z, maxUnzippedBody))
+		plain, err := io.ReadAll(io.LimitReader(z, maxUnzippedBody+1))
 		if err != nil {
 			return nil, fmt.Errorf("unpacking the job's bytes: %w", err)
+		}
+		if len(plain) > maxUnzippedBody {
+			return nil, fmt.Errorf("unpacking the job's bytes: they have more than %d MiB, which no job has", maxUnzippedBody>>20)
 		}
 		return plain, z.Close()
 	default:

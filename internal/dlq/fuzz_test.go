@@ -1,6 +1,7 @@
 package dlq
 
 import (
+	"bytes"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -71,4 +72,45 @@ func FuzzForeignLetterIsRead(f *testing.F) {
 			deadline(Letter{Entry: e, Header: h, Data: plain})
 		}
 	})
+}
+
+// A packed letter may be anybody's, and a small one may unpack to a large one.
+func FuzzPackedLetterIsUnpackedOrRefused(f *testing.F) {
+	f.Add([]byte(`{"avatar_id":"ok"}`), 0, byte(0), uint16(1))
+	f.Add([]byte(`{}`), 12, byte(0xff), uint16(3000))
+	f.Fuzz(func(t *testing.T, data []byte, at int, flip byte, repeat uint16) {
+		plain := bytes.Repeat(data, int(repeat)%4000+1)
+		if len(plain) > 1<<20 {
+			return
+		}
+		m := &nats.Msg{Header: nats.Header{}, Data: plain}
+		if err := compress(m); err != nil {
+			t.Fatal(err)
+		}
+		got, err := body(m.Header, m.Data)
+		if err != nil || !bytes.Equal(got, plain) {
+			t.Fatalf("%d bytes became %d, %v", len(plain), len(got), err)
+		}
+		if m.Header.Get(HeaderEncoding) == "" || at < 0 || at >= len(m.Data) {
+			return
+		}
+		broken := bytes.Clone(m.Data)
+		broken[at] ^= flip
+		if got, err := body(m.Header, broken); err == nil && len(got) > maxUnzippedBody {
+			t.Fatalf("%d bytes", len(got))
+		}
+		if got, err := body(m.Header, m.Data[:at]); err == nil {
+			t.Fatalf("a letter cut short became %d bytes", len(got))
+		}
+	})
+}
+
+func TestPackedLetterThatIsLargerThanAnyJobIsRefused(t *testing.T) {
+	m := &nats.Msg{Header: nats.Header{}, Data: make([]byte, maxUnzippedBody+1)}
+	if err := compress(m); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := body(m.Header, m.Data); err == nil {
+		t.Errorf("%d bytes were unpacked", len(got))
+	}
 }

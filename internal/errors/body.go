@@ -22,7 +22,13 @@ type payload struct{ value any }
 // nothing.
 func fieldsOfText(text string) serverFields {
 	p, ok := parseJSON(text)
-	if !ok || p.value == nil {
+	return p.fieldsOr(text, ok)
+}
+
+// fieldsOr are the fields of an upgrade's answer whose text gave p, if it is
+// JSON.
+func (p payload) fieldsOr(text string, isJSON bool) serverFields {
+	if !isJSON || p.value == nil {
 		return serverFields{detail: strip(text)}
 	}
 	if _, isText := p.value.(string); isText {
@@ -67,6 +73,26 @@ func (p payload) effectiveStatus(status int) int {
 		return status
 	}
 	return n
+}
+
+// requestID is what the backend calls the request: in the object that is
+// "error" (the Open API's form), in errors[0], or in the flat object; "" if
+// it is not a text there.
+func (p payload) requestID() string {
+	o, ok := p.value.(*object)
+	if !ok {
+		return ""
+	}
+	inner, _ := o.get("error").(*object)
+	for _, in := range []*object{inner, o.firstError(), o} {
+		if in == nil {
+			continue
+		}
+		if id, _ := in.get("request_id").(string); id != "" {
+			return id
+		}
+	}
+	return ""
 }
 
 // sessionToken is the usable token of a token answer, or "".
@@ -245,49 +271,60 @@ func pyString(v any) string {
 	case string:
 		return v
 	}
-	return pyRepr(v)
+	var b strings.Builder
+	writeRepr(&b, v)
+	return b.String()
 }
 
-func pyRepr(v any) string {
+// writeRepr appends Python's repr(v). All levels write to one builder, so that
+// the time is linear in the length of the text, however deep v is nested.
+func writeRepr(b *strings.Builder, v any) {
 	switch v := v.(type) {
 	case nil:
-		return "None"
+		b.WriteString("None")
 	case bool:
 		if v {
-			return "True"
+			b.WriteString("True")
+		} else {
+			b.WriteString("False")
 		}
-		return "False"
 	case string:
-		return pyQuote(v)
+		writeQuoted(b, v)
 	case json.Number:
-		return pyNumber(v.String())
+		b.WriteString(pyNumber(v.String()))
 	case []any:
-		parts := make([]string, len(v))
+		b.WriteByte('[')
 		for i, item := range v {
-			parts[i] = pyRepr(item)
+			if i > 0 {
+				b.WriteString(", ")
+			}
+			writeRepr(b, item)
 		}
-		return "[" + strings.Join(parts, ", ") + "]"
+		b.WriteByte(']')
 	case *object:
-		parts := make([]string, len(v.keys))
+		b.WriteByte('{')
 		for i, key := range v.keys {
-			parts[i] = pyQuote(key) + ": " + pyRepr(v.values[key])
+			if i > 0 {
+				b.WriteString(", ")
+			}
+			writeQuoted(b, key)
+			b.WriteString(": ")
+			writeRepr(b, v.values[key])
 		}
-		return "{" + strings.Join(parts, ", ") + "}"
+		b.WriteByte('}')
 	}
-	return ""
 }
 
-func pyQuote(text string) string {
-	quote := "'"
+func writeQuoted(b *strings.Builder, text string) {
+	quote := '\''
 	if strings.Contains(text, "'") && !strings.Contains(text, `"`) {
-		quote = `"`
+		quote = '"'
 	}
-	var b strings.Builder
-	b.WriteString(quote)
+	b.WriteRune(quote)
 	for _, r := range text {
 		switch {
-		case string(r) == quote || r == '\\':
-			b.WriteRune('\\')
+		case r == quote || r == '\\':
+			b.WriteByte('\\')
 			b.WriteRune(r)
 		case r == ' ' || unicode.IsPrint(r):
 			b.WriteRune(r)
@@ -296,7 +333,7 @@ func pyQuote(text string) string {
 			b.WriteString(escaped[1 : len(escaped)-1])
 		}
 	}
-	return b.String() + quote
+	b.WriteRune(quote)
 }
 
 // pyNumber prints a JSON number: a whole one digit for digit, another as

@@ -7,17 +7,22 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // FromHTTP says what an answer is that refuses a session: of the console to a
 // token request (PhaseToken) or of the ingress to an upgrade (PhaseConnect). A
 // 200 in PhaseToken is judged as by ParseTokenAnswer. RetryAfter is taken from
-// the header, which may be nil. The rules are docs/protocol.md, section 9.
+// the header, which may be nil; RequestID from the body, else from the header
+// X-Request-Id. The rules are docs/protocol.md, section 9.
 func FromHTTP(phase Phase, status int, header http.Header, body []byte) *Error {
+	if status == http.StatusProxyAuthRequired {
+		return FromProxy(phase, "on the way", status, header)
+	}
 	text := strings.ToValidUTF8(string(body), "\uFFFD")
+	payload, ok := parseJSON(text)
 	var f serverFields
 	if phase == PhaseToken {
-		payload, ok := parseJSON(text)
 		if status == http.StatusOK && !payload.reportsErrors() {
 			return unusableToken(header)
 		}
@@ -28,13 +33,59 @@ func FromHTTP(phase Phase, status int, header http.Header, body []byte) *Error {
 			status = payload.effectiveStatus(status)
 		}
 	} else {
-		f = fieldsOfText(text)
+		f = payload.fieldsOr(text, ok)
 	}
 	e := f.error(phase, status)
 	e.HTTPStatus = status
 	e.RetryAfter = retryAfter(header)
+	e.RequestID = requestID(payload, header)
 	e.Message = fmt.Sprintf("the backend answered %s with HTTP %d", asked(phase), status)
+	if e.RequestID != "" {
+		e.Message += " (request_id " + e.RequestID + ")"
+	}
+	if refusesKey(e) && phase == PhaseToken {
+		e.Message += ": it refuses the worker's API key; check app.api_key, or api_key of the app under apps"
+	}
 	return e
+}
+
+// maxRequestID bounds a request's id, in bytes; it is repeated in every text.
+const maxRequestID = 128
+
+// requestID is the body's, else the header's, on one line.
+func requestID(body payload, header http.Header) string {
+	id := body.requestID()
+	if id == "" {
+		id = header.Get("X-Request-Id")
+	}
+	id = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(id, ""), func(r rune) bool {
+		return !unicode.IsPrint(r)
+	}), " ")
+	if len(id) > maxRequestID {
+		id = strings.ToValidUTF8(id[:maxRequestID], "")
+	}
+	return id
+}
+
+// FromProxy says that an HTTP proxy on the way answered in the backend's place:
+// 407, or a refused CONNECT. It is connectionFailed. proxy is the proxy's URL;
+// its user and password are not shown. HTTPStatus stays 0, for it is the
+// backend's. RetryAfter is taken from the header, which may be nil.
+func FromProxy(phase Phase, proxy string, status int, header http.Header) *Error {
+	e := Newf(CodeConnectionFailed, phase, "can't reach the backend: the proxy %s answered %s with HTTP %d%s",
+		RedactText(proxy), asked(phase), status, proxyRemedy(status))
+	e.RetryAfter = retryAfter(header)
+	return e
+}
+
+func proxyRemedy(status int) string {
+	switch status {
+	case http.StatusProxyAuthRequired:
+		return ": it wants a login; put user and password into the proxy's URL (HTTPS_PROXY, HTTP_PROXY)"
+	case http.StatusForbidden, http.StatusMethodNotAllowed:
+		return ": it does not allow the backend's address; allow it there, or add it to NO_PROXY"
+	}
+	return ""
 }
 
 // ParseTokenAnswer reads the console's answer to a token request. It gives the
@@ -67,6 +118,14 @@ func FromClose(phase Phase, code int, reason string) *Error {
 		Code: CodeConnectionClosed, Phase: phase, CloseCode: code, CloseReason: reason,
 		Message: fmt.Sprintf("the backend closed the connection with code %d", code),
 	}
+}
+
+// FromCutClose says that the connection ended and no close code is known:
+// connectionClosed. A reason, if there is one, is kept.
+func FromCutClose(phase Phase, reason string) *Error {
+	e := Newf(CodeConnectionClosed, phase, "the connection ended without a close code")
+	e.CloseReason = reason
+	return e
 }
 
 // FromTransport says that the network failed before an answer: connectionFailed.

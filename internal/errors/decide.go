@@ -128,6 +128,8 @@ func defaultRule(code Code) Rule {
 	switch code {
 	case CodeEgressUnavailable:
 		r.Unless = `class config and dead_letter where the text says "not configured"`
+	case CodeInvalidEgressConfig, CodeInvalidRequest:
+		r.Unless = "before the handshake: class auth for HTTP 401 or 403, class transient and retry for HTTP 5xx"
 	case CodeSessionDurationExceeded:
 		r.Action = ActionDeadLetter
 		r.Unless = "retry where an utterance was finished since the last attempt"
@@ -142,7 +144,8 @@ func defaultRule(code Code) Rule {
 // Decide says what becomes of a failure. progressed: an utterance was finished
 // since the last attempt. First match wins: policy, billing codes, HTTP status
 // 408, 425, 429 and 503, the text, the code; the policy changes the action, the
-// attempts and the alert, never the class. A nil e, or a code that is not
+// attempts and the alert, never the class. Of a token call the status also
+// decides where it is 401 or 403 (auth) or 5xx (transient). A nil e, or a code that is not
 // known, is a fault of the worker: internal.
 func (t *Table) Decide(e *Error, progressed bool) Decision {
 	if e == nil {
@@ -176,6 +179,10 @@ func (r Rule) refine(code Code, e *Error, progressed bool) Rule {
 	case ownVerdict(code):
 	case passingStatus(e.HTTPStatus), code == CodeAudioUnavailable && passingAudioFault(e):
 		r.Class, r.Action, r.Attempts = ClassTransient, ActionRetry, 0
+	case refusesKey(e):
+		r.Class, r.Action, r.Attempts, r.Alert = ClassAuth, ActionDeadLetter, 0, false
+	case failsItself(e) && r.Class != ClassServer:
+		r.Class, r.Action, r.Attempts, r.Alert = ClassTransient, ActionRetry, 0, false
 	case code == CodeEgressUnavailable && e.mentions("not configured"):
 		r.Class, r.Action = ClassConfig, ActionDeadLetter
 	}
@@ -198,6 +205,31 @@ func passingStatus(status int) bool {
 	return false
 }
 
+// refusesKey: the status says that the credentials are refused, whatever the
+// text made the code: 401 or 403. The session's own settings have not been sent
+// by then. At the upgrade a text may still name what the request named, as the
+// avatar; it counts only where it names nothing of the kind.
+func refusesKey(e *Error) bool {
+	refused := e.HTTPStatus == http.StatusUnauthorized || e.HTTPStatus == http.StatusForbidden
+	return refused && e.Code.Class() != ClassBilling && statusDecides(e)
+}
+
+// failsItself: the status says that the server failed, whatever the text made
+// the code. A refused job would have another status.
+func failsItself(e *Error) bool {
+	return e.HTTPStatus >= http.StatusInternalServerError && statusDecides(e)
+}
+
+func statusDecides(e *Error) bool {
+	switch e.Phase {
+	case PhaseToken:
+		return true
+	case PhaseConnect:
+		return e.Code == CodeInvalidEgressConfig || e.Code == CodeInvalidRequest
+	}
+	return false
+}
+
 func passingAudioFault(e *Error) bool {
 	return e.Network || e.HTTPStatus >= http.StatusInternalServerError
 }
@@ -210,14 +242,14 @@ func (e *Error) mentions(phrase string) bool {
 }
 
 // appWide: auth codes, appIDUnrecognized, and transient or server failures
-// before a session was confirmed. A 401 to the token request is the app's API
-// key whatever its code: with the text "unauthorized" it is classified as
+// before a session was confirmed. A 401 or 403 to the token request is the app's
+// API key whatever its code: with the text "unauthorized" it is classified as
 // invalidEgressConfig (docs/protocol.md, section 9).
 func appWide(code Code, class Class, e *Error) bool {
 	if code.Class() == ClassAuth || code == CodeAppIDUnrecognized {
 		return true
 	}
-	if e.Phase == PhaseToken && e.HTTPStatus == http.StatusUnauthorized {
+	if e.Phase == PhaseToken && refusesKey(e) {
 		return true
 	}
 	if class != ClassTransient && class != ClassServer {

@@ -98,11 +98,12 @@ func (e *Error) Error() string {
 
 // text is the message, with the cause where the message does not tell it.
 func (e *Error) text() string {
-	message := RedactText(e.Message)
+	r := newRedactor(nil)
+	message := r.bounded(e.Message, r.own)
 	if e.Err == nil {
 		return message
 	}
-	cause := RedactText(e.Err.Error())
+	cause := r.bounded(e.Err.Error(), r.own)
 	switch {
 	case message == "":
 		return cause
@@ -114,6 +115,7 @@ func (e *Error) text() string {
 
 func (e *Error) fields() []string {
 	var out []string
+	r := newRedactor(nil)
 	number := func(name string, n int) {
 		if n != 0 {
 			out = append(out, name+"="+strconv.Itoa(n))
@@ -121,7 +123,7 @@ func (e *Error) fields() []string {
 	}
 	text := func(name, value string) {
 		if value != "" {
-			out = append(out, name+"="+strconv.Quote(shown(RedactText(value))))
+			out = append(out, name+"="+strconv.Quote(shown(r.bounded(value, r.own))))
 		}
 	}
 	number("http_status", e.HTTPStatus)

@@ -9,39 +9,54 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // redacted stands where a secret stood.
 const redacted = "[redacted]"
 
+// maxText bounds each text of a redacted Error, in bytes.
+const maxText = 32 << 10
+
+// minSecret is the length, in bytes, from which a secret is recognised anywhere
+// in a text. A shorter one is compared with whole tokens only.
+const minSecret = 8
+
 // Redact returns a copy of e in which no text, the cause's included, holds one
-// of the secrets or a URL's query string (see RedactText). Is still finds the
-// cause; As and Unwrap no longer do, for the cause has the unredacted text.
-// Redact of nil is nil.
+// of the secrets or a URL's query string (see RedactText), or has more than
+// 32 KiB. A secret of less than 8 bytes that is a plain word or number is looked
+// for in what the backend said and not in the worker's own texts, where it is
+// only a word. Is still finds the cause; As and Unwrap no longer do, for the
+// cause has the unredacted text. Redact of nil is nil.
 func (e *Error) Redact(secrets ...string) *Error {
 	if e == nil {
 		return nil
 	}
-	clean := redactor(secrets)
+	r := newRedactor(secrets)
 	out := *e
+	for _, text := range []*string{&out.Message, &out.Region} {
+		*text = r.bounded(*text, r.own)
+	}
 	for _, text := range []*string{
-		&out.Message, &out.ServerCode, &out.ServerTitle, &out.ServerDetail,
-		&out.ConnectionID, &out.ReqID, &out.CloseReason, &out.Region,
+		&out.ServerCode, &out.ServerTitle, &out.ServerDetail,
+		&out.ConnectionID, &out.ReqID, &out.RequestID, &out.CloseReason,
 	} {
-		*text = clean(*text)
+		*text = r.bounded(*text, r.foreign)
 	}
 	if e.Err != nil {
-		out.Err = &redactedError{text: clean(e.Err.Error()), is: e.Err}
+		out.Err = &redactedError{text: r.bounded(e.Err.Error(), r.own), is: e.Err}
 	}
 	return &out
 }
 
 // RedactText returns text with "[redacted]" for each secret, also where it is
 // escaped for JSON or a URL or encoded in base64, and with "?[redacted]" for
-// each URL's query string and "[redacted]@" for its user. Empty secrets are
-// ignored.
+// each URL's query string and "[redacted]@" for its user. A secret of less than
+// 8 bytes counts only where it is a whole token: it is not next to a letter, a
+// digit, "_" or "-". Empty secrets are ignored.
 func RedactText(text string, secrets ...string) string {
-	return redactor(secrets)(text)
+	return newRedactor(secrets).foreign(text)
 }
 
 // redactedError keeps what a cause is, and not what it says.
@@ -56,19 +71,119 @@ func (r *redactedError) Is(target error) bool { return Is(r.is, target) }
 
 // Format keeps every verb, %#v included, from printing the cause.
 func (r *redactedError) Format(s fmt.State, _ rune) {
-	_, _ = s.Write([]byte(r.text)) // a formatter has nobody to tell of it
+	_, _ = s.Write([]byte(r.text)) // a formatter can't return an error
 }
 
-func redactor(secrets []string) func(string) string {
-	forms := secretForms(secrets)
+// redactor removes secrets from texts.
+type redactor struct {
+	long    *strings.Replacer // nil: none
+	short   []string          // whole tokens
+	words   []string          // those of short that our own texts may use as a word or number
+	longest int               // bytes of the longest form
+}
+
+func newRedactor(secrets []string) *redactor {
+	r := &redactor{}
+	var long, short, words []string
+	for _, s := range secrets {
+		switch {
+		case s == "":
+		case len(s) >= minSecret:
+			long = append(long, s)
+		case plainWord(s):
+			words = append(words, s)
+		default:
+			short = append(short, s)
+		}
+	}
+	r.short, r.words = secretForms(short), secretForms(words)
+	forms := secretForms(long)
+	if len(forms) == 0 {
+		return r
+	}
+	r.longest = len(forms[0])
 	pairs := make([]string, 0, 2*len(forms))
 	for _, form := range forms {
 		pairs = append(pairs, form, redacted)
 	}
-	replacer := strings.NewReplacer(pairs...)
-	return func(text string) string {
-		return redactURLs(replacer.Replace(text))
+	r.long = strings.NewReplacer(pairs...)
+	return r
+}
+
+// own redacts a text that the worker or a library wrote.
+func (r *redactor) own(text string) string { return redactURLs(r.secrets(text)) }
+
+// foreign redacts a text that came from outside.
+func (r *redactor) foreign(text string) string {
+	text = r.secrets(text)
+	for _, token := range r.words {
+		text = replaceToken(text, token)
 	}
+	return redactURLs(text)
+}
+
+// secrets takes the long ones out first: a short one may be a part of them.
+func (r *redactor) secrets(text string) string {
+	if r.long != nil {
+		text = r.long.Replace(text)
+	}
+	for _, token := range r.short {
+		text = replaceToken(text, token)
+	}
+	return text
+}
+
+// bounded redacts the first maxText bytes of a text. Where it is cut, it gives
+// up what may be the beginning of a secret or of a URL's user.
+func (r *redactor) bounded(text string, redact func(string) string) string {
+	if len(text) <= maxText {
+		return redact(text)
+	}
+	text = redact(strings.ToValidUTF8(text[:maxText], ""))
+	text = text[:max(0, len(text)-max(r.longest, minSecret))]
+	word := strings.LastIndexAny(text, " \t\r\n\"'<>") + 1
+	if i := max(strings.LastIndex(text[word:], "//"), strings.LastIndex(text[word:], `\/`)); i >= 0 {
+		text = text[:word+i]
+	}
+	return strings.ToValidUTF8(text, "") + "…"
+}
+
+// plainWord reports whether a secret has only letters or only digits.
+func plainWord(secret string) bool {
+	other := func(class func(rune) bool) bool {
+		return strings.ContainsFunc(secret, func(c rune) bool { return !class(c) })
+	}
+	return !other(unicode.IsLetter) || !other(unicode.IsDigit)
+}
+
+// replaceToken replaces token where it is next to no character of a token.
+func replaceToken(text, token string) string {
+	if !strings.Contains(text, token) {
+		return text
+	}
+	var b strings.Builder
+	for from := 0; ; {
+		i := strings.Index(text[from:], token)
+		if i < 0 {
+			b.WriteString(text[from:])
+			return b.String()
+		}
+		start, end := from+i, from+i+len(token)
+		before, _ := utf8.DecodeLastRuneInString(text[:start])
+		after, _ := utf8.DecodeRuneInString(text[end:])
+		if tokenRune(before) || tokenRune(after) {
+			_, size := utf8.DecodeRuneInString(text[start:])
+			b.WriteString(text[from : start+size])
+			from = start + size
+			continue
+		}
+		b.WriteString(text[from:start] + redacted)
+		from = end
+	}
+}
+
+func tokenRune(c rune) bool {
+	return c == '_' || c == '-' || c != utf8.RuneError && (unicode.IsLetter(c) || unicode.IsDigit(c))
 }
 
 // secretForms are the secrets as a text may hold them, the longest first: the

@@ -86,7 +86,8 @@ type Error struct {
 	ServerDetail string
 	ConnectionID string
 	ReqID        string
-	CloseCode    int // WebSocket close code
+	RequestID    string // the backend's own name of an HTTP request; Message has it too
+	CloseCode    int    // WebSocket close code
 	CloseReason  string
 	Region       string // the region that served or refused
 

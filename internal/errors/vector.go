@@ -19,7 +19,7 @@ type Vector struct {
 	ID    string `json:"id"`
 	Phase Phase  `json:"phase"`
 	// Kind is http (HTTPStatus, Body), server_error (ServerCode, Detail), close
-	// (CloseCode, CloseReason), transport (TransportError), frame (FrameHex) or
+	// (CloseCode, CloseReason; without a code the connection was cut), transport (TransportError), frame (FrameHex) or
 	// text_frame.
 	Kind           string  `json:"kind"`
 	HTTPStatus     *int    `json:"http_status"`
@@ -88,11 +88,9 @@ func (v Vector) validate() error {
 		return needs("http_status", v.HTTPStatus != nil)
 	case "server_error":
 		return needs("server_code", v.ServerCode != nil)
-	case "close":
-		return needs("close_code", v.CloseCode != nil)
 	case "frame":
 		return needs("frame_hex", v.FrameHex != nil)
-	case "transport", "text_frame":
+	case "close", "transport", "text_frame":
 		return nil
 	case "":
 		return New("field kind: missing; want http, server_error, close, transport, frame or text_frame")
@@ -117,6 +115,9 @@ func (v Vector) Classify() (*Error, error) {
 	case "server_error":
 		return FromServerError(v.Phase, *v.ServerCode, text(v.Detail)), nil
 	case "close":
+		if v.CloseCode == nil {
+			return FromCutClose(v.Phase, text(v.CloseReason)), nil
+		}
 		return FromClose(v.Phase, *v.CloseCode, text(v.CloseReason)), nil
 	case "transport":
 		return FromTransport(v.Phase, New(text(v.TransportError))), nil

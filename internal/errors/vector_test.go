@@ -30,6 +30,20 @@ func TestClassifyLineUsesThePolicy(t *testing.T) {
 	}
 }
 
+func TestCloseWithoutACodeIsConnectionClosed(t *testing.T) {
+	tab := table(t, nil)
+	for _, line := range []string{
+		`{"id":"c","phase":"websocket_runtime","kind":"close"}`,
+		`{"id":"c","phase":"websocket_runtime","kind":"close","close_code":null,"close_reason":null}`,
+		`{"id":"c","phase":"websocket_runtime","kind":"close","close_code":null,"close_reason":"gone"}`,
+	} {
+		got, err := tab.ClassifyLine([]byte(line))
+		if err != nil || got.ID != "c" || got.Code != CodeConnectionClosed || got.Class != ClassTransient || got.Action != ActionRetry {
+			t.Errorf("%s: got %+v, %v", line, got, err)
+		}
+	}
+}
+
 func TestServerErrorInAFrameIsReadAsOne(t *testing.T) {
 	v := Vector{Kind: "frame", Phase: PhaseRuntime, FrameHex: new(string)}
 	*v.FrameHex = "08042a200a03636964120372696418a21f22116475726174696f6e206578636565646564"
@@ -60,7 +74,7 @@ func TestBadFailureIsRefusedByName(t *testing.T) {
 		{"body no text", `{"phase":"session_token","kind":"http","http_status":500,"body":{}}`, "field body"},
 		{"no server code", `{"phase":"websocket_runtime","kind":"server_error"}`, "field server_code: missing"},
 		{"server code too large", `{"phase":"websocket_runtime","kind":"server_error","server_code":3000000000}`, "field server_code"},
-		{"no close code", `{"phase":"websocket_runtime","kind":"close"}`, "field close_code: missing"},
+		{"close code as text", `{"phase":"websocket_runtime","kind":"close","close_code":"1006"}`, "field close_code"},
 		{"no frame", `{"phase":"websocket_runtime","kind":"frame"}`, "field frame_hex: missing"},
 		{"frame no hex", `{"phase":"websocket_runtime","kind":"frame","frame_hex":"xy"}`, "field frame_hex: not hexadecimal"},
 		{"no failure", `{"phase":"session_token","kind":"http","http_status":200,"body":"{\"sessionToken\":\"t\"}"}`, "no failure"},

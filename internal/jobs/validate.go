@@ -36,8 +36,6 @@ const wantYears = "want a time of the years 1 to 9999 in UTC"
 const idWanted = "1 to 64 of A-Z a-z 0-9 _ -"
 
 var (
-	// An app id is part of bucket keys and of an HTTP header.
-	appIDPattern = regexp.MustCompile(`^[A-Za-z0-9_-]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$`)
 	// A region is part of the backend's host names (docs/protocol.md,
 	// section 1), so a job must not be able to name another host with it.
 	regionPattern = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+)+$`)
@@ -62,19 +60,27 @@ func (p *problems) names(job *jobpb.Job) {
 	if id := job.GetId(); id != "" && !ValidJobID(id) {
 		p.add("id", "want %s, got %s", idWanted, quote(id))
 	}
-	switch id := job.GetAvatarId(); {
-	case id == "":
+	if id := job.GetAvatarId(); id == "" {
 		p.add("avatar_id", "is required")
-	case len(id) > maxAvatarID:
-		p.add("avatar_id", "at most %d bytes, got %d", maxAvatarID, len(id))
-	case strings.ContainsAny(id, `/\`) || strings.ContainsFunc(id, blank):
-		p.add("avatar_id", "no slashes, spaces or control characters, got %s", quote(id))
+	} else {
+		p.backendName(id, "avatar_id", maxAvatarID)
 	}
-	if id := job.GetAppId(); id != "" && (len(id) > maxAppID || !appIDPattern.MatchString(id)) {
-		p.add("app_id", "want 1 to %d of A-Z a-z 0-9 _ - and, inside, dots, got %s", maxAppID, quote(id))
-	}
+	p.backendName(job.GetAppId(), "app_id", maxAppID)
 	if r := job.GetRegion(); r != "" && (len(r) > maxRegion || !regionPattern.MatchString(r)) {
 		p.add("region", `want lower-case words joined by hyphens such as "us-west", got %s`, quote(r))
+	}
+}
+
+// backendName checks an id that the backend gave: any text that can be a value
+// of an HTTP header and of a URL's query, where it is escaped.
+func (p *problems) backendName(id, path string, most int) {
+	switch {
+	case len(id) > most:
+		p.add(path, "at most %d bytes, got %d", most, len(id))
+	case strings.ContainsFunc(id, unicode.IsControl):
+		p.add(path, "no control characters, got %s", quote(id))
+	case strings.TrimSpace(id) != id:
+		p.add(path, "no space at its ends, got %s", quote(id))
 	}
 }
 
@@ -208,7 +214,7 @@ func (p *problems) output(o *jobpb.Output) {
 	}
 	if a := o.GetAgora(); a != nil {
 		p.required(a.GetChannelName(), "output.agora.channel_name", maxRoomName)
-		p.required(a.GetToken(), "output.agora.token", maxToken)
+		p.short(a.GetToken(), "output.agora.token", maxToken)
 		p.short(a.GetPublisherId(), "output.agora.publisher_id", maxRoomName)
 	}
 }
@@ -302,5 +308,3 @@ func sortedKeys(m map[string]string) []string {
 	slices.Sort(keys)
 	return keys
 }
-
-func blank(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }

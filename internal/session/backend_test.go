@@ -30,7 +30,8 @@ type backend struct {
 	upgrade   func(http.ResponseWriter, *http.Request) bool // true: refused
 	session   func(p *peer)                                 // nil: confirm and answer each utterance
 	bootstrap http.HandlerFunc
-	dial      func(host string) error // an error: can't be reached
+	dial      func(host string) error                   // an error: can't be reached
+	opened    func(host string, conn net.Conn) net.Conn // what the client gets for a connection
 
 	accept  *websocket.AcceptOptions
 	release chan struct{} // a test's own
@@ -263,6 +264,9 @@ func inMemory(t *testing.T, b *backend, o Options, f func(c *Client)) {
 			here, there := memoryPipe()
 			select {
 			case l.conns <- there:
+				if b.opened != nil {
+					return b.opened(addr, here), nil
+				}
 				return here, nil
 			case <-ctx.Done():
 				return nil, ctx.Err()

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
 )
 
 const (
@@ -107,13 +109,22 @@ func (b *bootstrap) ask(ctx context.Context, appID string) (string, error) {
 	if resp.StatusCode != http.StatusOK {
 		return "", fmt.Errorf("HTTP %d", resp.StatusCode)
 	}
+	return parseBootstrap(answer)
+}
+
+// parseBootstrap reads the region of an answer.
+func parseBootstrap(answer []byte) (string, error) {
 	var a struct {
 		Region struct {
 			Current string `json:"current"`
 		} `json:"region"`
 	}
 	if err := json.Unmarshal(answer, &a); err != nil {
-		return "", fmt.Errorf("answer is not understood: %w", err)
+		// Not err itself, which may quote the answer.
+		return "", errors.New("the answer is not understood")
 	}
-	return a.Region.Current, checkRegion(a.Region.Current)
+	if err := checkRegion(a.Region.Current); err != nil {
+		return "", err
+	}
+	return a.Region.Current, nil
 }

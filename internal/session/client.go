@@ -3,7 +3,6 @@ package session
 import (
 	"context"
 	"crypto/tls"
-	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -30,6 +29,10 @@ const (
 	// closeWait is how long a peer has to answer our close frame before the
 	// connection is cut. It stays below the promised second.
 	closeWait = 800 * time.Millisecond
+
+	// defaultTimeout is that of a connection, of the token call's answer and of
+	// the handshake.
+	defaultTimeout = 10 * time.Second
 )
 
 // Auth says how the upgrade request carries app id and session token.
@@ -50,7 +53,10 @@ const (
 
 // Options configure a Client. Every zero value means the default named here.
 type Options struct {
-	HTTPClient *http.Client // NewHTTPClient()
+	// HTTPClient makes the calls to console and bootstrap; nil: one like
+	// NewHTTPClient's, with ConnectTimeout. Its Transport is an *http.Transport,
+	// whose proxy, dial functions and TLS settings hold for the ingress too.
+	HTTPClient *http.Client
 	Logger     zerolog.Logger
 	Tracer     trace.Tracer // records nothing
 
@@ -59,11 +65,11 @@ type Options struct {
 	Fallback      []string // regions tried, in order, when a connection can't be made
 
 	TokenTTL     time.Duration // 1h; the backend takes less than 24h
-	TokenTimeout time.Duration // 10s
+	TokenTimeout time.Duration // 10s, from the connection to the whole answer
 	TokenPool    int           // tokens minted ahead for each app and region; 0: none
 	Auth         Auth          // AuthHeader
 
-	ConnectTimeout   time.Duration // 10s, from dial to the upgrade's answer
+	ConnectTimeout   time.Duration // 10s; of each dial, of each TLS handshake, and of the upgrade's answer
 	HandshakeTimeout time.Duration // 10s, from upgrade to confirm
 	StallTimeout     time.Duration // 30s without a frame while speech is owed
 	PingInterval     time.Duration // 20s
@@ -78,14 +84,19 @@ type Options struct {
 type Client struct {
 	o         Options
 	http      *http.Client
-	ownHTTP   bool
-	tracer    trace.Tracer
-	bootstrap *bootstrap
-	bufs      *bufferPool
-	pinger    *pinger
-	tokens    *tokenPool
-	life      context.Context // of what is minted ahead; ends with Close
-	endLife   context.CancelFunc
+	transport *http.Transport // of http
+	// tls is that of connections to the ingress; transport changes its own as it
+	// works.
+	tls        *tls.Config
+	handshakes *handshakes // of those through a proxy
+	ownHTTP    bool
+	tracer     trace.Tracer
+	bootstrap  *bootstrap
+	bufs       *bufferPool
+	pinger     *pinger
+	tokens     *tokenPool
+	life       context.Context // of what is minted ahead; ends with Close
+	endLife    context.CancelFunc
 
 	mu       sync.Mutex
 	closed   bool
@@ -94,19 +105,10 @@ type Client struct {
 }
 
 // NewHTTPClient returns an HTTP client fit for many sessions against one
-// backend: connections for token calls are kept, TLS sessions are resumed.
+// backend: connections for token calls are kept, TLS sessions are resumed. Each
+// dial and each TLS handshake has 10 s.
 func NewHTTPClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:       &tls.Config{ClientSessionCache: tls.NewLRUClientSessionCache(256), MinVersion: tls.VersionTLS12},
-		ForceAttemptHTTP2:     true,
-		MaxIdleConns:          256,
-		MaxIdleConnsPerHost:   64,
-		IdleConnTimeout:       90 * time.Second,
-		TLSHandshakeTimeout:   10 * time.Second,
-		ExpectContinueTimeout: time.Second,
-	}}
+	return &http.Client{Transport: newTransport(defaultTimeout)}
 }
 
 // New returns a client. It opens no connection and starts no goroutine before
@@ -119,6 +121,16 @@ func New(o Options) *Client {
 	hc := *c.o.HTTPClient
 	hc.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	c.http = &hc
+	transport, ok := hc.Transport.(*http.Transport)
+	if !ok {
+		transport = newTransport(c.o.ConnectTimeout)
+	}
+	c.transport, c.tls = transport, &tls.Config{MinVersion: tls.VersionTLS12}
+	if transport.TLSClientConfig != nil {
+		c.tls = transport.TLSClientConfig.Clone()
+	}
+	c.handshakes = newHandshakes(c.o.ConnectTimeout)
+	c.tls.NextProtos = []string{"http/1.1"} // an upgrade is HTTP/1.1's
 	c.tracer = c.o.Tracer
 	c.bootstrap = newBootstrap(c.http, c.o.Endpoints.BootstrapURL)
 	c.bufs = newBufferPool()
@@ -129,9 +141,6 @@ func New(o Options) *Client {
 }
 
 func withDefaults(o Options) Options {
-	if o.HTTPClient == nil {
-		o.HTTPClient = NewHTTPClient()
-	}
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")
 	}
@@ -140,9 +149,12 @@ func withDefaults(o Options) Options {
 	o.Auth = orDefault(o.Auth, AuthHeader)
 	o.Pace = orDefault(o.Pace, PaceFast)
 	o.TokenTTL = orDefault(o.TokenTTL, time.Hour)
-	o.TokenTimeout = orDefault(o.TokenTimeout, 10*time.Second)
-	o.ConnectTimeout = orDefault(o.ConnectTimeout, 10*time.Second)
-	o.HandshakeTimeout = orDefault(o.HandshakeTimeout, 10*time.Second)
+	o.TokenTimeout = orDefault(o.TokenTimeout, defaultTimeout)
+	o.ConnectTimeout = orDefault(o.ConnectTimeout, defaultTimeout)
+	if o.HTTPClient == nil {
+		o.HTTPClient = &http.Client{Transport: newTransport(o.ConnectTimeout)}
+	}
+	o.HandshakeTimeout = orDefault(o.HandshakeTimeout, defaultTimeout)
 	o.StallTimeout = orDefault(o.StallTimeout, 30*time.Second)
 	o.PingInterval = orDefault(o.PingInterval, 20*time.Second)
 	o.PingTimeout = orDefault(o.PingTimeout, 20*time.Second)

@@ -60,13 +60,9 @@ func (e Endpoints) mayReplay() bool {
 }
 
 // tokenURL is where session tokens are minted for a region.
-func (e Endpoints) tokenURL(region string) (string, error) {
+func (e Endpoints) tokenURL(region string) (*url.URL, error) {
 	base := orDefault(e.ConsoleURL, "https://console."+region+"."+regionDomain(region)+"/v1/console")
-	u, err := parseBase("backend.console_url", base, "session-tokens")
-	if err != nil {
-		return "", err
-	}
-	return u.String(), nil
+	return parseBase("backend.console_url", base, "session-tokens")
 }
 
 // socketURL is where a region's sessions are opened, without credentials.
@@ -99,6 +95,11 @@ func parseBase(key, base, last string) (*url.URL, error) {
 		return nil, errors.Newf(errors.CodeInvalidRequest, errors.PhaseConnect,
 			"%s has scheme %q: http, https, ws and wss are understood", key, u.Scheme)
 	}
+	// Else net/url would pass over what it can't read.
+	if _, err := url.ParseQuery(u.RawQuery); err != nil {
+		return nil, errors.Newf(errors.CodeInvalidRequest, errors.PhaseConnect, "%s has a query that can't be read", key)
+	}
+	u.Fragment, u.RawFragment = "", ""
 	path := strings.TrimRight(u.Path, "/")
 	path = strings.TrimSuffix(path, "/"+last)
 	u.Path, u.RawPath = path+"/"+last, ""

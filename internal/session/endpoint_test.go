@@ -26,10 +26,14 @@ func TestAddressesAreComposed(t *testing.T) {
 			"configured with a query", Endpoints{ConsoleURL: "wss://h/v1/console", IngressURL: "wss://h/x?k=v"}, "us-west",
 			"https://h/v1/console/session-tokens", "wss://h/x/websocket?id=a&k=v",
 		},
+		{
+			"configured with the last element and a query", Endpoints{ConsoleURL: "https://h/v1/console/session-tokens?a=b%20c", IngressURL: "wss://h/v2/driveningress/websocket/?keep=1&id=other#top"}, "us-west",
+			"https://h/v1/console/session-tokens?a=b%20c", "wss://h/v2/driveningress/websocket?id=a&keep=1",
+		},
 		{"one configured", Endpoints{ConsoleURL: "http://h/v1/console"}, "ap-northeast", "http://h/v1/console/session-tokens", "wss://api.ap-northeast.spatius.ai/v2/driveningress/websocket?id=a"},
 	} {
 		token, err := tc.e.tokenURL(tc.region)
-		if err != nil || token != tc.token {
+		if err != nil || token.String() != tc.token {
 			t.Errorf("%s: token at %q, %v", tc.name, token, err)
 		}
 		socket, err := tc.e.socketURL(tc.region, "a")
@@ -39,8 +43,20 @@ func TestAddressesAreComposed(t *testing.T) {
 	}
 }
 
+func TestAvatarIDsAreEscaped(t *testing.T) {
+	for _, id := range []string{"avatar/123", "a/../b", "a?b#c&id=d", "é 世+%2F"} {
+		u, err := (Endpoints{IngressURL: "wss://h/v2/driveningress?keep=1"}).socketURL("us-west", id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := u.Query(); u.Path != "/v2/driveningress/websocket" || got.Get("id") != id || got.Get("keep") != "1" || u.Fragment != "" {
+			t.Errorf("%q: %s", id, u)
+		}
+	}
+}
+
 func TestBadAddressesAreNamedAndNotRepeated(t *testing.T) {
-	for _, bad := range []string{"ftp://h/secret", "secret", "http://[secret", "http:///secret", "://secret"} {
+	for _, bad := range []string{"ftp://h/secret", "secret", "http://[secret", "http:///secret", "://secret", "http://h/?secret;x", "http://h/?secret=%zz"} {
 		if _, err := (Endpoints{ConsoleURL: bad}).tokenURL("us-west"); err == nil || !strings.Contains(err.Error(), "backend.console_url") || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q: %v", bad, err)
 		}

@@ -3,7 +3,9 @@ package session
 import (
 	"bytes"
 	"context"
+	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/coder/websocket"
 
@@ -63,7 +65,33 @@ func unreachable(ctx context.Context, phase errors.Phase, err error) error {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
+	var refused *proxyError
+	if errors.As(err, &refused) {
+		return errors.FromProxy(phase, proxyName(refused.proxy), refused.status, refused.header)
+	}
 	return errors.FromTransport(phase, withoutURL(err))
+}
+
+// fromProxy reports whether an answer to a request that the proxy via was to
+// forward is the proxy's own. Without TLS to the backend there is no certain
+// sign: it says so itself, or it is an answer that proxies give and is not the
+// JSON that the console writes.
+func fromProxy(via *url.URL, resp *http.Response) bool {
+	if via == nil || resp.Request.URL.Scheme != "http" || resp.StatusCode < 400 {
+		return false
+	}
+	if resp.StatusCode == http.StatusProxyAuthRequired {
+		return true
+	}
+	h := resp.Header
+	if h.Get("Proxy-Authenticate") != "" || h.Get("X-Squid-Error") != "" || strings.Contains(h.Get("Proxy-Status"), "error=") {
+		return true
+	}
+	switch resp.StatusCode {
+	case http.StatusForbidden, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return !strings.Contains(h.Get("Content-Type"), "json")
+	}
+	return false
 }
 
 // broken says what ended a connection that was being read.

@@ -4,10 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
+	"net/url"
 	"slices"
 	"time"
 
@@ -148,11 +147,19 @@ func tokenRefused(err error) bool {
 	if !errors.As(err, &e) || e.Phase != errors.PhaseConnect && e.Phase != errors.PhaseHandshake {
 		return false
 	}
-	return e.Code == errors.CodeSessionTokenExpired || e.Code == errors.CodeSessionTokenInvalid
+	return e.Code == errors.CodeSessionTokenExpired || e.Code == errors.CodeSessionTokenInvalid ||
+		e.HTTPStatus == http.StatusUnauthorized // whatever its text made the code
 }
 
-// once tries once; refused: the backend has just refused a token.
+// once tries once; refused: the backend has just refused a token. The
+// connection to the ingress is opened while the token is minted.
 func (o *opening) once(ctx, spanCtx context.Context, region string, refused bool) (*Session, error) {
+	u, err := o.c.o.Endpoints.socketURL(region, o.p.AvatarID)
+	if err != nil {
+		return nil, err
+	}
+	ahead := o.c.connectEarly(spanCtx, u)
+	defer ahead.stop()
 	token, err := o.mint(spanCtx, region, refused)
 	if err != nil {
 		return nil, err
@@ -168,7 +175,7 @@ func (o *opening) once(ctx, spanCtx context.Context, region string, refused bool
 	if err != nil {
 		return nil, o.red.clean(err, "", "")
 	}
-	d, err := o.dial(spanCtx, region, token)
+	d, err := o.dial(spanCtx, region, u, token, ahead)
 	if err != nil {
 		return nil, err
 	}
@@ -178,8 +185,8 @@ func (o *opening) once(ctx, spanCtx context.Context, region string, refused bool
 // dialled is an upgraded connection and the way to cut it.
 type dialled struct {
 	conn   *websocket.Conn
-	raw    net.Conn // nil with a transport that does not tell
-	replay string   // see replayHeader
+	raw    net.Conn
+	replay string // see replayHeader
 }
 
 // replayHeader is what a simulated backend that replays a recorded exchange
@@ -189,50 +196,72 @@ type dialled struct {
 // (docs/protocol.md, section 3).
 const replayHeader = "Avatar-Replay-Req-Id"
 
-func (o *opening) dial(parent context.Context, region, token string) (d dialled, err error) {
+// staleAfter is how long a connection may wait for its request until a server
+// is thought to have dropped it meanwhile.
+const staleAfter = 2 * time.Second
+
+func (o *opening) dial(parent context.Context, region string, u *url.URL, token string, ahead *early) (d dialled, err error) {
 	spanCtx, span := o.c.span(parent, spanConnect, region)
 	defer func() { endSpan(span, err) }()
-	u, err := o.c.o.Endpoints.socketURL(region, o.p.AvatarID)
-	if err != nil {
-		return dialled{}, err
-	}
 	o.red.add(token)
 	header := http.Header{}
 	if o.c.o.Auth == AuthQuery {
 		q := u.Query()
 		q.Set("appId", o.p.AppID)
 		q.Set("sessionKey", token)
-		u.RawQuery = q.Encode()
+		login := *u // ahead may still read u
+		login.RawQuery = q.Encode()
+		u = &login
 	} else {
 		header.Set("X-App-ID", o.p.AppID)
 		header.Set("X-Session-Key", token)
 	}
-	timeout := o.c.o.ConnectTimeout
-	ctx, cancel := context.WithTimeoutCause(spanCtx, timeout, fmt.Errorf("not connected within %s", timeout))
-	defer cancel()
-	// The library offers no way to cut a connection whose peer does not answer
-	// our close frame, so the connection itself is remembered.
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { d.raw = i.Conn }})
-	conn, resp, err := websocket.Dial(ctx, u.String(), &websocket.DialOptions{HTTPClient: o.c.http, HTTPHeader: header})
+	raw, err := ahead.take(spanCtx) // it has limits of its own
 	if err != nil {
-		return dialled{}, o.red.clean(refusal(ctx, parent, &o.red, resp, err), "", "")
+		return dialled{}, o.red.clean(o.refusal(spanCtx, parent, nil, nil, err), "", "")
 	}
-	if t, ok := d.raw.(*tls.Conn); ok {
-		d.raw = t.NetConn() // closing the TLS layer may wait for its farewell
+	waited := time.Since(ahead.since)
+	timeout := o.c.o.ConnectTimeout
+	ctx, cancel := context.WithTimeoutCause(spanCtx, timeout, fmt.Errorf("no answer to the upgrade within %s", timeout))
+	defer cancel()
+	conn, resp, x, err := upgrade(ctx, raw, u, header)
+	if err != nil && !x.answered && waited >= staleAfter && ctx.Err() == nil {
+		if raw, err = o.c.connect(ctx, u); err == nil {
+			conn, resp, x, err = upgrade(ctx, raw, u, header)
+		}
+	}
+	if err != nil {
+		return dialled{}, o.red.clean(o.refusal(ctx, parent, x, resp, err), "", "")
+	}
+	if t, ok := raw.(*tls.Conn); ok {
+		raw = t.NetConn() // closing the TLS layer may wait for its farewell
 	}
 	conn.SetReadLimit(readLimit)
-	d.conn = conn
+	d = dialled{conn: conn, raw: raw}
 	if id := resp.Header.Get(replayHeader); len(id) <= maxID && o.c.o.Endpoints.mayReplay() {
 		d.replay = id
 	}
 	return d, nil
 }
 
-// refusalLimit is how much of a refusal's body the library keeps.
-const refusalLimit = 1 << 10
+// upgrade asks for a WebSocket on a connection, and closes it if there is none.
+func upgrade(ctx context.Context, raw net.Conn, u *url.URL, header http.Header) (*websocket.Conn, *http.Response, *exchange, error) {
+	x := &exchange{conn: raw}
+	conn, resp, err := websocket.Dial(ctx, u.String(), &websocket.DialOptions{
+		HTTPHeader: header,
+		HTTPClient: &http.Client{
+			Transport:     x,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	})
+	if err != nil {
+		_ = raw.Close() // the error says more
+	}
+	return conn, resp, x, err
+}
 
 // refusal is the error of an upgrade that failed.
-func refusal(ctx, parent context.Context, red *redactor, resp *http.Response, err error) error {
+func (o *opening) refusal(ctx, parent context.Context, x *exchange, resp *http.Response, err error) error {
 	if parent.Err() != nil {
 		return cancelled(parent, "dialling the WebSocket")
 	}
@@ -242,11 +271,9 @@ func refusal(ctx, parent context.Context, red *redactor, resp *http.Response, er
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		return errors.Wrap(errors.CodeProtocolError, errors.PhaseConnect, withoutURL(err), "the upgrade's answer is no WebSocket's")
 	}
-	// What can be had of the body: the library keeps its first 1,024 bytes, in
-	// memory, so that reading them does not fail.
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, refusalLimit))
+	body := x.refusal
 	if len(body) == refusalLimit {
-		body = red.trimCut(body)
+		body = o.red.trimCut(body)
 	}
 	return errors.FromHTTP(errors.PhaseConnect, resp.StatusCode, resp.Header, body)
 }

@@ -29,7 +29,7 @@ func TestUpgradeAndConfigurationCarryWhatTheyShould(t *testing.T) {
 			var now time.Time
 			inMemory(t, b, Options{Auth: auth, TokenTTL: 2 * time.Hour}, func(c *Client) {
 				p := params()
-				p.AvatarID = "a/b c"
+				p.AvatarID, p.AppID = "a/b c", "app & id é"
 				p.ExtraParams = map[string]string{"server_post_process": "false"}
 				p.Agora = &Agora{ChannelName: "ch", Token: "agora-token", UID: 7, PublisherID: "pub"}
 				p.Config = func(context.Context) (AudioConfig, error) {
@@ -49,9 +49,9 @@ func TestUpgradeAndConfigurationCarryWhatTheyShould(t *testing.T) {
 			}
 			q := up.URL.Query()
 			got := []string{q.Get("id"), up.Header.Get("X-App-ID"), up.Header.Get("X-Session-Key"), q.Get("appId"), q.Get("sessionKey")}
-			want := []string{"a/b c", "app-1", "token-1", "", ""}
+			want := []string{"a/b c", "app & id é", "token-1", "", ""}
 			if auth == AuthQuery {
-				want = []string{"a/b c", "", "", "app-1", "token-1"}
+				want = []string{"a/b c", "", "", "app & id é", "token-1"}
 			}
 			if strings.Join(got, "|") != strings.Join(want, "|") {
 				t.Errorf("upgrade has %q, want %q", got, want)

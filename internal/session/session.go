@@ -65,11 +65,7 @@ func newSession(o *opening, region string, d dialled) *Session {
 		born: time.Now(),
 		// A context that can't end costs nothing for each read.
 		readCtx: context.Background(),
-	}
-	if raw := d.raw; raw != nil {
-		s.force = func() { _ = raw.Close() } // it may be closed already
-	} else {
-		s.readCtx, s.force = context.WithCancel(context.Background())
+		force:   func() { _ = d.raw.Close() }, // it may be closed already
 	}
 	return s
 }

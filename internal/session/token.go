@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"avatarworker/internal/errors"
@@ -33,8 +35,11 @@ func (o *opening) mint(ctx context.Context, region string, refused bool) (token 
 		return token, nil
 	}
 	token, err = o.askToken(ctx, region, key)
-	if err == nil || errors.Of(err).HTTPStatus != http.StatusUnauthorized {
-		return token, err
+	if err == nil {
+		return token, nil
+	}
+	if status := errors.Of(err).HTTPStatus; status != http.StatusUnauthorized && status != http.StatusForbidden {
+		return "", err
 	}
 	// The key's file may have changed since it was read.
 	fresh, keyErr := o.apiKey()
@@ -62,16 +67,19 @@ func (o *opening) askToken(ctx context.Context, region, key string) (string, err
 }
 
 func (o *opening) post(parent context.Context, region, key string) (string, error) {
-	url, err := o.c.o.Endpoints.tokenURL(region)
+	u, err := o.c.o.Endpoints.tokenURL(region)
 	if err != nil {
 		return "", err
 	}
-	timeout := o.c.o.TokenTimeout
-	ctx, cancel := context.WithTimeoutCause(parent, timeout, fmt.Errorf("no answer within %s", timeout))
-	defer cancel()
+	via, err := o.c.proxyOf(u)
+	if err != nil {
+		return "", errors.FromTransport(errors.PhaseToken, err)
+	}
+	ctx, stop := o.c.limitCall(parent, via != nil)
+	defer stop()
 
 	body := append(strconv.AppendInt([]byte(`{"expireAt":`), time.Now().Add(o.c.o.TokenTTL).Unix(), 10), '}')
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(body))
 	if err != nil {
 		return "", errors.Wrap(errors.CodeInvalidRequest, errors.PhaseToken, withoutURL(err), "the token request can't be made")
 	}
@@ -79,9 +87,15 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 	req.Header.Set("X-Api-Key", key)
 	resp, err := o.c.http.Do(req)
 	if err != nil {
+		if err = withoutURL(err); via != nil {
+			err = fmt.Errorf("through the proxy %s: %w", proxyName(via), err)
+		}
 		return "", lost(parent, ctx, errors.PhaseToken, "minting the session token", err)
 	}
 	defer func() { _ = resp.Body.Close() }() // nothing is lost with a body that was read
+	if fromProxy(via, resp) {
+		return "", errors.FromProxy(errors.PhaseToken, proxyName(via), resp.StatusCode, resp.Header)
+	}
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, tokenLimit+1))
 	if err != nil {
 		return "", lost(parent, ctx, errors.PhaseToken, "minting the session token", err)
@@ -94,6 +108,35 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 		return "", refused
 	}
 	return token, nil
+}
+
+// limitCall bounds a token call: TokenTimeout from when it has a connection. Dial
+// and handshake have limits of their own, ConnectTimeout each; when many sessions
+// start at once, their handshakes wait for one another, which is not the
+// console's delay. What bounds all of it is only there for a transport or a proxy
+// that has no such limits.
+func (c *Client) limitCall(parent context.Context, proxied bool) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(parent)
+	connecting := 12 * c.o.ConnectTimeout
+	if proxied {
+		connecting = 3 * c.o.ConnectTimeout
+	}
+	var connected atomic.Bool
+	limit := time.AfterFunc(connecting, func() {
+		if connected.Load() {
+			cancel(fmt.Errorf("no answer within %s", c.o.TokenTimeout))
+			return
+		}
+		cancel(fmt.Errorf("not connected within %s", connecting))
+	})
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
+		connected.Store(true)
+		limit.Reset(c.o.TokenTimeout)
+	}})
+	return ctx, func() {
+		limit.Stop()
+		cancel(nil)
+	}
 }
 
 // lost is the error of a request that got no whole answer: the caller's cause

@@ -143,8 +143,8 @@ func (c *session) configureEgress(cfg *avatarpb.ClientConfigureSession) *fault {
 		name, token = "livekit", e.GetApiToken()
 	case avatarpb.EgressType_EGRESS_TYPE_AGORA:
 		e := cfg.GetAgoraEgress()
-		if e.GetChannelName() == "" || e.GetToken() == "" {
-			return refuse(3, "agora_egress: channel_name and token are required")
+		if e.GetChannelName() == "" {
+			return refuse(3, "agora_egress: channel_name is required")
 		}
 		name, token = "agora", e.GetToken()
 	default:

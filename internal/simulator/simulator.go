@@ -7,9 +7,12 @@ package simulator
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"fmt"
+	"log"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,6 +48,9 @@ type Options struct {
 	// into the replayed envelopes. Without it they are sent byte for byte, and
 	// the session is confirmed under the recorded connection_id.
 	ReplayPatch bool
+
+	// TLS is served if it is not nil; NewCertificate makes a certificate.
+	TLS *tls.Config
 
 	MaxSessions     int           // at once, for each app; 0: no limit
 	SingleUseTokens bool          // a token opens one session
@@ -128,16 +134,34 @@ func (s *Server) Start(ctx context.Context) error {
 		Handler:           s.routes(),
 		ReadHeaderTimeout: 10 * time.Second,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if secure, ok := c.(*tls.Conn); ok {
+				c = secure.NetConn()
+			}
 			return context.WithValue(ctx, connKey{}, c)
 		},
+		TLSConfig: s.opts.TLS.Clone(),
+		ErrorLog:  log.New(&logLines{s.log}, "", 0),
 	}
 	s.http = srv
 	s.wg.Go(func() { s.serve(srv, ln) })
 	return nil
 }
 
+// logLines takes net/http's complaints, such as a handshake that failed.
+type logLines struct{ log zerolog.Logger }
+
+func (l *logLines) Write(line []byte) (int, error) {
+	l.log.Debug().Msg("simulator: " + strings.TrimSpace(string(line)))
+	return len(line), nil
+}
+
 func (s *Server) serve(srv *http.Server, ln net.Listener) {
-	err := srv.Serve(ln)
+	var err error
+	if srv.TLSConfig != nil {
+		err = srv.ServeTLS(ln, "", "")
+	} else {
+		err = srv.Serve(ln)
+	}
 	s.mu.Lock()
 	stopping := s.stopping
 	s.mu.Unlock()
@@ -172,13 +196,20 @@ func (s *Server) Stop() {
 }
 
 // URL is where the simulator's page and /control are.
-func (s *Server) URL() string { return "http://" + s.hostPort() }
+func (s *Server) URL() string { return s.scheme("http") + s.hostPort() }
 
 // ConsoleURL is the console's base: session tokens are at /session-tokens under it.
 func (s *Server) ConsoleURL() string { return s.URL() + consolePath }
 
 // IngressURL is the ingress's base: sessions are at /websocket under it.
-func (s *Server) IngressURL() string { return "ws://" + s.hostPort() + ingressPath }
+func (s *Server) IngressURL() string { return s.scheme("ws") + s.hostPort() + ingressPath }
+
+func (s *Server) scheme(plain string) string {
+	if s.opts.TLS != nil {
+		plain += "s"
+	}
+	return plain + "://"
+}
 
 // hostPort is the address as a client on this machine can use it.
 func (s *Server) hostPort() string {
