@@ -23,7 +23,6 @@ import (
 type Options struct {
 	JS         jetstream.JetStream
 	Names      topology.Names
-	Frames     jetstream.Stream      // the frames stream
 	Recordings jetstream.ObjectStore // recordings out
 	Sessions   *session.Client
 	Audio      *audio.Opener
