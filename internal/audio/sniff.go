@@ -128,7 +128,10 @@ func signatures() []signature {
 			return len(h) >= 16 && between(binary.BigEndian.Uint32(h[4:]), 24, 1<<20) && between(binary.BigEndian.Uint32(h[12:]), 1, 64)
 		}),
 		convert("a CAF file", "caff\x00\x01", nil),
-		convert("a WebM or Matroska file", "\x1aE\xdf\xa3", func(h []byte) bool { return bytes.IndexByte(h[4:min(len(h), 16)], 0x42) >= 0 }),
+		convert("a WebM or Matroska file", "\x1aE\xdf\xa3", func(h []byte) bool {
+			start := h[:min(len(h), 128)]
+			return bytes.Contains(start, []byte("webm")) || bytes.Contains(start, []byte("matroska"))
+		}),
 		convert("an ASF or WMA file", "\x30\x26\xb2\x75\x8e\x66\xcf\x11", nil),
 		convert("an AMR file", "#!AMR", nil),
 		convert("a SILK file", "#!SILK", nil),
@@ -152,7 +155,7 @@ func signatures() []signature {
 		unpack("xz-compressed data", "\xfd7zXZ\x00", nil),
 		unpack("zstd-compressed data", "\x28\xb5\x2f\xfd", func(h []byte) bool { return len(h) >= 8 && h[4]&0x08 == 0 && isZstd(h) }),
 		unpack("a 7z archive", "7z\xbc\xaf\x27\x1c", nil),
-		unpack("a zip archive", "PK\x03\x04", func(h []byte) bool { return len(h) >= 30 && h[4] <= 63 && h[5] == 0 && h[9] == 0 && h[8] < 100 }),
+		unpack("a zip archive", "PK\x03\x04", isZip),
 		other("a PDF file", "%PDF-", nil),
 		other("a PNG image", "\x89PNG\r\n\x1a\n", nil),
 		other("a JPEG image", "\xff\xd8\xff", func(h []byte) bool {
@@ -166,7 +169,7 @@ func signatures() []signature {
 
 func between(n, least, most uint32) bool { return n >= least && n <= most }
 
-// printable reports whether an identifier of four characters is one.
+// printable reports whether an identifier or a name is one, of ASCII characters.
 func printable(id []byte) bool {
 	return !slices.ContainsFunc(id, func(c byte) bool { return c < ' ' || c > '~' })
 }
@@ -177,8 +180,10 @@ func formIs(h []byte, types ...string) bool {
 	return len(h) >= 12 && slices.Contains(types, string(h[8:12]))
 }
 
-// isOgg looks at the version and flags of the first page.
-func isOgg(h []byte) bool { return len(h) < 6 || h[4] == 0 && h[5] <= 7 }
+// isOgg looks at the version, the flags and the segments of the first page.
+func isOgg(h []byte) bool {
+	return (len(h) < 6 || h[4] == 0 && h[5] <= 7) && (len(h) < oggHeaderSize || h[26] > 0)
+}
 
 func oggHolds(codec string) func([]byte) bool {
 	return func(h []byte) bool {
@@ -201,8 +206,16 @@ func isID3(h []byte) bool {
 	return h[5]&0x40 != 0 || string(first) == "\x00\x00\x00" || upper(first[0]) && upper(first[1]) && upper(first[2])
 }
 
-// isGzip unpacks as much of the head as there is.
+// isGzip looks at the flags, the level and the system, and unpacks as much of the
+// head as there is.
 func isGzip(h []byte) bool {
+	if len(h) < 18 || h[3] > 0x1f || h[8] != 0 && h[8] != 2 && h[8] != 4 || h[9] > 13 && h[9] != 255 {
+		return false
+	}
+	// Soft noise can look like a block that is stored and not compressed.
+	if h[3] == 0 && h[10]&0x06 == 0 {
+		return false
+	}
 	r, err := gzip.NewReader(bytes.NewReader(h))
 	if err != nil {
 		return false
@@ -210,6 +223,15 @@ func isGzip(h []byte) bool {
 	r.Multistream(false)
 	n, err := io.Copy(io.Discard, io.LimitReader(r, 1<<20))
 	return n > 0 && (err == nil || err == io.ErrUnexpectedEOF) //nolint:errorlint // gzip wraps neither
+}
+
+// isZip looks at the version, the method and the name of the first entry.
+func isZip(h []byte) bool {
+	if len(h) < 30 || h[4] < 10 || h[4] > 63 || h[5] != 0 || h[8] > 99 || h[9] != 0 {
+		return false
+	}
+	name := int(binary.LittleEndian.Uint16(h[26:]))
+	return name > 0 && name <= len(h)-30 && printable(h[30:30+name])
 }
 
 // isZstd looks at the header of the first block, whose size is at most 128 KiB.
@@ -421,9 +443,9 @@ const (
 	// any structure, and jsonLeast how much JSON.
 	textLeast = 32
 	jsonLeast = 8
-	// textVaries is how many different bytes text has at least: a loud square
-	// wave may be printable throughout, but has four.
-	textVaries = 7
+	// textVaries is how many different ASCII characters text has at least: a loud
+	// square wave may be printable throughout, but has four bytes.
+	textVaries = 8
 )
 
 // text names a file that is text throughout.
@@ -458,13 +480,13 @@ func text(head []byte) string {
 // isText reports whether b is UTF-8 without control characters. A character
 // that is cut off at the end is one.
 func isText(b []byte) bool {
-	var seen [256]bool
+	var seen [utf8.RuneSelf]bool
 	different := 0
 	for _, c := range b {
 		if c < ' ' && c != '\t' && c != '\n' && c != '\r' || c == 0x7f {
 			return false
 		}
-		if !seen[c] {
+		if c < utf8.RuneSelf && !seen[c] {
 			seen[c] = true
 			different++
 		}

@@ -120,7 +120,7 @@ func (o *Opener) parse(in *input, src *source) (*Speech, error) {
 	}
 	r := src.buffered()
 	head, err := r.Peek(12)
-	if err == nil && container(head) == "" {
+	if found := container(head); err == nil && (found == "" || in.Format != "" && in.Format != found) {
 		head, err = r.Peek(min(sniffed, r.Size()))
 	}
 	if err != nil && !endOfFile(err) {
@@ -174,9 +174,9 @@ func (in *input) detect(head []byte) (string, error) {
 // "": none of them.
 func container(head []byte) string {
 	switch {
-	case bytes.HasPrefix(head, []byte("RIFF")) && (len(head) < 12 || printable(head[8:12])):
+	case bytes.HasPrefix(head, []byte("RIFF")):
 		return formatWAV
-	case bytes.HasPrefix(head, []byte("OggS")) && isOgg(head):
+	case bytes.HasPrefix(head, []byte("OggS")):
 		return formatOpus
 	}
 	return ""
