@@ -94,6 +94,9 @@ func (d *pcmDecoder) over() error {
 }
 
 func (d *pcmDecoder) joined(at int64) error {
+	if at == 0 && d.size == 0 { // NewPCM does not look at the beginning
+		return d.in.broken("%s is a WAV file: send its samples alone", d.what)
+	}
 	return d.in.broken("%s has the header of another WAV file in it, after %d bytes of samples: join the samples and not the files, or send each as an utterance of its own", d.what, at)
 }
 

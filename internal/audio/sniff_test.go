@@ -176,7 +176,7 @@ func samplesOf(r *rand.Rand) []byte {
 }
 
 func TestPCMIsNeverTakenForAnythingElse(t *testing.T) {
-	rounds := 20_000
+	rounds := 6000
 	if os.Getenv("AVATAR_LONG") != "" {
 		rounds = 400_000
 	}

@@ -4,7 +4,7 @@
 // its replicas, which may lag behind what somebody has been told is stored. "Not
 // found" then means "not here yet", and an object may be one that has been
 // replaced since. Whoever decides something by what is stored, or by what is
-// not, asks here.
+// not, asks here. A Feed follows a subject's messages as they are stored.
 package leader
 
 import (
