@@ -558,7 +558,10 @@ func TestLiveSpeechThatIsAFileIsRefusedBeforeItIsHeard(t *testing.T) {
 		word   string
 	}{
 		"wav":   {[][]byte{clip.WAV[:6400]}, "pcm_s16le", "is a WAV file"},
-		"later": {[][]byte{silence(time.Second), clip.WAV[:6400]}, "pcm_s16le", "the header of a WAV file"},
+		"later": {[][]byte{silence(time.Second), clip.WAV[:6400]}, "pcm_s16le", "is a WAV file"},
+		"amid":  {[][]byte{silence(time.Second), append(silence(time.Second), clip.WAV[:6400]...)}, "pcm_s16le", "the header of a WAV file"},
+		"cuts":  {[][]byte{silence(time.Second), append(silence(time.Second), clip.WAV[:6]...), clip.WAV[6:100]}, "pcm_s16le", "the header of a WAV file"},
+		"late":  {[][]byte{silence(time.Second), []byte(`{"error":{"message":"quota exceeded"}}`)}, "pcm_s16le", "is JSON"},
 		"cut":   {[][]byte{clip.WAV[:6], clip.WAV[6:100]}, "pcm_s16le", "is a WAV file"},
 		"opus":  {[][]byte{clip.Opus[:2000]}, "pcm_s16le", "is an Ogg file"},
 		"error": {[][]byte{[]byte(`{"error":"quota exceeded"}`)}, "pcm_s16le", "is JSON"},

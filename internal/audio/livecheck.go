@@ -35,12 +35,14 @@ func (c *liveCheck) chunk(spec LiveSpec, msg *jetstream.RawStreamMsg) error {
 }
 
 func (c *liveCheck) pcm(spec LiveSpec, data []byte, refuse func(string, ...any) error) error {
+	look := data[:min(len(data), liveSniffed)] // each message may be a file of its own
 	if c.begin(data) {
-		if kind, found := whatIs(c.head); found {
-			return refuse("is %s, and the job says raw PCM; %s", kind.name, kind.liveHint(spec.SampleRate))
-		}
-		c.end(len(c.head) >= liveSniffed)
+		look = c.head
 	}
+	if kind, found := whatIs(look); found {
+		return refuse("is %s, and the job says raw PCM; %s", kind.name, kind.liveHint(spec.SampleRate))
+	}
+	c.end(len(c.head) >= liveSniffed)
 	if len(data)%2 == 1 {
 		return refuse("has %d bytes; 16-bit PCM has an even number in each", len(data))
 	}

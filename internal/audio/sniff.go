@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -53,9 +54,11 @@ func (k kindOfFile) hint(rate int) string {
 // for what may be raw PCM: a file is only called something else where far more
 // than its first few bytes say so, for samples may have any value.
 func whatIs(head []byte) (kindOfFile, bool) {
-	for _, s := range signatures() {
-		if s.is(head) {
-			return s.kindOfFile, true
+	if len(head) > 0 && strings.IndexByte(signatureStarts, head[0]) >= 0 {
+		for _, s := range signatures() {
+			if s.is(head) {
+				return s.kindOfFile, true
+			}
 		}
 	}
 	if name := boxes(head); name != "" {
@@ -96,6 +99,10 @@ type signature struct {
 func (s signature) is(head []byte) bool {
 	return bytes.HasPrefix(head, []byte(s.magic)) && (s.check == nil || s.check(head))
 }
+
+// signatureStarts are the first bytes of all signatures: most speech begins with
+// none of them.
+const signatureStarts = "RBrOfIF.c\x1a\x30#\x02wMTACND\x1f\xfd\x287P%\x89\xffG<"
 
 // signatures lists the files that begin with fixed bytes.
 func signatures() []signature {
@@ -222,7 +229,7 @@ func isGzip(h []byte) bool {
 	}
 	r.Multistream(false)
 	n, err := io.Copy(io.Discard, io.LimitReader(r, 1<<20))
-	return n > 0 && (err == nil || err == io.ErrUnexpectedEOF) //nolint:errorlint // gzip wraps neither
+	return n > 0 && (err == nil || err == io.ErrUnexpectedEOF)
 }
 
 // isZip looks at the version, the method and the name of the first entry.
@@ -274,7 +281,8 @@ func boxes(h []byte) string {
 // a header.
 type frameFormat struct {
 	name   string
-	header int // bytes of a frame that parse looks at
+	first  byte // of a frame
+	header int  // bytes of a frame that parse looks at
 	// parse gives a frame's size, and what all of its stream's headers have in
 	// common; a size of 0: no frame begins here.
 	parse func(b []byte) (size int, same uint32)
@@ -293,16 +301,21 @@ const (
 // frames names a file that is a chain of frames.
 func frames(head []byte) string {
 	for _, f := range []frameFormat{
-		{"MPEG audio (MP3)", 4, mpegFrame},
-		{"AAC (ADTS)", 7, adtsFrame},
-		{"AAC (LATM)", 3, latmFrame},
-		{"AC-3", 6, ac3Frame},
+		{"MPEG audio (MP3)", 0xff, 4, mpegFrame},
+		{"AAC (ADTS)", 0xff, 7, adtsFrame},
+		{"AAC (LATM)", 0x56, 3, latmFrame},
+		{"AC-3", 0x0b, 6, ac3Frame},
 	} {
-		if f.chain(head, chainLeast) {
-			return f.name
-		}
-		for at := 1; at < min(len(head)/2, latestFrame); at++ {
-			if f.chain(head[at:], chainLater) {
+		least := chainLeast
+		for at := 0; at < max(1, min(len(head)/2, latestFrame)); at++ {
+			next := bytes.IndexByte(head[at:], f.first)
+			if next < 0 {
+				break
+			}
+			if at += next; at > 0 {
+				least = chainLater
+			}
+			if f.chain(head[at:], least) {
 				return f.name
 			}
 		}

@@ -138,6 +138,19 @@ func TestAFileThatIsNoPCMIsRefusedAndSaysWhatItSeemsToBe(t *testing.T) {
 	}
 }
 
+func TestEachSignatureIsLookedFor(t *testing.T) {
+	for _, s := range signatures() {
+		if !strings.Contains(signatureStarts, s.magic[:1]) {
+			t.Errorf("%s: %q is not among the first bytes", s.name, s.magic)
+		}
+	}
+	for _, c := range signatureStarts {
+		if !slices.ContainsFunc(signatures(), func(s signature) bool { return s.magic[0] == byte(c) }) && c != '\uFFFD' {
+			t.Errorf("no signature begins with %q", c)
+		}
+	}
+}
+
 // samplesOf are raw PCM that a recogniser of files could trip over.
 func samplesOf(r *rand.Rand) []byte {
 	n := 1 + r.IntN(6000)

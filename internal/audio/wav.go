@@ -129,7 +129,7 @@ func (w *wavReader) checkSamples(h *wavHeader, open func(there int64) bool) erro
 		return w.in.broken("WAV has no samples")
 	case w.size >= 0 && w.pos+n > w.size:
 		return w.in.cutShort(n, w.size-w.pos)
-	case n%int64(h.frame) != 0 && !(w.size < 0 && open(0)):
+	case n%int64(h.frame) != 0 && (w.size >= 0 || !open(0)):
 		return w.in.oddBytes("WAV", n, h.frame)
 	}
 	return nil
