@@ -406,7 +406,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 	speech := audio.New(a.audioOptions(js))
 	a.onStop("audio", func(context.Context) error { speech.Close(); return nil })
 	runner := attempt.New(attempt.Options{
-		JS: js, Names: a.names, Frames: h.Frames, Sessions: sessions, Audio: speech,
+		JS: js, Names: a.names, Sessions: sessions, Audio: speech,
 		APIKey: a.apiKey, MaxSession: a.c.Backend.MaxSession, Logger: a.log,
 	})
 	c := a.c

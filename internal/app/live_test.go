@@ -3,7 +3,9 @@ package app_test
 import (
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -359,4 +361,226 @@ func TestInterruptsThatRaceWithTheEndOfAnUtteranceTellTheTruth(t *testing.T) {
 		t.Errorf("%d utterances, %d marked as interrupted, %d interrupts answered", len(done.Utterances), marked, len(told))
 	}
 	t.Logf("%d of %d utterances were interrupted", len(told), len(utterances))
+}
+
+// bargeIn runs jobs whose open utterance is interrupted, each by a publisher
+// that has new speech as soon as the reply is there.
+func bargeIn(t *testing.T, count int) {
+	f := newFleet(t, nil)
+	f.worker(worker{config: func(c *config.Config) {
+		c.Worker.Concurrency = count
+		// A busy machine may stand still for seconds.
+		c.Lease.AckWait, c.Backend.StallTimeout = time.Minute, time.Minute
+	}})
+	const chunk, old, fresh = 100 * time.Millisecond, 45, 7 // chunks; frames come for 2 s of speech and more
+	var all sync.WaitGroup
+	for i := range count {
+		all.Go(func() {
+			id := "barge" + strconv.Itoa(i)
+			f.publish(id, "ok-"+id, live("2m"))
+			var before uint64
+			for range old {
+				before = f.say(id, silence(chunk), going)
+			}
+			f.watch(f.names.FramesStream(), f.names.Frames(id), func(jetstream.Msg) bool { return true })
+			got := f.control(id, "interrupt")
+			for n := range fresh {
+				how := going
+				if n == fresh-1 {
+					how = closing
+				}
+				f.say(id, silence(chunk), how)
+			}
+			if got.Status != jobs.StatusInterrupted {
+				t.Errorf("%s: %+v", id, got)
+				return
+			}
+			f.checkBargeIn(id, before, int64(fresh*chunk/time.Millisecond))
+		})
+	}
+	all.Wait()
+}
+
+// checkBargeIn checks that a job spoke one utterance that was interrupted, and
+// all of the speech after it.
+func (f *fleet) checkBargeIn(id string, before uint64, fresh int64) {
+	f.t.Helper()
+	done := f.completed(id)
+	if len(done.Utterances) != 2 || !done.Utterances[0].Interrupted || done.Utterances[1].Interrupted || done.Utterances[1].AudioMS != fresh {
+		f.t.Errorf("%s: the old speech ends with message %d: %+v", id, before, done.Utterances)
+		return
+	}
+	heard := int64(len(silence(time.Duration(done.Utterances[0].AudioMS+fresh) * time.Millisecond)))
+	if s := f.sessions("ok-" + id); len(s) != 1 || s[0].AudioBytes != heard || s[0].Interrupts != 1 {
+		f.t.Errorf("%s: want %d bytes of speech at the backend: %+v", id, heard, s)
+	}
+}
+
+func TestEveryByteOfSpeechAfterTheReplyToAnInterruptIsSpoken(t *testing.T) {
+	t.Parallel()
+	count, rounds := 12, 1
+	if os.Getenv("AVATAR_LONG") != "" {
+		count, rounds = 60, 20
+	}
+	for round := range rounds {
+		t.Run(strconv.Itoa(round+1), func(t *testing.T) { bargeIn(t, count) })
+	}
+}
+
+func TestTheReplyToAnInterruptIsGivenWhenTheLineBetweenOldAndNewIsWrittenDown(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	f.worker(worker{config: func(c *config.Config) { c.Audio.Pace = "realtime" }})
+	f.publish("line", "ok", live("20s"))
+	for round := 1; round <= 3; round++ {
+		var last uint64
+		for range 25 { // most of it is not sent yet
+			last = f.say("line", silence(700*time.Millisecond), going)
+		}
+		f.watch(f.names.FramesStream(), f.names.Frames("line"), func(m jetstream.Msg) bool { return number(t, m, "Avatar-Utterance") == round })
+		if got := f.control("line", "interrupt"); got.Status != jobs.StatusInterrupted {
+			t.Fatalf("%+v", got)
+		}
+		// A worker that dies now leaves this to the next one.
+		if r := f.record("line"); r.LiveSeq != last || r.LiveBegun != 0 || r.Checkpoint != round {
+			t.Errorf("after the reply the record says %d from %d, at utterance %d; the old speech ends with %d", r.LiveSeq, r.LiveBegun, r.Checkpoint, last)
+		}
+	}
+	f.say("line", silence(time.Second), closing)
+	if done := f.completed("line"); done.UtterancesTotal != 4 || done.Utterances[3].AudioMS != 1000 {
+		t.Errorf("%+v", done)
+	}
+}
+
+func TestAnInterruptLeavesTheUtterancesThatFollowInTheStream(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	f.worker(worker{config: func(c *config.Config) { c.Audio.Pace = "realtime" }})
+	f.publish("queue", "ok", live("20s"))
+	for range 25 {
+		f.say("queue", silence(700*time.Millisecond), going)
+	}
+	f.say("queue", nil, end)
+	f.say("queue", silence(300*time.Millisecond), end)
+	f.watch(f.names.FramesStream(), f.names.Frames("queue"), func(jetstream.Msg) bool { return true })
+	f.control("queue", "interrupt")
+	f.say("queue", silence(400*time.Millisecond), closing)
+	if done := f.completed("queue"); len(done.Utterances) != 3 || done.Utterances[1].AudioMS != 300 || done.Utterances[2].AudioMS != 400 {
+		t.Errorf("%+v", done)
+	}
+}
+
+func TestSpeechIsSpokenAfterAnInterruptOfAnUtteranceThatSilenceHadEnded(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	f.worker(worker{})
+	f.publish("pause", "slow-2500", live("1s"))
+	f.say("pause", silence(5*time.Second), going) // silence ends it while its frames come
+	f.watch(f.names.FramesStream(), f.names.Frames("pause"), func(jetstream.Msg) bool { return true })
+	if got := f.control("pause", "interrupt"); got.Status != jobs.StatusInterrupted {
+		t.Fatalf("%+v", got)
+	}
+	f.say("pause", silence(time.Second), closing)
+	if done := f.completed("pause"); len(done.Utterances) != 2 || done.Utterances[1].AudioMS != 1000 {
+		t.Errorf("%+v", done)
+	}
+}
+
+func TestSpeechThatItsPublisherRemovedBeforeAnInterruptIsNotSpokenAfterIt(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	f.worker(worker{config: func(c *config.Config) { c.Audio.Pace = "realtime" }})
+	f.publish("purge", "ok", live("20s"))
+	for range 10 {
+		f.say("purge", silence(700*time.Millisecond), going)
+	}
+	f.watch(f.names.FramesStream(), f.names.Frames("purge"), func(jetstream.Msg) bool { return true })
+	stream, err := f.js.Stream(f.ctx, f.names.AudioStream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Purge(f.ctx, jetstream.WithPurgeSubject(f.names.Audio("purge"))); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.control("purge", "interrupt"); got.Status != jobs.StatusInterrupted {
+		t.Fatalf("%+v", got)
+	}
+	f.say("purge", silence(300*time.Millisecond), closing)
+	if done := f.completed("purge"); len(done.Utterances) != 2 || done.Utterances[1].AudioMS != 300 {
+		t.Errorf("%+v", done)
+	}
+}
+
+func TestLiveMessagesThatLookLikeTheServersAreReadAsWhatTheyAre(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	f.worker(worker{})
+	f.publish("status", "ok", live("10s"))
+	f.say("status", silence(time.Second), going)
+	for _, status := range []string{"404", "408", "409", "503", "100", "400"} {
+		for _, text := range []string{"", "Consumer Deleted", "Idle Heartbeat", "FlowControl Request"} {
+			f.must(f.js.PublishMsg(f.ctx, &nats.Msg{Subject: f.names.Audio("status"), Header: nats.Header{
+				"Status": {status}, "Description": {text}, "Nats-Last-Consumer": {"99"}, "Nats-Pending-Messages": {"7"},
+			}}))
+		}
+	}
+	f.say("status", silence(time.Second), end)
+	f.must(f.js.PublishMsg(f.ctx, &nats.Msg{Subject: f.names.Audio("status"), Header: nats.Header{"Status": {"404"}, "Avatar-Close": {"true"}}}))
+	before := f.apiCalls()
+	done := f.completed("status")
+	if len(done.Utterances) != 1 || done.Utterances[0].AudioMS != 2000 {
+		t.Errorf("%+v", done.Utterances)
+	}
+	if calls := f.apiCalls() - before; calls > 200 {
+		t.Errorf("%d calls of the API", calls)
+	}
+}
+
+func (f *fleet) must(_ *jetstream.PubAck, err error) {
+	f.t.Helper()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fleet) apiCalls() uint64 {
+	f.t.Helper()
+	info, err := f.js.AccountInfo(f.ctx)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return info.API.Total
+}
+
+func TestLiveSpeechThatIsAFileIsRefusedBeforeItIsHeard(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	f.worker(worker{})
+	for name, c := range map[string]struct {
+		chunks [][]byte
+		format string
+		word   string
+	}{
+		"wav":   {[][]byte{clip.WAV[:6400]}, "pcm_s16le", "is a WAV file"},
+		"later": {[][]byte{silence(time.Second), clip.WAV[:6400]}, "pcm_s16le", "is a WAV file"},
+		"amid":  {[][]byte{silence(time.Second), append(silence(time.Second), clip.WAV[:6400]...)}, "pcm_s16le", "the header of a WAV file"},
+		"cuts":  {[][]byte{silence(time.Second), append(silence(time.Second), clip.WAV[:6]...), clip.WAV[6:100]}, "pcm_s16le", "the header of a WAV file"},
+		"late":  {[][]byte{silence(time.Second), []byte(`{"error":{"message":"quota exceeded"}}`)}, "pcm_s16le", "is JSON"},
+		"cut":   {[][]byte{clip.WAV[:6], clip.WAV[6:100]}, "pcm_s16le", "is a WAV file"},
+		"opus":  {[][]byte{clip.Opus[:2000]}, "pcm_s16le", "is an Ogg file"},
+		"error": {[][]byte{[]byte(`{"error":"quota exceeded"}`)}, "pcm_s16le", "is JSON"},
+		"noogg": {[][]byte{clip.WAV[:6400]}, "ogg_opus", "is a WAV file"},
+		"rate":  {[][]byte{clip.Opus[:2000]}, "ogg_opus", "24000 Hz"},
+	} {
+		id := "file-" + name
+		f.publish(id, "ok-"+id, fields{"live": fields{"sample_rate": 16000, "format": c.format, "max_silence": "10s"}})
+		for _, chunk := range c.chunks {
+			f.say(id, chunk, going)
+		}
+		f.say(id, nil, closing)
+		r := f.outcome(id)
+		if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeInvalidJob || !strings.Contains(r.LastError.Message, c.word) {
+			t.Errorf("%s: %s: %+v", name, r.State, r.LastError)
+		}
+	}
 }

@@ -51,6 +51,6 @@ func (r *Runner) finished(ctx context.Context, a *jobs.Attempt) (output.LastFram
 	}
 	// The sessions in between have stored nothing; or this one was superseded,
 	// and everybody who listens has dropped the frame.
-	superseded, err := output.Superseded(ctx, r.o.Frames, subject, last)
+	superseded, err := output.Superseded(ctx, r.o.JS, r.o.Names.FramesStream(), subject, last)
 	return last, !superseded, err
 }

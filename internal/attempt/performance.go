@@ -3,6 +3,7 @@ package attempt
 import (
 	"context"
 	"strconv"
+	"sync/atomic"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
@@ -27,11 +28,20 @@ type performance struct {
 	number int // in the job, from 1
 	saying session.Saying
 	noted  func() error // waits until it is written down that it is begun
+	done   *delivery    // of this utterance
+
+	stopped atomic.Pointer[delivery] // of the utterance interrupted last
 
 	spoken int // utterances of this session
 	worked bool
 	frames int
 	bytes  int64
+}
+
+// delivery is how the delivery of an utterance ended.
+type delivery struct {
+	over chan struct{} // closed at its end
+	err  error         // read after over
 }
 
 // open does what needs no session, then opens it, unless everything is spoken.
@@ -88,10 +98,12 @@ func (p *performance) say() (answered <-chan struct{}, err error) {
 	if err := p.begin(); err != nil {
 		return nil, err
 	}
-	number := p.number
+	number, done := p.number, &delivery{over: make(chan struct{})}
+	p.done = done
 	p.saying = p.session.Say(p.ctx, session.Utterance{
-		Speech:  p.line.speech,
-		OnFrame: func(f session.Frame) error { return p.frame(number, f) },
+		Speech:      p.line.speech,
+		OnFrame:     func(f session.Frame) error { return p.frame(number, f) },
+		OnInterrupt: func() { p.stopped.Store(done) },
 	})
 	return p.saying.Answered(), nil
 }
@@ -103,7 +115,11 @@ func (p *performance) said() {
 }
 
 // deliver finishes the utterance, unless it failed.
-func (p *performance) deliver() error {
+func (p *performance) deliver() (err error) {
+	defer func() {
+		p.done.err = err
+		close(p.done.over)
+	}()
 	spoken, err := p.saying.End()
 	if noteErr := p.noted(); err == nil {
 		err = noteErr
@@ -183,13 +199,30 @@ func (p *performance) working() {
 	}
 }
 
-// interrupt stops the utterance in flight. No frame of it comes after.
+// interrupt stops the utterance in flight. No frame of it comes after. It returns
+// when the line between old and new speech is drawn and written down: live
+// speech that is published from then on is spoken, whatever happens to this
+// session.
 func (p *performance) interrupt(ctx context.Context) (jobs.Interrupted, error) {
 	reqID, err := p.session.Interrupt(ctx)
 	if err != nil {
 		return jobs.Interrupted{}, err
 	}
-	return jobs.Interrupted{ReqID: reqID, LastSeq: p.sink.LastSeq()}, nil
+	interrupted := jobs.Interrupted{ReqID: reqID, LastSeq: p.sink.LastSeq()}
+	done := p.stopped.Load()
+	select {
+	case <-done.over:
+		err = done.err
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-p.ctx.Done():
+		err = context.Cause(p.ctx)
+	}
+	if err != nil {
+		return jobs.Interrupted{}, errors.Wrap(errors.CodeInternal, errors.PhaseSend, err,
+			"the utterance was stopped, but it is not written down which speech comes after it")
+	}
+	return interrupted, nil
 }
 
 // close ends what is left of the session, and says how it went.

@@ -23,7 +23,6 @@ import (
 type Options struct {
 	JS       jetstream.JetStream
 	Names    topology.Names
-	Frames   jetstream.Stream // the frames stream
 	Sessions *session.Client
 	Audio    *audio.Opener
 	// APIKey gives the key of an app, read anew each time.

@@ -22,10 +22,6 @@ const (
 // trip, and a bounded amount of memory.
 const liveWindow = 16
 
-// liveForgotten is how long the server keeps a consumer that nobody reads from
-// any more: a session may be over in seconds.
-const liveForgotten = 30 * time.Second
-
 // LiveSpec is the speech of a live job.
 type LiveSpec struct {
 	Stream     string // the stream that keeps it
@@ -40,19 +36,18 @@ type LiveSpec struct {
 // Live is speech that is published while it is spoken. It is used from one
 // goroutine at a time; its Next gives the chunks of one utterance.
 type Live struct {
-	js       jetstream.JetStream
-	spec     LiveSpec
-	messages jetstream.MessagesContext
-	arrived  chan jetstream.Msg
-	failed   error // why arrived was closed
-	first    jetstream.Msg
-	open     bool            // within an utterance
-	closed   bool            // no more utterances
-	last     uint64          // sequence of the last message taken
-	begun    uint64          // of the first of this utterance
-	meter    opusMeter       // of this utterance, where it is Ogg Opus
-	life     context.Context // of the receiver
-	end      context.CancelFunc
+	js     jetstream.JetStream
+	spec   LiveSpec
+	feed   *leader.Feed
+	first  *jetstream.RawStreamMsg
+	open   bool      // within an utterance
+	closed bool      // the publisher ended the session
+	silent bool      // silence did
+	last   uint64    // sequence of the last message taken or passed over
+	old    uint64    // up to this sequence what was published is passed over
+	begun  uint64    // of the first of this utterance
+	meter  opusMeter // of this utterance, where it is Ogg Opus
+	check  liveCheck // of this utterance
 }
 
 // OpenLive starts reading. The error is audioUnavailable where speech that the
@@ -61,28 +56,13 @@ func OpenLive(ctx context.Context, js jetstream.JetStream, spec LiveSpec) (*Live
 	if err := stillThere(ctx, js, spec); err != nil {
 		return nil, err
 	}
-	config := jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{spec.Subject}, DeliverPolicy: jetstream.DeliverAllPolicy, InactiveThreshold: liveForgotten,
-	}
-	if spec.From > 0 {
-		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, spec.From
-	}
-	var consumer jetstream.Consumer
-	err := leader.Try(ctx, spec.Stream, func(ctx context.Context) (err error) {
-		consumer, err = js.OrderedConsumer(ctx, spec.Stream, config)
-		return err
+	feed, err := leader.OpenFeed(ctx, js, leader.FeedConfig{
+		Stream: spec.Stream, Subject: spec.Subject, From: spec.From, Window: liveWindow,
 	})
 	if err != nil {
 		return nil, liveFault(err, "read "+spec.Subject)
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(liveWindow))
-	if err != nil {
-		return nil, liveFault(err, "read "+spec.Subject)
-	}
-	l := &Live{js: js, spec: spec, messages: messages, arrived: make(chan jetstream.Msg), last: max(spec.From, 1) - 1}
-	l.life, l.end = context.WithCancel(context.WithoutCancel(ctx)) // Close ends it
-	go l.receive()
-	return l, nil
+	return &Live{js: js, spec: spec, feed: feed, last: max(spec.From, 1) - 1}, nil
 }
 
 // stillThere checks that the utterance that a session before this one began is
@@ -102,7 +82,7 @@ func stillThere(ctx context.Context, js jetstream.JetStream, spec LiveSpec) erro
 	return nil
 }
 
-// Closes tells whether a live message ended the session. One that has aged out
+// Closes reports whether a live message ended the session. One that has aged out
 // did not, as far as anybody knows.
 func Closes(ctx context.Context, js jetstream.JetStream, stream string, seq uint64) (bool, error) {
 	msg, err := leader.Message(ctx, js, stream, seq)
@@ -141,65 +121,41 @@ func liveFault(err error, what string) *errors.Error {
 	return e
 }
 
-// receive hands messages over one by one; what waits is bounded by liveWindow.
-func (l *Live) receive() {
-	defer close(l.arrived)
-	for {
-		msg, err := l.messages.Next(jetstream.NextContext(l.life))
-		if err != nil {
-			l.failed = err
-			return
-		}
-		select {
-		case l.arrived <- msg:
-		case <-l.life.Done():
-			return
-		}
-	}
-}
-
 // Close ends the reading.
-func (l *Live) Close() {
-	// Stop alone does not end a Next that is just making its consumer anew.
-	l.end()
-	l.messages.Stop()
-	for range l.arrived { // until the receiver has ended
-	}
-}
+func (l *Live) Close() { l.feed.Close() }
 
 // Begin waits for the next utterance; false: there is none, the publisher closed
 // the session or said nothing for too long.
 func (l *Live) Begin(ctx context.Context) (bool, error) {
-	for l.first == nil && !l.closed {
+	for l.first == nil && !l.Closed() {
 		msg, err := l.take(ctx)
-		if err != nil {
+		switch {
+		case err != nil:
 			return false, err
-		}
-		if msg == nil {
-			l.closed = true
-			break
-		}
-		if len(msg.Data()) == 0 {
+		case msg == nil:
+			l.silent = true
+		case len(msg.Data) == 0:
 			l.closed = header(msg, HeaderClose)
-			continue
+		default:
+			l.first = msg
 		}
-		l.first = msg
 	}
 	if l.first == nil {
 		return false, nil
 	}
-	l.open, l.begun, l.meter = true, sequence(l.first), opusMeter{}
+	l.last = l.first.Sequence
+	l.open, l.begun, l.meter, l.check = true, l.first.Sequence, opusMeter{}, liveCheck{}
 	return true, nil
 }
 
 // Begun is the sequence of the utterance's first message.
 func (l *Live) Begun() uint64 { return l.begun }
 
-// Last is the sequence of the last message taken.
+// Last is the sequence of the last message taken or passed over.
 func (l *Live) Last() uint64 { return l.last }
 
-// Closed tells whether the utterance that just ended was the last.
-func (l *Live) Closed() bool { return l.closed }
+// Closed reports whether no utterance follows the one that just ended.
+func (l *Live) Closed() bool { return l.closed || l.silent }
 
 // Next gives the utterance's next chunk as it was published; io.EOF with or
 // after the last. Silence ends the utterance too.
@@ -214,27 +170,26 @@ func (l *Live) Next(ctx context.Context) ([]byte, time.Duration, error) {
 		if err != nil {
 			return nil, 0, err
 		}
-		if next == nil { // silence
-			l.open, l.closed = false, true
+		if next == nil {
+			l.open, l.silent = false, true
 			return nil, 0, io.EOF
 		}
-		if len(next.Data()) > 0 || l.ends(next) {
+		if len(next.Data) > 0 || l.ends(next) {
 			msg = next
 		}
 	}
-	if len(msg.Data())%2 == 1 && l.spec.Format == PCM {
-		return nil, 0, errors.Newf(errors.CodeInvalidJob, errors.PhaseAudio,
-			"live: message %d on %s has %d bytes; 16-bit PCM has an even number in each", sequence(msg), l.spec.Subject, len(msg.Data()))
+	if err := l.check.chunk(l.spec, msg); err != nil {
+		return nil, 0, err
 	}
-	length := l.length(msg.Data())
+	length := l.length(msg.Data)
 	if l.ends(msg) {
 		l.open, l.closed = false, header(msg, HeaderClose)
-		return msg.Data(), length, io.EOF
+		return msg.Data, length, io.EOF
 	}
-	return msg.Data(), length, nil
+	return msg.Data, length, nil
 }
 
-func (l *Live) ends(msg jetstream.Msg) bool {
+func (l *Live) ends(msg *jetstream.RawStreamMsg) bool {
 	return header(msg, HeaderEnd) || header(msg, HeaderClose)
 }
 
@@ -246,9 +201,12 @@ func (l *Live) length(data []byte) time.Duration {
 	return time.Duration(len(data)/2) * time.Second / time.Duration(l.spec.SampleRate)
 }
 
-// Skip passes over the rest of the utterance in flight, as far as it has been
-// published: it was interrupted, and what is published from now on is new.
+// Skip passes over the rest of the utterance in flight, which was interrupted:
+// all of it that is stored at some moment during the call. What is stored after
+// Skip has returned is new speech.
 func (l *Live) Skip(ctx context.Context) error {
+	// Whoever interrupts has more to say: only silence after it ends the session.
+	l.silent = false
 	if !l.open {
 		return nil
 	}
@@ -257,20 +215,41 @@ func (l *Live) Skip(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for l.last < last && !l.closed {
+	if last == 0 {
+		return l.skipRemoved(ctx)
+	}
+	for l.last < last {
 		msg, err := l.take(ctx)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if msg == nil || l.ends(msg) {
-			l.closed = msg == nil || header(msg, HeaderClose)
+		case msg == nil || msg.Sequence > last: // the last ones have been removed meanwhile
+			l.first, l.last = msg, last
+		case l.ends(msg):
+			l.closed = header(msg, HeaderClose)
 			return nil
 		}
 	}
 	return nil
 }
 
-// published is the sequence of the subject's last message.
+// skipRemoved passes over an utterance that is not in the stream any more, as
+// its publisher may have removed it. Some of it may have been fetched before.
+func (l *Live) skipRemoved(ctx context.Context) error {
+	var stream jetstream.Stream
+	err := leader.Try(ctx, l.spec.Stream, func(ctx context.Context) (err error) {
+		stream, err = l.js.Stream(ctx, l.spec.Stream)
+		return err
+	})
+	if err != nil {
+		return liveFault(err, "look at stream "+l.spec.Stream)
+	}
+	l.old = stream.CachedInfo().State.LastSeq
+	l.last = max(l.last, l.old)
+	return nil
+}
+
+// published is the sequence of the subject's last message; 0: there is none.
 func (l *Live) published(ctx context.Context) (uint64, error) {
 	msg, err := leader.Last(ctx, l.js, l.spec.Stream, l.spec.Subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -282,30 +261,33 @@ func (l *Live) published(ctx context.Context) (uint64, error) {
 	return msg.Sequence, nil
 }
 
-// take waits for the next message; nil: none came within MaxSilence.
-func (l *Live) take(ctx context.Context) (jetstream.Msg, error) {
+// take waits for the next message; nil: none was stored for MaxSilence.
+func (l *Live) take(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 	silence := time.NewTimer(l.spec.MaxSilence)
 	defer silence.Stop()
-	select {
-	case msg, open := <-l.arrived:
-		if !open {
-			return nil, liveFault(fmt.Errorf("the subscription ended: %w", l.failed), "read "+l.spec.Subject)
+	for {
+		select {
+		case msg, open := <-l.feed.Messages():
+			if !open {
+				return nil, liveFault(fmt.Errorf("the subscription ended: %w", l.feed.Err()), "read "+l.spec.Subject)
+			}
+			if msg.Sequence <= l.old {
+				continue
+			}
+			l.last = msg.Sequence
+			return msg, nil
+		case <-silence.C:
+			// Nothing came; but is nothing there? It may be on its way, after a
+			// connection that was lost.
+			stored, err := l.published(ctx)
+			if err != nil || stored <= l.last {
+				return nil, err
+			}
+			silence.Reset(l.spec.MaxSilence)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
 		}
-		l.last = sequence(msg)
-		return msg, nil
-	case <-silence.C:
-		return nil, nil //nolint:nilnil // nothing came, and that is no error
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
 	}
 }
 
-func header(msg jetstream.Msg, key string) bool { return msg.Headers().Get(key) == "true" }
-
-func sequence(msg jetstream.Msg) uint64 {
-	meta, err := msg.Metadata()
-	if err != nil {
-		return 0 // an ordered consumer's messages have it
-	}
-	return meta.Sequence.Stream
-}
+func header(msg *jetstream.RawStreamMsg, key string) bool { return msg.Header.Get(key) == "true" }

@@ -49,19 +49,22 @@ func opusSpeech(in *input, src *source, r *bufio.Reader, chunk time.Duration) (*
 	if err != nil {
 		return nil, err
 	}
-	rate := opusRate(in.SampleRate, int(binary.LittleEndian.Uint32(head[12:])))
+	original := int(binary.LittleEndian.Uint32(head[12:]))
+	rate := opusRate(in.SampleRate, original)
 	if err := in.checkRate(rate, OggOpus); err != nil {
 		return nil, err
+	}
+	if original > 0 && rate != opusRate(0, original) {
+		return nil, in.broken("Ogg Opus was made from speech at %d Hz, but %s.sample_rate says %d Hz", original, in.Field, in.SampleRate)
 	}
 	d.group = append(d.group, page.raw...)
 	return &Speech{src: src, decoder: d, format: OggOpus, rate: rate}, nil
 }
 
-// opusRate is the rate to configure the session with. Opus decodes at any of
-// its rates, and the header's is only a note on where the speech came from
-// (RFC 7845, 5.1), so the job's word goes first; else the least rate of the
-// backend's that loses nothing of the original; else, for an original above
-// 48 kHz or none, 48 kHz, which is all that Opus holds.
+// opusRate is the rate to configure the session with: the job's; else the least
+// rate of the backend's that loses nothing of the original, whose rate the header
+// notes (RFC 7845, 5.1); else, for an original above 48 kHz or none, 48 kHz,
+// which is all that Opus holds.
 func opusRate(job, original int) int {
 	if job != 0 {
 		return job
@@ -84,7 +87,7 @@ func (d *opusDecoder) head(page *oggPage) ([]byte, error) {
 	case page.flags&oggFirst == 0:
 		return nil, d.in.broken("Ogg does not begin with the first page of a stream")
 	case !bytes.HasPrefix(head, []byte("OpusHead")):
-		return nil, d.in.broken("Ogg holds %s: only Opus is taken", codecName(head))
+		return nil, d.in.broken("is an Ogg file with %s: only Opus is taken; %s", codecName(head), kindOfFile{}.hint(d.in.SampleRate))
 	case len(head) < opusHeadSize || len(page.segments) != 1:
 		return nil, d.in.broken("Ogg Opus has a broken OpusHead (%d bytes)", len(head))
 	case head[8]&0xF0 != 0:

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"io"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -77,11 +78,26 @@ func TestOpusRateIsTheJobsOrTheLeastThatLosesNothing(t *testing.T) {
 			t.Errorf("job %d, original %d: %d Hz, want %d", c.job, c.original, got, c.want)
 		}
 	}
-	spec := inline(clip.Opus)
-	spec.SampleRate = 16000
-	if _, s := mustHear(t, newOpener(t, Options{}), spec); s.SampleRate() != 16000 {
+	unknown := inline(edited(t, 0, func(p []byte) { binary.LittleEndian.PutUint32(p[28+12:], 0) }))
+	unknown.SampleRate = 16000
+	if _, s := mustHear(t, newOpener(t, Options{}), unknown); s.SampleRate() != 16000 {
 		t.Errorf("got %d Hz", s.SampleRate())
 	}
+	cd := inline(edited(t, 0, func(p []byte) { binary.LittleEndian.PutUint32(p[28+12:], 44100) }))
+	cd.SampleRate = 48000 // the least that holds it
+	if _, s := mustHear(t, newOpener(t, Options{}), cd); s.SampleRate() != 48000 {
+		t.Errorf("got %d Hz", s.SampleRate())
+	}
+}
+
+func TestOpusThatWasMadeAtAnotherRateThanTheJobSaysIsRefused(t *testing.T) {
+	spec := inline(clip.Opus)
+	for _, rate := range []int{8000, 16000, 48000} {
+		spec.SampleRate = rate
+		wantError(t, newOpener(t, Options{}).Check(spec), errors.CodeInvalidJob, errors.PhaseJob, "24000 Hz", strconv.Itoa(rate)+" Hz", "audio.sample_rate")
+	}
+	spec.SampleRate = 24000
+	mustHear(t, newOpener(t, Options{}), spec)
 }
 
 func TestBrokenOggIsAnInvalidJobThatNamesWhatIsWrong(t *testing.T) {

@@ -12,12 +12,15 @@ type pcmDecoder struct {
 	in      *input
 	what    string // "WAV" or "PCM"
 	r       *bufio.Reader
-	left    int64 // bytes still to come; -1: up to the end of the file
-	size    int64 // what left was at the start
-	frame   int   // bytes of one sample of all channels, as they come in
+	left    int64                  // bytes still to come; -1: up to the end of the file
+	size    int64                  // what left was at the start
+	open    func(there int64) bool // whether left was a length that nobody knew, if so much is there; nil: no
+	frame   int                    // bytes of one sample of all channels, as they come in
 	convert func(out, in []byte)
 	rate    int
 	samples int64 // given out so far
+	inside  wavInside
+	after   int64 // bytes that follow the samples; 0: none, or not known
 
 	buf []byte // one chunk as it comes in
 	out []byte // one chunk as it goes out; nil where nothing is converted
@@ -54,7 +57,7 @@ func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
 		want = want[:min(int64(len(want)), d.left)]
 	}
 	if len(want) == 0 {
-		return nil, 0, io.EOF
+		return nil, 0, d.over()
 	}
 	n, err := io.ReadFull(d.r, want)
 	if err != nil {
@@ -65,7 +68,36 @@ func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
 	if d.left >= 0 {
 		d.left -= int64(n)
 	}
+	// Where a header says how many samples there are, they may have any value.
+	if d.left < 0 || d.open != nil && d.open(0) {
+		if at := d.inside.find(want[:n]); at >= 0 {
+			return nil, 0, d.joined(at)
+		}
+	}
 	return d.chunk(want[:n])
+}
+
+// over looks at what follows the samples of a WAV: io.EOF unless it is another
+// WAV, which would not be spoken.
+func (d *pcmDecoder) over() error {
+	if d.after < wavBegins {
+		return io.EOF
+	}
+	next, err := d.r.Peek(wavBegins + 1)
+	if err != nil && !endOfFile(err) {
+		return err
+	}
+	if headerIn(next) >= 0 {
+		return d.joined(d.size)
+	}
+	return io.EOF
+}
+
+func (d *pcmDecoder) joined(at int64) error {
+	if at == 0 && d.size == 0 { // NewPCM does not look at the beginning
+		return d.in.broken("%s is a WAV file: send its samples alone", d.what)
+	}
+	return d.in.broken("%s has the header of another WAV file in it, after %d bytes of samples: join the samples and not the files, or send each as an utterance of its own", d.what, at)
 }
 
 // end judges a file that ended after n more bytes: nil where these are a last,
@@ -74,7 +106,7 @@ func (d *pcmDecoder) end(n int, err error) error {
 	switch {
 	case !endOfFile(err):
 		return err
-	case d.left >= 0:
+	case d.left >= 0 && (d.open == nil || !d.open(d.size-d.left+int64(n))):
 		return d.in.cutShort(d.size, d.size-d.left+int64(n))
 	case n%d.frame != 0:
 		return d.in.oddBytes(d.what, d.samples*int64(d.frame)+int64(n), d.frame)

@@ -120,6 +120,9 @@ func (o *Opener) parse(in *input, src *source) (*Speech, error) {
 	}
 	r := src.buffered()
 	head, err := r.Peek(12)
+	if found := container(head); err == nil && (found == "" || in.Format != "" && in.Format != found) {
+		head, err = r.Peek(min(sniffed, r.Size()))
+	}
 	if err != nil && !endOfFile(err) {
 		return nil, err
 	}
@@ -143,58 +146,38 @@ func (in *input) detect(head []byte) (string, error) {
 	if len(head) == 0 {
 		return "", in.broken("is empty")
 	}
-	found := ""
-	switch {
-	case bytes.HasPrefix(head, []byte("RIFF")):
-		found = formatWAV
-	case bytes.HasPrefix(head, []byte("OggS")):
-		found = formatOpus
-	}
-	switch {
-	case found == "" && (in.Format == "" || in.Format == formatPCM):
-		return formatPCM, in.checkRaw(head)
-	case in.Format == "" || in.Format == found:
+	found := container(head)
+	if found != "" && (in.Format == "" || in.Format == found) {
 		return found, nil
 	}
-	return "", in.broken("is %s, but %s.format says %s", describe(head), in.Field, in.Format)
-}
-
-// checkRaw keeps a compressed file from being spoken as noise. Where the job
-// says pcm_s16le in so many words, it is believed.
-func (in *input) checkRaw(head []byte) error {
-	other := describe(head)
+	kind, known := whatIs(head)
+	if !known && in.Format == "" {
+		kind, known = mayBe(head)
+	}
+	raw := in.Format == "" || in.Format == formatPCM
 	switch {
-	case other != unknownBytes && in.Format == "":
-		return in.broken("is %s: send a WAV, raw PCM or Ogg Opus", other)
+	case known && in.Format == "":
+		return "", in.broken("is %s; %s", kind.name, kind.hint(in.SampleRate))
+	case known:
+		return "", in.broken("is %s, but %s.format says %s; %s", kind.name, in.Field, in.Format, kind.hint(in.SampleRate))
+	case !raw:
+		return "", in.broken("is neither a WAV nor an Ogg file, but %s.format says %s", in.Field, in.Format)
 	case in.SampleRate == 0 && in.Format == "":
-		return in.needsRate(" (the bytes are neither a WAV nor an Ogg file)")
+		return "", in.needsRate(" (the bytes are neither a WAV nor an Ogg file)")
 	case in.SampleRate == 0:
-		return in.needsRate("")
+		return "", in.needsRate("")
 	}
-	return nil
+	return formatPCM, nil
 }
 
-const unknownBytes = "neither a WAV nor an Ogg file"
-
-// describe names what the first bytes of a file give away.
-func describe(head []byte) string {
-	for _, known := range []struct{ magic, name string }{
-		{"RIFF", "a WAV file"},
-		{"OggS", "an Ogg file"},
-		{"fLaC", "a FLAC file"},
-		{"ID3\x02", "an MP3 file"},
-		{"ID3\x03", "an MP3 file"},
-		{"ID3\x04", "an MP3 file"},
-		{"RF64", "an RF64 file"},
-		{"RIFX", "a big-endian WAV file"},
-		{"\x1aE\xdf\xa3", "a WebM or Matroska file"},
-		{"{\"err", "JSON"},
-		{"<!DOCTYPE", "a web page"},
-		{"<html", "a web page"},
-	} {
-		if bytes.HasPrefix(head, []byte(known.magic)) {
-			return known.name
-		}
+// container is the format of a file that begins so, of those that hold speech;
+// "": none of them.
+func container(head []byte) string {
+	switch {
+	case bytes.HasPrefix(head, []byte("RIFF")):
+		return formatWAV
+	case bytes.HasPrefix(head, []byte("OggS")):
+		return formatOpus
 	}
-	return unknownBytes
+	return ""
 }

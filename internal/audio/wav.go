@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"time"
 )
 
 // What a WAV's fmt chunk can say.
@@ -19,6 +20,11 @@ const (
 	// can't go back to fill it in: 0xFFFFFFFF (ffmpeg), 0x7FFFF000 (sox,
 	// espeak-ng), 0x80000000 (arecord).
 	wavOpenLength = 0x7FFF0000
+
+	// Some write another length, which they can't know either. See openLength.
+	wavTooMuch = defaultMaxBytes
+	wavTooLong = 2 * time.Hour
+	wavPart    = 4
 )
 
 // guidTail ends the GUIDs of WAVE_FORMAT_EXTENSIBLE whose first two bytes are a
@@ -42,10 +48,11 @@ type wavReader struct {
 	pos  int64
 	end  int64 // where the RIFF header says that the file ends; -1: left open
 	size int64 // where the file ends; -1: not known
+	most int64 // bytes of a file that are accepted
 }
 
 func wavSpeech(in *input, src *source, r *bufio.Reader, opts Options) (*Speech, error) {
-	w := &wavReader{in: in, r: r, size: src.size}
+	w := &wavReader{in: in, r: r, size: src.size, most: opts.MaxBytes}
 	h, err := w.header()
 	if err != nil {
 		return nil, err
@@ -60,19 +67,44 @@ func wavSpeech(in *input, src *source, r *bufio.Reader, opts Options) (*Speech, 
 	if err := in.checkRate(h.rate, PCM); err != nil {
 		return nil, err
 	}
-	if err := w.checkSamples(h); err != nil {
+	open := w.openLength(h)
+	if h.data > 0 && w.size >= 0 && open(w.size-w.pos) {
+		h.data = -1
+	}
+	if err := w.checkSamples(h, open); err != nil {
 		return nil, err
 	}
-	if h.data > src.max {
+	if h.data > src.max && !open(0) {
 		return nil, in.tooLarge(src.name, src.max)
 	}
-	d := &pcmDecoder{in: in, what: "WAV", r: r, left: h.data, size: h.data, frame: h.frame, convert: convert, rate: h.rate}
+	d := &pcmDecoder{in: in, what: "WAV", r: r, left: h.data, size: h.data, open: open, frame: h.frame, convert: convert, rate: h.rate}
+	if h.data >= 0 && w.size >= 0 {
+		d.after = w.size - w.pos - h.data
+	}
 	d.allocate(opts.Chunk)
 	s := &Speech{src: src, decoder: d, format: PCM, rate: h.rate, converted: converted}
-	if n := w.samples(h); n >= 0 {
+	if n := w.samples(h); n >= 0 && (w.size >= 0 || !open(0)) {
 		s.total, s.known = pcmLength(n/int64(h.frame), h.rate), true
 	}
 	return s, nil
+}
+
+// openLength gives the rule by which a length of the samples that reaches beyond
+// the end of the file is one that its writer could not know, and not that of a
+// file that was cut short. Two things have to come together. The length is not
+// to be believed by itself: it is more than any speech that would be taken
+// (wavTooMuch bytes and more than is accepted, or wavTooLong of speech), or the
+// RIFF header around it is open as well. And the file holds a small part of it
+// only, one of wavPart at most. What a broken transfer leaves says less or holds
+// more.
+func (w *wavReader) openLength(h *wavHeader) func(there int64) bool {
+	says := h.data
+	// Open, or still that of a file without samples.
+	unknown := w.end < 0 || w.end <= w.pos
+	tooMuch := says > max(wavTooMuch, w.most) || pcmLength(says/int64(h.frame), h.rate) > wavTooLong
+	return func(there int64) bool {
+		return there <= says/wavPart && (unknown || tooMuch)
+	}
 }
 
 // samples is how many bytes of them there are; -1: not known.
@@ -84,9 +116,9 @@ func (w *wavReader) samples(h *wavHeader) int64 {
 }
 
 // checkSamples refuses as much as can be told before the samples are read.
-func (w *wavReader) checkSamples(h *wavHeader) error {
+func (w *wavReader) checkSamples(h *wavHeader, open func(there int64) bool) error {
 	n := w.samples(h)
-	if n < 0 {
+	if n < 0 || n > 0 && w.size < 0 && open(0) {
 		if _, err := w.r.Peek(1); err == nil || !endOfFile(err) {
 			return err
 		}
@@ -97,7 +129,7 @@ func (w *wavReader) checkSamples(h *wavHeader) error {
 		return w.in.broken("WAV has no samples")
 	case w.size >= 0 && w.pos+n > w.size:
 		return w.in.cutShort(n, w.size-w.pos)
-	case n%int64(h.frame) != 0:
+	case n%int64(h.frame) != 0 && (w.size >= 0 || !open(0)):
 		return w.in.oddBytes("WAV", n, h.frame)
 	}
 	return nil
@@ -287,15 +319,50 @@ func (w *wavReader) discard(id string, n, chunk int64) error {
 			return w.ended(err, fmt.Sprintf("its %q chunk of %d bytes", id, chunk))
 		}
 	}
-	if chunk%2 == 0 {
+	if chunk%2 == 0 || !w.padded() {
 		return nil
-	}
-	if pad, err := w.r.Peek(1); err != nil || pad[0] != 0 {
-		return nil // the next read meets the same end
 	}
 	w.pos++
 	_, err := w.r.Discard(1)
 	return err
+}
+
+// padded reports whether the byte after an odd chunk pads it. It may have any
+// value, and some writers forget it: where the next chunk begins shows which.
+func (w *wavReader) padded() bool {
+	head, err := w.r.Peek(9)
+	if err != nil && len(head) < 8 {
+		return len(head) > 0 && head[0] == 0 // the next read meets the same end
+	}
+	without := head[:8]
+	with := head[1:]
+	switch {
+	case isWAVChunk(without):
+		return false
+	case len(with) < 8:
+		return without[0] == 0
+	case isWAVChunk(with), w.mayBeChunk(with):
+		return true
+	default:
+		return !w.mayBeChunk(without)
+	}
+}
+
+// isWAVChunk reports whether a chunk's header is of one that WAVs have.
+func isWAVChunk(head []byte) bool {
+	switch string(head[:4]) {
+	case "data", "fmt ", "fact", "LIST", "bext", "cue ", "smpl", "inst", "plst", "PEAK", "JUNK", "junk", "PAD ", "FLLR",
+		"id3 ", "ID3 ", "iXML", "axml", "_PMX", "cart", "acid", "DISP", "levl", "afsp", "strc", "umid", "minf", "elm1", "regn", "MD5 ", "chna":
+		return true
+	}
+	return false
+}
+
+// mayBeChunk reports whether a chunk could begin so, as far as its header and
+// the file's length say.
+func (w *wavReader) mayBeChunk(head []byte) bool {
+	end := max(w.end, w.size)
+	return printable(head[:4]) && (end < 0 || w.pos+8+int64(binary.LittleEndian.Uint32(head[4:])) <= end+1)
 }
 
 func (w *wavReader) read(p []byte, what string) error {

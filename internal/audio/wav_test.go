@@ -4,7 +4,12 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"avatarworker/internal/audio/clip"
 	"avatarworker/internal/errors"
@@ -81,6 +86,172 @@ func TestWAVsAsWritersMakeThemAreUnderstood(t *testing.T) {
 				t.Errorf("%d bytes, want %d as they were", len(h.data), len(samples))
 			}
 		})
+	}
+}
+
+// placeholders are headers whose writer could not know the length.
+func placeholders() map[string]func(w *wavSpec) {
+	said := func(n int64) func(w *wavSpec) {
+		return func(w *wavSpec) { w.dataSize, w.riffSize = n, n+36 }
+	}
+	return map[string]func(w *wavSpec){
+		"2,000,000,000":    said(2_000_000_000),
+		"1,000,000,000":    said(1_000_000_000),
+		"999,999,999":      said(999_999_999),
+		"0x7FFFFF00":       said(0x7FFFFF00),
+		"0x3FFFFFFF":       said(0x3FFFFFFF),
+		"0x10000000":       said(0x10000000),
+		"100,000,000":      said(100_000_000),
+		"an hour":          said(3600 * 48000 * 2),
+		"odd":              said(1_500_000_001),
+		"RIFF not written": func(w *wavSpec) { w.dataSize, w.riffSize = 5_000_000, 0 },
+		"RIFF unchanged":   func(w *wavSpec) { w.dataSize, w.riffSize = 5_000_000, 36 },
+		"RIFF open":        func(w *wavSpec) { w.dataSize, w.riffSize = 10_000_000, 0xFFFFFFFF },
+		"data alone":       func(w *wavSpec) { w.dataSize = 2_000_000_000 },
+	}
+}
+
+// fromEverywhere opens data inline, as an object, and at URLs with and without a
+// length.
+func fromEverywhere(t *testing.T, data []byte, opts Options, do func(t *testing.T, o *Opener, spec Spec)) {
+	t.Helper()
+	js, store := objectStores(t, "SPEECH")
+	put(t, store, "a.wav", data)
+	net := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/chunked" {
+			write(t, w, data[:10])
+			if err := http.NewResponseController(w).Flush(); err != nil {
+				t.Error(err)
+			}
+			write(t, w, data[10:])
+			return
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+		write(t, w, data)
+	})
+	opts.Objects, opts.DefaultBucket = JetStreamObjects(js), "SPEECH"
+	o := net.opener(t, opts)
+	for _, spec := range []Spec{inline(data), {Object: "a.wav", Field: "audio"}, at("http://example.com/a"), at("http://example.com/chunked")} {
+		do(t, o, spec)
+	}
+}
+
+func TestALengthThatItsWriterCouldNotKnowMeansTheEndOfTheFile(t *testing.T) {
+	samples := clip.WAV[44 : 44+24000]
+	for name, do := range placeholders() {
+		t.Run(name, func(t *testing.T) {
+			w := plainWAV(samples)
+			w.rate = 48000
+			do(&w)
+			fromEverywhere(t, w.bytes(), Options{}, func(t *testing.T, o *Opener, spec Spec) {
+				h, s := mustHear(t, o, spec)
+				if total, known := s.Total(); !bytes.Equal(h.data, samples) || !known || total != 250*time.Millisecond {
+					t.Errorf("%+v: %d bytes, %s %t", Spec{Object: spec.Object, URL: spec.URL}, len(h.data), total, known)
+				}
+			})
+		})
+	}
+	h, s := mustHear(t, newOpener(t, Options{MaxBytes: 4 << 30}), inline(field(t, "pocket_2e9.wav")))
+	if len(h.data) != 48000 || s.SampleRate() != 24000 {
+		t.Errorf("%d bytes at %d Hz", len(h.data), s.SampleRate())
+	}
+}
+
+func TestAFileThatWasCutShortIsNotTakenForOneOfOpenLength(t *testing.T) {
+	samples := make([]byte, 96000*10)
+	for name, c := range map[string]struct {
+		spec  func(w *wavSpec)
+		there int
+		opts  Options
+	}{
+		"the last sample":         {func(*wavSpec) {}, len(samples) - 2, Options{}},
+		"half":                    {func(*wavSpec) {}, len(samples) / 2, Options{}},
+		"nearly all":              {func(*wavSpec) {}, 100, Options{}},
+		"ten minutes":             {func(w *wavSpec) { w.dataSize, w.riffSize = 600*96000, 600*96000+36 }, len(samples), Options{}},
+		"small limit":             {func(*wavSpec) {}, 10000, Options{MaxBytes: 100_000}},
+		"large limit":             {func(w *wavSpec) { w.dataSize, w.riffSize = 100<<20, 100<<20+36 }, len(samples), Options{MaxBytes: 200 << 20}},
+		"large, half":             {func(w *wavSpec) { w.dataSize, w.riffSize = 66<<20, 66<<20+36 }, 33 << 20, Options{}},
+		"RIFF not written, half":  {func(w *wavSpec) { w.riffSize = 0 }, len(samples) / 2, Options{}},
+		"RIFF open, but the last": {func(w *wavSpec) { w.riffSize = 0xFFFFFFFF }, len(samples) - 2, Options{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := plainWAV(samples)
+			w.rate = 48000
+			c.spec(&w)
+			if c.there > len(samples) {
+				w.data = make([]byte, c.there)
+			}
+			data := w.bytes()[:44+c.there]
+			spec := inline(data)
+			e := wantError(t, openAndHear(t, newOpener(t, c.opts), spec), errors.CodeInvalidJob, errors.PhaseJob, "cut short")
+			if !strings.Contains(e.Message, strconv.Itoa(c.there)) {
+				t.Errorf("%s", e.Message)
+			}
+		})
+	}
+}
+
+func TestAnOpenLengthIsBoundedByTheLimit(t *testing.T) {
+	w := plainWAV(make([]byte, 200_000))
+	w.dataSize, w.riffSize = 2_000_000_000, 2_000_000_036
+	fromEverywhere(t, w.bytes(), Options{MaxBytes: 100_000}, func(t *testing.T, o *Opener, spec Spec) {
+		code, phase := errors.CodeAudioUnavailable, errors.PhaseAudio
+		if spec.HasInline {
+			code, phase = errors.CodeInvalidJob, errors.PhaseJob
+		}
+		wantError(t, openAndHear(t, o, spec), code, phase, "100000")
+	})
+}
+
+func TestASecondWAVInAFileIsRefused(t *testing.T) {
+	one := plainWAV(clip.WAV[44 : 44+9600]).bytes()
+	streamed := plainWAV(clip.WAV[44 : 44+9600])
+	streamed.dataSize, streamed.riffSize = 0, 0
+	for name, data := range map[string][]byte{
+		"open":           field(t, "joined_open.wav"),
+		"both streamed":  append(streamed.bytes(), streamed.bytes()...),
+		"after a closed": append(slices.Clone(one), one...),
+	} {
+		fromEverywhere(t, data, Options{}, func(t *testing.T, o *Opener, spec Spec) {
+			if err := openAndHear(t, o, spec); err == nil && spec.URL == "http://example.com/chunked" && name == "after a closed" {
+				return // what follows is not waited for
+			}
+			phase := errors.PhaseAudio
+			if spec.HasInline {
+				phase = errors.PhaseJob
+			}
+			wantError(t, openAndHear(t, o, spec), errors.CodeInvalidJob, phase, "another WAV file")
+		})
+	}
+}
+
+func TestTheByteThatPadsAnOddChunkMayHaveAnyValue(t *testing.T) {
+	h, s := mustHear(t, newOpener(t, Options{}), inline(field(t, "list_odd_pad_nonzero.wav")))
+	if len(h.data) != 48000 || s.SampleRate() != 24000 {
+		t.Errorf("%d bytes at %d Hz", len(h.data), s.SampleRate())
+	}
+	o := newOpener(t, Options{})
+	samples := clip.WAV[44 : 44+6400]
+	for pad := range 256 {
+		for _, id := range []string{"LIST", "abcd"} {
+			for _, next := range [][]byte{nil, chunkOf("efgh", "ij"), chunkOf("data", "")[:0]} {
+				w := plainWAV(samples)
+				w.before = slices.Concat(chunkOf(id, "odd"), []byte{byte(pad)}, next)
+				h, _ := mustHear(t, o, inline(w.bytes()))
+				if !bytes.Equal(h.data, samples) {
+					t.Fatalf("pad %d after %s: %d bytes", pad, id, len(h.data))
+				}
+			}
+		}
+	}
+	// Where it is missing, whatever length the next chunk has.
+	for n := 0; n < 600; n += 2 {
+		w := plainWAV(samples[:2+n])
+		w.before = chunkOf("LIST", "odd")
+		h, _ := mustHear(t, o, inline(w.bytes()))
+		if !bytes.Equal(h.data, samples[:2+n]) {
+			t.Fatalf("%d bytes of samples, without a pad: %d", 2+n, len(h.data))
+		}
 	}
 }
 

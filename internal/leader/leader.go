@@ -4,7 +4,7 @@
 // its replicas, which may lag behind what somebody has been told is stored. "Not
 // found" then means "not here yet", and an object may be one that has been
 // replaced since. Whoever decides something by what is stored, or by what is
-// not, asks here.
+// not, asks here. A Feed follows a subject's messages as they are stored.
 package leader
 
 import (
@@ -130,8 +130,10 @@ func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte
 	m := answer.Message
 	msg := &jetstream.RawStreamMsg{Subject: m.Subject, Sequence: m.Sequence, Data: m.Data, Time: m.Time, Header: nats.Header{}}
 	if len(m.Header) > 0 {
-		if msg.Header, err = nats.DecodeHeadersMsg(m.Header); err != nil {
-			return nil, fmt.Errorf("read message %d of stream %s: %w", m.Sequence, stream, err)
+		// Headers that are none, which a publisher may have sent, are left out,
+		// as the client does for messages that it gets.
+		if h, err := nats.DecodeHeadersMsg(m.Header); err == nil {
+			msg.Header = h
 		}
 	}
 	return msg, nil

@@ -107,7 +107,7 @@ func (r *objectReader) Read(p []byte) (int, error) {
 
 func (r *objectReader) fetch() error {
 	msg, err := r.near()
-	if err != nil { // the replica lags behind, or is gone with the request
+	if err != nil || !r.genuine(msg) { // the replica lags behind, or is gone with the request
 		msg, err = Next(r.ctx, r.js, objectStream(r.info.Bucket), r.seq+1, r.subject)
 	}
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -129,6 +129,18 @@ func (r *objectReader) near() (msg *jetstream.RawStreamMsg, err error) {
 		return err
 	})
 	return msg, err
+}
+
+// genuine reports whether the client read an answer rightly: it takes sequence
+// and subject from the first headers of these names, which are the message's own
+// where its publisher set them. The leader's answer keeps the two apart.
+func (r *objectReader) genuine(msg *jetstream.RawStreamMsg) bool {
+	for _, name := range []string{jetstream.StreamHeader, jetstream.SubjectHeader, jetstream.SequenceHeader, jetstream.TimeStampHeaer} {
+		if len(msg.Header[name]) > 1 {
+			return false
+		}
+	}
+	return msg.Sequence > r.seq
 }
 
 func (r *objectReader) verify() error {

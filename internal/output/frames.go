@@ -213,35 +213,28 @@ func frameOf(h nats.Header, stored uint64) LastFrame {
 // Superseded tells whether a later session's frames were stored before last:
 // then everybody who listens has dropped it. It reads the headers of all the
 // job's frames.
-func Superseded(ctx context.Context, stream jetstream.Stream, subject string, last LastFrame) (bool, error) {
+func Superseded(ctx context.Context, js jetstream.JetStream, stream, subject string, last LastFrame) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeLimit)
 	defer cancel()
-	var consumer jetstream.Consumer
-	err := leader.Try(ctx, stream.CachedInfo().Config.Name, func(ctx context.Context) (err error) {
-		consumer, err = stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, HeadersOnly: true})
-		return err
-	})
+	feed, err := leader.OpenFeed(ctx, js, leader.FeedConfig{Stream: stream, Subject: subject, HeadersOnly: true})
 	if err != nil {
-		return false, fmt.Errorf("frames on %s: %w", subject, err)
+		return false, fmt.Errorf("frames: %w", err)
 	}
-	messages, err := consumer.Messages()
-	if err != nil {
-		return false, fmt.Errorf("frames on %s: %w", subject, err)
-	}
-	defer messages.Stop()
+	defer feed.Close()
 	for {
-		msg, err := messages.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return false, fmt.Errorf("frames on %s: %w", subject, err)
+		var msg *jetstream.RawStreamMsg
+		select {
+		case msg = <-feed.Messages():
+		case <-ctx.Done():
+			return false, fmt.Errorf("frames on %s: %w", subject, context.Cause(ctx))
 		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return false, fmt.Errorf("frames on %s: %w", subject, err)
+		if msg == nil {
+			return false, fmt.Errorf("frames on %s: %w", subject, feed.Err())
 		}
-		if meta.Sequence.Stream >= last.stored {
+		if msg.Sequence >= last.stored {
 			return false, nil
 		}
-		if f := frameOf(msg.Headers(), 0); f.Run == last.Run && f.Session > last.Session {
+		if f := frameOf(msg.Header, 0); f.Run == last.Run && f.Session > last.Session {
 			return true, nil
 		}
 	}

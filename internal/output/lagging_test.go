@@ -140,8 +140,7 @@ func TestARequestThatWasLostHoldsUpNoLookAtTheFrames(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
 	defer cancel()
 	js := natstest.Losing(t, natstest.Start(t).ClientURL(), "CONSUMER.CREATE")
-	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "F", Subjects: []string{"f.*"}, Storage: jetstream.MemoryStorage})
-	if err != nil {
+	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "F", Subjects: []string{"f.*"}, Storage: jetstream.MemoryStorage}); err != nil {
 		t.Fatal(err)
 	}
 	for session := 2; session >= 1; session-- {
@@ -154,7 +153,7 @@ func TestARequestThatWasLostHoldsUpNoLookAtTheFrames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if superseded, err := output.Superseded(ctx, stream, "f.job", last); err != nil || !superseded {
+	if superseded, err := output.Superseded(ctx, js, "F", "f.job", last); err != nil || !superseded {
 		t.Errorf("superseded: %t %v", superseded, err)
 	}
 }

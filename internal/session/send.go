@@ -141,6 +141,9 @@ func (s *Session) writeInterrupt(u *utterance) error {
 			return s.failure(u.reqID)
 		}
 	}
+	if u.onInterrupt != nil {
+		u.onInterrupt()
+	}
 	close(u.interrupted)
 	u.answer(endingInterrupt)
 	return nil

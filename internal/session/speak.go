@@ -26,6 +26,9 @@ type Utterance struct {
 	// ends the session and is End's. It must not call Say, End, Interrupt or
 	// Close. nil: frames are counted only.
 	OnFrame func(Frame) error
+	// OnInterrupt is called by Interrupt when it has stopped this utterance,
+	// before End returns. It must not block. nil: nothing is called.
+	OnInterrupt func()
 
 	// W3C, used where the context carries no trace; empty: those of Params.
 	TraceParent, TraceState string

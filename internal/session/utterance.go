@@ -11,11 +11,12 @@ import (
 
 // utterance is one in flight.
 type utterance struct {
-	reqID   string
-	speech  Speech
-	onFrame func(Frame) error
-	stall   stallClock
-	cancel  context.CancelFunc // ends the wait for the source
+	reqID       string
+	speech      Speech
+	onFrame     func(Frame) error
+	onInterrupt func()
+	stall       stallClock
+	cancel      context.CancelFunc // ends the wait for the source
 
 	over        atomic.Bool   // nothing is sent and no frame handed out any more
 	interrupted chan struct{} // closed once the interrupt is sent
@@ -55,7 +56,7 @@ func (s *Session) newUtterance(in Utterance) *utterance {
 		reqID = newReqID(time.Now())
 	}
 	return &utterance{
-		reqID: reqID, speech: in.Speech, onFrame: in.OnFrame,
+		reqID: reqID, speech: in.Speech, onFrame: in.OnFrame, onInterrupt: in.OnInterrupt,
 		tc:          traceContext{orDefault(in.TraceParent, s.p.TraceParent), orDefault(in.TraceState, s.p.TraceState)},
 		interrupted: make(chan struct{}), answered: make(chan struct{}),
 	}

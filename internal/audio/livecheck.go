@@ -1,0 +1,106 @@
+package audio
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+)
+
+// liveSniffed is how much of an utterance is looked at to find out what it is.
+const liveSniffed = 4 << 10
+
+// liveCheck looks at an utterance as it passes. What is not the speech that the
+// job announced is refused before the backend hears it: it would be spoken as
+// noise, and billed.
+type liveCheck struct {
+	head []byte // of the utterance, as far as it is looked at; nil: looked at
+	seen bool   // the head was
+	wav  wavInside
+}
+
+// chunk looks at the next message of the utterance.
+func (c *liveCheck) chunk(spec LiveSpec, msg *jetstream.RawStreamMsg) error {
+	refuse := func(format string, args ...any) error {
+		return errors.Newf(errors.CodeInvalidJob, errors.PhaseAudio, "live: message %d on %s "+format,
+			append([]any{msg.Sequence, spec.Subject}, args...)...)
+	}
+	if spec.Format == PCM {
+		return c.pcm(spec, msg.Data, refuse)
+	}
+	return c.opus(spec, msg.Data, refuse)
+}
+
+func (c *liveCheck) pcm(spec LiveSpec, data []byte, refuse func(string, ...any) error) error {
+	look := data[:min(len(data), liveSniffed)] // each message may be a file of its own
+	if c.begin(data) {
+		look = c.head
+	}
+	if kind, found := whatIs(look); found {
+		return refuse("is %s, and the job says raw PCM; %s", kind.name, kind.liveHint(spec.SampleRate))
+	}
+	c.end(len(c.head) >= liveSniffed)
+	if len(data)%2 == 1 {
+		return refuse("has %d bytes; 16-bit PCM has an even number in each", len(data))
+	}
+	if c.wav.find(data) >= 0 {
+		return refuse("has the header of a WAV file in it; publish the samples alone")
+	}
+	return nil
+}
+
+func (c *liveCheck) opus(spec LiveSpec, data []byte, refuse func(string, ...any) error) error {
+	if !c.begin(data) {
+		return nil
+	}
+	const mark = "OggS"
+	if !bytes.HasPrefix([]byte(mark), c.head[:min(len(c.head), len(mark))]) {
+		kind, found := whatIs(c.head)
+		if !found {
+			kind.name = "not the beginning of an Ogg file"
+		}
+		return refuse("is %s, and the job says ogg_opus: an utterance is one Ogg Opus stream, from its first page on", kind.name)
+	}
+	page := cutPage(c.head)
+	if page == nil {
+		c.end(len(c.head) >= liveSniffed) // no OpusHead is that long
+		return nil
+	}
+	if !bytes.HasPrefix(page.body, []byte("OpusHead")) {
+		return refuse("is an Ogg file with %s: only Opus is taken", codecName(page.body))
+	}
+	if len(page.body) >= opusHeadSize {
+		if original := int(binary.LittleEndian.Uint32(page.body[12:])); original > 0 && opusRate(0, original) != spec.SampleRate {
+			return refuse("is Ogg Opus made from speech at %d Hz, but live.sample_rate says %d Hz", original, spec.SampleRate)
+		}
+	}
+	c.end(true)
+	return nil
+}
+
+// begin adds data to the head; false: the head has been looked at.
+func (c *liveCheck) begin(data []byte) bool {
+	if c.seen || len(data) == 0 {
+		return false
+	}
+	c.head = append(c.head, data[:min(len(data), liveSniffed-len(c.head))]...)
+	return true
+}
+
+// end lets the head go once enough of it was there.
+func (c *liveCheck) end(enough bool) {
+	if enough {
+		c.seen, c.head = true, nil
+	}
+}
+
+// liveHint is what to do about live speech that is no PCM.
+func (k kindOfFile) liveHint(rate int) string {
+	if k.remedy == remedyConvert {
+		return fmt.Sprintf("publish the samples alone; to convert it: ffmpeg -i FILE -ac 1 -ar %d -f s16le -", rate)
+	}
+	return "publish 16-bit samples alone"
+}

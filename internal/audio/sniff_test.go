@@ -1,0 +1,262 @@
+package audio
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"math"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"avatarworker/internal/audio/clip"
+	"avatarworker/internal/errors"
+)
+
+func field(t testing.TB, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile("testdata/field/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data[:len(data)&^1] // an odd number of bytes is refused anyway
+}
+
+func zipped(t testing.TB, data []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// noise is n bytes that look like nothing.
+func noise(n int, seed uint64) []byte {
+	r := rand.New(rand.NewPCG(seed, 1))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return b
+}
+
+// framed is a file of frames: each a header, then noise up to its size.
+func framed(count, size int, header func(i int) []byte) []byte {
+	var b []byte
+	for i := range count {
+		h := header(i)
+		b = append(append(b, h...), noise(size-len(h), uint64(i))...)
+	}
+	return b
+}
+
+func same(header ...byte) func(int) []byte { return func(int) []byte { return header } }
+
+func filesOfOtherKinds(t testing.TB) map[string][]byte {
+	mp3 := field(t, "noid3.mp3")
+	return map[string][]byte{
+		"MPEG audio (MP3)":  mp3,
+		"MPEG audio (MP3) ": mp3[150:2600], // cut out of a stream
+		"(MP3)":             framed(9, 417, same(0xff, 0xfb, 0x90, 0x64)),
+		"(MP3) with a tag":  append(framed(30, 96, same(0xff, 0xf3, 0x44, 0xc4)), "TAGa title"...),
+		"MPEG audio":        framed(20, 576, same(0xff, 0xfd, 0xa4, 0x00)), // layer 2
+		"AAC (ADTS)":        field(t, "x.aac"),
+		"AAC (LATM)":        framed(30, 203, same(0x56, 0xe0, 200)),
+		"AC-3":              framed(10, 256, same(0x0b, 0x77, 1, 2, 0x08, 0x40)),
+		"transport stream": framed(40, 188, func(i int) []byte {
+			return []byte{0x47, 0x01, 0x00, 0x10 | byte(i&0x0f)}
+		}),
+		"MP4":                     field(t, "x.m4a"),
+		"QuickTime":               append([]byte("\x00\x00\x00\x08wide\x00\x00\x10\x00mdat"), noise(500, 1)...),
+		"AIFF":                    field(t, "x.aiff"),
+		"AU file":                 field(t, "x.au"),
+		"XML":                     field(t, "s3.xml"),
+		"JSON":                    field(t, "tts.json"),
+		"JSON ":                   []byte("\n [ {\"code\": 429, \"message\": \"zu viele Anfragen für heute\"} ]"),
+		"web page":                []byte("<!DOCTYPE html><html><body>502 Bad Gateway</body></html>"),
+		"XML document":            []byte("<ListBucketResult><Name>bucket</Name></ListBucketResult>"),
+		"text":                    []byte("upstream connect error or disconnect/reset before headers"),
+		"data: URL":               []byte("data:audio/wav;base64,UklGRiQAAABXQVZFZm10IBAAAAABAAEA"),
+		"playlist":                []byte("#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:2.0,\nsegment0.ts\n"),
+		"gzip":                    zipped(t, clip.WAV)[:20000],
+		"gzip ":                   zipped(t, []byte("short")),
+		"Ogg file with Vorbis":    oggOf("\x01vorbis\x00\x00\x00\x00"),
+		"Ogg file with FLAC":      oggOf("\x7fFLAC\x01\x00"),
+		"Ogg file with Speex":     oggOf("Speex   1.2"),
+		"FLAC":                    append([]byte("fLaC\x00\x00\x00\x22"), noise(600, 2)...),
+		"ID3":                     append([]byte("ID3\x04\x00\x00\x00\x00\x02\x01TSSE\x00\x00\x00\x0f"), noise(600, 3)...),
+		"WebM":                    append([]byte("\x1aE\xdf\xa3\x9fB\x86\x81\x01B\xf7\x81\x01B\x82\x84webm"), noise(600, 4)...),
+		"ASF":                     append([]byte("\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"), noise(600, 5)...),
+		"AMR":                     append([]byte("#!AMR\n"), noise(600, 6)...),
+		"CAF":                     append([]byte("caff\x00\x01\x00\x00desc"), noise(600, 7)...),
+		"Wave64":                  append([]byte("riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"), noise(600, 8)...),
+		"RF64":                    append([]byte("RF64\xff\xff\xff\xffWAVEds64"), noise(600, 9)...),
+		"RIFX":                    append([]byte("RIFX\x00\x00\x10\x00WAVEfmt "), noise(600, 9)...),
+		"zip":                     append([]byte("PK\x03\x04\x14\x00\x00\x00\x08\x00----crc-size-len\x0a\x00\x00\x00speech.wav"), noise(600, 10)...),
+		"PDF":                     append([]byte("%PDF-1.7\n%\xe2\xe3\xcf\xd3"), noise(600, 11)...),
+		"PNG":                     append([]byte("\x89PNG\r\n\x1a\n"), noise(600, 12)...),
+		"WavPack":                 append([]byte("wvpk\x00\x10\x00\x00\x10\x04"), noise(600, 13)...),
+		"header of another WAV":   append(make([]byte, 4000), clip.WAV[:4000]...),
+		"header of another WAV  ": append(append([]byte{}, noise(9596, 14)...), clip.WAV[:4000]...), // across two chunks
+	}
+}
+
+func oggOf(packet string) []byte {
+	page := make([]byte, oggHeaderSize, 4000)
+	copy(page, "OggS\x00\x02")
+	page[26] = 1
+	page = seal(append(append(page, byte(len(packet))), packet...))
+	return append(page, noise(600, 20)...)
+}
+
+func TestAFileThatIsNoPCMIsRefusedAndSaysWhatItSeemsToBe(t *testing.T) {
+	o := newOpener(t, Options{})
+	for what, data := range filesOfOtherKinds(t) {
+		data = data[:len(data)&^1]
+		for _, format := range []string{"", "pcm_s16le", "wav"} {
+			if format == "wav" && strings.HasPrefix(what, "header") {
+				continue // it is neither, which has its own text
+			}
+			spec := inline(data)
+			spec.Format, spec.SampleRate = format, 24000
+			if o.Check(spec) == nil {
+				t.Errorf("%s is taken as %q", what, format)
+				continue
+			}
+			e := wantError(t, o.Check(spec), errors.CodeInvalidJob, errors.PhaseJob, "audio.inline", strings.TrimSpace(strings.TrimSuffix(what, " with a tag")))
+			if format == "" && strings.Contains(what, "MP3") && !strings.Contains(e.Message, "ffmpeg -i FILE -ac 1 -ar 24000 -c:a pcm_s16le") {
+				t.Errorf("no line that says how to convert it: %s", e.Message)
+			}
+		}
+	}
+}
+
+func TestEachSignatureIsLookedFor(t *testing.T) {
+	for _, s := range signatures() {
+		if !strings.Contains(signatureStarts, s.magic[:1]) {
+			t.Errorf("%s: %q is not among the first bytes", s.name, s.magic)
+		}
+	}
+	for _, c := range signatureStarts {
+		if !slices.ContainsFunc(signatures(), func(s signature) bool { return s.magic[0] == byte(c) }) && c != '\uFFFD' {
+			t.Errorf("no signature begins with %q", c)
+		}
+	}
+}
+
+// samplesOf are raw PCM that a recogniser of files could trip over.
+func samplesOf(r *rand.Rand) []byte {
+	n := 1 + r.IntN(6000)
+	if r.IntN(4) == 0 {
+		n = 1 + r.IntN(40)
+	}
+	b := make([]byte, 0, 2*n)
+	add := func(v float64) {
+		b = binary.LittleEndian.AppendUint16(b, uint16(int16(max(-32768, min(32767, v)))))
+	}
+	loud := math.Exp2(15 * r.Float64())
+	period := 2 + r.IntN(1000)
+	kind := r.IntN(8)
+	for i := range n {
+		phase := float64(i%period) / float64(period)
+		switch kind {
+		case 0: // silence, or a constant
+			add(math.Trunc(loud) * float64(n%2))
+		case 1: // white noise
+			add((2*r.Float64() - 1) * loud)
+		case 2: // a square wave
+			add(math.Copysign(loud, phase-0.5))
+		case 3:
+			add(loud * math.Sin(2*math.Pi*phase))
+		case 4: // a saw
+			add(loud * (2*phase - 1))
+		case 5: // a square wave with steps: as many levels as text has letters
+			add(loud * math.Round(8*math.Sin(2*math.Pi*phase)) / 8)
+		case 6: // a tone with a little noise
+			add(loud*math.Sin(2*math.Pi*phase) + r.NormFloat64()*3)
+		case 7: // a pulse
+			add(loud * float64(max(0, 1-i%period)))
+		}
+	}
+	return b
+}
+
+func TestPCMIsNeverTakenForAnythingElse(t *testing.T) {
+	rounds := 6000
+	if os.Getenv("AVATAR_LONG") != "" {
+		rounds = 400_000
+	}
+	unlucky := [][]byte{
+		{0xff, 0xfb, 0x90, 0x64}, {0xff, 0xf3, 0x44, 0xc4}, {0xff, 0xf1, 0x50, 0x80}, {0x1f, 0x8b, 0x08, 0x00}, {0x47, 0x40},
+		[]byte("RI"), []byte("Og"), []byte("ID"), []byte("{\""), []byte("<?"), []byte("BM"), []byte("PK\x03\x04"), {0x1a, 0x45, 0xdf, 0xa3},
+		[]byte(".snd"), []byte("FORM"), {0xff, 0xd8, 0xff}, {0x0b, 0x77}, {0x56, 0xe0}, []byte("\x00\x00\x00\x20ft"),
+	}
+	for seed := range uint64(rounds) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		b := samplesOf(r)
+		if r.IntN(2) == 0 {
+			copy(b, unlucky[r.IntN(len(unlucky))])
+		}
+		if r.IntN(8) == 0 { // again and again: a wave with this period
+			period := slices.Concat(unlucky[r.IntN(5)], noise(2*r.IntN(300), seed))
+			for i := range b {
+				b[i] = period[i%len(period)]
+			}
+		}
+		head := b[:min(len(b), sniffed)]
+		if kind, found := whatIs(head); found {
+			t.Fatalf("seed %d: %d bytes %x… are taken for %s", seed, len(b), b[:min(len(b), 24)], kind.name)
+		}
+		var w wavInside
+		for piece := range slices.Chunk(b, 1+r.IntN(3000)) {
+			if at := w.find(piece); at >= 0 {
+				t.Fatalf("seed %d: a header at %d", seed, at)
+			}
+		}
+	}
+}
+
+func TestAHeaderInsideIsFoundHoweverTheSamplesAreCut(t *testing.T) {
+	data := slices.Concat(noise(100, 1), clip.WAV[:60], noise(100, 2))
+	for size := 1; size < len(data); size++ {
+		var w wavInside
+		found := int64(-1)
+		for piece := range slices.Chunk(data, size) {
+			if at := w.find(piece); at >= 0 && found < 0 {
+				found = at
+			}
+		}
+		if found != 100 {
+			t.Errorf("in pieces of %d bytes: %d", size, found)
+		}
+	}
+}
+
+func FuzzWhatIs(f *testing.F) {
+	for _, data := range filesOfOtherKinds(f) {
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		kind, found := whatIs(data)
+		if found == (kind.name == "") {
+			t.Errorf("%t %+v", found, kind)
+		}
+		kind.hint(0)
+		var c liveCheck
+		for piece := range slices.Chunk(data, 700) {
+			if c.pcm(LiveSpec{SampleRate: 16000}, piece, func(string, ...any) error { return errClosed }) != nil {
+				break
+			}
+		}
+		if len(c.head) > liveSniffed {
+			t.Errorf("%d bytes are kept", len(c.head))
+		}
+	})
+}

@@ -1,0 +1,271 @@
+package leader
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+
+	"avatarworker/internal/errors"
+)
+
+const (
+	// feedExpires is how long the server keeps one request for messages.
+	feedExpires = 30 * time.Second
+	// feedHeartbeat is how often the server says that a request still waits.
+	feedHeartbeat = 5 * time.Second
+	// feedSilence without a word from the server means that the request is lost.
+	feedSilence = 2*feedHeartbeat + 2*time.Second
+	// feedForgotten is how long the server keeps a consumer without a reader.
+	feedForgotten = 30 * time.Second
+
+	feedWindow = 64
+)
+
+// FeedConfig describes what a Feed reads.
+type FeedConfig struct {
+	Stream      string
+	Subject     string // may have wildcards
+	From        uint64 // sequence of the first message wanted; 0: the first there is
+	HeadersOnly bool   // leave out the bodies
+	Window      int    // most messages fetched ahead; 0: 64
+}
+
+// Feed reads a subject's messages in order, each once. It survives lost
+// connections, elections and restarts of the server.
+//
+// It exists beside the client's ordered consumer because that takes any empty
+// message with a Status header for the server's own: one published by a user
+// makes it create its consumer again, without end. A message of the stream
+// always has a reply subject for its acknowledgement; what the server says by
+// itself never has.
+type Feed struct {
+	js      jetstream.JetStream
+	cfg     FeedConfig
+	out     chan *jetstream.RawStreamMsg
+	life    context.Context
+	end     context.CancelFunc
+	changed chan nats.Status
+	err     error // set before out is closed
+
+	// The consumer in use, and the request to it.
+	consumer string
+	sub      *nats.Subscription
+	in       chan *nats.Msg
+	pulls    int
+	reply    string // of the last request
+	wanted   int    // messages that it has still to bring
+	taken    uint64 // consumer sequence of the last message
+	stale    bool   // it has to be replaced
+
+	next  uint64 // stream sequence that comes next at the earliest
+	ahead []*jetstream.RawStreamMsg
+}
+
+// OpenFeed begins to read. The caller closes the Feed.
+func OpenFeed(ctx context.Context, js jetstream.JetStream, cfg FeedConfig) (*Feed, error) {
+	if cfg.Window <= 0 {
+		cfg.Window = feedWindow
+	}
+	f := &Feed{
+		js: js, cfg: cfg, next: max(cfg.From, 1), out: make(chan *jetstream.RawStreamMsg),
+		changed: js.Conn().StatusChanged(nats.CONNECTED),
+	}
+	f.life, f.end = context.WithCancel(context.WithoutCancel(ctx)) // Close ends it
+	if err := f.subscribe(ctx); err != nil {
+		f.end()
+		js.Conn().RemoveStatusListener(f.changed)
+		return nil, fmt.Errorf("read %s: %w", cfg.Subject, err)
+	}
+	go f.run()
+	return f, nil
+}
+
+// Messages gives the messages. It is closed when the Feed ends: see Err.
+func (f *Feed) Messages() <-chan *jetstream.RawStreamMsg { return f.out }
+
+// Err says why Messages was closed; nil after Close.
+func (f *Feed) Err() error { return f.err }
+
+// Close ends the reading. The server forgets the consumer by itself.
+func (f *Feed) Close() {
+	f.end()
+	for range f.out { // until run has returned
+	}
+}
+
+func (f *Feed) run() {
+	defer close(f.out)
+	defer f.js.Conn().RemoveStatusListener(f.changed)
+	defer func() { f.unsubscribe() }()
+	silence := time.NewTimer(feedSilence)
+	defer silence.Stop()
+	for {
+		// What has come is handed out before the rest is asked for again.
+		if f.stale && len(f.ahead) == 0 {
+			if err := f.renew(); err != nil {
+				if f.life.Err() == nil {
+					f.err = err
+				}
+				return
+			}
+		}
+		if !f.stale && f.wanted == 0 && len(f.ahead) < f.cfg.Window {
+			f.pull()
+			silence.Reset(feedSilence)
+			if f.stale {
+				continue
+			}
+		}
+		if !f.wait(silence) {
+			return
+		}
+	}
+}
+
+// wait waits for the next thing to happen; false: the Feed is closed.
+func (f *Feed) wait(silence *time.Timer) bool {
+	var out chan<- *jetstream.RawStreamMsg
+	var first *jetstream.RawStreamMsg
+	if len(f.ahead) > 0 {
+		out, first = f.out, f.ahead[0]
+	}
+	var lost <-chan time.Time // nothing is owed while no request is out
+	if f.wanted > 0 {
+		lost = silence.C
+	}
+	select {
+	case <-f.life.Done():
+		return false
+	case out <- first:
+		f.ahead[0] = nil
+		f.ahead = f.ahead[1:]
+	case msg := <-f.in:
+		silence.Reset(feedSilence)
+		f.take(msg)
+	case _, open := <-f.changed: // what was sent while the connection was lost is gone
+		f.stale = true
+		if !open {
+			f.changed = nil
+		}
+	case <-lost:
+		f.stale = true
+	}
+	return true
+}
+
+// take sorts what has come: messages have a reply subject to acknowledge them.
+func (f *Feed) take(msg *nats.Msg) {
+	if f.stale {
+		return
+	}
+	if !strings.HasPrefix(msg.Reply, "$JS.ACK.") {
+		f.status(msg)
+		return
+	}
+	meta, err := msg.Metadata()
+	if err != nil || meta.Sequence.Consumer != f.taken+1 {
+		f.stale = true // one is missing
+		return
+	}
+	f.taken++
+	f.wanted--
+	f.next = meta.Sequence.Stream + 1
+	f.ahead = append(f.ahead, &jetstream.RawStreamMsg{
+		Subject: msg.Subject, Sequence: meta.Sequence.Stream, Header: msg.Header, Data: msg.Data, Time: meta.Timestamp,
+	})
+}
+
+// status obeys the server's own word on a request.
+func (f *Feed) status(msg *nats.Msg) {
+	if msg.Subject != f.reply {
+		return
+	}
+	switch msg.Header.Get("Status") {
+	case "100": // it still waits
+		if last, err := strconv.ParseUint(msg.Header.Get("Nats-Last-Consumer"), 10, 64); err == nil && last > f.taken {
+			f.stale = true // what it has sent did not arrive
+		}
+	case "404", "408": // it is over
+		f.wanted = 0
+	default:
+		f.stale = true
+	}
+}
+
+// pull asks for as many messages as there is room for.
+func (f *Feed) pull() {
+	f.pulls++
+	f.wanted = f.cfg.Window - len(f.ahead)
+	f.reply = strings.TrimSuffix(f.sub.Subject, "*") + strconv.Itoa(f.pulls)
+	body, err := json.Marshal(map[string]int64{
+		"batch": int64(f.wanted), "expires": int64(feedExpires), "idle_heartbeat": int64(feedHeartbeat),
+	})
+	if err == nil {
+		err = f.js.Conn().PublishRequest(APIPrefix(f.js)+"CONSUMER.MSG.NEXT."+f.cfg.Stream+"."+f.consumer, f.reply, body)
+	}
+	if err != nil {
+		f.wanted, f.stale = 0, true
+	}
+}
+
+// renew replaces the consumer, for as long as it takes.
+func (f *Feed) renew() error {
+	for {
+		select {
+		case <-f.life.Done():
+			return f.life.Err()
+		case <-time.After(tryPause): // whatever the fault is, it may be there still
+		}
+		f.unsubscribe()
+		err := f.subscribe(f.life)
+		if err == nil || final(err) || f.life.Err() != nil {
+			return err
+		}
+	}
+}
+
+// subscribe makes a consumer that begins with the message that comes next.
+func (f *Feed) subscribe(ctx context.Context) error {
+	// Room for a window and for what the server says between its messages: run
+	// takes from it all the time, except while it replaces the consumer.
+	in := make(chan *nats.Msg, 2*f.cfg.Window+16)
+	sub, err := f.js.Conn().ChanSubscribe(f.js.Conn().NewInbox()+".*", in)
+	if err != nil {
+		return err
+	}
+	cfg := jetstream.ConsumerConfig{
+		FilterSubject: f.cfg.Subject, HeadersOnly: f.cfg.HeadersOnly,
+		DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckNonePolicy, MaxDeliver: -1,
+		MemoryStorage: true, Replicas: 1, InactiveThreshold: feedForgotten,
+	}
+	if f.next > 1 {
+		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, f.next
+	}
+	err = Try(ctx, f.cfg.Stream, func(ctx context.Context) error {
+		cfg.Name = nuid.Next() // a request that was lost may have been heard
+		_, err := f.js.CreateConsumer(ctx, f.cfg.Stream, cfg)
+		return err
+	})
+	if err != nil {
+		return errors.Join(err, sub.Unsubscribe())
+	}
+	f.consumer, f.sub, f.in = cfg.Name, sub, in
+	f.reply, f.wanted, f.taken, f.stale = "", 0, 0, false
+	return nil
+}
+
+// unsubscribe ends the subscription, and with it the request to the server.
+func (f *Feed) unsubscribe() {
+	if f.sub == nil {
+		return
+	}
+	_ = f.sub.Unsubscribe() // an error says that the connection is closed
+	f.sub, f.in = nil, nil
+}
