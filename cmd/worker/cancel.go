@@ -79,7 +79,7 @@ func (c *cli) printCancel(reply jobs.ControlReply, asJSON bool) error {
 
 func checkJobID(id string) error {
 	if !jobs.ValidJobID(id) {
-		return usagef("%q is no job id: want 1 to 64 of A-Z a-z 0-9 _ -", id)
+		return usagef("%q is not a job id: want 1 to 64 of A-Z a-z 0-9 _ -", id)
 	}
 	return nil
 }

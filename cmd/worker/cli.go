@@ -202,7 +202,7 @@ func (l *link) close() {
 // that says why, and leaves others as they are.
 func (l *link) missing(what string, err error) error {
 	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrBucketNotFound) {
-		return fmt.Errorf("there is no %s: no worker has run here with nats.prefix %q yet ('worker run' makes it)", what, l.cfg.NATS.Prefix)
+		return fmt.Errorf("there is no %s: no worker has run here with nats.prefix %q yet ('avatarworker run' makes it)", what, l.cfg.NATS.Prefix)
 	}
 	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
 		return fmt.Errorf("%s: JetStream is not enabled on this NATS server, or not for this account", what)

@@ -94,7 +94,7 @@ func (c *cli) changeLetters(cmd *cobra.Command, args []string, lf *letterFlags, 
 	}
 	switch chosen := lf.chooses() || lf.all; {
 	case len(seqs) == 0 && !chosen:
-		return usagef("which ones? Give SEQs of 'worker dlq ls', filters, or --all")
+		return usagef("which ones? Give SEQs of 'avatarworker dlq ls', filters, or --all")
 	case len(seqs) > 0 && chosen:
 		return usagef("give SEQs, or filters: not both")
 	}

@@ -19,7 +19,7 @@ import (
 func newErrorsCommand(c *cli) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "errors", Short: "Print what is done about each error code", Args: cobra.NoArgs,
+		Use: "errors", Short: "Print what is done about each error code", Args: noArgs,
 		Long: `Prints every error code with its class and what a worker does about it, as it
 stands under the configuration: 'policy' changes it.`,
 		RunE: func(*cobra.Command, []string) error { return c.printErrors(asJSON) },

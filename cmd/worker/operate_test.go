@@ -71,7 +71,7 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 	}
 	b.letter("d1", errors.CodeAvatarNotFound, `{}`, time.Now())
 	expect(t, 0, []string{
-		"host-1", "billingRequired", "worker dlq show --code avatarNotFound", "no worker serves queue vip (jobs waiting: 1)",
+		"host-1", "billingRequired", "avatarworker dlq show --code avatarNotFound", "no worker serves queue vip (jobs waiting: 1)",
 	}, b.args("status")...)
 	f := decode[status.Fleet](t, expect(t, 0, nil, b.args("status", "--json")...))
 	if len(f.Queues) != 2 || f.Queues[0].Waiting != 1 || f.Queues[0].Served != 1 || f.Queues[1].Waiting != 1 || f.Queues[1].Served != 0 || f.Queues[1].OldestWaiting.IsZero() {
@@ -90,7 +90,7 @@ func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 	b.event("2", jobs.ErrorEvent{JobID: "other", Code: errors.CodeInternal, Class: errors.ClassInternal})
 	b.event("3", jobs.ErrorEvent{JobID: "j1", Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"})
 	b.event("4", jobs.DeadLettered{JobFields: fields, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig})
-	expect(t, 0, []string{"dead_lettered", "no such avatar", "what to do", "worker dlq show --job j1"}, b.args("status", "j1")...)
+	expect(t, 0, []string{"dead_lettered", "no such avatar", "what to do", "avatarworker dlq show --job j1"}, b.args("status", "j1")...)
 	j := decode[status.Job](t, expect(t, 0, nil, b.args("status", "j1", "--json")...))
 	var ids []string
 	for _, e := range j.History {
@@ -207,7 +207,7 @@ func TestDeadLetterIsExplainedAndItsSecretsHidden(t *testing.T) {
 			t.Errorf("%v: a secret is shown:\n%s", args, stdout)
 		}
 	}
-	expect(t, 0, []string{"There is no avatar", "what to do", "publisher", "worker dlq replay 1", "room_name", hidden}, b.args("dlq", "show", "1")...)
+	expect(t, 0, []string{"There is no avatar", "what to do", "publisher", "avatarworker dlq replay 1", "room_name", hidden}, b.args("dlq", "show", "1")...)
 	if got := expect(t, 0, nil, b.args("dlq", "show", "1", "--raw")...); got != body {
 		t.Errorf("raw: %s", got)
 	}

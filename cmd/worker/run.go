@@ -29,7 +29,7 @@ the process at once; nothing is lost by that either.`
 func newRunCommand(c *cli) *cobra.Command {
 	var embedded bool
 	cmd := &cobra.Command{
-		Use: "run", Short: "Run the worker", Long: aboutRun, Args: cobra.NoArgs,
+		Use: "run", Short: "Run the worker", Long: aboutRun, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.runWorker(cmd.Context(), embedded) },
 	}
 	cmd.Flags().BoolVar(&embedded, "embedded", false, "start NATS with JetStream in this process: files in nats.store_dir, listening at nats.url")

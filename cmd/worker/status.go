@@ -158,7 +158,7 @@ func (c *cli) printCounts(f *status.Fleet) error {
 	}
 	t := newTable(c.stdout, "LETTERS", "CODE", "CLASS", "WHOSE", "CAUSE")
 	for _, n := range f.DeadLetters {
-		t.row(n.Letters, n.Code, n.Class, orDash(errors.Explain(n.Code).Owner), fmt.Sprintf("worker dlq show --code %s", n.Code))
+		t.row(n.Letters, n.Code, n.Class, orDash(errors.Explain(n.Code).Owner), fmt.Sprintf("avatarworker dlq show --code %s", n.Code))
 	}
 	return t.end()
 }
@@ -190,7 +190,7 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 		c.note("looking for error events took longer than --count-for: some may be missing")
 	}
 	if j.Record != nil && j.Record.Outcome == jobs.StateDeadLettered {
-		_, err = fmt.Fprintf(c.stdout, "\nIts dead letter: worker dlq show --job %s\n", id)
+		_, err = fmt.Fprintf(c.stdout, "\nIts dead letter: avatarworker dlq show --job %s\n", id)
 	}
 	return err
 }

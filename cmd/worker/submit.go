@@ -21,9 +21,9 @@ import (
 const aboutSubmit = `Publishes a job, from flags or a JSON FILE (- is stdin; flags win), and prints
 its id. The job is checked here first, as a worker would.
 
-  worker submit --avatar a1 --audio hello.wav --wait --out hello.rec
-  worker submit job.json --label order=17
-  arecord -f S16_LE -r 16000 -t raw | worker submit --avatar a1 --live - --sample-rate 16000`
+  avatarworker submit --avatar a1 --audio hello.wav --wait --out hello.rec
+  avatarworker submit job.json --label order=17
+  arecord -f S16_LE -r 16000 -t raw | avatarworker submit --avatar a1 --live - --sample-rate 16000`
 
 // submission is what the flags of submit say.
 type submission struct {
@@ -236,7 +236,7 @@ func (l *link) publishError(err error, msg *nats.Msg) error {
 	var api *jetstream.APIError
 	switch {
 	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
-		return fmt.Errorf("no stream takes jobs on %s: no worker has run here with nats.prefix %q yet ('worker run' makes it)", msg.Subject, l.cfg.NATS.Prefix)
+		return fmt.Errorf("no stream takes jobs on %s: no worker has run here with nats.prefix %q yet ('avatarworker run' makes it)", msg.Subject, l.cfg.NATS.Prefix)
 	case errors.Is(err, nats.ErrMaxPayload):
 		return fmt.Errorf("the job has %d bytes, more than the NATS server takes (%d): upload its speech with --audio", len(msg.Data), l.nc.MaxPayload())
 	case errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum:

@@ -217,7 +217,7 @@ func TestWaitEndsWithTimeoutInterruptOrAnUsedID(t *testing.T) {
 	c := start(t, "", b.args(append(job, "--id", "j2")...)...)
 	c.stderr.await(t, "no worker serves")
 	c.interrupt()
-	if code := c.wait(); code != 1 || !strings.Contains(c.stderr.String(), "worker cancel j2") {
+	if code := c.wait(); code != 1 || !strings.Contains(c.stderr.String(), "avatarworker cancel j2") {
 		t.Errorf("exit %d: %s", code, c.stderr)
 	}
 	b.record(jobs.Record{JobID: "used", Run: 1, StreamSeq: 4711, State: jobs.StateCompleted, Queue: "default"})

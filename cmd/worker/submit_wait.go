@@ -85,9 +85,9 @@ func (c *cli) waitFor(ctx context.Context, l *link, s *submission, p *published,
 func (w *waiter) gaveUp(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("interrupted: job %s goes on; 'worker status %s' shows it, 'worker cancel %s' ends it", w.p.JobID, w.p.JobID, w.p.JobID)
+		return fmt.Errorf("interrupted: job %s goes on; 'avatarworker status %s' shows it, 'avatarworker cancel %s' ends it", w.p.JobID, w.p.JobID, w.p.JobID)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("no outcome within %s: job %s goes on; 'worker status %s' shows it", w.s.timeout, w.p.JobID, w.p.JobID)
+		return fmt.Errorf("no outcome within %s: job %s goes on; 'avatarworker status %s' shows it", w.s.timeout, w.p.JobID, w.p.JobID)
 	}
 	return err
 }
@@ -187,7 +187,7 @@ func (w *waiter) event(e status.Event) error {
 }
 
 func (w *waiter) dropped() error {
-	return fmt.Errorf("a worker dropped the job: the id %s was used before; 'worker status %s' shows that job", w.p.JobID, w.p.JobID)
+	return fmt.Errorf("a worker dropped the job: the id %s was used before; 'avatarworker status %s' shows that job", w.p.JobID, w.p.JobID)
 }
 
 // offer hands over an outcome; the first one counts.
