@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -12,7 +11,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"avatarworker/internal/app"
 	"avatarworker/internal/config"
@@ -44,7 +42,7 @@ type cli struct {
 
 func newCLI(stdin io.Reader, stdout, stderr io.Writer, environ []string) *cli {
 	return &cli{
-		stdin: stdin, stdout: stdout, stderr: stderr, environ: environ,
+		stdin: stdin, stdout: &screenWriter{to: stdout}, stderr: &screenWriter{to: stderr}, environ: environ,
 		now: time.Now, overrides: make(map[string]string), flags: make(map[string]string),
 	}
 }
@@ -214,10 +212,4 @@ func (l *link) missing(what string, err error) error {
 // nothing.
 func (c *cli) note(format string, args ...any) {
 	_, _ = fmt.Fprintf(c.stderr, format+"\n", args...) // there is nobody left to tell
-}
-
-// isTerminal tells whether a person is looking.
-func isTerminal(w any) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -21,6 +21,7 @@ type letterFlags struct {
 	newest                     bool
 	all                        bool
 	dryRun                     bool
+	yes                        bool
 	asJSON                     bool
 }
 
@@ -191,9 +192,9 @@ func (c *cli) letterList(asJSON bool) (show func(dlq.Entry) error, end func() er
 	rows := 0
 	show = func(e dlq.Entry) error {
 		if t == nil {
-			t = newTable(c.stdout, "SEQ", "AGE", "JOB", "RUN", "QUEUE", "APP", "AVATAR", "CODE", "REASON", "TRIES", "ERROR")
+			t = newTable(c.stdout, "SEQ", "FAILED", "JOB", "RUN", "QUEUE", "APP", "AVATAR", "CODE", "REASON", "ATTEMPTS", "ERROR")
 		}
-		t.row(e.Seq, ago(c.now(), e.FailedAt), orDash(e.JobID), e.Run, orDash(e.Queue), orDash(e.AppID), orDash(e.AvatarID),
+		t.row(e.Seq, ago(c.now(), e.FailedAt)+" ago", orDash(e.JobID), e.Run, orDash(e.Queue), orDash(e.AppID), orDash(e.AvatarID),
 			e.Code, orDash(e.Reason), e.Attempts, short(cause(e.Message, e.ServerTitle, e.ServerDetail), 60))
 		if rows++; rows%pageRows == 0 {
 			return t.end()

@@ -66,7 +66,7 @@ func (c *cli) showLetter(cmd *cobra.Command, args []string, lf *letterFlags, raw
 	}
 	switch {
 	case raw:
-		_, err = c.stdout.Write(letter.Data)
+		_, err = c.raw().Write(letter.Data)
 		return err
 	case lf.asJSON:
 		return c.printJSON(shownLetter(letter))
@@ -233,7 +233,7 @@ func (c *cli) printBlock(title string, body json.RawMessage) error {
 }
 
 func (c *cli) printNext(v letterView) error {
-	_, err := fmt.Fprintf(c.stdout, "\nTo run it again: avatarworker dlq replay %d\nAll with this code: avatarworker dlq replay --code %s\n", v.Seq, v.Code)
+	_, err := fmt.Fprintf(c.stdout, "\nTo run it again: avatarworker dlq replay %d\nAll with this code: avatarworker dlq replay --code %s\n", v.Seq, plain(string(v.Code)))
 	return err
 }
 

@@ -61,7 +61,7 @@ func (c *cli) printErrors(asJSON bool) error {
 	if asJSON {
 		return c.printJSON(rows)
 	}
-	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "WHOSE", "UNLESS")
+	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "WHOSE FAULT", "UNLESS")
 	for _, r := range rows {
 		out.row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), orDash(r.Owner), r.Unless)
 	}

@@ -54,16 +54,16 @@ func (c *cli) exitCode(cmd *cobra.Command, err error) int {
 	case errors.Is(err, errShown):
 		return exitFailed
 	case errors.As(err, &badConfig), errors.As(err, &unusable), errors.As(err, &setting):
-		c.note("avatarworker: %s", err)
+		c.note("avatarworker: %s", plainLines(err.Error()))
 		return exitConfig
 	case errors.As(err, &usage) || !c.started:
-		c.note("avatarworker: %s\nTry '%s --help'.", err, cmd.CommandPath())
+		c.note("avatarworker: %s\nTry '%s --help'.", plainLines(err.Error()), cmd.CommandPath())
 		return exitUsage
 	case errors.Is(err, context.Canceled):
 		c.note("avatarworker: interrupted")
 		return exitFailed
 	default:
-		c.note("avatarworker: %s", err)
+		c.note("avatarworker: %s", plainLines(err.Error()))
 		return exitFailed
 	}
 }

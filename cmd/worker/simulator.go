@@ -49,6 +49,7 @@ func newSimulatorCommand(c *cli) *cobra.Command {
 
 // simulate serves until the command is interrupted.
 func (c *cli) simulate(cmd *cobra.Command, o simulator.Options, asJSON bool) error {
+	outliveReaders()
 	s := simulator.New(o)
 	if err := s.Start(cmd.Context()); err != nil {
 		return err

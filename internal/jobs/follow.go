@@ -215,13 +215,13 @@ func (t *task) logFailure(r *Record, e *errors.Error, plan Plan) {
 	t.log().WithLevel(level).Err(t.fault).
 		Str("code", string(e.Code)).Str("phase", string(e.Phase)).Str("action", string(plan.Action)).
 		Int("attempt", r.Attempt).Int("session", r.Session).Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).
-		Str("connection_id", r.ConnectionID).Str("req_id", e.ReqID).Dur("retry_in", plan.Delay).
+		Str("connection_id", r.ConnectionID).Str("req_id", e.ReqID).Stringer("retry_in", plan.Delay).
 		Msg("attempt failed")
 }
 
 func (t *task) logOutcome(r *Record) {
 	t.log().Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
 		Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).Str("connection_id", r.ConnectionID).
-		Int("utterances", r.UtterancesDone).Dur("session_time", r.SessionTime).
+		Int("utterances", r.UtterancesDone).Stringer("session_time", r.SessionTime).
 		Msg("job done")
 }

@@ -249,7 +249,7 @@ func (w *Worker) stopTaking() {
 	w.drainTimer = time.AfterFunc(w.o.Drain, func() { w.giveBack(errDrained) })
 	w.mu.Unlock()
 	w.fleet.drain()
-	w.log.Info().Dur("drain_timeout", w.o.Drain).Int("running", w.Running()).Msg("draining: no new jobs; sessions may finish")
+	w.log.Info().Stringer("drain_timeout", w.o.Drain).Int("running", w.Running()).Msg("draining: no new jobs; sessions may finish")
 }
 
 func (w *Worker) isDraining() bool {
