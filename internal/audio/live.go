@@ -9,13 +9,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/header"
 	"avatarworker/internal/leader"
 )
 
-// Headers of a live audio message.
+// Headers of a live audio message: booleans, as internal/header reads them.
 const (
-	HeaderEnd   = "Avatar-End"   // "true": the utterance ends with this message
-	HeaderClose = "Avatar-Close" // "true": the session ends with this message
+	HeaderEnd   = "Avatar-End"   // the utterance ends with this message
+	HeaderClose = "Avatar-Close" // the session ends with this message
 )
 
 // liveWindow is how many messages are fetched ahead: enough to hide a round
@@ -112,7 +113,8 @@ func Closes(ctx context.Context, js jetstream.JetStream, stream string, seq uint
 	if err != nil {
 		return false, liveFault(err, "read stream "+stream)
 	}
-	return msg.Header.Get(HeaderClose) == "true", nil
+	closes, err := header.Flag(msg.Header, HeaderClose)
+	return closes, liveHeaderFault(err, seq, msg.Subject)
 }
 
 // EndOfUtterance is the sequence of the last message of the utterance that
@@ -180,7 +182,7 @@ func (l *Live) Begin(ctx context.Context) (bool, error) {
 			break
 		}
 		if len(msg.Data()) == 0 {
-			l.closed = header(msg, HeaderClose)
+			l.closed = flag(msg, HeaderClose)
 			continue
 		}
 		l.first = msg
@@ -228,14 +230,14 @@ func (l *Live) Next(ctx context.Context) ([]byte, time.Duration, error) {
 	}
 	length := l.length(msg.Data())
 	if l.ends(msg) {
-		l.open, l.closed = false, header(msg, HeaderClose)
+		l.open, l.closed = false, flag(msg, HeaderClose)
 		return msg.Data(), length, io.EOF
 	}
 	return msg.Data(), length, nil
 }
 
 func (l *Live) ends(msg jetstream.Msg) bool {
-	return header(msg, HeaderEnd) || header(msg, HeaderClose)
+	return flag(msg, HeaderEnd) || flag(msg, HeaderClose)
 }
 
 // length is how long the bytes take to be spoken.
@@ -263,7 +265,7 @@ func (l *Live) Skip(ctx context.Context) error {
 			return err
 		}
 		if msg == nil || l.ends(msg) {
-			l.closed = msg == nil || header(msg, HeaderClose)
+			l.closed = msg == nil || flag(msg, HeaderClose)
 			return nil
 		}
 	}
@@ -292,7 +294,7 @@ func (l *Live) take(ctx context.Context) (jetstream.Msg, error) {
 			return nil, liveFault(fmt.Errorf("the subscription ended: %w", l.failed), "read "+l.spec.Subject)
 		}
 		l.last = sequence(msg)
-		return msg, nil
+		return msg, checkLiveHeaders(msg)
 	case <-silence.C:
 		return nil, nil //nolint:nilnil // nothing came, and that is no error
 	case <-ctx.Done():
@@ -300,7 +302,29 @@ func (l *Live) take(ctx context.Context) (jetstream.Msg, error) {
 	}
 }
 
-func header(msg jetstream.Msg, key string) bool { return msg.Headers().Get(key) == "true" }
+// checkLiveHeaders refuses what is neither true nor false: taken for a no, it
+// would leave a session open that is paid for.
+func checkLiveHeaders(msg jetstream.Msg) error {
+	for _, name := range []string{HeaderEnd, HeaderClose} {
+		if _, err := header.Flag(msg.Headers(), name); err != nil {
+			return liveHeaderFault(err, sequence(msg), msg.Subject())
+		}
+	}
+	return nil
+}
+
+func liveHeaderFault(err error, seq uint64, subject string) error {
+	if err == nil {
+		return nil
+	}
+	return errors.Newf(errors.CodeInvalidJob, errors.PhaseAudio, "live: message %d on %s: %s", seq, subject, err)
+}
+
+// flag is a header that checkLiveHeaders has seen.
+func flag(msg jetstream.Msg, name string) bool {
+	on, _ := header.Flag(msg.Headers(), name)
+	return on
+}
 
 func sequence(msg jetstream.Msg) uint64 {
 	meta, err := msg.Metadata()

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/header"
 )
 
 // step does what the record says. starts: the job is to be started, from the
@@ -212,7 +213,8 @@ func (t *task) refuse(draft *Record) *errors.Error {
 
 // notAfter is the job's deadline; zero: none, or a replay that ignores it.
 func (t *task) notAfter() time.Time {
-	if t.job == nil || headerValue(t.msg.Headers(), HeaderIgnoreDeadline) == "true" {
+	ignored, _ := header.Flag(t.msg.Headers(), HeaderIgnoreDeadline) // Read has refused what is neither
+	if t.job == nil || ignored {
 		return time.Time{}
 	}
 	return t.job.NotAfter()
