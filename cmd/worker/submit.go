@@ -19,10 +19,13 @@ import (
 )
 
 const aboutSubmit = `Publishes a job, from flags or a JSON FILE (- is stdin; flags win), and prints
-its id. The job is checked here first, as a worker would.
+its id. The job is checked here first, as a worker would. A FILE may hold several
+jobs, in an array or one after the other (NDJSON): all are checked before the
+first is published.
 
   avatarworker submit --avatar a1 --audio hello.wav --wait --out hello.rec
   avatarworker submit job.json --label order=17
+  avatarworker submit jobs.ndjson --wait
   arecord -f S16_LE -r 16000 -t raw | avatarworker submit --avatar a1 --live - --sample-rate 16000`
 
 // submission is what the flags of submit say.
@@ -136,13 +139,17 @@ func (c *cli) submit(cmd *cobra.Command, s *submission) error {
 	}
 	s.wait = s.wait || s.out != ""
 	ctx := cmd.Context()
-	doc, err := c.document(s, cmd.Flags().Changed)
+	docs, err := c.documents(s, cmd.Flags().Changed)
 	if err != nil {
 		return err
 	}
 	if err := s.whole(); err != nil {
 		return err
 	}
+	if len(docs) > 1 {
+		return c.submitAll(ctx, s, docs)
+	}
+	doc := docs[0]
 	live, err := c.openLive(ctx, s, doc)
 	if err != nil {
 		return err
@@ -150,7 +157,7 @@ func (c *cli) submit(cmd *cobra.Command, s *submission) error {
 	defer live.close()
 	job, err := doc.job(s.noCheck)
 	if err != nil {
-		return err
+		return unpublished(err)
 	}
 	if s.out != "" && job != nil && !savesFrames(job) {
 		return usagef("--out: with output %s there are no frames to save", job.OutputKind())
@@ -176,29 +183,16 @@ func savesFrames(job *jobs.Job) bool {
 }
 
 func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc *document, live *liveSpeech, file *frameFile) error {
-	if err := l.upload(ctx, doc.uploads); err != nil {
-		return err
-	}
 	var from marks
 	var err error
 	if s.wait {
-		from, err = l.marks(ctx)
-	}
-	var p *published
-	if err == nil {
-		p, err = l.publish(ctx, s.queue, doc)
-	}
-	if err != nil {
-		l.removeUploads(ctx, doc.uploads)
-		return err
-	}
-	if p.Duplicate {
-		c.note("job %s was published before: nothing new was", p.JobID)
-	}
-	if !s.asJSON {
-		if _, err := fmt.Fprintln(c.stdout, p.JobID); err != nil {
+		if from, err = l.marks(ctx); err != nil {
 			return err
 		}
+	}
+	p, err := c.publishOne(ctx, l, s, doc)
+	if err != nil {
+		return err
 	}
 	l.warnUnserved(ctx, c, s.queue)
 	if s.wait {
@@ -211,6 +205,85 @@ func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc 
 		return c.printJSON(p)
 	}
 	return nil
+}
+
+// publishOne uploads a job's speech, publishes it, and prints its id.
+func (c *cli) publishOne(ctx context.Context, l *link, s *submission, doc *document) (*published, error) {
+	if err := l.upload(ctx, doc.uploads); err != nil {
+		return nil, err
+	}
+	p, err := l.publish(ctx, s.queue, doc)
+	if err != nil {
+		l.removeUploads(ctx, doc.uploads)
+		return nil, err
+	}
+	if p.Duplicate {
+		c.note("job %s was published before: nothing new was", p.JobID)
+	}
+	if !s.asJSON {
+		_, err = fmt.Fprintln(c.stdout, p.JobID)
+	}
+	return p, err
+}
+
+// unpublished adds to what is wrong with a job what became of it.
+func unpublished(err error) error {
+	return fmt.Errorf("%w\nNothing was published; --no-check publishes it anyway", err)
+}
+
+// submitAll publishes the jobs of a file that holds several.
+func (c *cli) submitAll(ctx context.Context, s *submission, docs []*document) error {
+	if s.id != "" || s.out != "" || s.live != "" {
+		return usagef("--id, --out and --live are for one job; %s holds %d", s.file, len(docs))
+	}
+	var faults []error
+	for _, doc := range docs {
+		if _, err := doc.job(false); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("%w\nNothing was published", errors.Join(faults...))
+	}
+	l, err := c.connect(ctx, "submit")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	var from marks
+	if s.wait {
+		if from, err = l.marks(ctx); err != nil {
+			return err
+		}
+	}
+	var all []*published
+	for _, doc := range docs {
+		p, err := c.publishOne(ctx, l, s, doc)
+		if err != nil {
+			return fmt.Errorf("%s: %w\nPublished were the %d before it, and none after", doc.where, err, len(all))
+		}
+		if s.asJSON && !s.wait {
+			if err := c.printLine(p); err != nil {
+				return err
+			}
+		}
+		all = append(all, p)
+	}
+	l.warnUnserved(ctx, c, s.queue)
+	c.note("published: %s", count(len(all), "job"))
+	if !s.wait {
+		return nil
+	}
+	var failed error
+	for _, p := range all {
+		if err := c.waitFor(ctx, l, s, p, from, nil, nil); err != nil {
+			if !errors.Is(err, errShown) {
+				return err
+			}
+			failed = err
+		}
+	}
+	return failed
 }
 
 // newJobID makes an id that no other job has.

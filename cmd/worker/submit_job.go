@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -86,25 +85,41 @@ type upload struct{ file, object string }
 // document is a job on its way to be published.
 type document struct {
 	id      string
+	where   string                     // in a file of several: "jobs.ndjson, job 2 (line 5)"
 	fields  map[string]json.RawMessage // nil: the file is no JSON object, and is published as it is
 	data    []byte
 	uploads []upload
 	now     time.Time
 }
 
-// document makes the job out of the file and the flags that were given.
-func (c *cli) document(s *submission, given func(flag string) bool) (*document, error) {
-	doc := &document{fields: make(map[string]json.RawMessage), now: c.now()}
+// documents makes the jobs out of the file, which may hold several, and the flags
+// that were given.
+func (c *cli) documents(s *submission, given func(flag string) bool) ([]*document, error) {
+	parts := []jobPart{{fields: make(map[string]json.RawMessage)}}
 	if s.file != "" {
-		if err := c.readJob(s, doc); err != nil {
+		var err error
+		if parts, err = c.readJobs(s); err != nil {
 			return nil, err
 		}
 	}
+	var docs []*document
+	for _, part := range parts {
+		doc := &document{where: part.where, fields: part.fields, data: part.raw, now: c.now()}
+		if err := c.complete(doc, s, given); err != nil {
+			return nil, part.located(err)
+		}
+		docs = append(docs, doc)
+	}
+	return docs, nil
+}
+
+// complete adds what the flags say.
+func (c *cli) complete(doc *document, s *submission, given func(flag string) bool) error {
 	if doc.fields == nil {
 		if doc.id = s.id; doc.id == "" {
 			doc.id = newJobID()
 		}
-		return doc, nil
+		return nil
 	}
 	for name, value := range map[string]string{
 		"avatar_id": s.avatar, "app_id": s.app, "region": s.region, "id": s.id, "on_redelivery": s.onRedelivery,
@@ -126,30 +141,9 @@ func (c *cli) document(s *submission, given func(flag string) bool) (*document, 
 		doc.deadline(s.deadline), doc.speech(c, s), doc.output(s),
 	)
 	if err != nil {
-		return nil, err
-	}
-	doc.data = encode(doc.fields)
-	return doc, nil
-}
-
-// readJob reads --file. Only with --no-check may it be something else than a
-// JSON object; it is then published byte for byte.
-func (c *cli) readJob(s *submission, doc *document) error {
-	in, name, err := c.input([]string{s.file})
-	if err != nil {
 		return err
 	}
-	defer in.Close() // it was only read
-	data, err := io.ReadAll(in)
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", name, err)
-	}
-	if err := json.Unmarshal(data, &doc.fields); err != nil || doc.fields == nil {
-		if !s.noCheck {
-			return fmt.Errorf("%s is no job: want a JSON object; --no-check publishes it anyway", name)
-		}
-		doc.fields, doc.data = nil, data
-	}
+	doc.data = encode(doc.fields)
 	return nil
 }
 
@@ -374,5 +368,5 @@ func (d *document) job(noCheck bool) (*jobs.Job, error) {
 	case noCheck:
 		return nil, nil //nolint:nilnil // see above
 	}
-	return nil, fmt.Errorf("not a valid job: %s\nNothing was published; --no-check publishes it anyway", invalid.Message)
+	return nil, jobPart{where: d.where}.located(fmt.Errorf("not a valid job: %s", invalid.Message))
 }

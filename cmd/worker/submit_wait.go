@@ -276,6 +276,11 @@ func (w *waiter) save(ctx context.Context, end ended) (*savedRecording, error) {
 	} else if err = w.restOfFrames(ctx); err == nil {
 		saved, err = w.file.save()
 	}
+	if err == nil && saved.Unreadable != "" {
+		w.c.note("%s has the frames as they came, but not all of them can be read: %s", w.s.out, plain(saved.Unreadable))
+		told := framesOf(end.utterances)
+		saved.Whole = told == 0 || saved.Frames == told
+	}
 	empty := err == nil && end.spoken == 0 && saved.Frames == 0 // a live session in which nothing was said
 	if err == nil && !saved.Whole && !empty && !interrupted(end.utterances) {
 		err = fmt.Errorf("%s is not whole: frames are missing, they may have aged out", w.s.out)
@@ -283,7 +288,16 @@ func (w *waiter) save(ctx context.Context, end ended) (*savedRecording, error) {
 	return saved, err
 }
 
-// interrupted tells whether an utterance was meant to have no end.
+// framesOf is how many frames the worker published.
+func framesOf(utterances []jobs.Utterance) int {
+	n := 0
+	for _, u := range utterances {
+		n += u.Frames
+	}
+	return n
+}
+
+// interrupted reports whether an utterance was meant to have no end.
 func interrupted(utterances []jobs.Utterance) bool {
 	for _, u := range utterances {
 		if u.Interrupted {

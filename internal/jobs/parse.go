@@ -69,6 +69,19 @@ func Decode(header nats.Header, data []byte) (*jobpb.Job, *errors.Error) {
 	return job, nil
 }
 
+// CheckJSON checks a job that may lack fields yet: that it is JSON, with line and
+// column where it is not, and that its fields are those of a job. The error is as
+// Decode's.
+func CheckJSON(data []byte) *errors.Error {
+	_, problems := decodeJSON(data)
+	if len(problems) == 0 {
+		return nil
+	}
+	err := invalidJob(problems)
+	err.Message = strings.TrimSuffix(err.Message, protobufAdvice)
+	return err
+}
+
 // IsProtobuf reports whether a message's header, or that of its dead letter,
 // says that the body is a job in protobuf: application/protobuf or
 // application/x-protobuf, however Content-Type is spelled.

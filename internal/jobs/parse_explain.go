@@ -75,13 +75,15 @@ func protobufHint(data []byte) string {
 	if data[0] == '{' {
 		return ""
 	}
-	return " (a job in protobuf needs the header Content-Type: " + ContentTypeProtobuf + ")"
+	return protobufAdvice
 }
+
+const protobufAdvice = " (a job in protobuf needs the header Content-Type: " + ContentTypeProtobuf + ")"
 
 // position turns the count of bytes read into a line and column, both from 1.
 func position(data []byte, offset int64) (line, column int) {
 	read := data[:min(max(offset, 1), int64(len(data)))]
-	return bytes.Count(read, []byte("\n")) + 1, len(read) - (bytes.LastIndexByte(read, '\n') + 1)
+	return bytes.Count(read, []byte("\n")) + 1, max(1, len(read)-(bytes.LastIndexByte(read, '\n')+1))
 }
 
 // object checks a JSON object against a message's fields.
