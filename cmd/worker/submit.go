@@ -174,6 +174,9 @@ func (c *cli) submit(cmd *cobra.Command, s *submission) error {
 		return err
 	}
 	defer l.close()
+	if err := c.checkUploads(ctx, l, s, doc.uploads); err != nil {
+		return err
+	}
 	return c.publishAndFollow(ctx, l, s, doc, live, file)
 }
 
@@ -250,6 +253,9 @@ func (c *cli) submitAll(ctx context.Context, s *submission, docs []*document) er
 		return err
 	}
 	defer l.close()
+	if err := c.checkUploads(ctx, l, s, docs[0].uploads); err != nil { // the others have the same
+		return err
+	}
 	var from marks
 	if s.wait {
 		if from, err = l.marks(ctx); err != nil {
@@ -323,33 +329,35 @@ func (l *link) publishError(err error, msg *nats.Msg) error {
 // warnUnserved says when nobody will take the job soon. What can't be found out
 // is no reason to fail: the job is published.
 func (l *link) warnUnserved(ctx context.Context, c *cli, queue string) {
-	kv, err := l.js.KeyValue(ctx, l.names.FleetBucket())
-	if err != nil {
-		return
-	}
-	served, err := l.served(ctx, c, kv, queue)
-	if err == nil && !served {
+	workers, err := l.serving(ctx, c, queue)
+	if err == nil && len(workers) == 0 {
 		c.note("no worker serves queue %s now: the job waits until one does", queue)
 	}
 }
 
-func (l *link) served(ctx context.Context, c *cli, kv jetstream.KeyValue, queue string) (bool, error) {
+// serving are the live workers that serve the queue.
+func (l *link) serving(ctx context.Context, c *cli, queue string) ([]jobs.Presence, error) {
+	kv, err := l.js.KeyValue(ctx, l.names.FleetBucket())
+	if err != nil {
+		return nil, err
+	}
 	watcher, err := kv.Watch(ctx, "worker.>", jetstream.IgnoreDeletes())
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer watcher.Stop() //nolint:errcheck // the connection's end does it too
+	var workers []jobs.Presence
 	for {
 		select {
 		case entry, open := <-watcher.Updates():
 			if !open || entry == nil {
-				return false, nil
+				return workers, nil
 			}
-			if serves(entry.Value(), queue, c.now()) {
-				return true, nil
+			if p, ok := serves(entry.Value(), queue, c.now()); ok {
+				workers = append(workers, p)
 			}
 		case <-ctx.Done():
-			return false, ctx.Err()
+			return nil, ctx.Err()
 		}
 	}
 }

@@ -181,12 +181,11 @@ func (v *liveSpeech) due(ctx context.Context, at time.Time) error {
 	}
 }
 
-// serves tells whether a worker's presence says that it serves the queue.
-func serves(presence []byte, queue string, now time.Time) bool {
-	var p jobs.Presence
+// serves reads a worker's presence, and reports whether it serves the queue.
+func serves(presence []byte, queue string, now time.Time) (p jobs.Presence, ok bool) {
 	if json.Unmarshal(presence, &p) != nil {
-		return false
+		return p, false
 	}
 	_, has := p.Queues[queue]
-	return has && !p.Draining && p.Fresh(now)
+	return p, has && !p.Draining && p.Fresh(now)
 }

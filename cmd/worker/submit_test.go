@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -148,6 +150,48 @@ func TestWhatAWorkerWouldRefuseIsNotPublished(t *testing.T) {
 	if got := string(b.lastJob().Data); got != "junk" {
 		t.Errorf("published %q", got)
 	}
+}
+
+func TestSpeechIsCheckedByWhatTheFleetTakes(t *testing.T) {
+	b := newBench(t)
+	mono, err := os.ReadFile(helloWAV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stereo := bytes.Clone(mono) // the same bytes, said to be two channels
+	stereo[22] = 2
+	binary.LittleEndian.PutUint32(stereo[28:], 2*binary.LittleEndian.Uint32(stereo[28:]))
+	stereo[32] = 4
+	file := writeFile(t, "stereo.wav", stereo)
+	submit := func(code int, texts ...string) {
+		t.Helper()
+		expect(t, code, texts, b.args("submit", "--avatar", "a", "--audio", file)...)
+	}
+	worker := func(id string, p jobs.Presence) {
+		t.Helper()
+		p.WorkerID, p.At = id, time.Now()
+		if p.Queues == nil {
+			p.Queues = map[string]int{"default": 1}
+		}
+		data, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.h.Fleet.Put(t.Context(), "worker."+id, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	submit(1, "would refuse", "as configured here") // nobody to ask: the default does not convert
+	expect(t, 0, []string{"as configured here"}, b.args("submit", "--avatar", "a", "--audio", file, "--set", "audio.convert=true")...)
+	worker("old", jobs.Presence{})
+	worker("elsewhere", jobs.Presence{Queues: map[string]int{"vip": 1}, AudioMaxBytes: 1 << 20})
+	submit(1, "as configured here")
+	worker("w1", jobs.Presence{AudioConvert: true, AudioMaxBytes: 1 << 20})
+	submit(0)
+	worker("w2", jobs.Presence{AudioMaxBytes: 1 << 30})
+	submit(1, "would refuse")
+	worker("w2", jobs.Presence{AudioConvert: true, AudioMaxBytes: 1000})
+	submit(1, "more than audio.max_bytes (1000)")
 }
 
 func TestWithoutAStreamSubmitSaysSo(t *testing.T) {

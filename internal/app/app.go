@@ -412,6 +412,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Jobs: h.Jobs, Events: h.Events, State: h.State, Fleet: h.Fleet, Consumer: a.consumer(js),
 		Name: a.name, ID: a.id, Version: a.o.Version, Queues: queues(c),
 		Concurrency: c.Worker.Concurrency, AckWait: lease(h, c), Drain: c.Worker.DrainTimeout,
+		AudioConvert: c.Audio.Convert, AudioMaxBytes: int64(c.Audio.MaxBytes),
 		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, MaxSessions: maxSessions(c),
 		SlotsStream: a.names.SlotsStream(), SlotsPrefix: a.names.SlotsPrefix(),
 		Retry:   jobs.RetryPolicy{MaxAttempts: c.Retry.MaxAttempts, Initial: c.Retry.Initial, Max: c.Retry.Max},

@@ -37,6 +37,11 @@ type Presence struct {
 	Busy      map[string]int `json:"busy,omitempty"` // jobs in hand, by queue
 	Apps      map[string]int `json:"apps,omitempty"` // sessions that live, by app
 	Draining  bool           `json:"draining,omitempty"`
+
+	// What it takes as speech, for publishers: audio.convert and audio.max_bytes.
+	// No bytes: it is of a version that does not say.
+	AudioConvert  bool  `json:"audio_convert,omitempty"`
+	AudioMaxBytes int64 `json:"audio_max_bytes,omitempty"`
 }
 
 // Fresh tells whether the worker was there a moment ago, by its own clock and

@@ -54,6 +54,11 @@ type Options struct {
 	// at its first delivery; later ones wait longer. 0: 30 s.
 	AlonePatience time.Duration
 
+	// AudioConvert and AudioMaxBytes are what this worker takes as speech; its
+	// presence tells publishers.
+	AudioConvert  bool
+	AudioMaxBytes int64
+
 	DefaultApp    string
 	DefaultRegion string
 	KnownApp      func(app string) bool // has credentials
@@ -189,7 +194,7 @@ func (w *Worker) presence() Presence {
 	}
 	return Presence{
 		Worker: w.o.Name, WorkerID: w.o.ID, Version: w.o.Version, StartedAt: w.o.Now().UTC(),
-		Queues: queues, Slots: w.o.Concurrency,
+		Queues: queues, Slots: w.o.Concurrency, AudioConvert: w.o.AudioConvert, AudioMaxBytes: w.o.AudioMaxBytes,
 	}
 }
 

@@ -134,3 +134,18 @@ func TestRunWithoutNATSNamesTheURL(t *testing.T) {
 		t.Errorf("exit %d:\n%s", code, p.stderr)
 	}
 }
+
+func TestAWorkerTellsPublishersWhatSpeechItTakes(t *testing.T) {
+	s := newSite(t, 0)
+	p := s.run("--set", "audio.convert=true", "--set", "audio.max_bytes=5MiB")
+	out, _ := call(t, s.env, 0, nil, "status", "--json")
+	for _, text := range []string{`"audio_convert": true`, `"audio_max_bytes": 5242880`} {
+		if !strings.Contains(out, text) {
+			t.Errorf("no %s in %s", text, out)
+		}
+	}
+	p.signal(syscall.SIGTERM)
+	if code := p.wait(); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+}
