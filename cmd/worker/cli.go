@@ -15,6 +15,7 @@ import (
 	"avatarworker/internal/app"
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/telemetry"
 	"avatarworker/internal/topology"
@@ -154,6 +155,12 @@ type link struct {
 	nc    *nats.Conn
 	js    jetstream.JetStream
 	names topology.Names
+
+	served struct { // what serving has read
+		known   bool
+		workers []jobs.Presence
+		err     error
+	}
 }
 
 // connect loads the configuration and connects, once: somebody is waiting.

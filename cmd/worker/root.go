@@ -55,7 +55,7 @@ func newHelpCommand(root *cobra.Command) *cobra.Command {
 			if err != nil {
 				return usagef("%s", err)
 			}
-			if len(rest) > 0 {
+			if len(rest) > 0 && cmd.HasAvailableSubCommands() {
 				return noArgs(cmd, rest)
 			}
 			return cmd.Help()

@@ -335,8 +335,17 @@ func (l *link) warnUnserved(ctx context.Context, c *cli, queue string) {
 	}
 }
 
-// serving are the live workers that serve the queue.
+// serving returns the live workers that serve the queue, as they were when it was
+// first asked for: without the permission to read them the answer takes seconds.
 func (l *link) serving(ctx context.Context, c *cli, queue string) ([]jobs.Presence, error) {
+	if !l.served.known {
+		l.served.workers, l.served.err = l.readServing(ctx, c, queue)
+		l.served.known = true
+	}
+	return l.served.workers, l.served.err
+}
+
+func (l *link) readServing(ctx context.Context, c *cli, queue string) ([]jobs.Presence, error) {
 	kv, err := l.js.KeyValue(ctx, l.names.FleetBucket())
 	if err != nil {
 		return nil, err

@@ -68,7 +68,7 @@ func notAJob(name string, err *errors.Error) error {
 	return fmt.Errorf("%s: %s", name, err.Message)
 }
 
-// looksLikeSpeech names what a file seems to be that is not text; "": it is text.
+// looksLikeSpeech names what a file seems to be that is not text, or returns "".
 func looksLikeSpeech(data []byte) string {
 	kind := http.DetectContentType(data)
 	major, _, _ := strings.Cut(kind, "/")
@@ -76,7 +76,7 @@ func looksLikeSpeech(data []byte) string {
 	case major == "audio" || major == "video" || kind == "application/ogg":
 		return "speech (" + kind + ")"
 	case !utf8.Valid(data) && !bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")):
-		return "not text"
+		return "binary data"
 	}
 	return ""
 }

@@ -226,7 +226,7 @@ func (d *document) speech(s *submission) error {
 			if info, err := os.Stat(sp.file); err != nil {
 				return err
 			} else if !info.Mode().IsRegular() {
-				return fmt.Errorf("%s is no file; --live publishes speech from elsewhere", sp.file)
+				return fmt.Errorf("%s is not a file; --live publishes speech from elsewhere", sp.file)
 			}
 			up := upload{file: sp.file, object: objectName(sp.file)}
 			d.uploads = append(d.uploads, up)

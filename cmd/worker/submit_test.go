@@ -181,7 +181,7 @@ func TestSpeechIsCheckedByWhatTheFleetTakes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	submit(1, "would refuse", "as configured here") // nobody to ask: the default does not convert
+	submit(1, "would refuse", "as configured here") // without workers: the default does not convert
 	expect(t, 0, []string{"as configured here"}, b.args("submit", "--avatar", "a", "--audio", file, "--set", "audio.convert=true")...)
 	worker("old", jobs.Presence{})
 	worker("elsewhere", jobs.Presence{Queues: map[string]int{"vip": 1}, AudioMaxBytes: 1 << 20})

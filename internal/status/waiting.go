@@ -21,8 +21,8 @@ type Waiting struct {
 	Published time.Time `json:"published_at"`
 }
 
-// Waiting looks for a job among those that are in the queues, oldest first; nil:
-// it is not there. all is false where the search took longer than the time for
+// Waiting looks for a job among those in the queues that are not settled; nil: it
+// is not among those looked at. all is false where the search took longer than the time for
 // counting, so that the job may be among those not looked at.
 func (s *Store) Waiting(ctx context.Context, id string) (found *Waiting, all bool, err error) {
 	stream, err := s.js.Stream(ctx, s.names.JobsStream())
