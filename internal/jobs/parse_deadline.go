@@ -10,7 +10,8 @@ import (
 )
 
 // rfc3339 is stricter than time.Parse, which takes an hour of one digit, a comma
-// for the dot, and the offsets +24:00 and +01:60. Its group is the fraction of the second, with the dot.
+// for the dot, and the offsets +24:00 and +01:60. Its group is the fraction of
+// the second, with the dot.
 var rfc3339 = regexp.MustCompile(`^` + rfc3339Text + `$`)
 
 const rfc3339Text = `[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])`

@@ -201,13 +201,13 @@ func (p *problems) base64(raw json.RawMessage, fd protoreflect.FieldDescriptor, 
 		p.add(path, "want base64 in a string, got %s", jsonKind(raw))
 		return
 	}
+	// Both alphabets are taken, with or without padding, as protojson does, and
+	// white space anywhere: encoders wrap lines.
+	text = withoutSpace(text)
 	if len(text) >= len(dataURL) && strings.EqualFold(text[:len(dataURL)], dataURL) {
 		p.add(path, "is a data: URL: want only the base64 after its comma")
 		return
 	}
-	// Both alphabets are taken, with or without padding, as protojson does, and
-	// white space anywhere: encoders wrap lines.
-	text = withoutSpace(text)
 	encoding := base64.RawStdEncoding
 	if strings.ContainsAny(text, "-_") {
 		encoding = base64.RawURLEncoding

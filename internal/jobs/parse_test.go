@@ -60,7 +60,7 @@ var brokenJobs = []struct{ name, body, want string }{
 	{"deadline never set, elsewhere", with(`"deadline":"0001-01-01T01:00:00.000+01:00"`), `deadline: year 1 is how a time that was never set is written, got 0001-01-01T00:00:00Z; set it or leave it out`},
 	{"deadline with an offset of a day", with(`"deadline":"2099-01-01T00:00:00+24:00"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T00:00:00+24:00"`},
 	{"deadline with an offset of 60 minutes", with(`"deadline":"2099-01-01T00:00:00-01:60"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T00:00:00-01:60"`},
-	{"a data URL", `{"avatar_id":"a","audio":{"inline":"data:audio/wav;base64,AAAA"}}`, `audio.inline: is a data: URL: want only the base64 after its comma`},
+	{"a data URL", `{"avatar_id":"a","audio":{"inline":" Data:audio/wav;base64,AAAA"}}`, `audio.inline: is a data: URL: want only the base64 after its comma`},
 	{"a space that is not ASCII in base64", `{"avatar_id":"a","audio":{"inline":"AAAA\u00a0AAAA"}}`, `audio.inline: not base64: at input byte 4 (spaces and line breaks not counted)`},
 	{"wrong padding in lines", `{"avatar_id":"a","audio":{"inline":"AAA=\n="}}`, `audio.inline: not base64: wrong padding`},
 	{"deadline told apart from a label", with(`"labels":{"deadline":"2099-01-01T00:00:00Z"},"deadline" : "2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
