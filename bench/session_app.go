@@ -17,7 +17,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// appRole is the whole worker as `worker run` runs it, metrics and log lines
+// appRole is the whole worker as `avatarworker run` runs it, metrics and log lines
 // included; the lines go nowhere.
 type appRole struct {
 	stopIt context.CancelFunc

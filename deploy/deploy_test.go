@@ -87,8 +87,8 @@ func TestEveryAlertSaysWhatItMeansAndWhatToDo(t *testing.T) {
 				t.Errorf("%s has no heading %q", want, strings.TrimSpace(heading))
 			}
 		}
-		if !strings.Contains(page, "worker status") {
-			t.Errorf("%s does not name worker status", want)
+		if !strings.Contains(page, "avatarworker status") {
+			t.Errorf("%s does not name avatarworker status", want)
 		}
 	}
 	files, err := os.ReadDir("../docs/runbooks")

@@ -7,8 +7,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/kv"
+	"avatarworker/internal/status"
 )
 
 // storeTry bounds one round trip to a bucket, cancelTime a whole request.
@@ -18,20 +20,23 @@ const (
 )
 
 func newCancelCommand(c *cli) *cobra.Command {
-	var asJSON bool
+	var asJSON, ifUnknown bool
 	cmd := &cobra.Command{
 		Use: "cancel JOB", Short: "End a job, running or not",
 		Long: `Ends a job. Answers "cancelled", "requested" (it will be, when it is next
-delivered) or "finished" with the outcome: then it is too late, and the exit
-code is 1.`,
+delivered), "finished" with the outcome (it is too late) or "unknown": no record
+and no waiting job has this id. With the last two the exit code is 1.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return c.cancel(cmd.Context(), args[0], asJSON) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.cancel(cmd.Context(), args[0], ifUnknown, asJSON)
+		},
 	}
+	cmd.Flags().BoolVar(&ifUnknown, "if-unknown", false, "note it for a job that is yet to be published, too")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
-func (c *cli) cancel(ctx context.Context, jobID string, asJSON bool) error {
+func (c *cli) cancel(ctx context.Context, jobID string, ifUnknown, asJSON bool) error {
 	if err := checkJobID(jobID); err != nil {
 		return err
 	}
@@ -46,7 +51,16 @@ func (c *cli) cancel(ctx context.Context, jobID string, asJSON bool) error {
 	}
 	ctx, done := context.WithTimeout(ctx, cancelTime)
 	defer done()
-	reply, err := jobs.RequestCancel(ctx, l.nc, kv.NewStore(l.js, bucket, storeTry), l.names.Control(jobID), jobID)
+	store := kv.NewStore(l.js, bucket, storeTry)
+	if !ifUnknown {
+		if unknown, err := c.unknownJob(ctx, l, store, jobID); err != nil {
+			return err
+		} else if unknown {
+			reply := jobs.ControlReply{JobID: jobID, Status: statusUnknown, Message: "no record and no waiting job has this id; --if-unknown cancels it when it comes"}
+			return errors.Join(c.printCancel(reply, asJSON), errShown)
+		}
+	}
+	reply, err := jobs.RequestCancel(ctx, l.nc, store, l.names.Control(jobID), jobID)
 	if err != nil {
 		return fmt.Errorf("cancelling job %s: %w", jobID, err)
 	}
@@ -57,6 +71,30 @@ func (c *cli) cancel(ctx context.Context, jobID string, asJSON bool) error {
 		return errShown
 	}
 	return nil
+}
+
+// statusUnknown is the answer for a job that was never published, or long ago.
+const statusUnknown = "unknown"
+
+// unknownJob reports whether a job has no record and waits in no queue. It is
+// false where that could not be found out: then the cancel is noted.
+func (c *cli) unknownJob(ctx context.Context, l *link, store *kv.Store, id string) (bool, error) {
+	noRecord := func() (bool, error) {
+		revision, err := store.Get(ctx, id, &jobs.Record{})
+		return revision == 0, err
+	}
+	if absent, err := noRecord(); err != nil || !absent {
+		return false, err
+	}
+	found, all, err := status.NewStore(l.js, l.names, c.now, 0).Waiting(ctx, id)
+	if err != nil {
+		l.log.Debug().Err(err).Msg("looking for the job in its queue")
+		return false, nil
+	}
+	if found != nil || !all {
+		return false, nil
+	}
+	return noRecord() // it may have been taken meanwhile
 }
 
 func (c *cli) printCancel(reply jobs.ControlReply, asJSON bool) error {
@@ -76,7 +114,7 @@ func (c *cli) printCancel(reply jobs.ControlReply, asJSON bool) error {
 
 func checkJobID(id string) error {
 	if !jobs.ValidJobID(id) {
-		return usagef("%q is no job id: want 1 to 64 of A-Z a-z 0-9 _ -", id)
+		return usagef("%q is not a job id: want 1 to 64 of A-Z a-z 0-9 _ -", id)
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -12,11 +11,11 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"avatarworker/internal/app"
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/telemetry"
 	"avatarworker/internal/topology"
@@ -44,7 +43,7 @@ type cli struct {
 
 func newCLI(stdin io.Reader, stdout, stderr io.Writer, environ []string) *cli {
 	return &cli{
-		stdin: stdin, stdout: stdout, stderr: stderr, environ: environ,
+		stdin: stdin, stdout: &screenWriter{to: stdout}, stderr: &screenWriter{to: stderr}, environ: environ,
 		now: time.Now, overrides: make(map[string]string), flags: make(map[string]string),
 	}
 }
@@ -156,6 +155,12 @@ type link struct {
 	nc    *nats.Conn
 	js    jetstream.JetStream
 	names topology.Names
+
+	served struct { // what serving has read
+		known   bool
+		workers []fleet.Presence
+		err     error
+	}
 }
 
 // connect loads the configuration and connects, once: somebody is waiting.
@@ -202,7 +207,7 @@ func (l *link) close() {
 // that says why, and leaves others as they are.
 func (l *link) missing(what string, err error) error {
 	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrBucketNotFound) {
-		return fmt.Errorf("there is no %s: no worker has run here with nats.prefix %q yet ('worker run' makes it)", what, l.cfg.NATS.Prefix)
+		return fmt.Errorf("there is no %s: no worker has run here with nats.prefix %q yet ('avatarworker run' makes it)", what, l.cfg.NATS.Prefix)
 	}
 	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
 		return fmt.Errorf("%s: JetStream is not enabled on this NATS server, or not for this account", what)
@@ -214,10 +219,4 @@ func (l *link) missing(what string, err error) error {
 // nothing.
 func (c *cli) note(format string, args ...any) {
 	_, _ = fmt.Fprintf(c.stderr, format+"\n", args...) // there is nobody left to tell
-}
-
-// isTerminal tells whether a person is looking.
-func isTerminal(w any) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }

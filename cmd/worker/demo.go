@@ -37,7 +37,7 @@ const (
 func newDemoCommand(c *cli) *cobra.Command {
 	var stay, asJSON bool
 	cmd := &cobra.Command{
-		Use: "demo", Short: "Show the whole thing working, in this process", Long: aboutDemo, Args: cobra.NoArgs,
+		Use: "demo", Short: "Show the whole thing working, in this process", Long: aboutDemo, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.demo(cmd.Context(), stay, asJSON) },
 	}
 	cmd.Flags().BoolVar(&stay, "stay", false, "keep it running, and say how to talk to it")
@@ -172,7 +172,7 @@ func (s *stage) close() {
 	s.wg.Wait()
 	if s.server != nil {
 		if err := s.server.Shutdown(); err != nil {
-			s.c.note("worker: stop NATS: %s", err)
+			s.c.note("avatarworker: stop NATS: %s", err)
 		}
 	}
 	if s.backend != nil {
@@ -180,7 +180,7 @@ func (s *stage) close() {
 	}
 	if s.dir != "" {
 		if err := os.RemoveAll(s.dir); err != nil {
-			s.c.note("worker: remove %s: %s", s.dir, err)
+			s.c.note("avatarworker: remove %s: %s", s.dir, err)
 		}
 	}
 }
@@ -200,11 +200,11 @@ func (s *stage) explain() {
 The demo stays until Ctrl-C. In another terminal:
 
   export NATS_URL=%s
-  worker submit --avatar ok --audio internal/audio/clip/hello.wav --wait
-  worker submit --avatar fail-avatarNotFound --audio internal/audio/clip/hello.wav --wait
-  worker status
-  worker events
-  worker dlq ls
+  avatarworker submit --avatar ok --audio internal/audio/clip/hello.wav --wait
+  avatarworker submit --avatar fail-avatarNotFound --audio internal/audio/clip/hello.wav --wait
+  avatarworker status
+  avatarworker events
+  avatarworker dlq ls
   curl http://%s/metrics
   curl %s/                  the simulated backend and its avatars`, url, s.worker.AdminAddr(), s.backend.URL())
 }

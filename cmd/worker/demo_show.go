@@ -159,8 +159,8 @@ func (s *show) tell(msg *nats.Msg) {
 			what = e.Reason
 		}
 	}
-	s.stage.say("%6.2fs  %-20s %s  %s", time.Since(s.started).Seconds(), e.JobID,
-		s.stage.c.colour(s.stage.c.stdout, kindColour(kind), fmt.Sprintf("%-13s", kind)), what)
+	s.stage.say("%6.2fs  %-20s %s  %s", time.Since(s.started).Seconds(), plain(e.JobID),
+		s.stage.c.colour(s.stage.c.stdout, kindColour(kind), fmt.Sprintf("%-13s", kind)), plain(what))
 }
 
 func kindColour(kind string) string {

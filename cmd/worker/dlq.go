@@ -21,12 +21,13 @@ type letterFlags struct {
 	newest                     bool
 	all                        bool
 	dryRun                     bool
+	yes                        bool
 	asJSON                     bool
 }
 
 func newDLQCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "dlq", Short: "List, show, replay and remove dead letters", Args: cobra.NoArgs, RunE: showHelp,
+		Use: "dlq", Short: "List, show, replay and remove dead letters", Args: noArgs, RunE: showHelp,
 	}
 	cmd.AddCommand(newDLQListCommand(c), newDLQShowCommand(c), newDLQReplayCommand(c), newDLQRemoveCommand(c))
 	return cmd
@@ -74,7 +75,7 @@ func (lf *letterFlags) filter(now time.Time) (dlq.Filter, error) {
 func (c *cli) warnUnknown(f dlq.Filter) {
 	for _, code := range f.Codes {
 		if !code.Known() {
-			c.note("warning: --code %s is not known here; 'worker errors' lists the codes", plain(string(code)))
+			c.note("warning: --code %s is not known here; 'avatarworker errors' lists the codes", plain(string(code)))
 		}
 	}
 }
@@ -100,7 +101,7 @@ func sequences(args []string) ([]uint64, error) {
 	for _, arg := range args {
 		seq, err := strconv.ParseUint(arg, 10, 64)
 		if err != nil || seq == 0 {
-			return nil, usagef("%q is no SEQ: want a number as 'worker dlq ls' shows it", arg)
+			return nil, usagef("%q is no SEQ: want a number as 'avatarworker dlq ls' shows it", arg)
 		}
 		seqs = append(seqs, seq)
 	}
@@ -124,7 +125,7 @@ func (c *cli) which(args []string, lf *letterFlags) ([]uint64, dlq.Filter, error
 func newDLQListCommand(c *cli) *cobra.Command {
 	var lf letterFlags
 	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List dead letters", Args: cobra.NoArgs,
+		Use: "ls", Aliases: []string{"list"}, Short: "List dead letters", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.listLetters(cmd, &lf) },
 	}
 	lf.register(cmd, defaultList)
@@ -191,9 +192,9 @@ func (c *cli) letterList(asJSON bool) (show func(dlq.Entry) error, end func() er
 	rows := 0
 	show = func(e dlq.Entry) error {
 		if t == nil {
-			t = newTable(c.stdout, "SEQ", "AGE", "JOB", "RUN", "QUEUE", "APP", "AVATAR", "CODE", "REASON", "TRIES", "ERROR")
+			t = newTable(c.stdout, "SEQ", "FAILED", "JOB", "RUN", "QUEUE", "APP", "AVATAR", "CODE", "REASON", "ATTEMPTS", "ERROR")
 		}
-		t.row(e.Seq, ago(c.now(), e.FailedAt), orDash(e.JobID), e.Run, orDash(e.Queue), orDash(e.AppID), orDash(e.AvatarID),
+		t.row(e.Seq, ago(c.now(), e.FailedAt)+" ago", orDash(e.JobID), e.Run, orDash(e.Queue), orDash(e.AppID), orDash(e.AvatarID),
 			e.Code, orDash(e.Reason), e.Attempts, short(cause(e.Message, e.ServerTitle, e.ServerDetail), 60))
 		if rows++; rows%pageRows == 0 {
 			return t.end()

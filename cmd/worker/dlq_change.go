@@ -33,7 +33,8 @@ func newDLQReplayCommand(c *cli) *cobra.Command {
 		Use: "replay [SEQ…]", Short: "Publish dead letters' jobs again",
 		Long: `Publishes the jobs of dead letters again, each with its id, its next run and a
 fresh budget; a letter is removed once its job is back in the queue. Give SEQs,
-filters, or --all. It may be interrupted and repeated: no job runs twice for it.
+filters, or --all. On a terminal it asks before more than one is replayed. It may
+be interrupted and repeated: no job runs twice for it.
 A job whose deadline has passed is skipped and reported.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.changeLetters(cmd, args, &lf, func(ctx context.Context, store *dlq.Store, e dlq.Entry) (changed, error) {
@@ -53,9 +54,10 @@ A job whose deadline has passed is skipped and reported.`,
 func newDLQRemoveCommand(c *cli) *cobra.Command {
 	var lf letterFlags
 	cmd := &cobra.Command{
-		Use: "rm [SEQ…]", Aliases: []string{"remove"}, Short: "Remove dead letters for good",
+		Use: removeName + " [SEQ…]", Aliases: []string{"remove"}, Short: "Remove dead letters for good",
 		Long: `Removes dead letters for good: their jobs are not run again. Give SEQs, filters,
-or --all.`,
+or --all. On a terminal it asks before more than one is removed; elsewhere --all
+without a filter needs -y.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.changeLetters(cmd, args, &lf, func(ctx context.Context, store *dlq.Store, e dlq.Entry) (changed, error) {
 				var unseen error
@@ -83,6 +85,7 @@ func (lf *letterFlags) registerChange(cmd *cobra.Command) {
 	lf.register(cmd, 0)
 	cmd.Flags().BoolVar(&lf.all, "all", false, "every dead letter")
 	cmd.Flags().BoolVar(&lf.dryRun, "dry-run", false, "say what would be done, change nothing")
+	cmd.Flags().BoolVarP(&lf.yes, "yes", "y", false, "do not ask before more than one is changed")
 }
 
 type changeFunc func(ctx context.Context, store *dlq.Store, e dlq.Entry) (changed, error)
@@ -94,9 +97,11 @@ func (c *cli) changeLetters(cmd *cobra.Command, args []string, lf *letterFlags, 
 	}
 	switch chosen := lf.chooses() || lf.all; {
 	case len(seqs) == 0 && !chosen:
-		return usagef("which ones? Give SEQs of 'worker dlq ls', filters, or --all")
+		return usagef("which ones? Give SEQs of 'avatarworker dlq ls', filters, or --all")
 	case len(seqs) > 0 && chosen:
 		return usagef("give SEQs, or filters: not both")
+	case cmd.Name() == removeName && lf.all && !lf.chooses() && !lf.yes && !lf.dryRun && !c.interactive():
+		return usagef("--all removes every dead letter for good: add -y if that is meant, or filters")
 	}
 	l, err := c.connect(cmd.Context(), "dlq "+cmd.Name())
 	if err != nil {
@@ -110,7 +115,38 @@ func (c *cli) changeLetters(cmd *cobra.Command, args []string, lf *letterFlags, 
 			return err
 		}
 	}
+	if !lf.yes && !lf.dryRun && c.interactive() {
+		if err := c.confirm(cmd, chosen); err != nil {
+			return err
+		}
+	}
 	return c.changeEach(cmd.Context(), l, store, chosen, change, lf.asJSON)
+}
+
+// removeName is the name of the command that can't be undone.
+const removeName = "rm"
+
+// confirm asks before more than one letter is changed.
+func (c *cli) confirm(cmd *cobra.Command, letters iter.Seq2[dlq.Entry, error]) error {
+	n := 0
+	for _, err := range letters {
+		if err != nil {
+			return err
+		}
+		n++
+	}
+	if n < 2 {
+		return nil
+	}
+	question := "Replay %s?"
+	if cmd.Name() == removeName {
+		question = "Remove %s for good?"
+	}
+	yes, err := c.ask(cmd.Context(), fmt.Sprintf(question, count(n, "dead letter")))
+	if err == nil && !yes {
+		err = errors.New("nothing was changed")
+	}
+	return err
 }
 
 func named(seqs []uint64) iter.Seq2[dlq.Entry, error] {

@@ -47,7 +47,7 @@ func (c *cli) showLetter(cmd *cobra.Command, args []string, lf *letterFlags, raw
 		return err
 	}
 	if len(seqs) == 0 && !lf.chooses() {
-		return usagef("which one? Give a SEQ of 'worker dlq ls', or a filter")
+		return usagef("which one? Give a SEQ of 'avatarworker dlq ls', or a filter")
 	}
 	l, err := c.connect(cmd.Context(), "dlq show")
 	if err != nil {
@@ -66,7 +66,7 @@ func (c *cli) showLetter(cmd *cobra.Command, args []string, lf *letterFlags, raw
 	}
 	switch {
 	case raw:
-		_, err = c.stdout.Write(letter.Data)
+		_, err = c.raw().Write(letter.Data)
 		return err
 	case lf.asJSON:
 		return c.printJSON(shownLetter(letter))
@@ -233,7 +233,7 @@ func (c *cli) printBlock(title string, body json.RawMessage) error {
 }
 
 func (c *cli) printNext(v letterView) error {
-	_, err := fmt.Fprintf(c.stdout, "\nTo run it again: worker dlq replay %d\nAll with this code: worker dlq replay --code %s\n", v.Seq, v.Code)
+	_, err := fmt.Fprintf(c.stdout, "\nTo run it again: avatarworker dlq replay %d\nAll with this code: avatarworker dlq replay --code %s\n", v.Seq, plain(string(v.Code)))
 	return err
 }
 

@@ -19,7 +19,7 @@ import (
 func newErrorsCommand(c *cli) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "errors", Short: "Print what is done about each error code", Args: cobra.NoArgs,
+		Use: "errors", Short: "Print what is done about each error code", Args: noArgs,
 		Long: `Prints every error code with its class and what a worker does about it, as it
 stands under the configuration: 'policy' changes it.`,
 		RunE: func(*cobra.Command, []string) error { return c.printErrors(asJSON) },
@@ -61,7 +61,7 @@ func (c *cli) printErrors(asJSON bool) error {
 	if asJSON {
 		return c.printJSON(rows)
 	}
-	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "WHOSE", "UNLESS")
+	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "WHOSE FAULT", "UNLESS")
 	for _, r := range rows {
 		out.row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), orDash(r.Owner), r.Unless)
 	}

@@ -31,7 +31,7 @@ func newEventsCommand(c *cli) *cobra.Command {
 		asJSON, errs, alerts, jobs bool
 	)
 	cmd := &cobra.Command{
-		Use: "events", Short: "Follow errors, alerts and job events", Args: cobra.NoArgs,
+		Use: "events", Short: "Follow errors, alerts and job events", Args: noArgs,
 		Long: `Follows error events, alerts and job events as they come, until interrupted.
 --json prints one object a line: {"subject","id","type","time","job_id","data"}.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {

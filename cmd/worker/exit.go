@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/spf13/cobra"
+
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/natsconn"
@@ -36,8 +38,9 @@ type configError struct{ err error }
 func (e *configError) Error() string { return e.err.Error() }
 func (e *configError) Unwrap() error { return e.err }
 
-// exitCode says on stderr what went wrong and gives the process's exit code.
-func (c *cli) exitCode(err error) int {
+// exitCode says on stderr what went wrong with a command and returns the
+// process's exit code.
+func (c *cli) exitCode(cmd *cobra.Command, err error) int {
 	if err == nil {
 		return exitDone
 	}
@@ -51,16 +54,16 @@ func (c *cli) exitCode(err error) int {
 	case errors.Is(err, errShown):
 		return exitFailed
 	case errors.As(err, &badConfig), errors.As(err, &unusable), errors.As(err, &setting):
-		c.note("worker: %s", err)
+		c.note("avatarworker: %s", plainLines(err.Error()))
 		return exitConfig
 	case errors.As(err, &usage) || !c.started:
-		c.note("worker: %s\nTry 'worker --help', or --help after the command.", err)
+		c.note("avatarworker: %s\nTry '%s --help'.", plainLines(err.Error()), cmd.CommandPath())
 		return exitUsage
 	case errors.Is(err, context.Canceled):
-		c.note("worker: interrupted")
+		c.note("avatarworker: interrupted")
 		return exitFailed
 	default:
-		c.note("worker: %s", err)
+		c.note("avatarworker: %s", plainLines(err.Error()))
 		return exitFailed
 	}
 }

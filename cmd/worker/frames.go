@@ -100,7 +100,7 @@ func (f *frameFile) count() int {
 
 // save makes the recording, utterance by utterance.
 func (f *frameFile) save() (*savedRecording, error) {
-	return saveFile(f.path, func(w io.Writer) error {
+	saved, err := saveFile(f.path, func(w io.Writer) error {
 		for _, utterance := range slices.Sorted(maps.Keys(f.spoken)) {
 			for _, s := range f.spoken[utterance].spans {
 				if _, err := io.Copy(w, io.NewSectionReader(f.spool, s.at, s.length)); err != nil {
@@ -110,16 +110,23 @@ func (f *frameFile) save() (*savedRecording, error) {
 		}
 		return nil
 	})
+	if err == nil && saved.Unreadable != "" {
+		saved.Frames = f.count()
+	}
+	return saved, err
 }
 
 // savedRecording is what --out has saved.
 type savedRecording struct {
 	File string `json:"file"`
 	recordingView
+	// Unreadable says which envelope is not one that this version knows. It was
+	// saved as it came; what is counted ends before it.
+	Unreadable string `json:"unreadable,omitempty"`
 }
 
-// saveFile writes a recording so that it is at path whole or not at all, and
-// says what is in it.
+// saveFile writes a recording so that it is at path complete or not at all, and
+// says what is in it. Envelopes that can't be read are saved too.
 func saveFile(path string, write func(io.Writer) error) (_ *savedRecording, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.part")
 	if err != nil {
@@ -138,9 +145,16 @@ func saveFile(path string, write func(io.Writer) error) (_ *savedRecording, err 
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	info, err := output.ReadRecording(f)
-	if err != nil {
-		return nil, err
+	saved := &savedRecording{File: path}
+	info, unreadable := output.ReadRecording(f)
+	saved.recordingView = viewRecording(info)
+	if unreadable != nil {
+		saved.Unreadable = unreadable.Error()
+		size, err := f.Seek(0, io.SeekEnd)
+		if err != nil {
+			return nil, err
+		}
+		saved.Bytes = size
 	}
 	// CreateTemp's mode is for secrets; what is saved is an ordinary file.
 	if err := errors.Join(f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
@@ -149,5 +163,5 @@ func saveFile(path string, write func(io.Writer) error) (_ *savedRecording, err 
 	if err := os.Rename(f.Name(), path); err != nil {
 		return nil, err
 	}
-	return &savedRecording{File: path, recordingView: viewRecording(info)}, nil
+	return saved, nil
 }

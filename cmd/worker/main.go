@@ -1,5 +1,5 @@
-// Command worker runs avatar session jobs from NATS JetStream, and is the tool
-// to publish, watch and mend them.
+// Command avatarworker runs avatar session jobs from NATS JetStream, and is the
+// tool to publish, watch and repair them.
 package main
 
 import (
@@ -23,5 +23,5 @@ func runContext(ctx context.Context, args []string, stdin io.Reader, stdout, std
 	c := newCLI(stdin, stdout, stderr, os.Environ())
 	root := newRootCommand(c)
 	root.SetArgs(args)
-	return c.exitCode(root.ExecuteContext(ctx))
+	return c.exitCode(root.ExecuteContextC(ctx))
 }

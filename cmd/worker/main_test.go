@@ -109,11 +109,11 @@ func expect(t *testing.T, want int, texts []string, args ...string) (stdout stri
 	t.Helper()
 	code, stdout, stderr := call(t, args...)
 	if code != want {
-		t.Fatalf("worker %s: exit %d, want %d\nstdout:\n%s\nstderr:\n%s", strings.Join(args, " "), code, want, stdout, stderr)
+		t.Fatalf("avatarworker %s: exit %d, want %d\nstdout:\n%s\nstderr:\n%s", strings.Join(args, " "), code, want, stdout, stderr)
 	}
 	for _, text := range texts {
 		if !strings.Contains(stdout+stderr, text) {
-			t.Errorf("worker %s: no %q in\n%s%s", strings.Join(args, " "), text, stdout, stderr)
+			t.Errorf("avatarworker %s: no %q in\n%s%s", strings.Join(args, " "), text, stdout, stderr)
 		}
 	}
 	return stdout
@@ -213,7 +213,7 @@ func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
 		{2, "unknown command", []string{"dlq", "nonsense"}},
 		{2, "unknown flag", []string{"errors", "--nonsense"}},
 		{2, "accepts 1 arg", []string{"cancel"}},
-		{2, "is no job id", []string{"cancel", "a.b"}},
+		{2, "is not a job id", []string{"cancel", "a.b"}},
 		{2, "want key=value", []string{"--set", "retry.max_attempts", "errors"}},
 		{2, "Give SEQs", []string{"dlq", "replay"}},
 		{2, "not both", []string{"dlq", "rm", "3", "--all"}},
@@ -241,9 +241,10 @@ func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
 		{2, "--admin-addr: admin.addr", []string{"run", "--admin-addr", "nowhere"}},
 		{2, "--log-level: log.level", []string{"--log-level", "loud", "errors"}},
 		{2, "--limit -1", []string{"dlq", "ls", "--limit", "-1"}},
-		{2, "--limit -1", []string{"dlq", "rm", "--all", "--limit", "-1"}},
+		{2, "--limit -1", []string{"dlq", "rm", "--all", "-y", "--limit", "-1"}},
 		{2, "--limit -1", []string{"dlq", "replay", "--all", "--limit", "-1"}},
 		{2, "Give SEQs", []string{"dlq", "rm", "--limit", "0"}},
+		{2, "add -y", []string{"dlq", "rm", "--all"}},
 		{1, "connecting to NATS", []string{"--nats-url", "nats://127.0.0.1:1", "status"}},
 		{1, "no such file", []string{"errors", "classify", "no-such-file"}},
 		{1, "not a valid job", []string{"submit", "--avatar", "a", "--audio-url", "ftp://h/a.wav"}},
@@ -336,8 +337,39 @@ func TestUnknownVariableIsWarnedAboutOnce(t *testing.T) {
 	}
 }
 
+func TestAMistypedNameIsAnsweredWithTheOneThatWasMeant(t *testing.T) {
+	for _, tc := range []struct {
+		text, help string
+		args       []string
+	}{
+		{`unknown command "stauts" for "avatarworker"; did you mean status?`, "avatarworker", []string{"stauts"}},
+		{`unknown command "lst" for "avatarworker dlq"; did you mean ls?`, "avatarworker dlq", []string{"dlq", "lst"}},
+		{"did you mean classify?", "avatarworker errors", []string{"errors", "clasify"}},
+		{"did you mean status?", "avatarworker help", []string{"help", "Status"}},
+		{"unknown flag: --avatr; did you mean --avatar?", "avatarworker submit", []string{"submit", "--avatr", "a"}},
+		{"did you mean --avatar?", "avatarworker submit", []string{"submit", "--avatar_id", "a"}},
+		{"did you mean --sample-rate?", "avatarworker submit", []string{"submit", "--sample_rate=16000"}},
+		{"did you mean --nats-url?", "avatarworker dlq ls", []string{"dlq", "ls", "--nat-url", "x"}},
+		{"did you mean --avatar?", "avatarworker submit", []string{"submit", "-avatar", "a"}},
+		{`avatarworker run takes no arguments, got "now"`, "avatarworker run", []string{"run", "now"}},
+		{"is not a job id", "avatarworker status", []string{"status", "a.b"}},
+	} {
+		_, _, stderr := call(t, tc.args...)
+		expect(t, exitUsage, []string{tc.text, "Try '" + tc.help + " --help'."}, tc.args...)
+		if strings.Count(stderr, "did you mean") > 1 {
+			t.Errorf("%v: %s", tc.args, stderr)
+		}
+	}
+	if _, _, stderr := call(t, "dlq", "zzzzzz"); strings.Contains(stderr, "mean") {
+		t.Errorf("a guess at nothing: %s", stderr)
+	}
+}
+
 func TestVersionAndCompletion(t *testing.T) {
-	expect(t, 0, []string{"worker "}, "version")
+	version := expect(t, 0, []string{"avatarworker "}, "version")
+	if flag := expect(t, 0, nil, "--version"); flag != version {
+		t.Errorf("--version prints %q, version %q", flag, version)
+	}
 	if b := decode[build](t, expect(t, 0, nil, "version", "--json")); b.Go == "" || b.Version == "" {
 		t.Errorf("got %+v", b)
 	}
@@ -349,6 +381,6 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		if cmd.Short == "" || !cmd.Runnable() {
 			t.Errorf("%s: no help, or nothing that it does", cmd.Name())
 		}
-		expect(t, 0, []string{"Usage:", fmt.Sprintf("worker %s", cmd.Name())}, cmd.Name(), "--help")
+		expect(t, 0, []string{"Usage:", fmt.Sprintf("avatarworker %s", cmd.Name())}, cmd.Name(), "--help")
 	}
 }

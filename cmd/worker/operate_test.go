@@ -8,8 +8,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/proto"
 
 	"avatarworker/internal/dlq"
@@ -73,7 +75,7 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 	}
 	b.letter("d1", errors.CodeAvatarNotFound, `{}`, time.Now())
 	expect(t, 0, []string{
-		"host-1", "billingRequired", "worker dlq show --code avatarNotFound", "no worker serves queue vip (jobs waiting: 1)",
+		"host-1", "billingRequired", "avatarworker dlq show --code avatarNotFound", "no worker serves queue vip (jobs waiting: 1)",
 	}, b.args("status")...)
 	f := decode[status.Fleet](t, expect(t, 0, nil, b.args("status", "--json")...))
 	if len(f.Queues) != 2 || f.Queues[0].Waiting != 1 || f.Queues[0].Served != 1 || f.Queues[1].Waiting != 1 || f.Queues[1].Served != 0 || f.Queues[1].OldestWaiting.IsZero() {
@@ -92,7 +94,7 @@ func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 	b.event("2", jobs.ErrorEvent{JobID: "other", Code: errors.CodeInternal, Class: errors.ClassInternal})
 	b.event("3", jobs.ErrorEvent{JobID: "j1", Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"})
 	b.event("4", jobs.DeadLettered{JobFields: fields, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig})
-	expect(t, 0, []string{"dead_lettered", "no such avatar", "what to do", "worker dlq show --job j1"}, b.args("status", "j1")...)
+	expect(t, 0, []string{"dead_lettered", "no such avatar", "what to do", "avatarworker dlq show --job j1"}, b.args("status", "j1")...)
 	j := decode[status.Job](t, expect(t, 0, nil, b.args("status", "j1", "--json")...))
 	var ids []string
 	for _, e := range j.History {
@@ -101,13 +103,113 @@ func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 	if got := strings.Join(ids, " "); got != "1 3 4" || j.Record == nil {
 		t.Errorf("history %q, record %v", got, j.Record)
 	}
-	expect(t, 1, []string{"nothing is known"}, b.args("status", "nobody")...)
+	expect(t, 1, []string{"unknown job nobody", "mistyped"}, b.args("status", "nobody")...)
 	expect(t, 1, []string{"no worker has run here"}, b.args("status", "--prefix", "other")...)
+}
+
+func TestAJobThatOnlyWaitsIsKnown(t *testing.T) {
+	b := newBench(t)
+	for i := range 20 {
+		b.job("default", fmt.Sprint("before", i))
+	}
+	b.job("vip", "waits")
+	b.publish(&nats.Msg{Subject: names.Jobs("default"), Data: []byte(`{}`), Header: nats.Header{"avatar-job-id": {"by-header"}}})
+	expect(t, 0, []string{"waiting", "vip"}, b.args("status", "waits")...)
+	if j := decode[status.Job](t, expect(t, 0, nil, b.args("status", "by-header", "--json")...)); j.Waiting == nil || j.Waiting.StreamSeq != 22 {
+		t.Errorf("got %+v", j)
+	}
+	expect(t, 0, []string{"requested"}, b.args("cancel", "waits")...)
+	expect(t, 1, []string{"unknown"}, b.args("cancel", "before")...)
+}
+
+func TestCancelOfANameThatNoJobHasIsUnknownAndChangesNothing(t *testing.T) {
+	b := newBench(t)
+	b.job("default", "mine")
+	expect(t, 1, []string{"unknown", "--if-unknown"}, b.args("cancel", "mien")...)
+	if reply := decode[jobs.ControlReply](t, expect(t, 1, nil, b.args("cancel", "mien", "--json")...)); reply.Status != "unknown" || reply.JobID != "mien" {
+		t.Errorf("got %+v", reply)
+	}
+	if _, err := b.h.State.Get(t.Context(), "mien"); !errors.Is(err, jetstream.ErrKeyNotFound) {
+		t.Errorf("a record was made: %v", err)
+	}
+}
+
+func TestNoDeadLettersAreAnEmptyListHoweverItIsAskedFor(t *testing.T) {
+	b := newBench(t)
+	for _, emptied := range []bool{false, true} {
+		if emptied {
+			b.letter("j", errors.CodeAvatarNotFound, `{}`, time.Now())
+			expect(t, 0, nil, b.args("dlq", "rm", "1")...)
+		}
+		for _, flags := range [][]string{nil, {"--newest"}, {"--newest", "--all"}, {"--after", "1h"}, {"--newest", "--code", "internal", "--limit", "3"}} {
+			args := b.args(append([]string{"dlq", "ls"}, flags...)...)
+			expect(t, 0, []string{"no dead letters"}, args...)
+			if out := expect(t, 0, nil, append(args, "--json")...); out != "[]\n" {
+				t.Errorf("%v: %q", args, out)
+			}
+		}
+		expect(t, 1, []string{"no dead letter is as"}, b.args("dlq", "show", "--newest", "--code", "internal")...)
+		expect(t, 0, []string{"0 dead letters"}, b.args("dlq", "rm", "--all", "-y", "--newest")...)
+	}
+}
+
+// steering are characters that a terminal obeys: C1's CSI and OSC, a lone byte
+// of it, a line separator, and an override of the direction of writing.
+const steering = "\u009b31m \u009d0;title\u009c \x9b2J \u2028 \u202egnp.exe\u202c \u2066x\u2069 \u200f \x1b[2J"
+
+func TestWhatOthersWroteNeverSteersATerminal(t *testing.T) {
+	b := newBench(t)
+	wrong := jobs.ErrorEvent{JobID: "j1", Code: errors.CodeServerError, Class: errors.ClassServer, Message: "said " + steering, ServerTitle: steering, ServerDetail: steering}
+	b.record(jobs.Record{
+		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: jobs.StateDeadLettered, Outcome: jobs.StateDeadLettered, AvatarID: steering,
+		Labels: map[string]string{steering: steering}, LastError: &wrong, CreatedAt: time.Now(), UpdatedAt: time.Now(),
+	})
+	b.event("1", wrong)
+	raw := nats.NewMsg(names.Events(jobs.EventCompleted, "j1"))
+	raw.Data = []byte(`{"reason":"` + strings.ReplaceAll(steering, "\x1b", "") + `"}`)
+	b.publish(raw)
+	b.letter("j1", errors.CodeServerError, `{"avatar_id":"`+strings.ReplaceAll(steering, "\x1b", "")+`"}`, time.Now())
+	b.letter("j2", errors.CodeServerError, "no JSON "+steering, time.Now())
+	presence, err := json.Marshal(fleet.Presence{Worker: steering, WorkerID: steering, Version: steering, At: time.Now(), Queues: map[string]int{"default": 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.h.Fleet.Put(t.Context(), "worker.x", presence); err != nil {
+		t.Fatal(err)
+	}
+	file := writeFile(t, "job.json", []byte(`{"avatar_`+steering+`":1}`))
+	lines := writeFile(t, "lines", []byte("no failure "+steering+"\n"))
+	for _, args := range [][]string{
+		{"status"}, {"status", "--json"}, {"status", "j1"}, {"status", "j1", "--json"},
+		{"events", "--no-follow"}, {"events", "--no-follow", "--json"},
+		{"dlq", "ls"}, {"dlq", "ls", "--json"}, {"dlq", "show", "1"}, {"dlq", "show", "1", "--json"}, {"dlq", "show", "2"},
+		{"submit", file}, {"submit", steering}, {"errors", "classify", lines}, {"recording", "info", steering},
+	} {
+		_, stdout, stderr := call(t, b.args(args...)...)
+		for _, text := range []string{stdout, stderr} {
+			if !utf8.ValidString(text) {
+				t.Errorf("%v: a byte that is not UTF-8: %q", args, text)
+			}
+			if i := strings.IndexFunc(text, func(r rune) bool {
+				return r < ' ' && r != '\n' && r != '\t' || r >= 0x7f && r <= 0x9f || strings.ContainsRune("\u2028\u2029\u200e\u200f\u061c", r) || r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069'
+			}); i >= 0 {
+				t.Errorf("%v: steers at %d: %q", args, i, text)
+			}
+		}
+	}
+	// What is JSON means what it did.
+	if j := decode[status.Job](t, expect(t, 0, nil, b.args("status", "j1", "--json")...)); !strings.Contains(j.Record.AvatarID, "\u202egnp.exe") {
+		t.Errorf("got %q", j.Record.AvatarID)
+	}
+	// A program that asks for a job's own bytes gets them.
+	if raw := expect(t, 0, nil, b.args("dlq", "show", "2", "--raw")...); raw != "no JSON "+steering {
+		t.Errorf("got %q", raw)
+	}
 }
 
 func TestCancelTellsRequestedFromFinished(t *testing.T) {
 	b := newBench(t)
-	expect(t, 0, []string{"requested"}, b.args("cancel", "new")...)
+	expect(t, 0, []string{"requested"}, b.args("cancel", "new", "--if-unknown")...)
 	var r jobs.Record
 	entry, err := b.h.State.Get(t.Context(), "new")
 	if err != nil {
@@ -209,7 +311,7 @@ func TestDeadLetterIsExplainedAndItsSecretsHidden(t *testing.T) {
 			t.Errorf("%v: a secret is shown:\n%s", args, stdout)
 		}
 	}
-	expect(t, 0, []string{"There is no avatar", "what to do", "publisher", "worker dlq replay 1", "room_name", hidden}, b.args("dlq", "show", "1")...)
+	expect(t, 0, []string{"There is no avatar", "what to do", "publisher", "avatarworker dlq replay 1", "room_name", hidden}, b.args("dlq", "show", "1")...)
 	if got := expect(t, 0, nil, b.args("dlq", "show", "1", "--raw")...); got != body {
 		t.Errorf("raw: %s", got)
 	}
@@ -295,7 +397,7 @@ func TestRemovedLettersAreGone(t *testing.T) {
 	expect(t, 0, []string{"2  j1  would_remove"}, b.args("dlq", "rm", "2", "--dry-run")...)
 	expect(t, 0, []string{"2  j1  removed", "1 removed"}, b.args("dlq", "rm", "2")...)
 	expect(t, 1, []string{"2  -  failed"}, b.args("dlq", "rm", "2")...)
-	expect(t, 0, []string{"2 removed"}, b.args("dlq", "rm", "--all")...)
+	expect(t, 0, []string{"2 removed"}, b.args("dlq", "rm", "--all", "-y")...)
 	if b.letters() != 0 || b.jobsStored() != 0 {
 		t.Errorf("%d letters, %d jobs", b.letters(), b.jobsStored())
 	}

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"avatarworker/internal/errors"
 )
@@ -87,17 +86,6 @@ func (t *table) row(cells ...any) {
 }
 
 func (t *table) end() error { return t.w.Flush() }
-
-// plain is text from outside as it may go to a terminal: without control
-// characters, which could move the cursor or worse.
-func plain(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
-			return ' '
-		}
-		return r
-	}, text)
-}
 
 // cause is an error's text and, where the backend said more, that: it often
 // names the reason that a code only hints at.

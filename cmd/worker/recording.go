@@ -16,7 +16,7 @@ import (
 
 func newRecordingCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "recording", Short: "Look into recordings", Args: cobra.NoArgs, RunE: showHelp,
+		Use: "recording", Short: "Look into recordings", Args: noArgs, RunE: showHelp,
 	}
 	var asJSON bool
 	info := &cobra.Command{

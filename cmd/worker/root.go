@@ -4,22 +4,25 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const about = `worker runs avatar session jobs that it pulls from NATS JetStream, and is the
-tool to publish jobs, follow them, and mend what failed.
+const about = `avatarworker runs avatar session jobs that it pulls from NATS JetStream, and is
+the tool to publish jobs, follow them, and repair what failed.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 2 wrong command line, 78 bad configuration.`
 
 func newRootCommand(c *cli) *cobra.Command {
 	root := &cobra.Command{
-		Use: "worker", Short: "Runs avatar session jobs from NATS JetStream", Long: about,
+		Use: "avatarworker", Short: "Runs avatar session jobs from NATS JetStream", Long: about,
 		SilenceErrors: true, SilenceUsage: true,
-		Args: cobra.NoArgs, RunE: showHelp,
+		Args: noArgs, RunE: showHelp, Version: thisBuild().String(),
 		PersistentPreRun: func(*cobra.Command, []string) { c.started = true },
 	}
 	root.SetIn(c.stdin)
 	root.SetOut(c.stdout)
 	root.SetErr(c.stderr)
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.Flags().Bool("version", false, "print the version")
+	root.SetFlagErrorFunc(explainFlag)
 	flags := root.PersistentFlags()
 	flags.StringVarP(&c.configFile, "config", "c", "", "configuration `FILE` (default config.yaml where there is one)")
 	flags.Func("set", "set a `KEY=VALUE` of the configuration; may be repeated", c.set)
@@ -37,13 +40,13 @@ func newRootCommand(c *cli) *cobra.Command {
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {
-			cmd.Args, cmd.RunE = cobra.NoArgs, showHelp
+			cmd.Args, cmd.RunE = noArgs, showHelp
 		}
 	}
 	return root
 }
 
-// newHelpCommand is cobra's, but that a command which there is not is an error.
+// newHelpCommand is cobra's, except that an unknown command is an error.
 func newHelpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use: "help [COMMAND]", Short: "Show the help of a command",
@@ -52,8 +55,8 @@ func newHelpCommand(root *cobra.Command) *cobra.Command {
 			if err != nil {
 				return usagef("%s", err)
 			}
-			if len(rest) > 0 {
-				return usagef("unknown command %q for %q", rest[0], cmd.CommandPath())
+			if len(rest) > 0 && cmd.HasAvailableSubCommands() {
+				return noArgs(cmd, rest)
 			}
 			return cmd.Help()
 		},
@@ -78,6 +81,6 @@ func commands(c *cli) []*cobra.Command {
 	}
 }
 
-// showHelp is what a command does that only has others under it. With
-// cobra.NoArgs, a mistyped subcommand is an error.
+// showHelp is what a command does that only has others under it. With noArgs, a
+// mistyped subcommand is an error.
 func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }

@@ -22,14 +22,14 @@ import (
 const aboutRun = `Pull jobs from the queues, run each as one session against the avatar backend,
 and settle it.
 
-SIGTERM or SIGINT drains: nothing new is taken, sessions may finish within
+SIGTERM, SIGINT or SIGHUP drains: nothing new is taken, sessions may finish within
 worker.drain_timeout, what does not finish is handed back. A second signal ends
 the process at once; nothing is lost by that either.`
 
 func newRunCommand(c *cli) *cobra.Command {
 	var embedded bool
 	cmd := &cobra.Command{
-		Use: "run", Short: "Run the worker", Long: aboutRun, Args: cobra.NoArgs,
+		Use: "run", Short: "Run the worker", Long: aboutRun, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.runWorker(cmd.Context(), embedded) },
 	}
 	cmd.Flags().BoolVar(&embedded, "embedded", false, "start NATS with JetStream in this process: files in nats.store_dir, listening at nats.url")
@@ -40,6 +40,7 @@ func newRunCommand(c *cli) *cobra.Command {
 }
 
 func (c *cli) runWorker(ctx context.Context, embedded bool) error {
+	outliveReaders()
 	c.secrets = true
 	cfg, err := c.config()
 	if err != nil {

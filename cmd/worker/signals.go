@@ -7,13 +7,17 @@ import (
 	"syscall"
 )
 
-// withSignals returns a context that ends with the first SIGINT or SIGTERM. A
-// second one has its usual effect and ends the process at once: whatever was
-// under way is redelivered or repeated.
+// withSignals returns a context that ends with the first SIGINT, SIGTERM or, for
+// a terminal that went away, SIGHUP (not under nohup, which ignores it). A second
+// one has its usual effect and ends the process at once: whatever was under way
+// is redelivered or repeated.
 func withSignals(parent context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(parent)
 	first, done := make(chan os.Signal, 1), make(chan struct{})
 	signal.Notify(first, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(first, syscall.SIGHUP)
+	}
 	go func() {
 		defer close(done)
 		select {
@@ -29,3 +33,8 @@ func withSignals(parent context.Context) (context.Context, context.CancelFunc) {
 		<-done
 	}
 }
+
+// outliveReaders lets the process go on when whoever read its stdout or stderr
+// has gone (run | head): writing there fails then, and without this the write
+// would end it.
+func outliveReaders() { signal.Ignore(syscall.SIGPIPE) }

@@ -20,7 +20,7 @@ func newSimulatorCommand(c *cli) *cobra.Command {
 		asJSON bool
 	)
 	cmd := &cobra.Command{
-		Use: "simulator", Short: "Run the simulated backend alone", Long: simulator.Help(), Args: cobra.NoArgs,
+		Use: "simulator", Short: "Run the simulated backend alone", Long: simulator.Help(), Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.Speed < 0 {
 				return usagef("--speed %v: want 0 (as fast as it can), 1 (real time) or more", o.Speed)
@@ -55,6 +55,7 @@ func newSimulatorCommand(c *cli) *cobra.Command {
 
 // simulate serves until the command is interrupted.
 func (c *cli) simulate(cmd *cobra.Command, o simulator.Options, secure, asJSON bool) error {
+	outliveReaders()
 	authority := ""
 	if secure {
 		file, err := ownCertificate(&o)

@@ -24,11 +24,11 @@ func newStatusCommand(c *cli) *cobra.Command {
 		Use: "status [JOB]", Short: "Show how a job stands, or the whole fleet", Args: cobra.MaximumNArgs(1),
 		Long: `With a JOB: its record, and its events and errors in order.
 
-Without: queues (waiting: never delivered; running, retrying, held, released: by
-the jobs' records), workers, circuits, and dead letters by code. A queue that
-jobs are published to and nobody serves shows too. Records are read newest first
-and no longer than --count-for; where that was not enough, the states say "at
-least".`,
+Without: queues (waiting: never delivered; delivered: without an outcome yet,
+which are running, retrying, held or released by the jobs' records), workers
+(sessions: open now; slots: jobs at a time), circuits, and dead letters by code.
+A queue that has jobs but no worker is listed too. Records are read newest first
+and no longer than --count-for; where that was not enough, the states say "≥".`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if err := checkJobID(args[0]); err != nil {
@@ -88,7 +88,7 @@ func (c *cli) printQueues(f *status.Fleet) error {
 	if !f.CountedAll {
 		atLeast = "≥"
 	}
-	t := newTable(c.stdout, "QUEUE", "WORKERS", "WAITING", "OLDEST", "TAKEN", "RUNNING", "RETRYING", "HELD", "RELEASED")
+	t := newTable(c.stdout, "QUEUE", "WORKERS", "WAITING", "OLDEST WAITS", "DELIVERED", "RUNNING", "RETRYING", "HELD", "RELEASED")
 	for _, q := range f.Queues {
 		n := func(count int) string { return fmt.Sprintf("%s%d", atLeast, count) }
 		t.row(q.Name, q.Served, q.Waiting, ago(f.At, q.OldestWaiting), q.Taken, n(q.Running), n(q.Retrying), n(q.Held), n(q.Released))
@@ -104,9 +104,9 @@ func (c *cli) printWorkers(f *status.Fleet) error {
 		_, err := fmt.Fprintln(c.stdout, "none")
 		return err
 	}
-	t := newTable(c.stdout, "WORKER", "STATE", "RUNNING", "PLACES", "QUEUES", "UP", "SEEN", "VERSION")
+	t := newTable(c.stdout, "WORKER ID", "STATE", "SESSIONS", "SLOTS", "QUEUES", "UP FOR", "LAST SEEN", "VERSION")
 	for _, w := range f.Workers {
-		t.row(w.WorkerID, workerState(w), w.Running, w.Slots, weights(w.Queues), ago(f.At, w.StartedAt), ago(f.At, w.At), orDash(w.Version))
+		t.row(w.WorkerID, workerState(w), w.Running, w.Slots, weights(w.Queues), ago(f.At, w.StartedAt), ago(f.At, w.At)+" ago", orDash(w.Version))
 	}
 	return t.end()
 }
@@ -141,7 +141,7 @@ func (c *cli) printCircuits(f *status.Fleet) error {
 	if err := c.heading("\nCircuits"); err != nil {
 		return err
 	}
-	t := newTable(c.stdout, "APP", "REGION", "STATE", "CODE", "OPEN FOR", "NEXT PROBE")
+	t := newTable(c.stdout, "APP", "REGION", "STATE", "OPENED BY", "OPEN FOR", "NEXT PROBE")
 	for _, cc := range f.Circuits {
 		t.row(cc.App, cc.Region, cc.State, cc.Code, ago(f.At, cc.OpenedAt), cc.RetryAt.UTC().Format(time.RFC3339))
 	}
@@ -156,9 +156,9 @@ func (c *cli) printCounts(f *status.Fleet) error {
 		_, err := fmt.Fprintln(c.stdout, "none")
 		return err
 	}
-	t := newTable(c.stdout, "LETTERS", "CODE", "CLASS", "WHOSE", "CAUSE")
+	t := newTable(c.stdout, "DEAD LETTERS", "CODE", "CLASS", "WHOSE FAULT", "TO SEE ONE")
 	for _, n := range f.DeadLetters {
-		t.row(n.Letters, n.Code, n.Class, orDash(errors.Explain(n.Code).Owner), fmt.Sprintf("worker dlq show --code %s", n.Code))
+		t.row(n.Letters, n.Code, n.Class, orDash(errors.Explain(n.Code).Owner), fmt.Sprintf("avatarworker dlq show --code %s", n.Code))
 	}
 	return t.end()
 }
@@ -172,6 +172,8 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 		return l.missing("job "+id, err)
 	case asJSON:
 		return c.printJSON(j)
+	case j.Waiting != nil:
+		return c.printWaiting(id, j.Waiting)
 	}
 	if j.Record != nil {
 		if err := c.printRecord(j.Record); err != nil {
@@ -190,9 +192,19 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 		c.note("looking for error events took longer than --count-for: some may be missing")
 	}
 	if j.Record != nil && j.Record.Outcome == jobs.StateDeadLettered {
-		_, err = fmt.Fprintf(c.stdout, "\nIts dead letter: worker dlq show --job %s\n", id)
+		_, err = fmt.Fprintf(c.stdout, "\nIts dead letter: avatarworker dlq show --job %s\n", id)
 	}
 	return err
+}
+
+// printWaiting shows a job that no worker has taken yet.
+func (c *cli) printWaiting(id string, w *status.Waiting) error {
+	t := newTable(c.stdout)
+	t.row("job", id)
+	t.row("state", "waiting: not delivered to a worker yet")
+	t.row("queue", w.Queue)
+	t.row("published", when(c.now(), w.Published))
+	return t.end()
 }
 
 func (c *cli) printRecord(r *jobs.Record) error {
@@ -217,7 +229,7 @@ func (c *cli) printRecord(r *jobs.Record) error {
 	row("connection", r.ConnectionID)
 	row("recording", r.Recording)
 	row("published", when(c.now(), r.PublishedAt))
-	row("changed", when(c.now(), r.UpdatedAt))
+	row("last change", when(c.now(), r.UpdatedAt))
 	row("next attempt", nextAttempt(c.now(), r))
 	if r.CancelRequested && !r.State.Final() {
 		row("cancel", "requested")

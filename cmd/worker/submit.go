@@ -15,15 +15,19 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/topology"
 )
 
 const aboutSubmit = `Publishes a job, from flags or a JSON FILE (- is stdin; flags win), and prints
-its id. The job is checked here first, as a worker would.
+its id. The job is checked here first, as a worker would. A FILE may hold several
+jobs, in an array or one after the other (NDJSON): all are checked before the
+first is published.
 
-  worker submit --avatar a1 --audio hello.wav --wait --out hello.rec
-  worker submit job.json --label order=17
-  arecord -f S16_LE -r 16000 -t raw | worker submit --avatar a1 --live - --sample-rate 16000`
+  avatarworker submit --avatar a1 --audio hello.wav --wait --out hello.rec
+  avatarworker submit job.json --label order=17
+  avatarworker submit jobs.ndjson --wait
+  arecord -f S16_LE -r 16000 -t raw | avatarworker submit --avatar a1 --live - --sample-rate 16000`
 
 // submission is what the flags of submit say.
 type submission struct {
@@ -136,13 +140,17 @@ func (c *cli) submit(cmd *cobra.Command, s *submission) error {
 	}
 	s.wait = s.wait || s.out != ""
 	ctx := cmd.Context()
-	doc, err := c.document(s, cmd.Flags().Changed)
+	docs, err := c.documents(s, cmd.Flags().Changed)
 	if err != nil {
 		return err
 	}
 	if err := s.whole(); err != nil {
 		return err
 	}
+	if len(docs) > 1 {
+		return c.submitAll(ctx, s, docs)
+	}
+	doc := docs[0]
 	live, err := c.openLive(ctx, s, doc)
 	if err != nil {
 		return err
@@ -150,7 +158,7 @@ func (c *cli) submit(cmd *cobra.Command, s *submission) error {
 	defer live.close()
 	job, err := doc.job(s.noCheck)
 	if err != nil {
-		return err
+		return unpublished(err)
 	}
 	if s.out != "" && job != nil && !savesFrames(job) {
 		return usagef("--out: with output %s there are no frames to save", job.OutputKind())
@@ -167,6 +175,9 @@ func (c *cli) submit(cmd *cobra.Command, s *submission) error {
 		return err
 	}
 	defer l.close()
+	if err := c.checkUploads(ctx, l, s, doc.uploads); err != nil {
+		return err
+	}
 	return c.publishAndFollow(ctx, l, s, doc, live, file)
 }
 
@@ -176,29 +187,16 @@ func savesFrames(job *jobs.Job) bool {
 }
 
 func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc *document, live *liveSpeech, file *frameFile) error {
-	if err := l.upload(ctx, doc.uploads); err != nil {
-		return err
-	}
 	var from marks
 	var err error
 	if s.wait {
-		from, err = l.marks(ctx)
-	}
-	var p *published
-	if err == nil {
-		p, err = l.publish(ctx, s.queue, doc)
-	}
-	if err != nil {
-		l.removeUploads(ctx, doc.uploads)
-		return err
-	}
-	if p.Duplicate {
-		c.note("job %s was published before: nothing new was", p.JobID)
-	}
-	if !s.asJSON {
-		if _, err := fmt.Fprintln(c.stdout, p.JobID); err != nil {
+		if from, err = l.marks(ctx); err != nil {
 			return err
 		}
+	}
+	p, err := c.publishOne(ctx, l, s, doc)
+	if err != nil {
+		return err
 	}
 	l.warnUnserved(ctx, c, s.queue)
 	if s.wait {
@@ -211,6 +209,88 @@ func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc 
 		return c.printJSON(p)
 	}
 	return nil
+}
+
+// publishOne uploads a job's speech, publishes it, and prints its id.
+func (c *cli) publishOne(ctx context.Context, l *link, s *submission, doc *document) (*published, error) {
+	if err := l.upload(ctx, doc.uploads); err != nil {
+		return nil, err
+	}
+	p, err := l.publish(ctx, s.queue, doc)
+	if err != nil {
+		l.removeUploads(ctx, doc.uploads)
+		return nil, err
+	}
+	if p.Duplicate {
+		c.note("job %s was published before: nothing new was", p.JobID)
+	}
+	if !s.asJSON {
+		_, err = fmt.Fprintln(c.stdout, p.JobID)
+	}
+	return p, err
+}
+
+// unpublished adds to what is wrong with a job what became of it.
+func unpublished(err error) error {
+	return fmt.Errorf("%w\nNothing was published; --no-check publishes it anyway", err)
+}
+
+// submitAll publishes the jobs of a file that holds several.
+func (c *cli) submitAll(ctx context.Context, s *submission, docs []*document) error {
+	if s.id != "" || s.out != "" || s.live != "" {
+		return usagef("--id, --out and --live are for one job; %s holds %d", s.file, len(docs))
+	}
+	var faults []error
+	for _, doc := range docs {
+		if _, err := doc.job(false); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("%w\nNothing was published", errors.Join(faults...))
+	}
+	l, err := c.connect(ctx, "submit")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	if err := c.checkUploads(ctx, l, s, docs[0].uploads); err != nil { // the others have the same
+		return err
+	}
+	var from marks
+	if s.wait {
+		if from, err = l.marks(ctx); err != nil {
+			return err
+		}
+	}
+	var all []*published
+	for _, doc := range docs {
+		p, err := c.publishOne(ctx, l, s, doc)
+		if err != nil {
+			return fmt.Errorf("%s: %w\nPublished were the %d before it, and none after", doc.where, err, len(all))
+		}
+		if s.asJSON && !s.wait {
+			if err := c.printLine(p); err != nil {
+				return err
+			}
+		}
+		all = append(all, p)
+	}
+	l.warnUnserved(ctx, c, s.queue)
+	c.note("published: %s", count(len(all), "job"))
+	if !s.wait {
+		return nil
+	}
+	var failed error
+	for _, p := range all {
+		if err := c.waitFor(ctx, l, s, p, from, nil, nil); err != nil {
+			if !errors.Is(err, errShown) {
+				return err
+			}
+			failed = err
+		}
+	}
+	return failed
 }
 
 // newJobID makes an id that no other job has.
@@ -236,7 +316,7 @@ func (l *link) publishError(err error, msg *nats.Msg) error {
 	var api *jetstream.APIError
 	switch {
 	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
-		return fmt.Errorf("no stream takes jobs on %s: no worker has run here with nats.prefix %q yet ('worker run' makes it)", msg.Subject, l.cfg.NATS.Prefix)
+		return fmt.Errorf("no stream takes jobs on %s: no worker has run here with nats.prefix %q yet ('avatarworker run' makes it)", msg.Subject, l.cfg.NATS.Prefix)
 	case errors.Is(err, nats.ErrMaxPayload):
 		return fmt.Errorf("the job has %d bytes, more than the NATS server takes (%d): upload its speech with --audio", len(msg.Data), l.nc.MaxPayload())
 	case errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum:
@@ -250,33 +330,44 @@ func (l *link) publishError(err error, msg *nats.Msg) error {
 // warnUnserved says when nobody will take the job soon. What can't be found out
 // is no reason to fail: the job is published.
 func (l *link) warnUnserved(ctx context.Context, c *cli, queue string) {
-	kv, err := l.js.KeyValue(ctx, l.names.FleetBucket())
-	if err != nil {
-		return
-	}
-	served, err := l.served(ctx, c, kv, queue)
-	if err == nil && !served {
+	workers, err := l.serving(ctx, c, queue)
+	if err == nil && len(workers) == 0 {
 		c.note("no worker serves queue %s now: the job waits until one does", queue)
 	}
 }
 
-func (l *link) served(ctx context.Context, c *cli, kv jetstream.KeyValue, queue string) (bool, error) {
+// serving returns the live workers that serve the queue, as they were when it was
+// first asked for: without the permission to read them the answer takes seconds.
+func (l *link) serving(ctx context.Context, c *cli, queue string) ([]fleet.Presence, error) {
+	if !l.served.known {
+		l.served.workers, l.served.err = l.readServing(ctx, c, queue)
+		l.served.known = true
+	}
+	return l.served.workers, l.served.err
+}
+
+func (l *link) readServing(ctx context.Context, c *cli, queue string) ([]fleet.Presence, error) {
+	kv, err := l.js.KeyValue(ctx, l.names.FleetBucket())
+	if err != nil {
+		return nil, err
+	}
 	watcher, err := kv.Watch(ctx, "worker.>", jetstream.IgnoreDeletes())
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer watcher.Stop() //nolint:errcheck // the connection's end does it too
+	var workers []fleet.Presence
 	for {
 		select {
 		case entry, open := <-watcher.Updates():
 			if !open || entry == nil {
-				return false, nil
+				return workers, nil
 			}
-			if serves(entry.Value(), queue, entry.Created(), c.now()) {
-				return true, nil
+			if p, ok := serves(entry.Value(), queue, entry.Created(), c.now()); ok {
+				workers = append(workers, p)
 			}
 		case <-ctx.Done():
-			return false, ctx.Err()
+			return nil, ctx.Err()
 		}
 	}
 }

@@ -2,9 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -86,25 +86,41 @@ type upload struct{ file, object string }
 // document is a job on its way to be published.
 type document struct {
 	id      string
+	where   string                     // in a file of several: "jobs.ndjson, job 2 (line 5)"
 	fields  map[string]json.RawMessage // nil: the file is no JSON object, and is published as it is
 	data    []byte
 	uploads []upload
 	now     time.Time
 }
 
-// document makes the job out of the file and the flags that were given.
-func (c *cli) document(s *submission, given func(flag string) bool) (*document, error) {
-	doc := &document{fields: make(map[string]json.RawMessage), now: c.now()}
+// documents makes the jobs out of the file, which may hold several, and the flags
+// that were given.
+func (c *cli) documents(s *submission, given func(flag string) bool) ([]*document, error) {
+	parts := []jobPart{{fields: make(map[string]json.RawMessage)}}
 	if s.file != "" {
-		if err := c.readJob(s, doc); err != nil {
+		var err error
+		if parts, err = c.readJobs(s); err != nil {
 			return nil, err
 		}
 	}
+	var docs []*document
+	for _, part := range parts {
+		doc := &document{where: part.where, fields: part.fields, data: part.raw, now: c.now()}
+		if err := c.complete(doc, s, given); err != nil {
+			return nil, part.located(err)
+		}
+		docs = append(docs, doc)
+	}
+	return docs, nil
+}
+
+// complete adds what the flags say.
+func (c *cli) complete(doc *document, s *submission, given func(flag string) bool) error {
 	if doc.fields == nil {
 		if doc.id = s.id; doc.id == "" {
 			doc.id = newJobID()
 		}
-		return doc, nil
+		return nil
 	}
 	for name, value := range map[string]string{
 		"avatar_id": s.avatar, "app_id": s.app, "region": s.region, "id": s.id, "on_redelivery": s.onRedelivery,
@@ -123,33 +139,12 @@ func (c *cli) document(s *submission, given func(flag string) bool) (*document, 
 	}
 	err := errors.Join(
 		doc.pairs("labels", "--label", s.labels), doc.pairs("extra_params", "--extra", s.extra),
-		doc.deadline(s.deadline), doc.speech(c, s), doc.output(s),
+		doc.deadline(s.deadline), doc.speech(s), doc.output(s),
 	)
-	if err != nil {
-		return nil, err
-	}
-	doc.data = encode(doc.fields)
-	return doc, nil
-}
-
-// readJob reads --file. Only with --no-check may it be something else than a
-// JSON object; it is then published byte for byte.
-func (c *cli) readJob(s *submission, doc *document) error {
-	in, name, err := c.input([]string{s.file})
 	if err != nil {
 		return err
 	}
-	defer in.Close() // it was only read
-	data, err := io.ReadAll(in)
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", name, err)
-	}
-	if err := json.Unmarshal(data, &doc.fields); err != nil || doc.fields == nil {
-		if !s.noCheck {
-			return fmt.Errorf("%s is no job: want a JSON object; --no-check publishes it anyway", name)
-		}
-		doc.fields, doc.data = nil, data
-	}
+	doc.data = encode(doc.fields)
 	return nil
 }
 
@@ -212,7 +207,7 @@ func (d *document) deadline(text string) error {
 }
 
 // speech turns --audio and --audio-url into audio or utterances.
-func (d *document) speech(c *cli, s *submission) error {
+func (d *document) speech(s *submission) error {
 	if len(s.speech) == 0 {
 		return nil
 	}
@@ -228,8 +223,10 @@ func (d *document) speech(c *cli, s *submission) error {
 		if sp.url != "" {
 			a["url"] = sp.url
 		} else {
-			if err := c.checkSpeech(s, sp.file); err != nil {
+			if info, err := os.Stat(sp.file); err != nil {
 				return err
+			} else if !info.Mode().IsRegular() {
+				return fmt.Errorf("%s is not a file; --live publishes speech from elsewhere", sp.file)
 			}
 			up := upload{file: sp.file, object: objectName(sp.file)}
 			d.uploads = append(d.uploads, up)
@@ -263,32 +260,61 @@ func objectName(file string) string {
 	return nuid.Next() + "-" + base
 }
 
-// checkSpeech finds what a worker would refuse in a file.
-func (c *cli) checkSpeech(s *submission, file string) error {
-	cfg, err := c.config()
+// speechLimits are what workers take as speech.
+type speechLimits struct {
+	convert  bool
+	maxBytes int64
+}
+
+// speechLimits are those of the workers that serve the queue: what one of them
+// would refuse is refused, for the job may come to it. Where none says what it
+// takes, this command's own configuration stands in.
+func (c *cli) speechLimits(ctx context.Context, l *link, queue string) speechLimits {
+	workers, err := l.serving(ctx, c, queue)
 	if err != nil {
-		return err
+		l.log.Debug().Err(err).Msg("reading which workers there are")
 	}
-	info, err := os.Stat(file)
-	switch {
-	case err != nil:
-		return err
-	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s is no file; --live publishes speech from elsewhere", file)
-	case s.noCheck:
+	var limits speechLimits
+	for _, w := range workers {
+		switch own := (speechLimits{w.AudioConvert, w.AudioMaxBytes}); {
+		case own.maxBytes == 0: // a version that does not say
+		case limits.maxBytes == 0:
+			limits = own
+		default:
+			limits = speechLimits{limits.convert && own.convert, min(limits.maxBytes, own.maxBytes)}
+		}
+	}
+	if limits.maxBytes > 0 {
+		return limits
+	}
+	c.note("no worker of queue %s says what speech it takes: it is checked by audio.convert and audio.max_bytes as configured here", queue)
+	return speechLimits{l.cfg.Audio.Convert, int64(l.cfg.Audio.MaxBytes)}
+}
+
+// checkUploads finds what a worker would refuse in the files of --audio.
+func (c *cli) checkUploads(ctx context.Context, l *link, s *submission, uploads []upload) error {
+	if s.noCheck || len(uploads) == 0 {
 		return nil
-	case info.Size() > int64(cfg.Audio.MaxBytes):
-		return fmt.Errorf("%s has %d bytes, more than audio.max_bytes (%s); --no-check uploads it anyway", file, info.Size(), cfg.Audio.MaxBytes)
 	}
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	opener := audio.New(audio.Options{MaxBytes: int64(cfg.Audio.MaxBytes), Convert: cfg.Audio.Convert})
+	limits := c.speechLimits(ctx, l, s.queue)
+	opener := audio.New(audio.Options{MaxBytes: limits.maxBytes, Convert: limits.convert})
 	defer opener.Close()
-	err = opener.Check(audio.Spec{Inline: data, HasInline: true, Format: s.format, SampleRate: s.sampleRate, Field: speechField})
-	if err != nil {
-		return fmt.Errorf("a worker would refuse %s: %s; --no-check uploads it anyway", file, inFlags(err))
+	for _, up := range uploads {
+		info, err := os.Stat(up.file)
+		if err != nil {
+			return err
+		}
+		if info.Size() > limits.maxBytes {
+			return fmt.Errorf("%s has %d bytes, more than audio.max_bytes (%d); --no-check uploads it anyway", up.file, info.Size(), limits.maxBytes)
+		}
+		data, err := os.ReadFile(up.file)
+		if err != nil {
+			return err
+		}
+		err = opener.Check(audio.Spec{Inline: data, HasInline: true, Format: s.format, SampleRate: s.sampleRate, Field: speechField})
+		if err != nil {
+			return fmt.Errorf("a worker would refuse %s: %s; --no-check uploads it anyway", up.file, inFlags(err))
+		}
 	}
 	return nil
 }
@@ -374,5 +400,5 @@ func (d *document) job(noCheck bool) (*jobs.Job, error) {
 	case noCheck:
 		return nil, nil //nolint:nilnil // see above
 	}
-	return nil, fmt.Errorf("not a valid job: %s\nNothing was published; --no-check publishes it anyway", invalid.Message)
+	return nil, jobPart{where: d.where}.located(fmt.Errorf("not a valid job: %s", invalid.Message))
 }

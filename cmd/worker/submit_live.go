@@ -182,13 +182,12 @@ func (v *liveSpeech) due(ctx context.Context, at time.Time) error {
 	}
 }
 
-// serves reports whether a worker's presence, stored at that time, says that it
+// serves reads a worker's presence, stored at that time, and reports whether it
 // serves the queue.
-func serves(presence []byte, queue string, stored, now time.Time) bool {
-	var p fleet.Presence
+func serves(presence []byte, queue string, stored, now time.Time) (p fleet.Presence, ok bool) {
 	if json.Unmarshal(presence, &p) != nil {
-		return false
+		return p, false
 	}
 	_, has := p.Queues[queue]
-	return has && !p.Draining && fleet.Fresh(stored, now)
+	return p, has && !p.Draining && fleet.Fresh(stored, now)
 }

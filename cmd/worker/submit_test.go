@@ -5,6 +5,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -19,6 +21,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/output"
 )
 
@@ -138,7 +141,7 @@ func TestWhatAWorkerWouldRefuseIsNotPublished(t *testing.T) {
 		{"no such file", []string{"--avatar", "a", "--audio-url", "http://h/a", "--out", filepath.Join(t.TempDir(), "none", "out.rec")}},
 		{"and no file", []string{"--avatar", "a", "--audio-url", "http://h/a", "--out", t.TempDir()}},
 		{"avatar", []string{"--file", typo}},
-		{"is no job", []string{"--file", junk}},
+		{junk + ": not JSON: line 1, column 1:", []string{"--file", junk}},
 		{"output.livekit.url", []string{"--avatar", "a", "--audio-url", "http://h/a", "--output", "livekit", "--egress-room", "r"}},
 	} {
 		expect(t, 1, []string{tc.text}, b.args(append([]string{"submit"}, tc.args...)...)...)
@@ -150,6 +153,48 @@ func TestWhatAWorkerWouldRefuseIsNotPublished(t *testing.T) {
 	if got := string(b.lastJob().Data); got != "junk" {
 		t.Errorf("published %q", got)
 	}
+}
+
+func TestSpeechIsCheckedByWhatTheFleetTakes(t *testing.T) {
+	b := newBench(t)
+	mono, err := os.ReadFile(helloWAV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stereo := bytes.Clone(mono) // the same bytes, said to be two channels
+	stereo[22] = 2
+	binary.LittleEndian.PutUint32(stereo[28:], 2*binary.LittleEndian.Uint32(stereo[28:]))
+	stereo[32] = 4
+	file := writeFile(t, "stereo.wav", stereo)
+	submit := func(code int, texts ...string) {
+		t.Helper()
+		expect(t, code, texts, b.args("submit", "--avatar", "a", "--audio", file)...)
+	}
+	worker := func(id string, p fleet.Presence) {
+		t.Helper()
+		p.WorkerID, p.At = id, time.Now()
+		if p.Queues == nil {
+			p.Queues = map[string]int{"default": 1}
+		}
+		data, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.h.Fleet.Put(t.Context(), "worker."+id, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	submit(1, "would refuse", "as configured here") // without workers: the default does not convert
+	expect(t, 0, []string{"as configured here"}, b.args("submit", "--avatar", "a", "--audio", file, "--set", "audio.convert=true")...)
+	worker("old", fleet.Presence{})
+	worker("elsewhere", fleet.Presence{Queues: map[string]int{"vip": 1}, AudioMaxBytes: 1 << 20})
+	submit(1, "as configured here")
+	worker("w1", fleet.Presence{AudioConvert: true, AudioMaxBytes: 1 << 20})
+	submit(0)
+	worker("w2", fleet.Presence{AudioMaxBytes: 1 << 30})
+	submit(1, "would refuse")
+	worker("w2", fleet.Presence{AudioConvert: true, AudioMaxBytes: 1000})
+	submit(1, "more than audio.max_bytes (1000)")
 }
 
 func TestWithoutAStreamSubmitSaysSo(t *testing.T) {
@@ -194,6 +239,107 @@ func TestWaitSavesEachUtteranceOnceFromTheHighestSession(t *testing.T) {
 	}
 }
 
+func TestFramesAreSavedAsTheyCameAlsoThoseThatCannotBeRead(t *testing.T) {
+	for _, frames := range [][][]byte{
+		{envelope("a", false), []byte("no envelope"), envelope("a", true)},
+		{{0x32, 0x80}, {0xff}},
+		{{}},
+	} {
+		b := newBench(t)
+		out := filepath.Join(t.TempDir(), "out.rec")
+		c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out)...)
+		c.out.await(t, "j1")
+		for i, frame := range frames {
+			b.frame("j1", 1, 1, 1, i+1, frame)
+		}
+		done := jobs.NewCompleted(jobs.JobFields{JobID: "j1", Run: 1}, 1, nil, []jobs.Utterance{{ReqID: "a", Frames: len(frames)}}, 1, time.Second, "")
+		b.event("c", done)
+		if code := c.wait(); code != 0 || !strings.Contains(c.stderr.String(), "as they came") {
+			t.Fatalf("exit %d: %s", code, c.stderr)
+		}
+		got, err := os.ReadFile(out)
+		if err != nil || !bytes.Equal(got, recordingOf(frames...)) {
+			t.Errorf("%v: the file has %q", err, got)
+		}
+		if saved := fmt.Sprintf(", %s, ", count(len(frames), "frame")); !strings.Contains(c.stderr.String(), saved) || !strings.Contains(c.stderr.String(), fmt.Sprintf("%d bytes", len(got))) {
+			t.Errorf("no %q in %s", saved, c.stderr)
+		}
+	}
+}
+
+const jobBody = `{"avatar_id":"a","audio":{"url":"http://h/a.wav"}`
+
+func TestAFileOfSeveralJobsIsSubmittedWhole(t *testing.T) {
+	for name, file := range map[string]string{
+		"array":    "[" + jobBody + "},\n " + jobBody + `,"id":"second"},` + jobBody + "}]\n",
+		"NDJSON":   jobBody + "}\r\n\n" + jobBody + `,"id":"second"}` + "\n" + jobBody + "}",
+		"in lines": strings.ReplaceAll(jobBody, ",", ",\n") + "}\n" + jobBody + `,"id":"second"}` + jobBody + "}\n\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			path := writeFile(t, "jobs", []byte(file))
+			stdout := expect(t, 0, []string{"published: 3 jobs"}, b.args("submit", path, "--label", "x=1")...)
+			if ids := strings.Fields(stdout); len(ids) != 3 || ids[1] != "second" || b.jobsStored() != 3 {
+				t.Errorf("ids %q, %d jobs", ids, b.jobsStored())
+			}
+			if job, invalid := jobs.Decode(nil, b.lastJob().Data); invalid != nil || job.GetLabels()["x"] != "1" {
+				t.Errorf("%v: %v", invalid, job)
+			}
+			lines := strings.Split(strings.TrimSpace(expect(t, 0, nil, b.args("submit", path, "--json")...)), "\n")
+			if len(lines) != 3 || !decode[published](t, lines[1]).Duplicate {
+				t.Errorf("got %q", lines)
+			}
+			expect(t, 2, []string{"are for one job"}, b.args("submit", path, "--id", "x")...)
+		})
+	}
+}
+
+func TestWaitFollowsEachJobOfAFile(t *testing.T) {
+	b := newBench(t)
+	path := writeFile(t, "jobs", []byte(jobBody+`,"id":"j1"}`+jobBody+`,"id":"j2"}`))
+	c := start(t, "", b.args("submit", path, "--wait")...)
+	c.out.await(t, "j2")
+	b.event("2", completed("j2"))
+	b.event("1", jobs.Cancelled{JobFields: jobs.JobFields{JobID: "j1", Run: 1}})
+	if code := c.wait(); code != 1 || !strings.Contains(c.stderr.String(), "j1: cancelled") || !strings.Contains(c.stderr.String(), "j2: completed") {
+		t.Errorf("exit %d: %s", code, c.stderr)
+	}
+}
+
+func TestAFileThatIsNoJobIsAnsweredWithWhereAndWhy(t *testing.T) {
+	b := newBench(t)
+	wav, err := os.ReadFile(helloWAV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ file, text string }{
+		{"{\n  \"avatar_id\": \"a\",\n  \"audio\": {\"url\" \"http://h\"}\n}", "file: not JSON: line 3, column 19: "},
+		{"{\"avatar_id\": \"a\",", "file: not JSON: line 1, column 18: unexpected end"},
+		{"avatar_id: a", "file: not JSON: line 1, column 1: "},
+		{"", "there is no job in it"},
+		{"[]", "there is no job in it"},
+		{"\xef\xbb\xbf{}", "byte order mark"},
+		{`{"avatar_id":"a","avatar_id":"b"}`, `field "avatar_id" is given twice`},
+		{`{"avatar_idd":"a"}`, `did you mean "avatar_id"?`},
+		{"[{},\n{\"avatar_id\":}]", "file: not JSON: line 2, column 14: "},
+		{"[{},\n 3, {\"x\":1}]", "job 2 (line 2): the job: want an object, got a number"},
+		{jobBody + "}\n" + jobBody + "\n", "job 2 (line 2): not JSON: line 3, column 1: unexpected end"},
+		{jobBody + "}\n{\"audio\":{\"object\":\"o\"}}", "job 2 (line 2): not a valid job: avatar_id: is required"},
+		{jobBody + "}\n}", "file: not JSON: line 2, column 1: "},
+		{jobBody + "},\n" + jobBody + "}", "not JSON: line 1, column 51: "},
+		{string(wav), "did you mean --audio?"},
+		{"OggS\x00\x02", "did you mean --audio?"},
+		{"ID3\x04\x00", "did you mean --audio?"},
+		{"\xff\xfb\x90\x64\x00", "did you mean --audio?"},
+	} {
+		path := writeFile(t, "file", []byte(tc.file))
+		expect(t, 1, []string{tc.text, "Nothing was published"}, b.args("submit", path)...)
+	}
+	if n := b.jobsStored(); n != 0 {
+		t.Errorf("%d jobs were published", n)
+	}
+}
+
 func TestWaitFailsUnlessTheJobCompleted(t *testing.T) {
 	b := newBench(t)
 	out := filepath.Join(t.TempDir(), "out.rec")
@@ -219,7 +365,7 @@ func TestWaitEndsWithTimeoutInterruptOrAnUsedID(t *testing.T) {
 	c := start(t, "", b.args(append(job, "--id", "j2")...)...)
 	c.stderr.await(t, "no worker serves")
 	c.interrupt()
-	if code := c.wait(); code != 1 || !strings.Contains(c.stderr.String(), "worker cancel j2") {
+	if code := c.wait(); code != 1 || !strings.Contains(c.stderr.String(), "avatarworker cancel j2") {
 		t.Errorf("exit %d: %s", code, c.stderr)
 	}
 	b.record(jobs.Record{JobID: "used", Run: 1, StreamSeq: 4711, State: jobs.StateCompleted, Queue: "default"})

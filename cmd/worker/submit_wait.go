@@ -85,9 +85,9 @@ func (c *cli) waitFor(ctx context.Context, l *link, s *submission, p *published,
 func (w *waiter) gaveUp(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("interrupted: job %s goes on; 'worker status %s' shows it, 'worker cancel %s' ends it", w.p.JobID, w.p.JobID, w.p.JobID)
+		return fmt.Errorf("interrupted: job %s goes on; 'avatarworker status %s' shows it, 'avatarworker cancel %s' ends it", w.p.JobID, w.p.JobID, w.p.JobID)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("no outcome within %s: job %s goes on; 'worker status %s' shows it", w.s.timeout, w.p.JobID, w.p.JobID)
+		return fmt.Errorf("no outcome within %s: job %s goes on; 'avatarworker status %s' shows it", w.s.timeout, w.p.JobID, w.p.JobID)
 	}
 	return err
 }
@@ -187,7 +187,7 @@ func (w *waiter) event(e status.Event) error {
 }
 
 func (w *waiter) dropped() error {
-	return fmt.Errorf("a worker dropped the job: the id %s was used before; 'worker status %s' shows that job", w.p.JobID, w.p.JobID)
+	return fmt.Errorf("a worker dropped the job: the id %s was used before; 'avatarworker status %s' shows that job", w.p.JobID, w.p.JobID)
 }
 
 // offer hands over an outcome; the first one counts.
@@ -276,6 +276,11 @@ func (w *waiter) save(ctx context.Context, end ended) (*savedRecording, error) {
 	} else if err = w.restOfFrames(ctx); err == nil {
 		saved, err = w.file.save()
 	}
+	if err == nil && saved.Unreadable != "" {
+		w.c.note("%s has the frames as they came, but not all of them can be read: %s", w.s.out, plain(saved.Unreadable))
+		told := framesOf(end.utterances)
+		saved.Whole = told == 0 || saved.Frames == told
+	}
 	empty := err == nil && end.spoken == 0 && saved.Frames == 0 // a live session in which nothing was said
 	if err == nil && !saved.Whole && !empty && !interrupted(end.utterances) {
 		err = fmt.Errorf("%s is not whole: frames are missing, they may have aged out", w.s.out)
@@ -283,7 +288,16 @@ func (w *waiter) save(ctx context.Context, end ended) (*savedRecording, error) {
 	return saved, err
 }
 
-// interrupted tells whether an utterance was meant to have no end.
+// framesOf is how many frames the worker published.
+func framesOf(utterances []jobs.Utterance) int {
+	n := 0
+	for _, u := range utterances {
+		n += u.Frames
+	}
+	return n
+}
+
+// interrupted reports whether an utterance was meant to have no end.
 func interrupted(utterances []jobs.Utterance) bool {
 	for _, u := range utterances {
 		if u.Interrupted {

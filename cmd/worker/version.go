@@ -43,20 +43,25 @@ func thisBuild() build {
 	return b
 }
 
+// String is the build on one line: "avatarworker v1.2.3 (0123456789ab) go1.26.0 linux/amd64".
+func (b build) String() string {
+	text := "avatarworker " + b.Version
+	if b.Revision != "" {
+		text += " (" + short(b.Revision, 13) + ")"
+	}
+	return fmt.Sprintf("%s %s %s", text, b.Go, b.Platform)
+}
+
 func newVersionCommand(c *cli) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			b := thisBuild()
 			if asJSON {
 				return c.printJSON(b)
 			}
-			text := "worker " + b.Version
-			if b.Revision != "" {
-				text += " (" + short(b.Revision, 13) + ")"
-			}
-			_, err := fmt.Fprintf(c.stdout, "%s %s %s\n", text, b.Go, b.Platform)
+			_, err := fmt.Fprintln(c.stdout, b)
 			return err
 		},
 	}

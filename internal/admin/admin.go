@@ -12,6 +12,7 @@ import (
 	"net/http/pprof"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -85,7 +86,7 @@ func (s *Server) Start() (net.Addr, error) {
 	}
 	listener, err := net.Listen("tcp", s.options.Addr)
 	if err != nil {
-		return nil, fmt.Errorf("admin.addr: can't listen at %s: %w", s.options.Addr, err)
+		return nil, fmt.Errorf("admin.addr: can't listen at %s: %w%s", s.options.Addr, err, adviceOnListening(err))
 	}
 	s.listener = listener
 	go func() {
@@ -95,6 +96,14 @@ func (s *Server) Start() (net.Addr, error) {
 		}
 	}()
 	return listener.Addr(), nil
+}
+
+// adviceOnListening says what to do where another process has the address.
+func adviceOnListening(err error) string {
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return ""
+	}
+	return ": is it another worker on this host? Give each an address of its own with --admin-addr HOST:PORT, AVATAR_ADMIN_ADDR or admin.addr (port 0 takes a free one; off: none)"
 }
 
 // Stop takes no new requests, waits for those that run until ctx ends, and

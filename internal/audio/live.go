@@ -9,13 +9,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/header"
 	"avatarworker/internal/leader"
 )
 
-// Headers of a live audio message.
+// Headers of a live audio message: booleans, as internal/header reads them.
 const (
-	HeaderEnd   = "Avatar-End"   // "true": the utterance ends with this message
-	HeaderClose = "Avatar-Close" // "true": the session ends with this message
+	HeaderEnd   = "Avatar-End"   // the utterance ends with this message
+	HeaderClose = "Avatar-Close" // the session ends with this message
 )
 
 // liveWindow is how many messages are fetched ahead: enough to hide a round
@@ -92,7 +93,8 @@ func Closes(ctx context.Context, js jetstream.JetStream, stream string, seq uint
 	if err != nil {
 		return false, liveFault(err, "read stream "+stream)
 	}
-	return msg.Header.Get(HeaderClose) == "true", nil
+	closes, err := header.Flag(msg.Header, HeaderClose)
+	return closes, liveHeaderFault(err, seq, msg.Subject)
 }
 
 // EndOfUtterance is the sequence of the last message of the utterance that
@@ -135,7 +137,7 @@ func (l *Live) Begin(ctx context.Context) (bool, error) {
 		case msg == nil:
 			l.silent = true
 		case len(msg.Data) == 0:
-			l.closed = header(msg, HeaderClose)
+			l.closed = flag(msg, HeaderClose)
 		default:
 			l.first = msg
 		}
@@ -183,14 +185,14 @@ func (l *Live) Next(ctx context.Context) ([]byte, time.Duration, error) {
 	}
 	length := l.length(msg.Data)
 	if l.ends(msg) {
-		l.open, l.closed = false, header(msg, HeaderClose)
+		l.open, l.closed = false, flag(msg, HeaderClose)
 		return msg.Data, length, io.EOF
 	}
 	return msg.Data, length, nil
 }
 
 func (l *Live) ends(msg *jetstream.RawStreamMsg) bool {
-	return header(msg, HeaderEnd) || header(msg, HeaderClose)
+	return flag(msg, HeaderEnd) || flag(msg, HeaderClose)
 }
 
 // length is how long the bytes take to be spoken.
@@ -226,7 +228,7 @@ func (l *Live) Skip(ctx context.Context) error {
 		case msg == nil || msg.Sequence > last: // the last ones have been removed meanwhile
 			l.first, l.last = msg, last
 		case l.ends(msg):
-			l.closed = header(msg, HeaderClose)
+			l.closed = flag(msg, HeaderClose)
 			return nil
 		}
 	}
@@ -275,7 +277,7 @@ func (l *Live) take(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 				continue
 			}
 			l.last = msg.Sequence
-			return msg, nil
+			return msg, checkLiveHeaders(msg)
 		case <-silence.C:
 			// Nothing came; but is nothing there? It may be on its way, after a
 			// connection that was lost.
@@ -290,4 +292,26 @@ func (l *Live) take(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 	}
 }
 
-func header(msg *jetstream.RawStreamMsg, key string) bool { return msg.Header.Get(key) == "true" }
+// checkLiveHeaders refuses what is neither true nor false: taken for a no, it
+// would leave a session open that is paid for.
+func checkLiveHeaders(msg *jetstream.RawStreamMsg) error {
+	for _, name := range []string{HeaderEnd, HeaderClose} {
+		if _, err := header.Flag(msg.Header, name); err != nil {
+			return liveHeaderFault(err, msg.Sequence, msg.Subject)
+		}
+	}
+	return nil
+}
+
+func liveHeaderFault(err error, seq uint64, subject string) error {
+	if err == nil {
+		return nil
+	}
+	return errors.Newf(errors.CodeInvalidJob, errors.PhaseAudio, "live: message %d on %s: %s", seq, subject, err)
+}
+
+// flag is a header that checkLiveHeaders has seen.
+func flag(msg *jetstream.RawStreamMsg, name string) bool {
+	on, _ := header.Flag(msg.Header, name)
+	return on
+}

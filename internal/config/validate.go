@@ -338,7 +338,7 @@ func (v *validator) policy() {
 		key, p := "policy."+code, v.c.Policy[code]
 		if !slices.Contains(codes(), code) {
 			best, _ := nearest(code, codes())
-			v.fail(key, "is not an error code: the nearest is %s (worker errors lists them)", best)
+			v.fail(key, "is not an error code: the nearest is %s (avatarworker errors lists them)", best)
 		}
 		if p.Action != "" {
 			v.oneOf(key+".action", p.Action, "retry", "dead_letter", "hold")

@@ -60,7 +60,7 @@ func (l lister) newest(ctx context.Context, keep func(Entry) bool) error {
 	if err != nil {
 		return err
 	}
-	first, end := info.State.FirstSeq, info.State.LastSeq+1
+	first, end := max(info.State.FirstSeq, 1), info.State.LastSeq+1 // 0: there was never a letter
 	window := uint64(minWindow)
 	for end > first {
 		start := max(first, end-min(window, end))

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Vector is a failure as somebody recorded it: what `worker errors classify`
+// Vector is a failure as somebody recorded it: what `avatarworker errors classify`
 // reads, one JSON object a line. Which fields count depends on Kind; a null
 // field is an absent one, unknown fields are ignored.
 type Vector struct {
@@ -32,7 +32,7 @@ type Vector struct {
 	FrameHex       *string `json:"frame_hex"`
 }
 
-// ClassifyResult is what `worker errors classify` prints for one failure. The
+// ClassifyResult is what `avatarworker errors classify` prints for one failure. The
 // server's fields are null where the backend did not give them.
 type ClassifyResult struct {
 	ID           string  `json:"id"`

@@ -9,6 +9,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
+	"avatarworker/internal/header"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/leader"
 )
@@ -195,7 +196,7 @@ func (e *execution) putOff(ctx context.Context, next *Record) error {
 	if err := e.record.put(ctx, next); err != nil {
 		return err
 	}
-	e.log().Warn().Int("crashes", next.Crashes).Str("worker_id", next.WorkerID).Dur("wait", wait).
+	e.log().Warn().Int("crashes", next.Crashes).Str("worker_id", next.WorkerID).Stringer("wait", wait).
 		Msg("the job was running each time when its worker died: it is a suspect and runs after a pause")
 	e.nak(wait)
 	return nil
@@ -290,7 +291,8 @@ func (e *execution) refuse(draft *Record) *errors.Error {
 
 // notAfter is the job's deadline; zero: none, or a replay that ignores it.
 func (e *execution) notAfter() time.Time {
-	if e.job == nil || headerValue(e.msg.Headers(), HeaderIgnoreDeadline) == "true" {
+	ignored, _ := header.Flag(e.msg.Headers(), HeaderIgnoreDeadline) // Read has refused what is neither
+	if e.job == nil || ignored {
 		return time.Time{}
 	}
 	return e.job.NotAfter()

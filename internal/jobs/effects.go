@@ -275,13 +275,13 @@ func (e *execution) logFailure(r *Record, fault *errors.Error, plan Plan) {
 	e.log().WithLevel(level).Err(e.fault).
 		Str("code", string(fault.Code)).Str("phase", string(fault.Phase)).Str("action", string(plan.Action)).
 		Int("attempt", r.Attempt).Int("session", r.Session).Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).
-		Str("connection_id", r.ConnectionID).Str("req_id", fault.ReqID).Dur("retry_in", plan.Delay).
+		Str("connection_id", r.ConnectionID).Str("req_id", fault.ReqID).Stringer("retry_in", plan.Delay).
 		Msg("attempt failed")
 }
 
 func (e *execution) logOutcome(r *Record) {
 	e.log().Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
 		Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).Str("connection_id", r.ConnectionID).
-		Int("utterances", r.UtterancesDone).Dur("session_time", r.SessionTime).
+		Int("utterances", r.UtterancesDone).Stringer("session_time", r.SessionTime).
 		Msg("job done")
 }

@@ -150,7 +150,7 @@ func TestDeadlineExpiresAJobUnlessItIsIgnored(t *testing.T) {
 	h.start(runner)
 	past := fmt.Sprintf(`"deadline":%q`, time.Now().Add(-time.Hour).UTC().Format(time.RFC3339))
 	h.submit("default", job("late", past))
-	h.submit("default", job("anyway", past), jobs.HeaderIgnoreDeadline, "true")
+	h.submit("default", job("anyway", past), strings.ToLower(jobs.HeaderIgnoreDeadline), "Yes")
 	h.outcome("late", jobs.StateExpired)
 	h.outcome("anyway", jobs.StateCompleted)
 	h.settled()

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/header"
 	"avatarworker/internal/jobs/jobpb"
 )
 
@@ -26,10 +27,10 @@ const ContentTypeProtobuf = "application/protobuf"
 // invalidJob and phase job, which fields are wrong, what is wrong with them and
 // what to do; it never quotes a token or a URL. There is no job then.
 func Read(msg jetstream.Msg) (Identity, *Job, *errors.Error) {
-	header := msg.Headers()
-	body, err := Decode(header, msg.Data())
+	headers := msg.Headers()
+	body, err := Decode(headers, msg.Data())
 	ident := identify(msg, body)
-	if wrong := checkIdentityHeaders(header); wrong != nil {
+	if wrong := checkHeaders(headers); wrong != nil {
 		err = wrong
 	}
 	if err != nil {
@@ -47,7 +48,7 @@ func Read(msg jetstream.Msg) (Identity, *Job, *errors.Error) {
 	if meta, err := msg.Metadata(); err == nil {
 		job.Published = meta.Timestamp
 	}
-	job.TraceParent, job.TraceState = traceContext(header)
+	job.TraceParent, job.TraceState = traceContext(headers)
 	return ident, job, nil
 }
 
@@ -68,6 +69,19 @@ func Decode(header nats.Header, data []byte) (*jobpb.Job, *errors.Error) {
 	return job, nil
 }
 
+// CheckJSON checks a job that may lack fields yet: that it is JSON, with line and
+// column where it is not, and that its fields are those of a job. The error is as
+// Decode's.
+func CheckJSON(data []byte) *errors.Error {
+	_, problems := decodeJSON(data)
+	if len(problems) == 0 {
+		return nil
+	}
+	err := invalidJob(problems)
+	err.Message = strings.TrimSuffix(err.Message, protobufAdvice)
+	return err
+}
+
 // IsProtobuf reports whether a message's header, or that of its dead letter,
 // says that the body is a job in protobuf: application/protobuf or
 // application/x-protobuf, however Content-Type is spelled.
@@ -76,15 +90,18 @@ func IsProtobuf(header nats.Header) bool {
 	return err == nil && (mediaType == ContentTypeProtobuf || mediaType == "application/x-protobuf")
 }
 
-// checkIdentityHeaders refuses identity headers that identify had to pass over:
-// a job must not run under another id, or as another run, than was asked for.
-func checkIdentityHeaders(header nats.Header) *errors.Error {
+// checkHeaders refuses headers of ours that can't be meant: a job must not run
+// under another id, as another run, or under another rule than was asked for.
+func checkHeaders(h nats.Header) *errors.Error {
 	var p problems
-	if id := headerValue(header, HeaderJobID); id != "" && !ValidJobID(id) {
+	if id := headerValue(h, HeaderJobID); id != "" && !ValidJobID(id) {
 		p.add("header "+HeaderJobID, "want %s, got %s", idWanted, quote(id))
 	}
-	if _, ok := runOf(header); !ok {
-		p.add("header "+HeaderRun, "want a whole number from 1 to %d, got %s", MaxRun, quote(headerValue(header, HeaderRun)))
+	if _, ok := runOf(h); !ok {
+		p.add("header "+HeaderRun, "want a whole number from 1 to %d, got %s", MaxRun, quote(headerValue(h, HeaderRun)))
+	}
+	if _, err := header.Flag(h, HeaderIgnoreDeadline); err != nil {
+		p.add("", "%s", err)
 	}
 	if len(p) > 0 {
 		return invalidJob(p)
@@ -100,12 +117,18 @@ func decodeJSON(data []byte) (*jobpb.Job, problems) {
 	}
 	// protojson stops at the first fault and says little about it, so the body
 	// is read a second time for what there is to say; it also takes deadlines
-	// that are not RFC 3339.
+	// that are not RFC 3339, and of base64 in lines only some.
 	if p := explainJSON(data); len(p) > 0 {
 		return nil, p
 	}
 	if err == nil {
 		return job, nil
+	}
+	if unwrapped, unwrapErr := unwrapInline(data); unwrapErr == nil {
+		job = &jobpb.Job{}
+		if protojson.Unmarshal(unwrapped, job) == nil {
+			return job, nil
+		}
 	}
 	return nil, problems{"not a valid job: protobuf's JSON does not have it so" + protoPosition(err)}
 }

@@ -9,11 +9,12 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// rfc3339 is stricter than time.Parse, which takes an hour of one digit and a
-// comma for the dot. Its group is the fraction of the second, with the dot.
+// rfc3339 is stricter than time.Parse, which takes an hour of one digit, a comma
+// for the dot, and the offsets +24:00 and +01:60. Its group is the fraction of
+// the second, with the dot.
 var rfc3339 = regexp.MustCompile(`^` + rfc3339Text + `$`)
 
-const rfc3339Text = `[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})`
+const rfc3339Text = `[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])`
 
 func (p *problems) timestamp(raw json.RawMessage, path string) {
 	const want = `want an RFC 3339 time such as "2026-01-31T12:00:00Z"`

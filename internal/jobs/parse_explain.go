@@ -75,13 +75,15 @@ func protobufHint(data []byte) string {
 	if data[0] == '{' {
 		return ""
 	}
-	return " (a job in protobuf needs the header Content-Type: " + ContentTypeProtobuf + ")"
+	return protobufAdvice
 }
+
+const protobufAdvice = " (a job in protobuf needs the header Content-Type: " + ContentTypeProtobuf + ")"
 
 // position turns the count of bytes read into a line and column, both from 1.
 func position(data []byte, offset int64) (line, column int) {
 	read := data[:min(max(offset, 1), int64(len(data)))]
-	return bytes.Count(read, []byte("\n")) + 1, len(read) - (bytes.LastIndexByte(read, '\n') + 1)
+	return bytes.Count(read, []byte("\n")) + 1, max(1, len(read)-(bytes.LastIndexByte(read, '\n')+1))
 }
 
 // object checks a JSON object against a message's fields.
@@ -199,18 +201,74 @@ func (p *problems) base64(raw json.RawMessage, fd protoreflect.FieldDescriptor, 
 		p.add(path, "want base64 in a string, got %s", jsonKind(raw))
 		return
 	}
-	// Both alphabets are taken, with or without padding, as protojson does.
+	// Both alphabets are taken, with or without padding, as protojson does, and
+	// white space anywhere: encoders wrap lines.
+	text = withoutSpace(text)
+	if len(text) >= len(dataURL) && strings.EqualFold(text[:len(dataURL)], dataURL) {
+		p.add(path, "is a data: URL: want only the base64 after its comma")
+		return
+	}
 	encoding := base64.RawStdEncoding
 	if strings.ContainsAny(text, "-_") {
 		encoding = base64.RawURLEncoding
 	}
 	if _, err := encoding.DecodeString(strings.TrimRight(text, "=")); err != nil {
-		p.add(path, "not base64: %s", strings.TrimPrefix(err.Error(), "illegal base64 data "))
+		p.add(path, "not base64: %s (spaces and line breaks not counted)", strings.TrimPrefix(err.Error(), "illegal base64 data "))
 		return
 	}
-	if !readable(raw, fd) {
+	if !readable(fmt.Appendf(nil, "%q", text), fd) {
 		p.add(path, "not base64: wrong padding")
 	}
+}
+
+const dataURL = "data:"
+
+// withoutSpace is text without ASCII's white space.
+func withoutSpace(text string) string {
+	return strings.Map(func(r rune) rune {
+		if strings.ContainsRune(" \t\r\n\v\f", r) {
+			return -1
+		}
+		return r
+	}, text)
+}
+
+// unwrapInline is a job in which explainJSON found no fault, with the white
+// space taken out of inline speech: protojson takes some of it only.
+func unwrapInline(data []byte) ([]byte, error) {
+	var job map[string]json.RawMessage
+	if err := json.Unmarshal(data, &job); err != nil {
+		return nil, err
+	}
+	for _, field := range []string{"audio", "utterances"} {
+		if job[field] == nil {
+			continue
+		}
+		var list []map[string]json.RawMessage
+		one := field == "audio"
+		raw := job[field]
+		if one {
+			raw = fmt.Appendf(nil, "[%s]", raw)
+		}
+		if err := json.Unmarshal(raw, &list); err != nil {
+			return nil, err
+		}
+		for _, audio := range list {
+			if text, ok := jsonString(audio["inline"]); ok {
+				audio["inline"] = fmt.Appendf(nil, "%q", withoutSpace(text))
+			}
+		}
+		var again any = list
+		if one {
+			again = list[0]
+		}
+		encoded, err := json.Marshal(again)
+		if err != nil {
+			return nil, err
+		}
+		job[field] = encoded
+	}
+	return json.Marshal(job)
 }
 
 func (p *problems) integer(raw json.RawMessage, fd protoreflect.FieldDescriptor, path string) {

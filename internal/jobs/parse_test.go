@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"strings"
 	"testing"
@@ -45,16 +46,23 @@ var brokenJobs = []struct{ name, body, want string }{
 	{"string for object", `{"audio":"speech.wav"}`, `audio: want an object, got a string`},
 	{"object for array", `{"utterances":{"object":"o"}}`, `utterances: want an array, got an object`},
 	{"null in an array", `{"utterances":[null]}`, `utterances[0]: want an object, got null`},
-	{"bad base64", `{"audio":{"inline":"!!!"}}`, `audio.inline: not base64: at input byte 0`},
+	{"bad base64", `{"audio":{"inline":"!!!"}}`, `audio.inline: not base64: at input byte 0 (spaces and line breaks not counted)`},
 	{"bad padding", `{"audio":{"inline":"AAA=="}}`, `audio.inline: not base64: wrong padding`},
 	{"bytes as array", `{"audio":{"inline":[1,2]}}`, `audio.inline: want base64 in a string, got an array`},
 	{"deadline tomorrow", `{"deadline":"tomorrow"}`, `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "tomorrow"`},
 	{"deadline a number", `{"deadline":1767225600}`, `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got a number`},
-	{"deadline of the year 0", with(`"deadline":"0000-01-01T00:00:00Z"`), `deadline: want a time of the years 1 to 9999 in UTC, got "0000-01-01T00:00:00Z"`},
-	{"deadline past the year 9999", with(`"deadline":"9999-12-31T23:59:59-10:00"`), `deadline: want a time of the years 1 to 9999 in UTC, got "9999-12-31T23:59:59-10:00"`},
+	{"deadline of the year 0", with(`"deadline":"0000-01-01T00:00:00Z"`), `deadline: want a time of the years 2 to 9999 in UTC, got "0000-01-01T00:00:00Z"`},
+	{"deadline past the year 9999", with(`"deadline":"9999-12-31T23:59:59-10:00"`), `deadline: want a time of the years 2 to 9999 in UTC, got "9999-12-31T23:59:59-10:00"`},
 	{"deadline of ten digits", with(`"deadline":"2099-01-01T00:00:00.1234567890Z"`), `deadline: want at most nine digits after the dot, got "2099-01-01T00:00:00.1234567890Z"`},
 	{"deadline with an hour of one digit", with(`"deadline":"2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
 	{"deadline with a comma", with(`"deadline":"2099-01-01T00:00:00,5Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T00:00:00,5Z"`},
+	{"deadline never set", with(`"deadline":"0001-01-01T00:00:00Z"`), `deadline: year 1 is how a time that was never set is written, got 0001-01-01T00:00:00Z; set it or leave it out`},
+	{"deadline never set, elsewhere", with(`"deadline":"0001-01-01T01:00:00.000+01:00"`), `deadline: year 1 is how a time that was never set is written, got 0001-01-01T00:00:00Z; set it or leave it out`},
+	{"deadline with an offset of a day", with(`"deadline":"2099-01-01T00:00:00+24:00"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T00:00:00+24:00"`},
+	{"deadline with an offset of 60 minutes", with(`"deadline":"2099-01-01T00:00:00-01:60"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T00:00:00-01:60"`},
+	{"a data URL", `{"avatar_id":"a","audio":{"inline":" Data:audio/wav;base64,AAAA"}}`, `audio.inline: is a data: URL: want only the base64 after its comma`},
+	{"a space that is not ASCII in base64", `{"avatar_id":"a","audio":{"inline":"AAAA\u00a0AAAA"}}`, `audio.inline: not base64: at input byte 4 (spaces and line breaks not counted)`},
+	{"wrong padding in lines", `{"avatar_id":"a","audio":{"inline":"AAA=\n="}}`, `audio.inline: not base64: wrong padding`},
 	{"deadline told apart from a label", with(`"labels":{"deadline":"2099-01-01T00:00:00Z"},"deadline" : "2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
 	{"deadline in escapes", with(`"dead\u006cine":"2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
 	{"rate a word", `{"audio":{"sample_rate":"fast"}}`, `audio.sample_rate: want a whole number, got "fast"`},
@@ -195,13 +203,15 @@ func TestBrokenProtobufAndHeadersAreRefused(t *testing.T) {
 		{"protobuf without the header", nats.Header{}, valid, `not JSON: line 1, column 1: invalid character '\x1a' looking for beginning of value (a job in protobuf needs the header Content-Type: application/protobuf)`},
 		{"job id header", header("Avatar-Job-Id", "a b"), valid, `header Avatar-Job-Id: want 1 to 64 of A-Z a-z 0-9 _ -, got "a b"`},
 		{"run header", header("Avatar-Run", "0"), valid, `header Avatar-Run: want a whole number from 1 to 1000000000, got "0"`},
+		{"a deadline neither ignored nor kept", header("avatar-ignore-deadline", "maybe"), valid, `header Avatar-Ignore-Deadline: want true or false, got "maybe"`},
+		{"run header in another case", header("AVATAR-RUN", "two"), valid, `header Avatar-Run: want a whole number from 1 to 1000000000, got "two"`},
 		{"run header past the last", header("Avatar-Run", "1000000001"), valid, `header Avatar-Run: want a whole number from 1 to 1000000000, got "1000000001"`},
 	}
 	rows[6].body = nil
 	if rows[6].body, err = proto.Marshal(&jobpb.Job{AvatarId: "a", Audio: &jobpb.Audio{Object: "o"}, Deadline: &timestamppb.Timestamp{Nanos: -1}}); err != nil {
 		t.Fatal(err)
 	}
-	rows[6].want = `deadline: want a time of the years 1 to 9999 in UTC`
+	rows[6].want = `deadline: want a time of the years 2 to 9999 in UTC`
 	messages := make([]*nats.Msg, len(rows))
 	for i, row := range rows {
 		messages[i] = &nats.Msg{Header: row.header, Data: row.body}
@@ -335,6 +345,38 @@ func TestDeadlineOfAnySpellingThatRFC3339HasIsTaken(t *testing.T) {
 			t.Errorf("%s: got %v, %v", member, body.GetDeadline(), err)
 		}
 	}
+}
+
+func TestBase64InLinesIsTakenWhateverTheirNumberAndLength(t *testing.T) {
+	for length := 1; length < 100; length++ {
+		speech := make([]byte, length)
+		for i := range speech {
+			speech[i] = byte(251 * i)
+		}
+		for _, encoding := range []*base64.Encoding{base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding} {
+			text := encoding.EncodeToString(speech)
+			for _, space := range []string{`\n`, `\r\n`, ` \t\f`, `\u000a`} {
+				for _, width := range []int{1, 19, 76} {
+					wrapped := strings.Join(chunks(text, width), space) + space
+					body, err := Decode(nil, []byte(`{"avatar_id":"a","labels":{"inline":"a b"},"utterances":[{"object":"o"},{"inline":"`+wrapped+`"}]}`))
+					if err != nil {
+						t.Fatalf("%s: %s", wrapped, err.Message)
+					}
+					if !bytes.Equal(body.GetUtterances()[1].GetInline(), speech) || body.GetLabels()["inline"] != "a b" {
+						t.Fatalf("%s: got %v", wrapped, body)
+					}
+				}
+			}
+		}
+	}
+}
+
+func chunks(text string, width int) []string {
+	var lines []string
+	for len(text) > width {
+		lines, text = append(lines, text[:width]), text[width:]
+	}
+	return append(lines, text)
 }
 
 func FuzzJob(f *testing.F) {

@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go"
+
+	"avatarworker/internal/header"
 )
 
 // Names of the W3C trace context headers. They stay lower case on NATS, whose
@@ -33,22 +35,8 @@ func (c TraceCarrier) Keys() []string {
 	return keys
 }
 
-// headerValue returns the first value of key. The exact name wins; another
-// case is taken too, since clients differ in how they spell header names. Of
-// several other spellings the first by name is taken, so that every worker
-// takes the same one.
-func headerValue(h nats.Header, key string) string {
-	if values := h[key]; len(values) > 0 {
-		return values[0]
-	}
-	var name, value string
-	for k, values := range h {
-		if len(values) > 0 && strings.EqualFold(k, key) && (name == "" || k < name) {
-			name, value = k, values[0]
-		}
-	}
-	return value
-}
+// headerValue returns the first value of key, whatever the case of its name.
+func headerValue(h nats.Header, key string) string { return header.Value(h, key) }
 
 // traceContext returns the message's trace context, or nothing where
 // traceparent is malformed: W3C asks to ignore such a header, not to fail.

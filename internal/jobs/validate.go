@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -31,7 +32,7 @@ const (
 	maxToken      = 16 << 10
 )
 
-const wantYears = "want a time of the years 1 to 9999 in UTC"
+const wantYears = "want a time of the years 2 to 9999 in UTC"
 
 const idWanted = "1 to 64 of A-Z a-z 0-9 _ -"
 
@@ -258,8 +259,12 @@ func (p *problems) bounds(job *jobpb.Job) {
 		p.add("max_attempts", "want 1 or more, or 0 for the worker's default, got %d", job.GetMaxAttempts())
 	}
 	p.oneOf(job.GetOnRedelivery(), "on_redelivery", OnRedeliveryResume, OnRedeliveryRestart, OnRedeliveryGiveUp)
-	if d := job.GetDeadline(); d != nil && d.CheckValid() != nil {
+	switch d := job.GetDeadline(); {
+	case d == nil:
+	case d.CheckValid() != nil:
 		p.add("deadline", wantYears)
+	case d.AsTime().Year() < 2:
+		p.add("deadline", "year 1 is how a time that was never set is written, got %s; set it or leave it out", d.AsTime().Format(time.RFC3339))
 	}
 	p.params(job.GetExtraParams(), "extra_params")
 	p.labels(job.GetLabels())

@@ -51,6 +51,11 @@ type Options struct {
 	// reached. 0: 30 s.
 	SettleTimeout time.Duration
 
+	// AudioConvert and AudioMaxBytes are what this worker takes as speech; its
+	// presence tells publishers.
+	AudioConvert  bool
+	AudioMaxBytes int64
+
 	DefaultApp    string
 	DefaultRegion string
 	KnownApp      func(app string) bool // has credentials
@@ -209,7 +214,7 @@ func (w *Worker) presence() fleet.Presence {
 	}
 	return fleet.Presence{
 		Worker: w.o.Name, WorkerID: w.o.ID, Version: w.o.Version, StartedAt: w.o.Now().UTC(),
-		Queues: queues, Slots: w.o.Concurrency,
+		Queues: queues, Slots: w.o.Concurrency, AudioConvert: w.o.AudioConvert, AudioMaxBytes: w.o.AudioMaxBytes,
 	}
 }
 
@@ -319,7 +324,7 @@ func (w *Worker) stopTaking() {
 	w.drainTimer = time.AfterFunc(w.o.Drain, func() { w.giveBack(errDrained) })
 	w.mu.Unlock()
 	w.fleet.Drain()
-	w.log.Info().Dur("drain_timeout", w.o.Drain).Int("running", w.Running()).Msg("draining: no new jobs; sessions may finish")
+	w.log.Info().Stringer("drain_timeout", w.o.Drain).Int("running", w.Running()).Msg("draining: no new jobs; sessions may finish")
 }
 
 func (w *Worker) isDraining() bool {

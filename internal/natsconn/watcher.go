@@ -1,6 +1,7 @@
 package natsconn
 
 import (
+	"strings"
 	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
@@ -37,7 +38,7 @@ func (w *watcher) disconnected(_ *nats.Conn, err error) {
 
 // stillAway is called after each try that failed: the first of an outage is
 // news.
-func (w *watcher) stillAway(_ *nats.Conn, err error) {
+func (w *watcher) stillAway(nc *nats.Conn, err error) {
 	if err == nil {
 		return
 	}
@@ -45,7 +46,8 @@ func (w *watcher) stillAway(_ *nats.Conn, err error) {
 	if w.away.CompareAndSwap(false, true) {
 		level = zerolog.WarnLevel
 	}
-	w.log.WithLevel(level).Str("error", Redact(err.Error())).Msg("NATS can't be reached, trying again")
+	w.log.WithLevel(level).Str("urls", Redact(strings.Join(nc.Servers(), ","))).Str("error", Redact(err.Error())).
+		Msg("NATS can't be reached, trying again; nats.url, NATS_URL or --nats-url say where it is")
 }
 
 func (w *watcher) closed(*nats.Conn) { w.tell(false) }

@@ -102,7 +102,7 @@ func checkAddress(host string, port int) error {
 	address := net.JoinHostPort(host, strconv.Itoa(port))
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return fmt.Errorf("embedded NATS can't listen at %s: %w: stop what listens there, or set nats.url to another port", address, err)
+		return fmt.Errorf("embedded NATS can't listen at %s: %w: stop what listens there, set nats.url (--nats-url, NATS_URL) to another port or, if a worker's NATS is there already, leave out --embedded", address, err)
 	}
 	return l.Close()
 }

@@ -1,7 +1,7 @@
 // Package simulator is a pretended avatar backend: the console that gives
 // session tokens and the WebSocket ingress that turns speech into motion, as
 // far as docs/protocol.md knows them, and every failure on request. It serves
-// the demo, the command `worker simulator` and the tests.
+// the demo, the command `avatarworker simulator` and the tests.
 package simulator
 
 import (

@@ -10,15 +10,15 @@ import (
 	"avatarworker/internal/jobs"
 )
 
-// stored is an entry of a bucket.
-type stored struct {
+// entryOf is an entry of a bucket.
+type entryOf struct {
 	jetstream.KeyValueEntry
 	key  string
 	data []byte
 }
 
-func (s stored) Key() string   { return s.key }
-func (s stored) Value() []byte { return s.data }
+func (s entryOf) Key() string   { return s.key }
+func (s entryOf) Value() []byte { return s.data }
 
 // Presence and circuits are written by every version of the worker, and by
 // all who may write to the bucket.
@@ -28,7 +28,7 @@ func FuzzFleetEntryIsReadOrLeftOut(f *testing.F) {
 	f.Add("worker.", []byte(`null`))
 	f.Fuzz(func(t *testing.T, key string, data []byte) {
 		fleet := Fleet{At: time.Unix(1_800_000_000, 0)}
-		fleet.learn(stored{key: key, data: data})
+		fleet.learn(entryOf{key: key, data: data})
 		if len(fleet.Workers)+len(fleet.Circuits) > 1 {
 			t.Fatalf("%+v", fleet)
 		}

@@ -14,8 +14,9 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// ErrNoJob says that nothing is known of a job.
-var ErrNoJob = errors.New("nothing is known of it")
+// ErrNoJob says that a job is unknown: it has no record and no event, and waits
+// in no queue.
+var ErrNoJob = errors.New("unknown job")
 
 // clockSlack is how far a worker's clock may be off the server's.
 const clockSlack = 5 * time.Minute
@@ -26,6 +27,8 @@ type Job struct {
 	History []Event      `json:"history"` // oldest first
 	// Whole is false where looking for error events took too long.
 	Whole bool `json:"history_whole"`
+	// Waiting is set for a job without a record that is in its queue.
+	Waiting *Waiting `json:"waiting,omitempty"`
 }
 
 // Event is one message of the events stream.
@@ -60,8 +63,8 @@ func NewEvent(subject string, header map[string][]string, data []byte, seq uint6
 	return e
 }
 
-// Job reads a job's record and its events. ErrNoJob is in the chain of the
-// error where there is neither.
+// Job reads a job's record and its events, or finds it in its queue. ErrNoJob is
+// in the chain of the error where it is in none of them.
 func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 	record, err := s.record(ctx, id)
 	if err != nil {
@@ -76,9 +79,23 @@ func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 		return nil, fmt.Errorf("events of job %s: %w", id, err)
 	}
 	if record == nil && len(j.History) == 0 {
-		return nil, fmt.Errorf("job %s: %w: it was never published, waits for its first delivery, or its record has aged out", id, ErrNoJob)
+		if j.Waiting, err = s.waiting(ctx, id); err != nil {
+			return nil, err
+		}
 	}
 	return j, nil
+}
+
+// waiting finds a job of which nothing else is known.
+func (s *Store) waiting(ctx context.Context, id string) (*Waiting, error) {
+	found, all, err := s.Waiting(ctx, id)
+	switch {
+	case err != nil || found != nil:
+		return found, err
+	case !all:
+		return nil, fmt.Errorf("%w %s, unless it is one of many that wait: there was no time to look at all of them", ErrNoJob, id)
+	}
+	return nil, fmt.Errorf("%w %s: it has no record, no event, and waits in no queue; is the id mistyped, or did its record age out?", ErrNoJob, id)
 }
 
 func (s *Store) record(ctx context.Context, id string) (*jobs.Record, error) {

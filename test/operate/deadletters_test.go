@@ -38,9 +38,9 @@ func TestAThousandDeadLettersAreFoundExplainedAndReplayedOnce(t *testing.T) {
 	s.awaitEvents("avatar.events.dead_lettered.*", n)
 
 	call(t, s.env, 0, []string{
-		fmt.Sprint(n), "worker dlq show --code avatarNotFound", "publisher", "no worker serves queue nobody",
+		fmt.Sprint(n), "avatarworker dlq show --code avatarNotFound", "publisher", "no worker serves queue nobody",
 	}, "status")
-	call(t, s.env, 0, []string{"There is no avatar", "publisher", "Correct avatar_id", "worker dlq replay --code avatarNotFound"},
+	call(t, s.env, 0, []string{"There is no avatar", "publisher", "Correct avatar_id", "avatarworker dlq replay --code avatarNotFound"},
 		"dlq", "show", "--code", "avatarNotFound")
 	out, _ := call(t, s.env, 0, nil, "dlq", "ls", "--limit", "20", "--json")
 	if letters := decode[[]map[string]any](t, out); len(letters) != 20 {

@@ -178,11 +178,11 @@ func call(t *testing.T, env []string, code int, texts []string, args ...string) 
 	t.Helper()
 	p := spawn(t, env, args...)
 	if got := p.wait(); got != code {
-		t.Fatalf("worker %s: exit %d, want %d\nstdout:\n%s\nstderr:\n%s", strings.Join(args, " "), got, code, p.out, p.stderr)
+		t.Fatalf("avatarworker %s: exit %d, want %d\nstdout:\n%s\nstderr:\n%s", strings.Join(args, " "), got, code, p.out, p.stderr)
 	}
 	for _, text := range texts {
 		if both := p.out.String() + p.stderr.String(); !strings.Contains(both, text) {
-			t.Errorf("worker %s: no %q in\n%s", strings.Join(args, " "), text, both)
+			t.Errorf("avatarworker %s: no %q in\n%s", strings.Join(args, " "), text, both)
 		}
 	}
 	return p.out.String(), p.stderr.String()
@@ -217,7 +217,7 @@ func newSite(t *testing.T, speed float64) *site {
 	return s
 }
 
-// run starts `worker run --embedded` and returns when it takes jobs.
+// run starts `avatarworker run --embedded` and returns when it takes jobs.
 func (s *site) run(args ...string) *process {
 	s.t.Helper()
 	p := spawn(s.t, s.env, append([]string{"run", "--embedded"}, args...)...)

@@ -147,7 +147,7 @@ func listener(ctx context.Context, t *testing.T, url string, refused *refusals) 
 	)
 }
 
-// scan reads a stream to its end, as `worker events --no-follow` does.
+// scan reads a stream to its end, as `avatarworker events --no-follow` does.
 func scan(ctx context.Context, js jetstream.JetStream, name string) error {
 	stream, err := js.Stream(ctx, name)
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"avatarworker/internal/status"
 )
 
-// look reads what `worker status` and `worker status JOB` read, and what
-// `worker events` does.
+// look reads what `avatarworker status` and `avatarworker status JOB` read, and what
+// `avatarworker events` does.
 func look(ctx context.Context, c client) error {
 	store := status.NewStore(c.js, names, nil, 0)
 	return firstOf(ctx,

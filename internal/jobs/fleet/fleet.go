@@ -47,6 +47,10 @@ type Presence struct {
 	Busy      map[string]int `json:"busy,omitempty"` // jobs in hand, by queue
 	Apps      map[string]int `json:"apps,omitempty"` // sessions that live, by app
 	Draining  bool           `json:"draining,omitempty"`
+	// AudioConvert and AudioMaxBytes are what the worker takes as speech, for
+	// publishers: audio.convert and audio.max_bytes.
+	AudioConvert  bool  `json:"audio_convert,omitempty"`
+	AudioMaxBytes int64 `json:"audio_max_bytes,omitempty"`
 	// NotReady says why the worker takes no jobs, or not all.
 	NotReady string `json:"not_ready,omitempty"`
 	// Keys are the apps whose key the backend has accepted from this worker.

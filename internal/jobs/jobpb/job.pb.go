@@ -185,7 +185,8 @@ func (x *Job) GetLabels() map[string]string {
 // object and url is set.
 type Audio struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// base64 in JSON.
+	// base64 in JSON: the standard or the URL alphabet, with or without padding;
+	// white space is ignored.
 	Inline []byte `protobuf:"bytes,1,opt,name=inline,proto3,oneof" json:"inline,omitempty"`
 	// A name in AVATAR_AUDIO_FILES, or bucket/name.
 	Object string `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`

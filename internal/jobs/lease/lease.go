@@ -226,7 +226,7 @@ func (l *held) keep(ctx context.Context) {
 		m.fail(fmt.Errorf("%w: sessions were ended and are begun again once it can: %w", ErrLost, err))
 		m.current.Store(nil)
 		m.o.Changed(nil)
-		m.o.Log.Error().Err(err).Str("worker_id", l.id).Dur("window", m.o.Window).
+		m.o.Log.Error().Err(err).Str("worker_id", l.id).Stringer("window", m.o.Window).
 			Msg("the worker's lease was lost: its sessions end, and it begins again under another id")
 		return
 	}
