@@ -89,7 +89,7 @@ func (f *fleet) config() *config.Config {
 	c.NATS.Storage = "memory"
 	small := config.Limits{MaxAge: time.Hour, MaxBytes: 128 << 20}
 	c.Streams = config.Streams{
-		Jobs: config.JobsLimits{MaxBytes: 128 << 20}, DLQ: small, Events: small, Frames: small,
+		Jobs: config.SizeLimit{MaxBytes: 128 << 20}, DLQ: small, Events: small, Frames: small,
 		Audio: small, AudioFiles: small, Recordings: small,
 	}
 	c.Worker.Name = "w"
