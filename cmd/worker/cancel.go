@@ -45,7 +45,7 @@ func (c *cli) cancel(ctx context.Context, jobID string, asJSON bool) error {
 	}
 	ctx, done := context.WithTimeout(ctx, cancelTime)
 	defer done()
-	store, err := jobs.NewStore(l.nc, kv, storeTry)
+	store, err := jobs.NewStore(l.js, kv, storeTry)
 	if err != nil {
 		return err
 	}

@@ -128,10 +128,11 @@ const (
 	maxAckWait = 30 * time.Second
 )
 
-func openJetStream(nc *nats.Conn, ackWait time.Duration) (jetstream.JetStream, error) {
-	return jetstream.New(nc,
+func publishLimits(ackWait time.Duration) []jetstream.JetStreamOpt {
+	return []jetstream.JetStreamOpt{
 		jetstream.WithPublishAsyncMaxPending(maxUnacknowledged),
-		jetstream.WithPublishAsyncTimeout(ackWait))
+		jetstream.WithPublishAsyncTimeout(ackWait),
+	}
 }
 
 // Run works until ctx ends, then drains and stops. It outlives any outage of
@@ -141,14 +142,10 @@ func (a *App) Run(ctx context.Context) (err error) {
 	if err := a.startAdmin(); err != nil {
 		return err
 	}
-	nc, err := a.connect(ctx)
+	nc, js, err := a.connect(ctx)
 	if ctx.Err() != nil {
 		return nil // told to stop before it began
 	}
-	if err != nil {
-		return err
-	}
-	js, err := openJetStream(nc, maxAckWait)
 	if err != nil {
 		return err
 	}
@@ -263,24 +260,24 @@ func (a *App) notYet(err error) {
 }
 
 // connect waits until NATS is there.
-func (a *App) connect(ctx context.Context) (*nats.Conn, error) {
+func (a *App) connect(ctx context.Context) (*nats.Conn, jetstream.JetStream, error) {
 	options, err := ConnOptions(a.c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	options.Name = "avatarworker " + a.id
 	options.InProcess = a.o.InProcess
 	options.Logger = a.log
 	options.OnState = a.connectionChanged
-	nc, err := natsconn.Connect(ctx, options)
+	nc, js, err := natsconn.Open(ctx, options, publishLimits(maxAckWait)...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	a.onStop("NATS connection", func(ctx context.Context) error { return natsconn.Close(ctx, nc) })
 	if err := natsconn.WaitConnected(ctx, nc); err != nil && ctx.Err() == nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return nc, nil
+	return nc, js, nil
 }
 
 // ConnOptions says how to reach NATS under a configuration.
@@ -292,7 +289,8 @@ func ConnOptions(c *config.Config) (natsconn.Options, error) {
 	o := natsconn.Options{
 		URLs: c.NATS.URL, Creds: c.NATS.Creds, NKey: c.NATS.NKey, Context: c.NATS.Context,
 		User: c.NATS.User, Password: password, Token: token,
-		TLS: natsconn.TLS{Cert: c.NATS.TLS.Cert, Key: c.NATS.TLS.Key, CA: c.NATS.TLS.CA},
+		TLS:    natsconn.TLS{Cert: c.NATS.TLS.Cert, Key: c.NATS.TLS.Key, CA: c.NATS.TLS.CA},
+		Domain: c.NATS.Domain, APIPrefix: c.NATS.APIPrefix, InboxPrefix: c.NATS.InboxPrefix, TLSFirst: c.NATS.TLSFirst,
 	}
 	if o.Context != "" && c.Source("nats.url") == "" {
 		o.URLs = "" // the context's own servers

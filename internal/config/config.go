@@ -36,8 +36,8 @@ type NATS struct {
 	APIPrefix    string        `yaml:"api_prefix"`   // of JetStream's API instead of $JS.API; "": the context's
 	InboxPrefix  string        `yaml:"inbox_prefix"` // of the subjects that answers come to; "": the context's, else _INBOX
 	TLSFirst     bool          `yaml:"tls_first"`    // TLS handshake before the server says anything; or the context's
-	Creds        string        `yaml:"creds"` // path of a credentials file
-	NKey         string        `yaml:"nkey"`  // path of a seed file
+	Creds        string        `yaml:"creds"`        // path of a credentials file
+	NKey         string        `yaml:"nkey"`         // path of a seed file
 	User         string        `yaml:"user"`
 	Password     Secret        `yaml:"password"`
 	PasswordFile string        `yaml:"password_file"`
@@ -60,15 +60,15 @@ type TLS struct {
 // Streams sets how much each stream and bucket may hold. The jobs stream has no
 // age: a job waits as long as it must. The age of records is nats.state_ttl.
 type Streams struct {
-	Jobs       SizeLimit  `yaml:"jobs"`
-	State      SizeLimit  `yaml:"state"`
-	Fleet      SizeLimit  `yaml:"fleet"`
-	DLQ        Limits     `yaml:"dlq"`
-	Events     Limits     `yaml:"events"`
-	Frames     Limits     `yaml:"frames"`
-	Audio      Limits     `yaml:"audio"`
-	AudioFiles Limits     `yaml:"audio_files"`
-	Recordings Limits     `yaml:"recordings"`
+	Jobs       SizeLimit `yaml:"jobs"`
+	State      SizeLimit `yaml:"state"`
+	Fleet      SizeLimit `yaml:"fleet"`
+	DLQ        Limits    `yaml:"dlq"`
+	Events     Limits    `yaml:"events"`
+	Frames     Limits    `yaml:"frames"`
+	Audio      Limits    `yaml:"audio"`
+	AudioFiles Limits    `yaml:"audio_files"`
+	Recordings Limits    `yaml:"recordings"`
 }
 
 // SizeLimit bounds a stream or bucket that refuses what is new when full: new
@@ -121,7 +121,7 @@ type Backend struct {
 	IngressURL       string        `yaml:"ingress_url"`   // "": composed from the region
 	BootstrapURL     string        `yaml:"bootstrap_url"` // asked when region is auto
 	AllowPlainHTTP   bool          `yaml:"allow_plain_http"`
-	Auth             string        `yaml:"auth"`          // header or query
+	Auth             string        `yaml:"auth"` // header or query
 	TokenTTL         time.Duration `yaml:"token_ttl"`
 	TokenPool        int           `yaml:"token_pool"` // tokens minted ahead for each app and region; 0: none
 	ConnectTimeout   time.Duration `yaml:"connect_timeout"`

@@ -20,7 +20,7 @@ func TestCooldownDoublesWithEachFailedProbeAndResetsAfterTenGoodSessions(t *test
 	clock := func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
 	pass := func(d time.Duration) { mu.Lock(); defer mu.Unlock(); now = now.Add(d) }
 	config := jobs.CircuitConfig{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 30 * time.Second}
-	store, err := jobs.NewStore(h.nc, h.handles.Fleet, time.Second)
+	store, err := jobs.NewStore(h.js, h.handles.Fleet, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestCircuitOpenedByAFastClockDoesNotStayOpen(t *testing.T) {
 	h := newHouse(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	store, err := jobs.NewStore(h.nc, h.handles.Fleet, time.Second)
+	store, err := jobs.NewStore(h.js, h.handles.Fleet, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

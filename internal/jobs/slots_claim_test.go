@@ -21,7 +21,7 @@ func TestOneTokenDeliveredTwiceIsHeldOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := NewStore(js.Conn(), kv, time.Second)
+	store, err := NewStore(js, kv, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

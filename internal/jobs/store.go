@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/topology"
 )
 
 // ErrConflict says that somebody else changed what was to be changed.
@@ -34,12 +35,12 @@ type Store struct {
 }
 
 // NewStore returns a store over kv; timeout bounds one round trip.
-func NewStore(nc *nats.Conn, kv jetstream.KeyValue, timeout time.Duration) (*Store, error) {
-	leader, err := nc.JetStream()
+func NewStore(js jetstream.JetStream, kv jetstream.KeyValue, timeout time.Duration) (*Store, error) {
+	reader, err := js.Conn().JetStream(nats.APIPrefix(topology.APIPrefix(js)))
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", kv.Bucket(), err)
 	}
-	return &Store{kv: kv, leader: leader, timeout: timeout}, nil
+	return &Store{kv: kv, leader: reader, timeout: timeout}, nil
 }
 
 // Get reads key into v and returns its revision, 0 if there is none. It tries

@@ -9,7 +9,7 @@ import (
 
 func TestPurgedRecordCanBeMadeAgain(t *testing.T) {
 	h := newHouse(t)
-	store, err := jobs.NewStore(h.nc, h.handles.State, time.Second)
+	store, err := jobs.NewStore(h.js, h.handles.State, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -115,7 +115,7 @@ func TestWriteOfAValueThatIsGoneIsAConflict(t *testing.T) {
 	h := newHouse(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	store, err := jobs.NewStore(h.nc, h.handles.State, time.Second)
+	store, err := jobs.NewStore(h.js, h.handles.State, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

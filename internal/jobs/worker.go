@@ -142,7 +142,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		health:    make(map[string]error),
 	}
 	var err error
-	if w.store, err = NewStore(o.NC, o.State, storeTimeout); err != nil {
+	if w.store, err = NewStore(o.JS, o.State, storeTimeout); err != nil {
 		return nil, err
 	}
 	status, err := o.State.Status(ctx)
@@ -150,7 +150,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		return nil, fmt.Errorf("bucket %s: %w", o.State.Bucket(), err)
 	}
 	w.refresh = status.TTL() / 2
-	shared, err := NewStore(o.NC, o.Fleet, storeTimeout)
+	shared, err := NewStore(o.JS, o.Fleet, storeTimeout)
 	if err != nil {
 		return nil, err
 	}

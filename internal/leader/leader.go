@@ -12,13 +12,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/topology"
 )
 
 const (
@@ -105,7 +105,7 @@ func final(err error) bool {
 }
 
 func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte) (*jetstream.RawStreamMsg, error) {
-	reply, err := js.Conn().RequestWithContext(ctx, prefix(js)+"STREAM.MSG.GET."+stream, body)
+	reply, err := js.Conn().RequestWithContext(ctx, topology.APIPrefix(js)+"STREAM.MSG.GET."+stream, body)
 	if err != nil {
 		return nil, err
 	}
@@ -135,16 +135,4 @@ func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte
 		}
 	}
 	return msg, nil
-}
-
-// prefix begins the subjects of the API that js talks to.
-func prefix(js jetstream.JetStream) string {
-	o := js.Options()
-	switch {
-	case o.APIPrefix != "":
-		return strings.TrimSuffix(o.APIPrefix, ".") + "."
-	case o.Domain != "":
-		return "$JS." + o.Domain + ".API."
-	}
-	return jetstream.DefaultAPIPrefix
 }

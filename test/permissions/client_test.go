@@ -221,7 +221,7 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			if err != nil {
 				return must(err, "open the records")
 			}
-			store, err := jobs.NewStore(c.nc, kv, time.Second)
+			store, err := jobs.NewStore(c.js, kv, time.Second)
 			if err != nil {
 				return err
 			}
