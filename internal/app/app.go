@@ -353,7 +353,7 @@ func final(err error) bool {
 	if errors.As(err, &api) {
 		return api.Code < 500
 	}
-	return errors.Is(err, topology.ErrUnusable) || errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrConnectionClosed)
+	return errors.Is(err, topology.ErrUnusable) || errors.Is(err, topology.ErrServer) || errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrConnectionClosed)
 }
 
 func (a *App) reportDifferences(differences []topology.Difference) {
@@ -379,6 +379,7 @@ func Settings(c *config.Config) topology.Settings {
 	return topology.Settings{
 		Replicas: c.NATS.Replicas, Storage: storage, StateTTL: c.NATS.StateTTL, AckWait: c.Lease.AckWait,
 		Queues: queueNames(c), JobsMaxBytes: int64(c.Streams.Jobs.MaxBytes),
+		StateMaxBytes: int64(c.Streams.State.MaxBytes), FleetMaxBytes: int64(c.Streams.Fleet.MaxBytes),
 		Events: limit(c.Streams.Events), DLQ: limit(c.Streams.DLQ), Frames: limit(c.Streams.Frames), Audio: limit(c.Streams.Audio),
 		AudioFiles: limit(c.Streams.AudioFiles), Recordings: limit(c.Streams.Recordings),
 	}
