@@ -57,6 +57,7 @@ type App struct {
 	id      string // its name and start
 	metrics *telemetry.Metrics
 	waiting *postponed
+	pauses  pauses
 	gather  prometheus.Gatherer
 	admin   *admin.Server
 
@@ -209,7 +210,7 @@ func (a *App) startAdmin() error {
 		return nil
 	}
 	a.admin = admin.New(admin.Options{
-		Addr: a.c.Admin.Addr, Gatherer: a.gather, Ready: a.Ready, PProf: a.c.Admin.PProf, Logger: a.log,
+		Addr: a.c.Admin.Addr, Gatherer: a.gather, Ready: a.Ready, Note: a.pauses.String, Hosts: a.c.Admin.Hosts, PProf: a.c.Admin.PProf, Logger: a.log,
 	})
 	addr, err := a.admin.Start()
 	if err != nil {
@@ -329,7 +330,7 @@ func (a *App) ensure(ctx context.Context, js jetstream.JetStream) (topology.Hand
 // yet, and NATS may go away while we start. Only what no waiting mends is an
 // error; that ctx ended is none.
 func (a *App) patiently(ctx context.Context, what string, try func() error) error {
-	for {
+	for last := ""; ; {
 		err := try()
 		switch {
 		case err == nil, ctx.Err() != nil:
@@ -338,7 +339,12 @@ func (a *App) patiently(ctx context.Context, what string, try func() error) erro
 			return err
 		}
 		a.notYet(err)
-		a.log.Warn().Err(err).Msg(what + "; trying again")
+		level := zerolog.WarnLevel
+		if err.Error() == last {
+			level = zerolog.DebugLevel // it was said
+		}
+		last = err.Error()
+		a.log.WithLevel(level).Err(err).Msg(what + "; trying again")
 		select {
 		case <-ctx.Done():
 			return nil
