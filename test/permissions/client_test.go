@@ -195,6 +195,9 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 	if _, err := handles.State.Put(ctx, "R", running); err != nil {
 		return err
 	}
+	if _, err := handles.Fleet.Put(ctx, "worker.w", []byte(`{"worker":"w","worker_id":"w"}`)); err != nil {
+		return err
+	}
 	if err := leaveTraces(ctx, admin, handles); err != nil {
 		return err
 	}
