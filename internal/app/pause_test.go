@@ -29,12 +29,16 @@ func TestAPausedQueueShowsInReadinessAndStatusAndIsNoFault(t *testing.T) {
 	}
 	becomes := func(want string) {
 		t.Helper()
-		for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		again, deadline := time.NewTicker(20*time.Millisecond), time.After(patience)
+		defer again.Stop()
+		for {
 			got := readyz()
 			if strings.TrimSpace(got) == want {
 				return
 			}
-			if time.Now().After(deadline) {
+			select {
+			case <-again.C:
+			case <-deadline:
 				t.Fatalf("/readyz is %q, want %q", got, want)
 			}
 		}

@@ -70,10 +70,10 @@ func TestInboxPrefixComesFromConfigurationOrContext(t *testing.T) {
 		jetstream: enabled
 		authorization { users: [{user: u, password: p, permissions: {publish: ">", subscribe: "_INBOX_me.>"}}] }`)
 	login := natsconn.Options{URLs: url, User: "u", Password: "p", Once: true}
-	configured, byContext, over := login, login, login
+	configured := login
 	configured.InboxPrefix = "_INBOX_me"
-	byContext = natsconn.Options{Once: true, Context: contextFile(t, `{"url":"`+url+`","user":"u","password":"p","inbox_prefix":"_INBOX_me"}`)}
-	over = natsconn.Options{Once: true, InboxPrefix: "_INBOX_me", Context: contextFile(t, `{"url":"`+url+`","user":"u","password":"p","inbox_prefix":"_INBOX_you"}`)}
+	byContext := natsconn.Options{Once: true, Context: contextFile(t, `{"url":"`+url+`","user":"u","password":"p","inbox_prefix":"_INBOX_me"}`)}
+	over := natsconn.Options{Once: true, InboxPrefix: "_INBOX_me", Context: contextFile(t, `{"url":"`+url+`","user":"u","password":"p","inbox_prefix":"_INBOX_you"}`)}
 	for name, o := range map[string]natsconn.Options{"configuration": configured, "context": byContext, "over the context's": over} {
 		t.Run(name, func(t *testing.T) {
 			nc, js, err := natsconn.Open(t.Context(), o)

@@ -111,8 +111,7 @@ func TestWhereThereIsNoJetStreamTheErrorSaysHowToGetIt(t *testing.T) {
 // level. What else is asked goes to a real server.
 func older(t *testing.T) jetstream.JetStream {
 	t.Helper()
-	real := natstest.JetStream(t)
-	nc := real.Conn()
+	nc := natstest.JetStream(t).Conn()
 	forward := func(m *nats.Msg) {
 		answer, err := nc.RequestMsgWithContext(t.Context(), &nats.Msg{Subject: "$JS.API." + strings.TrimPrefix(m.Subject, "old."), Header: m.Header, Data: m.Data})
 		if err != nil {

@@ -38,8 +38,12 @@ func Configured(t testing.TB, conf string) (url string) {
 	if !s.ReadyForConnections(20 * time.Second) {
 		t.Fatal("NATS is not ready")
 	}
-	for deadline := time.Now().Add(20 * time.Second); s.NumLeafNodes() < len(opts.LeafNode.Remotes); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
+	again, deadline := time.NewTicker(5*time.Millisecond), time.After(20*time.Second)
+	defer again.Stop()
+	for s.NumLeafNodes() < len(opts.LeafNode.Remotes) {
+		select {
+		case <-again.C:
+		case <-deadline:
 			t.Fatal("the leaf node is not connected to its hub")
 		}
 	}
