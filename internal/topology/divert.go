@@ -141,6 +141,7 @@ func (d *differ) compareFlow(have jetstream.StreamConfig) {
 type foreign struct {
 	name    string
 	filters []string
+	copies  bool // it acknowledges nothing: another stream sources or mirrors this one
 }
 
 func (f foreign) String() string {
@@ -148,10 +149,17 @@ func (f foreign) String() string {
 	if len(f.filters) > 0 {
 		filters = strings.Join(f.filters, ", ")
 	}
-	return fmt.Sprintf("consumer %s, which takes %s", f.name, filters)
+	verb := "takes"
+	if f.copies {
+		verb = "copies"
+	}
+	return fmt.Sprintf("consumer %s, which %s %s", f.name, verb, filters)
 }
 
 func (f foreign) takes(subject string) bool {
+	if f.copies {
+		return false
+	}
 	return len(f.filters) == 0 || slices.ContainsFunc(f.filters, func(filter string) bool { return overlaps(filter, subject) })
 }
 
@@ -174,7 +182,7 @@ func foreigners(ctx context.Context, jobs jetstream.Stream, n Names) ([]foreign,
 		if len(filters) == 1 && filters[0] == n.Jobs(info.Name) {
 			continue
 		}
-		found = append(found, foreign{info.Name, filters})
+		found = append(found, foreign{info.Name, filters, info.Config.AckPolicy != jetstream.AckExplicitPolicy})
 	}
 	slices.SortFunc(found, func(a, b foreign) int { return strings.Compare(a.name, b.name) })
 	return found, list.Err()

@@ -42,7 +42,24 @@ type lacking struct {
 // what is lacking is named once and nothing is half made. Where everything
 // exists already, the account is not asked.
 func (e *ensurer) require(ctx context.Context, maxJob int32) error {
-	var missing []lacking
+	before := -1
+	for {
+		missing, err := e.missing(ctx, maxJob)
+		if err != nil || len(missing) == 0 {
+			return err
+		}
+		err = e.room(ctx, missing)
+		if err == nil || len(missing) == before {
+			return err
+		}
+		// Another worker that starts may just be making them: they would count as
+		// there and as missing. Once nothing changes any more, it is so.
+		before = len(missing)
+	}
+}
+
+// missing lists what is to be made, and checks the server by what is there.
+func (e *ensurer) missing(ctx context.Context, maxJob int32) (missing []lacking, err error) {
 	checked := false
 	for _, want := range e.wanted(maxJob) {
 		s, err := e.js.Stream(ctx, want.stream)
@@ -50,18 +67,15 @@ func (e *ensurer) require(ctx context.Context, maxJob int32) error {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			missing = append(missing, want.lacking)
 		case err != nil:
-			return e.explained("", want.object, err)
+			return nil, e.explained("", want.object, err)
 		case !checked:
 			checked = true
 			if err := checkLevel(s.CachedInfo().Config.Metadata[levelKey], e.js.Conn()); err != nil {
-				return err
+				return nil, err
 			}
 		}
 	}
-	if len(missing) == 0 {
-		return nil
-	}
-	return e.room(ctx, missing)
+	return missing, nil
 }
 
 type wantedStream struct {

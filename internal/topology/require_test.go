@@ -79,6 +79,27 @@ func TestAnAccountWithJustEnoughIsEnough(t *testing.T) {
 	}
 }
 
+func TestRacingFirstStartsFitIntoAnAccountWithJustEnough(t *testing.T) {
+	url := natstest.Configured(t, `
+		listen: 127.0.0.1:-1
+		jetstream: enabled
+		accounts { A { jetstream: {max_streams: 10}, users: [{user: u, password: p}] } }`)
+	failures := make(chan error, 8)
+	natstest.Together(cap(failures), func(int) {
+		js, err := jetstream.New(natstest.ConnectURL(t, url, nats.UserInfo("u", "p")))
+		if err == nil {
+			_, _, err = topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
+		}
+		failures <- err
+	})
+	close(failures)
+	for err := range failures {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestWhereThereIsNoJetStreamTheErrorSaysHowToGetIt(t *testing.T) {
 	without, err := jetstream.New(natstest.ConnectURL(t, natstest.Configured(t, "listen: 127.0.0.1:-1")))
 	if err != nil {
@@ -294,6 +315,22 @@ func TestAConsumerThatTakesAnotherQueuesJobsIsReportedByName(t *testing.T) {
 	want := "[stream AVATAR_JOBS: consumers is consumer reporter, which takes avatar.jobs.audit, wanted those of queues only]"
 	if got := fmt.Sprint(differences); got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestAStreamThatCopiesJobsIsReported(t *testing.T) {
+	js := natstest.JetStream(t)
+	h, _ := ensure(t, js, topology.DefaultSettings())
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "ARCHIVE", Sources: []*jetstream.StreamSource{{Name: names.JobsStream()}}}); err != nil {
+		t.Fatal(err)
+	}
+	for h.Jobs.CachedInfo().State.Consumers < 2 { // until the server has made its consumer
+		if _, err := h.Jobs.Info(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, differences := ensure(t, js, topology.DefaultSettings()); !strings.Contains(fmt.Sprint(differences), "which copies everything") {
+		t.Errorf("got %v", differences)
 	}
 }
 
