@@ -12,7 +12,7 @@ import (
 )
 
 // pauses are the queues that an operator has paused (JetStream's consumer
-// pause), as they were when last looked at. A pause is no fault.
+// pause), as they were when last looked at. A pause is not a fault.
 type pauses struct {
 	mu    sync.Mutex
 	until map[string]time.Time // by queue

@@ -124,7 +124,7 @@ func readFile(path string) (data []byte, err error) {
 
 // regular returns nil for a regular file, else what it is instead.
 func regular(mode os.FileMode) error {
-	kind := "it is no regular file"
+	kind := "it is not a regular file"
 	switch {
 	case mode.IsRegular():
 		return nil

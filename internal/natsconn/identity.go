@@ -142,14 +142,14 @@ func readable(o *nats.Options) error {
 }
 
 // regular refuses a path that names something other than a file. A named pipe
-// would make whoever reads it wait for a writer, at each connect anew. What is
-// not there at all is left to the reader, who reports it.
+// would make each connect wait for a writer. A path that does not exist is left to
+// the code that reads it, which reports it.
 func regular(key, path string) error {
 	if path == "" {
 		return nil
 	}
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return fmt.Errorf("%s: %s is no regular file (%s): name a file that can be read again at each connect", key, path, info.Mode().Type())
+		return fmt.Errorf("%s: %s is not a regular file (%s): name a file that can be read again at each connect", key, path, info.Mode().Type())
 	}
 	return nil
 }

@@ -97,7 +97,7 @@ func usableConsumer(have, want jetstream.ConsumerConfig) error {
 	case have.MaxDeliver > 0:
 		return unusable(object, fmt.Sprintf("a job delivered %d times would stay in the stream and never run again: set max_deliver to -1", have.MaxDeliver))
 	case have.PriorityPolicy != jetstream.PriorityPolicyNone:
-		return unusable(object, fmt.Sprintf("it hands jobs out by priority groups (%s), and workers ask for none: delete it, the next start makes it anew", text(have.PriorityGroups)))
+		return unusable(object, fmt.Sprintf("it hands jobs out by priority groups (%s), and workers ask for none: delete it, and the next start makes it again", text(have.PriorityGroups)))
 	case have.MaxRequestExpires > 0 && have.MaxRequestExpires < fetchTime:
 		return unusable(object, fmt.Sprintf("it refuses requests that wait longer than %s, and workers wait %s: lift its max_expires", have.MaxRequestExpires, fetchTime))
 	case have.HeadersOnly:
