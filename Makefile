@@ -7,12 +7,12 @@ BIN := bin
 TOOL := go tool -modfile=tools/go.mod
 
 .DEFAULT_GOAL := check
-.PHONY: check help fmt lint test race generate build bench fuzz soak chaos deploy ci demo clean
+.PHONY: check help fmt lint test race generate build bench fuzz govulncheck soak chaos deploy ci demo clean
 
 check: fmt lint test ## fmt, lint and test: what to run before a commit
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
 
 fmt: ## format the code and group its imports
 	$(TOOL) golangci-lint fmt
@@ -40,6 +40,9 @@ fuzz: ## each fuzz target for FUZZTIME (60s)
 		for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 			echo "$$pkg $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg; \
 		done; done
+
+govulncheck: ## known vulnerabilities in what the program calls; asks vuln.go.dev
+	$(TOOL) govulncheck ./...
 
 soak: ## 100,000 short sessions: memory and goroutines
 	cd bench && go run . -soak 100000

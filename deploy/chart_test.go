@@ -38,7 +38,7 @@ func render(t *testing.T, args ...string) (manifests, error) {
 	return parseManifests(t, &out), nil
 }
 
-// manifests are the rendered objects by kind; ConfigMaps by name.
+// manifests are the rendered objects by kind; ConfigMaps and Secrets by name.
 type manifests map[string]map[string]any
 
 func parseManifests(t *testing.T, r io.Reader) manifests {
@@ -56,7 +56,7 @@ func parseManifests(t *testing.T, r io.Reader) manifests {
 			continue
 		}
 		kind, _ := object["kind"].(string)
-		if kind == "ConfigMap" {
+		if kind == "ConfigMap" || kind == "Secret" {
 			kind += " " + field[string](t, object, "metadata", "name")
 		}
 		if all[kind] != nil {
@@ -138,10 +138,10 @@ func TestConfigMapIsAConfigTheWorkerTakes(t *testing.T) {
 
 func TestKeyComesAsAFileAndNowhereElse(t *testing.T) {
 	m := mustRender(t, "--set", "app.apiKey.value=tell-nobody")
-	if got := field[string](t, m["Secret"], "stringData", "api-key"); got != "tell-nobody" {
+	if got := field[string](t, m["Secret w-avatarworker"], "stringData", "api-key"); got != "tell-nobody" {
 		t.Errorf("the secret has %q", got)
 	}
-	delete(m, "Secret")
+	delete(m, "Secret w-avatarworker")
 	text, err := yaml.Marshal(m)
 	if err != nil {
 		t.Fatal(err)
@@ -153,11 +153,50 @@ func TestKeyComesAsAFileAndNowhereElse(t *testing.T) {
 		t.Errorf("environment %v", env)
 	}
 	m = mustRender(t, "--values", "helm/avatarworker/ci/full.yaml")
-	if m["Secret"] != nil {
+	if m["Secret w-avatarworker"] != nil {
 		t.Error("a secret of the chart's own beside the given one")
 	}
 	if env := env(t, m); env["SPATIUS_API_KEY_FILE"] != "/etc/avatarworker/secrets/app/token" || env["NATS_CREDS"] == "" || env["NATS_CERT"] == "" {
 		t.Errorf("environment %v", env)
+	}
+}
+
+func TestURLsWithSecretsAreKeptOutOfTheConfigMap(t *testing.T) {
+	for variable, row := range map[string]struct{ key, url string }{
+		"AVATAR_NATS_URL":              {"config.nats.url", "nats://me:tell-nobody@nats:4222"},
+		"AVATAR_BACKEND_INGRESS_URL":   {"config.backend.ingress_url", "wss://h/v2/driveningress?token=tell-nobody"},
+		"AVATAR_BACKEND_CONSOLE_URL":   {"config.backend.console_url", "https://me:tell-nobody@h/v1/console"},
+		"AVATAR_BACKEND_BOOTSTRAP_URL": {"config.backend.bootstrap_url", "https://h/bootstrap?key=tell-nobody"},
+	} {
+		for _, more := range []string{"", ",app.apiKey.value=k"} {
+			m := mustRender(t, "--set", row.key+"="+row.url+more)
+			if got := field[string](t, m["Secret w-avatarworker-urls"], "stringData", variable); got != row.url {
+				t.Errorf("%s: the secret has %q", row.key, got)
+			}
+			delete(m, "Secret w-avatarworker-urls")
+			text, err := yaml.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(string(text), "tell-nobody") {
+				t.Errorf("%s stands outside its secret", row.key)
+			}
+			if !strings.Contains(string(text), "name: "+variable) {
+				t.Errorf("the pod does not get %s", variable)
+			}
+		}
+	}
+	if m := mustRender(t); m["Secret w-avatarworker-urls"] != nil {
+		t.Error("a secret for a URL without one")
+	}
+}
+
+func TestTheServicesNamesMayAskTheAdminPort(t *testing.T) {
+	hosts := strings.Split(env(t, mustRender(t, "--set", "config.admin.hosts={metrics.example}"))["AVATAR_ADMIN_HOSTS"], ",")
+	for _, want := range []string{"w-avatarworker", "w-avatarworker.avatars.svc", "w-avatarworker.avatars.svc.cluster.local", "metrics.example"} {
+		if !slices.Contains(hosts, want) {
+			t.Errorf("%s is not among %v", want, hosts)
+		}
 	}
 }
 

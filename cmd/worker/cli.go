@@ -178,18 +178,13 @@ func (c *cli) connect(ctx context.Context, command string) (*link, error) {
 		return nil, &configError{err}
 	}
 	options.Once = true
-	nc, err := natsconn.Connect(ctx, options)
+	nc, js, err := natsconn.Open(ctx, options)
 	var wrong *natsconn.SettingError
 	if errors.As(err, &wrong) {
 		return nil, err
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w\nIs it running? --nats-url, NATS_URL or nats.url say where it is", err)
-	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		nc.Close()
-		return nil, fmt.Errorf("JetStream: %w", err)
 	}
 	return &link{cfg: cfg, log: log, nc: nc, js: js, names: topology.Names{Prefix: cfg.NATS.Prefix}}, nil
 }

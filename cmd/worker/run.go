@@ -83,17 +83,24 @@ func startEmbedded(cfg *config.Config, log zerolog.Logger) (*natsserver.Server, 
 	if cfg.NATS.NKey != "" {
 		return nil, &configError{errors.New("nats.nkey: --embedded knows no nkeys: set nats.user and nats.password, or nats.token, instead")}
 	}
-	if tls := cfg.NATS.TLS; tls.Cert+tls.Key+tls.CA != "" {
-		return nil, &configError{errors.New("nats.tls: --embedded listens without TLS: leave out nats.tls.cert, nats.tls.key and nats.tls.ca, or run NATS as a server of its own")}
+	if tls := cfg.NATS.TLS; tls.Cert+tls.Key+tls.CA != "" || cfg.NATS.TLSFirst {
+		return nil, &configError{errors.New("nats.tls: --embedded listens without TLS: leave out nats.tls_first, nats.tls.cert, nats.tls.key and nats.tls.ca, or run NATS as a server of its own")}
+	}
+	if cfg.NATS.APIPrefix != "" {
+		return nil, &configError{errors.New("nats.api_prefix: --embedded has JetStream at $JS.API: leave it out, or run NATS as a server of its own")}
 	}
 	password, token, err := cfg.NATS.Login()
 	if err != nil {
 		return nil, &configError{err}
 	}
-	return natsserver.Start(natsserver.Options{
-		StoreDir: cfg.NATS.StoreDir, Host: host, Port: port,
+	server, err := natsserver.Start(natsserver.Options{
+		StoreDir: cfg.NATS.StoreDir, Host: host, Port: port, Domain: cfg.NATS.Domain,
 		User: cfg.NATS.User, Password: password, Token: token, Logger: log,
 	})
+	if errors.Is(err, natsserver.ErrOpen) {
+		return nil, &configError{err}
+	}
+	return server, err
 }
 
 // listenAt takes the address out of nats.url.

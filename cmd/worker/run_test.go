@@ -149,6 +149,10 @@ func TestEmbeddedRefusesWhatItCanNotServe(t *testing.T) {
 		"tls:// can't be served": {"--nats-url", "tls://127.0.0.1:4222"},
 		"nats.tls.ca":            {"--set", "nats.tls.ca=ca.pem"},
 		"nats.nkey":              {"--set", "nats.nkey=user.nk"},
+		"nats.tls_first":         {"--set", "nats.tls_first=true"},
+		"nats.api_prefix":        {"--set", "nats.api_prefix=hub.API"},
+		"without a login":        {"--nats-url", "nats://0.0.0.0:4222"},
+		"0.0.0.0":                {"--nats-url", "nats://[::ffff:0.0.0.0]:4222"},
 	} {
 		errs := newLines()
 		code := run(append([]string{"run", "--embedded", "--admin-addr", "off", "--set", "app.id=a", "--set", "app.api_key=k"}, args...), strings.NewReader(""), newLines(), errs)

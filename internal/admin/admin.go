@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +30,8 @@ type Options struct {
 	Gatherer prometheus.Gatherer // what /metrics shows
 	Live     func() error        // nil: alive whenever it answers
 	Ready    func() error        // the error says why not; nil: ready whenever it answers
+	Note     func() string       // what to know though it is ready; nil or "": nothing
+	Hosts    []string            // names by which it may be asked, beside addresses, localhost and this host's name
 	PProf    bool                // serve /debug/pprof/
 	Logger   zerolog.Logger
 }
@@ -127,8 +131,8 @@ func (s *Server) Stop(ctx context.Context) error {
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/{$}", s.index)
-	mux.HandleFunc("/livez", answer("live", "not live", s.options.Live))
-	mux.HandleFunc("/readyz", answer("ready", "not ready", s.options.Ready))
+	mux.HandleFunc("/livez", answer("live", "not live", s.options.Live, nil))
+	mux.HandleFunc("/readyz", answer("ready", "not ready", s.options.Ready, s.options.Note))
 	if s.options.Gatherer != nil {
 		mux.Handle("/metrics", promhttp.HandlerFor(s.options.Gatherer, promhttp.HandlerOpts{
 			ErrorLog: log.New(errorLog{s.options.Logger}, "", 0), EnableOpenMetrics: true,
@@ -141,8 +145,39 @@ func (s *Server) Handler() http.Handler {
 		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
-	return secured(mux)
+	return secured(s.knownHost(mux))
 }
+
+// knownHost refuses requests for a name that is not one of ours. A web page whose
+// name has come to lead here (DNS rebinding) would else be allowed to read the
+// answers. An address can't be made to lead here by others.
+func (s *Server) knownHost(next http.Handler) http.Handler {
+	known := map[string]bool{"localhost": true}
+	if host, _, err := net.SplitHostPort(s.options.Addr); err == nil {
+		known[hostName(host)] = true
+	}
+	if host, err := os.Hostname(); err == nil {
+		known[hostName(host)] = true
+	}
+	for _, host := range s.options.Hosts {
+		known[hostName(host)] = true
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		host = hostName(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
+		if _, err := netip.ParseAddr(host); err != nil && host != "" && !known[host] && !strings.HasSuffix(host, ".localhost") {
+			http.Error(w, "this name is not served here: ask by address, or add the name to admin.hosts", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// hostName is a name as names are compared.
+func hostName(host string) string { return strings.ToLower(strings.TrimSuffix(host, ".")) }
 
 func notFound(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }
 
@@ -177,11 +212,14 @@ func (s *Server) index(w http.ResponseWriter, _ *http.Request) {
 	write(w, http.StatusOK, "text/plain; charset=utf-8", text)
 }
 
-// answer is 200 with yes, or 503 with no and the reason; as JSON
-// {"status","reason"} where the caller prefers that.
-func answer(yes, no string, check func() error) http.HandlerFunc {
+// answer is 200 with yes and the note, or 503 with no and the reason; as JSON
+// {"status","reason","note"} where the caller prefers that. note may be nil.
+func answer(yes, no string, check func() error, note func() string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		status, word, reason := http.StatusOK, yes, ""
+		status, word, reason, remark := http.StatusOK, yes, "", ""
+		if note != nil {
+			remark = note()
+		}
 		if check != nil {
 			if err := check(); err != nil {
 				status, word, reason = http.StatusServiceUnavailable, no, err.Error()
@@ -191,7 +229,8 @@ func answer(yes, no string, check func() error) http.HandlerFunc {
 			body, err := json.Marshal(struct {
 				Status string `json:"status"`
 				Reason string `json:"reason,omitempty"`
-			}{word, reason})
+				Note   string `json:"note,omitempty"`
+			}{word, reason, remark})
 			if err != nil {
 				http.Error(w, "the answer can't be encoded", http.StatusInternalServerError)
 				return
@@ -199,8 +238,10 @@ func answer(yes, no string, check func() error) http.HandlerFunc {
 			write(w, status, "application/json", string(body)+"\n")
 			return
 		}
-		if reason != "" {
-			word += ": " + reason
+		for _, text := range []string{reason, remark} {
+			if text != "" {
+				word += ": " + text
+			}
 		}
 		write(w, status, "text/plain; charset=utf-8", word+"\n")
 	}

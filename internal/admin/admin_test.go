@@ -22,6 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func ask(t *testing.T, o Options, method, path, accept string) *httptest.ResponseRecorder {
 	t.Helper()
 	r := httptest.NewRequest(method, path, nil)
+	r.Host = "127.0.0.1:8080"
 	if accept != "" {
 		r.Header.Set("Accept", accept)
 	}
@@ -42,6 +43,8 @@ func TestReadyzSaysWhyNot(t *testing.T) {
 		{"not ready", "/readyz", "*/*", Options{Ready: no}, 503, "text/plain", "not ready: draining: 3 sessions left\n"},
 		{"not ready, JSON", "/readyz", "application/json", Options{Ready: no}, 503, "application/json", `{"status":"not ready","reason":"draining: 3 sessions left"}` + "\n"},
 		{"ready, JSON", "/readyz", "text/xml, application/json;q=0.9", Options{}, 200, "application/json", `{"status":"ready"}` + "\n"},
+		{"ready, with a note", "/readyz", "", Options{Note: func() string { return "queue default is paused" }}, 200, "text/plain", "ready: queue default is paused\n"},
+		{"ready, with a note, JSON", "/readyz", "application/json", Options{Note: func() string { return "paused" }}, 200, "application/json", `{"status":"ready","note":"paused"}` + "\n"},
 		{"text first", "/readyz", "text/plain, application/json", Options{}, 200, "text/plain", "ready\n"},
 		{"live although not ready", "/livez", "", Options{Ready: no}, 200, "text/plain", "live\n"},
 		{"not live", "/livez", "", Options{Live: func() error { return errors.New("stuck") }}, 503, "text/plain", "not live: stuck\n"},
@@ -64,7 +67,7 @@ func TestReadinessIsAskedEachTime(t *testing.T) {
 			fault = errors.New("not connected to NATS")
 		}
 		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://127.0.0.1/readyz", nil))
 		if w.Code != want {
 			t.Errorf("got %d, want %d", w.Code, want)
 		}

@@ -58,6 +58,7 @@ type App struct {
 	id      string // its name and start
 	metrics *telemetry.Metrics
 	waiting *postponed
+	pauses  pauses
 	gather  prometheus.Gatherer
 	admin   *admin.Server
 
@@ -129,10 +130,11 @@ const (
 	maxAckWait = 30 * time.Second
 )
 
-func openJetStream(nc *nats.Conn, ackWait time.Duration) (jetstream.JetStream, error) {
-	return jetstream.New(nc,
+func publishLimits(ackWait time.Duration) []jetstream.JetStreamOpt {
+	return []jetstream.JetStreamOpt{
 		jetstream.WithPublishAsyncMaxPending(maxUnacknowledged),
-		jetstream.WithPublishAsyncTimeout(ackWait))
+		jetstream.WithPublishAsyncTimeout(ackWait),
+	}
 }
 
 // Run works until ctx ends, then drains and stops. It outlives any outage of
@@ -142,14 +144,10 @@ func (a *App) Run(ctx context.Context) (err error) {
 	if err := a.startAdmin(); err != nil {
 		return err
 	}
-	nc, err := a.connect(ctx)
+	nc, js, err := a.connect(ctx)
 	if ctx.Err() != nil {
 		return nil // told to stop before it began
 	}
-	if err != nil {
-		return err
-	}
-	js, err := openJetStream(nc, maxAckWait)
 	if err != nil {
 		return err
 	}
@@ -213,7 +211,7 @@ func (a *App) startAdmin() error {
 		return nil
 	}
 	a.admin = admin.New(admin.Options{
-		Addr: a.c.Admin.Addr, Gatherer: a.gather, Ready: a.Ready, PProf: a.c.Admin.PProf, Logger: a.log,
+		Addr: a.c.Admin.Addr, Gatherer: a.gather, Ready: a.Ready, Note: a.pauses.String, Hosts: a.c.Admin.Hosts, PProf: a.c.Admin.PProf, Logger: a.log,
 	})
 	addr, err := a.admin.Start()
 	if err != nil {
@@ -264,24 +262,24 @@ func (a *App) notYet(err error) {
 }
 
 // connect waits until NATS is there.
-func (a *App) connect(ctx context.Context) (*nats.Conn, error) {
+func (a *App) connect(ctx context.Context) (*nats.Conn, jetstream.JetStream, error) {
 	options, err := ConnOptions(a.c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	options.Name = "avatarworker " + a.id
 	options.InProcess = a.o.InProcess
 	options.Logger = a.log
 	options.OnState = a.connectionChanged
-	nc, err := natsconn.Connect(ctx, options)
+	nc, js, err := natsconn.Open(ctx, options, publishLimits(maxAckWait)...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	a.onStop("NATS connection", func(ctx context.Context) error { return natsconn.Close(ctx, nc) })
 	if err := natsconn.WaitConnected(ctx, nc); err != nil && ctx.Err() == nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return nc, nil
+	return nc, js, nil
 }
 
 // ConnOptions says how to reach NATS under a configuration.
@@ -293,7 +291,8 @@ func ConnOptions(c *config.Config) (natsconn.Options, error) {
 	o := natsconn.Options{
 		URLs: c.NATS.URL, Creds: c.NATS.Creds, NKey: c.NATS.NKey, Context: c.NATS.Context,
 		User: c.NATS.User, Password: password, Token: token,
-		TLS: natsconn.TLS{Cert: c.NATS.TLS.Cert, Key: c.NATS.TLS.Key, CA: c.NATS.TLS.CA},
+		TLS:    natsconn.TLS{Cert: c.NATS.TLS.Cert, Key: c.NATS.TLS.Key, CA: c.NATS.TLS.CA},
+		Domain: c.NATS.Domain, APIPrefix: c.NATS.APIPrefix, InboxPrefix: c.NATS.InboxPrefix, TLSFirst: c.NATS.TLSFirst,
 	}
 	if o.Context != "" && c.Source("nats.url") == "" {
 		o.URLs = "" // the context's own servers
@@ -332,7 +331,7 @@ func (a *App) ensure(ctx context.Context, js jetstream.JetStream) (topology.Hand
 // yet, and NATS may go away while we start. Only what no waiting mends is an
 // error; that ctx ended is none.
 func (a *App) patiently(ctx context.Context, what string, try func() error) error {
-	for {
+	for last := ""; ; {
 		err := try()
 		switch {
 		case err == nil, ctx.Err() != nil:
@@ -341,7 +340,12 @@ func (a *App) patiently(ctx context.Context, what string, try func() error) erro
 			return err
 		}
 		a.notYet(err)
-		a.log.Warn().Err(err).Msg(what + "; trying again")
+		level := zerolog.WarnLevel
+		if err.Error() == last {
+			level = zerolog.DebugLevel // it was said
+		}
+		last = err.Error()
+		a.log.WithLevel(level).Err(err).Msg(what + "; trying again")
 		select {
 		case <-ctx.Done():
 			return nil
@@ -356,7 +360,7 @@ func final(err error) bool {
 	if errors.As(err, &api) {
 		return api.Code < 500
 	}
-	return errors.Is(err, topology.ErrUnusable) || errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrConnectionClosed)
+	return errors.Is(err, topology.ErrUnusable) || errors.Is(err, topology.ErrServer) || errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrConnectionClosed)
 }
 
 func (a *App) reportDifferences(differences []topology.Difference) {
@@ -382,6 +386,7 @@ func Settings(c *config.Config) topology.Settings {
 	return topology.Settings{
 		Replicas: c.NATS.Replicas, Storage: storage, StateTTL: c.NATS.StateTTL, AckWait: c.Lease.AckWait,
 		Queues: queueNames(c), JobsMaxBytes: int64(c.Streams.Jobs.MaxBytes),
+		StateMaxBytes: int64(c.Streams.State.MaxBytes), FleetMaxBytes: int64(c.Streams.Fleet.MaxBytes),
 		Events: limit(c.Streams.Events), DLQ: limit(c.Streams.DLQ), Frames: limit(c.Streams.Frames), Audio: limit(c.Streams.Audio),
 		AudioFiles: limit(c.Streams.AudioFiles), Recordings: limit(c.Streams.Recordings),
 	}

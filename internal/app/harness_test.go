@@ -83,13 +83,15 @@ func newFleetWith(t testing.TB, o natsserver.Options, change func(*simulator.Opt
 }
 
 // config is a worker's, made for tests: short waits, small streams in memory.
-func (f *fleet) config() *config.Config {
+func (f *fleet) config() *config.Config { return f.configAt(f.server.ClientURL()) }
+
+func (f *fleet) configAt(url string) *config.Config {
 	c := config.Defaults()
-	c.NATS.URL = f.server.ClientURL()
+	c.NATS.URL = url
 	c.NATS.Storage = "memory"
 	small := config.Limits{MaxAge: time.Hour, MaxBytes: 128 << 20}
 	c.Streams = config.Streams{
-		Jobs: config.JobsLimits{MaxBytes: 128 << 20}, DLQ: small, Events: small, Frames: small,
+		Jobs: config.SizeLimit{MaxBytes: 128 << 20}, DLQ: small, Events: small, Frames: small,
 		Audio: small, AudioFiles: small, Recordings: small,
 	}
 	c.Worker.Name = "w"

@@ -132,6 +132,9 @@ func (a *App) measure(ctx context.Context, stream jetstream.Stream, queue string
 		a.log.Debug().Err(err).Str("queue", queue).Msg("could not look at the queue")
 		return
 	}
+	if until, changed := a.pauses.set(queue, info); changed {
+		a.logPause(queue, until)
+	}
 	state := telemetry.QueueState{
 		Waiting:  int(info.NumPending),
 		Runnable: int(info.NumPending) + a.worker.InFleet(queue),

@@ -13,7 +13,7 @@ import (
 
 func TestPublishWhoseAcknowledgementIsLostIsNotWaitedForForGood(t *testing.T) {
 	nc := natstest.Connect(t, natstest.Start(t))
-	js, err := openJetStream(nc, 50*time.Millisecond)
+	js, err := jetstream.New(nc, publishLimits(50*time.Millisecond)...)
 	if err != nil {
 		t.Fatal(err)
 	}

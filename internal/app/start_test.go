@@ -48,7 +48,7 @@ func away(t testing.TB, port int, ready func()) *app.App {
 	c.Admin.Addr = ""
 	small := config.Limits{MaxAge: time.Hour, MaxBytes: 16 << 20}
 	c.Streams = config.Streams{
-		Jobs: config.JobsLimits{MaxBytes: 16 << 20}, DLQ: small, Events: small, Frames: small, Audio: small, AudioFiles: small, Recordings: small,
+		Jobs: config.SizeLimit{MaxBytes: 16 << 20}, DLQ: small, Events: small, Frames: small, Audio: small, AudioFiles: small, Recordings: small,
 	}
 	a, err := app.New(app.Options{Config: c, Logger: zerolog.Nop(), OnReady: ready})
 	if err != nil {

@@ -105,60 +105,86 @@ func dialFirst(ctx context.Context, dial DialFunc, network, port string, addrs [
 	return nil, errors.Join(failures...)
 }
 
-// specialRanges are the blocks that are not the public internet, beyond those
-// that netip tells by itself (IANA's special-purpose registries).
-func specialRanges() []string {
-	return []string{
-		"0.0.0.0/8",       // this network
-		"100.64.0.0/10",   // carrier-grade NAT
-		"192.0.0.0/24",    // protocol assignments
-		"192.0.2.0/24",    // documentation
-		"192.88.99.0/24",  // 6to4 relays
-		"198.18.0.0/15",   // benchmarks
-		"198.51.100.0/24", // documentation
-		"203.0.113.0/24",  // documentation
-		"240.0.0.0/4",     // reserved, broadcast
-		"::/96",           // IPv4-compatible, loopback, unspecified
-		"64:ff9b:1::/48",  // local NAT64
-		"100::/64",        // discard
-		"2001::/23",       // protocol assignments, Teredo
-		"2001:db8::/32",   // documentation
-		"3fff::/20",       // documentation
-		"5f00::/16",       // segment routing
-		"fec0::/10",       // site-local, deprecated
+// special are the blocks of IANA's special-purpose address registries (for IPv4
+// all of them, for IPv6 those within globalUnicast), and addresses that a cloud
+// gives a meaning of its own inside its networks.
+var special = prefixes(
+	"0.0.0.0/8",         // this network
+	"10.0.0.0/8",        // private use
+	"100.64.0.0/10",     // carrier-grade NAT
+	"127.0.0.0/8",       // loopback
+	"168.63.129.16/32",  // Azure's platform: no special-purpose block
+	"169.254.0.0/16",    // link-local
+	"172.16.0.0/12",     // private use
+	"192.0.0.0/24",      // protocol assignments
+	"192.0.2.0/24",      // documentation
+	"192.31.196.0/24",   // AS112
+	"192.52.193.0/24",   // AMT
+	"192.88.99.0/24",    // 6to4 relays
+	"192.168.0.0/16",    // private use
+	"192.175.48.0/24",   // AS112
+	"198.18.0.0/15",     // benchmarks
+	"198.51.100.0/24",   // documentation
+	"203.0.113.0/24",    // documentation
+	"224.0.0.0/4",       // multicast
+	"240.0.0.0/4",       // reserved, broadcast
+	"2001::/23",         // protocol assignments, Teredo
+	"2001:db8::/32",     // documentation
+	"2620:4f:8000::/48", // AS112
+	"3fff::/20",         // documentation
+)
+
+var (
+	// globalUnicast is all of IPv6 that is assigned for use on the internet.
+	globalUnicast = netip.MustParsePrefix("2000::/3")
+	// nat64 stands before an IPv4 address to which a network translates.
+	nat64 = netip.MustParsePrefix("64:ff9b::/96")
+	// sixToFour has the IPv4 address of a tunnel's end in bytes 2 to 5.
+	sixToFour = netip.MustParsePrefix("2002::/16")
+)
+
+func prefixes(texts ...string) []netip.Prefix {
+	list := make([]netip.Prefix, len(texts))
+	for i, text := range texts {
+		list[i] = netip.MustParsePrefix(text)
 	}
+	return list
 }
 
-// isPublic reports whether an address is one of the public internet. Where an
-// IPv6 address carries an IPv4 one, that one decides.
+// isPublic reports whether an address is one of the public internet: global
+// unicast, and in no special-purpose block. Where an IPv6 address carries an IPv4
+// one to which the packets may go, that one has to be public too.
 func isPublic(addr netip.Addr) bool {
 	addr = addr.WithZone("").Unmap()
-	if v4, ok := embedded(addr); ok {
-		return isPublic(v4)
+	if addr.Is6() && nat64.Contains(addr) {
+		return isPublic(lastIPv4(addr))
 	}
-	if !addr.IsGlobalUnicast() || addr.IsPrivate() {
+	if !addr.IsValid() || addr.Is6() && !globalUnicast.Contains(addr) {
 		return false
 	}
-	for _, r := range specialRanges() {
-		if netip.MustParsePrefix(r).Contains(addr) {
+	for _, block := range special {
+		if block.Contains(addr) {
 			return false
 		}
 	}
-	return true
+	b := addr.As16()
+	if addr.Is6() && sixToFour.Contains(addr) && !isPublic(netip.AddrFrom4([4]byte(b[2:6]))) {
+		return false
+	}
+	return !isISATAP(addr) || isPublic(lastIPv4(addr))
 }
 
-// embedded is the IPv4 address that NAT64 (64:ff9b::/96) or 6to4 (2002::/16)
-// would send the packets to.
-func embedded(addr netip.Addr) (netip.Addr, bool) {
+// isISATAP reports whether an address is of a tunnel whose end is the IPv4 address
+// in its last four bytes (RFC 5214).
+func isISATAP(addr netip.Addr) bool {
 	if !addr.Is6() {
-		return netip.Addr{}, false
+		return false
 	}
 	b := addr.As16()
-	switch {
-	case netip.MustParsePrefix("64:ff9b::/96").Contains(addr):
-		return netip.AddrFrom4([4]byte(b[12:16])), true
-	case netip.MustParsePrefix("2002::/16").Contains(addr):
-		return netip.AddrFrom4([4]byte(b[2:6])), true
-	}
-	return netip.Addr{}, false
+	return b[8]&^0x02 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe
+}
+
+func lastIPv4(addr netip.Addr) netip.Addr {
+	b := addr.As16()
+	return netip.AddrFrom4([4]byte(b[12:16]))
 }

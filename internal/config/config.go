@@ -32,8 +32,12 @@ type NATS struct {
 	URL          string        `yaml:"url"`    // several are separated by commas; may hold a password: never log it
 	Prefix       string        `yaml:"prefix"` // of subjects; in upper case, of streams and buckets
 	Context      string        `yaml:"context"`
-	Creds        string        `yaml:"creds"` // path of a credentials file
-	NKey         string        `yaml:"nkey"`  // path of a seed file
+	Domain       string        `yaml:"domain"`       // of JetStream; "": the context's, else the server's own
+	APIPrefix    string        `yaml:"api_prefix"`   // of JetStream's API instead of $JS.API; "": the context's
+	InboxPrefix  string        `yaml:"inbox_prefix"` // of the subjects that answers come to; "": the context's, else _INBOX
+	TLSFirst     bool          `yaml:"tls_first"`    // TLS handshake before the server says anything; or the context's
+	Creds        string        `yaml:"creds"`        // path of a credentials file
+	NKey         string        `yaml:"nkey"`         // path of a seed file
 	User         string        `yaml:"user"`
 	Password     Secret        `yaml:"password"`
 	PasswordFile string        `yaml:"password_file"`
@@ -53,20 +57,23 @@ type TLS struct {
 	CA   string `yaml:"ca"`
 }
 
-// Streams sets how much each stream and object bucket may hold. The jobs
-// stream has no age: a job waits as long as it must.
+// Streams sets how much each stream and bucket may hold. The jobs stream has no
+// age: a job waits as long as it must. The age of records is nats.state_ttl.
 type Streams struct {
-	Jobs       JobsLimits `yaml:"jobs"`
-	DLQ        Limits     `yaml:"dlq"`
-	Events     Limits     `yaml:"events"`
-	Frames     Limits     `yaml:"frames"`
-	Audio      Limits     `yaml:"audio"`
-	AudioFiles Limits     `yaml:"audio_files"`
-	Recordings Limits     `yaml:"recordings"`
+	Jobs       SizeLimit `yaml:"jobs"`
+	State      SizeLimit `yaml:"state"`
+	Fleet      SizeLimit `yaml:"fleet"`
+	DLQ        Limits    `yaml:"dlq"`
+	Events     Limits    `yaml:"events"`
+	Frames     Limits    `yaml:"frames"`
+	Audio      Limits    `yaml:"audio"`
+	AudioFiles Limits    `yaml:"audio_files"`
+	Recordings Limits    `yaml:"recordings"`
 }
 
-// JobsLimits bounds the jobs stream, which refuses new jobs when full.
-type JobsLimits struct {
+// SizeLimit bounds a stream or bucket that refuses what is new when full: new
+// jobs, or the records of jobs not taken yet.
+type SizeLimit struct {
 	MaxBytes Size `yaml:"max_bytes"` // 0: no limit
 }
 
@@ -113,7 +120,8 @@ type Backend struct {
 	ConsoleURL       string        `yaml:"console_url"`   // "": composed from the region
 	IngressURL       string        `yaml:"ingress_url"`   // "": composed from the region
 	BootstrapURL     string        `yaml:"bootstrap_url"` // asked when region is auto
-	Auth             string        `yaml:"auth"`          // header or query
+	AllowPlainHTTP   bool          `yaml:"allow_plain_http"`
+	Auth             string        `yaml:"auth"` // header or query
 	TokenTTL         time.Duration `yaml:"token_ttl"`
 	TokenPool        int           `yaml:"token_pool"` // tokens minted ahead for each app and region; 0: none
 	ConnectTimeout   time.Duration `yaml:"connect_timeout"`
@@ -156,8 +164,9 @@ type Policy struct {
 
 // Admin is the HTTP listener for health and metrics.
 type Admin struct {
-	Addr  string `yaml:"addr"` // host:port; "": no listener
-	PProf bool   `yaml:"pprof"`
+	Addr  string   `yaml:"addr"`  // host:port; "": no listener
+	Hosts []string `yaml:"hosts"` // names that it may be asked by, beside addresses and localhost
+	PProf bool     `yaml:"pprof"`
 }
 
 // Log shapes the log on standard error.
@@ -211,14 +220,17 @@ func Defaults() *Config {
 	}
 }
 
-// defaultStreams adds up to 8 GiB: JetStream reserves a stream's bytes when it
+// defaultStreams adds up to some 9 GiB: JetStream reserves a stream's bytes when it
 // is made and refuses where the disk has less, so generosity has its price on
 // small machines. At 12.46 kB of frames for a second of speech
 // (docs/protocol.md, section 4), 1 GiB of frames is a day of speech and 2 GiB of
-// recordings two; 2 GiB of uploads is 18 hours of 16 kHz PCM.
+// recordings two; 2 GiB of uploads is 18 hours of 16 kHz PCM; 1 GiB of records
+// is some 500,000 jobs.
 func defaultStreams() Streams {
 	return Streams{
-		Jobs:       JobsLimits{MaxBytes: gib},
+		Jobs:       SizeLimit{MaxBytes: gib},
+		State:      SizeLimit{MaxBytes: gib},
+		Fleet:      SizeLimit{MaxBytes: 64 * mib},
 		DLQ:        Limits{MaxAge: 30 * day, MaxBytes: gib},
 		Events:     Limits{MaxAge: 7 * day, MaxBytes: gib / 2},
 		Frames:     Limits{MaxAge: time.Hour, MaxBytes: gib},

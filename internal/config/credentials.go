@@ -6,7 +6,10 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"unicode"
+
+	"avatarworker/internal/errors"
 )
 
 // Credentials are one app's.
@@ -86,8 +89,18 @@ func readSecret(key string, secret Secret, file string) (string, error) {
 	return text, nil
 }
 
+// readFile reads a regular file. Anything else is refused and not read: a FIFO
+// would wait for a writer, and has nothing left when it is read again.
 func readFile(path string) (data []byte, err error) {
-	f, err := os.Open(path)
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := regular(info.Mode()); err != nil {
+		return nil, err
+	}
+	// Not to wait, should it have become a FIFO since.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -96,11 +109,35 @@ func readFile(path string) (data []byte, err error) {
 			err = closeErr
 		}
 	}()
+	if info, err = f.Stat(); err != nil {
+		return nil, err
+	}
+	if err := regular(info.Mode()); err != nil {
+		return nil, err
+	}
 	data, err = io.ReadAll(io.LimitReader(f, int64(maxSecret)+1))
 	if err == nil && len(data) > int(maxSecret) {
 		return nil, fmt.Errorf("it is larger than %s", maxSecret)
 	}
 	return data, err
+}
+
+// regular returns nil for a regular file, else what it is instead.
+func regular(mode os.FileMode) error {
+	kind := "it is not a regular file"
+	switch {
+	case mode.IsRegular():
+		return nil
+	case mode.IsDir():
+		kind = "it is a directory"
+	case mode&os.ModeNamedPipe != 0:
+		kind = "it is a named pipe"
+	case mode&os.ModeSocket != 0:
+		kind = "it is a socket"
+	case mode&os.ModeDevice != 0:
+		kind = "it is a device"
+	}
+	return errors.New(kind + ": name a regular file that holds the secret")
 }
 
 // RequireApp checks what the commands that open sessions need: at least one

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -50,7 +51,10 @@ func TestRequireAppSaysWhatIsMissing(t *testing.T) {
 		{"key without id", "app: {api_key: hunter2}", "app.id: is not set, though app.api_key is"},
 		{"id without key", "app: {id: a}", "app.api_key: is not set"},
 		{"no such file", "app: {id: a, api_key_file: " + filepath.Join(dir, "none") + "}", "can't be read: no such file"},
-		{"a directory", "app: {id: a, api_key_file: " + dir + "}", "can't be read: is a directory"},
+		{"a directory", "app: {id: a, api_key_file: " + dir + "}", "can't be read: it is a directory"},
+		{"a named pipe", "app: {id: a, api_key_file: " + fifo(t) + "}", "can't be read: it is a named pipe"},
+		{"a device", "app: {id: a, api_key_file: /dev/zero}", "can't be read: it is a device"},
+		{"a link to a pipe", "app: {id: a, api_key_file: " + link(t, fifo(t)) + "}", "can't be read: it is a named pipe"},
 		{"empty file", "app: {id: a, api_key_file: " + write(t, " \n") + "}", "is empty"},
 		{"two lines", "app: {id: a, api_key_file: " + write(t, "hunter2\nhunter2\n") + "}", "line break"},
 		{"huge", "app: {id: a, api_key_file: " + write(t, strings.Repeat("hunter2", 10000)) + "}", "larger than 64KiB"},
@@ -69,6 +73,44 @@ func TestRequireAppSaysWhatIsMissing(t *testing.T) {
 				t.Errorf("the error shows the key: %v", err)
 			}
 		})
+	}
+}
+
+// fifo makes a named pipe that has no writer: opening it for reading waits.
+func fifo(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func link(t *testing.T, to string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(to, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestASecretMayBeALinkToAFile(t *testing.T) {
+	c := load(t, Source{File: write(t, "app: {id: a, api_key_file: "+link(t, write(t, "key\n"))+"}")})
+	if err := c.RequireApp(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNoFileOfASecretMakesTheWorkerWait(t *testing.T) {
+	for _, key := range []string{"nats.token_file", "nats.password_file"} {
+		overrides := map[string]string{key: fifo(t)}
+		if key == "nats.password_file" {
+			overrides["nats.user"] = "me"
+		}
+		if _, _, err := Load(Source{Overrides: overrides, Secrets: true}); err == nil || !strings.Contains(err.Error(), "named pipe") {
+			t.Errorf("%s: %v", key, err)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -83,6 +84,10 @@ var (
 	token    = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 	hostName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
 	region   = regexp.MustCompile(`^(auto|[a-z]+(-[a-z0-9]+)+)$`)
+	// Tokens of a subject without wildcards.
+	inboxPrefix = regexp.MustCompile(`^[^\s.*>\x00-\x1f]+(\.[^\s.*>\x00-\x1f]+)*$`)
+	apiPrefix   = regexp.MustCompile(`^[^\s.*>\x00-\x1f]+(\.[^\s.*>\x00-\x1f]+)*\.?$`)
+	dnsName     = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$`)
 )
 
 const (
@@ -106,12 +111,30 @@ func (v *validator) nats() {
 	}
 	v.duration("nats.state_ttl", n.StateTTL, time.Hour, forever)
 	v.natsLogin()
+	v.natsSubjects()
 	if (n.TLS.Cert == "") != (n.TLS.Key == "") {
 		key, other := "nats.tls.cert", "nats.tls.key"
 		if n.TLS.Cert == "" {
 			key, other = other, key
 		}
 		v.fail(key, "is set without %s: a certificate and its key come together", other)
+	}
+}
+
+// natsSubjects checks what NATS subjects are made of.
+func (v *validator) natsSubjects() {
+	n := &v.c.NATS
+	if n.Domain != "" {
+		v.matches("nats.domain", n.Domain, token, "a domain is one word of letters, digits, _ and -, as the server's jetstream block names it")
+	}
+	if n.APIPrefix != "" {
+		v.matches("nats.api_prefix", n.APIPrefix, apiPrefix, "write the first tokens of the API's subjects, such as $JS.hub.API")
+	}
+	if n.InboxPrefix != "" {
+		v.matches("nats.inbox_prefix", n.InboxPrefix, inboxPrefix, "write tokens joined by dots without wildcards, such as _INBOX_worker")
+	}
+	if n.Domain != "" && n.APIPrefix != "" {
+		v.fail("nats.api_prefix", "is set, and nats.domain too: keep one of them (a domain is the prefix $JS.<domain>.API)")
 	}
 }
 
@@ -185,6 +208,7 @@ func (v *validator) streams() {
 		limits Limits
 	}{
 		{"jobs", Limits{MaxBytes: s.Jobs.MaxBytes}},
+		{"state", Limits{MaxBytes: s.State.MaxBytes}}, {"fleet", Limits{MaxBytes: s.Fleet.MaxBytes}},
 		{"dlq", s.DLQ}, {"events", s.Events}, {"frames", s.Frames},
 		{"audio", s.Audio}, {"audio_files", s.AudioFiles}, {"recordings", s.Recordings},
 	} {
@@ -294,6 +318,7 @@ func (v *validator) backend() {
 	v.webURL("backend.console_url", b.ConsoleURL, true)
 	v.webURL("backend.ingress_url", b.IngressURL, true)
 	v.webURL("backend.bootstrap_url", b.BootstrapURL, b.Region != "auto")
+	v.plainURLs()
 	v.oneOf("backend.auth", b.Auth, "header", "query")
 	// The backend takes an expiry of less than 24 h; a minute is for clocks
 	// that differ (docs/protocol.md, section 2).
@@ -320,6 +345,36 @@ func (v *validator) webURL(key, text string, optional bool) {
 			v.fail(key, "%s has a query that can't be read: write name=value, joined by &, other characters escaped", quote(text))
 		}
 	}
+}
+
+// plainURLs refuses what would send the API key, session tokens or speech over
+// a network in the clear.
+func (v *validator) plainURLs() {
+	b := &v.c.Backend
+	if b.AllowPlainHTTP {
+		return
+	}
+	for _, l := range []struct{ key, text, better string }{
+		{"backend.console_url", b.ConsoleURL, "https"},
+		{"backend.ingress_url", b.IngressURL, "wss"},
+		{"backend.bootstrap_url", b.BootstrapURL, "https"},
+	} {
+		u, err := url.Parse(l.text)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "ws") || isLoopback(u.Hostname()) {
+			continue
+		}
+		v.fail(l.key, "begins with %s:// and leaves this machine, so that the API key or session tokens could be read on the way: write %s://, or set backend.allow_plain_http",
+			u.Scheme, l.better)
+	}
+}
+
+// isLoopback reports whether a host of a URL is this machine by its name alone.
+func isLoopback(host string) bool {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return ip.Unmap().IsLoopback()
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	return host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
 func (v *validator) audio() {
@@ -351,6 +406,9 @@ func (v *validator) admin() {
 	v.c.Log.Level = strings.ToLower(v.c.Log.Level)
 	v.oneOf("log.level", v.c.Log.Level, "trace", "debug", "info", "warn", "error")
 	v.oneOf("log.format", v.c.Log.Format, "auto", "json", "console")
+	for i, host := range v.c.Admin.Hosts {
+		v.matches(fmt.Sprintf("admin.hosts[%d]", i), host, dnsName, "give a host's name without scheme and port, such as avatars.example.com")
+	}
 	addr := v.c.Admin.Addr
 	if addr == "" {
 		return

@@ -16,6 +16,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/leader"
 	"avatarworker/internal/retry"
+	"avatarworker/internal/topology"
 )
 
 // ErrConflict means that the value was changed by another writer, or is gone.
@@ -46,7 +47,7 @@ type Store struct {
 // repeats it until there is an answer or its context ends.
 func NewStore(js jetstream.JetStream, bucket jetstream.KeyValue, timeout time.Duration) *Store {
 	prefix := subjectOf(bucket.Bucket(), "")
-	if api := leader.APIPrefix(js); api != jetstream.DefaultAPIPrefix {
+	if api := topology.APIPrefix(js); api != jetstream.DefaultAPIPrefix {
 		prefix = api + prefix // as the client does for another domain or account
 	}
 	return &Store{js: js, bucket: bucket, stream: "KV_" + bucket.Bucket(), prefix: prefix, timeout: timeout}

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nuid"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/topology"
 )
 
 const (
@@ -208,7 +209,7 @@ func (f *Feed) pull() {
 		"batch": int64(f.wanted), "expires": int64(feedExpires), "idle_heartbeat": int64(feedHeartbeat),
 	})
 	if err == nil {
-		err = f.js.Conn().PublishRequest(APIPrefix(f.js)+"CONSUMER.MSG.NEXT."+f.cfg.Stream+"."+f.consumer, f.reply, body)
+		err = f.js.Conn().PublishRequest(topology.APIPrefix(f.js)+"CONSUMER.MSG.NEXT."+f.cfg.Stream+"."+f.consumer, f.reply, body)
 	}
 	if err != nil {
 		f.wanted, f.stale = 0, true

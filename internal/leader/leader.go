@@ -12,13 +12,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/topology"
 )
 
 const (
@@ -105,7 +105,7 @@ func final(err error) bool {
 }
 
 func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte) (*jetstream.RawStreamMsg, error) {
-	reply, err := js.Conn().RequestWithContext(ctx, APIPrefix(js)+"STREAM.MSG.GET."+stream, body)
+	reply, err := js.Conn().RequestWithContext(ctx, topology.APIPrefix(js)+"STREAM.MSG.GET."+stream, body)
 	if err != nil {
 		return nil, err
 	}
@@ -137,17 +137,4 @@ func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte
 		}
 	}
 	return msg, nil
-}
-
-// APIPrefix returns what the subjects of the API that js talks to begin with, with
-// its last dot.
-func APIPrefix(js jetstream.JetStream) string {
-	o := js.Options()
-	switch {
-	case o.APIPrefix != "":
-		return strings.TrimSuffix(o.APIPrefix, ".") + "."
-	case o.Domain != "":
-		return "$JS." + o.Domain + ".API."
-	}
-	return jetstream.DefaultAPIPrefix
 }

@@ -70,11 +70,17 @@ func (o Options) identity() ([]nats.Option, error) {
 	switch {
 	case o.Creds != "":
 		path := expandHome(o.Creds)
+		if err := regular("nats.creds", path); err != nil {
+			return nil, err
+		}
 		if err := checkCreds(path); err != nil {
 			return nil, err
 		}
 		opts = append(opts, nats.UserCredentials(path))
 	case o.NKey != "":
+		if err := regular("nats.nkey", expandHome(o.NKey)); err != nil {
+			return nil, err
+		}
 		nkey, err := nats.NkeyOptionFromSeed(expandHome(o.NKey))
 		if err != nil {
 			return nil, fmt.Errorf("nats.nkey %s: %w: expected a file with a user's seed (it begins with SU)", o.NKey, err)
@@ -135,9 +141,27 @@ func readable(o *nats.Options) error {
 	return nil
 }
 
+// regular refuses a path that names something other than a file. A named pipe
+// would make each connect wait for a writer. A path that does not exist is left to
+// the code that reads it, which reports it.
+func regular(key, path string) error {
+	if path == "" {
+		return nil
+	}
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%s: %s is not a regular file (%s): name a file that can be read again at each connect", key, path, info.Mode().Type())
+	}
+	return nil
+}
+
 func (t TLS) options() ([]nats.Option, error) {
 	var opts []nats.Option
 	cert, key, ca := expandHome(t.Cert), expandHome(t.Key), expandHome(t.CA)
+	for _, f := range []struct{ key, path string }{{"nats.tls.cert", cert}, {"nats.tls.key", key}, {"nats.tls.ca", ca}} {
+		if err := regular(f.key, f.path); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case cert != "" && key != "":
 		if _, err := tls.LoadX509KeyPair(cert, key); err != nil {

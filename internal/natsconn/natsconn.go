@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"github.com/synadia-io/orbit.go/natscontext"
 
@@ -40,10 +41,18 @@ type Options struct {
 	Creds    string // file
 	NKey     string // file with a user's seed
 	TLS      TLS
-	Context  string // of the nats tool, by name or absolute path; replaces URLs
+	Context  string // of the nats tool, by name or absolute path; URLs, where given, win over its servers
 	User     string
 	Password string
 	Token    string
+	// Domain and APIPrefix say where JetStream's API is, at most one of them;
+	// both empty: where the context says, else $JS.API.
+	Domain, APIPrefix string
+	// InboxPrefix begins the subjects that answers come to; empty: the
+	// context's, else _INBOX.
+	InboxPrefix string
+	// TLSFirst begins with the TLS handshake; else the context decides.
+	TLSFirst bool
 	// InProcess connects to a server in this process instead of URLs.
 	InProcess nats.InProcessConnProvider
 	// Once makes a first connect that fails an error at once, for commands that
@@ -67,18 +76,64 @@ func Connect(ctx context.Context, o Options) (*nats.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	nc, _, err := o.connect()
+	return nc, err
+}
+
+// Open connects as Connect does, and opens JetStream where the options or the
+// context say that its API is.
+func Open(ctx context.Context, o Options, opts ...jetstream.JetStreamOpt) (*nats.Conn, jetstream.JetStream, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	nc, api, err := o.connect()
+	if err != nil {
+		return nil, nil, err
+	}
+	js, err := api.open(nc, opts)
+	if err != nil {
+		nc.Close()
+		return nil, nil, &SettingError{fmt.Errorf("JetStream: %w", err)}
+	}
+	return nc, js, nil
+}
+
+func (o Options) connect() (*nats.Conn, api, error) {
 	urls, opts, err := o.settings()
 	if err != nil {
-		return nil, &SettingError{err}
+		return nil, api{}, &SettingError{err}
 	}
 	if o.usesContext() {
-		return connectContext(o.Context, opts)
+		return o.connectContext(opts)
 	}
 	nc, err := nats.Connect(urls, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("connecting to NATS at %s: %s", Redact(urls), Redact(err.Error()))
+		return nil, api{}, fmt.Errorf("connecting to NATS at %s: %s%s", Redact(urls), Redact(err.Error()), o.hint(err))
 	}
-	return nc, nil
+	return nc, o.api(), nil
+}
+
+// hint says what to do about errors that do not say it themselves.
+func (o Options) hint(err error) string {
+	if o.TLSFirst && !errors.Is(err, nats.ErrNoServers) {
+		return " (nats.tls_first is set: does the server begin with the TLS handshake? It needs tls.handshake_first)"
+	}
+	return ""
+}
+
+// api is where JetStream's API is; the zero value is $JS.API.
+type api struct{ domain, prefix string }
+
+func (o Options) api() api { return api{o.Domain, o.APIPrefix} }
+
+func (a api) open(nc *nats.Conn, opts []jetstream.JetStreamOpt) (jetstream.JetStream, error) {
+	switch {
+	case a.domain != "":
+		return jetstream.NewWithDomain(nc, a.domain, opts...)
+	case a.prefix != "":
+		return jetstream.NewWithAPIPrefix(nc, a.prefix, opts...)
+	}
+	return jetstream.New(nc, opts...)
 }
 
 // Check says what Connect would find wrong with the settings before it connects:
@@ -116,6 +171,22 @@ func (o Options) settings() (urls string, opts []nats.Option, err error) {
 		return "", nil, err
 	}
 	opts = append(o.behaviour(), identity...)
+	if o.Domain != "" && o.APIPrefix != "" {
+		return "", nil, errors.New("nats.domain and nats.api_prefix are given together: keep one (a domain is the prefix $JS.<domain>.API)")
+	}
+	if o.InboxPrefix != "" {
+		prefix := nats.CustomInboxPrefix(o.InboxPrefix)
+		if err := prefix(&nats.Options{}); err != nil {
+			return "", nil, fmt.Errorf("nats.inbox_prefix %q: write tokens joined by dots without wildcards, such as _INBOX_worker", o.InboxPrefix)
+		}
+		opts = append(opts, prefix)
+	}
+	if o.TLSFirst {
+		opts = append(opts, nats.TLSHandshakeFirst())
+	}
+	if o.usesContext() && strings.TrimSpace(o.URLs) != "" {
+		opts = append(opts, servers(urls))
+	}
 	if o.InProcess != nil {
 		opts = append(opts, nats.InProcessServer(o.InProcess))
 	}
@@ -124,19 +195,29 @@ func (o Options) settings() (urls string, opts []nats.Option, err error) {
 
 func (o Options) usesContext() bool { return o.Context != "" && o.InProcess == nil }
 
-// connectContext takes the context's server and identity; ours come after, and
-// win.
-func connectContext(name string, opts []nats.Option) (*nats.Conn, error) {
-	settled := false
-	nc, _, err := natscontext.Connect(name, append(opts, readable, func(*nats.Options) error { settled = true; return nil })...)
+// servers replaces a context's servers.
+func servers(urls string) nats.Option {
+	return func(o *nats.Options) error {
+		o.Url, o.Servers = "", strings.Split(urls, ",")
+		return nil
+	}
+}
+
+// connectContext takes the context's servers, identity and JetStream; ours come
+// after, and win.
+func (o Options) connectContext(opts []nats.Option) (*nats.Conn, api, error) {
+	name, settled := o.Context, false
+	nc, settings, err := natscontext.Connect(name, append(opts, readable, func(*nats.Options) error { settled = true; return nil })...)
 	switch {
 	case err != nil && !settled:
-		return nil, contextError(name, err)
+		return nil, api{}, contextError(name, err)
 	case err != nil:
-		return nil, fmt.Errorf("nats.context %s: %s", name, Redact(err.Error()))
-	default:
-		return nc, nil
+		return nil, api{}, fmt.Errorf("nats.context %s: %s%s", name, Redact(err.Error()), o.hint(err))
 	}
+	if found := o.api(); found != (api{}) {
+		return nc, found, nil
+	}
+	return nc, api{settings.JSDomain, settings.JSAPIPrefix}, nil
 }
 
 func contextError(name string, err error) error {

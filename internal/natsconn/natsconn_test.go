@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -54,6 +55,13 @@ func TestBadSettingsAreNamedAndNoSecretIsShown(t *testing.T) {
 		"ca junk":           {natsconn.Options{TLS: natsconn.TLS{CA: junk}}, "nats.tls.ca " + junk},
 		"cert alone":        {natsconn.Options{TLS: natsconn.TLS{Cert: junk}}, "without nats.tls.key"},
 		"cert junk":         {natsconn.Options{TLS: natsconn.TLS{Cert: junk, Key: junk}}, "nats.tls.cert " + junk},
+		"domain and prefix": {natsconn.Options{Domain: "a", APIPrefix: "b"}, "nats.domain and nats.api_prefix"},
+		"inbox prefix":      {natsconn.Options{InboxPrefix: "a.>"}, "nats.inbox_prefix"},
+		"creds a directory": {natsconn.Options{Creds: t.TempDir()}, "nats.creds: "},
+		"a pipe for creds":  {natsconn.Options{Creds: fifo(t)}, "is not a regular file"},
+		"a pipe for a nkey": {natsconn.Options{NKey: fifo(t)}, "is not a regular file"},
+		"a pipe for the ca": {natsconn.Options{TLS: natsconn.TLS{CA: fifo(t)}}, "is not a regular file"},
+		"a pipe for a key":  {natsconn.Options{TLS: natsconn.TLS{Cert: junk, Key: fifo(t)}}, "is not a regular file"},
 		"two ways":          {natsconn.Options{Creds: junk, Token: "secret"}, "nats.creds and a token"},
 		"context unknown":   {natsconn.Options{Context: "nobody-has-this"}, "nats.context nobody-has-this"},
 		"context's creds":   {natsconn.Options{Context: inContext("creds", missing)}, missing},
@@ -75,6 +83,16 @@ func TestBadSettingsAreNamedAndNoSecretIsShown(t *testing.T) {
 			}
 		})
 	}
+}
+
+// fifo makes a named pipe that has no writer: opening it for reading waits.
+func fifo(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 func TestRedactHidesUsersAndTokens(t *testing.T) {
@@ -202,7 +220,7 @@ func TestLoginByNKeyAndByContext(t *testing.T) {
 	contextFile := write(t, "ctx.json", `{"url":"`+address+`","nkey":"`+seedFile+`"}`)
 	for name, o := range map[string]natsconn.Options{
 		"nkey":    {URLs: address, NKey: seedFile, Once: true},
-		"context": {URLs: "nats://127.0.0.1:1", Context: contextFile, Once: true},
+		"context": {Context: contextFile, Once: true},
 	} {
 		nc, err := natsconn.Connect(t.Context(), o)
 		if err != nil {

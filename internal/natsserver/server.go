@@ -6,9 +6,11 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,6 +40,7 @@ type Options struct {
 	MaxPayload int32
 	// User and Password, or Token, are what clients must show; empty: nothing.
 	User, Password, Token string
+	Domain                string         // JetStream's; empty: none
 	Name                  string         // server name; empty: the server chooses
 	Logger                zerolog.Logger // the zero value logs nothing
 }
@@ -53,10 +56,18 @@ type Server struct {
 	shutdown error
 }
 
+// ErrOpen is in the chain of an error about a server that anybody on the network
+// could have used.
+var ErrOpen = errors.New("it would be open to other machines without a login")
+
 // Start runs a server and returns when clients can connect. The error says what
-// to change: the address is taken, or another process has the store directory.
+// to change: the address is taken, another process has the store directory, or
+// the address is not of this machine alone and there is no login (ErrOpen).
 func Start(o Options) (*Server, error) {
 	opts := serverOptions(o)
+	if !isLoopback(opts.Host) && opts.Username == "" && opts.Authorization == "" {
+		return nil, fmt.Errorf("embedded NATS at %s: %w: set nats.user and nats.password, or nats.token, or listen at 127.0.0.1", opts.Host, ErrOpen)
+	}
 	if err := checkAddress(opts.Host, opts.Port); err != nil {
 		return nil, err
 	}
@@ -77,9 +88,9 @@ func serverOptions(o Options) *server.Options {
 		Port:       o.Port,
 		MaxPayload: o.MaxPayload,
 		Username:   o.User, Password: o.Password, Authorization: o.Token,
-		JetStream: true,
-		NoSigs:    true, // signals are the program's
-		NoLog:     true, // SetLoggerV2 below is what logs
+		JetStream: true, JetStreamDomain: o.Domain,
+		NoSigs: true, // signals are the program's
+		NoLog:  true, // SetLoggerV2 below is what logs
 	}
 	if opts.Host == "" {
 		opts.Host = "127.0.0.1"
@@ -91,6 +102,15 @@ func serverOptions(o Options) *server.Options {
 		opts.MaxPayload = server.MAX_PAYLOAD_SIZE
 	}
 	return opts
+}
+
+// isLoopback reports whether a host is this machine by its name alone: what a
+// name resolves to may change.
+func isLoopback(host string) bool {
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.Unmap().IsLoopback()
+	}
+	return strings.EqualFold(strings.TrimSuffix(host, "."), "localhost")
 }
 
 // checkAddress binds the address once: the server itself would only log that

@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
 )
@@ -233,5 +234,44 @@ func TestIsolatedNodeComesBackWhenHealed(t *testing.T) {
 	c.Heal(leader)
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestNoServerIsOpenToOtherMachinesWithoutALogin(t *testing.T) {
+	for _, host := range []string{"0.0.0.0", "::", "::ffff:0.0.0.0", "192.0.2.7", "worker.example", "localhost.example"} {
+		s, err := natsserver.Start(natsserver.Options{StoreDir: t.TempDir(), Host: host, Port: natsserver.RandomPort})
+		if err == nil {
+			t.Errorf("%s: started: %v", host, s.Shutdown())
+		}
+		if !errors.Is(err, natsserver.ErrOpen) || !strings.Contains(err.Error(), host) || !strings.Contains(err.Error(), "nats.user") {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	for name, o := range map[string]natsserver.Options{
+		"loopback":      {Host: "127.0.0.1"},
+		"by name":       {Host: "localhost"},
+		"with a user":   {Host: "0.0.0.0", User: "u", Password: "p"},
+		"with a token":  {Host: "0.0.0.0", Token: "t"},
+		"its own place": {},
+	} {
+		o.StoreDir, o.Port = t.TempDir(), natsserver.RandomPort
+		s, err := natsserver.Start(o)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if err := s.Shutdown(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestTheServerHasTheDomainItIsGiven(t *testing.T) {
+	js, err := jetstream.NewWithDomain(natstest.Connect(t, start(t, natsserver.Options{Port: natsserver.RandomPort, Domain: "hub"})), "hub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := js.AccountInfo(t.Context()); err != nil || info.Domain != "hub" {
+		t.Errorf("got %+v, %v", info, err)
 	}
 }

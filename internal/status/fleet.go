@@ -50,6 +50,7 @@ type Queue struct {
 	Held          int       `json:"held"`
 	Released      int       `json:"released"`
 	OldestWaiting time.Time `json:"oldest_waiting,omitzero"` // when it was published
+	PausedUntil   time.Time `json:"paused_until,omitzero"`   // an operator has paused its consumer
 }
 
 // Worker is one worker as it told the fleet.
@@ -181,6 +182,9 @@ func (s *Store) queues(ctx context.Context, stream jetstream.Stream, workers []W
 		q := queue(consumer.Name)
 		q.Waiting, q.Taken = consumer.NumPending, consumer.NumAckPending
 		last[q.Name] = consumer.Delivered.Stream
+		if at := consumer.Config.PauseUntil; consumer.Paused && at != nil {
+			q.PausedUntil = at.UTC()
+		}
 	}
 	if err := list.Err(); err != nil {
 		return nil, fmt.Errorf("consumers of %s: %w", s.names.JobsStream(), err)
@@ -219,6 +223,11 @@ func (f *Fleet) warn() {
 	for _, q := range f.Queues {
 		if left := q.Waiting + uint64(max(q.Taken, 0)); q.Served == 0 && left > 0 {
 			add("no worker serves queue %s (jobs waiting: %d): start one with worker.queues %s, or publish to another queue", q.Name, left, q.Name)
+		}
+	}
+	for _, q := range f.Queues {
+		if !q.PausedUntil.IsZero() {
+			add("queue %s is paused until %s: its jobs wait", q.Name, q.PausedUntil.Format(time.RFC3339))
 		}
 	}
 	for _, w := range f.Workers {

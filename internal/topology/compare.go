@@ -31,16 +31,29 @@ func unusable(object, why string) error {
 	return fmt.Errorf("%s: %w: %s", object, ErrUnusable, why)
 }
 
-// usable refuses what would lose jobs or could not be written to.
-func usable(have, want jetstream.StreamConfig, jobs bool) error {
-	object := "stream " + have.Name
+// writable refuses what can't be written to, or is written elsewhere.
+func writable(object string, have jetstream.StreamConfig) error {
 	switch {
 	case have.Sealed:
 		return unusable(object, "it is sealed and takes no messages")
 	case have.Mirror != nil:
-		return unusable(object, "it mirrors another stream and takes no messages")
-	case !jobs:
-		return nil
+		return unusable(object, fmt.Sprintf("it mirrors stream %s and takes no messages of its own: set nats.domain to where that one is, or choose another nats.prefix", have.Mirror.Name))
+	}
+	return nil
+}
+
+// recordsKept refuses a bucket that would forget how jobs stand.
+func recordsKept(bucket string, have jetstream.StreamConfig) error {
+	if have.Discard == jetstream.DiscardOld && (have.MaxBytes > 0 || have.MaxMsgs > 0) {
+		return unusable("bucket "+bucket, "it discards old records when full, and their jobs would run again: set its discard policy to new")
+	}
+	return nil
+}
+
+// usable refuses what would lose jobs.
+func usable(have, want jetstream.StreamConfig) error {
+	object := "stream " + have.Name
+	switch {
 	case have.Retention != jetstream.WorkQueuePolicy:
 		return unusable(object, fmt.Sprintf("its retention is %s, not workqueue, and can't be changed: back up its messages and delete it, or choose another nats.prefix", text(have.Retention)))
 	case have.Discard != jetstream.DiscardNew:
@@ -75,10 +88,7 @@ func covers(a, b string) bool {
 // take them back.
 func usableConsumer(have, want jetstream.ConsumerConfig) error {
 	object := "consumer " + have.Durable
-	filters := have.FilterSubjects
-	if have.FilterSubject != "" {
-		filters = []string{have.FilterSubject}
-	}
+	filters := filtersOf(have)
 	switch {
 	case have.AckPolicy != jetstream.AckExplicitPolicy:
 		return unusable(object, fmt.Sprintf("its ack policy is %s, not explicit, and can't be changed: delete it, the next start makes it anew", text(have.AckPolicy)))
@@ -86,6 +96,10 @@ func usableConsumer(have, want jetstream.ConsumerConfig) error {
 		return unusable(object, fmt.Sprintf("it serves %s, not %s: set its filter", text(filters), want.FilterSubject))
 	case have.MaxDeliver > 0:
 		return unusable(object, fmt.Sprintf("a job delivered %d times would stay in the stream and never run again: set max_deliver to -1", have.MaxDeliver))
+	case have.PriorityPolicy != jetstream.PriorityPolicyNone:
+		return unusable(object, fmt.Sprintf("it hands jobs out by priority groups (%s), and workers ask for none: delete it, and the next start makes it again", text(have.PriorityGroups)))
+	case have.MaxRequestExpires > 0 && have.MaxRequestExpires < fetchTime:
+		return unusable(object, fmt.Sprintf("it refuses requests that wait longer than %s, and workers wait %s: lift its max_expires", have.MaxRequestExpires, fetchTime))
 	case have.HeadersOnly:
 		return unusable(object, "it delivers headers without jobs: unset headers_only")
 	}
@@ -152,6 +166,10 @@ func compareStreams(object string, have, want jetstream.StreamConfig) []Differen
 	d.add("deny_purge", have.DenyPurge, want.DenyPurge)
 	d.add("allow_rollup_hdrs", have.AllowRollup, want.AllowRollup)
 	d.add("allow_msg_ttl", have.AllowMsgTTL, want.AllowMsgTTL)
+	d.add("allow_msg_counter", have.AllowMsgCounter, want.AllowMsgCounter)
+	d.add("allow_msg_schedules", have.AllowMsgSchedules, want.AllowMsgSchedules)
+	d.add("persist_mode", have.PersistMode, want.PersistMode)
+	d.compareFlow(have)
 	return d.found
 }
 
@@ -164,6 +182,7 @@ func compareKeyValue(object string, have jetstream.StreamConfig, want jetstream.
 	d.add("storage", have.Storage, want.Storage)
 	d.add("num_replicas", have.Replicas, want.Replicas)
 	d.add("allow_msg_ttl", have.AllowMsgTTL, want.LimitMarkerTTL != 0)
+	d.compareFlow(have)
 	return d.found
 }
 
@@ -173,6 +192,7 @@ func compareObjects(object string, have jetstream.StreamConfig, want jetstream.O
 	d.add("max_bytes", limitOf(have.MaxBytes), limitOf(want.MaxBytes))
 	d.add("storage", have.Storage, want.Storage)
 	d.add("num_replicas", have.Replicas, want.Replicas)
+	d.compareFlow(have)
 	return d.found
 }
 

@@ -45,6 +45,9 @@ func Ensure(ctx context.Context, js jetstream.JetStream, n Names, s Settings) (H
 		return Handles{}, nil, err
 	}
 	e := ensurer{js: js, names: n, settings: s}
+	if err := e.require(ctx, maxJob); err != nil {
+		return Handles{}, nil, err
+	}
 	h := Handles{Consumers: make(map[string]jetstream.Consumer, len(s.Queues))}
 	if err := e.streams(ctx, &h, maxJob); err != nil {
 		return Handles{}, e.found, err
@@ -60,7 +63,22 @@ func Ensure(ctx context.Context, js jetstream.JetStream, n Names, s Settings) (H
 		}
 		h.Consumers[q] = c
 	}
+	e.reportForeigners(ctx, h.Jobs)
 	return h, e.found, nil
+}
+
+// reportForeigners reports consumers that take jobs before any worker does. One
+// that takes a queue's jobs has been refused by then.
+func (e *ensurer) reportForeigners(ctx context.Context, jobs jetstream.Stream) {
+	found, err := foreigners(ctx, jobs, e.names)
+	if err != nil {
+		return // this user may not list them: the server's refusal is in the log
+	}
+	d := differ{object: "stream " + e.names.JobsStream()}
+	for _, f := range found {
+		d.add("consumers", f.String(), "those of queues only")
+	}
+	e.found = append(e.found, d.found...)
 }
 
 type ensurer struct {
@@ -92,14 +110,43 @@ func (e *ensurer) stream(ctx context.Context, want jetstream.StreamConfig) (jets
 		}
 	}
 	if err != nil {
-		return nil, failed("stream", want.Name, err)
+		return nil, e.explained("stream", want.Name, err)
 	}
 	have := s.CachedInfo().Config
-	if err := usable(have, want, want.Name == e.names.JobsStream()); err != nil {
+	if err := writable("stream "+want.Name, have); err != nil {
 		return nil, err
+	}
+	if want.Name == e.names.JobsStream() {
+		if err := usable(have, want); err != nil {
+			return nil, err
+		}
+		if err := divertedJobs(have, e.names.AllJobs(), e.served(ctx, s)); err != nil {
+			return nil, err
+		}
+		if err := e.foreignSource(ctx, have); err != nil {
+			return nil, err
+		}
 	}
 	e.found = append(e.found, compareStreams("stream "+want.Name, have, want)...)
 	return s, nil
+}
+
+// served lists the subjects of the queues that this worker serves, and where
+// that matters of those that have a consumer already.
+func (e *ensurer) served(ctx context.Context, jobs jetstream.Stream) []string {
+	var subjects []string
+	for _, q := range e.settings.Queues {
+		subjects = append(subjects, e.names.Jobs(q))
+	}
+	if jobs.CachedInfo().Config.SubjectTransform == nil {
+		return subjects
+	}
+	short, cancel := context.WithTimeout(ctx, requestTime)
+	defer cancel()
+	for name := range jobs.ConsumerNames(short).Name() {
+		subjects = append(subjects, e.names.Jobs(name))
+	}
+	return subjects
 }
 
 func (e *ensurer) buckets(ctx context.Context, h *Handles) error {
@@ -133,8 +180,19 @@ func (e *ensurer) keyValue(ctx context.Context, want jetstream.KeyValueConfig) (
 	if err != nil {
 		return nil, failed("key-value bucket", want.Bucket, err)
 	}
+	if err := writable("bucket "+want.Bucket, have); err != nil {
+		return nil, err
+	}
 	if want.LimitMarkerTTL != 0 && !have.AllowMsgTTL {
 		return nil, unusable("bucket "+want.Bucket, "its keys can't expire one by one, as workers' leases must: allow it with `nats stream edit "+have.Name+" --allow-msg-ttl --subject-del-markers-ttl=1m`")
+	}
+	if want.Bucket == e.names.StateBucket() {
+		if err := recordsKept(want.Bucket, have); err != nil {
+			return nil, err
+		}
+	}
+	if err := divertedKeys(want.Bucket, have); err != nil {
+		return nil, err
 	}
 	e.found = append(e.found, compareKeyValue("bucket "+want.Bucket, have, want)...)
 	return kv, nil
@@ -154,6 +212,9 @@ func (e *ensurer) objects(ctx context.Context, want jetstream.ObjectStoreConfig)
 	have, err := e.backing(ctx, "OBJ_"+want.Bucket)
 	if err != nil {
 		return nil, failed("object bucket", want.Bucket, err)
+	}
+	if err := writable("bucket "+want.Bucket, have); err != nil {
+		return nil, err
 	}
 	e.found = append(e.found, compareObjects("bucket "+want.Bucket, have, want)...)
 	return store, nil
@@ -182,6 +243,10 @@ func EnsureConsumer(ctx context.Context, jobs jetstream.Stream, n Names, s Setti
 			c, err = jobs.Consumer(ctx, queue)
 		}
 	}
+	var api *jetstream.APIError
+	if errors.As(err, &api) && (api.ErrorCode == codeQueueTaken || api.ErrorCode == codeQueueUnfiltered) {
+		return nil, nil, queueTaken(ctx, jobs, n, queue, err)
+	}
 	if errors.Is(err, jetstream.ErrNotPullConsumer) {
 		return nil, nil, unusable("consumer "+queue, "it pushes; workers pull. Delete it, the next start makes it anew")
 	}
@@ -193,29 +258,4 @@ func EnsureConsumer(ctx context.Context, jobs jetstream.Stream, n Names, s Setti
 		return nil, nil, err
 	}
 	return c, compareConsumers("consumer "+queue, have, want), nil
-}
-
-// Server answers that people meet, and what they can do about them.
-const (
-	codeSubjectOverlap = 10065
-	codeNoStorage      = 10047
-	codeNoMemory       = 10028
-	codeNoPeers        = 10005
-	codeReplicas       = 10074
-)
-
-func failed(kind, name string, err error) error {
-	hint := ""
-	var api *jetstream.APIError
-	if errors.As(err, &api) {
-		switch api.ErrorCode {
-		case codeSubjectOverlap:
-			hint = ": another stream takes these subjects already; remove them there or choose another nats.prefix"
-		case codeNoStorage, codeNoMemory:
-			hint = ": the server has less room than the size limits ask for; lower them or give JetStream more"
-		case codeNoPeers, codeReplicas:
-			hint = ": nats.replicas asks for more servers than the cluster has up"
-		}
-	}
-	return fmt.Errorf("%s %s: %w%s", kind, name, err, hint)
 }

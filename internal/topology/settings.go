@@ -17,6 +17,9 @@ const (
 	dlqDuplicates = 24 * time.Hour
 	duplicates    = 2 * time.Minute
 	markerLife    = time.Minute
+
+	// fetchTime is the longest wait of a request for jobs.
+	fetchTime = 2 * time.Second
 )
 
 // Limit bounds what a stream or bucket keeps.
@@ -34,6 +37,9 @@ type Settings struct {
 	AckWait      time.Duration // the lease
 	Queues       []string      // one consumer each
 	JobsMaxBytes int64         // 0: no limit; a full jobs stream refuses new jobs
+	// StateMaxBytes and FleetMaxBytes bound the two buckets; 0: no limit. A full
+	// one refuses what is new in it.
+	StateMaxBytes, FleetMaxBytes int64
 
 	Events     Limit
 	DLQ        Limit
@@ -145,7 +151,7 @@ func (s Settings) stream(name, description string, limit Limit, subjects ...stri
 func (s Settings) state(n Names) jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{
 		Bucket: n.StateBucket(), Description: "Job records, by job id; workers' leases and session limits",
-		History: 1, TTL: s.StateTTL, LimitMarkerTTL: markerLife, Storage: s.Storage, Replicas: s.replicas(),
+		History: 1, TTL: s.StateTTL, LimitMarkerTTL: markerLife, MaxBytes: unlimited(s.StateMaxBytes), Storage: s.Storage, Replicas: s.replicas(),
 	}
 }
 
@@ -154,7 +160,7 @@ func (s Settings) state(n Names) jetstream.KeyValueConfig {
 func (s Settings) fleet(n Names) jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{
 		Bucket: n.FleetBucket(), Description: "What workers share: circuits, live sessions, alerts",
-		History: 1, LimitMarkerTTL: markerLife, Storage: s.Storage, Replicas: s.replicas(),
+		History: 1, LimitMarkerTTL: markerLife, MaxBytes: unlimited(s.FleetMaxBytes), Storage: s.Storage, Replicas: s.replicas(),
 	}
 }
 

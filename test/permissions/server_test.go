@@ -23,7 +23,8 @@ import (
 )
 
 const (
-	configFile = "../../deploy/nats/server.conf"
+	// configFile has all roles in one account.
+	configFile = "../../deploy/nats/one-account.conf"
 	password   = "a-password-for-tests"
 	// enough is for one scenario; most end in well under a second.
 	enough = 10 * time.Second
@@ -94,12 +95,17 @@ func user(t *testing.T, opts *server.Options, name string) *server.User {
 func start(t *testing.T, role string, without *permission) string {
 	t.Helper()
 	opts := load(t)
-	opts.Host, opts.Port, opts.StoreDir = "127.0.0.1", server.RANDOM_PORT, t.TempDir()
-	opts.NoLog, opts.NoSigs = true, true
 	if without != nil {
 		remove(t, user(t, opts, role).Permissions, *without)
 	}
 	opts.Users = append(opts.Users, &server.User{Username: "admin", Password: password})
+	return serve(t, opts)
+}
+
+func serve(t *testing.T, opts *server.Options) string {
+	t.Helper()
+	opts.Host, opts.Port, opts.StoreDir = "127.0.0.1", server.RANDOM_PORT, t.TempDir()
+	opts.NoLog, opts.NoSigs = true, true
 	s, err := server.NewServer(opts)
 	if err != nil {
 		t.Fatal(err)
@@ -189,7 +195,7 @@ type client struct {
 
 func connect(t *testing.T, url, name string, refused *refusals) client {
 	t.Helper()
-	nc, err := nats.Connect(url, nats.UserInfo(name, password), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+	nc, err := nats.Connect(url, nats.UserInfo(name, password), nats.CustomInboxPrefix("_INBOX_"+name), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 		if refused != nil {
 			refused.learn(err.Error())
 		}

@@ -107,7 +107,7 @@ const (
 // beWorker is the whole life of a worker's process.
 func beWorker(url string) error {
 	c := config.Defaults()
-	c.NATS.URL, c.NATS.User, c.NATS.Password = url, "worker", password
+	c.NATS.URL, c.NATS.User, c.NATS.Password, c.NATS.InboxPrefix = url, "worker", password, "_INBOX_worker"
 	c.App.ID, c.App.APIKey, c.App.MaxSessions = "app", "key-for-tests", 8
 	c.Backend.ConsoleURL, c.Backend.IngressURL = os.Getenv(envConsole), os.Getenv(envIngress)
 	c.Retry.Initial, c.Retry.Max = 50*time.Millisecond, 100*time.Millisecond

@@ -20,7 +20,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/leader"
+	"avatarworker/internal/topology"
 )
 
 const (
@@ -121,7 +121,7 @@ type Fetcher struct {
 // New returns a Fetcher; Run starts it.
 func New(o Options) *Fetcher {
 	f := &Fetcher{
-		o: o, nc: o.JS.Conn(), subject: leader.APIPrefix(o.JS) + "CONSUMER.MSG.NEXT." + o.Stream + ".",
+		o: o, nc: o.JS.Conn(), subject: topology.APIPrefix(o.JS) + "CONSUMER.MSG.NEXT." + o.Stream + ".",
 		poll: longestPoll(o.Window, len(o.Queues)), grace: min(longestGrace, o.Window/4), rest: longestRest(len(o.Queues)),
 		byName: make(map[string]*queue, len(o.Queues)), wake: make(chan struct{}, 1), free: o.Places,
 	}

@@ -48,6 +48,37 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- /* The URLs of the config that hold a secret (a user, a token, a query), by
+environment variable, as JSON. They belong in a Secret. */ -}}
+{{- define "avatarworker.secretURLs" -}}
+{{- $urls := dict -}}
+{{- range $variable, $path := dict "AVATAR_NATS_URL" (list "nats" "url") "AVATAR_BACKEND_CONSOLE_URL" (list "backend" "console_url") "AVATAR_BACKEND_INGRESS_URL" (list "backend" "ingress_url") "AVATAR_BACKEND_BOOTSTRAP_URL" (list "backend" "bootstrap_url") -}}
+{{- $url := dig (first $path) (last $path) "" $.Values.config | toString -}}
+{{- if regexMatch "[@?#]" $url -}}
+{{- $_ := set $urls $variable $url -}}
+{{- end -}}
+{{- end -}}
+{{- $urls | toJson -}}
+{{- end -}}
+
+{{- /* The config without those URLs. */ -}}
+{{- define "avatarworker.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- $urls := include "avatarworker.secretURLs" . | fromJson -}}
+{{- if hasKey $urls "AVATAR_NATS_URL" }}{{ $_ := unset $config.nats "url" }}{{ end -}}
+{{- if hasKey $urls "AVATAR_BACKEND_CONSOLE_URL" }}{{ $_ := unset $config.backend "console_url" }}{{ end -}}
+{{- if hasKey $urls "AVATAR_BACKEND_INGRESS_URL" }}{{ $_ := unset $config.backend "ingress_url" }}{{ end -}}
+{{- if hasKey $urls "AVATAR_BACKEND_BOOTSTRAP_URL" }}{{ $_ := unset $config.backend "bootstrap_url" }}{{ end -}}
+{{- toYaml $config -}}
+{{- end -}}
+
+{{- /* Names by which Prometheus and others in the cluster may ask the admin port. */ -}}
+{{- define "avatarworker.adminHosts" -}}
+{{- $name := include "avatarworker.fullname" . -}}
+{{- $hosts := list $name (printf "%s.%s" $name .Release.Namespace) (printf "%s.%s.svc" $name .Release.Namespace) (printf "%s.%s.svc.cluster.local" $name .Release.Namespace) -}}
+{{- concat $hosts (dig "admin" "hosts" list .Values.config) | uniq | join "," -}}
+{{- end -}}
+
 {{- /* Seconds of a duration such as 1h30m, 5m or 90s. */ -}}
 {{- define "avatarworker.seconds" -}}
 {{- $h := regexFind "[0-9]+h" . | trimSuffix "h" | default "0" | int -}}

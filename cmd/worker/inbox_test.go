@@ -1,0 +1,47 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/internal/topology"
+)
+
+// Each command asks JetStream, and gets its answers on an inbox that its user may
+// subscribe.
+func TestCommandsWorkWithAnInboxPrefix(t *testing.T) {
+	url := natstest.Configured(t, `
+		listen: 127.0.0.1:-1
+		jetstream: enabled
+		authorization { users: [
+			{user: admin, password: p}
+			{user: me, password: p, permissions: {publish: ">", subscribe: ["_INBOX_me.>", "avatar.>"]}}
+		] }`)
+	js, err := jetstream.New(natstest.ConnectURL(t, url, nats.UserInfo("admin", "p")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings()); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("AVATAR_NATS_INBOX_PREFIX", "_INBOX_me")
+	t.Setenv("AVATAR_NATS_USER", "me")
+	t.Setenv("AVATAR_NATS_PASSWORD", "p")
+	for _, args := range [][]string{
+		{"submit", "--avatar", "ok", "--audio", "../../internal/audio/clip/hello.wav", "--id", "J"},
+		{"status"},
+		{"events", "--since", "1h", "--no-follow"},
+		{"dlq", "ls"},
+		{"cancel", "J"},
+		{"status", "J"},
+	} {
+		out, errs := newScreen(), newScreen()
+		if code := run(append(args, "--nats-url", url), strings.NewReader(""), out, errs); code != exitDone {
+			t.Errorf("%v: exit %d: %s%s", args, code, out, errs)
+		}
+	}
+}
