@@ -53,6 +53,9 @@ func take(t *testing.T, b bench) (run, body string) {
 		t.Fatal(err)
 	}
 	run = m.Header.Get(dlq.HeaderRun)
+	if after := m.Header.Get(dlq.HeaderAfterSeq); after != "" {
+		t.Errorf("it waits for message %s, which is gone", after)
+	}
 	n := 0
 	if _, err := fmt.Sscan(run, &n); err != nil {
 		t.Fatal(err)
@@ -74,6 +77,13 @@ func TestLettersOfOneJobIDAreReplayedAsOneRunEach(t *testing.T) {
 			m, err := b.h.Jobs.GetMsg(t.Context(), info.State.LastSeq)
 			if err != nil {
 				t.Fatal(err)
+			}
+			after := ""
+			if info.State.LastSeq > 1 {
+				after = fmt.Sprint(info.State.LastSeq - 1)
+			}
+			if got := m.Header.Get(dlq.HeaderAfterSeq); got != after {
+				t.Errorf("it runs after message %q, want %q", got, after)
 			}
 			return m.Header.Get(dlq.HeaderRun) + string(m.Data)
 		},

@@ -42,6 +42,12 @@ const (
 	// its deadline has passed. The value is "true".
 	HeaderIgnoreDeadline = jobs.HeaderIgnoreDeadline
 
+	// HeaderAfterSeq on a replayed job is the sequence in the jobs stream of the
+	// run before it, which was replayed from another letter with the same id and
+	// had not ended. A worker lets the job wait while that message is there: a
+	// run that begins drops the earlier ones that have not.
+	HeaderAfterSeq = "Avatar-After-Seq"
+
 	// origPrefix stands before the name of a header that the NATS server or its
 	// clients act on, and that must not take effect for the dead letter.
 	origPrefix = "Avatar-Orig-"
@@ -55,7 +61,7 @@ var ours = []string{
 	HeaderJobID, HeaderRun, HeaderCrashes, HeaderQueue, HeaderSubject, HeaderStreamSeq,
 	HeaderCode, HeaderClass, HeaderPhase, HeaderReason, HeaderAttempts, HeaderFailedAt,
 	HeaderWorker, HeaderError, HeaderMsgID, HeaderDropped, HeaderEncoding, HeaderOmitted,
-	HeaderIgnoreDeadline,
+	HeaderIgnoreDeadline, HeaderAfterSeq,
 }
 
 // statusHeaders make clients take a message without a body for an answer of the

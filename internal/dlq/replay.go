@@ -54,8 +54,8 @@ type Result struct {
 // interrupted and repeated: the job does not run twice for it, since every
 // repetition is the same run of the same job. Two letters with one job id, which
 // is free again after nats.state_ttl, are two runs. Where the job was published
-// but the letter could not be removed, both the result (StatusReplayed) and the
-// error are set.
+// but that could not be noted, or the letter not removed, both the result
+// (StatusReplayed) and the error are set.
 func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result, error) {
 	letter, err := s.Show(ctx, seq)
 	if err != nil {
@@ -93,7 +93,6 @@ func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result
 	}
 	// Not there: another replay of the same letter was quicker to remove it.
 	if err := s.Remove(ctx, seq); err != nil && !errors.Is(err, ErrNoLetter) {
-		err = errors.Join(err, runs.published(ctx))
 		return r, fmt.Errorf("job %s is in its queue again, but its letter stays (repeating is harmless): %w", r.JobID, err)
 	}
 	return r, nil
@@ -132,19 +131,23 @@ func (s *Store) publish(ctx context.Context, runs *runs, l Letter, o ReplayOptio
 		case done: // another replay of the same letter was quicker
 			return own.Run, StatusAlready, nil
 		}
-		ack, err := s.publishRun(ctx, l, own.Run, o)
+		before, err := runs.before(ctx, own)
+		if err != nil {
+			return own.Run, "", err
+		}
+		ack, err := s.publishRun(ctx, l, own.Run, before, o)
 		switch {
 		case err != nil:
 			return own.Run, "", err
 		case !ack.Duplicate:
-			return own.Run, StatusReplayed, nil
+			return own.Run, StatusReplayed, runs.published(ctx, ack.Sequence)
 		}
 		mine, err := s.isOwn(ctx, ack.Sequence, l, own.Run, runs)
 		switch {
 		case err != nil:
 			return own.Run, "", err
 		case mine:
-			return own.Run, StatusAlready, nil
+			return own.Run, StatusAlready, runs.published(ctx, ack.Sequence)
 		}
 		after = own.Run
 	}
@@ -152,12 +155,15 @@ func (s *Store) publish(ctx context.Context, runs *runs, l Letter, o ReplayOptio
 		l.JobID, maxTaken, l.JobID, after, s.names.JobsStream())
 }
 
-func (s *Store) publishRun(ctx context.Context, l Letter, run int, o ReplayOptions) (*jetstream.PubAck, error) {
+func (s *Store) publishRun(ctx context.Context, l Letter, run int, before uint64, o ReplayOptions) (*jetstream.PubAck, error) {
 	msg := nats.NewMsg(l.Subject)
 	msg.Header = restored(l.Header, l.Data)
 	msg.Data = l.Data
 	msg.Header.Set(HeaderJobID, l.JobID)
 	msg.Header.Set(HeaderRun, strconv.Itoa(run))
+	if before != 0 {
+		msg.Header.Set(HeaderAfterSeq, strconv.FormatUint(before, 10))
+	}
 	if o.IgnoreDeadline {
 		msg.Header.Set(HeaderIgnoreDeadline, "true")
 	}

@@ -34,9 +34,9 @@ type claim struct {
 	Run      int       `json:"run"`
 	Letter   uint64    `json:"dead_letter"`
 	StoredAt time.Time `json:"stored_at"` // of the letter
-	// Published is noted where the letter could not be removed; one that is gone
-	// needs no such note.
-	Published bool `json:"published,omitempty"`
+	// StreamSeq is the sequence of the published job in the jobs stream; 0: it
+	// may not have been published.
+	StreamSeq uint64 `json:"stream_seq,omitempty"`
 }
 
 // claims are those of one job id, oldest first.
@@ -107,7 +107,7 @@ func (r *runs) look(ctx context.Context) (own claim, done bool, err error) {
 	for _, c := range r.state.Claims {
 		switch {
 		case r.isOwn(c):
-			return c, c.Published || recorded >= c.Run, nil
+			return c, c.StreamSeq != 0 || recorded >= c.Run, nil
 		case c.Run == own.Run:
 			first = true
 		}
@@ -135,7 +135,7 @@ func (r *runs) look(ctx context.Context) (own claim, done bool, err error) {
 // under way: a later run must not be published before an earlier one.
 func (r *runs) waitForOthers(ctx context.Context) error {
 	for _, c := range r.state.Claims {
-		if c.Published {
+		if c.StreamSeq != 0 {
 			continue
 		}
 		msg, err := leader.Message(ctx, r.s.js, r.s.names.DLQStream(), c.Letter)
@@ -182,17 +182,40 @@ func (r *runs) claim(ctx context.Context, after int) (own claim, done bool, err 
 	}
 }
 
-// published notes that the letter's job is in its queue although the letter is
-// still there.
-func (r *runs) published(ctx context.Context) error {
+// before returns the sequence of the run before own's that was replayed from
+// another letter and is still in the jobs stream, 0 if there is none.
+func (r *runs) before(ctx context.Context, own claim) (uint64, error) {
+	var last claim
+	for _, c := range r.state.Claims {
+		if c.Run < own.Run && c.Run > last.Run && c.StreamSeq != 0 {
+			last = c
+		}
+	}
+	if last.StreamSeq == 0 {
+		return 0, nil
+	}
+	msg, err := leader.Message(ctx, r.s.js, r.s.names.JobsStream(), last.StreamSeq)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("replaying job %s: %w", r.letter.JobID, err)
+	case msg.Header.Get(HeaderJobID) != r.letter.JobID || number(msg.Header, HeaderRun) != last.Run:
+		return 0, nil // the stream was made again
+	}
+	return last.StreamSeq, nil
+}
+
+// published notes where in the jobs stream the letter's job is.
+func (r *runs) published(ctx context.Context, seq uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
 	for {
 		i := slices.IndexFunc(r.state.Claims, r.isOwn)
-		if i < 0 || r.state.Claims[i].Published {
+		if i < 0 || r.state.Claims[i].StreamSeq != 0 {
 			return nil
 		}
-		r.state.Claims[i].Published = true
+		r.state.Claims[i].StreamSeq = seq
 		err := r.write(ctx)
 		if !errors.Is(err, kv.ErrConflict) {
 			return err
