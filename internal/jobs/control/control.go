@@ -16,6 +16,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"slices"
 	"sync"
 	"time"
 
@@ -118,6 +119,8 @@ const (
 	// requestTime bounds the work for one request: ending a session takes a
 	// moment.
 	requestTime = 10 * time.Second
+	// drainTime bounds the receiving of what was sent before Close.
+	drainTime = 2 * time.Second
 	// maxTaken bounds what is remembered of requests that this worker answers as
 	// the one that runs the job.
 	maxTaken = 4096
@@ -131,10 +134,11 @@ type Server struct {
 	own, others *pool
 	minute, day *rate.Limiter // of records made for unknown names
 
-	mu     sync.Mutex
-	closed bool
-	taken  map[string]bool // requests to own jobs, by reply subject
-	timers map[*request]*time.Timer
+	mu      sync.Mutex
+	closed  bool            // Close was called
+	stopped bool            // nothing is looked at later any more
+	taken   map[string]bool // requests to own jobs, by reply subject
+	timers  map[*request]*time.Timer
 }
 
 // request is one to be handled.
@@ -185,23 +189,51 @@ func (s *Server) subscribe() error {
 	return nil
 }
 
+// unsubscribe receives what was sent before the server knew of it, for drainTime
+// at most.
 func (s *Server) unsubscribe() (err error) {
-	for _, sub := range s.subs {
-		if sub.IsValid() { // not if the connection is closed
+	limit := time.NewTimer(drainTime)
+	defer limit.Stop()
+	// The one with a share of all requests first: what it has received of own
+	// jobs, the other has received too.
+	for _, sub := range slices.Backward(s.subs) {
+		ended := make(chan struct{})
+		sub.SetClosedHandler(func(string) { close(ended) })
+		if drainErr := sub.Drain(); drainErr != nil {
+			err = errors.Join(err, drainErr) // the connection is closed, and so is the subscription
+			continue
+		}
+		select {
+		case <-ended:
+		case <-limit.C:
 			err = errors.Join(err, sub.Unsubscribe())
+			limit.Reset(0)
 		}
 	}
+	s.subs = nil
 	return err
 }
 
 // Close ends the subscriptions and waits for the requests in hand, 10 s at most.
-// Those that wait are refused.
+// Those that have not begun are refused.
 func (s *Server) Close() {
+	s.mu.Lock()
+	closed := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if !closed {
+		s.close()
+	}
+	s.own.running.Wait()
+	s.others.running.Wait()
+}
+
+func (s *Server) close() {
 	if err := s.unsubscribe(); err != nil {
 		s.o.Log.Debug().Err(err).Msg("unsubscribe from the control subject")
 	}
 	s.mu.Lock()
-	s.closed = true // a callback may still be running
+	s.stopped = true
 	for r, timer := range s.timers {
 		timer.Stop()
 		delete(s.timers, r)
@@ -209,11 +241,12 @@ func (s *Server) Close() {
 	s.mu.Unlock()
 	for _, p := range []*pool{s.own, s.others} {
 		for _, r := range p.stop() {
+			if p == s.others && s.isTaken(r.msg.Reply) {
+				continue // the other pool has it too
+			}
 			s.reply(r, refused("this worker is stopping: ask again"))
 		}
 	}
-	s.own.running.Wait()
-	s.others.running.Wait()
 }
 
 // read makes a request of a message. It returns "" as the operation where the
@@ -237,9 +270,10 @@ func (s *Server) receiveOwn(msg *nats.Msg) {
 		return
 	}
 	r := read(msg)
-	if r.op == "" || !s.take(msg.Reply) {
+	if r.op == "" {
 		return // one worker of the fleet refuses it
 	}
+	s.take(msg.Reply)
 	if !s.own.add(r) {
 		s.reply(r, busy())
 	}
@@ -350,7 +384,7 @@ func (s *Server) lookLater(r *request) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Beyond the bound the worker that runs the job is relied on.
-	if s.closed || len(s.timers) >= s.o.Queue {
+	if s.stopped || len(s.timers) >= s.o.Queue {
 		return true
 	}
 	s.timers[r] = time.AfterFunc(wait, func() {
@@ -365,22 +399,19 @@ func (s *Server) lookLater(r *request) bool {
 	return true
 }
 
-// take notes that this worker answers a request as the one that runs the job. It
-// returns false after Close. A request without a reply subject has nothing to be
+// take notes that this worker answers a request as the one that runs the job. A
+// request without a reply subject has nothing to be
 // known by, and may be handled twice: its wish is then noted twice.
-func (s *Server) take(reply string) bool {
+func (s *Server) take(reply string) {
+	if reply == "" {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return false
+	if s.taken == nil || len(s.taken) >= maxTaken {
+		s.taken = make(map[string]bool)
 	}
-	if reply != "" {
-		if s.taken == nil || len(s.taken) >= maxTaken {
-			s.taken = make(map[string]bool)
-		}
-		s.taken[reply] = true
-	}
-	return true
+	s.taken[reply] = true
 }
 
 func (s *Server) isTaken(reply string) bool {

@@ -279,10 +279,12 @@ func TestAJobThatAnotherWorkerRunsIsLeftToIt(t *testing.T) {
 func TestAJobThatEndsBeforeItsRequestIsHandledIsAnsweredFor(t *testing.T) {
 	srv := natstest.Start(t)
 	jobs := &fakeJobs{records: newRecords()}
-	began, leave := make(chan struct{}), make(chan struct{})
+	began, blocked := make(chan struct{}), make(chan struct{})
+	leave := sync.OnceFunc(func() { close(blocked) })
+	defer leave()
 	jobs.run("j", session{interrupt: func(context.Context) control.Reply {
 		close(began)
-		<-leave
+		<-blocked
 		return control.Reply{Status: control.StatusInterrupted}
 	}})
 	serve(t, natstest.Connect(t, srv), jobs, nil)
@@ -301,7 +303,7 @@ func TestAJobThatEndsBeforeItsRequestIsHandledIsAnsweredFor(t *testing.T) {
 	receive(t, began, "interrupt")
 	send(cancel)
 	jobs.end("j", "completed")
-	close(leave)
+	leave()
 	got := []string{receive(t, replies, "reply").Status, receive(t, replies, "reply").Status}
 	slices.Sort(got)
 	if !slices.Equal(got, []string{control.StatusFinished, control.StatusInterrupted}) {
@@ -315,11 +317,13 @@ func TestRequestsToAJobAreHandledOneAtATimeAndInOrder(t *testing.T) {
 	var inHand, most atomic.Int32
 	var mu sync.Mutex
 	var order []string
-	began, leave := make(chan struct{}, 64), make(chan struct{})
+	began, blocked := make(chan struct{}, 64), make(chan struct{})
+	leave := sync.OnceFunc(func() { close(blocked) })
+	defer leave()
 	enter := func(what string) {
 		most.Store(max(most.Load(), inHand.Add(1)))
 		began <- struct{}{}
-		<-leave
+		<-blocked
 		mu.Lock()
 		order = append(order, what)
 		mu.Unlock()
@@ -359,7 +363,7 @@ func TestRequestsToAJobAreHandledOneAtATimeAndInOrder(t *testing.T) {
 	if r := ask(t, nc, "other", cancel); r.Status != control.StatusCancelled {
 		t.Errorf("another job: %+v", r)
 	}
-	close(leave)
+	leave()
 	for range sent {
 		if _, err := inbox.NextMsg(waitLimit); err != nil {
 			t.Fatal(err)
@@ -429,12 +433,8 @@ func TestAFloodOfUnknownNamesKeepsNothingElseWaiting(t *testing.T) {
 			most = max(most, runtime.NumGoroutine())
 		}
 		if i%10_000 == 0 {
-			began := time.Now()
 			if r := ask(t, nc, "honest", interrupt); r.Status != control.StatusInterrupted {
 				t.Errorf("an honest request: %+v", r)
-			}
-			if took := time.Since(began); took > 5*time.Second {
-				t.Errorf("an honest request took %s", took)
 			}
 		}
 	}
@@ -487,12 +487,12 @@ func TestJobsOfOtherWorkersDoNotFillThePool(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for range 100 { // the queue may be full for a moment
+	for began := time.Now(); ; { // the queue may be full for a moment
 		r := ask(t, nc, "near", interrupt)
 		if r.Status == control.StatusNotRunning {
 			break
 		}
-		if r.Message != "busy: ask again" {
+		if r.Message != "busy: ask again" || time.Since(began) > waitLimit {
 			t.Fatalf("%+v", r)
 		}
 	}
@@ -502,13 +502,15 @@ func TestJobsOfOtherWorkersDoNotFillThePool(t *testing.T) {
 func TestCloseWaitsForTheRequestInHandAndRefusesTheRest(t *testing.T) {
 	srv := natstest.Start(t)
 	jobs := &fakeJobs{records: newRecords()}
-	began, leave := make(chan struct{}), make(chan struct{})
+	began, blocked := make(chan struct{}), make(chan struct{})
+	leave := sync.OnceFunc(func() { close(blocked) })
+	defer leave()
 	jobs.run("j", session{cancel: func(ctx context.Context) control.Reply {
 		if _, ok := ctx.Deadline(); !ok || ctx.Err() != nil {
 			t.Errorf("the work for a request is not bounded, or has ended: %v", ctx.Err())
 		}
 		close(began)
-		<-leave
+		<-blocked
 		return control.Reply{Status: control.StatusCancelled}
 	}})
 	jobs.run("other", prompt())
@@ -544,7 +546,7 @@ func TestCloseWaitsForTheRequestInHandAndRefusesTheRest(t *testing.T) {
 		t.Fatal("closed while a request was in hand")
 	default:
 	}
-	close(leave)
+	leave()
 	receive(t, closed, "end of Close")
 	s.Close() // again is harmless
 	var got []string
