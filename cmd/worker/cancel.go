@@ -9,6 +9,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/status"
 )
@@ -56,7 +57,7 @@ func (c *cli) cancel(ctx context.Context, jobID string, ifUnknown, asJSON bool) 
 		if unknown, err := c.unknownJob(ctx, l, store, jobID); err != nil {
 			return err
 		} else if unknown {
-			reply := jobs.ControlReply{JobID: jobID, Status: statusUnknown, Message: "no record and no waiting job has this id; --if-unknown cancels it when it comes"}
+			reply := control.Reply{JobID: jobID, Status: statusUnknown, Message: "no record and no waiting job has this id; --if-unknown cancels it when it comes"}
 			return errors.Join(c.printCancel(reply, asJSON), errShown)
 		}
 	}
@@ -67,7 +68,7 @@ func (c *cli) cancel(ctx context.Context, jobID string, ifUnknown, asJSON bool) 
 	if err := c.printCancel(reply, asJSON); err != nil {
 		return err
 	}
-	if reply.Status != jobs.StatusCancelled && reply.Status != jobs.StatusRequested {
+	if reply.Status != control.StatusCancelled && reply.Status != control.StatusRequested {
 		return errShown
 	}
 	return nil
@@ -97,12 +98,12 @@ func (c *cli) unknownJob(ctx context.Context, l *link, store *kv.Store, id strin
 	return noRecord() // it may have been taken meanwhile
 }
 
-func (c *cli) printCancel(reply jobs.ControlReply, asJSON bool) error {
+func (c *cli) printCancel(reply control.Reply, asJSON bool) error {
 	if asJSON {
 		return c.printJSON(reply)
 	}
 	text := reply.Status
-	if reply.Outcome != "" && reply.Status == jobs.StatusFinished {
+	if reply.Outcome != "" && reply.Status == control.StatusFinished {
 		text += fmt.Sprintf(" (%s)", reply.Outcome)
 	}
 	if reply.Message != "" {

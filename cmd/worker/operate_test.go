@@ -18,6 +18,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/jobpb"
 	"avatarworker/internal/status"
@@ -126,7 +127,7 @@ func TestCancelOfANameThatNoJobHasIsUnknownAndChangesNothing(t *testing.T) {
 	b := newBench(t)
 	b.job("default", "mine")
 	expect(t, 1, []string{"unknown", "--if-unknown"}, b.args("cancel", "mien")...)
-	if reply := decode[jobs.ControlReply](t, expect(t, 1, nil, b.args("cancel", "mien", "--json")...)); reply.Status != "unknown" || reply.JobID != "mien" {
+	if reply := decode[control.Reply](t, expect(t, 1, nil, b.args("cancel", "mien", "--json")...)); reply.Status != "unknown" || reply.JobID != "mien" {
 		t.Errorf("got %+v", reply)
 	}
 	if _, err := b.h.State.Get(t.Context(), "mien"); !errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -220,8 +221,8 @@ func TestCancelTellsRequestedFromFinished(t *testing.T) {
 	}
 	b.record(jobs.Record{JobID: "done", Run: 1, State: jobs.StateCompleted, Outcome: jobs.StateCompleted})
 	expect(t, 1, []string{"finished (completed)"}, b.args("cancel", "done")...)
-	reply := decode[jobs.ControlReply](t, expect(t, 1, nil, b.args("cancel", "done", "--json")...))
-	if reply.Status != "finished" || reply.Outcome != jobs.StateCompleted {
+	reply := decode[control.Reply](t, expect(t, 1, nil, b.args("cancel", "done", "--json")...))
+	if reply.Status != "finished" || reply.Outcome != string(jobs.StateCompleted) {
 		t.Errorf("got %+v", reply)
 	}
 }

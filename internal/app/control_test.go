@@ -10,6 +10,7 @@ import (
 
 	"avatarworker/internal/config"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
 )
 
 func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
@@ -19,7 +20,7 @@ func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
 
 	f.publish("running", "hang", nil)
 	f.state("running", func(r jobs.Record) bool { return r.State == jobs.StateRunning })
-	if got := f.control("running", "cancel"); got.Status != jobs.StatusCancelled || got.JobID != "running" {
+	if got := f.control("running", "cancel"); got.Status != control.StatusCancelled || got.JobID != "running" {
 		t.Errorf("cancel of a running job: %+v", got)
 	}
 	if r := f.outcome("running"); r.State != jobs.StateCancelled {
@@ -31,14 +32,14 @@ func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
 
 	f.publish("done", "ok", nil)
 	f.outcome("done")
-	if got := f.control("done", "cancel"); got.Status != jobs.StatusFinished || got.Outcome != jobs.StateCompleted {
+	if got := f.control("done", "cancel"); got.Status != control.StatusFinished || got.Outcome != string(jobs.StateCompleted) {
 		t.Errorf("cancel of a completed job: %+v", got)
 	}
 
 	f.publish("retrying", "fail-upstreamError", nil)
 	f.event("retrying", "retrying")
 	before := len(f.sessions("fail-upstreamError"))
-	if got := f.control("retrying", "cancel"); got.Status != jobs.StatusRequested {
+	if got := f.control("retrying", "cancel"); got.Status != control.StatusRequested {
 		t.Errorf("cancel of a waiting job: %+v", got)
 	}
 	if r := f.outcome("retrying"); r.State != jobs.StateCancelled || !r.CancelRequested {
@@ -48,14 +49,14 @@ func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
 		t.Errorf("%d sessions, %d before the cancel", n, before)
 	}
 
-	if got := f.control("unknown", "cancel"); got.Status != jobs.StatusRequested {
+	if got := f.control("unknown", "cancel"); got.Status != control.StatusRequested {
 		t.Errorf("cancel of an unknown job: %+v", got)
 	}
 	f.publish("unknown", "ok-unknown", nil)
 	if r := f.outcome("unknown"); r.State != jobs.StateCancelled || len(f.sessions("ok-unknown")) != 0 {
 		t.Errorf("a job cancelled before it was published: %+v", r)
 	}
-	if got := f.control("running", "cancel"); got.Status != jobs.StatusCancelled {
+	if got := f.control("running", "cancel"); got.Status != control.StatusCancelled {
 		t.Errorf("cancel of a cancelled job: %+v", got)
 	}
 }
@@ -74,12 +75,12 @@ func TestInterruptOfWhatDoesNotSpeakSaysSo(t *testing.T) {
 		"waits": jobs.StateRetrying, "silent": jobs.StateRunning, "over": jobs.StateCompleted, "nobody": "",
 	} {
 		got := f.control(id, "interrupt")
-		if got.Status != jobs.StatusNotRunning || got.State != state || got.Message == "" {
+		if got.Status != control.StatusNotRunning || got.State != string(state) || got.Message == "" {
 			t.Errorf("interrupt of %s: %+v", id, got)
 		}
 	}
 	for _, op := range []string{"", "stop", `cancel","op":"x`} {
-		if got := f.control("silent", op); got.Status != jobs.StatusRefused {
+		if got := f.control("silent", op); got.Status != control.StatusRefused {
 			t.Errorf("%q: %+v", op, got)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/output"
 	"avatarworker/internal/session/avatarpb"
@@ -203,7 +204,7 @@ func TestARecordingThatIsNotCompletedLeavesNothingBehind(t *testing.T) {
 	f.publish("cancelled", "ok", fields{"live": fields{"sample_rate": 16000}, "output": fields{"object": fields{}}})
 	f.say("cancelled", silence(time.Second), end)
 	f.state("cancelled", func(r jobs.Record) bool { return r.Checkpoint == 1 })
-	if got := f.control("cancelled", "cancel"); got.Status != jobs.StatusCancelled {
+	if got := f.control("cancelled", "cancel"); got.Status != control.StatusCancelled {
 		t.Errorf("%+v", got)
 	}
 	// Each session gives one envelope: two utterances are finished, not three.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/status"
 )
 
@@ -26,7 +27,7 @@ func FuzzControlRequestIsAnswered(f *testing.F) {
 	fleet.publish("runs", "hang", nil)
 	fleet.state("runs", func(r jobs.Record) bool { return r.State == jobs.StateRunning })
 	known := []string{
-		jobs.StatusCancelled, jobs.StatusRequested, jobs.StatusFinished, jobs.StatusInterrupted, jobs.StatusNotRunning, jobs.StatusRefused,
+		control.StatusCancelled, control.StatusRequested, control.StatusFinished, control.StatusInterrupted, control.StatusNotRunning, control.StatusRefused,
 	}
 	f.Fuzz(func(t *testing.T, request []byte, runs bool) {
 		job := "unknown"
@@ -39,14 +40,14 @@ func FuzzControlRequestIsAnswered(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var reply jobs.ControlReply
+		var reply control.Reply
 		if err := json.Unmarshal(msg.Data, &reply); err != nil || len(msg.Data) > 1024 || reply.JobID != job || !slices.Contains(known, reply.Status) {
 			t.Fatalf("answered %s, %v", msg.Data, err)
 		}
 		var wish struct {
 			Op string `json:"op"`
 		}
-		if json.Unmarshal(request, &wish) != nil && reply.Status != jobs.StatusRefused {
+		if json.Unmarshal(request, &wish) != nil && reply.Status != control.StatusRefused {
 			t.Fatalf("%q was answered %s", request, msg.Data)
 		}
 	})

@@ -22,6 +22,7 @@ import (
 	"avatarworker/internal/audio/clip"
 	"avatarworker/internal/config"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/simulator"
@@ -421,7 +422,7 @@ func (f *fleet) completed(id string) jobs.Completed {
 }
 
 // control asks on a job's control subject.
-func (f *fleet) control(id, op string) jobs.ControlReply {
+func (f *fleet) control(id, op string) control.Reply {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.ctx, 15*time.Second)
 	defer cancel()
@@ -429,7 +430,7 @@ func (f *fleet) control(id, op string) jobs.ControlReply {
 	if err != nil {
 		f.t.Fatalf("%s of %s: %v", op, id, err)
 	}
-	var reply jobs.ControlReply
+	var reply control.Reply
 	if err := json.Unmarshal(msg.Data, &reply); err != nil {
 		f.t.Fatal(err)
 	}

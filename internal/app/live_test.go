@@ -16,6 +16,7 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
 )
 
 // how a live message ends.
@@ -272,7 +273,7 @@ func TestNoFrameOfAnInterruptedUtteranceIsStoredAfterTheReplysLast(t *testing.T)
 	f.publish("stop", "slow-20", fields{"utterances": []any{f.uploaded(5 * time.Minute), f.uploaded(3 * time.Second)}})
 	f.watch(f.names.FramesStream(), f.names.Frames("stop"), func(msg jetstream.Msg) bool { return number(t, msg, "Avatar-Seq") == 3 })
 	got := f.control("stop", "interrupt")
-	if got.Status != jobs.StatusInterrupted || got.LastSeq < 3 || got.ReqID == "" {
+	if got.Status != control.StatusInterrupted || got.LastSeq < 3 || got.ReqID == "" {
 		t.Errorf("%+v", got)
 	}
 	done := f.completed("stop")
@@ -299,7 +300,7 @@ func TestAnInterruptPassesOverTheRestOfALiveUtterance(t *testing.T) {
 	}
 	f.watch(f.names.FramesStream(), f.names.Frames("barge"), func(jetstream.Msg) bool { return true })
 	got := f.control("barge", "interrupt")
-	if got.Status != jobs.StatusInterrupted {
+	if got.Status != control.StatusInterrupted {
 		t.Errorf("%+v", got)
 	}
 	f.state("barge", func(r jobs.Record) bool { return r.Checkpoint == 1 })
@@ -341,7 +342,7 @@ func TestInterruptsThatRaceWithTheEndOfAnUtteranceTellTheTruth(t *testing.T) {
 	for running {
 		got := f.control("race", "interrupt")
 		switch got.Status {
-		case jobs.StatusInterrupted:
+		case control.StatusInterrupted:
 			told = append(told, interrupted{got.ReqID, int(got.LastSeq)})
 		default:
 			running = !f.record("race").State.Final()
@@ -391,7 +392,7 @@ func bargeIn(t *testing.T, count int) {
 				}
 				f.say(id, silence(chunk), how)
 			}
-			if got.Status != jobs.StatusInterrupted {
+			if got.Status != control.StatusInterrupted {
 				t.Errorf("%s: %+v", id, got)
 				return
 			}
@@ -438,7 +439,7 @@ func TestTheReplyToAnInterruptIsGivenWhenTheLineBetweenOldAndNewIsWrittenDown(t 
 			last = f.say("line", silence(700*time.Millisecond), going)
 		}
 		f.watch(f.names.FramesStream(), f.names.Frames("line"), func(m jetstream.Msg) bool { return number(t, m, "Avatar-Utterance") == round })
-		if got := f.control("line", "interrupt"); got.Status != jobs.StatusInterrupted {
+		if got := f.control("line", "interrupt"); got.Status != control.StatusInterrupted {
 			t.Fatalf("%+v", got)
 		}
 		// A worker that dies now leaves this to the next one.
@@ -477,7 +478,7 @@ func TestSpeechIsSpokenAfterAnInterruptOfAnUtteranceThatSilenceHadEnded(t *testi
 	f.publish("pause", "slow-2500", live("1s"))
 	f.say("pause", silence(5*time.Second), going) // silence ends it while its frames come
 	f.watch(f.names.FramesStream(), f.names.Frames("pause"), func(jetstream.Msg) bool { return true })
-	if got := f.control("pause", "interrupt"); got.Status != jobs.StatusInterrupted {
+	if got := f.control("pause", "interrupt"); got.Status != control.StatusInterrupted {
 		t.Fatalf("%+v", got)
 	}
 	f.say("pause", silence(time.Second), closing)
@@ -502,7 +503,7 @@ func TestSpeechThatItsPublisherRemovedBeforeAnInterruptIsNotSpokenAfterIt(t *tes
 	if err := stream.Purge(f.ctx, jetstream.WithPurgeSubject(f.names.Audio("purge"))); err != nil {
 		t.Fatal(err)
 	}
-	if got := f.control("purge", "interrupt"); got.Status != jobs.StatusInterrupted {
+	if got := f.control("purge", "interrupt"); got.Status != control.StatusInterrupted {
 		t.Fatalf("%+v", got)
 	}
 	f.say("purge", silence(300*time.Millisecond), closing)

@@ -8,6 +8,7 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/simulator"
 )
 
@@ -118,7 +119,7 @@ func (f *fleet) checkHeld(w walk) {
 	if len(events) == 0 || events[0].Code != w.code || events[0].Action != errors.ActionHold || events[0].Attempt != 1 {
 		f.t.Errorf("%s: %+v, error events %+v", w.name, r, events)
 	}
-	if got := f.control(w.name, "cancel"); got.Status != jobs.StatusRequested {
+	if got := f.control(w.name, "cancel"); got.Status != control.StatusRequested {
 		f.t.Errorf("cancel of %s, which is held: %+v", w.name, got)
 	}
 	if r := f.outcome(w.name); r.State != jobs.StateCancelled {

@@ -42,8 +42,14 @@ const (
 	// its deadline has passed. The value is "true".
 	HeaderIgnoreDeadline = jobs.HeaderIgnoreDeadline
 
-	// origPrefix stands before the name of a header that means something to
-	// the NATS server and must not mean it again for the dead letter.
+	// HeaderAfterSeq on a replayed job is the sequence in the jobs stream of the
+	// run before it, which was replayed from another letter with the same id and
+	// had not ended. A worker lets the job wait while that message is there: a
+	// run that begins drops the earlier ones that have not.
+	HeaderAfterSeq = jobs.HeaderAfterSeq
+
+	// origPrefix stands before the name of a header that the NATS server or its
+	// clients act on, and that must not take effect for the dead letter.
 	origPrefix = "Avatar-Orig-"
 	natsPrefix = "nats-"
 
@@ -55,27 +61,36 @@ var ours = []string{
 	HeaderJobID, HeaderRun, HeaderCrashes, HeaderQueue, HeaderSubject, HeaderStreamSeq,
 	HeaderCode, HeaderClass, HeaderPhase, HeaderReason, HeaderAttempts, HeaderFailedAt,
 	HeaderWorker, HeaderError, HeaderMsgID, HeaderDropped, HeaderEncoding, HeaderOmitted,
-	HeaderIgnoreDeadline,
+	HeaderIgnoreDeadline, HeaderAfterSeq,
 }
+
+// statusHeaders make clients take a message without a body for an answer of the
+// server. A list asks for letters without their bodies, so any letter with a
+// Status would look like one.
+var statusHeaders = []string{"Status", "Description"}
 
 func hasPrefixFold(text, prefix string) bool {
 	return len(text) >= len(prefix) && strings.EqualFold(text[:len(prefix)], prefix)
 }
 
-func isOurs(name string) bool {
-	return hasPrefixFold(name, origPrefix) || slices.ContainsFunc(ours, func(o string) bool { return strings.EqualFold(o, name) })
+func containsFold(names []string, name string) bool {
+	return slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, name) })
 }
 
-// carried are the job's own headers as they stand in its dead letter: what the
-// server would act on is renamed (Nats-TTL would delete the letter,
-// Nats-Rollup all the others, Nats-Expected-… refuse it).
+func isOurs(name string) bool {
+	return hasPrefixFold(name, origPrefix) || containsFold(ours, name)
+}
+
+// carried are the job's own headers as they stand in its dead letter. What the
+// server or a client would act on is renamed: Nats-TTL would delete the letter,
+// Nats-Rollup all the others, Nats-Expected-… refuse it, and Status end a list.
 func carried(job map[string][]string) nats.Header {
 	h := make(nats.Header, len(job)+len(ours))
 	for name, values := range job {
 		switch {
 		case strings.EqualFold(name, nats.MsgIdHdr):
 			h[HeaderMsgID] = slices.Clone(values)
-		case hasPrefixFold(name, natsPrefix):
+		case hasPrefixFold(name, natsPrefix) || containsFold(statusHeaders, name):
 			h[origPrefix+name] = slices.Clone(values)
 		case !isOurs(name):
 			h[name] = slices.Clone(values)
@@ -85,13 +100,22 @@ func carried(job map[string][]string) nats.Header {
 }
 
 // restored are the job's own headers as they were published, without those
-// that the server acted on then: its duplicate window, expectations, life.
-func restored(letter nats.Header) nats.Header {
+// that the server acted on then: its duplicate window, expectations, life. A
+// Status comes back only with a body: without one the job would be taken for an
+// answer of the server again.
+func restored(letter nats.Header, body []byte) nats.Header {
 	h := make(nats.Header, len(letter))
 	for name, values := range letter {
-		if !isOurs(name) && !hasPrefixFold(name, natsPrefix) {
-			h[name] = slices.Clone(values)
+		switch {
+		case hasPrefixFold(name, origPrefix):
+			name = name[len(origPrefix):]
+			if len(body) == 0 || !containsFold(statusHeaders, name) {
+				continue
+			}
+		case isOurs(name) || hasPrefixFold(name, natsPrefix) || containsFold(statusHeaders, name):
+			continue
 		}
+		h[name] = slices.Clone(values)
 	}
 	return h
 }

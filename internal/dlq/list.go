@@ -30,6 +30,7 @@ const (
 // lister reads headers through consumers of its own, which the server filters
 // and forgets.
 type lister struct {
+	js     jetstream.JetStream
 	stream jetstream.Stream
 	names  topology.Names
 	filter Filter
@@ -104,9 +105,14 @@ func (l lister) read(ctx context.Context, cfg jetstream.ConsumerConfig, batch in
 		return err
 	}
 	defer l.forget(ctx, c)
+	p, err := newPuller(l.js, c.CachedInfo(), batch)
+	if err != nil {
+		return err
+	}
+	defer p.close()
 	var received uint64
 	for {
-		n, more, err := l.fetch(ctx, c, batch, received, keep)
+		n, more, err := l.fetch(ctx, p, received, keep)
 		if err != nil || !more {
 			return err
 		}
@@ -130,16 +136,16 @@ func (l lister) forget(ctx context.Context, c jetstream.Consumer) {
 
 // fetch hands on one batch. Each delivery has the number after the last one:
 // a gap is a message that was lost on its way.
-func (l lister) fetch(ctx context.Context, c jetstream.Consumer, batch int, received uint64, keep func(Entry) bool) (int, bool, error) {
-	if err := ctx.Err(); err != nil {
-		return 0, false, err
-	}
-	messages, err := c.FetchNoWait(batch)
-	if err != nil {
+func (l lister) fetch(ctx context.Context, p *puller, received uint64, keep func(Entry) bool) (int, bool, error) {
+	if err := p.ask(); err != nil {
 		return 0, false, err
 	}
 	n := 0
-	for msg := range messages.Messages() {
+	for n < p.batch {
+		msg, err := p.next(ctx)
+		if err != nil || msg == nil {
+			return n, true, err
+		}
 		meta, err := msg.Metadata()
 		if err != nil {
 			return n, false, err
@@ -148,15 +154,14 @@ func (l lister) fetch(ctx context.Context, c jetstream.Consumer, batch int, rece
 		if meta.Sequence.Consumer != received+uint64(n) {
 			return n, false, errInterrupted()
 		}
-		h := msg.Headers()
 		e := entry(l.names, stored{
-			seq: meta.Sequence.Stream, subject: msg.Subject(), header: h, time: meta.Timestamp, size: number(h, nats.MsgSize),
+			seq: meta.Sequence.Stream, subject: msg.Subject, header: msg.Header, time: meta.Timestamp, size: number(msg.Header, nats.MsgSize),
 		})
 		if !keep(e) {
 			return n, false, nil
 		}
 	}
-	return n, true, messages.Error()
+	return n, true, nil
 }
 
 // atEnd says whether a batch that came short was the last one.

@@ -1,6 +1,7 @@
 package dlq
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/jobpb"
+	"avatarworker/internal/leader"
 )
 
 // Status says what Replay did, or with DryRun would do.
@@ -50,15 +52,12 @@ type Result struct {
 // Replay publishes the letter's job again on its original subject, as its next
 // run, and removes the letter once the publish is acknowledged. It may be
 // interrupted and repeated: the job does not run twice for it, since every
-// repetition is the same run of the same job. Where the job was published but
-// the letter could not be removed, both the result (StatusReplayed) and the
-// error are set.
+// repetition is the same run of the same job. Two letters with one job id, which
+// is free again after nats.state_ttl, are two runs. Where the job was published
+// but that could not be noted, or the letter not removed, both the result
+// (StatusReplayed) and the error are set.
 func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result, error) {
-	stream, err := s.stream(ctx)
-	if err != nil {
-		return Result{}, err
-	}
-	letter, err := s.show(ctx, stream, seq)
+	letter, err := s.Show(ctx, seq)
 	if err != nil {
 		return Result{}, err
 	}
@@ -66,18 +65,34 @@ func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result
 	if err := s.replayable(letter); err != nil {
 		return r, fmt.Errorf("dead letter %d: %w", seq, err)
 	}
-	r.Status, err = s.plan(ctx, r, o)
-	if err != nil || o.DryRun || r.Status == StatusDeadlinePassed {
+	runs, err := s.openRuns(ctx, letter)
+	if err != nil {
 		return r, err
 	}
+	own, done, err := runs.look(ctx)
+	r.Run = own.Run
+	switch {
+	case err != nil:
+		return r, err
+	case done:
+		// What was published already is finished first: the deadline has no say
+		// in it any more.
+		r.Status = StatusAlready
+	case r.Deadline != nil && !s.now().Before(*r.Deadline) && !o.IgnoreDeadline:
+		r.Status = StatusDeadlinePassed
+	default:
+		r.Status = StatusWouldReplay
+	}
+	if o.DryRun || r.Status == StatusDeadlinePassed {
+		return r, nil
+	}
 	if r.Status == StatusWouldReplay {
-		if r.Status, err = s.publish(ctx, letter, r.Run, o); err != nil {
-			r.Status = ""
+		if r.Run, r.Status, err = s.publish(ctx, runs, letter, o); err != nil {
 			return r, err
 		}
 	}
 	// Not there: another replay of the same letter was quicker to remove it.
-	if err := remove(ctx, stream, seq); err != nil && !errors.Is(err, ErrNoLetter) {
+	if err := s.Remove(ctx, seq); err != nil && !errors.Is(err, ErrNoLetter) {
 		return r, fmt.Errorf("job %s is in its queue again, but its letter stays (repeating is harmless): %w", r.JobID, err)
 	}
 	return r, nil
@@ -90,6 +105,9 @@ func (s *Store) replayable(l Letter) error {
 	if l.JobID == "" || l.Run < 1 {
 		return fmt.Errorf("it has no %s and %s: it was not written by a worker", HeaderJobID, HeaderRun)
 	}
+	if !jobs.ValidJobID(l.JobID) {
+		return fmt.Errorf("its %s %q names no job: it was not written by a worker", HeaderJobID, cut(l.JobID, maxText))
+	}
 	if l.Run >= jobs.MaxRun {
 		return fmt.Errorf("a job has at most %d runs, and this one's next would be %d: publish the job anew under another id", jobs.MaxRun, l.Run+1)
 	}
@@ -99,54 +117,53 @@ func (s *Store) replayable(l Letter) error {
 	return nil
 }
 
-// plan looks at the job's record and deadline. What was published already is
-// finished first: the deadline has no say in it any more.
-func (s *Store) plan(ctx context.Context, r Result, o ReplayOptions) (Status, error) {
-	run, err := s.recordedRun(ctx, r.JobID)
-	if err != nil {
-		return "", err
+// maxTaken is how many message ids of other messages a replay steps over.
+const maxTaken = 100
+
+// publish claims a run for the letter and publishes it.
+func (s *Store) publish(ctx context.Context, runs *runs, l Letter, o ReplayOptions) (int, Status, error) {
+	after := 0 // the run whose message id is another message's
+	for range maxTaken {
+		own, done, err := runs.claim(ctx, after)
+		switch {
+		case err != nil:
+			return own.Run, "", err
+		case done: // another replay of the same letter was quicker
+			return own.Run, StatusAlready, nil
+		}
+		before, err := runs.before(ctx, own)
+		if err != nil {
+			return own.Run, "", err
+		}
+		ack, err := s.publishRun(ctx, l, own.Run, before, o)
+		switch {
+		case err != nil:
+			return own.Run, "", err
+		case !ack.Duplicate:
+			return own.Run, StatusReplayed, runs.published(ctx, ack.Sequence)
+		}
+		mine, err := s.isOwn(ctx, ack.Sequence, l, own.Run, runs)
+		switch {
+		case err != nil:
+			return own.Run, "", err
+		case mine:
+			return own.Run, StatusAlready, runs.published(ctx, ack.Sequence)
+		}
+		after = own.Run
 	}
-	switch {
-	case run >= r.Run:
-		return StatusAlready, nil
-	case r.Deadline != nil && !s.now().Before(*r.Deadline) && !o.IgnoreDeadline:
-		return StatusDeadlinePassed, nil
-	}
-	return StatusWouldReplay, nil
+	return after, "", fmt.Errorf("replaying job %s: the last %d message ids up to %s.run%d are those of other messages: repeat when the duplicate window of %s is over",
+		l.JobID, maxTaken, l.JobID, after, s.names.JobsStream())
 }
 
-// recordedRun is the run that the job's record stands at; 0 where it has none
-// (any more).
-func (s *Store) recordedRun(ctx context.Context, jobID string) (int, error) {
-	kv, err := s.js.KeyValue(ctx, s.names.StateBucket())
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("bucket %s: %w", s.names.StateBucket(), err)
-	}
-	value, err := kv.Get(ctx, jobID)
-	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("record of job %s: %w", jobID, err)
-	}
-	var record struct {
-		Run int `json:"run"`
-	}
-	if err := json.Unmarshal(value.Value(), &record); err != nil {
-		return 0, fmt.Errorf("record of job %s: %w", jobID, err)
-	}
-	return record.Run, nil
-}
-
-func (s *Store) publish(ctx context.Context, l Letter, run int, o ReplayOptions) (Status, error) {
+func (s *Store) publishRun(ctx context.Context, l Letter, run int, before uint64, o ReplayOptions) (*jetstream.PubAck, error) {
 	msg := nats.NewMsg(l.Subject)
-	msg.Header = restored(l.Header)
+	msg.Header = restored(l.Header, l.Data)
 	msg.Data = l.Data
 	msg.Header.Set(HeaderJobID, l.JobID)
 	msg.Header.Set(HeaderRun, strconv.Itoa(run))
+	if before != 0 {
+		msg.Header.Set(HeaderAfterSeq, strconv.FormatUint(before, 10))
+	}
 	if o.IgnoreDeadline {
 		msg.Header.Set(HeaderIgnoreDeadline, "true")
 	}
@@ -154,12 +171,27 @@ func (s *Store) publish(ctx context.Context, l Letter, run int, o ReplayOptions)
 		jetstream.WithMsgID(fmt.Sprintf("%s.run%d", l.JobID, run)),
 		jetstream.WithExpectStream(s.names.JobsStream()))
 	if err != nil {
-		return "", fmt.Errorf("replaying job %s: %w%s", l.JobID, err, publishHint(err, s.names.JobsStream()))
+		return nil, fmt.Errorf("replaying job %s: %w%s", l.JobID, err, publishHint(err, s.names.JobsStream()))
 	}
-	if ack.Duplicate {
-		return StatusAlready, nil
+	return ack, nil
+}
+
+// isOwn reports whether the message that the jobs stream has under the id of a
+// replay is this letter's: an earlier try of the same replay. Publishers choose
+// message ids freely, so another job's message may have that id.
+func (s *Store) isOwn(ctx context.Context, seq uint64, l Letter, run int, runs *runs) (bool, error) {
+	msg, err := leader.Message(ctx, s.js, s.names.JobsStream(), seq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		// It was taken. A worker writes the record before it acknowledges, and
+		// only this letter has claimed the run.
+		recorded, err := runs.recorded(ctx)
+		return recorded >= run, err
 	}
-	return StatusReplayed, nil
+	if err != nil {
+		return false, fmt.Errorf("replaying job %s: %w", l.JobID, err)
+	}
+	h := msg.Header
+	return h.Get(HeaderJobID) == l.JobID && number(h, HeaderRun) == run && bytes.Equal(msg.Data, l.Data), nil
 }
 
 // codeStoreFailed answers a publish into a full stream.

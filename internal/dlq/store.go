@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/leader"
 	"avatarworker/internal/topology"
 )
 
@@ -37,12 +38,16 @@ func NewStore(js jetstream.JetStream, names topology.Names, now func() time.Time
 func (s *Store) stream(ctx context.Context) (jetstream.Stream, error) {
 	stream, err := s.js.Stream(ctx, s.names.DLQStream())
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return nil, fmt.Errorf("there is no stream %s: no worker has run here with this nats.prefix yet", s.names.DLQStream())
+		return nil, s.noStream()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", s.names.DLQStream(), err)
 	}
 	return stream, nil
+}
+
+func (s *Store) noStream() error {
+	return fmt.Errorf("there is no stream %s: no worker has run here with this nats.prefix yet", s.names.DLQStream())
 }
 
 // List gives the letters that the filter keeps, at most limit (0: all of
@@ -63,7 +68,7 @@ func (s *Store) List(ctx context.Context, f Filter, limit int) iter.Seq2[Entry, 
 			given++
 			return yield(e, nil) && (limit <= 0 || given < limit)
 		}
-		l := lister{stream: stream, names: s.names, filter: f, limit: limit}
+		l := lister{js: s.js, stream: stream, names: s.names, filter: f, limit: limit}
 		walk := l.oldest
 		if f.Newest {
 			walk = l.newest
@@ -76,20 +81,9 @@ func (s *Store) List(ctx context.Context, f Filter, limit int) iter.Seq2[Entry, 
 
 // Show gives one letter with the job's bytes.
 func (s *Store) Show(ctx context.Context, seq uint64) (Letter, error) {
-	stream, err := s.stream(ctx)
+	raw, err := s.message(ctx, seq)
 	if err != nil {
 		return Letter{}, err
-	}
-	return s.show(ctx, stream, seq)
-}
-
-func (s *Store) show(ctx context.Context, stream jetstream.Stream, seq uint64) (Letter, error) {
-	raw, err := stream.GetMsg(ctx, seq)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return Letter{}, fmt.Errorf("dead letter %d: %w", seq, ErrNoLetter)
-	}
-	if err != nil {
-		return Letter{}, fmt.Errorf("dead letter %d: %w", seq, err)
 	}
 	data, err := body(raw.Header, raw.Data)
 	if err != nil {
@@ -140,18 +134,28 @@ func (s *Store) Remove(ctx context.Context, seq uint64) error {
 	if err != nil {
 		return err
 	}
-	return remove(ctx, stream, seq)
-}
-
-func remove(ctx context.Context, stream jetstream.Stream, seq uint64) error {
-	err := stream.DeleteMsg(ctx, seq)
+	err = stream.DeleteMsg(ctx, seq)
 	if err == nil {
 		return nil
 	}
 	// The server's answer for a message that is not there is the one for other
 	// failures too, so look.
-	if _, getErr := stream.GetMsg(ctx, seq); errors.Is(getErr, jetstream.ErrMsgNotFound) {
-		return fmt.Errorf("dead letter %d: %w", seq, ErrNoLetter)
+	if _, readErr := s.message(ctx, seq); errors.Is(readErr, ErrNoLetter) {
+		return readErr
 	}
 	return fmt.Errorf("removing dead letter %d: %w", seq, err)
+}
+
+// message reads a letter from the stream's leader.
+func (s *Store) message(ctx context.Context, seq uint64) (*jetstream.RawStreamMsg, error) {
+	msg, err := leader.Message(ctx, s.js, s.names.DLQStream(), seq)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return nil, fmt.Errorf("dead letter %d: %w", seq, ErrNoLetter)
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return nil, s.noStream()
+	case err != nil:
+		return nil, fmt.Errorf("dead letter %d: %w", seq, err)
+	}
+	return msg, nil
 }

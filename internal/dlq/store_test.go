@@ -181,7 +181,11 @@ func TestReplayInterruptedBeforeTheRemovalIsFinishedNotRepeated(t *testing.T) {
 		b := setup(t)
 		write(t, b, letter("j1", 1))
 		// What the interrupted replay left: its publish.
-		if _, err := b.js.Publish(t.Context(), "avatar.jobs.default", []byte("{}"), jetstream.WithMsgID("j1.run2")); err != nil {
+		left := &nats.Msg{
+			Subject: "avatar.jobs.default", Data: []byte(`{"avatar_id":"ok"}`),
+			Header: nats.Header{dlq.HeaderJobID: {"j1"}, dlq.HeaderRun: {"2"}},
+		}
+		if _, err := b.js.PublishMsg(t.Context(), left, jetstream.WithMsgID("j1.run2")); err != nil {
 			t.Fatal(err)
 		}
 		if r := replay(t, b, 1, dlq.ReplayOptions{}); r.Status != dlq.StatusAlready {

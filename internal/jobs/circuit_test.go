@@ -11,6 +11,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
 )
 
 // account is a backend that refuses or serves the sessions of app1.
@@ -217,7 +218,7 @@ func TestHeldJobExpiresAndCanBeCancelled(t *testing.T) {
 	h.submit("default", job("opens"))
 	h.state("opens", jobs.StateHeld)
 	h.submit("default", job("late", fmt.Sprintf(`"deadline":%q`, time.Now().Add(1500*time.Millisecond).UTC().Format(time.RFC3339Nano))))
-	h.wantStatus("opens", "cancel", jobs.StatusRequested)
+	h.wantStatus("opens", "cancel", control.StatusRequested)
 	h.outcome("opens", jobs.StateCancelled)
 	h.outcome("late", jobs.StateExpired)
 	h.settled()

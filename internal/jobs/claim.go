@@ -3,8 +3,10 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
@@ -113,6 +115,11 @@ func (e *execution) refresh(ctx context.Context, record *Record) error {
 // this one takes its place. One that is gone because it was acknowledged had its
 // outcome written before, and then no write by this record's revision succeeds.
 func (e *execution) decide(ctx context.Context, record *Record, now time.Time) (claimStep, time.Duration, error) {
+	if before := afterSeq(e.msg.Headers()); before != 0 {
+		if exists, err := e.w.messageExists(ctx, before, e.id.ID); exists || err != nil {
+			return claimWait, waitForOutcome, err
+		}
+	}
 	what, wait := decide(record, e.id, now)
 	later := what == claimWait && e.id.Run > record.Run && record.State != StateRunning
 	if what != claimContend && !later {
@@ -136,6 +143,19 @@ func (e *execution) decide(ctx context.Context, record *Record, now time.Time) (
 	adopted.StreamSeq = e.id.StreamSeq
 	what, wait = decide(adopted, e.id, now)
 	return what, wait, nil
+}
+
+// HeaderAfterSeq is set on a replay that waits for another one of the same job:
+// the sequence of that one in the jobs stream.
+const HeaderAfterSeq = "Avatar-After-Seq"
+
+// afterSeq is the message that a replay waits for; 0: none.
+func afterSeq(h nats.Header) uint64 {
+	seq, err := strconv.ParseUint(headerValue(h, HeaderAfterSeq), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return seq
 }
 
 // messageExists reports whether the message of a job is in the jobs stream.

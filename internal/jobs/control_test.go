@@ -9,23 +9,24 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
 )
 
 // ask sends a control request and returns the answer.
-func (h *house) ask(id, op string) jobs.ControlReply {
+func (h *house) ask(id, op string) control.Reply {
 	h.t.Helper()
 	msg, err := h.nc.Request(h.names.Control(id), []byte(fmt.Sprintf(`{"op":%q}`, op)), 15*time.Second)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	var reply jobs.ControlReply
+	var reply control.Reply
 	if err := json.Unmarshal(msg.Data, &reply); err != nil {
 		h.t.Fatal(err)
 	}
 	return reply
 }
 
-func (h *house) wantStatus(id, op, status string) jobs.ControlReply {
+func (h *house) wantStatus(id, op, status string) control.Reply {
 	h.t.Helper()
 	reply := h.ask(id, op)
 	if reply.Status != status || reply.JobID != id {
@@ -65,22 +66,22 @@ func TestControlAnswersForEveryStateOfAJob(t *testing.T) {
 	receive(t, began, "session")
 	h.state("waits", jobs.StateRetrying)
 
-	if r := h.wantStatus("runs", "interrupt", jobs.StatusInterrupted); r.ReqID != "r7" || r.LastSeq != 9 {
+	if r := h.wantStatus("runs", "interrupt", control.StatusInterrupted); r.ReqID != "r7" || r.LastSeq != 9 {
 		t.Errorf("%+v", r)
 	}
-	h.wantStatus("runs", "dance", jobs.StatusRefused)
-	h.wantStatus("runs", "cancel", jobs.StatusCancelled)
+	h.wantStatus("runs", "dance", control.StatusRefused)
+	h.wantStatus("runs", "cancel", control.StatusCancelled)
 	if r := h.outcome("runs", jobs.StateCancelled); !r.CancelRequested {
 		t.Errorf("the record does not say that it was wished: %+v", r)
 	}
-	if r := h.wantStatus("quick", "cancel", jobs.StatusFinished); r.Outcome != jobs.StateCompleted {
+	if r := h.wantStatus("quick", "cancel", control.StatusFinished); r.Outcome != string(jobs.StateCompleted) {
 		t.Errorf("%+v", r)
 	}
-	h.wantStatus("quick", "interrupt", jobs.StatusNotRunning)
-	h.wantStatus("waits", "cancel", jobs.StatusRequested)
-	h.wantStatus("waits", "cancel", jobs.StatusRequested)
+	h.wantStatus("quick", "interrupt", control.StatusNotRunning)
+	h.wantStatus("waits", "cancel", control.StatusRequested)
+	h.wantStatus("waits", "cancel", control.StatusRequested)
 	h.outcome("waits", jobs.StateCancelled)
-	h.wantStatus("not-yet", "cancel", jobs.StatusRequested)
+	h.wantStatus("not-yet", "cancel", control.StatusRequested)
 	h.submit("default", job("not-yet"))
 	h.outcome("not-yet", jobs.StateCancelled)
 	h.settled()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +16,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/lease"
@@ -248,7 +248,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer w.giveBack(nil)
 	w.count(0) // until the first job nothing else says that all slots are free
 	w.pauseFetching()
-	control, err := w.serveControl(ctx)
+	control, err := control.Serve(ctx, control.Options{
+		NC: w.o.NC, Subject: w.o.Names.AllControl(), Jobs: controlled{w}, Valid: ValidJobID, Log: w.log,
+	})
 	if err != nil {
 		return err
 	}
@@ -274,7 +276,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.pool.Wait()
 	w.background.Wait()
 
-	control.close()
+	control.Close()
 	stop()
 	others.Wait()
 	w.lease.Stop() // last: until then what names this worker is its own
@@ -417,5 +419,3 @@ func (w *Worker) deregister(e *execution) {
 func (w *Worker) defaults() defaults {
 	return defaults{appID: w.o.DefaultApp, region: w.o.DefaultRegion, maxAttempts: w.o.Retry.MaxAttempts}
 }
-
-func lastToken(subject string) string { return subject[strings.LastIndexByte(subject, '.')+1:] }

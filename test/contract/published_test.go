@@ -13,6 +13,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/output"
 	"avatarworker/internal/topology"
@@ -94,13 +95,13 @@ func TestFramesAreAsTheSchemasSay(t *testing.T) {
 
 func TestControlRepliesAreAsTheSchemaSays(t *testing.T) {
 	v := validator(t)
-	for _, reply := range []jobs.ControlReply{
-		{JobID: "J", Status: jobs.StatusCancelled},
-		{JobID: "J", Status: jobs.StatusRequested},
-		{JobID: "J", Status: jobs.StatusFinished, Outcome: jobs.StateCompleted},
-		{JobID: "J", Status: jobs.StatusInterrupted, ReqID: "r", LastSeq: 3},
-		{JobID: "J", Status: jobs.StatusNotRunning, State: jobs.StateHeld, Message: "no session of this job is open"},
-		{JobID: "J", Status: jobs.StatusRefused, Message: "want an op"},
+	for _, reply := range []control.Reply{
+		{JobID: "J", Status: control.StatusCancelled},
+		{JobID: "J", Status: control.StatusRequested},
+		{JobID: "J", Status: control.StatusFinished, Outcome: string(jobs.StateCompleted)},
+		{JobID: "J", Status: control.StatusInterrupted, ReqID: "r", LastSeq: 3},
+		{JobID: "J", Status: control.StatusNotRunning, State: string(jobs.StateHeld), Message: "no session of this job is open"},
+		{JobID: "J", Status: control.StatusRefused, Message: "want an op"},
 	} {
 		data, err := json.Marshal(reply)
 		if err != nil {
@@ -111,7 +112,7 @@ func TestControlRepliesAreAsTheSchemaSays(t *testing.T) {
 		}
 	}
 	for _, op := range []string{"cancel", "interrupt"} {
-		data, err := json.Marshal(jobs.ControlRequest{Op: op})
+		data, err := json.Marshal(control.Request{Op: op})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -23,6 +23,7 @@ import (
 	"avatarworker/internal/audio/clip"
 	"avatarworker/internal/config"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/simulator"
 )
 
@@ -258,11 +259,11 @@ func interrupted(ctx context.Context, admin client) error {
 	if err != nil {
 		return err
 	}
-	var reply jobs.ControlReply
+	var reply control.Reply
 	if err := json.Unmarshal(msg.Data, &reply); err != nil {
 		return err
 	}
-	if reply.Status != jobs.StatusInterrupted {
+	if reply.Status != control.StatusInterrupted {
 		return fmt.Errorf("the answer is %s", msg.Data)
 	}
 	return outcome(ctx, admin, id)

@@ -122,6 +122,9 @@ func each(ctx context.Context, js jetstream.JetStream, stream, filter string, f 
 }
 
 func (s *Seen) record(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	if strings.Count(msg.Subject(), ".") > 2 {
+		return nil // $KV.<bucket>.<key>: a key with a dot is not a job's
+	}
 	if msg.Headers().Get("KV-Operation") != "" {
 		return fmt.Errorf("the record under %s was deleted", msg.Subject())
 	}
