@@ -175,12 +175,16 @@ func (a *App) Run(ctx context.Context) (err error) {
 	wg.Go(func() { a.newKeeper(js).run(beside) })
 	defer wg.Wait()
 	defer stopBeside()
+	return worker.Run(ctx)
+}
+
+// tellStarted says that the worker takes jobs.
+func (a *App) tellStarted() {
 	a.log.Info().Strs("queues", queueNames(a.c)).Int("concurrency", a.c.Worker.Concurrency).
 		Str("version", a.o.Version).Msg("worker started")
 	if a.o.OnReady != nil {
 		a.o.OnReady()
 	}
-	return worker.Run(ctx)
 }
 
 func (a *App) onStop(name string, do func(ctx context.Context) error) {
@@ -422,6 +426,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Concurrency: c.Worker.Concurrency, AckWait: lease(h, c), Drain: c.Worker.DrainTimeout,
 		AudioConvert: c.Audio.Convert, AudioMaxBytes: int64(c.Audio.MaxBytes),
 		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c),
+		Started: a.tellStarted,
 		CheckKey: func(ctx context.Context, app string) error {
 			return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
 		},

@@ -134,7 +134,7 @@ func TestWorkersTellEachOtherAgainWhenTheFleetsBucketWasMadeAgain(t *testing.T) 
 		if err != nil {
 			return false
 		}
-		_, err = kv.Get(f.ctx, "circuit.app.us-west")
+		_, err = kv.Get(f.ctx, "circuit.app.=")
 		return err == nil
 	})
 	// Who starts now finds the circuit open.

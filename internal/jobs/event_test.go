@@ -44,11 +44,11 @@ func goldenEvents() map[string]Event {
 	retryAt := eventTime.Add(1500 * time.Millisecond)
 	failure := NewErrorEvent(job, FailedAttempt{
 		Err: &errors.Error{
-			Code: errors.CodeServerError, Phase: errors.PhaseRuntime, Message: "the backend failed: token geheim <x>",
-			HTTPStatus: 500, ServerCode: "13", ServerTitle: "Internal", ServerDetail: "echo geheim",
-			ConnectionID: "20260131120000_abc", ReqID: "20260131120000_req", CloseCode: 4503, CloseReason: "geheim", Region: "ap-northeast",
+			Code: errors.CodeServerError, Phase: errors.PhaseRuntime, Message: "the backend failed: token geheim-7f3a <x>",
+			HTTPStatus: 500, ServerCode: "13", ServerTitle: "Internal", ServerDetail: "echo geheim-7f3a",
+			ConnectionID: "20260131120000_abc", ReqID: "20260131120000_req", CloseCode: 4503, CloseReason: "geheim-7f3a", Region: "ap-northeast",
 		},
-		Class: errors.ClassServer, Action: errors.ActionRetry, MaxAttempts: 5, RetryAt: retryAt, Secrets: []string{"geheim"},
+		Class: errors.ClassServer, Action: errors.ActionRetry, MaxAttempts: 5, RetryAt: retryAt, Secrets: []string{"geheim-7f3a"},
 	})
 	unread := NewErrorEvent(JobFields{JobID: "jdg-7", Run: 1, Queue: "default", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}, FailedAttempt{
 		Err:   &errors.Error{Code: errors.CodeInvalidJob, Phase: errors.PhaseJob, Message: "avatar_id: is required"},
@@ -125,7 +125,7 @@ func TestEventsAreWhatSubscribersWereTold(t *testing.T) {
 			if !bytes.Equal(got, want) {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
 			}
-			if bytes.Contains(got, []byte("geheim")) {
+			if bytes.Contains(got, []byte("geheim-7f3a")) {
 				t.Errorf("tells a secret:\n%s", got)
 			}
 		})

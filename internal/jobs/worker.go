@@ -77,6 +77,9 @@ type Options struct {
 	Alerts   AlertConfig
 	Table    *errors.Table
 
+	// Started is called once, when the worker begins to take jobs. It may be nil.
+	Started func()
+
 	Runner      Runner
 	DeadLetters DeadLetters
 	Observer    Observer
@@ -119,6 +122,8 @@ type Worker struct {
 	next   chan *execution // to one that is idle
 	idle   atomic.Int32
 	noMore chan struct{} // closed when there is nothing more to process
+
+	startedOnce sync.Once
 
 	mu       sync.Mutex
 	draining bool
@@ -283,6 +288,13 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
+// started tells once that the worker takes jobs.
+func (w *Worker) started() {
+	if w.o.Started != nil {
+		w.startedOnce.Do(w.o.Started)
+	}
+}
+
 // leaseChanged begins a new presence with each lease, and rests while there is
 // none.
 func (w *Worker) leaseChanged(holder *lease.Holder) {
@@ -290,6 +302,9 @@ func (w *Worker) leaseChanged(holder *lease.Holder) {
 		w.fleet.Rename(w.base, holder.ID)
 	}
 	w.pauseFetching()
+	if holder != nil {
+		w.started()
+	}
 }
 
 // keyChanged alerts when the backend refuses this worker's key of an app.
