@@ -29,20 +29,30 @@ const maxWindow = 10_000
 // alert for each code that recurs. Every worker counts the same; a
 // compare-and-set decides which of them tells.
 type Alerts struct {
-	js     jetstream.JetStream
-	stream string
-	errors string // the subjects of all error events
-	config AlertConfig
-	codes  func(errors.Code) bool // those that alert
-	store  *kv.Store
-	// told tells whether the event is the last of its subject, and no older.
-	told func(ctx context.Context, ev Event, since time.Time) (bool, error)
-	// publish tells whether the event was new.
-	publish func(ctx context.Context, ev Event) (fresh bool, err error)
-	raised  func(code errors.Code)
-	worker  string
-	log     zerolog.Logger
+	o       AlertOptions
 	windows map[errors.Code]*alertWindow
+}
+
+// AlertOptions are what Alerts are made of. All are required.
+type AlertOptions struct {
+	JS     jetstream.JetStream
+	Stream string // of events
+	Errors string // the subjects of all error events
+	Config AlertConfig
+	Codes  func(errors.Code) bool // those that alert
+	Store  *kv.Store              // AVATAR_FLEET
+	// Stored reports whether the event is the last of its subject, and no older.
+	Stored func(ctx context.Context, ev Event, since time.Time) (bool, error)
+	// Publish reports whether the event was new.
+	Publish func(ctx context.Context, ev Event) (fresh bool, err error)
+	Raised  func(code errors.Code)
+	Worker  string
+	Log     zerolog.Logger
+}
+
+// NewAlerts returns Alerts that count nothing yet; Run does.
+func NewAlerts(o AlertOptions) *Alerts {
+	return &Alerts{o: o, windows: make(map[errors.Code]*alertWindow)}
 }
 
 // alertWindow is what is remembered of one code.
@@ -65,12 +75,11 @@ type alertGiven struct {
 	WorkerID string    `json:"worker_id"`
 }
 
-// run counts until ctx ends. A consumer that ends is started again.
-func (a *Alerts) run(ctx context.Context) {
-	a.windows = make(map[errors.Code]*alertWindow)
+// Run counts until ctx ends. A consumer that ends is started again.
+func (a *Alerts) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := a.follow(ctx); err != nil && ctx.Err() == nil {
-			a.log.Warn().Err(err).Msg("could not follow the error events; recurring failures are not noticed until this works")
+			a.o.Log.Warn().Err(err).Msg("could not follow the error events; recurring failures are not noticed until this works")
 		}
 		if retry.Pause(ctx, time.Second, nil) != nil {
 			return
@@ -79,9 +88,9 @@ func (a *Alerts) run(ctx context.Context) {
 }
 
 func (a *Alerts) follow(ctx context.Context) error {
-	from := time.Now().Add(-a.config.Window)
-	consumer, err := a.js.OrderedConsumer(ctx, a.stream, jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{a.errors},
+	from := time.Now().Add(-a.o.Config.Window)
+	consumer, err := a.o.JS.OrderedConsumer(ctx, a.o.Stream, jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{a.o.Errors},
 		DeliverPolicy:  jetstream.DeliverByStartTimePolicy,
 		OptStartTime:   &from,
 	})
@@ -110,7 +119,7 @@ func (a *Alerts) follow(ctx context.Context) error {
 // take counts one error event.
 func (a *Alerts) take(ctx context.Context, msg jetstream.Msg) {
 	code := errors.Code(msg.Subject()[strings.LastIndexByte(msg.Subject(), '.')+1:])
-	if !a.codes(code) {
+	if !a.o.Codes(code) {
 		return
 	}
 	meta, err := msg.Metadata()
@@ -129,8 +138,8 @@ func (a *Alerts) take(ctx context.Context, msg jetstream.Msg) {
 		w = &alertWindow{ids: make(map[string]bool)}
 		a.windows[code] = w
 	}
-	w.add(alertSeen{id: msg.Headers().Get("ce-id"), at: meta.Timestamp, app: ev.AppID, job: ev.JobID}, a.config.Window)
-	if len(w.seen) >= a.config.Threshold && meta.Timestamp.Sub(w.given) >= a.config.Window {
+	w.add(alertSeen{id: msg.Headers().Get("ce-id"), at: meta.Timestamp, app: ev.AppID, job: ev.JobID}, a.o.Config.Window)
+	if len(w.seen) >= a.o.Config.Threshold && meta.Timestamp.Sub(w.given) >= a.o.Config.Window {
 		a.raise(ctx, code, w)
 	}
 }
@@ -162,7 +171,7 @@ func (a *Alerts) raise(running context.Context, code errors.Code, w *alertWindow
 	case err == nil:
 		w.given = at
 	case running.Err() == nil:
-		a.log.Error().Err(err).Str("code", string(code)).Int("count", len(w.seen)).Msg("could not tell an alert; trying with the next event")
+		a.o.Log.Error().Err(err).Str("code", string(code)).Int("count", len(w.seen)).Msg("could not tell an alert; trying with the next event")
 	}
 }
 
@@ -172,14 +181,14 @@ func (a *Alerts) claim(ctx context.Context, code errors.Code, now time.Time) (ti
 	key := "alert." + topology.Token(string(code))
 	for {
 		var given alertGiven
-		revision, err := a.store.Get(ctx, key, &given)
+		revision, err := a.o.Store.Get(ctx, key, &given)
 		if err != nil {
 			return time.Time{}, err
 		}
-		if revision != 0 && now.Sub(given.At) < a.config.Window {
+		if revision != 0 && now.Sub(given.At) < a.o.Config.Window {
 			return given.At, nil
 		}
-		_, err = a.store.Put(ctx, key, alertGiven{At: now, WorkerID: a.worker}, revision)
+		_, err = a.o.Store.Put(ctx, key, alertGiven{At: now, WorkerID: a.o.Worker}, revision)
 		if !errors.Is(err, kv.ErrConflict) {
 			return now, err
 		}
@@ -193,12 +202,12 @@ func (a *Alerts) tell(ctx context.Context, code errors.Code, w *alertWindow, at 
 	ev := a.event(code, w)
 	ev.ID = AlertID(AlertRecurring, at, string(code))
 	// Its id has the time in it. Where nobody knows, once more does no harm.
-	if told, err := a.told(ctx, ev, time.Time{}); err == nil && told {
+	if told, err := a.o.Stored(ctx, ev, time.Time{}); err == nil && told {
 		return nil
 	}
-	fresh, err := a.publish(ctx, ev)
+	fresh, err := a.o.Publish(ctx, ev)
 	if fresh {
-		a.raised(code)
+		a.o.Raised(code)
 	}
 	return err
 }
@@ -206,8 +215,8 @@ func (a *Alerts) tell(ctx context.Context, code errors.Code, w *alertWindow, at 
 func (a *Alerts) event(code errors.Code, w *alertWindow) Event {
 	first, last := w.seen[0], w.seen[len(w.seen)-1]
 	alert := RecurringAlert{
-		Code: code, Count: len(w.seen), Window: a.config.Window.String(),
-		First: first.at.UTC(), Last: last.at.UTC(), Worker: a.worker, Time: last.at.UTC(),
+		Code: code, Count: len(w.seen), Window: a.o.Config.Window.String(),
+		First: first.at.UTC(), Last: last.at.UTC(), Worker: a.o.Worker, Time: last.at.UTC(),
 		AppIDs: []string{}, JobIDs: []string{},
 	}
 	for i := len(w.seen) - 1; i >= 0; i-- {

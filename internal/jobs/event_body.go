@@ -214,3 +214,62 @@ type WorkerAlert struct {
 func (a WorkerAlert) ceType() string            { return "avatar.alert." + a.Kind }
 func (a WorkerAlert) jobID() string             { return a.JobID }
 func (a WorkerAlert) subject(n Subjects) string { return n.Alerts(a.Kind, a.What) }
+
+// Utterance is what the completed event says of one utterance.
+type Utterance struct {
+	ReqID        string `json:"req_id"`
+	Frames       int    `json:"frames"`
+	Bytes        int64  `json:"bytes"`    // of the frames
+	AudioMS      int64  `json:"audio_ms"` // length of the speech
+	FirstFrameMS int64  `json:"first_frame_ms"`
+	DurationMS   int64  `json:"duration_ms"`
+	Interrupted  bool   `json:"interrupted,omitempty"`
+	Converted    string `json:"converted,omitempty"` // what audio.convert did
+	LiveSeq      uint64 `json:"-"`                   // of its last live audio message
+
+	// Recorded is how far the job's recording is stored with it; nil: as before.
+	Recorded *Recorded `json:"-"`
+}
+
+// Recorded says how much of a job's recording is stored for good. A later session
+// goes on behind it.
+type Recorded struct {
+	Utterances int    `json:"utterances"` // finished, those without a frame included
+	Size       int64  `json:"size"`       // bytes of all chunks
+	Chunks     int    `json:"chunks"`
+	LastSeq    uint64 `json:"last_seq"` // stream sequence of the last chunk; 0: there is none
+	Session    int    `json:"session"`  // the session that stored the last chunk
+	Digest     []byte `json:"digest"`   // state of the SHA-256 over all chunks
+}
+
+// ErrorEvent is the body of an error event, and the last_error of a record. A
+// field that is absent is not known.
+type ErrorEvent struct {
+	JobID        string            `json:"job_id"`
+	Queue        string            `json:"queue"`
+	AppID        string            `json:"app_id,omitempty"`
+	AvatarID     string            `json:"avatar_id,omitempty"`
+	Region       string            `json:"region,omitempty"`
+	Worker       string            `json:"worker"`
+	WorkerID     string            `json:"worker_id"`
+	Run          int               `json:"run"`
+	Session      int               `json:"session,omitempty"`
+	Attempt      int               `json:"attempt,omitempty"`
+	MaxAttempts  int               `json:"max_attempts,omitempty"`
+	Code         errors.Code       `json:"code"`
+	Class        errors.Class      `json:"class"`
+	Phase        errors.Phase      `json:"phase"`
+	Message      string            `json:"message"`
+	HTTPStatus   int               `json:"http_status,omitempty"`
+	ServerCode   string            `json:"server_code,omitempty"`
+	ServerTitle  string            `json:"server_title,omitempty"`
+	ServerDetail string            `json:"server_detail,omitempty"`
+	ConnectionID string            `json:"connection_id,omitempty"`
+	ReqID        string            `json:"req_id,omitempty"`
+	CloseCode    int               `json:"close_code,omitempty"`
+	CloseReason  string            `json:"close_reason,omitempty"`
+	Action       errors.Action     `json:"action"`
+	RetryAt      *time.Time        `json:"retry_at,omitempty"`
+	Labels       map[string]string `json:"labels,omitempty"`
+	Time         time.Time         `json:"time"`
+}

@@ -200,3 +200,28 @@ func (j *Job) Secrets() []string {
 	// take it apart.
 	return slices.DeleteFunc(secrets, func(s string) bool { return len(s) < 4 })
 }
+
+// Job is one session job as taken from its message: valid, and with its
+// identity settled.
+type Job struct {
+	*jobpb.Job
+
+	ID        string // never changes; see Identify
+	Run       int    // 1, and one more for each replay
+	Queue     string // the last token of Subject
+	Subject   string
+	StreamSeq uint64 // sequence of the message in the jobs stream
+	Published time.Time
+
+	TraceParent string // W3C, from the message's headers; may be empty
+	TraceState  string
+}
+
+// Identity is what is known of a message even when it is no valid job.
+type Identity struct {
+	ID        string
+	Run       int
+	Queue     string
+	Subject   string
+	StreamSeq uint64
+}

@@ -186,11 +186,11 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	})
 	w.pace = newPace(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
 	w.keys = &keys{check: o.CheckKey, apps: o.Apps, others: w.othersHaveKey, changed: w.keyChanged, log: o.Logger}
-	w.alerts = &Alerts{
-		js: o.JS, stream: o.Events.CachedInfo().Config.Name, errors: o.Names.AllErrors(), config: o.Alerts, codes: w.alerting(),
-		store: shared, told: w.eventStored, publish: w.publisher.publish, worker: o.Name, log: o.Logger,
-		raised: func(code errors.Code) { o.Observer.Alerted(AlertRecurring, code) },
-	}
+	w.alerts = NewAlerts(AlertOptions{
+		JS: o.JS, Stream: o.Events.CachedInfo().Config.Name, Errors: o.Names.AllErrors(), Config: o.Alerts, Codes: w.alerting(),
+		Store: shared, Stored: w.eventStored, Publish: w.publisher.publish, Worker: o.Name, Log: o.Logger,
+		Raised: func(code errors.Code) { o.Observer.Alerted(AlertRecurring, code) },
+	})
 	w.pull = fetch.New(fetch.Options{
 		JS: o.JS, Stream: o.Names.JobsStream(), Queues: o.Queues, Places: o.Concurrency, Window: o.AckWait,
 		Consumer: o.Consumer, Handle: w.handle, Health: w.setHealth, Log: o.Logger,
@@ -264,7 +264,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	others.Go(func() { w.fleet.Run(background) })
 	others.Go(func() { w.limits.Run(background) })
 	others.Go(func() { w.circuits.Run(background) })
-	others.Go(func() { w.alerts.run(background) })
+	others.Go(func() { w.alerts.Run(background) })
 	others.Go(func() { w.tell(background) })
 	if w.o.CheckKey != nil {
 		w.keys.start(ctx)
