@@ -10,6 +10,8 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/status"
 )
@@ -81,7 +83,7 @@ const statusUnknown = "unknown"
 // false where that could not be found out: then the cancel is noted.
 func (c *cli) unknownJob(ctx context.Context, l *link, store *kv.Store, id string) (bool, error) {
 	noRecord := func() (bool, error) {
-		revision, err := store.Get(ctx, id, &jobs.Record{})
+		revision, err := store.Get(ctx, id, &lifecycle.Record{})
 		return revision == 0, err
 	}
 	if absent, err := noRecord(); err != nil || !absent {
@@ -114,7 +116,7 @@ func (c *cli) printCancel(reply control.Reply, asJSON bool) error {
 }
 
 func checkJobID(id string) error {
-	if !jobs.ValidJobID(id) {
+	if !jobspec.ValidID(id) {
 		return usagef("%q is not a job id: want 1 to 64 of A-Z a-z 0-9 _ -", id)
 	}
 	return nil

@@ -14,7 +14,8 @@ import (
 
 	"avatarworker/internal/audio/clip"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // demoJob is a job of the show and how it is announced to end.
@@ -22,11 +23,11 @@ type demoJob struct {
 	id       string
 	about    string
 	body     []byte
-	expected jobs.State
+	expected lifecycle.State
 	code     errors.Code // of the dead letter
 	attempts int
 
-	got    jobs.Record
+	got    lifecycle.Record
 	frames int
 	bytes  int64
 	letter string // subject of its dead letter
@@ -36,7 +37,7 @@ type demoJob struct {
 // demoJobs are jobs that end each way.
 func demoJobs(now time.Time) []*demoJob {
 	speech := map[string]any{"inline": base64.StdEncoding.EncodeToString(clip.WAV)}
-	job := func(id, about, avatar string, expected jobs.State, code errors.Code, attempts int, extra map[string]any) *demoJob {
+	job := func(id, about, avatar string, expected lifecycle.State, code errors.Code, attempts int, extra map[string]any) *demoJob {
 		body := map[string]any{"id": id, "avatar_id": avatar, "audio": speech, "labels": map[string]string{"demo": "true"}}
 		for k, v := range extra {
 			body[k] = v
@@ -52,14 +53,14 @@ func demoJobs(now time.Time) []*demoJob {
 	}
 	room := map[string]any{"url": "wss://room.example.com", "room_name": "lobby", "publisher_id": "avatar", "api_token": "demo-room-token"}
 	return []*demoJob{
-		job("demo-frames", "frames on a NATS subject", "ok", jobs.StateCompleted, "", 1, nil),
-		job("demo-object", "frames recorded in an object", "ok", jobs.StateCompleted, "", 1, map[string]any{"output": map[string]any{"object": map[string]any{}}}),
-		job("demo-egress", "the backend publishes into a LiveKit room", "ok", jobs.StateCompleted, "", 1, map[string]any{"output": map[string]any{"livekit": room}}),
-		job("demo-talk", "two utterances in one session", "ok", jobs.StateCompleted, "", 1, map[string]any{"utterances": []any{speech, speech}}),
-		job("demo-flaky", "the connection breaks twice, then holds", "flaky-connectionClosed-2", jobs.StateCompleted, "", 3, nil),
-		job("demo-unknown-avatar", "a mistake that no retry mends", "fail-avatarNotFound", jobs.StateDeadLettered, errors.CodeAvatarNotFound, 1, nil),
-		job("demo-typo", "a field that is not known", "ok", jobs.StateDeadLettered, errors.CodeInvalidJob, 0, map[string]any{"avatar_idd": "ok"}),
-		job("demo-late", "its deadline has passed", "ok", jobs.StateExpired, "", 0, map[string]any{"deadline": now.Add(-time.Minute).UTC().Format(time.RFC3339)}),
+		job("demo-frames", "frames on a NATS subject", "ok", lifecycle.StateCompleted, "", 1, nil),
+		job("demo-object", "frames recorded in an object", "ok", lifecycle.StateCompleted, "", 1, map[string]any{"output": map[string]any{"object": map[string]any{}}}),
+		job("demo-egress", "the backend publishes into a LiveKit room", "ok", lifecycle.StateCompleted, "", 1, map[string]any{"output": map[string]any{"livekit": room}}),
+		job("demo-talk", "two utterances in one session", "ok", lifecycle.StateCompleted, "", 1, map[string]any{"utterances": []any{speech, speech}}),
+		job("demo-flaky", "the connection breaks twice, then holds", "flaky-connectionClosed-2", lifecycle.StateCompleted, "", 3, nil),
+		job("demo-unknown-avatar", "a mistake that no retry mends", "fail-avatarNotFound", lifecycle.StateDeadLettered, errors.CodeAvatarNotFound, 1, nil),
+		job("demo-typo", "a field that is not known", "ok", lifecycle.StateDeadLettered, errors.CodeInvalidJob, 0, map[string]any{"avatar_idd": "ok"}),
+		job("demo-late", "its deadline has passed", "ok", lifecycle.StateExpired, "", 0, map[string]any{"deadline": now.Add(-time.Minute).UTC().Format(time.RFC3339)}),
 	}
 }
 
@@ -104,7 +105,7 @@ func (s *show) follow(ctx context.Context, news <-chan *nats.Msg) error {
 		select {
 		case msg := <-news:
 			s.tell(msg)
-			if jobs.State(token(msg.Subject, 2)).Final() {
+			if lifecycle.State(token(msg.Subject, 2)).Final() {
 				delete(open, token(msg.Subject, 3))
 			}
 		case err := <-s.stage.failed:
@@ -153,7 +154,7 @@ func (s *show) tell(msg *nats.Msg) {
 		switch {
 		case e.RetryAt != nil:
 			what = fmt.Sprintf("attempt %d failed; again in %s", e.Attempt, max(0, time.Until(*e.RetryAt)).Round(time.Millisecond))
-		case kind == jobs.EventStarted:
+		case kind == event.TypeStarted:
 			what = "attempt " + strconv.Itoa(e.Attempt)
 		default:
 			what = e.Reason
@@ -165,11 +166,11 @@ func (s *show) tell(msg *nats.Msg) {
 
 func kindColour(kind string) string {
 	switch kind {
-	case "error", jobs.EventDeadLettered:
+	case "error", event.TypeDeadLettered:
 		return red
-	case jobs.EventCompleted:
+	case event.TypeCompleted:
 		return green
-	case jobs.EventRetrying, jobs.EventHeld, jobs.EventExpired:
+	case event.TypeRetrying, event.TypeHeld, event.TypeExpired:
 		return yellow
 	default:
 		return "0"
@@ -207,12 +208,12 @@ func (s *show) inspect(ctx context.Context, j *demoJob) error {
 	switch {
 	case j.got.State != j.expected:
 		j.wrong = fmt.Sprintf("%s instead of %s", j.got.State, j.expected)
-	case j.got.Attempt != j.attempts && j.expected == jobs.StateCompleted:
+	case j.got.Attempt != j.attempts && j.expected == lifecycle.StateCompleted:
 		j.wrong = fmt.Sprintf("%d attempts instead of %d", j.got.Attempt, j.attempts)
 	case j.code != "" && (j.got.LastError == nil || j.got.LastError.Code != j.code):
 		j.wrong = fmt.Sprintf("not given up for %s", j.code)
 	}
-	if j.expected == jobs.StateDeadLettered && j.got.LastError != nil {
+	if j.expected == lifecycle.StateDeadLettered && j.got.LastError != nil {
 		return s.inspectLetter(ctx, j)
 	}
 	return nil
@@ -242,15 +243,15 @@ type demoSummary struct {
 }
 
 type demoJobResult struct {
-	ID         string       `json:"id"`
-	Expected   jobs.State   `json:"expected"`
-	Outcome    jobs.State   `json:"outcome"`
-	Code       errors.Code  `json:"code"`
-	Class      errors.Class `json:"class"`
-	Attempts   int          `json:"attempts"`
-	Frames     int          `json:"frames"`
-	Bytes      int64        `json:"bytes"`
-	DeadLetter string       `json:"dead_letter"` // its subject; "" if there is none
+	ID         string          `json:"id"`
+	Expected   lifecycle.State `json:"expected"`
+	Outcome    lifecycle.State `json:"outcome"`
+	Code       errors.Code     `json:"code"`
+	Class      errors.Class    `json:"class"`
+	Attempts   int             `json:"attempts"`
+	Frames     int             `json:"frames"`
+	Bytes      int64           `json:"bytes"`
+	DeadLetter string          `json:"dead_letter"` // its subject; "" if there is none
 }
 
 func (s *show) summary(ok bool) demoSummary {
@@ -261,7 +262,7 @@ func (s *show) summary(ok bool) demoSummary {
 			Frames: j.frames, Bytes: j.bytes, DeadLetter: j.letter,
 		}
 		switch {
-		case j.got.Outcome == jobs.StateExpired: // as its event says
+		case j.got.Outcome == lifecycle.StateExpired: // as its event says
 			r.Code, r.Class = errors.CodeDeadlineExceeded, errors.ClassJob
 		case j.got.LastError != nil:
 			r.Code, r.Class = j.got.LastError.Code, j.got.LastError.Class

@@ -19,8 +19,8 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/jobpb"
+	"avatarworker/internal/jobs/jobspec"
 )
 
 func newDLQShowCommand(c *cli) *cobra.Command {
@@ -115,7 +115,7 @@ const maxInline = 48
 
 // maskedBody is the job's body as JSON that may be seen.
 func maskedBody(header nats.Header, data []byte) json.RawMessage {
-	inProtobuf := jobs.IsProtobuf(header)
+	inProtobuf := jobspec.IsProtobuf(header)
 	if inProtobuf {
 		var job jobpb.Job
 		if proto.Unmarshal(data, &job) == nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/status"
 )
 
@@ -182,9 +182,9 @@ func (c *cli) eventLine(w io.Writer, e status.Event) string {
 		}
 	}
 	colour := map[string]string{
-		"error": red, jobs.EventDeadLettered: red, jobs.EventCompleted: green, jobs.EventExpired: yellow,
-		jobs.EventRetrying: yellow, jobs.EventHeld: yellow, "alert." + jobs.AlertRecurring: red,
-		"alert." + jobs.AlertCircuitOpened: red, "alert." + jobs.AlertCircuitClosed: green,
+		"error": red, event.TypeDeadLettered: red, event.TypeCompleted: green, event.TypeExpired: yellow,
+		event.TypeRetrying: yellow, event.TypeHeld: yellow, "alert." + event.AlertRecurring: red,
+		"alert." + event.AlertCircuitOpened: red, "alert." + event.AlertCircuitClosed: green,
 	}[name]
 	label := fmt.Sprintf("%-22s", orDash(name))
 	if colour != "" {

@@ -16,7 +16,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/topology"
 )
@@ -147,7 +148,7 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) args(args ...string) []string { return append(args, "--nats-url", b.url) }
 
-func (b *bench) record(r jobs.Record) {
+func (b *bench) record(r lifecycle.Record) {
 	b.t.Helper()
 	data, err := json.Marshal(r)
 	if err != nil {
@@ -158,9 +159,9 @@ func (b *bench) record(r jobs.Record) {
 	}
 }
 
-func (b *bench) event(id string, body jobs.Body) {
+func (b *bench) event(id string, body event.Body) {
 	b.t.Helper()
-	msg, err := jobs.Event{ID: id, Time: time.Now(), Body: body}.Message(names, jobs.Source("host"))
+	msg, err := event.Event{ID: id, Time: time.Now(), Body: body}.Message(names, event.Source("host"))
 	if err != nil {
 		b.t.Fatal(err)
 	}

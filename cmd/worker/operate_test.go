@@ -19,8 +19,11 @@ import (
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/jobpb"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
 )
 
@@ -28,9 +31,9 @@ import (
 func (b *bench) letter(id string, code errors.Code, body string, failedAt time.Time) {
 	b.t.Helper()
 	err := dlq.NewWriter(b.js, names).Write(b.t.Context(), jobs.DeadLetter{
-		Job: jobs.Identity{ID: id, Run: 1, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 1}, Data: []byte(body),
-		Reason: jobs.ReasonPermanent, Attempts: 1, FailedAt: failedAt, Worker: "host",
-		Error: jobs.ErrorEvent{
+		Job: jobspec.Identity{ID: id, Run: 1, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 1}, Data: []byte(body),
+		Reason: lifecycle.ReasonPermanent, Attempts: 1, FailedAt: failedAt, Worker: "host",
+		Error: event.Error{
 			JobID: id, Queue: "default", AppID: "app", AvatarID: "a", Code: code, Class: code.Class(), Phase: errors.PhaseHandshake,
 			Message: "refused at https://h/x?sig=hush", Time: failedAt,
 		},
@@ -58,8 +61,8 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 	b := newBench(t)
 	b.job("default", "w1")
 	b.job("vip", "v1")
-	for i, state := range []jobs.State{jobs.StateRunning, jobs.StateHeld, jobs.StateCompleted} {
-		b.record(jobs.Record{JobID: fmt.Sprint("r", i), Run: 1, StreamSeq: uint64(i + 1), Queue: "default", State: state})
+	for i, state := range []lifecycle.State{lifecycle.StateRunning, lifecycle.StateHeld, lifecycle.StateCompleted} {
+		b.record(lifecycle.Record{JobID: fmt.Sprint("r", i), Run: 1, StreamSeq: uint64(i + 1), Queue: "default", State: state})
 	}
 	presence, err := json.Marshal(fleet.Presence{Worker: "host", WorkerID: "host-1", At: time.Now(), Queues: map[string]int{"default": 1}, Slots: 4})
 	if err != nil {
@@ -86,15 +89,15 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 
 func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 	b := newBench(t)
-	fields := jobs.JobFields{JobID: "j1", Run: 1, Attempt: 1, Worker: "host"}
-	b.record(jobs.Record{
-		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: jobs.StateDeadLettered, Outcome: jobs.StateDeadLettered, CreatedAt: time.Now(), UpdatedAt: time.Now(),
-		LastError: &jobs.ErrorEvent{Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"},
+	fields := event.JobFields{JobID: "j1", Run: 1, Attempt: 1, Worker: "host"}
+	b.record(lifecycle.Record{
+		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered, CreatedAt: time.Now(), UpdatedAt: time.Now(),
+		LastError: &event.Error{Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"},
 	})
-	b.event("1", jobs.Started{JobFields: fields})
-	b.event("2", jobs.ErrorEvent{JobID: "other", Code: errors.CodeInternal, Class: errors.ClassInternal})
-	b.event("3", jobs.ErrorEvent{JobID: "j1", Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"})
-	b.event("4", jobs.DeadLettered{JobFields: fields, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig})
+	b.event("1", event.Started{JobFields: fields})
+	b.event("2", event.Error{JobID: "other", Code: errors.CodeInternal, Class: errors.ClassInternal})
+	b.event("3", event.Error{JobID: "j1", Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"})
+	b.event("4", event.DeadLettered{JobFields: fields, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig})
 	expect(t, 0, []string{"dead_lettered", "no such avatar", "what to do", "avatarworker dlq show --job j1"}, b.args("status", "j1")...)
 	j := decode[status.Job](t, expect(t, 0, nil, b.args("status", "j1", "--json")...))
 	var ids []string
@@ -160,13 +163,13 @@ const steering = "\u009b31m \u009d0;title\u009c \x9b2J \u2028 \u202egnp.exe\u202
 
 func TestWhatOthersWroteNeverSteersATerminal(t *testing.T) {
 	b := newBench(t)
-	wrong := jobs.ErrorEvent{JobID: "j1", Code: errors.CodeServerError, Class: errors.ClassServer, Message: "said " + steering, ServerTitle: steering, ServerDetail: steering}
-	b.record(jobs.Record{
-		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: jobs.StateDeadLettered, Outcome: jobs.StateDeadLettered, AvatarID: steering,
+	wrong := event.Error{JobID: "j1", Code: errors.CodeServerError, Class: errors.ClassServer, Message: "said " + steering, ServerTitle: steering, ServerDetail: steering}
+	b.record(lifecycle.Record{
+		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered, AvatarID: steering,
 		Labels: map[string]string{steering: steering}, LastError: &wrong, CreatedAt: time.Now(), UpdatedAt: time.Now(),
 	})
 	b.event("1", wrong)
-	raw := nats.NewMsg(names.Events(jobs.EventCompleted, "j1"))
+	raw := nats.NewMsg(names.Events(event.TypeCompleted, "j1"))
 	raw.Data = []byte(`{"reason":"` + strings.ReplaceAll(steering, "\x1b", "") + `"}`)
 	b.publish(raw)
 	b.letter("j1", errors.CodeServerError, `{"avatar_id":"`+strings.ReplaceAll(steering, "\x1b", "")+`"}`, time.Now())
@@ -211,7 +214,7 @@ func TestWhatOthersWroteNeverSteersATerminal(t *testing.T) {
 func TestCancelTellsRequestedFromFinished(t *testing.T) {
 	b := newBench(t)
 	expect(t, 0, []string{"requested"}, b.args("cancel", "new", "--if-unknown")...)
-	var r jobs.Record
+	var r lifecycle.Record
 	entry, err := b.h.State.Get(t.Context(), "new")
 	if err != nil {
 		t.Fatal(err)
@@ -219,10 +222,10 @@ func TestCancelTellsRequestedFromFinished(t *testing.T) {
 	if err := json.Unmarshal(entry.Value(), &r); err != nil || !r.CancelRequested {
 		t.Errorf("%v: %s", err, entry.Value())
 	}
-	b.record(jobs.Record{JobID: "done", Run: 1, State: jobs.StateCompleted, Outcome: jobs.StateCompleted})
+	b.record(lifecycle.Record{JobID: "done", Run: 1, State: lifecycle.StateCompleted, Outcome: lifecycle.StateCompleted})
 	expect(t, 1, []string{"finished (completed)"}, b.args("cancel", "done")...)
 	reply := decode[control.Reply](t, expect(t, 1, nil, b.args("cancel", "done", "--json")...))
-	if reply.Status != "finished" || reply.Outcome != string(jobs.StateCompleted) {
+	if reply.Status != "finished" || reply.Outcome != string(lifecycle.StateCompleted) {
 		t.Errorf("got %+v", reply)
 	}
 }
@@ -290,7 +293,7 @@ func TestALimitOfNoneIsNoneForEveryCommandOfDeadLetters(t *testing.T) {
 func TestAHoldThatLastsHasItsNextAttemptAhead(t *testing.T) {
 	b := newBench(t)
 	past := time.Now().Add(-time.Hour).UTC()
-	b.record(jobs.Record{JobID: "h1", Run: 1, State: jobs.StateHeld, Queue: "default", NextAttemptAt: &past})
+	b.record(lifecycle.Record{JobID: "h1", Run: 1, State: lifecycle.StateHeld, Queue: "default", NextAttemptAt: &past})
 	stdout := expect(t, 0, []string{"asked for again within a minute"}, b.args("status", "h1")...)
 	if strings.Contains(stdout, past.Format(time.RFC3339)) {
 		t.Errorf("the next attempt has passed:\n%s", stdout)
@@ -406,10 +409,10 @@ func TestRemovedLettersAreGone(t *testing.T) {
 
 func TestEventsArePrintedByKindJobAndCode(t *testing.T) {
 	b := newBench(t)
-	b.event("started", jobs.Started{JobFields: jobs.JobFields{JobID: "j1", Run: 1}})
-	b.event("error", jobs.ErrorEvent{JobID: "j1", Code: errors.CodeInternal, Class: errors.ClassInternal, Message: "a\x1b[31mb"})
-	b.event("other", jobs.ErrorEvent{JobID: "j2", Code: errors.CodeServerError, Class: errors.ClassServer})
-	b.event("alert", jobs.RecurringAlert{Code: errors.CodeServerError, Count: 5, Window: "1m0s"})
+	b.event("started", event.Started{JobFields: event.JobFields{JobID: "j1", Run: 1}})
+	b.event("error", event.Error{JobID: "j1", Code: errors.CodeInternal, Class: errors.ClassInternal, Message: "a\x1b[31mb"})
+	b.event("other", event.Error{JobID: "j2", Code: errors.CodeServerError, Class: errors.ClassServer})
+	b.event("alert", event.RecurringAlert{Code: errors.CodeServerError, Count: 5, Window: "1m0s"})
 	for _, tc := range []struct {
 		want string
 		args []string
@@ -443,10 +446,10 @@ func TestEventsArePrintedByKindJobAndCode(t *testing.T) {
 
 func TestEventsAreFollowedUntilInterrupted(t *testing.T) {
 	b := newBench(t)
-	b.event("before", jobs.Started{JobFields: jobs.JobFields{JobID: "j0", Run: 1}})
+	b.event("before", event.Started{JobFields: event.JobFields{JobID: "j0", Run: 1}})
 	c := start(t, "", b.args("events", "--json", "--since", "1h")...)
 	c.out.await(t, `"before"`)
-	b.event("after", jobs.Started{JobFields: jobs.JobFields{JobID: "j1", Run: 1}})
+	b.event("after", event.Started{JobFields: event.JobFields{JobID: "j1", Run: 1}})
 	c.out.await(t, `"after"`)
 	c.interrupt()
 	if code := c.wait(); code != 0 {

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
 )
 
@@ -191,7 +191,7 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 	if !j.Whole {
 		c.note("looking for error events took longer than --count-for: some may be missing")
 	}
-	if j.Record != nil && j.Record.Outcome == jobs.StateDeadLettered {
+	if j.Record != nil && j.Record.Outcome == lifecycle.StateDeadLettered {
 		_, err = fmt.Fprintf(c.stdout, "\nIts dead letter: avatarworker dlq show --job %s\n", id)
 	}
 	return err
@@ -207,7 +207,7 @@ func (c *cli) printWaiting(id string, w *status.Waiting) error {
 	return t.end()
 }
 
-func (c *cli) printRecord(r *jobs.Record) error {
+func (c *cli) printRecord(r *lifecycle.Record) error {
 	t := newTable(c.stdout)
 	row := func(name string, value any) {
 		if text := fmt.Sprint(value); text != "" && text != "0" {
@@ -249,11 +249,11 @@ func (c *cli) printRecord(r *jobs.Record) error {
 
 // nextAttempt is when a job that waits is tried again. One whose hold lasts is
 // asked for again and again, and its record is not written anew for that.
-func nextAttempt(now time.Time, r *jobs.Record) string {
+func nextAttempt(now time.Time, r *lifecycle.Record) string {
 	switch {
 	case r.NextAttemptAt == nil || r.State.Final():
 		return ""
-	case r.State == jobs.StateHeld && r.NextAttemptAt.Before(now):
+	case r.State == lifecycle.StateHeld && r.NextAttemptAt.Before(now):
 		return "still held: asked for again within a minute"
 	}
 	return r.NextAttemptAt.UTC().Format(time.RFC3339)

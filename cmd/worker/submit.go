@@ -14,8 +14,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/topology"
 )
 
@@ -129,7 +130,7 @@ type published struct {
 	Duplicate bool   `json:"duplicate,omitempty"` // it was published before, under this id
 
 	// With --wait.
-	Outcome jobs.State      `json:"outcome,omitempty"`
+	Outcome lifecycle.State `json:"outcome,omitempty"`
 	Event   json.RawMessage `json:"event,omitempty"` // the outcome's event
 	Saved   *savedRecording `json:"saved,omitempty"`
 }
@@ -181,9 +182,9 @@ func (c *cli) submit(cmd *cobra.Command, s *submission) error {
 	return c.publishAndFollow(ctx, l, s, doc, live, file)
 }
 
-func savesFrames(job *jobs.Job) bool {
+func savesFrames(job *jobspec.Job) bool {
 	kind := job.OutputKind()
-	return kind == jobs.OutputFrames || kind == jobs.OutputObject
+	return kind == jobspec.OutputFrames || kind == jobspec.OutputObject
 }
 
 func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc *document, live *liveSpeech, file *frameFile) error {

@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobspec"
 )
 
 // jobPart is one job of a FILE.
@@ -50,7 +50,7 @@ func (c *cli) readJobs(s *submission) ([]jobPart, error) {
 	case s.noCheck:
 		return []jobPart{{raw: data}}, nil
 	case isOne:
-		parts, err = []jobPart{{fields: one}}, notAJob(name, jobs.CheckJSON(data))
+		parts, err = []jobPart{{fields: one}}, notAJob(name, jobspec.CheckJSON(data))
 	default:
 		parts, err = splitJobs(name, data)
 	}
@@ -93,7 +93,7 @@ func splitJobs(name string, data []byte) ([]jobPart, error) {
 	if list {
 		between += ","
 		if !json.Valid(data) {
-			return nil, notAJob(name, jobs.CheckJSON(data))
+			return nil, notAJob(name, jobspec.CheckJSON(data))
 		}
 		if _, err := dec.Token(); err != nil { // the bracket
 			return nil, fmt.Errorf("%s: %w", name, err)
@@ -114,7 +114,7 @@ func splitJobs(name string, data []byte) ([]jobPart, error) {
 		if decodeErr != nil && len(parts) == 0 && !list {
 			part.where = name // there may be no second one
 		}
-		if wrong := jobs.CheckJSON(blanked(data[:end], from)); wrong != nil {
+		if wrong := jobspec.CheckJSON(blanked(data[:end], from)); wrong != nil {
 			faults = append(faults, part.located(errors.New(wrong.Message)))
 		} else if err := errors.Join(decodeErr, json.Unmarshal(value, &part.fields)); err != nil {
 			faults = append(faults, part.located(err))
@@ -125,7 +125,7 @@ func splitJobs(name string, data []byte) ([]jobPart, error) {
 		parts = append(parts, part)
 	}
 	if rest := dec.InputOffset(); !list && len(bytes.TrimSpace(data[rest:])) > 0 { // a bracket too many
-		faults = append(faults, notAJob(name, jobs.CheckJSON(blanked(data, rest))))
+		faults = append(faults, notAJob(name, jobspec.CheckJSON(blanked(data, rest))))
 	}
 	switch {
 	case len(faults) > 0:

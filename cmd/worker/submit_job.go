@@ -17,7 +17,7 @@ import (
 
 	"avatarworker/internal/audio"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobspec"
 )
 
 // jobFlags are the fields of a job.
@@ -331,9 +331,9 @@ func inFlags(err error) string {
 
 func (d *document) output(s *submission) error {
 	o := map[string]any{}
-	egress := s.output == jobs.OutputLiveKit || s.output == jobs.OutputAgora
+	egress := s.output == jobspec.OutputLiveKit || s.output == jobspec.OutputAgora
 	switch {
-	case s.outputName != "" && s.output != jobs.OutputObject:
+	case s.outputName != "" && s.output != jobspec.OutputObject:
 		return usagef("--output-name needs --output object")
 	case s.egress.given() && !egress:
 		return usagef("--egress-… need --output livekit or agora")
@@ -341,12 +341,12 @@ func (d *document) output(s *submission) error {
 	switch s.output {
 	case "":
 		return nil
-	case jobs.OutputFrames, jobs.OutputDiscard:
-	case jobs.OutputObject:
+	case jobspec.OutputFrames, jobspec.OutputDiscard:
+	case jobspec.OutputObject:
 		if s.outputName != "" {
 			o["name"] = s.outputName
 		}
-	case jobs.OutputLiveKit, jobs.OutputAgora:
+	case jobspec.OutputLiveKit, jobspec.OutputAgora:
 		var err error
 		if o, err = s.egress.fields(s.output); err != nil {
 			return err
@@ -379,7 +379,7 @@ func (e *egressFlags) fields(kind string) (map[string]any, error) {
 	if len(attributes) > 0 {
 		all["extra_attributes"] = attributes
 	}
-	if kind == jobs.OutputAgora {
+	if kind == jobspec.OutputAgora {
 		all = map[string]any{"channel_name": e.room, "token": token, "uid": e.uid, "publisher_id": e.publisher}
 	}
 	for name, value := range all {
@@ -392,11 +392,11 @@ func (e *egressFlags) fields(kind string) (map[string]any, error) {
 
 // job checks the document as a worker would. nil without an error: it is no
 // valid job, and --no-check publishes it anyway.
-func (d *document) job(noCheck bool) (*jobs.Job, error) {
-	body, invalid := jobs.Decode(nil, d.data)
+func (d *document) job(noCheck bool) (*jobspec.Job, error) {
+	body, invalid := jobspec.Decode(nil, d.data)
 	switch {
 	case invalid == nil:
-		return &jobs.Job{Job: body, ID: d.id}, nil
+		return &jobspec.Job{Job: body, ID: d.id}, nil
 	case noCheck:
 		return nil, nil //nolint:nilnil // see above
 	}

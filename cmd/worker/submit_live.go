@@ -13,8 +13,8 @@ import (
 
 	"avatarworker/internal/audio"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/jobs/jobspec"
 )
 
 // liveSpeech is speech that is published while the job runs. nil is none.
@@ -44,9 +44,9 @@ func (c *cli) openLive(ctx context.Context, s *submission, doc *document) (*live
 	if err != nil {
 		return nil, err
 	}
-	spec := map[string]any{"sample_rate": live.speech.SampleRate(), "format": jobs.FormatPCM}
+	spec := map[string]any{"sample_rate": live.speech.SampleRate(), "format": jobspec.FormatPCM}
 	if live.speech.Format() == audio.OggOpus {
-		spec["format"] = jobs.FormatOggOpus
+		spec["format"] = jobspec.FormatOggOpus
 	}
 	if s.maxSilence != "" {
 		spec["max_silence"] = s.maxSilence
@@ -72,8 +72,8 @@ func (c *cli) liveInput(ctx context.Context, s *submission, doc *document) (*liv
 	if rate == 0 {
 		return nil, usagef("--live -: raw PCM needs --sample-rate")
 	}
-	if s.format != "" && s.format != jobs.FormatPCM {
-		return nil, usagef("--live - takes raw PCM (%s) only; give a file for %s", jobs.FormatPCM, s.format)
+	if s.format != "" && s.format != jobspec.FormatPCM {
+		return nil, usagef("--live - takes raw PCM (%s) only; give a file for %s", jobspec.FormatPCM, s.format)
 	}
 	speech, err := audio.NewPCM(interruptible(ctx, c.stdin), rate)
 	if err != nil {

@@ -20,8 +20,10 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/output"
 )
 
@@ -71,9 +73,9 @@ func (b *bench) lastJob() *jetstream.RawStreamMsg {
 	return msg
 }
 
-func completed(id string) jobs.Body {
-	return jobs.NewCompleted(jobs.JobFields{JobID: id, Run: 1, Queue: "default", Worker: "host"}, 1, nil,
-		[]jobs.Utterance{{ReqID: "r1"}}, 1, time.Second, "")
+func completed(id string) event.Body {
+	return event.NewCompleted(event.JobFields{JobID: id, Run: 1, Queue: "default", Worker: "host"}, 1, nil,
+		[]event.Utterance{{ReqID: "r1"}}, 1, time.Second, "")
 }
 
 func TestSubmitUploadsSpeechAndPublishesAValidJob(t *testing.T) {
@@ -82,10 +84,10 @@ func TestSubmitUploadsSpeechAndPublishesAValidJob(t *testing.T) {
 		"--label", "order=17", "--extra", "k=v", "--deadline", "10m", "--max-attempts", "2", "--output", "object", "--output-name", "rec")...)
 	msg := b.lastJob()
 	id := strings.TrimSpace(stdout)
-	if !jobs.ValidJobID(id) || msg.Header.Get("Nats-Msg-Id") != id || msg.Subject != "avatar.jobs.default" {
+	if !jobspec.ValidID(id) || msg.Header.Get("Nats-Msg-Id") != id || msg.Subject != "avatar.jobs.default" {
 		t.Errorf("id %q, message %s %v", id, msg.Subject, msg.Header)
 	}
-	job, invalid := jobs.Decode(msg.Header, msg.Data)
+	job, invalid := jobspec.Decode(msg.Header, msg.Data)
 	if invalid != nil {
 		t.Fatal(invalid)
 	}
@@ -115,7 +117,7 @@ func TestSubmitTakesAFileAndFlagsWin(t *testing.T) {
 		t.Fatalf("exit %d: %s", code, c.stderr)
 	}
 	p := decode[published](t, c.out.String())
-	job, invalid := jobs.Decode(nil, b.lastJob().Data)
+	job, invalid := jobspec.Decode(nil, b.lastJob().Data)
 	if invalid != nil || p.JobID != "mine" || job.GetAvatarId() != "other" || job.GetLabels()["x"] != "1" || job.GetLabels()["y"] != "3" {
 		t.Errorf("%v: %+v, %s", invalid, p, b.lastJob().Data)
 	}
@@ -210,7 +212,7 @@ func TestWaitSavesEachUtteranceOnceFromTheHighestSession(t *testing.T) {
 	c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out)...)
 	c.out.await(t, "j1")
 	first, second, again, last := envelope("a", false), envelope("a2", false), envelope("b", false), envelope("b", true)
-	b.event("s", jobs.Started{JobFields: jobs.JobFields{JobID: "j1", Run: 1, Attempt: 1}})
+	b.event("s", event.Started{JobFields: event.JobFields{JobID: "j1", Run: 1, Attempt: 1}})
 	b.frame("j1", 1, 1, 1, 1, first)
 	b.frame("j1", 1, 1, 1, 2, envelope("a", true))
 	b.frame("j1", 1, 1, 2, 3, second)
@@ -252,7 +254,7 @@ func TestFramesAreSavedAsTheyCameAlsoThoseThatCannotBeRead(t *testing.T) {
 		for i, frame := range frames {
 			b.frame("j1", 1, 1, 1, i+1, frame)
 		}
-		done := jobs.NewCompleted(jobs.JobFields{JobID: "j1", Run: 1}, 1, nil, []jobs.Utterance{{ReqID: "a", Frames: len(frames)}}, 1, time.Second, "")
+		done := event.NewCompleted(event.JobFields{JobID: "j1", Run: 1}, 1, nil, []event.Utterance{{ReqID: "a", Frames: len(frames)}}, 1, time.Second, "")
 		b.event("c", done)
 		if code := c.wait(); code != 0 || !strings.Contains(c.stderr.String(), "as they came") {
 			t.Fatalf("exit %d: %s", code, c.stderr)
@@ -282,7 +284,7 @@ func TestAFileOfSeveralJobsIsSubmittedWhole(t *testing.T) {
 			if ids := strings.Fields(stdout); len(ids) != 3 || ids[1] != "second" || b.jobsStored() != 3 {
 				t.Errorf("ids %q, %d jobs", ids, b.jobsStored())
 			}
-			if job, invalid := jobs.Decode(nil, b.lastJob().Data); invalid != nil || job.GetLabels()["x"] != "1" {
+			if job, invalid := jobspec.Decode(nil, b.lastJob().Data); invalid != nil || job.GetLabels()["x"] != "1" {
 				t.Errorf("%v: %v", invalid, job)
 			}
 			lines := strings.Split(strings.TrimSpace(expect(t, 0, nil, b.args("submit", path, "--json")...)), "\n")
@@ -300,7 +302,7 @@ func TestWaitFollowsEachJobOfAFile(t *testing.T) {
 	c := start(t, "", b.args("submit", path, "--wait")...)
 	c.out.await(t, "j2")
 	b.event("2", completed("j2"))
-	b.event("1", jobs.Cancelled{JobFields: jobs.JobFields{JobID: "j1", Run: 1}})
+	b.event("1", event.Cancelled{JobFields: event.JobFields{JobID: "j1", Run: 1}})
 	if code := c.wait(); code != 1 || !strings.Contains(c.stderr.String(), "j1: cancelled") || !strings.Contains(c.stderr.String(), "j2: completed") {
 		t.Errorf("exit %d: %s", code, c.stderr)
 	}
@@ -346,11 +348,11 @@ func TestWaitFailsUnlessTheJobCompleted(t *testing.T) {
 	c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out, "--json")...)
 	c.stderr.await(t, "no worker serves")
 	b.frame("j1", 1, 1, 1, 1, envelope("a", false))
-	b.event("d", jobs.DeadLettered{JobFields: jobs.JobFields{JobID: "j1", Run: 1}, Code: "avatarNotFound", Class: "config", Message: "no such avatar"})
+	b.event("d", event.DeadLettered{JobFields: event.JobFields{JobID: "j1", Run: 1}, Code: "avatarNotFound", Class: "config", Message: "no such avatar"})
 	if code := c.wait(); code != 1 {
 		t.Errorf("exit %d, want 1", code)
 	}
-	if p := decode[published](t, c.out.String()); p.Outcome != jobs.StateDeadLettered || !strings.Contains(string(p.Event), "no such avatar") || p.Saved != nil {
+	if p := decode[published](t, c.out.String()); p.Outcome != lifecycle.StateDeadLettered || !strings.Contains(string(p.Event), "no such avatar") || p.Saved != nil {
 		t.Errorf("got %+v", p)
 	}
 	if left, err := os.ReadDir(filepath.Dir(out)); err != nil || len(left) != 0 {
@@ -368,7 +370,7 @@ func TestWaitEndsWithTimeoutInterruptOrAnUsedID(t *testing.T) {
 	if code := c.wait(); code != 1 || !strings.Contains(c.stderr.String(), "avatarworker cancel j2") {
 		t.Errorf("exit %d: %s", code, c.stderr)
 	}
-	b.record(jobs.Record{JobID: "used", Run: 1, StreamSeq: 4711, State: jobs.StateCompleted, Queue: "default"})
+	b.record(lifecycle.Record{JobID: "used", Run: 1, StreamSeq: 4711, State: lifecycle.StateCompleted, Queue: "default"})
 	expect(t, 1, []string{"used before"}, b.args(append(job, "--id", "used")...)...)
 }
 
@@ -380,7 +382,7 @@ func TestLiveSpeechIsPublishedToItsEnd(t *testing.T) {
 		t.Fatalf("exit %d: %s", code, c.stderr)
 	}
 	expect(t, 0, nil, b.args("submit", "--id", "l2", "--avatar", "a", "--live", helloWAV, "--pace", "fast")...)
-	job, invalid := jobs.Decode(nil, b.lastJob().Data)
+	job, invalid := jobspec.Decode(nil, b.lastJob().Data)
 	if invalid != nil || job.GetLive().GetSampleRate() != 16000 || job.GetLive().GetFormat() != "pcm_s16le" {
 		t.Errorf("%v: %s", invalid, b.lastJob().Data)
 	}

@@ -12,7 +12,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
 )
 
@@ -40,11 +41,11 @@ func (l *link) marks(ctx context.Context) (m marks, err error) {
 
 // ended is how a job ended.
 type ended struct {
-	state      jobs.State
+	state      lifecycle.State
 	event      json.RawMessage
 	text       string // for people
 	recording  string
-	utterances []jobs.Utterance
+	utterances []event.Utterance
 	spoken     int // utterances in all
 }
 
@@ -75,7 +76,7 @@ func (c *cli) waitFor(ctx context.Context, l *link, s *submission, p *published,
 		return w.gaveUp(ctx, err)
 	}
 	p.Outcome, p.Event = end.state, end.event
-	if end.state == jobs.StateCompleted && s.out != "" {
+	if end.state == lifecycle.StateCompleted && s.out != "" {
 		p.Saved, err = w.save(ctx, end)
 	}
 	return w.verdict(end, err)
@@ -97,14 +98,14 @@ func (w *waiter) verdict(end ended, err error) error {
 		err = errors.Join(err, w.c.printJSON(w.p))
 	}
 	colour := red
-	if end.state == jobs.StateCompleted {
+	if end.state == lifecycle.StateCompleted {
 		colour = green
 	}
 	w.c.note("%s: %s%s", w.p.JobID, w.c.colour(w.c.stderr, colour, string(end.state)), plain(end.text))
 	if w.p.Saved != nil {
 		w.c.note("saved %s: %s, %s, %.2f s, %d bytes", w.p.Saved.File, count(len(w.p.Saved.Utterances), "utterance"), count(w.p.Saved.Frames, "frame"), w.p.Saved.Seconds, w.p.Saved.Bytes)
 	}
-	if err == nil && end.state != jobs.StateCompleted {
+	if err == nil && end.state != lifecycle.StateCompleted {
 		return errShown
 	}
 	return err
@@ -162,23 +163,23 @@ func (w *waiter) followEvents(ctx context.Context) error {
 
 func (w *waiter) event(e status.Event) error {
 	var body struct {
-		Run        int              `json:"run"`
-		StreamSeq  uint64           `json:"stream_seq"`
-		Recording  string           `json:"recording"`
-		Utterances []jobs.Utterance `json:"utterances"`
-		Total      int              `json:"utterances_total"`
+		Run        int               `json:"run"`
+		StreamSeq  uint64            `json:"stream_seq"`
+		Recording  string            `json:"recording"`
+		Utterances []event.Utterance `json:"utterances"`
+		Total      int               `json:"utterances_total"`
 	}
 	if json.Unmarshal(e.Data, &body) != nil || body.Run > 1 {
 		return nil // not a worker's, or of a replay
 	}
 	kind := strings.TrimPrefix(e.Type, "avatar.job.")
-	if kind == jobs.EventDuplicate {
+	if kind == event.TypeDuplicate {
 		if body.StreamSeq == w.p.Seq {
 			return w.dropped()
 		}
 		return nil
 	}
-	if state := jobs.State(kind); state.Final() {
+	if state := lifecycle.State(kind); state.Final() {
 		w.offer(ended{state: state, event: e.Data, text: ": " + describeEvent(e), recording: body.Recording, utterances: body.Utterances, spoken: max(body.Total, len(body.Utterances))})
 		return nil
 	}
@@ -218,7 +219,7 @@ func (w *waiter) followRecord(ctx context.Context) error {
 			if !open {
 				return nil
 			}
-			var r jobs.Record
+			var r lifecycle.Record
 			if entry == nil || json.Unmarshal(entry.Value(), &r) != nil {
 				continue
 			}
@@ -233,7 +234,7 @@ func (w *waiter) followRecord(ctx context.Context) error {
 }
 
 // late gives the outcome of the record when its event stays out.
-func (w *waiter) late(ctx context.Context, r *jobs.Record, data []byte) error {
+func (w *waiter) late(ctx context.Context, r *lifecycle.Record, data []byte) error {
 	timer := time.NewTimer(eventGrace)
 	defer timer.Stop()
 	select {
@@ -289,7 +290,7 @@ func (w *waiter) save(ctx context.Context, end ended) (*savedRecording, error) {
 }
 
 // framesOf is how many frames the worker published.
-func framesOf(utterances []jobs.Utterance) int {
+func framesOf(utterances []event.Utterance) int {
 	n := 0
 	for _, u := range utterances {
 		n += u.Frames
@@ -298,7 +299,7 @@ func framesOf(utterances []jobs.Utterance) int {
 }
 
 // interrupted reports whether an utterance was meant to have no end.
-func interrupted(utterances []jobs.Utterance) bool {
+func interrupted(utterances []event.Utterance) bool {
 	for _, u := range utterances {
 		if u.Interrupted {
 			return true

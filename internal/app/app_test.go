@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"testing"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 func TestJobsEndAsTheirAvatarsSay(t *testing.T) {
@@ -13,17 +13,17 @@ func TestJobsEndAsTheirAvatarsSay(t *testing.T) {
 	for i, c := range []struct {
 		avatar string
 		extra  map[string]any
-		want   jobs.State
+		want   lifecycle.State
 		code   string
 	}{
-		{"ok", nil, jobs.StateCompleted, ""},
-		{"ok", map[string]any{"output": map[string]any{"discard": map[string]any{}}}, jobs.StateCompleted, ""},
-		{"ok", map[string]any{"output": map[string]any{"object": map[string]any{"name": "rec"}}}, jobs.StateCompleted, ""},
-		{"ok", map[string]any{"output": map[string]any{"livekit": map[string]any{"url": "wss://example.com", "room_name": "r", "publisher_id": "p", "api_token": "good-token"}}}, jobs.StateCompleted, ""},
-		{"flaky-connectionClosed-2", nil, jobs.StateCompleted, ""},
-		{"fail-avatarNotFound", nil, jobs.StateDeadLettered, "avatarNotFound"},
-		{"ok", map[string]any{"deadline": "2020-01-01T00:00:00Z"}, jobs.StateExpired, ""},
-		{"ok", map[string]any{"audio": map[string]any{"inline": "AAAA", "sample_rate": 16000}}, jobs.StateDeadLettered, "invalidJob"},
+		{"ok", nil, lifecycle.StateCompleted, ""},
+		{"ok", map[string]any{"output": map[string]any{"discard": map[string]any{}}}, lifecycle.StateCompleted, ""},
+		{"ok", map[string]any{"output": map[string]any{"object": map[string]any{"name": "rec"}}}, lifecycle.StateCompleted, ""},
+		{"ok", map[string]any{"output": map[string]any{"livekit": map[string]any{"url": "wss://example.com", "room_name": "r", "publisher_id": "p", "api_token": "good-token"}}}, lifecycle.StateCompleted, ""},
+		{"flaky-connectionClosed-2", nil, lifecycle.StateCompleted, ""},
+		{"fail-avatarNotFound", nil, lifecycle.StateDeadLettered, "avatarNotFound"},
+		{"ok", map[string]any{"deadline": "2020-01-01T00:00:00Z"}, lifecycle.StateExpired, ""},
+		{"ok", map[string]any{"audio": map[string]any{"inline": "AAAA", "sample_rate": 16000}}, lifecycle.StateDeadLettered, "invalidJob"},
 	} {
 		t.Run(fmt.Sprintf("%s_%s", c.avatar, c.want), func(t *testing.T) {
 			id := fmt.Sprintf("job%d", i)

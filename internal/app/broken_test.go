@@ -14,7 +14,7 @@ import (
 
 	"avatarworker/internal/audio/clip"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // wav is a file of that shape; its header says size bytes of samples.
@@ -85,7 +85,7 @@ func TestBrokenJobsAreGivenUpAtOnceByNameAndTheWorkerGoesOn(t *testing.T) {
 		id := "broken" + strconv.Itoa(i)
 		r := f.outcome(id)
 		e := r.LastError
-		if r.State != jobs.StateDeadLettered || r.Reason != jobs.ReasonInvalidJob || e.Code != errors.CodeInvalidJob || e.Class != errors.ClassJob {
+		if r.State != lifecycle.StateDeadLettered || r.Reason != lifecycle.ReasonInvalidJob || e.Code != errors.CodeInvalidJob || e.Class != errors.ClassJob {
 			t.Errorf("%s: %s (%s): %+v", c.name, r.State, r.Reason, e)
 			continue
 		}
@@ -124,7 +124,7 @@ func TestARateThatTheBackendDoesNotTakeIsRefusedBeforeAnySession(t *testing.T) {
 	f.publish("second", "ok", fields{"utterances": []any{f.uploaded(time.Second), f.stored("odd.wav", wav(1, 16, 11025, 32000, make([]byte, 32000)))}})
 	for _, id := range []string{"inline", "object", "live", "second"} {
 		r := f.outcome(id)
-		if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeUnsupportedSampleRate || r.LastError.Phase != errors.PhaseAudio || r.Attempt != 1 {
+		if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeUnsupportedSampleRate || r.LastError.Phase != errors.PhaseAudio || r.Attempt != 1 {
 			t.Errorf("%s: %+v", id, r.LastError)
 		}
 	}
@@ -141,7 +141,7 @@ func TestAudioThatIsNotThereIsGivenUp(t *testing.T) {
 	f.publish("first", "ok", fields{"audio": fields{"object": "missing"}})
 	for _, id := range []string{"second", "first"} {
 		r := f.outcome(id)
-		if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeAudioUnavailable || r.LastError.Class != errors.ClassJob || r.Attempt != 1 || r.Checkpoint != 0 {
+		if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeAudioUnavailable || r.LastError.Class != errors.ClassJob || r.Attempt != 1 || r.Checkpoint != 0 {
 			t.Errorf("%s at %d: %+v", id, r.Checkpoint, r.LastError)
 		}
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/config"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
@@ -19,11 +19,11 @@ func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
 	f.worker(worker{config: func(c *config.Config) { c.Retry.Initial, c.Retry.Max = 2*time.Second, 2*time.Second }})
 
 	f.publish("running", "hang", nil)
-	f.state("running", func(r jobs.Record) bool { return r.State == jobs.StateRunning })
+	f.state("running", func(r lifecycle.Record) bool { return r.State == lifecycle.StateRunning })
 	if got := f.control("running", "cancel"); got.Status != control.StatusCancelled || got.JobID != "running" {
 		t.Errorf("cancel of a running job: %+v", got)
 	}
-	if r := f.outcome("running"); r.State != jobs.StateCancelled {
+	if r := f.outcome("running"); r.State != lifecycle.StateCancelled {
 		t.Errorf("a running job ended %s", r.State)
 	}
 	if n := f.backend.OpenSessions(); n != 0 {
@@ -32,7 +32,7 @@ func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
 
 	f.publish("done", "ok", nil)
 	f.outcome("done")
-	if got := f.control("done", "cancel"); got.Status != control.StatusFinished || got.Outcome != string(jobs.StateCompleted) {
+	if got := f.control("done", "cancel"); got.Status != control.StatusFinished || got.Outcome != string(lifecycle.StateCompleted) {
 		t.Errorf("cancel of a completed job: %+v", got)
 	}
 
@@ -42,7 +42,7 @@ func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
 	if got := f.control("retrying", "cancel"); got.Status != control.StatusRequested {
 		t.Errorf("cancel of a waiting job: %+v", got)
 	}
-	if r := f.outcome("retrying"); r.State != jobs.StateCancelled || !r.CancelRequested {
+	if r := f.outcome("retrying"); r.State != lifecycle.StateCancelled || !r.CancelRequested {
 		t.Errorf("a waiting job ended %s", r.State)
 	}
 	if n := len(f.sessions("fail-upstreamError")); n > before+1 { // it may have been on its way
@@ -53,7 +53,7 @@ func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
 		t.Errorf("cancel of an unknown job: %+v", got)
 	}
 	f.publish("unknown", "ok-unknown", nil)
-	if r := f.outcome("unknown"); r.State != jobs.StateCancelled || len(f.sessions("ok-unknown")) != 0 {
+	if r := f.outcome("unknown"); r.State != lifecycle.StateCancelled || len(f.sessions("ok-unknown")) != 0 {
 		t.Errorf("a job cancelled before it was published: %+v", r)
 	}
 	if got := f.control("running", "cancel"); got.Status != control.StatusCancelled {
@@ -68,11 +68,11 @@ func TestInterruptOfWhatDoesNotSpeakSaysSo(t *testing.T) {
 	f.publish("waits", "fail-upstreamError", nil)
 	f.event("waits", "retrying")
 	f.publish("silent", "ok", live("10s"))
-	f.state("silent", func(r jobs.Record) bool { return r.ConnectionID != "" }) // written down after 2 s
+	f.state("silent", func(r lifecycle.Record) bool { return r.ConnectionID != "" }) // written down after 2 s
 	f.publish("over", "ok", nil)
 	f.outcome("over")
-	for id, state := range map[string]jobs.State{
-		"waits": jobs.StateRetrying, "silent": jobs.StateRunning, "over": jobs.StateCompleted, "nobody": "",
+	for id, state := range map[string]lifecycle.State{
+		"waits": lifecycle.StateRetrying, "silent": lifecycle.StateRunning, "over": lifecycle.StateCompleted, "nobody": "",
 	} {
 		got := f.control(id, "interrupt")
 		if got.Status != control.StatusNotRunning || got.State != string(state) || got.Message == "" {

@@ -7,7 +7,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/config"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 func TestADrainFinishesWhatRunsAndTakesNothingNew(t *testing.T) {
@@ -16,12 +16,12 @@ func TestADrainFinishesWhatRunsAndTakesNothingNew(t *testing.T) {
 	w := f.worker(worker{config: func(c *config.Config) { c.Worker.DrainTimeout = 30 * time.Second }})
 	f.publish("talk", "ok", live("10s"))
 	f.say("talk", silence(3*time.Second), end)
-	f.state("talk", func(r jobs.Record) bool { return r.Checkpoint == 1 })
+	f.state("talk", func(r lifecycle.Record) bool { return r.Checkpoint == 1 })
 	w.tell()
 	f.publish("later", "ok-later", nil)
 	f.say("talk", silence(3*time.Second), closing)
 	w.stop()
-	if r := f.record("talk"); r.State != jobs.StateCompleted || r.Session != 1 || r.UtterancesDone != 2 {
+	if r := f.record("talk"); r.State != lifecycle.StateCompleted || r.Session != 1 || r.UtterancesDone != 2 {
 		t.Errorf("%+v", r)
 	}
 	if n := len(f.sessions("ok-later")); n != 0 {
@@ -51,7 +51,7 @@ func TestWhatDoesNotFinishInTimeIsHandedBackAndRunElsewhereAsTheSameAttempt(t *t
 	if took := time.Since(began); took > 4*time.Second {
 		t.Errorf("the drain took %s", took)
 	}
-	f.state("long", func(r jobs.Record) bool { return r.State == jobs.StateRunning && r.Session == 2 })
+	f.state("long", func(r lifecycle.Record) bool { return r.State == lifecycle.StateRunning && r.Session == 2 })
 	f.say("long", silence(time.Second), closing)
 	done := f.completed("long")
 	if done.Attempts != 1 || done.Session != 2 || done.Worker != "second" || done.UtterancesTotal != 2 || done.Utterances[1].AudioMS != 4000 {

@@ -6,7 +6,7 @@ import (
 
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 func livekit(token string) fields {
@@ -49,8 +49,8 @@ func TestEgressWithoutAnEndIsDoneWhenTheSpeechHasHadTimeToBeHeard(t *testing.T) 
 	f := newFleet(t, nil)
 	f.worker(worker{config: func(c *config.Config) { c.Audio.EgressMargin = 300 * time.Millisecond }})
 	f.publish("room", "ok", fields{"utterances": []any{pcm(500 * time.Millisecond), pcm(time.Second)}, "output": livekit("good-token")})
-	r := f.state("room", func(r jobs.Record) bool { return r.Checkpoint == 1 })
-	if r.State != jobs.StateRunning {
+	r := f.state("room", func(r lifecycle.Record) bool { return r.Checkpoint == 1 })
+	if r.State != lifecycle.StateRunning {
 		t.Errorf("the checkpoint of the first utterance came with state %s", r.State)
 	}
 	done := f.completed("room")
@@ -68,7 +68,7 @@ func TestABadEgressTokenIsGivenUpAtOnce(t *testing.T) {
 	f.worker(worker{})
 	f.publish("bad", "ok", fields{"output": agora("bad-token-of-agora")})
 	r := f.outcome("bad")
-	if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeInvalidEgressConfig || r.Attempt != 1 || r.LastError.ServerCode != "16" {
+	if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeInvalidEgressConfig || r.Attempt != 1 || r.LastError.ServerCode != "16" {
 		t.Errorf("%+v", r.LastError)
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
 )
 
@@ -25,7 +25,7 @@ func FuzzControlRequestIsAnswered(f *testing.F) {
 	fleet := newFleet(f, nil)
 	fleet.worker(worker{log: io.Discard})
 	fleet.publish("runs", "hang", nil)
-	fleet.state("runs", func(r jobs.Record) bool { return r.State == jobs.StateRunning })
+	fleet.state("runs", func(r lifecycle.Record) bool { return r.State == lifecycle.StateRunning })
 	known := []string{
 		control.StatusCancelled, control.StatusRequested, control.StatusFinished, control.StatusInterrupted, control.StatusNotRunning, control.StatusRefused,
 	}
@@ -85,7 +85,7 @@ func FuzzRecordThatIsNotOursStopsNoWorker(f *testing.F) {
 		}
 		fleet.publish(strange, "ok", nil)
 		fleet.publish(good, "ok", nil)
-		if r := fleet.outcome(good); r.State != jobs.StateCompleted {
+		if r := fleet.outcome(good); r.State != lifecycle.StateCompleted {
 			t.Fatalf("another job ended %s", r.State)
 		}
 		// An error says that it can't be read.

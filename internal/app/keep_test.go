@@ -9,7 +9,7 @@ import (
 
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // often is how often the workers of these tests look.
@@ -127,7 +127,7 @@ func TestWorkersTellEachOtherAgainWhenTheFleetsBucketWasMadeAgain(t *testing.T) 
 	f := newFleet(t, nil)
 	f.worker(worker{look: often, config: func(c *config.Config) { c.Circuit.Cooldown, c.Circuit.MaxCooldown = time.Hour, time.Hour }})
 	f.publish("held", "fail-billingRequired", nil)
-	f.state("held", func(r jobs.Record) bool { return r.State == jobs.StateHeld })
+	f.state("held", func(r lifecycle.Record) bool { return r.State == lifecycle.StateHeld })
 	f.remove("KV_AVATAR_FLEET")
 	until(t, "the circuit in the new bucket", func() bool {
 		kv, err := f.js.KeyValue(f.ctx, f.names.FleetBucket())
@@ -140,7 +140,7 @@ func TestWorkersTellEachOtherAgainWhenTheFleetsBucketWasMadeAgain(t *testing.T) 
 	// Who starts now finds the circuit open.
 	f.worker(worker{config: func(c *config.Config) { c.Worker.Name = "second" }})
 	f.publish("next", "ok", nil)
-	f.state("next", func(r jobs.Record) bool { return r.State == jobs.StateHeld })
+	f.state("next", func(r lifecycle.Record) bool { return r.State == lifecycle.StateHeld })
 	until(t, "the new bucket watched", func() bool {
 		s, err := f.js.Stream(f.ctx, "KV_AVATAR_FLEET")
 		return err == nil && s.CachedInfo().State.Consumers >= 2

@@ -15,8 +15,8 @@ import (
 	"avatarworker/internal/audio/clip"
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // how a live message ends.
@@ -152,7 +152,7 @@ func TestLiveSpeechOfAnOddNumberOfBytesIsRefusedByName(t *testing.T) {
 	f.say("odd", silence(time.Second), end)
 	f.say("odd", []byte{1, 2, 3}, going)
 	r := f.outcome("odd")
-	if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeInvalidJob || r.Attempt != 1 || !strings.Contains(r.LastError.Message, "live: message 2 on avatar.audio.odd has 3 bytes") {
+	if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeInvalidJob || r.Attempt != 1 || !strings.Contains(r.LastError.Message, "live: message 2 on avatar.audio.odd has 3 bytes") {
 		t.Errorf("%+v", r.LastError)
 	}
 }
@@ -182,7 +182,7 @@ func TestARedeliveredLiveJobGoesOnWithTheFirstChunkOfTheUnfinishedUtterance(t *t
 }
 
 // orphanLive makes a live job that a worker which is no more was running.
-func (f *fleet) orphanLive(id string, change func(*jobs.Record)) {
+func (f *fleet) orphanLive(id string, change func(*lifecycle.Record)) {
 	f.t.Helper()
 	job := live("2s")
 	job["id"], job["avatar_id"] = id, "ok-"+id
@@ -202,11 +202,11 @@ func TestLiveSpeechThatHasAgedOutIsNotSpokenFromItsMiddle(t *testing.T) {
 	if err := stream.DeleteMsg(f.ctx, first); err != nil {
 		t.Fatal(err)
 	}
-	f.orphanLive("old", func(r *jobs.Record) { r.LiveBegun = first })
+	f.orphanLive("old", func(r *lifecycle.Record) { r.LiveBegun = first })
 	f.worker(worker{})
 	r := f.outcome("old")
-	if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeAudioUnavailable || r.LastError.Class != errors.ClassJob ||
-		r.Reason != jobs.ReasonPermanent || !strings.Contains(r.LastError.Message, "aged out") {
+	if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeAudioUnavailable || r.LastError.Class != errors.ClassJob ||
+		r.Reason != lifecycle.ReasonPermanent || !strings.Contains(r.LastError.Message, "aged out") {
 		t.Errorf("%s %s: %+v", r.State, r.Reason, r.LastError)
 	}
 	if n := len(f.sessions("ok-old")); n != 0 {
@@ -219,9 +219,9 @@ func TestALiveSessionThatItsPublisherClosedIsNotOpenedAgainAfterACrash(t *testin
 	f := newFleet(t, nil)
 	f.worker(worker{}).stop()
 	last := f.say("closed", silence(time.Second), closing)
-	f.orphanLive("closed", func(r *jobs.Record) { r.LiveSeq, r.Checkpoint, r.UtterancesDone = last, 1, 1 })
+	f.orphanLive("closed", func(r *lifecycle.Record) { r.LiveSeq, r.Checkpoint, r.UtterancesDone = last, 1, 1 })
 	f.worker(worker{})
-	if r := f.outcome("closed"); r.State != jobs.StateCompleted || r.Checkpoint != 1 {
+	if r := f.outcome("closed"); r.State != lifecycle.StateCompleted || r.Checkpoint != 1 {
 		t.Errorf("%+v", r)
 	}
 	if n := len(f.sessions("ok-closed")); n != 0 {
@@ -237,7 +237,7 @@ func TestALiveUtteranceWhoseLastFrameIsStoredIsNotRepeatedAfterACrash(t *testing
 	f.say("spoken", silence(time.Second), end)
 	f.say("spoken", silence(3*time.Second), closing)
 	f.frame("spoken", 1, 1, true)
-	f.orphanLive("spoken", func(r *jobs.Record) { r.LiveBegun = first })
+	f.orphanLive("spoken", func(r *lifecycle.Record) { r.LiveBegun = first })
 	f.worker(worker{})
 	if done := f.completed("spoken"); done.UtterancesTotal != 2 || done.Utterances[1].AudioMS != 3000 {
 		t.Errorf("%+v", done)
@@ -303,7 +303,7 @@ func TestAnInterruptPassesOverTheRestOfALiveUtterance(t *testing.T) {
 	if got.Status != control.StatusInterrupted {
 		t.Errorf("%+v", got)
 	}
-	f.state("barge", func(r jobs.Record) bool { return r.Checkpoint == 1 })
+	f.state("barge", func(r lifecycle.Record) bool { return r.Checkpoint == 1 })
 	f.say("barge", silence(3*time.Second), closing)
 	done := f.completed("barge")
 	if done.UtterancesTotal != 2 || !done.Utterances[0].Interrupted || done.Utterances[1].Interrupted || done.Utterances[1].AudioMS != 3000 {
@@ -336,7 +336,7 @@ func TestInterruptsThatRaceWithTheEndOfAnUtteranceTellTheTruth(t *testing.T) {
 		utterances[i] = f.uploaded(5 * time.Second)
 	}
 	f.publish("race", "slow-1", fields{"utterances": utterances})
-	f.state("race", func(r jobs.Record) bool { return r.State == jobs.StateRunning })
+	f.state("race", func(r lifecycle.Record) bool { return r.State == lifecycle.StateRunning })
 	var told []interrupted
 	running := true
 	for running {
@@ -580,7 +580,7 @@ func TestLiveSpeechThatIsAFileIsRefusedBeforeItIsHeard(t *testing.T) {
 		}
 		f.say(id, nil, closing)
 		r := f.outcome(id)
-		if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeInvalidJob || !strings.Contains(r.LastError.Message, c.word) {
+		if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeInvalidJob || !strings.Contains(r.LastError.Message, c.word) {
 			t.Errorf("%s: %s: %+v", name, r.State, r.LastError)
 		}
 	}

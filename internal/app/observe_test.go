@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"avatarworker/internal/config"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 func TestAScrapeSaysWhatWaitsAtThatMoment(t *testing.T) {
@@ -16,10 +16,10 @@ func TestAScrapeSaysWhatWaitsAtThatMoment(t *testing.T) {
 		t.Fatal(err)
 	}
 	tell := observer{a.metrics, a.waiting}
-	tell.Postponed("retried", jobs.StateRetrying, time.Hour)
-	tell.Postponed("held", jobs.StateHeld, time.Hour)
-	tell.Postponed("held-too", jobs.StateHeld, time.Hour)
-	tell.Postponed("over", jobs.StateRetrying, -time.Second)
+	tell.Postponed("retried", lifecycle.StateRetrying, time.Hour)
+	tell.Postponed("held", lifecycle.StateHeld, time.Hour)
+	tell.Postponed("held-too", lifecycle.StateHeld, time.Hour)
+	tell.Postponed("over", lifecycle.StateRetrying, -time.Second)
 	for name, want := range map[string]float64{"retries_waiting": 1, "jobs_held": 2, "ready": 0} {
 		if got := scraped(t, a, name); got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)

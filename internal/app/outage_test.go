@@ -13,7 +13,7 @@ import (
 
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
 )
@@ -83,7 +83,7 @@ func TestASessionThatLastsTooLongIsClosedAndGoesOnWhereItGotFurther(t *testing.T
 	}
 	f.publish("stuck", "hang", nil)
 	r := f.outcome("stuck")
-	if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeSessionDurationExceeded || r.Attempt != 1 {
+	if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeSessionDurationExceeded || r.Attempt != 1 {
 		t.Errorf("%s after %d: %+v", r.State, r.Attempt, r.LastError)
 	}
 	for _, s := range f.backend.Book() {

@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/output"
 )
 
@@ -112,7 +112,7 @@ func TestGiveUpSpeaksNothingTwice(t *testing.T) {
 	f.worker(worker{})
 	body := f.publish("once", cutInTheThird, fields{"utterances": five(), "on_redelivery": "give_up"})
 	r := f.outcome("once")
-	if r.State != jobs.StateDeadLettered || r.Reason != jobs.ReasonPermanent || r.Checkpoint != 2 || r.LastError.Code != errors.CodeConnectionClosed {
+	if r.State != lifecycle.StateDeadLettered || r.Reason != lifecycle.ReasonPermanent || r.Checkpoint != 2 || r.LastError.Code != errors.CodeConnectionClosed {
 		t.Errorf("%s (%s) at %d: %+v", r.State, r.Reason, r.Checkpoint, r.LastError)
 	}
 	if letters := f.deadLetters("once"); len(letters) != 1 || !bytes.Equal(letters[0].Data(), body) {
@@ -142,7 +142,7 @@ func TestASessionThatEndsForItsDurationGoesOnAsLongAsItGetsFurther(t *testing.T)
 func (f *fleet) orphan(id string, last, done int) {
 	f.t.Helper()
 	job := fields{"id": id, "avatar_id": "ok-" + id, "utterances": []any{speech(), speech()}}
-	f.orphanOf(id, job, func(r *jobs.Record) { r.Session, r.Checkpoint, r.UtterancesDone = last, done, done })
+	f.orphanOf(id, job, func(r *lifecycle.Record) { r.Session, r.Checkpoint, r.UtterancesDone = last, done, done })
 }
 
 // frame stores one as a session left it.

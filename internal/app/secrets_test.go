@@ -16,7 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"avatarworker/internal/config"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/session/avatarpb"
 )
 
@@ -130,7 +130,7 @@ func TestSecretsAreShownNowhereAlsoWhenTheBackendEchoesThem(t *testing.T) {
 			}})
 			ids := f.publishSecrets(backend.URL)
 			for _, id := range ids {
-				if r := f.outcome(id); r.State != jobs.StateDeadLettered {
+				if r := f.outcome(id); r.State != lifecycle.StateDeadLettered {
 					t.Errorf("%s ended %s", id, r.State)
 				}
 			}

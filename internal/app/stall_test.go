@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"avatarworker/internal/config"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // valve is a way to NATS that can be stopped without telling either side.
@@ -108,13 +108,13 @@ func TestAWorkerThatNATSDoesNotHearClosesItsSessionsBeforeAnotherOpensThem(t *te
 	f.publish("shown", "ok", live("60s"))
 	for _, id := range []string{"film", "shown"} {
 		f.say(id, silence(3*time.Second), end)
-		f.state(id, func(r jobs.Record) bool { return r.Checkpoint == 1 })
+		f.state(id, func(r lifecycle.Record) bool { return r.Checkpoint == 1 })
 	}
 	way.set(true)
 	f.worker(worker{config: func(c *config.Config) { c.Worker.Name = "second" }})
 	for _, id := range []string{"film", "shown"} {
 		f.say(id, silence(3*time.Second), end)
-		f.state(id, func(r jobs.Record) bool { return r.Session == 2 && r.Checkpoint == 2 })
+		f.state(id, func(r lifecycle.Record) bool { return r.Session == 2 && r.Checkpoint == 2 })
 	}
 	way.set(false)
 	for _, id := range []string{"film", "shown"} {

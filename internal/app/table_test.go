@@ -7,8 +7,8 @@ import (
 
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/simulator"
 )
 
@@ -92,7 +92,7 @@ func TestEveryCodeOfTheBackendEndsWithTheActionOfTheTable(t *testing.T) {
 		}
 		r := f.outcome(w.name)
 		events := f.errorEvents(w.name)
-		if r.State != jobs.StateDeadLettered || r.Attempt != attempts || len(events) != attempts {
+		if r.State != lifecycle.StateDeadLettered || r.Attempt != attempts || len(events) != attempts {
 			t.Errorf("%s: %s after %d attempts with %d error events, want dead_lettered and %d: %+v", w.name, r.State, r.Attempt, len(events), attempts, r.LastError)
 			continue
 		}
@@ -115,7 +115,7 @@ func TestEveryCodeOfTheBackendEndsWithTheActionOfTheTable(t *testing.T) {
 // checkHeld looks at a job whose circuit is open, and cancels it.
 func (f *fleet) checkHeld(w walk) {
 	f.t.Helper()
-	r := f.state(w.name, func(r jobs.Record) bool { return r.State == jobs.StateHeld })
+	r := f.state(w.name, func(r lifecycle.Record) bool { return r.State == lifecycle.StateHeld })
 	f.event(w.name, "held")
 	events := f.errorEvents(w.name)
 	if len(events) == 0 || events[0].Code != w.code || events[0].Action != errors.ActionHold || events[0].Attempt != 1 {
@@ -124,16 +124,16 @@ func (f *fleet) checkHeld(w walk) {
 	if got := f.control(w.name, "cancel"); got.Status != control.StatusRequested {
 		f.t.Errorf("cancel of %s, which is held: %+v", w.name, got)
 	}
-	if r := f.outcome(w.name); r.State != jobs.StateCancelled {
+	if r := f.outcome(w.name); r.State != lifecycle.StateCancelled {
 		f.t.Errorf("%s ended %s", w.name, r.State)
 	}
 }
 
 func (f *fleet) checkLetter(w walk, job []byte, action errors.Action) {
 	f.t.Helper()
-	reason := jobs.ReasonPermanent
+	reason := lifecycle.ReasonPermanent
 	if action == errors.ActionRetry {
-		reason = jobs.ReasonAttemptsExhausted
+		reason = lifecycle.ReasonAttemptsExhausted
 	}
 	letters := f.deadLetters(w.name)
 	if len(letters) != 1 {
@@ -164,7 +164,7 @@ func TestHeldJobsGoOnWhenTheAccountWorksAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := f.outcome(id)
-		if r.State != jobs.StateCompleted || r.Attempt != 1 {
+		if r.State != lifecycle.StateCompleted || r.Attempt != 1 {
 			t.Errorf("%s: %s on attempt %d: a hold counts no attempt", id, r.State, r.Attempt)
 		}
 		if len(f.deadLetters(id)) != 0 {
@@ -178,14 +178,14 @@ func TestATokenThatTheWebSocketRefusesIsMintedOnceMore(t *testing.T) {
 	f := newFleet(t, nil)
 	f.worker(worker{})
 	f.publish("again", "flaky-sessionTokenInvalid-1", nil)
-	if r := f.outcome("again"); r.State != jobs.StateCompleted || r.Attempt != 1 || len(f.errorEvents("again")) != 0 {
+	if r := f.outcome("again"); r.State != lifecycle.StateCompleted || r.Attempt != 1 || len(f.errorEvents("again")) != 0 {
 		t.Errorf("%+v", r)
 	}
 	if n := f.backend.TokenCalls(); n != 3 { // one of them at the start
 		t.Errorf("%d token calls, want 3", n)
 	}
 	f.publish("never", "fail-sessionTokenExpired", nil)
-	if r := f.outcome("never"); r.State != jobs.StateDeadLettered || r.Attempt != 1 {
+	if r := f.outcome("never"); r.State != lifecycle.StateDeadLettered || r.Attempt != 1 {
 		t.Errorf("%+v", r)
 	}
 	if n := f.backend.TokenCalls(); n != 5 {

@@ -13,7 +13,7 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // spanKeeper keeps the spans that it is given.
@@ -176,7 +176,7 @@ func TestATraceGoesOnAlsoWhereNobodyCollectsSpans(t *testing.T) {
 	if s := f.sessions("ok"); len(s) != 1 || !slices.Equal(s[0].TraceParents, []string{traceParent}) {
 		t.Errorf("%+v", s)
 	}
-	if r := f.record("plain"); r.State != jobs.StateCompleted {
+	if r := f.record("plain"); r.State != lifecycle.StateCompleted {
 		t.Errorf("%+v", r)
 	}
 }

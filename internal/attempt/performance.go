@@ -7,6 +7,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/output"
 	"avatarworker/internal/session"
 )
@@ -145,7 +146,7 @@ func (p *performance) deliver() (err error) {
 	if err != nil {
 		return err
 	}
-	return p.a.Progress.Delivered(p.ctx, jobs.Utterance{
+	return p.a.Progress.Delivered(p.ctx, event.Utterance{
 		ReqID: spoken.ReqID, Frames: spoken.Frames, Bytes: spoken.Bytes,
 		AudioMS: spoken.Audio.Milliseconds(), FirstFrameMS: spoken.FirstFrame.Milliseconds(),
 		DurationMS: spoken.Duration.Milliseconds(), Interrupted: spoken.Interrupted,
@@ -154,12 +155,12 @@ func (p *performance) deliver() (err error) {
 }
 
 // recorded is how far the recording is stored; nil: there is none.
-func (p *performance) recorded() (*jobs.Recorded, error) {
+func (p *performance) recorded() (*event.Recorded, error) {
 	at, err := p.sink.Checkpoint()
 	if at == nil || err != nil {
 		return nil, err
 	}
-	recorded := jobs.Recorded(*at)
+	recorded := event.Recorded(*at)
 	return &recorded, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"avatarworker/internal/audio"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/session"
 	"avatarworker/internal/topology"
 )
@@ -46,7 +47,7 @@ func format(f audio.Format) session.Format {
 
 // clips is speech that is all there: inline, objects, URLs.
 type clips struct {
-	job    *jobs.Job
+	job    *jobspec.Job
 	opener *audio.Opener
 	life   context.Context // of everything opened
 	end    context.CancelFunc
@@ -271,7 +272,7 @@ func liveSpec(names topology.Names, a *jobs.Attempt) audio.LiveSpec {
 		Stream: names.AudioStream(), Subject: names.Audio(a.Job.ID), Begun: a.LiveBegun,
 		SampleRate: int(a.Job.GetLive().GetSampleRate()), MaxSilence: a.Job.MaxSilence(),
 	}
-	if a.Job.LiveFormat() == jobs.FormatOggOpus {
+	if a.Job.LiveFormat() == jobspec.FormatOggOpus {
 		spec.Format = audio.OggOpus
 	}
 	if a.LiveSeq > 0 {

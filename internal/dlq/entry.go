@@ -8,7 +8,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/topology"
 )
 
@@ -80,7 +80,7 @@ func entry(names topology.Names, m stored) Entry {
 	if e.FailedAt, err = time.Parse(time.RFC3339Nano, h.Get(HeaderFailedAt)); err != nil {
 		e.FailedAt = m.time
 	}
-	var event jobs.ErrorEvent
+	var event event.Error
 	if json.Unmarshal([]byte(h.Get(HeaderError)), &event) == nil {
 		e.AppID, e.AvatarID, e.Message, e.Labels = event.AppID, event.AvatarID, event.Message, event.Labels
 		e.ServerTitle, e.ServerDetail = event.ServerTitle, event.ServerDetail

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
 )
 
 const (
@@ -31,7 +31,7 @@ func cut(text string, limit int) string {
 
 // eventJSON gives the event as JSON of at most limit bytes: the longest texts
 // are halved until it fits, and the labels left out if that is not enough.
-func eventJSON(e jobs.ErrorEvent, limit int) (string, error) {
+func eventJSON(e event.Error, limit int) (string, error) {
 	e.Labels = maps.Clone(e.Labels)
 	for {
 		text, err := marshal(e)
@@ -44,7 +44,7 @@ func eventJSON(e jobs.ErrorEvent, limit int) (string, error) {
 	}
 }
 
-func marshal(e jobs.ErrorEvent) (string, error) {
+func marshal(e event.Error) (string, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
@@ -56,7 +56,7 @@ func marshal(e jobs.ErrorEvent) (string, error) {
 
 // texts are the event's texts that anybody's input can make long. The job's id
 // is not among them: it has at most 64 bytes, and says whose event it is.
-func texts(e *jobs.ErrorEvent) []*string {
+func texts(e *event.Error) []*string {
 	return []*string{
 		&e.Message, &e.ServerDetail, &e.ServerTitle, &e.CloseReason, &e.ServerCode,
 		&e.ConnectionID, &e.ReqID, &e.AvatarID, &e.AppID, &e.Region, &e.Worker, &e.WorkerID, &e.Queue,
@@ -65,7 +65,7 @@ func texts(e *jobs.ErrorEvent) []*string {
 }
 
 // halveLongest reports whether there was a text long enough to cut.
-func halveLongest(e *jobs.ErrorEvent) bool {
+func halveLongest(e *event.Error) bool {
 	longest := &e.Message
 	for _, t := range texts(e) {
 		if len(*t) > len(*longest) {
@@ -91,12 +91,12 @@ func halveLongest(e *jobs.ErrorEvent) bool {
 
 // dropMost leaves out the labels; without them it leaves only what says which
 // job it was and what happened. False when that has been done.
-func dropMost(e *jobs.ErrorEvent) bool {
+func dropMost(e *event.Error) bool {
 	if e.Labels != nil {
 		e.Labels = nil
 		return true
 	}
-	lean := jobs.ErrorEvent{
+	lean := event.Error{
 		JobID: e.JobID, Run: e.Run, Attempt: e.Attempt, Code: e.Code, Class: e.Class, Phase: e.Phase,
 		Action: errors.Action(cut(string(e.Action), shortText)), Message: e.Message, Time: e.Time,
 	}

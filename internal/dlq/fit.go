@@ -10,7 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
 )
 
 const (
@@ -33,7 +33,7 @@ func (r room) takes(m *nats.Msg) bool {
 // last), details of the error, the plain form of its bytes, and only then its
 // bytes. Where the jobs stream has the size limit that the worker gives it,
 // bytes are never touched.
-func (w *Writer) fit(m *nats.Msg, event jobs.ErrorEvent) error {
+func (w *Writer) fit(m *nats.Msg, event event.Error) error {
 	r := room{headers: maxHeaders, total: int(w.js.Conn().MaxPayload())}
 	dropHeaders(m, r)
 	if r.takes(m) {

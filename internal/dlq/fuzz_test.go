@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/topology"
 )
 
@@ -20,7 +20,7 @@ func FuzzEventIsValidJSONWithinItsLimit(f *testing.F) {
 	f.Add("ä\xff\x00", "\"\\<>&", "", uint16(9000))
 	f.Fuzz(func(t *testing.T, message, detail, label string, repeat uint16) {
 		n := int(repeat)%2000 + 1
-		e := jobs.ErrorEvent{
+		e := event.Error{
 			JobID: "j", Code: errors.CodeUnknown, Message: strings.Repeat(message, n), ServerDetail: strings.Repeat(detail, n),
 			AvatarID: detail, Labels: map[string]string{label: strings.Repeat(label, n), "b": message},
 		}
@@ -29,7 +29,7 @@ func FuzzEventIsValidJSONWithinItsLimit(f *testing.F) {
 			if err != nil || len(text) > limit {
 				t.Fatalf("%d bytes of at most %d, %v", len(text), limit, err)
 			}
-			var back jobs.ErrorEvent
+			var back event.Error
 			if err := json.Unmarshal([]byte(text), &back); err != nil || back.JobID != "j" || back.Code != e.Code {
 				t.Fatalf("%v: %s", err, text)
 			}

@@ -8,13 +8,13 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobspec"
 )
 
 // Headers of a dead letter.
 const (
-	HeaderJobID     = jobs.HeaderJobID
-	HeaderRun       = jobs.HeaderRun
+	HeaderJobID     = jobspec.HeaderJobID
+	HeaderRun       = jobspec.HeaderRun
 	HeaderCrashes   = "Avatar-Crashes"
 	HeaderQueue     = "Avatar-Queue"
 	HeaderSubject   = "Avatar-Subject"
@@ -40,13 +40,13 @@ const (
 
 	// HeaderIgnoreDeadline on a replayed job tells the worker to run it although
 	// its deadline has passed. The value is "true".
-	HeaderIgnoreDeadline = jobs.HeaderIgnoreDeadline
+	HeaderIgnoreDeadline = jobspec.HeaderIgnoreDeadline
 
 	// HeaderAfterSeq on a replayed job is the sequence in the jobs stream of the
 	// run before it, which was replayed from another letter with the same id and
 	// had not ended. A worker lets the job wait while that message is there: a
 	// run that begins drops the earlier ones that have not.
-	HeaderAfterSeq = jobs.HeaderAfterSeq
+	HeaderAfterSeq = jobspec.HeaderAfterSeq
 
 	// origPrefix stands before the name of a header that the NATS server or its
 	// clients act on, and that must not take effect for the dead letter.

@@ -13,8 +13,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/jobpb"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/leader"
 )
 
@@ -105,11 +105,11 @@ func (s *Store) replayable(l Letter) error {
 	if l.JobID == "" || l.Run < 1 {
 		return fmt.Errorf("it has no %s and %s: it was not written by a worker", HeaderJobID, HeaderRun)
 	}
-	if !jobs.ValidJobID(l.JobID) {
+	if !jobspec.ValidID(l.JobID) {
 		return fmt.Errorf("its %s %q names no job: it was not written by a worker", HeaderJobID, cut(l.JobID, maxText))
 	}
-	if l.Run >= jobs.MaxRun {
-		return fmt.Errorf("a job has at most %d runs, and this one's next would be %d: publish the job anew under another id", jobs.MaxRun, l.Run+1)
+	if l.Run >= jobspec.MaxRun {
+		return fmt.Errorf("a job has at most %d runs, and this one's next would be %d: publish the job anew under another id", jobspec.MaxRun, l.Run+1)
 	}
 	if _, ok := s.names.QueueOf(l.Subject); !ok {
 		return fmt.Errorf("its %s %q is no subject for jobs under this nats.prefix", HeaderSubject, l.Subject)
@@ -213,7 +213,7 @@ func publishHint(err error, stream string) string {
 // deadline reads the job's deadline and nothing else: of a job that is not
 // valid no more is known than that.
 func deadline(l Letter) *time.Time {
-	if jobs.IsProtobuf(l.Header) {
+	if jobspec.IsProtobuf(l.Header) {
 		var job jobpb.Job
 		if proto.Unmarshal(l.Data, &job) != nil || !job.GetDeadline().IsValid() {
 			return nil

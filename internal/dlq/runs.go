@@ -9,7 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/leader"
 )
@@ -124,8 +124,8 @@ func (r *runs) look(ctx context.Context) (own claim, done bool, err error) {
 		}
 		return own, true, nil
 	}
-	if highest >= jobs.MaxRun {
-		return own, false, fmt.Errorf("dead letter %d: job %s has had run %d, the last that a job may have: publish the job under another id", l.Seq, l.JobID, jobs.MaxRun)
+	if highest >= jobspec.MaxRun {
+		return own, false, fmt.Errorf("dead letter %d: job %s has had run %d, the last that a job may have: publish the job under another id", l.Seq, l.JobID, jobspec.MaxRun)
 	}
 	own.Run = highest + 1
 	return own, false, nil
@@ -172,7 +172,7 @@ func (r *runs) claim(ctx context.Context, after int) (own claim, done bool, err 
 			after = max(after, c.Run)
 		}
 		own.Run = max(own.Run, after+1)
-		if own.Run > jobs.MaxRun {
+		if own.Run > jobspec.MaxRun {
 			return own, false, fmt.Errorf("dead letter %d: job %s has no run left: publish the job under another id", r.letter.Seq, r.letter.JobID)
 		}
 		r.state.Claims = append(r.state.Claims, own)

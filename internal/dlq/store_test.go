@@ -15,8 +15,8 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/jobpb"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/natsserver/natstest"
 )
 
@@ -270,7 +270,7 @@ func TestJobPastItsDeadlineIsSkippedUnlessIgnored(t *testing.T) {
 
 func TestLetterOfTheLastRunIsKeptNotReplayed(t *testing.T) {
 	b := setup(t)
-	write(t, b, letter("j1", jobs.MaxRun))
+	write(t, b, letter("j1", jobspec.MaxRun))
 	write(t, b, letter("j2", math.MaxInt32))
 	for seq := range uint64(2) {
 		if _, err := b.store.Replay(t.Context(), seq+1, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "publish the job anew under another id") {
@@ -278,8 +278,8 @@ func TestLetterOfTheLastRunIsKeptNotReplayed(t *testing.T) {
 		}
 	}
 	expectCounts(t, b, 2, 0)
-	write(t, b, letter("j3", jobs.MaxRun-1))
-	if r := replay(t, b, 3, dlq.ReplayOptions{}); r.Status != dlq.StatusReplayed || r.Run != jobs.MaxRun {
+	write(t, b, letter("j3", jobspec.MaxRun-1))
+	if r := replay(t, b, 3, dlq.ReplayOptions{}); r.Status != dlq.StatusReplayed || r.Run != jobspec.MaxRun {
 		t.Errorf("got %+v", r)
 	}
 }

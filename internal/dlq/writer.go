@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/topology"
 )
 
@@ -75,7 +76,7 @@ func (w *Writer) store(ctx context.Context, d jobs.DeadLetter, id string) (*jets
 	if err != nil {
 		return nil, err
 	}
-	return jobs.PublishStored(ctx, w.js, msg, nil)
+	return event.PublishStored(ctx, w.js, msg, nil)
 }
 
 func (w *Writer) compose(d jobs.DeadLetter, id string) (*nats.Msg, error) {

@@ -18,6 +18,8 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/topology"
 )
@@ -48,11 +50,11 @@ func setup(t testing.TB) bench {
 
 func letter(id string, run int) jobs.DeadLetter {
 	return jobs.DeadLetter{
-		Job:    jobs.Identity{ID: id, Run: run, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 7},
+		Job:    jobspec.Identity{ID: id, Run: run, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 7},
 		Header: map[string][]string{"Nats-Msg-Id": {"mine"}, "Content-Type": {"application/json"}, "X-Mine": {"a", "b"}, "traceparent": {"00-ab"}},
 		Data:   []byte(`{"avatar_id":"ok"}`),
 		Reason: "permanent", Crashes: 1, Attempts: 2, FailedAt: failedAt, Worker: "host",
-		Error: jobs.ErrorEvent{
+		Error: event.Error{
 			JobID: id, Queue: "default", AppID: "app", AvatarID: "ok", Worker: "host", Run: run, Attempt: 2,
 			Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Phase: errors.PhaseHandshake,
 			Message: "no such avatar", Action: errors.ActionDeadLetter, Time: failedAt,
@@ -101,7 +103,7 @@ func TestDeadLetterHasTheContractsSubjectHeadersAndTheJobsOwnBytes(t *testing.T)
 	if len(m.Header["X-Mine"]) != 2 {
 		t.Errorf("X-Mine: %v", m.Header["X-Mine"])
 	}
-	var event jobs.ErrorEvent
+	var event event.Error
 	if err := json.Unmarshal([]byte(m.Header.Get("Avatar-Error")), &event); err != nil || event.Message != "no such avatar" {
 		t.Errorf("Avatar-Error: %v, %+v", err, event)
 	}
@@ -205,22 +207,22 @@ func TestErrorIsValidJSONOfAtMost4KiBWhateverItSays(t *testing.T) {
 	for i := range 16 {
 		labels[fmt.Sprintf("%d%s", i, strings.Repeat("k", 250))] = strings.Repeat("\x01", 256)
 	}
-	for name, change := range map[string]func(*jobs.ErrorEvent){
-		"long message": func(e *jobs.ErrorEvent) { e.Message = strings.Repeat("ä€", 50_000) },
-		"all long": func(e *jobs.ErrorEvent) {
+	for name, change := range map[string]func(*event.Error){
+		"long message": func(e *event.Error) { e.Message = strings.Repeat("ä€", 50_000) },
+		"all long": func(e *event.Error) {
 			long := strings.Repeat("\x02\"", 10_000)
 			e.Message, e.ServerCode, e.ServerTitle, e.ServerDetail, e.CloseReason, e.ReqID, e.Queue, e.AppID = long, long, long, long, long, long, long, long
 			e.AvatarID, e.Region, e.Worker, e.WorkerID, e.ConnectionID = long, long, long, long, long
 		},
-		"many labels":    func(e *jobs.ErrorEvent) { e.Labels = labels },
-		"no valid UTF-8": func(e *jobs.ErrorEvent) { e.Message = strings.Repeat("\xff\xfe", 9_000) },
+		"many labels":    func(e *event.Error) { e.Labels = labels },
+		"no valid UTF-8": func(e *event.Error) { e.Message = strings.Repeat("\xff\xfe", 9_000) },
 	} {
 		d := letter(strings.ReplaceAll(name, " ", "-"), 1)
 		change(&d.Error)
 		write(t, b, d)
 		h := last(t, b).Header
 		text := h.Get("Avatar-Error")
-		var event jobs.ErrorEvent
+		var event event.Error
 		if err := json.Unmarshal([]byte(text), &event); err != nil || len(text) > 4096 {
 			t.Errorf("%s: %d bytes, %v", name, len(text), err)
 		}

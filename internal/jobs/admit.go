@@ -8,6 +8,7 @@ import (
 	"avatarworker/internal/failpoint"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/kv"
 )
@@ -45,7 +46,7 @@ type sessionRun struct {
 
 // admit waits for the permits and takes the job over. It reports whether the job
 // is this worker's now.
-func (e *execution) admit(from *Record) (taken bool, err error) {
+func (e *execution) admit(from *lifecycle.Record) (taken bool, err error) {
 	holder := e.w.lease.Current()
 	if holder == nil {
 		e.nak(nakPause)
@@ -79,27 +80,27 @@ func (e *execution) admit(from *Record) (taken bool, err error) {
 
 // openSession prepares what ends the session: the drain, and the loss of the
 // worker's lease.
-func (e *execution) openSession(from, draft *Record, holder *lease.Holder) {
+func (e *execution) openSession(from, draft *lifecycle.Record, holder *lease.Holder) {
 	ctx, cancel := context.WithCancelCause(e.ctx)
 	end := func(by context.Context) func() bool {
 		return context.AfterFunc(by, func() { cancel(context.Cause(by)) })
 	}
 	e.session = sessionRun{
-		before: draft.Session - 1, started: startedAs(e.record.current(), from),
+		before: draft.Session - 1, started: lifecycle.StartedAs(e.record.current(), from),
 		ctx: ctx, cancel: cancel, stops: []func() bool{end(e.w.drained), end(holder.Context())},
 	}
 }
 
 // draft is the record to take the job over with.
-func (e *execution) draft(from *Record, workerID string) *Record {
-	return started(from, e.job, workerID, e.w.defaults(), e.w.now())
+func (e *execution) draft(from *lifecycle.Record, workerID string) *lifecycle.Record {
+	return lifecycle.Start(from, e.job, workerID, e.w.defaults(), e.w.now())
 }
 
 // settlementRecord is the record to settle a job by that was not started here.
-func (e *execution) settlementRecord(from *Record) *Record {
+func (e *execution) settlementRecord(from *lifecycle.Record) *lifecycle.Record {
 	next := e.next(from)
 	if e.job != nil {
-		next.identify(e.job, e.w.defaults())
+		next.Identify(e.job, e.w.defaults())
 	}
 	next.StreamSeq, next.Queue = e.id.StreamSeq, e.id.Queue
 	return next
@@ -107,24 +108,24 @@ func (e *execution) settlementRecord(from *Record) *Record {
 
 // next is a copy of r to be changed and written; a new record where there is
 // none.
-func (e *execution) next(r *Record) *Record {
+func (e *execution) next(r *lifecycle.Record) *lifecycle.Record {
 	if r != nil {
-		return r.clone()
+		return r.Clone()
 	}
-	next := &Record{CreatedAt: e.w.now(), JobID: e.id.ID, Run: e.id.Run, StreamSeq: e.id.StreamSeq, Queue: e.id.Queue}
+	next := &lifecycle.Record{CreatedAt: e.w.now(), JobID: e.id.ID, Run: e.id.Run, StreamSeq: e.id.StreamSeq, Queue: e.id.Queue}
 	if e.job != nil {
-		next.identify(e.job, e.w.defaults())
+		next.Identify(e.job, e.w.defaults())
 	}
 	return next
 }
 
 // acquire waits for the permits. A suspect takes its place first: it never waits
 // for it, so that no key of a limit lies idle meanwhile.
-func (e *execution) acquire(draft *Record) error {
+func (e *execution) acquire(draft *lifecycle.Record) error {
 	if e.w.fetching.Err() != nil {
 		return errDrained
 	}
-	suspect := draft.Crashes >= suspectAfter
+	suspect := draft.Crashes >= lifecycle.SuspectAfter
 	if suspect && !e.w.suspect.TryAcquire(1) {
 		return errSuspect
 	}
@@ -146,7 +147,7 @@ func (e *execution) acquire(draft *Record) error {
 
 // acquireLimits waits as long as the worker fetches: a job that only waits is
 // better off elsewhere.
-func (e *execution) acquireLimits(draft *Record) (release func(), err error) {
+func (e *execution) acquireLimits(draft *lifecycle.Record) (release func(), err error) {
 	job := limited(draft)
 	if len(e.w.limits.Names(job)) == 0 {
 		return func() {}, nil
@@ -163,7 +164,7 @@ func (e *execution) acquireLimits(draft *Record) (release func(), err error) {
 	return e.w.limits.Acquire(waiting, job)
 }
 
-func limited(r *Record) limit.Job {
+func limited(r *lifecycle.Record) limit.Job {
 	return limit.Job{ID: r.JobID, App: r.AppID, Avatar: r.AvatarID, Region: r.Region, Queue: r.Queue, Labels: r.Labels}
 }
 
@@ -208,7 +209,7 @@ func (e *execution) freeSlot() bool {
 }
 
 // notStarted hands a job back that got no permits: that costs it nothing.
-func (e *execution) notStarted(draft *Record, err error) {
+func (e *execution) notStarted(draft *lifecycle.Record, err error) {
 	switch {
 	case errors.Is(err, limit.ErrBusy):
 		e.postponeFor("limit " + e.w.limits.Names(limited(draft))[0])
@@ -233,15 +234,15 @@ func (e *execution) postponeFor(what string) {
 // inTime is a delay after which the job, if its deadline comes first, expires.
 func (e *execution) inTime(delay time.Duration) time.Duration {
 	now := e.w.now()
-	if end := e.notAfter(); past(end, now.Add(delay)) {
+	if end := e.notAfter(); lifecycle.Past(end, now.Add(delay)) {
 		return max(end.Sub(now), 0) + time.Millisecond
 	}
 	return delay
 }
 
 // allowed asks the circuit; false: that is open, and the job is held.
-func (e *execution) allowed(from, draft *Record) (bool, error) {
-	if past(e.notAfter(), e.w.now()) { // while it waited
+func (e *execution) allowed(from, draft *lifecycle.Record) (bool, error) {
+	if lifecycle.Past(e.notAfter(), e.w.now()) { // while it waited
 		return false, kv.ErrConflict // look again, and find it expired
 	}
 	permit, refusal, err := e.w.circuits.Allow(e.session.ctx, draft.AppID, draft.Region, e.id.ID)
@@ -258,7 +259,7 @@ func (e *execution) allowed(from, draft *Record) (bool, error) {
 }
 
 // takeOver makes the job this worker's; false: it is not.
-func (e *execution) takeOver(draft *Record) (bool, error) {
+func (e *execution) takeOver(draft *lifecycle.Record) (bool, error) {
 	if !e.w.register(e) {
 		e.nak(e.w.o.AckWait / 3)
 		return false, nil

@@ -8,30 +8,32 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // unfinished writes the record of a job whose message has the sequence seq.
-func (h *house) unfinished(id string, seq uint64, state jobs.State) {
+func (h *house) unfinished(id string, seq uint64, state lifecycle.State) {
 	h.t.Helper()
 	at := time.Now().UTC()
-	h.put(&jobs.Record{
+	h.put(&lifecycle.Record{
 		JobID: id, Run: 1, StreamSeq: seq, Session: 1, Attempt: 1, MaxAttempts: 5, State: state, WorkerID: "gone",
 		NextAttemptAt: &at, CreatedAt: at, UpdatedAt: at,
-		LastError: &jobs.ErrorEvent{JobID: id, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient},
+		LastError: &event.Error{JobID: id, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient},
 	})
 }
 
 func TestJobWhoseMessageWasPurgedRunsWhenPublishedAgain(t *testing.T) {
 	h := newHouse(t)
 	other := h.submit("default", job("other"))
-	h.unfinished("purged", 999, jobs.StateRetrying)
-	h.unfinished("released", 998, jobs.StateReleased)
-	h.unfinished("in-an-older-stream", other, jobs.StateRetrying)
+	h.unfinished("purged", 999, lifecycle.StateRetrying)
+	h.unfinished("released", 998, lifecycle.StateReleased)
+	h.unfinished("in-an-older-stream", other, lifecycle.StateRetrying)
 	s := &script{}
 	h.start(s)
 	for _, id := range []string{"purged", "released", "in-an-older-stream"} {
 		seq := h.submit("default", job(id))
-		if r := h.outcome(id, jobs.StateCompleted); r.StreamSeq != seq || r.Session != 2 {
+		if r := h.outcome(id, lifecycle.StateCompleted); r.StreamSeq != seq || r.Session != 2 {
 			t.Errorf("%s: kept sequence %d, want %d; session %d", id, r.StreamSeq, seq, r.Session)
 		}
 	}
@@ -40,10 +42,10 @@ func TestJobWhoseMessageWasPurgedRunsWhenPublishedAgain(t *testing.T) {
 
 func TestReplayDoesNotWaitForARunWhoseMessageWasPurged(t *testing.T) {
 	h := newHouse(t)
-	h.unfinished("j1", 999, jobs.StateRetrying)
+	h.unfinished("j1", 999, lifecycle.StateRetrying)
 	h.start(&script{})
 	seq := h.submit("default", job("j1"), "Avatar-Run", "2")
-	if r := h.outcome("j1", jobs.StateCompleted); r.Run != 2 || r.StreamSeq != seq || r.Session != 1 {
+	if r := h.outcome("j1", lifecycle.StateCompleted); r.Run != 2 || r.StreamSeq != seq || r.Session != 1 {
 		t.Errorf("run %d, sequence %d, session %d", r.Run, r.StreamSeq, r.Session)
 	}
 	h.settled()
@@ -62,12 +64,12 @@ func TestJobWhoseMessageMadeRoomForOneWithoutAnIDRuns(t *testing.T) {
 	}))
 	seq := h.submit("default", job(""))
 	nameless := receive(t, began, "the job without an id")
-	h.unfinished("x", seq, jobs.StateRetrying) // of the stream before
+	h.unfinished("x", seq, lifecycle.StateRetrying) // of the stream before
 	h.submit("default", job("x"))
 	h.eventually("x is off the queue", func() bool { return h.messages(h.names.JobsStream()) == 1 })
 	close(leave)
 	for _, id := range []string{"x", nameless} {
-		h.outcome(id, jobs.StateCompleted)
+		h.outcome(id, lifecycle.StateCompleted)
 	}
 	h.settled()
 }
@@ -86,7 +88,7 @@ func TestJobWithoutAnIDIsNotTakenByAnotherWithItsName(t *testing.T) {
 	h.submit("default", job(id))
 	h.eventually("the second message is dropped", func() bool { return h.messages(h.names.JobsStream()) == 1 })
 	close(leave)
-	if r := h.outcome(id, jobs.StateCompleted); r.StreamSeq != first {
+	if r := h.outcome(id, lifecycle.StateCompleted); r.StreamSeq != first {
 		t.Errorf("kept sequence %d, want %d", r.StreamSeq, first)
 	}
 	h.settled()
@@ -108,7 +110,7 @@ func TestJobWhoseMessageIsThereIsNotTakenByAnother(t *testing.T) {
 	h.submit("default", job("j1"))
 	h.eventually("the second message is dropped", func() bool { return h.messages(h.names.JobsStream()) == 1 })
 	close(leave)
-	if r := h.outcome("j1", jobs.StateCompleted); r.StreamSeq != first {
+	if r := h.outcome("j1", lifecycle.StateCompleted); r.StreamSeq != first {
 		t.Errorf("kept sequence %d, want %d", r.StreamSeq, first)
 	}
 	h.settled()
@@ -135,7 +137,7 @@ func TestRunningJobWhosePurgedMessageComesAgainRunsOnce(t *testing.T) {
 	}
 	h.submit("default", job("j1"))
 	close(leave)
-	h.outcome("j1", jobs.StateCompleted)
+	h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	if got := fmt.Sprint(s.ran()); got != "[j1/s1/a1]" {
 		t.Error(got)

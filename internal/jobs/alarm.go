@@ -8,6 +8,8 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/retry"
 	"avatarworker/internal/topology"
 )
@@ -22,7 +24,7 @@ func (w *Worker) circuitChanged(c circuit.Circuit, open bool) {
 // tellCircuit publishes the alert of a circuit that opened or closed. Several
 // workers may; the id makes it one.
 func (w *Worker) tellCircuit(ctx context.Context, a circuit.Alert) error {
-	alert := CircuitAlert{
+	alert := event.CircuitAlert{
 		Kind: a.Kind, AppID: a.App, Region: a.Region, Code: a.Code, Failures: a.Failures,
 		Message: "sessions of this app work again", Worker: w.o.Name, Time: a.At.UTC(),
 	}
@@ -30,8 +32,8 @@ func (w *Worker) tellCircuit(ctx context.Context, a circuit.Alert) error {
 		alert.Cooldown = a.Cooldown.String()
 		alert.Message = "sessions of this app are not started until a probe succeeds. " + errors.Explain(a.Code).Remedy
 	}
-	id := AlertID(a.Kind, a.OpenedAt, topology.Token(a.App), topology.Token(a.Region))
-	fresh, err := w.publisher.publish(ctx, Event{ID: id, Time: alert.Time, Body: alert})
+	id := event.AlertID(a.Kind, a.OpenedAt, topology.Token(a.App), topology.Token(a.Region))
+	fresh, err := w.publisher.PublishNew(ctx, event.Event{ID: id, Time: alert.Time, Body: alert})
 	if fresh {
 		w.o.Observer.Alerted(a.Kind, a.Code)
 	}
@@ -44,25 +46,25 @@ const alarmEvery = 5 * time.Minute
 
 // alarm publishes an alert about something of the worker's own. about tells it
 // from others of its kind.
-func (w *Worker) alarm(alert WorkerAlert, about string) {
+func (w *Worker) alarm(alert event.WorkerAlert, about string) {
 	alert.Worker, alert.WorkerID, alert.Time = w.o.Name, w.workerID(), w.now()
-	id := AlertID(alert.Kind, alert.Time.Truncate(alarmEvery), topology.Token(about))
+	id := event.AlertID(alert.Kind, alert.Time.Truncate(alarmEvery), topology.Token(about))
 	select {
-	case w.alarms <- Event{ID: id, Time: alert.Time, Body: alert}:
+	case w.alarms <- event.Event{ID: id, Time: alert.Time, Body: alert}:
 	default:
 		w.log.Error().Str("kind", alert.Kind).Str("what", alert.What).Msg("too many alerts wait to be published: this one is dropped. " + alert.Message)
 	}
 }
 
 func (w *Worker) alarmStorage(output string, fault error) {
-	w.alarm(WorkerAlert{
-		Kind: AlertStorage, What: output,
+	w.alarm(event.WorkerAlert{
+		Kind: event.AlertStorage, What: output,
 		Message: "jobs with output " + output + " are held, because what they make can't be stored: " + fault.Error(),
 	}, output)
 }
 
-func (w *Worker) alarmUnsettled(r *Record) {
-	w.alarm(WorkerAlert{Kind: AlertUnsettled, What: "sessions", AppID: r.AppID, JobID: r.JobID, Message: "the job is held: " + r.HeldWhy}, r.JobID)
+func (w *Worker) alarmUnsettled(r *lifecycle.Record) {
+	w.alarm(event.WorkerAlert{Kind: event.AlertUnsettled, What: "sessions", AppID: r.AppID, JobID: r.JobID, Message: "the job is held: " + r.HeldWhy}, r.JobID)
 }
 
 // alarmTimeout bounds one try to publish an alert.
@@ -81,7 +83,7 @@ func (w *Worker) tell(ctx context.Context) {
 	}
 }
 
-func (w *Worker) told(ctx context.Context, ev Event) bool {
+func (w *Worker) told(ctx context.Context, ev event.Event) bool {
 	ctx, cancel := context.WithTimeout(ctx, alarmTimeout)
 	defer cancel()
 	if err := w.publisher.Publish(ctx, ev); err != nil {
@@ -90,7 +92,7 @@ func (w *Worker) told(ctx context.Context, ev Event) bool {
 		}
 		return retry.Pause(ctx, time.Second, nil) != nil && ctx.Err() == nil
 	}
-	if alert, ok := ev.Body.(WorkerAlert); ok {
+	if alert, ok := ev.Body.(event.WorkerAlert); ok {
 		w.o.Observer.Alerted(alert.Kind, errors.Code(alert.What))
 	}
 	return true
@@ -99,8 +101,8 @@ func (w *Worker) told(ctx context.Context, ev Event) bool {
 // eventStored reports whether the event is the last of its subject in the stream. One
 // with this id that is older than since is of an earlier job whose id was used
 // again, and proves nothing.
-func (w *Worker) eventStored(ctx context.Context, ev Event, since time.Time) (bool, error) {
-	msg, err := w.o.Events.GetLastMsgForSubject(ctx, ev.Body.subject(w.o.Names))
+func (w *Worker) eventStored(ctx context.Context, ev event.Event, since time.Time) (bool, error) {
+	msg, err := w.o.Events.GetLastMsgForSubject(ctx, ev.Subject(w.o.Names))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return false, nil
 	}

@@ -12,6 +12,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // account is a backend that refuses or serves the sessions of app1.
@@ -65,8 +66,8 @@ func TestUnpaidAccountHoldsItsJobsAndNobodyElses(t *testing.T) {
 	h.eventually("the circuit opens", func() bool { return len(h.told("avatar.alerts.circuit_opened.>")) == 1 })
 	h.submit("default", job("other-app", `"app_id":"app2"`))
 	h.submit("default", job("other-region", `"region":"eu-west"`))
-	h.outcome("other-app", jobs.StateCompleted)
-	h.outcome("other-region", jobs.StateCompleted)
+	h.outcome("other-app", lifecycle.StateCompleted)
+	h.outcome("other-region", lifecycle.StateCompleted)
 	h.eventually("two probes fail", func() bool {
 		seen := b.refusals()
 		return seen[len(seen)-1].Sub(seen[0]) > time.Second
@@ -84,7 +85,7 @@ func TestUnpaidAccountHoldsItsJobsAndNobodyElses(t *testing.T) {
 	}
 	b.set("")
 	for n := range jobsInAll {
-		h.outcome(fmt.Sprintf("j%d", n), jobs.StateCompleted)
+		h.outcome(fmt.Sprintf("j%d", n), lifecycle.StateCompleted)
 	}
 	h.settled()
 	for i := 1; i < len(seen); i++ {
@@ -138,7 +139,7 @@ func TestOneJobsFailuresDoNotOpenTheCircuit(t *testing.T) {
 		return failure(errors.CodeConnectionFailed, errors.PhaseConnect)
 	}))
 	h.submit("default", job("j1", `"max_attempts":5`))
-	h.outcome("j1", jobs.StateDeadLettered)
+	h.outcome("j1", lifecycle.StateDeadLettered)
 	h.settled()
 	if n := len(h.told("avatar.alerts.>")); n != 0 {
 		t.Errorf("%d alerts", n)
@@ -165,9 +166,9 @@ func TestRefusedConcurrencyIsNoUnpaidBill(t *testing.T) {
 	h.submit("default", job("first"))
 	receive(t, began, "session")
 	h.submit("default", job("second"))
-	r := h.outcome("second", jobs.StateCompleted)
+	r := h.outcome("second", lifecycle.StateCompleted)
 	close(leave)
-	h.outcome("first", jobs.StateCompleted)
+	h.outcome("first", lifecycle.StateCompleted)
 	h.settled()
 	if n := len(h.told("avatar.alerts.>")); n != 0 || r.Attempt != 1 || r.Holds != 3 {
 		t.Errorf("%d alerts, attempt %d, %d holds", n, r.Attempt, r.Holds)
@@ -179,9 +180,9 @@ func TestJobHeldTooLongIsGivenUp(t *testing.T) {
 	b := &account{code: errors.CodeBillingRequired}
 	h.start(b.runner(), func(o *options) { o.MaxHold = 300 * time.Millisecond })
 	h.submit("default", job("j1"))
-	r := h.outcome("j1", jobs.StateDeadLettered)
+	r := h.outcome("j1", lifecycle.StateDeadLettered)
 	h.settled()
-	if r.Reason != jobs.ReasonHeldTooLong || r.LastError.Code != errors.CodeBillingRequired || r.HeldFor < 300*time.Millisecond {
+	if r.Reason != lifecycle.ReasonHeldTooLong || r.LastError.Code != errors.CodeBillingRequired || r.HeldFor < 300*time.Millisecond {
 		t.Errorf("%s %s after %s", r.Reason, r.LastError.Code, r.HeldFor)
 	}
 	if !strings.Contains(r.LastError.Message, "max_hold") || !strings.Contains(r.LastError.Message, "scripted billingRequired") {
@@ -201,10 +202,10 @@ func TestHoldEndsWithMaxHoldAndNotWithTheCooldown(t *testing.T) {
 		o.Random = func() float64 { return 0.99 }
 	})
 	h.submit("default", job("refused"))
-	h.state("refused", jobs.StateHeld)
+	h.state("refused", lifecycle.StateHeld)
 	h.submit("default", job("never-tried"))
 	for _, id := range []string{"refused", "never-tried"} {
-		if r := h.outcome(id, jobs.StateDeadLettered); r.Reason != jobs.ReasonHeldTooLong {
+		if r := h.outcome(id, lifecycle.StateDeadLettered); r.Reason != lifecycle.ReasonHeldTooLong {
 			t.Errorf("%s: %s", id, r.Reason)
 		}
 	}
@@ -216,11 +217,11 @@ func TestHeldJobExpiresAndCanBeCancelled(t *testing.T) {
 	b := &account{code: errors.CodeCreditsExhausted}
 	h.start(b.runner())
 	h.submit("default", job("opens"))
-	h.state("opens", jobs.StateHeld)
+	h.state("opens", lifecycle.StateHeld)
 	h.submit("default", job("late", fmt.Sprintf(`"deadline":%q`, time.Now().Add(1500*time.Millisecond).UTC().Format(time.RFC3339Nano))))
 	h.wantStatus("opens", "cancel", control.StatusRequested)
-	h.outcome("opens", jobs.StateCancelled)
-	h.outcome("late", jobs.StateExpired)
+	h.outcome("opens", lifecycle.StateCancelled)
+	h.outcome("late", lifecycle.StateExpired)
 	h.settled()
 }
 
@@ -242,13 +243,13 @@ func TestPolicyThatHoldsBacksOff(t *testing.T) {
 	})
 	from := time.Now()
 	h.submit("default", job("j1"))
-	r := h.outcome("j1", jobs.StateCompleted)
+	r := h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	if took := time.Since(from); took < 130*time.Millisecond || r.Attempt != 1 || r.Holds != 3 {
 		t.Errorf("%s, attempt %d, %d holds", took, r.Attempt, r.Holds)
 	}
 	for _, e := range h.told("avatar.events.held.>") {
-		if text := fmt.Sprint(e.body["message"]); e.body["reason"] != jobs.HeldPolicy || !strings.Contains(text, "policy holds") || !strings.Contains(text, "upstreamError") {
+		if text := fmt.Sprint(e.body["message"]); e.body["reason"] != lifecycle.HeldPolicy || !strings.Contains(text, "policy holds") || !strings.Contains(text, "upstreamError") {
 			t.Errorf("held for %v because %s", e.body["reason"], text)
 		}
 	}
@@ -291,7 +292,7 @@ func TestSlotsHoldTheFleetWithinMaxSessions(t *testing.T) {
 	dying.kill()
 	h.settled()
 	for n := range 60 {
-		h.outcome(fmt.Sprintf("j%d", n), jobs.StateCompleted)
+		h.outcome(fmt.Sprintf("j%d", n), lifecycle.StateCompleted)
 	}
 	mu.Lock()
 	defer mu.Unlock()

@@ -12,6 +12,8 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
 	"avatarworker/internal/header"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/leader"
 )
@@ -52,10 +54,10 @@ func (e *execution) claim() bool {
 // dispatch does what the record says. starts: the job is to be started, from the
 // record returned (nil: a run's first delivery); else it is brought to its end.
 // kv.ErrConflict: the record has changed, look again.
-func (e *execution) dispatch(look bool) (from *Record, starts bool, err error) {
+func (e *execution) dispatch(look bool) (from *lifecycle.Record, starts bool, err error) {
 	ctx, cancel := e.settling()
 	defer cancel()
-	var record *Record
+	var record *lifecycle.Record
 	if look {
 		if record, err = e.record.load(ctx); err != nil {
 			return nil, false, err
@@ -70,26 +72,26 @@ func (e *execution) dispatch(look bool) (from *Record, starts bool, err error) {
 		return nil, false, err
 	}
 	switch what {
-	case claimDuplicate:
+	case lifecycle.StepDuplicate:
 		return nil, false, e.duplicate(ctx, record)
-	case claimEffects:
+	case lifecycle.StepEffects:
 		return nil, false, e.repeatEffects()
-	case claimWait:
+	case lifecycle.StepWait:
 		return nil, false, e.wait(ctx, record, wait)
-	case claimRunning:
+	case lifecycle.StepRunning:
 		crashed, free, err := e.released(ctx, record)
 		if !free || err != nil {
 			return nil, false, err
 		}
-		from = resumeFrom(record, e.id, crashed, now)
-		if crashed && from.Crashes >= suspectAfter {
+		from = lifecycle.Resume(record, e.id, crashed, now)
+		if crashed && from.Crashes >= lifecycle.SuspectAfter {
 			return nil, false, e.putOff(ctx, from)
 		}
 	default:
 		if err := e.finishRunBefore(ctx, record); err != nil {
 			return nil, false, err
 		}
-		from = resumeFrom(record, e.id, false, now)
+		from = lifecycle.Resume(record, e.id, false, now)
 	}
 	starts, err = e.begin(ctx, from, now)
 	return from, starts, err
@@ -97,16 +99,16 @@ func (e *execution) dispatch(look bool) (from *Record, starts bool, err error) {
 
 // refresh writes a waiting job's record again before its bucket forgets it: a
 // hold that lasts changes nothing in it, nor does a wait for a session limit.
-func (e *execution) refresh(ctx context.Context, record *Record) error {
+func (e *execution) refresh(ctx context.Context, record *lifecycle.Record) error {
 	switch {
-	case record == nil || record.State.Final() || record.State == StateRunning: // the worker that runs it does
+	case record == nil || record.State.Final() || record.State == lifecycle.StateRunning: // the worker that runs it does
 		return nil
 	case e.w.refresh == 0 || e.w.now().Sub(record.UpdatedAt) < e.w.refresh:
 		return nil
 	case record.StreamSeq != e.id.StreamSeq:
 		return nil
 	default:
-		return e.record.put(ctx, record.clone())
+		return e.record.put(ctx, record.Clone())
 	}
 }
 
@@ -114,15 +116,15 @@ func (e *execution) refresh(ctx context.Context, record *Record) error {
 // outcome. That message may have been purged: then it will not be delivered, and
 // this one takes its place. One that is gone because it was acknowledged had its
 // outcome written before, and then no write by this record's revision succeeds.
-func (e *execution) decide(ctx context.Context, record *Record, now time.Time) (claimStep, time.Duration, error) {
+func (e *execution) decide(ctx context.Context, record *lifecycle.Record, now time.Time) (lifecycle.Step, time.Duration, error) {
 	if before := afterSeq(e.msg.Headers()); before != 0 {
 		if exists, err := e.w.messageExists(ctx, before, e.id.ID); exists || err != nil {
-			return claimWait, waitForOutcome, err
+			return lifecycle.StepWait, lifecycle.WaitForOutcome, err
 		}
 	}
-	what, wait := decide(record, e.id, now)
-	later := what == claimWait && e.id.Run > record.Run && record.State != StateRunning
-	if what != claimContend && !later {
+	what, wait := lifecycle.Decide(record, e.id, now)
+	later := what == lifecycle.StepWait && e.id.Run > record.Run && record.State != lifecycle.StateRunning
+	if what != lifecycle.StepContend && !later {
 		return what, wait, nil
 	}
 	exists, err := e.w.messageExists(ctx, record.StreamSeq, e.id.ID)
@@ -130,28 +132,24 @@ func (e *execution) decide(ctx context.Context, record *Record, now time.Time) (
 	case err != nil:
 		return what, wait, err
 	case exists && later:
-		return claimWait, wait, nil
+		return lifecycle.StepWait, wait, nil
 	case exists:
-		return claimDuplicate, 0, nil
+		return lifecycle.StepDuplicate, 0, nil
 	}
 	e.log().Warn().Uint64("kept_seq", record.StreamSeq).Str("state", string(record.State)).
 		Msg("the job has no outcome and its message is gone from the stream: this one takes its place")
 	if later {
-		return claimStart, 0, nil // it replaces a run that nothing can end any more
+		return lifecycle.StepStart, 0, nil // it replaces a run that nothing can end any more
 	}
-	adopted := record.clone()
+	adopted := record.Clone()
 	adopted.StreamSeq = e.id.StreamSeq
-	what, wait = decide(adopted, e.id, now)
+	what, wait = lifecycle.Decide(adopted, e.id, now)
 	return what, wait, nil
 }
 
-// HeaderAfterSeq is set on a replay that waits for another one of the same job:
-// the sequence of that one in the jobs stream.
-const HeaderAfterSeq = "Avatar-After-Seq"
-
 // afterSeq is the message that a replay waits for; 0: none.
 func afterSeq(h nats.Header) uint64 {
-	seq, err := strconv.ParseUint(headerValue(h, HeaderAfterSeq), 10, 64)
+	seq, err := strconv.ParseUint(jobspec.HeaderValue(h, jobspec.HeaderAfterSeq), 10, 64)
 	if err != nil {
 		return 0
 	}
@@ -168,17 +166,17 @@ func (w *Worker) messageExists(ctx context.Context, seq uint64, jobID string) (b
 		return false, fmt.Errorf("message %d of the jobs stream: %w", seq, err)
 	}
 	// In a stream that was made again, or restored, it may be another job's.
-	body, _ := Decode(msg.Header, msg.Data) // an invalid one has no id of its own
-	id := jobIDOf(msg.Header, body)
+	body, _ := jobspec.Decode(msg.Header, msg.Data) // an invalid one has no id of its own
+	id := jobspec.JobIDOf(msg.Header, body)
 	if id == "" {
-		id = streamJobID(msg.Time, msg.Sequence)
+		id = jobspec.StreamJobID(msg.Time, msg.Sequence)
 	}
 	return id == jobID, nil
 }
 
 // wait hands the job back until its time has come.
-func (e *execution) wait(ctx context.Context, record *Record, wait time.Duration) error {
-	if record.waits() {
+func (e *execution) wait(ctx context.Context, record *lifecycle.Record, wait time.Duration) error {
+	if record.Waits() {
 		if err := e.ensureEffects(ctx); err != nil {
 			return err
 		}
@@ -190,7 +188,7 @@ func (e *execution) wait(ctx context.Context, record *Record, wait time.Duration
 // released looks whether the worker that the record names still runs the job:
 // then the message, which can be delivered a second time meanwhile, is handed
 // back. free: it does not. crashed: that worker's lease is gone.
-func (e *execution) released(ctx context.Context, record *Record) (crashed, free bool, err error) {
+func (e *execution) released(ctx context.Context, record *lifecycle.Record) (crashed, free bool, err error) {
 	switch {
 	case e.w.execution(e.id.ID) != nil:
 		e.nak(e.w.o.AckWait / 3)
@@ -208,10 +206,10 @@ func (e *execution) released(ctx context.Context, record *Record) (crashed, free
 // putOff counts the crash of a suspect and lets some time pass. If another job
 // that ran beside it is the guilty one, that job crashes its next worker without
 // this one, and is soon a suspect itself.
-func (e *execution) putOff(ctx context.Context, next *Record) error {
-	wait := suspectPause * e.w.o.AckWait
+func (e *execution) putOff(ctx context.Context, next *lifecycle.Record) error {
+	wait := lifecycle.SuspectPause * e.w.o.AckWait
 	at := e.w.now().Add(wait)
-	next.release("crash")
+	next.Release("crash")
 	next.NextAttemptAt = &at
 	if err := e.record.put(ctx, next); err != nil {
 		return err
@@ -224,25 +222,25 @@ func (e *execution) putOff(ctx context.Context, next *Record) error {
 
 // begin checks everything that ends a job before it starts, and reports whether
 // it may start.
-func (e *execution) begin(ctx context.Context, from *Record, now time.Time) (bool, error) {
+func (e *execution) begin(ctx context.Context, from *lifecycle.Record, now time.Time) (bool, error) {
 	if err := e.finishedBefore(ctx, from); err != nil {
 		return false, err
 	}
 	if from != nil && from.CancelRequested {
-		return false, e.finish(ctx, e.settlementRecord(from), StateCancelled)
+		return false, e.finish(ctx, e.settlementRecord(from), lifecycle.StateCancelled)
 	}
 	if e.invalid != nil {
-		return false, e.giveUp(ctx, from, e.invalid, ReasonInvalidJob)
+		return false, e.giveUp(ctx, from, e.invalid, lifecycle.ReasonInvalidJob)
 	}
 	draft := e.draft(from, "")
 	if err, reason := e.hopeless(from, draft, now); err != nil {
 		return false, e.giveUp(ctx, from, err, reason)
 	}
-	if past(e.notAfter(), now) {
-		return false, e.finish(ctx, e.settlementRecord(from), StateExpired)
+	if lifecycle.Past(e.notAfter(), now) {
+		return false, e.finish(ctx, e.settlementRecord(from), lifecycle.StateExpired)
 	}
-	if from != nil && from.Unsettled >= maxUnsettled {
-		return false, e.hold(ctx, from, holdFor{reason: HeldUnsettled, wait: unsettledPause, why: fmt.Sprintf(
+	if from != nil && from.Unsettled >= lifecycle.MaxUnsettled {
+		return false, e.hold(ctx, from, holdFor{reason: lifecycle.HeldUnsettled, wait: unsettledPause, why: fmt.Sprintf(
 			"its last %d sessions settled nothing and finished no utterance, so no more of them are paid for; find out why they end (the worker's log), then cancel the job or publish it again", from.Unsettled)})
 	}
 	if refusal := e.w.circuits.Peek(draft.AppID, draft.Region, e.id.ID); refusal != nil {
@@ -253,19 +251,19 @@ func (e *execution) begin(ctx context.Context, from *Record, now time.Time) (boo
 
 // hopeless finds what no further attempt could change, and the reason of the
 // dead letter that says so.
-func (e *execution) hopeless(from, draft *Record, now time.Time) (*errors.Error, string) {
+func (e *execution) hopeless(from, draft *lifecycle.Record, now time.Time) (*errors.Error, string) {
 	if err := e.refuse(draft); err != nil {
-		return err, ReasonInvalidJob
+		return err, lifecycle.ReasonInvalidJob
 	}
 	switch {
 	case from == nil:
 		return nil, ""
-	case from.Crashes >= crashLimit(draft.MaxAttempts):
-		return lostError(from), ReasonWorkerLost
-	case e.job.Resume() == OnRedeliveryGiveUp && from.Speaking > from.Checkpoint:
-		return spokenError(from), ReasonPermanent
-	case from.heldTotal(now) > e.w.o.MaxHold:
-		return heldError(from, now), ReasonHeldTooLong
+	case from.Crashes >= lifecycle.CrashLimit(draft.MaxAttempts):
+		return lostError(from), lifecycle.ReasonWorkerLost
+	case e.job.Resume() == jobspec.OnRedeliveryGiveUp && from.Speaking > from.Checkpoint:
+		return spokenError(from), lifecycle.ReasonPermanent
+	case from.HeldTotal(now) > e.w.o.MaxHold:
+		return heldError(from, now), lifecycle.ReasonHeldTooLong
 	default:
 		return nil, ""
 	}
@@ -273,8 +271,8 @@ func (e *execution) hopeless(from, draft *Record, now time.Time) (*errors.Error,
 
 // finishedBefore repeats what an earlier delivery left to be told, in case its
 // worker died before it had told it.
-func (e *execution) finishedBefore(ctx context.Context, from *Record) error {
-	if from != nil && (from.waits() || from.State == StateReleased && from.Session > 0) {
+func (e *execution) finishedBefore(ctx context.Context, from *lifecycle.Record) error {
+	if from != nil && (from.Waits() || from.State == lifecycle.StateReleased && from.Session > 0) {
 		return e.ensureEffects(ctx)
 	}
 	return nil
@@ -283,22 +281,22 @@ func (e *execution) finishedBefore(ctx context.Context, from *Record) error {
 // finishRunBefore tells the outcome of the run before, in case its worker died
 // between the dead letter and the event: once a later run has begun no other
 // delivery does. What the stream of events may have forgotten is not told again.
-func (e *execution) finishRunBefore(ctx context.Context, r *Record) error {
-	if r == nil || r.Run >= e.id.Run || r.State != StateDeadLettered || r.LastError == nil {
+func (e *execution) finishRunBefore(ctx context.Context, r *lifecycle.Record) error {
+	if r == nil || r.Run >= e.id.Run || r.State != lifecycle.StateDeadLettered || r.LastError == nil {
 		return nil
 	}
 	if age := e.w.o.Events.CachedInfo().Config.MaxAge; age != 0 && e.w.now().Sub(r.UpdatedAt) > age/2 {
 		return nil
 	}
 	ev := e.lastEvent(r)
-	if stored, err := e.w.eventStored(ctx, ev, r.emittedAfter()); err == nil && stored {
+	if stored, err := e.w.eventStored(ctx, ev, r.EmittedAfter()); err == nil && stored {
 		return nil
 	}
 	return e.w.publisher.Publish(ctx, ev)
 }
 
 // refuse finds what makes a valid job impossible under this configuration.
-func (e *execution) refuse(draft *Record) *errors.Error {
+func (e *execution) refuse(draft *lifecycle.Record) *errors.Error {
 	switch {
 	case draft.AppID == "":
 		return errors.Newf(errors.CodeInvalidJob, errors.PhaseJob, "app_id: the job names no app and the worker's configuration has no app.id; set one of them")
@@ -311,12 +309,9 @@ func (e *execution) refuse(draft *Record) *errors.Error {
 
 // notAfter is the job's deadline; zero: none, or a replay that ignores it.
 func (e *execution) notAfter() time.Time {
-	ignored, _ := header.Flag(e.msg.Headers(), HeaderIgnoreDeadline) // Read has refused what is neither
+	ignored, _ := header.Flag(e.msg.Headers(), jobspec.HeaderIgnoreDeadline) // Read has refused what is neither
 	if e.job == nil || ignored {
 		return time.Time{}
 	}
 	return e.job.NotAfter()
 }
-
-// HeaderIgnoreDeadline is set on a replay whose deadline does not count.
-const HeaderIgnoreDeadline = "Avatar-Ignore-Deadline"

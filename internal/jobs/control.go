@@ -10,6 +10,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 )
 
@@ -57,12 +58,12 @@ func RequestCancel(ctx context.Context, nc *nats.Conn, store *kv.Store, controlS
 // the job.
 func noteCancel(ctx context.Context, store *kv.Store, jobID string) (_ control.Reply, running bool, err error) {
 	for {
-		record := &Record{JobID: jobID, Run: 1, State: StateReleased, CreatedAt: time.Now().UTC()}
+		record := &lifecycle.Record{JobID: jobID, Run: 1, State: lifecycle.StateReleased, CreatedAt: time.Now().UTC()}
 		revision, err := store.Get(ctx, jobID, record)
 		if err != nil {
 			return control.Reply{}, false, err
 		}
-		if record.State == StateCancelled {
+		if record.State == lifecycle.StateCancelled {
 			// Also the answer if the worker that ran the job ended it a moment ago.
 			return control.Reply{JobID: jobID, Status: control.StatusCancelled}, false, nil
 		}
@@ -71,12 +72,12 @@ func noteCancel(ctx context.Context, store *kv.Store, jobID string) (_ control.R
 		}
 		reply := control.Reply{JobID: jobID, Status: control.StatusRequested}
 		if record.CancelRequested {
-			return reply, record.State == StateRunning, nil
+			return reply, record.State == lifecycle.StateRunning, nil
 		}
 		record.CancelRequested = true
 		record.UpdatedAt = time.Now().UTC()
 		if _, err = store.Put(ctx, jobID, record, revision); err == nil {
-			return reply, record.State == StateRunning, nil
+			return reply, record.State == lifecycle.StateRunning, nil
 		}
 		if !errors.Is(err, kv.ErrConflict) {
 			return control.Reply{}, false, err
@@ -113,10 +114,10 @@ func (c controlled) Own(jobID string) (control.Running, bool) {
 
 // Look implements control.Jobs.
 func (c controlled) Look(ctx context.Context, jobID string) (control.Standing, error) {
-	var record Record
+	var record lifecycle.Record
 	revision, err := c.w.store.Get(ctx, jobID, &record)
 	s := control.Standing{Known: revision != 0, State: string(record.State)}
-	if err != nil || record.State != StateRunning {
+	if err != nil || record.State != lifecycle.StateRunning {
 		return s, err
 	}
 	s.Held, err = c.w.lease.Stands(ctx, record.WorkerID)
@@ -147,7 +148,7 @@ func (e *execution) Cancel(ctx context.Context) control.Reply {
 	result := e.result
 	e.mu.Unlock()
 	switch result {
-	case StateCancelled:
+	case lifecycle.StateCancelled:
 		return control.Reply{Status: control.StatusCancelled}
 	case "": // it failed just then and waits for its retry, or is not settled yet
 		return e.noteCancel(ctx)
@@ -179,7 +180,7 @@ func (e *execution) Interrupt(ctx context.Context) control.Reply {
 	}
 	got, err := interrupt(ctx)
 	if err != nil {
-		return control.Reply{Status: control.StatusNotRunning, State: string(StateRunning), Message: err.Error()}
+		return control.Reply{Status: control.StatusNotRunning, State: string(lifecycle.StateRunning), Message: err.Error()}
 	}
 	return control.Reply{Status: control.StatusInterrupted, ReqID: got.ReqID, LastSeq: got.LastSeq}
 }

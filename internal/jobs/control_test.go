@@ -10,6 +10,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // ask sends a control request and returns the answer.
@@ -62,28 +63,28 @@ func TestControlAnswersForEveryStateOfAJob(t *testing.T) {
 	h.submit("default", job("quick"))
 	h.submit("default", job("runs"))
 	h.submit("default", job("waits"))
-	h.outcome("quick", jobs.StateCompleted)
+	h.outcome("quick", lifecycle.StateCompleted)
 	receive(t, began, "session")
-	h.state("waits", jobs.StateRetrying)
+	h.state("waits", lifecycle.StateRetrying)
 
 	if r := h.wantStatus("runs", "interrupt", control.StatusInterrupted); r.ReqID != "r7" || r.LastSeq != 9 {
 		t.Errorf("%+v", r)
 	}
 	h.wantStatus("runs", "dance", control.StatusRefused)
 	h.wantStatus("runs", "cancel", control.StatusCancelled)
-	if r := h.outcome("runs", jobs.StateCancelled); !r.CancelRequested {
+	if r := h.outcome("runs", lifecycle.StateCancelled); !r.CancelRequested {
 		t.Errorf("the record does not say that it was wished: %+v", r)
 	}
-	if r := h.wantStatus("quick", "cancel", control.StatusFinished); r.Outcome != string(jobs.StateCompleted) {
+	if r := h.wantStatus("quick", "cancel", control.StatusFinished); r.Outcome != string(lifecycle.StateCompleted) {
 		t.Errorf("%+v", r)
 	}
 	h.wantStatus("quick", "interrupt", control.StatusNotRunning)
 	h.wantStatus("waits", "cancel", control.StatusRequested)
 	h.wantStatus("waits", "cancel", control.StatusRequested)
-	h.outcome("waits", jobs.StateCancelled)
+	h.outcome("waits", lifecycle.StateCancelled)
 	h.wantStatus("not-yet", "cancel", control.StatusRequested)
 	h.submit("default", job("not-yet"))
-	h.outcome("not-yet", jobs.StateCancelled)
+	h.outcome("not-yet", lifecycle.StateCancelled)
 	h.settled()
 	h.wantTypes("runs", "started", "cancelled")
 	h.wantTypes("waits", "started", "error", "retrying", "cancelled")
@@ -92,10 +93,10 @@ func TestControlAnswersForEveryStateOfAJob(t *testing.T) {
 
 func TestCancelBeforeAReplayEndsTheReplay(t *testing.T) {
 	h := newHouse(t)
-	h.put(&jobs.Record{JobID: "j1", Run: 1, State: jobs.StateReleased, CancelRequested: true})
+	h.put(&lifecycle.Record{JobID: "j1", Run: 1, State: lifecycle.StateReleased, CancelRequested: true})
 	h.submit("default", job("j1"), "Avatar-Run", "3")
 	h.start(&script{})
-	if r := h.outcome("j1", jobs.StateCancelled); r.Run != 3 {
+	if r := h.outcome("j1", lifecycle.StateCancelled); r.Run != 3 {
 		t.Errorf("run %d", r.Run)
 	}
 	h.settled()
@@ -119,7 +120,7 @@ func TestCancelWrittenByAnybodyReachesTheSessionAtItsNextCheckpoint(t *testing.T
 	r.CancelRequested = true
 	h.put(r)
 	close(leave)
-	if r := h.outcome("j1", jobs.StateCancelled); r.Checkpoint != 1 {
+	if r := h.outcome("j1", lifecycle.StateCancelled); r.Checkpoint != 1 {
 		t.Errorf("checkpoint %d", r.Checkpoint)
 	}
 	h.settled()
@@ -134,9 +135,9 @@ func TestConnectionIDIsWrittenDownWhileASessionLasts(t *testing.T) {
 		return speak(ctx, a, 1)
 	}))
 	h.submit("default", job("j1"))
-	h.until("j1", func(r *jobs.Record) bool { return r.ConnectionID == "c-j1-1" && r.State == jobs.StateRunning })
+	h.until("j1", func(r *lifecycle.Record) bool { return r.ConnectionID == "c-j1-1" && r.State == lifecycle.StateRunning })
 	close(leave)
-	h.outcome("j1", jobs.StateCompleted)
+	h.outcome("j1", lifecycle.StateCompleted)
 }
 
 func TestCancelThatWantsNoReplyIsNoted(t *testing.T) {
@@ -153,9 +154,9 @@ func TestCancelThatWantsNoReplyIsNoted(t *testing.T) {
 		if err := h.nc.Publish(h.names.Control(id), []byte(`{"op":"cancel"}`)); err != nil {
 			t.Fatal(err)
 		}
-		h.until(id, func(r *jobs.Record) bool { return r.CancelRequested || r.State == jobs.StateCancelled })
+		h.until(id, func(r *lifecycle.Record) bool { return r.CancelRequested || r.State == lifecycle.StateCancelled })
 	}
-	h.outcome("runs", jobs.StateCancelled)
+	h.outcome("runs", lifecycle.StateCancelled)
 	h.submit("default", job("queued1"))
-	h.outcome("queued1", jobs.StateCancelled)
+	h.outcome("queued1", lifecycle.StateCancelled)
 }

@@ -8,6 +8,8 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // What follows from the state of a record, by the names that readiness and logs
@@ -29,7 +31,7 @@ const faultyTimeout = 5 * time.Second
 // emit does what follows from a record that this worker has just written, in a
 // slot of its own: the job's is another job's already. Where it can't have one,
 // or one of the effects is known to fail, the next delivery does it.
-func (e *execution) emit(r *Record) error {
+func (e *execution) emit(r *lifecycle.Record) error {
 	if !e.freeSlot() && e.w.faults.any() {
 		return errEffectsWait
 	}
@@ -58,7 +60,7 @@ func (e *execution) repeatEffects() error {
 // last event is stored: then all the rest is too.
 func (e *execution) ensureEffects(ctx context.Context) error {
 	r := e.record.current()
-	stored, err := e.w.eventStored(ctx, e.lastEvent(r), r.emittedAfter())
+	stored, err := e.w.eventStored(ctx, e.lastEvent(r), r.EmittedAfter())
 	if err != nil || stored {
 		return err
 	}
@@ -68,7 +70,7 @@ func (e *execution) ensureEffects(ctx context.Context) error {
 // emitEffects does what follows from the state of a record, in an order in which
 // the last event's presence proves the rest. It may be repeated: events have ids,
 // dead letters too.
-func (e *execution) emitEffects(r *Record) error {
+func (e *execution) emitEffects(r *lifecycle.Record) error {
 	if r.State.Final() && e.job != nil {
 		if err := e.effect(e.ctx, effectRecording, finishTimeout, func(ctx context.Context) error {
 			return e.completeOutput(ctx, r)
@@ -77,16 +79,16 @@ func (e *execution) emitEffects(r *Record) error {
 		}
 	}
 	if e.tellsError(r) {
-		ev := e.event(EventError, r, *r.LastError)
+		ev := e.event(event.TypeError, r, *r.LastError)
 		if r.NoAttempt { // the session of this number may have told a failure of its own
-			ev.ID = EventID(r.JobID, r.Run, r.Session, EventError, r.Reason)
+			ev.ID = event.ID(r.JobID, r.Run, r.Session, event.TypeError, r.Reason)
 		}
 		if err := e.tell(e.ctx, effectErrorEvent, ev); err != nil {
 			return err
 		}
 		failpoint.Here("error_event")
 	}
-	if r.State == StateDeadLettered {
+	if r.State == lifecycle.StateDeadLettered {
 		if err := e.effect(e.ctx, effectDeadLetter, e.w.o.SettleTimeout, func(ctx context.Context) error {
 			return e.w.o.DeadLetters.Write(ctx, e.deadLetter(r))
 		}); err != nil {
@@ -100,7 +102,7 @@ func (e *execution) emitEffects(r *Record) error {
 	return err
 }
 
-func (e *execution) tell(ctx context.Context, what string, ev Event) error {
+func (e *execution) tell(ctx context.Context, what string, ev event.Event) error {
 	return e.effect(ctx, what, e.w.o.SettleTimeout, func(ctx context.Context) error { return e.w.publisher.Publish(ctx, ev) })
 }
 
@@ -117,7 +119,7 @@ func (e *execution) effect(ctx context.Context, what string, limit time.Duration
 	return err
 }
 
-func (e *execution) completeOutput(ctx context.Context, r *Record) error {
+func (e *execution) completeOutput(ctx context.Context, r *lifecycle.Record) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// When the drain time is up the next delivery does it: the outcome is there.
@@ -127,16 +129,16 @@ func (e *execution) completeOutput(ctx context.Context, r *Record) error {
 }
 
 // tellsError reports whether the state came with a failed attempt of its own.
-func (e *execution) tellsError(r *Record) bool {
+func (e *execution) tellsError(r *lifecycle.Record) bool {
 	if r.LastError == nil {
 		return false
 	}
 	switch r.State {
-	case StateDeadLettered, StateRetrying:
+	case lifecycle.StateDeadLettered, lifecycle.StateRetrying:
 		return true
-	case StateHeld:
+	case lifecycle.StateHeld:
 		return r.LastError.Session == r.Session && r.LastError.Action == errors.ActionHold
-	case StateExpired:
+	case lifecycle.StateExpired:
 		return r.LastError.Session == r.Session && r.LastError.Action == errors.ActionExpire
 	default:
 		return false
@@ -144,37 +146,37 @@ func (e *execution) tellsError(r *Record) bool {
 }
 
 // lastEvent is the job event that tells of the record's state.
-func (e *execution) lastEvent(r *Record) Event {
+func (e *execution) lastEvent(r *lifecycle.Record) event.Event {
 	fields := e.fields(r)
 	switch r.State {
-	case StateRetrying:
-		return e.event(EventRetrying, r, Retrying{
+	case lifecycle.StateRetrying:
+		return e.event(event.TypeRetrying, r, event.Retrying{
 			JobFields: fields, MaxAttempts: r.LastError.MaxAttempts, Code: r.LastError.Code,
 			Class: r.LastError.Class, Phase: r.LastError.Phase, RetryAt: *r.NextAttemptAt,
 		})
-	case StateHeld:
-		ev := e.event(EventHeld, r, Held{JobFields: fields, Code: r.HeldCode, RetryAt: *r.NextAttemptAt, Reason: r.HeldReason, Message: r.heldText()})
-		ev.ID = EventID(r.JobID, r.Run, r.Session, EventHeld, r.Holds)
+	case lifecycle.StateHeld:
+		ev := e.event(event.TypeHeld, r, event.Held{JobFields: fields, Code: r.HeldCode, RetryAt: *r.NextAttemptAt, Reason: r.HeldReason, Message: r.HeldText()})
+		ev.ID = event.ID(r.JobID, r.Run, r.Session, event.TypeHeld, r.Holds)
 		return ev
-	case StateReleased:
-		return e.event(EventReleased, r, Released{JobFields: fields, Reason: r.Reason, Checkpoint: r.Checkpoint})
-	case StateDeadLettered:
-		return e.event(EventDeadLettered, r, DeadLettered{
-			JobFields: fields, Attempts: r.attemptsMade(), Crashes: r.Crashes, Code: r.LastError.Code, Class: r.LastError.Class,
+	case lifecycle.StateReleased:
+		return e.event(event.TypeReleased, r, event.Released{JobFields: fields, Reason: r.Reason, Checkpoint: r.Checkpoint})
+	case lifecycle.StateDeadLettered:
+		return e.event(event.TypeDeadLettered, r, event.DeadLettered{
+			JobFields: fields, Attempts: r.AttemptsMade(), Crashes: r.Crashes, Code: r.LastError.Code, Class: r.LastError.Class,
 			Phase: r.LastError.Phase, Reason: r.Reason, Message: r.LastError.Message,
 			DeadLetter: e.w.o.Names.DLQ(string(r.LastError.Class), string(r.LastError.Code)),
 		})
-	case StateExpired:
-		return e.event(EventExpired, r, Expired{
+	case lifecycle.StateExpired:
+		return e.event(event.TypeExpired, r, event.Expired{
 			JobFields: fields, Attempts: r.Attempt, Code: errors.CodeDeadlineExceeded, Deadline: e.deadline(), LastError: r.LastError,
 		})
-	case StateCancelled:
-		return e.event(EventCancelled, r, Cancelled{
+	case lifecycle.StateCancelled:
+		return e.event(event.TypeCancelled, r, event.Cancelled{
 			JobFields: fields, Attempts: r.Attempt, UtterancesTotal: r.UtterancesDone,
 			SessionMS: r.SessionTime.Milliseconds(), LastError: r.LastError,
 		})
 	default:
-		return e.event(EventCompleted, r, NewCompleted(fields, r.Attempt, r.ConnectionIDs, r.Utterances, r.UtterancesDone, r.SessionTime, r.Recording))
+		return e.event(event.TypeCompleted, r, event.NewCompleted(fields, r.Attempt, r.ConnectionIDs, r.Utterances, r.UtterancesDone, r.SessionTime, r.Recording))
 	}
 }
 
@@ -188,26 +190,26 @@ func (e *execution) deadline() time.Time {
 
 // event makes an event about the job with the time of its record, so that it is
 // the same whenever it is published.
-func (e *execution) event(kind string, r *Record, body Body) Event {
+func (e *execution) event(kind string, r *lifecycle.Record, body event.Body) event.Event {
 	parent, state := e.traceContext()
-	return Event{
-		ID: EventID(r.JobID, r.Run, r.Session, kind), Time: r.UpdatedAt, Body: body,
+	return event.Event{
+		ID: event.ID(r.JobID, r.Run, r.Session, kind), Time: r.UpdatedAt, Body: body,
 		TraceParent: parent, TraceState: state,
 	}
 }
 
-func (e *execution) fields(r *Record) JobFields {
-	return JobFields{
+func (e *execution) fields(r *lifecycle.Record) event.JobFields {
+	return event.JobFields{
 		JobID: r.JobID, Run: r.Run, Queue: r.Queue, AppID: r.AppID, AvatarID: r.AvatarID, Region: r.Region,
 		Worker: e.w.o.Name, WorkerID: e.w.workerID(), Attempt: r.Attempt, Session: r.Session, Labels: r.Labels, Time: r.UpdatedAt,
 	}
 }
 
 // errorEvent tells of a failure; at is when the job is tried again, if it is.
-func (e *execution) errorEvent(r *Record, fault *errors.Error, d errors.Decision, plan Plan, at time.Time) *ErrorEvent {
+func (e *execution) errorEvent(r *lifecycle.Record, fault *errors.Error, d errors.Decision, plan lifecycle.Plan, at time.Time) *event.Error {
 	fields := e.fields(r)
 	fields.Time = e.w.now()
-	failure := FailedAttempt{Err: fault, Class: d.Class, Action: plan.Action, MaxAttempts: max(r.BudgetFrom+r.MaxAttempts, r.Attempt)}
+	failure := event.Failure{Err: fault, Class: d.Class, Action: plan.Action, MaxAttempts: max(r.BudgetFrom+r.MaxAttempts, r.Attempt)}
 	if e.job != nil {
 		failure.Secrets = e.job.Secrets()
 	} else {
@@ -216,29 +218,29 @@ func (e *execution) errorEvent(r *Record, fault *errors.Error, d errors.Decision
 	if plan.Action == errors.ActionRetry || plan.Action == errors.ActionHold {
 		failure.RetryAt = at
 	}
-	ev := NewErrorEvent(fields, failure)
+	ev := event.NewError(fields, failure)
 	if ev.ConnectionID == "" {
 		ev.ConnectionID = r.ConnectionID
 	}
 	return &ev
 }
 
-func (e *execution) deadLetter(r *Record) DeadLetter {
+func (e *execution) deadLetter(r *lifecycle.Record) DeadLetter {
 	return DeadLetter{
 		Job: e.id, Header: e.msg.Headers(), Data: e.msg.Data(),
-		Reason: r.Reason, Error: *r.LastError, Crashes: r.Crashes, Attempts: r.attemptsMade(),
+		Reason: r.Reason, Error: *r.LastError, Crashes: r.Crashes, Attempts: r.AttemptsMade(),
 		FailedAt: r.UpdatedAt, Worker: e.w.o.Name, LettersBefore: r.LettersBefore,
 	}
 }
 
 // lostError is the verdict on a job whose workers died one after the other.
-func lostError(r *Record) *errors.Error {
+func lostError(r *lifecycle.Record) *errors.Error {
 	return errors.Newf(errors.CodeWorkerLost, errors.PhaseJob,
 		"the worker died %d times while it ran this job; the last was %s. Look at that worker's last log lines, then replay the job", r.Crashes, r.WorkerID)
 }
 
 // spokenError is the verdict on a job that may not be spoken twice.
-func spokenError(r *Record) *errors.Error {
+func spokenError(r *lifecycle.Record) *errors.Error {
 	const why = "utterance %d was begun and not finished, and on_redelivery is give_up: it is not spoken a second time"
 	if r.LastError == nil {
 		return errors.Newf(errors.CodeWorkerLost, errors.PhaseJob, why, r.Speaking)
@@ -250,11 +252,11 @@ func spokenError(r *Record) *errors.Error {
 
 // heldError is the verdict on a job that waited too long for its circuit. What
 // the backend said when it was last asked is still what is wrong.
-func heldError(r *Record, now time.Time) *errors.Error {
-	why := "held for " + r.heldTotal(now).Round(time.Second).String() + " in all, longer than circuit.max_hold"
+func heldError(r *lifecycle.Record, now time.Time) *errors.Error {
+	why := "held for " + r.HeldTotal(now).Round(time.Second).String() + " in all, longer than circuit.max_hold"
 	last := r.LastError
-	if last == nil || last.Code != r.heldCode() {
-		return errors.Newf(r.heldCode(), errors.PhaseJob, "%s", why)
+	if last == nil || last.Code != r.HoldCode() {
+		return errors.Newf(r.HoldCode(), errors.PhaseJob, "%s", why)
 	}
 	return &errors.Error{
 		Code: last.Code, Phase: last.Phase, Message: why + "; " + last.Message, HTTPStatus: last.HTTPStatus,
@@ -262,7 +264,7 @@ func heldError(r *Record, now time.Time) *errors.Error {
 	}
 }
 
-func (e *execution) logFailure(r *Record, fault *errors.Error, plan Plan) {
+func (e *execution) logFailure(r *lifecycle.Record, fault *errors.Error, plan lifecycle.Plan) {
 	var secrets []string
 	if e.job != nil {
 		secrets = e.job.Secrets()
@@ -279,7 +281,7 @@ func (e *execution) logFailure(r *Record, fault *errors.Error, plan Plan) {
 		Msg("attempt failed")
 }
 
-func (e *execution) logOutcome(r *Record) {
+func (e *execution) logOutcome(r *lifecycle.Record) {
 	e.log().Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
 		Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).Str("connection_id", r.ConnectionID).
 		Int("utterances", r.UtterancesDone).Stringer("session_time", r.SessionTime).

@@ -15,7 +15,9 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
 	"avatarworker/internal/jobs/fetch"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/retry"
 )
@@ -49,8 +51,8 @@ var (
 type execution struct {
 	w       *Worker
 	msg     fetch.Delivery
-	id      Identity
-	job     *Job          // nil: the message is no valid job
+	id      jobspec.Identity
+	job     *jobspec.Job  // nil: the message is no valid job
 	invalid *errors.Error // why
 	ctx     context.Context
 	span    trace.Span
@@ -67,9 +69,9 @@ type execution struct {
 	mu      sync.Mutex              // guards what follows
 	cancel  context.CancelCauseFunc // of the session under way; nil: there is none
 	control Control
-	ending  bool  // the publisher wants the job to end
-	result  State // the outcome that this execution wrote
-	fault   error // the failure, without secrets
+	ending  bool            // the publisher wants the job to end
+	result  lifecycle.State // the outcome that this execution wrote
+	fault   error           // the failure, without secrets
 }
 
 // log is for lines about this job. It is made when there is something to say: a
@@ -101,7 +103,7 @@ func (e *execution) process() {
 
 // open reads the message and begins its span.
 func (e *execution) open() {
-	e.id, e.job, e.invalid = Read(e.msg)
+	e.id, e.job, e.invalid = jobspec.Read(e.msg)
 	if e.job != nil {
 		e.job.ID = e.id.ID
 	}
@@ -136,19 +138,19 @@ func (e *execution) recoverPanic() {
 // trying until that is written, the job is another's, or the worker stops.
 func (e *execution) giveUpSession(reason string) {
 	r := e.record.current()
-	if r == nil || r.State != StateRunning || !e.w.lease.Own(r.WorkerID) {
+	if r == nil || r.State != lifecycle.StateRunning || !e.w.lease.Own(r.WorkerID) {
 		return
 	}
-	next := r.clone()
+	next := r.Clone()
 	next.SessionTime += e.session.report.Connected
-	next.release(reason)
+	next.Release(reason)
 	record := &e.record
 	e.w.background.Go(func() {
 		ctx, cancel := e.w.resultContext(e.w.base)
 		defer cancel()
 		err := retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second},
 			func(err error) bool { return errors.Is(err, errSuperseded) || errors.Is(err, nats.ErrConnectionClosed) },
-			func() error { return record.putFenced(ctx, next.clone()) })
+			func() error { return record.putFenced(ctx, next.Clone()) })
 		if err != nil && !errors.Is(err, errSuperseded) {
 			e.log().Warn().Err(err).Msg("could not write that the job was given up; it is taken over once this worker's lease ends")
 		}

@@ -11,6 +11,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // tell puts the presence of a worker into the bucket, as it would itself.
@@ -99,7 +100,7 @@ func TestWorkerWhoseClockIsAheadSeesTheOthers(t *testing.T) {
 	}), noDrain, func(o *options) { o.Now = func() time.Time { return time.Now().Add(24 * time.Hour) } })
 	h.eventually("it counts what others have in hand", func() bool { return w.InFleet("default") == 3 })
 	h.submit("default", job("j2"))
-	h.state("j2", jobs.StateHeld)
+	h.state("j2", lifecycle.StateHeld)
 	if opened := h.told("avatar.alerts.circuit_opened.>"); len(opened) != 0 {
 		t.Errorf("a session too many was taken for an unpaid bill: %v", opened)
 	}

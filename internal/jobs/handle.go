@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/retry"
 )
@@ -24,28 +25,28 @@ type recordHandle struct {
 
 	writing sync.Mutex // held from reading the record to having written it
 
-	mu       sync.Mutex // guards what follows, never held while waiting
-	record   *Record    // nil: there is none
+	mu       sync.Mutex        // guards what follows, never held while waiting
+	record   *lifecycle.Record // nil: there is none
 	revision uint64
 }
 
 // current returns the record as last read or written; nil: there is none. It is
 // not to be changed.
-func (h *recordHandle) current() *Record {
+func (h *recordHandle) current() *lifecycle.Record {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.record
 }
 
-func (h *recordHandle) set(r *Record, revision uint64) {
+func (h *recordHandle) set(r *lifecycle.Record, revision uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.record, h.revision = r, revision
 }
 
 // load reads the job's record; nil: there is none.
-func (h *recordHandle) load(ctx context.Context) (*Record, error) {
-	record := new(Record)
+func (h *recordHandle) load(ctx context.Context) (*lifecycle.Record, error) {
+	record := new(lifecycle.Record)
 	revision, err := h.store.Get(ctx, h.jobID, record)
 	if err != nil {
 		return nil, err
@@ -58,14 +59,14 @@ func (h *recordHandle) load(ctx context.Context) (*Record, error) {
 }
 
 // put writes next in place of the record that was read last.
-func (h *recordHandle) put(ctx context.Context, next *Record) error {
+func (h *recordHandle) put(ctx context.Context, next *lifecycle.Record) error {
 	h.writing.Lock()
 	defer h.writing.Unlock()
 	return h.write(ctx, next)
 }
 
 // write is put for a caller that holds h.writing.
-func (h *recordHandle) write(ctx context.Context, next *Record) error {
+func (h *recordHandle) write(ctx context.Context, next *lifecycle.Record) error {
 	next.UpdatedAt = h.now()
 	h.mu.Lock()
 	revision := h.revision
@@ -80,10 +81,10 @@ func (h *recordHandle) write(ctx context.Context, next *Record) error {
 
 // updateLocal changes the record in memory: the next write takes the change
 // along.
-func (h *recordHandle) updateLocal(f func(*Record)) {
+func (h *recordHandle) updateLocal(f func(*lifecycle.Record)) {
 	h.writing.Lock()
 	defer h.writing.Unlock()
-	next := h.current().clone()
+	next := h.current().Clone()
 	f(next)
 	h.mu.Lock()
 	h.record = next
@@ -93,23 +94,23 @@ func (h *recordHandle) updateLocal(f func(*Record)) {
 // putFenced writes next although others may have written meanwhile, as long as
 // the job is still this session's: a request to cancel is kept. errSuperseded:
 // it is another session's now.
-func (h *recordHandle) putFenced(ctx context.Context, next *Record) error {
+func (h *recordHandle) putFenced(ctx context.Context, next *lifecycle.Record) error {
 	h.writing.Lock()
 	defer h.writing.Unlock()
 	return h.overwrite(ctx, next)
 }
 
 // change applies f to the record of a session that runs, and writes it.
-func (h *recordHandle) change(ctx context.Context, f func(*Record)) error {
+func (h *recordHandle) change(ctx context.Context, f func(*lifecycle.Record)) error {
 	h.writing.Lock()
 	defer h.writing.Unlock()
-	next := h.current().clone()
+	next := h.current().Clone()
 	f(next)
 	return h.overwrite(ctx, next)
 }
 
 // overwrite is putFenced for a caller that holds h.writing.
-func (h *recordHandle) overwrite(ctx context.Context, next *Record) error {
+func (h *recordHandle) overwrite(ctx context.Context, next *lifecycle.Record) error {
 	asked := next.CancelRequested
 	for stale := 0; ; {
 		err := h.write(ctx, next)
@@ -119,12 +120,12 @@ func (h *recordHandle) overwrite(ctx context.Context, next *Record) error {
 		if !errors.Is(err, kv.ErrConflict) {
 			return err
 		}
-		var now Record
+		var now lifecycle.Record
 		revision, err := h.store.Get(ctx, h.jobID, &now)
 		if err != nil {
 			return err
 		}
-		if now.Run != next.Run || now.Session != next.Session || now.WorkerID != next.WorkerID || now.State.Final() || now.State == StateReleased {
+		if now.Run != next.Run || now.Session != next.Session || now.WorkerID != next.WorkerID || now.State.Final() || now.State == lifecycle.StateReleased {
 			return errSuperseded
 		}
 		next.CancelRequested = next.CancelRequested || now.CancelRequested

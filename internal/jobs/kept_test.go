@@ -7,6 +7,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // forgetful makes the bucket of records anew, one that forgets soon.
@@ -30,20 +31,20 @@ func TestRecordOfAJobThatIsHeldForLongIsKept(t *testing.T) {
 	b := &account{code: errors.CodeCreditsExhausted}
 	h.start(b.runner(), func(o *options) { o.Circuit.MaxCooldown = o.Circuit.Cooldown })
 	h.submit("default", job("probe"))
-	h.state("probe", jobs.StateHeld)
+	h.state("probe", lifecycle.StateHeld)
 	h.submit("default", job("held"))
-	first := h.state("held", jobs.StateHeld)
+	first := h.state("held", lifecycle.StateHeld)
 	time.Sleep(longEnough) //nolint:forbidigo // what the bucket forgets by its own clock
 	r := h.record("held")
-	if r == nil || !r.CreatedAt.Equal(first.CreatedAt) || r.State != jobs.StateHeld {
+	if r == nil || !r.CreatedAt.Equal(first.CreatedAt) || r.State != lifecycle.StateHeld {
 		t.Fatalf("%+v after %s, want the record made at %s", r, longEnough, first.CreatedAt)
 	}
 	if n := h.count("held", "held"); n != r.Holds {
 		t.Errorf("%d events of %d holds", n, r.Holds)
 	}
 	b.set("")
-	h.outcome("held", jobs.StateCompleted)
-	h.outcome("probe", jobs.StateCompleted)
+	h.outcome("held", lifecycle.StateCompleted)
+	h.outcome("probe", lifecycle.StateCompleted)
 	h.settled()
 }
 
@@ -67,13 +68,13 @@ func TestRecordOfALongSessionIsKept(t *testing.T) {
 		return speak(ctx, a, 1)
 	}))
 	h.submit("default", job("j1"))
-	h.state("j1", jobs.StateRunning)
+	h.state("j1", lifecycle.StateRunning)
 	time.Sleep(longEnough) //nolint:forbidigo // by the bucket's clock
-	if r := h.record("j1"); r == nil || r.State != jobs.StateRunning {
+	if r := h.record("j1"); r == nil || r.State != lifecycle.StateRunning {
 		t.Errorf("%+v after %s", r, longEnough)
 	}
 	close(leave)
-	h.outcome("j1", jobs.StateCompleted)
+	h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 }
 
@@ -86,7 +87,7 @@ func TestFailuresCountThoughTheCircuitsAreGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.submit("default", job("j1", `"max_attempts":2`))
-	if r := h.outcome("j1", jobs.StateDeadLettered); r.Attempt != 2 || r.Reason != jobs.ReasonAttemptsExhausted {
+	if r := h.outcome("j1", lifecycle.StateDeadLettered); r.Attempt != 2 || r.Reason != lifecycle.ReasonAttemptsExhausted {
 		t.Errorf("attempt %d, reason %s", r.Attempt, r.Reason)
 	}
 	h.settled()

@@ -14,6 +14,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // link forwards TCP to NATS and can be cut without telling either side.
@@ -126,7 +127,7 @@ func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
 		t.Errorf("the session ended %s after the last answer, later than its lease", took)
 	}
 	before := h.record("j1")
-	if before.State != jobs.StateRunning || before.Attempt != 1 || before.Crashes != 0 {
+	if before.State != lifecycle.StateRunning || before.Attempt != 1 || before.Crashes != 0 {
 		t.Errorf("the record was settled: %+v", before)
 	}
 	// The cut-off worker comes back and goes on with the job: no crash.
@@ -135,7 +136,7 @@ func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
 		w.stop()
 	}()
 	k.silence(false)
-	r := h.until("j1", func(r *jobs.Record) bool { return r.Session == 2 })
+	r := h.until("j1", func(r *lifecycle.Record) bool { return r.Session == 2 })
 	if r.Crashes != 0 || r.Attempt != 1 {
 		t.Errorf("a cut counted: %d crashes, attempt %d", r.Crashes, r.Attempt)
 	}
@@ -155,7 +156,7 @@ func TestWorkerThatVanishedCostsACrashAndNoAttempt(t *testing.T) {
 	}
 	dead.kill()
 	h.start(&script{})
-	r := h.outcome("j1", jobs.StateCompleted)
+	r := h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	if r.Crashes != 0 || r.Session != 2 || r.Attempt != 1 { // progress gave the crash back
 		t.Errorf("%d crashes, session %d, attempt %d", r.Crashes, r.Session, r.Attempt)
@@ -164,9 +165,9 @@ func TestWorkerThatVanishedCostsACrashAndNoAttempt(t *testing.T) {
 }
 
 // abandoned is a job that some worker is said to run.
-func (h *house) abandoned(id string, change func(*jobs.Record), more ...string) {
-	r := &jobs.Record{
-		JobID: id, Run: 1, Session: 1, State: jobs.StateRunning, Queue: "default", AppID: "app1", AvatarID: "a",
+func (h *house) abandoned(id string, change func(*lifecycle.Record), more ...string) {
+	r := &lifecycle.Record{
+		JobID: id, Run: 1, Session: 1, State: lifecycle.StateRunning, Queue: "default", AppID: "app1", AvatarID: "a",
 		Attempt: 1, MaxAttempts: 5, WorkerID: "vanished", UpdatedAt: time.Now().UTC(),
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -200,9 +201,9 @@ func TestTakeOversCountACrashOnlyOnceTheLeaseIsGone(t *testing.T) {
 	h.leaseOfWorker("alive", life)
 	since := time.Now()
 	for _, id := range []string{"alive", "vanished"} {
-		h.abandoned("j-"+id, func(r *jobs.Record) { r.WorkerID = id })
+		h.abandoned("j-"+id, func(r *lifecycle.Record) { r.WorkerID = id })
 	}
-	h.abandoned("j-released", func(r *jobs.Record) { r.WorkerID, r.State = "alive", jobs.StateReleased })
+	h.abandoned("j-released", func(r *lifecycle.Record) { r.WorkerID, r.State = "alive", lifecycle.StateReleased })
 	began := make(chan string, 10)
 	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
 		began <- fmt.Sprintf("%s %d", a.Job.ID, h.record(a.Job.ID).Crashes)
@@ -219,12 +220,12 @@ func TestTakeOversCountACrashOnlyOnceTheLeaseIsGone(t *testing.T) {
 
 func TestJobThatKillsItsWorkersBecomesWorkerLost(t *testing.T) {
 	h := newHouse(t)
-	h.abandoned("j1", func(r *jobs.Record) { r.Crashes = 4 })
+	h.abandoned("j1", func(r *lifecycle.Record) { r.Crashes = 4 })
 	runner := &script{}
 	h.start(runner)
-	r := h.outcome("j1", jobs.StateDeadLettered)
+	r := h.outcome("j1", lifecycle.StateDeadLettered)
 	h.settled()
-	if r.Crashes != 5 || r.LastError.Code != errors.CodeWorkerLost || r.Reason != jobs.ReasonWorkerLost || len(runner.ran()) != 0 {
+	if r.Crashes != 5 || r.LastError.Code != errors.CodeWorkerLost || r.Reason != lifecycle.ReasonWorkerLost || len(runner.ran()) != 0 {
 		t.Errorf("%d crashes, %s, %s", r.Crashes, r.LastError.Code, r.Reason)
 	}
 }
@@ -269,7 +270,7 @@ func TestDrainLetsSessionsFinish(t *testing.T) {
 	h.submit("default", job("later"))
 	close(leave)
 	w.end()
-	if w.runErr != nil || h.record("j1").Outcome != jobs.StateCompleted || h.record("later") != nil {
+	if w.runErr != nil || h.record("j1").Outcome != lifecycle.StateCompleted || h.record("later") != nil {
 		t.Errorf("run: %v; %+v; %+v", w.runErr, h.record("j1"), h.record("later"))
 	}
 }
@@ -289,7 +290,7 @@ func TestDrainPastItsTimeHandsBackWithoutCost(t *testing.T) {
 	receive(t, began, "session")
 	w.end()
 	r := h.record("j1")
-	if w.runErr != nil || r.State != jobs.StateReleased || r.Attempt != 1 || r.Checkpoint != 1 {
+	if w.runErr != nil || r.State != lifecycle.StateReleased || r.Attempt != 1 || r.Checkpoint != 1 {
 		t.Fatalf("run: %v; %+v", w.runErr, r)
 	}
 	from := make(chan int, 1)
@@ -298,7 +299,7 @@ func TestDrainPastItsTimeHandsBackWithoutCost(t *testing.T) {
 		_, err := speakAll(ctx, a)
 		return err
 	}))
-	r = h.outcome("j1", jobs.StateCompleted)
+	r = h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	h.wantTypes("j1", "started", "released", "started", "completed")
 	if r.Attempt != 1 || r.Crashes != 0 || receive(t, from, "checkpoint") != 1 || r.Checkpoint != 3 {
@@ -308,7 +309,7 @@ func TestDrainPastItsTimeHandsBackWithoutCost(t *testing.T) {
 
 func TestWhatALaterSessionDoesIsTheJobsChoice(t *testing.T) {
 	h := newHouse(t)
-	half := func(r *jobs.Record) { r.Checkpoint, r.Speaking = 1, 2 }
+	half := func(r *lifecycle.Record) { r.Checkpoint, r.Speaking = 1, 2 }
 	h.abandoned("resume", half, spoken(2))
 	h.abandoned("restart", half, spoken(2), `"on_redelivery":"restart"`)
 	h.abandoned("give_up", half, spoken(2), `"on_redelivery":"give_up"`)
@@ -321,13 +322,13 @@ func TestWhatALaterSessionDoesIsTheJobsChoice(t *testing.T) {
 		_, err := speakAll(ctx, a)
 		return err
 	}))
-	h.outcome("resume", jobs.StateCompleted)
-	h.outcome("restart", jobs.StateCompleted)
-	r := h.outcome("give_up", jobs.StateDeadLettered)
+	h.outcome("resume", lifecycle.StateCompleted)
+	h.outcome("restart", lifecycle.StateCompleted)
+	r := h.outcome("give_up", lifecycle.StateDeadLettered)
 	h.settled()
 	mu.Lock()
 	defer mu.Unlock()
-	if from["resume"] != 1 || from["restart"] != 0 || len(from) != 2 || r.Reason != jobs.ReasonPermanent {
+	if from["resume"] != 1 || from["restart"] != 0 || len(from) != 2 || r.Reason != lifecycle.ReasonPermanent {
 		t.Errorf("began after %v; %+v", from, r.LastError)
 	}
 }
@@ -347,7 +348,7 @@ func TestProgressGivesTheBudgetBack(t *testing.T) {
 		return failure(errors.CodeConnectionClosed, errors.PhaseRuntime)
 	}))
 	h.submit("default", job("j1", spoken(3), `"max_attempts":2`))
-	r := h.outcome("j1", jobs.StateCompleted)
+	r := h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	if r.Attempt != 6 || r.UtterancesDone != 3 {
 		t.Errorf("%d attempts, %d utterances", r.Attempt, r.UtterancesDone)
@@ -364,7 +365,7 @@ func TestDeletedConsumerIsMended(t *testing.T) {
 	h := newHouse(t)
 	w := h.start(&script{})
 	h.submit("default", job("j1"))
-	h.outcome("j1", jobs.StateCompleted)
+	h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -372,7 +373,7 @@ func TestDeletedConsumerIsMended(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.submit("default", job("j2"))
-	h.outcome("j2", jobs.StateCompleted)
+	h.outcome("j2", lifecycle.StateCompleted)
 	h.settled()
 	h.eventually("ready again", func() bool { return w.Ready() == nil })
 }
@@ -382,7 +383,7 @@ func TestTraceContextIsCarriedOn(t *testing.T) {
 	h.start(&script{})
 	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	h.submit("default", job("j1"), "traceparent", parent, "tracestate", "k=v")
-	h.outcome("j1", jobs.StateCompleted)
+	h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	for _, e := range h.told("avatar.events.*.j1") {
 		if got := e.header["traceparent"]; len(got) != 1 || !strings.HasPrefix(got[0], "00-4bf92f3577b34da6a3ce929d0e0e4736-") {

@@ -8,6 +8,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // hopeless is a job that becomes a dead letter at once.
@@ -53,12 +54,12 @@ func TestJobWithAnIDThatWasUsedBeforeGetsItsDeadLetter(t *testing.T) {
 	h := newHouse(t)
 	h.start(hopeless(), h.realLetters)
 	h.submit("default", job("j1"))
-	h.outcome("j1", jobs.StateDeadLettered)
+	h.outcome("j1", lifecycle.StateDeadLettered)
 	h.settled()
 	h.forget("j1")
 	h.letterRemoved()
 	h.submit("default", job("j1"))
-	h.outcome("j1", jobs.StateDeadLettered)
+	h.outcome("j1", lifecycle.StateDeadLettered)
 	h.settled()
 	h.wantLetters(1)
 }
@@ -72,7 +73,7 @@ func TestOutcomeWhoseWorkerDiedGetsItsDeadLetterUnlessThatWasRemoved(t *testing.
 			h := newHouse(t)
 			w := h.start(hopeless(), h.realLetters)
 			h.submit("default", job("j1"))
-			r := h.outcome("j1", jobs.StateDeadLettered)
+			r := h.outcome("j1", lifecycle.StateDeadLettered)
 			h.settled()
 			w.end()
 			h.letterRemoved()

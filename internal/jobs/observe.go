@@ -4,24 +4,26 @@ import (
 	"time"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // Observer is told what happens, for metrics. Its methods are quick and may be
 // called from any goroutine.
 type Observer interface {
-	JobDone(queue string, outcome State)
+	JobDone(queue string, outcome lifecycle.State)
 	// AttemptDone is told of every attempt; code "" is one that succeeded.
 	AttemptDone(code errors.Code, class errors.Class, phase errors.Phase)
 	// TakenOver: why: new, retry, held, released or crash.
 	TakenOver(why string)
 	SessionOpened(app string)
 	SessionClosed(app string, connected time.Duration)
-	Utterance(u Utterance)
+	Utterance(u event.Utterance)
 	FramesOut(output string, frames int, bytes int64)
 	LeaseExtended(ok bool)
 	SlotsBusy(busy, all int)
 	// Postponed is told of a job handed back for a while: retrying or held.
-	Postponed(jobID string, state State, wait time.Duration)
+	Postponed(jobID string, state lifecycle.State, wait time.Duration)
 	CircuitOpen(app, region string, open bool)
 	DeadLettered(code errors.Code)
 	Alerted(kind string, code errors.Code)

@@ -10,6 +10,9 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 func TestCompletedJobIsToldAndAcknowledged(t *testing.T) {
@@ -17,7 +20,7 @@ func TestCompletedJobIsToldAndAcknowledged(t *testing.T) {
 	runner := &script{}
 	h.start(runner)
 	h.submit("default", job("j1", spoken(3), `"labels":{"k":"v"}`))
-	r := h.outcome("j1", jobs.StateCompleted)
+	r := h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	h.wantTypes("j1", "started", "completed")
 	if r.Attempt != 1 || r.Session != 1 || r.Checkpoint != 3 || len(r.ConnectionIDs) != 1 {
@@ -42,7 +45,7 @@ func TestFailedAttemptIsRetriedThenCompletes(t *testing.T) {
 		return err
 	}))
 	h.submit("default", job("j1"))
-	r := h.outcome("j1", jobs.StateCompleted)
+	r := h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	h.wantTypes("j1", "started", "error", "retrying", "started", "error", "retrying", "started", "completed")
 	if r.Attempt != 3 || r.Session != 3 {
@@ -61,9 +64,9 @@ func TestExhaustedJobBecomesOneDeadLetter(t *testing.T) {
 		return failure(errors.CodeConnectionClosed, errors.PhaseRuntime)
 	}))
 	h.submit("default", job("j1", `"max_attempts":2`))
-	r := h.outcome("j1", jobs.StateDeadLettered)
+	r := h.outcome("j1", lifecycle.StateDeadLettered)
 	h.settled()
-	if r.Reason != jobs.ReasonAttemptsExhausted || r.Attempt != 2 {
+	if r.Reason != lifecycle.ReasonAttemptsExhausted || r.Attempt != 2 {
 		t.Errorf("reason %s after %d attempts", r.Reason, r.Attempt)
 	}
 	h.wantTypes("j1", "started", "error", "retrying", "started", "error", "dead_lettered")
@@ -79,9 +82,9 @@ func TestPermanentFailureIsNeverRetried(t *testing.T) {
 	})
 	h.start(runner)
 	h.submit("default", job("j1"))
-	r := h.outcome("j1", jobs.StateDeadLettered)
+	r := h.outcome("j1", lifecycle.StateDeadLettered)
 	h.settled()
-	if r.Reason != jobs.ReasonPermanent || len(runner.ran()) != 1 {
+	if r.Reason != lifecycle.ReasonPermanent || len(runner.ran()) != 1 {
 		t.Errorf("reason %s, ran %v", r.Reason, runner.ran())
 	}
 }
@@ -93,8 +96,8 @@ func TestInvalidJobIsDeadLetteredWithoutASession(t *testing.T) {
 	h.submit("default", `{"id":"j1","avatar":"typo"}`, "Nats-Msg-Id", "j1")
 	h.submit("default", job("j2", `"app_id":"nobody"`))
 	for _, id := range []string{"j1", "j2"} {
-		r := h.outcome(id, jobs.StateDeadLettered)
-		if r.Reason != jobs.ReasonInvalidJob || r.LastError.Phase != errors.PhaseJob {
+		r := h.outcome(id, lifecycle.StateDeadLettered)
+		if r.Reason != lifecycle.ReasonInvalidJob || r.LastError.Phase != errors.PhaseJob {
 			t.Errorf("%s: reason %s, %+v", id, r.Reason, r.LastError)
 		}
 	}
@@ -118,7 +121,7 @@ func TestDuplicateOfAnInvalidJobIsNoFailedAttempt(t *testing.T) {
 	var attempts atomic.Int32
 	h.start(&script{}, func(o *options) { o.Observer = counted{attempts: &attempts} })
 	for range 2 {
-		h.submit("default", `{"avatar":"typo"}`, jobs.HeaderJobID, "j1")
+		h.submit("default", `{"avatar":"typo"}`, jobspec.HeaderJobID, "j1")
 		h.settled()
 	}
 	h.wantTypes("j1", "error", "dead_lettered", "duplicate")
@@ -134,7 +137,7 @@ func TestInvalidMessageTakesNoJobsPlace(t *testing.T) {
 	h.submit("default", `{"id":"order-7","avatar":"typo"}`)
 	h.eventually("the typo is dead-lettered", func() bool { return h.messages(h.names.DLQStream()) == 1 })
 	h.submit("default", job("order-7"))
-	h.outcome("order-7", jobs.StateCompleted)
+	h.outcome("order-7", lifecycle.StateCompleted)
 	h.submit("default", `{"id":"order-7","avatar":"again"}`)
 	h.eventually("so is the next", func() bool { return h.messages(h.names.DLQStream()) == 2 })
 	h.settled()
@@ -150,9 +153,9 @@ func TestDeadlineExpiresAJobUnlessItIsIgnored(t *testing.T) {
 	h.start(runner)
 	past := fmt.Sprintf(`"deadline":%q`, time.Now().Add(-time.Hour).UTC().Format(time.RFC3339))
 	h.submit("default", job("late", past))
-	h.submit("default", job("anyway", past), strings.ToLower(jobs.HeaderIgnoreDeadline), "Yes")
-	h.outcome("late", jobs.StateExpired)
-	h.outcome("anyway", jobs.StateCompleted)
+	h.submit("default", job("anyway", past), strings.ToLower(jobspec.HeaderIgnoreDeadline), "Yes")
+	h.outcome("late", lifecycle.StateExpired)
+	h.outcome("anyway", lifecycle.StateCompleted)
 	h.settled()
 	h.wantTypes("late", "expired")
 	if got := fmt.Sprint(runner.ran()); got != "[anyway/s1/a1]" {
@@ -169,7 +172,7 @@ func TestRetryAfterPastTheDeadlineExpiresAtOnce(t *testing.T) {
 	}))
 	soon := time.Now().Add(10 * time.Minute).UTC().Format(time.RFC3339)
 	h.submit("default", job("j1", fmt.Sprintf(`"deadline":%q`, soon)))
-	r := h.outcome("j1", jobs.StateExpired)
+	r := h.outcome("j1", lifecycle.StateExpired)
 	h.settled()
 	h.wantTypes("j1", "started", "error", "expired")
 	if r.LastError == nil || r.LastError.Code != errors.CodeServerError {
@@ -182,7 +185,7 @@ func TestMessageWithAnotherJobsIDIsDropped(t *testing.T) {
 	runner := &script{}
 	h.start(runner)
 	first := h.submit("default", job("j1"))
-	h.outcome("j1", jobs.StateCompleted)
+	h.outcome("j1", lifecycle.StateCompleted)
 	second := h.submit("default", job("j1"))
 	h.settled()
 	h.wantTypes("j1", "started", "completed", "duplicate")
@@ -200,7 +203,7 @@ func TestTwoMessagesWithOneIDAtOnceRunOneJob(t *testing.T) {
 	}
 	h.start(runner)
 	h.start(runner)
-	h.outcome("j1", jobs.StateCompleted)
+	h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	if len(runner.ran()) != 1 || len(h.told("avatar.events.duplicate.j1")) != 19 {
 		t.Errorf("ran %v, %d duplicates", runner.ran(), len(h.told("avatar.events.duplicate.j1")))
@@ -220,11 +223,11 @@ func TestReplayIsARunOfItsOwnAndWaitsForTheOneBefore(t *testing.T) {
 	})
 	h.start(runner)
 	h.submit("default", job("j1"))
-	h.until("j1", func(r *jobs.Record) bool { return r.State == jobs.StateRunning })
+	h.until("j1", func(r *lifecycle.Record) bool { return r.State == lifecycle.StateRunning })
 	close(release)
-	h.outcome("j1", jobs.StateDeadLettered)
+	h.outcome("j1", lifecycle.StateDeadLettered)
 	h.submit("default", job("j1"), "Avatar-Job-Id", "j1", "Avatar-Run", "2")
-	r := h.until("j1", func(r *jobs.Record) bool { return r.State == jobs.StateCompleted })
+	r := h.until("j1", func(r *lifecycle.Record) bool { return r.State == lifecycle.StateCompleted })
 	h.settled()
 	if r.Run != 2 || r.Attempt != 1 || r.Session != 1 {
 		t.Errorf("run %d attempt %d session %d", r.Run, r.Attempt, r.Session)
@@ -247,8 +250,8 @@ func TestPanicInARunnerHitsOneJobOnly(t *testing.T) {
 	}))
 	h.submit("default", job("bad"))
 	h.submit("default", job("good"))
-	r := h.outcome("bad", jobs.StateDeadLettered)
-	h.outcome("good", jobs.StateCompleted)
+	r := h.outcome("bad", lifecycle.StateDeadLettered)
+	h.outcome("good", lifecycle.StateCompleted)
 	h.settled()
 	if r.LastError.Code != errors.CodeInternal || r.Attempt != 2 || !strings.Contains(r.LastError.Message, "scripted") {
 		t.Errorf("%+v", r.LastError)
@@ -258,18 +261,18 @@ func TestPanicInARunnerHitsOneJobOnly(t *testing.T) {
 func TestRedeliveryAfterTheOutcomeOnlyRepeatsWhatFollows(t *testing.T) {
 	h := newHouse(t)
 	// As if a worker had died between writing the outcome and telling it.
-	for i, state := range []jobs.State{jobs.StateCompleted, jobs.StateDeadLettered, jobs.StateExpired, jobs.StateCancelled} {
+	for i, state := range []lifecycle.State{lifecycle.StateCompleted, lifecycle.StateDeadLettered, lifecycle.StateExpired, lifecycle.StateCancelled} {
 		id := fmt.Sprintf("j%d", i)
 		seq := h.submit("default", job(id))
-		h.put(&jobs.Record{
+		h.put(&lifecycle.Record{
 			JobID: id, Run: 1, StreamSeq: seq, Session: 1, State: state, Outcome: state, Queue: "default", AppID: "app1",
-			Attempt: 1, MaxAttempts: 5, WorkerID: "dead", Reason: jobs.ReasonPermanent, UpdatedAt: time.Now().UTC(),
-			LastError: &jobs.ErrorEvent{JobID: id, Run: 1, Session: 1, Attempt: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Action: errors.ActionDeadLetter},
+			Attempt: 1, MaxAttempts: 5, WorkerID: "dead", Reason: lifecycle.ReasonPermanent, UpdatedAt: time.Now().UTC(),
+			LastError: &event.Error{JobID: id, Run: 1, Session: 1, Attempt: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Action: errors.ActionDeadLetter},
 		})
 	}
 	runner := &script{}
 	finished := make(chan string, 10)
-	runner.finish = func(_ context.Context, j *jobs.Job, f jobs.Finished) error {
+	runner.finish = func(_ context.Context, j *jobspec.Job, f jobs.Finished) error {
 		finished <- j.ID + " " + string(f.Outcome)
 		return nil
 	}
@@ -290,17 +293,17 @@ func TestRedeliveryAfterTheOutcomeOnlyRepeatsWhatFollows(t *testing.T) {
 func TestWhatFollowsAFailureIsRepeatedAfterACrash(t *testing.T) {
 	h := newHouse(t)
 	at := time.Now().Add(300 * time.Millisecond).UTC()
-	for _, state := range []jobs.State{jobs.StateRetrying, jobs.StateHeld} {
+	for _, state := range []lifecycle.State{lifecycle.StateRetrying, lifecycle.StateHeld} {
 		action := errors.ActionRetry
-		if state == jobs.StateHeld {
+		if state == lifecycle.StateHeld {
 			action = errors.ActionHold
 		}
 		id := string(state)
 		seq := h.submit("default", job(id))
-		h.put(&jobs.Record{
+		h.put(&lifecycle.Record{
 			JobID: id, Run: 1, StreamSeq: seq, Session: 1, State: state, Queue: "default", AppID: "app1", Holds: 1,
 			Attempt: 1, MaxAttempts: 5, WorkerID: "dead", UpdatedAt: time.Now().UTC(), NextAttemptAt: &at,
-			LastError: &jobs.ErrorEvent{JobID: id, Run: 1, Session: 1, Attempt: 1, Code: errors.CodeUpstreamError, Class: errors.ClassServer, Action: action},
+			LastError: &event.Error{JobID: id, Run: 1, Session: 1, Attempt: 1, Code: errors.CodeUpstreamError, Class: errors.ClassServer, Action: action},
 		})
 	}
 	started := make(chan time.Time, 2)
@@ -309,8 +312,8 @@ func TestWhatFollowsAFailureIsRepeatedAfterACrash(t *testing.T) {
 		_, err := speakAll(ctx, a)
 		return err
 	}))
-	h.outcome("retrying", jobs.StateCompleted)
-	h.outcome("held", jobs.StateCompleted)
+	h.outcome("retrying", lifecycle.StateCompleted)
+	h.outcome("held", lifecycle.StateCompleted)
 	h.settled()
 	h.wantTypes("retrying", "error", "retrying", "started", "completed")
 	h.wantTypes("held", "error", "held", "started", "completed")

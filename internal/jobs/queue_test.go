@@ -12,6 +12,8 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/fetch"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
 )
@@ -97,7 +99,7 @@ func TestShareOfAnIdleQueuePassesOnAndNoQueueWaitsLong(t *testing.T) {
 		mu.Unlock()
 		return nil
 	}), func(o *options) { o.Concurrency = 4 })
-	h.outcome("busy-40", jobs.StateCompleted)
+	h.outcome("busy-40", lifecycle.StateCompleted)
 	from := time.Now()
 	h.submit("idle", job("wakes"))
 	receive(t, late, "job of the other queue")
@@ -124,10 +126,10 @@ func TestJobsInBackoffDoNotDelayAHealthyOne(t *testing.T) {
 		o.Random = func() float64 { return 0.999 }
 	})
 	h.fill("default", 300)
-	h.state("default-299", jobs.StateRetrying)
+	h.state("default-299", lifecycle.StateRetrying)
 	from := time.Now()
 	h.submit("default", job("healthy"))
-	h.outcome("healthy", jobs.StateCompleted)
+	h.outcome("healthy", lifecycle.StateCompleted)
 	if took := time.Since(from); took > time.Second {
 		t.Errorf("took %s", took)
 	}
@@ -172,7 +174,7 @@ func TestEverythingSettlesAfterNATSWasRestarted(t *testing.T) {
 	}
 	for n := range 300 {
 		r := h.record(fmt.Sprintf("default-%d", n))
-		if r == nil || r.Outcome != jobs.StateCompleted || r.Attempt != 1 || r.Crashes != 0 {
+		if r == nil || r.Outcome != lifecycle.StateCompleted || r.Attempt != 1 || r.Crashes != 0 {
 			t.Fatalf("job %d: %+v", n, r)
 		}
 	}
@@ -240,7 +242,7 @@ func TestTheNextJobStartsWhileTheLastOnesRecordingIsAssembled(t *testing.T) {
 	h := newHouse(t)
 	started, assembling, assembled := make(chan string, 3), make(chan string, 3), make(chan struct{})
 	runner := does(func(_ context.Context, a *jobs.Attempt) error { started <- a.Job.ID; return nil })
-	runner.finish = func(_ context.Context, job *jobs.Job, _ jobs.Finished) error {
+	runner.finish = func(_ context.Context, job *jobspec.Job, _ jobs.Finished) error {
 		assembling <- job.ID
 		<-assembled
 		return nil
@@ -267,6 +269,6 @@ func TestTheNextJobStartsWhileTheLastOnesRecordingIsAssembled(t *testing.T) {
 	}
 	close(assembled)
 	for _, id := range []string{"a", "b", "c"} {
-		h.outcome(id, jobs.StateCompleted)
+		h.outcome(id, lifecycle.StateCompleted)
 	}
 }

@@ -6,20 +6,21 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 func TestReplayOfAJobWithARunPastTheLastIsItsNextRun(t *testing.T) {
 	h := newHouse(t)
 	h.start(&script{}, h.realLetters)
 	h.submit("default", job("j1"), "Avatar-Run", "2147483647")
-	h.outcome("j1", jobs.StateDeadLettered)
+	h.outcome("j1", lifecycle.StateDeadLettered)
 	h.settled()
 	r, err := dlq.NewStore(h.js, h.names, nil).Replay(t.Context(), 1, dlq.ReplayOptions{})
 	if err != nil || r.Status != dlq.StatusReplayed {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	h.until("j1", func(r *jobs.Record) bool { return r.Run == 2 && r.State == jobs.StateCompleted })
+	h.until("j1", func(r *lifecycle.Record) bool { return r.Run == 2 && r.State == lifecycle.StateCompleted })
 	h.settled()
 }
 
@@ -34,14 +35,14 @@ func TestReplayTellsTheOutcomeThatItsRunBeforeCouldNotTell(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := newHouse(t)
 			at := time.Now().Add(-c.ago).UTC()
-			h.put(&jobs.Record{
-				JobID: "j1", Run: 1, StreamSeq: 99, Session: 1, Attempt: 1, State: jobs.StateDeadLettered, Outcome: jobs.StateDeadLettered,
-				Reason: jobs.ReasonPermanent, UpdatedAt: at,
-				LastError: &jobs.ErrorEvent{JobID: "j1", Run: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Phase: errors.PhaseHandshake},
+			h.put(&lifecycle.Record{
+				JobID: "j1", Run: 1, StreamSeq: 99, Session: 1, Attempt: 1, State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered,
+				Reason: lifecycle.ReasonPermanent, UpdatedAt: at,
+				LastError: &event.Error{JobID: "j1", Run: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Phase: errors.PhaseHandshake},
 			})
 			h.start(&script{})
 			h.submit("default", job("j1"), "Avatar-Run", "2")
-			h.until("j1", func(r *jobs.Record) bool { return r.Run == 2 && r.State == jobs.StateCompleted })
+			h.until("j1", func(r *lifecycle.Record) bool { return r.Run == 2 && r.State == lifecycle.StateCompleted })
 			h.settled()
 			h.wantTypes("j1", c.want...)
 			for _, e := range h.told("avatar.events.dead_lettered.j1") {

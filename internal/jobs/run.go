@@ -10,6 +10,9 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // saveAfter is how long a session lives before its connection id is written:
@@ -48,7 +51,7 @@ func (e *execution) closed(p *progress) {
 
 // working makes the session under way known to those that may want to end it;
 // nil: there is none any more.
-func (e *execution) working(cancel context.CancelCauseFunc) *Record {
+func (e *execution) working(cancel context.CancelCauseFunc) *lifecycle.Record {
 	e.mu.Lock()
 	ending := e.ending
 	e.cancel = cancel
@@ -70,27 +73,10 @@ func (e *execution) attempt(p *progress) *Attempt {
 	}
 }
 
-// startedAs says why the job had no session. was is its record as it was found,
-// from what resumeFrom made of it.
-func startedAs(was, from *Record) string {
-	switch {
-	case from == nil || from.Session == 0:
-		return "new"
-	case from.State == StateRetrying:
-		return "retry"
-	case from.State == StateHeld:
-		return "held"
-	case from.Crashes > was.Crashes || from.State == StateReleased && from.Reason == "crash":
-		return "crash"
-	default: // or its worker, which lives, handed it back
-		return "released"
-	}
-}
-
 // announce publishes that a session starts. Nothing waits for it: the outcome is
 // what counts.
-func (e *execution) announce(r *Record) {
-	_, err := e.w.publisher.PublishAsync(e.event(EventStarted, r, Started{
+func (e *execution) announce(r *lifecycle.Record) {
+	_, err := e.w.publisher.PublishAsync(e.event(event.TypeStarted, r, event.Started{
 		JobFields: e.fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
 		Output: e.job.OutputKind(), Checkpoint: r.Checkpoint,
 	}))
@@ -116,9 +102,9 @@ var _ Progress = (*progress)(nil)
 // Connected implements Progress.
 func (p *progress) Connected(connectionID, region string) {
 	e := p.e
-	e.record.updateLocal(func(r *Record) {
+	e.record.updateLocal(func(r *lifecycle.Record) {
 		r.ConnectionID = connectionID
-		r.ConnectionIDs = newest(append(r.ConnectionIDs, connectionID), maxEventConnections)
+		r.ConnectionIDs = event.Newest(append(r.ConnectionIDs, connectionID), event.MaxEventConnections)
 		if region != "" {
 			r.Region = region
 		}
@@ -156,7 +142,7 @@ func (p *progress) save() {
 	e := p.e
 	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
 	defer cancel()
-	err := e.record.change(ctx, func(*Record) {})
+	err := e.record.change(ctx, func(*lifecycle.Record) {})
 	if errors.Is(err, errSuperseded) {
 		e.end(errSuperseded)
 	}
@@ -184,28 +170,28 @@ func (p *progress) FirstFrame() {
 // Speaking implements Progress. Only give_up and live speech need to know later
 // that an utterance was begun; for all others it would be a write for nothing.
 func (p *progress) Speaking(ctx context.Context, utterance int, liveBegun uint64) error {
-	if p.e.job.Resume() != OnRedeliveryGiveUp && liveBegun == 0 {
+	if p.e.job.Resume() != jobspec.OnRedeliveryGiveUp && liveBegun == 0 {
 		return nil
 	}
-	return p.record(ctx, func(r *Record) { r.Speaking, r.LiveBegun = utterance, liveBegun })
+	return p.record(ctx, func(r *lifecycle.Record) { r.Speaking, r.LiveBegun = utterance, liveBegun })
 }
 
 // Delivered implements Progress.
-func (p *progress) Delivered(ctx context.Context, u Utterance) error {
+func (p *progress) Delivered(ctx context.Context, u event.Utterance) error {
 	e := p.e
 	failpoint.Here("delivered_frames")
 	e.w.o.Observer.Utterance(u)
 	e.w.o.Observer.FramesOut(e.job.OutputKind(), u.Frames, u.Bytes)
-	keeps := e.job.Resume() != OnRedeliveryRestart
+	keeps := e.job.Resume() != jobspec.OnRedeliveryRestart
 	if e.outcomeFollows() {
 		// The outcome, which comes next, says the same.
-		e.record.updateLocal(func(r *Record) { r.delivered(u, keeps) })
+		e.record.updateLocal(func(r *lifecycle.Record) { r.Delivered(u, keeps) })
 		return nil
 	}
-	err := p.record(ctx, func(r *Record) { r.delivered(u, keeps) })
+	err := p.record(ctx, func(r *lifecycle.Record) { r.Delivered(u, keeps) })
 	if err != nil && !errors.Is(err, errSuperseded) {
 		// It was spoken all the same: whatever settles the session says so.
-		e.record.updateLocal(func(r *Record) { r.delivered(u, keeps) })
+		e.record.updateLocal(func(r *lifecycle.Record) { r.Delivered(u, keeps) })
 	}
 	failpoint.Here("checkpoint")
 	return err
@@ -214,7 +200,7 @@ func (p *progress) Delivered(ctx context.Context, u Utterance) error {
 // record writes what the session may not go on without. If it can't be written
 // in time the session is closed, and the job goes on from what is written in the
 // end.
-func (p *progress) record(ctx context.Context, f func(*Record)) error {
+func (p *progress) record(ctx context.Context, f func(*lifecycle.Record)) error {
 	ctx, cancel := context.WithTimeout(ctx, p.e.w.o.SettleTimeout)
 	defer cancel()
 	err := p.e.record.change(ctx, f)
@@ -231,11 +217,11 @@ func (p *progress) record(ctx context.Context, f func(*Record)) error {
 // and may come twice if the worker dies right now: frames have session numbers
 // to tell them apart, but in egress it would be spoken twice.
 func (e *execution) outcomeFollows() bool {
-	if e.job.Resume() == OnRedeliveryGiveUp {
+	if e.job.Resume() == jobspec.OnRedeliveryGiveUp {
 		return false
 	}
 	switch e.job.OutputKind() {
-	case OutputFrames, OutputDiscard:
+	case jobspec.OutputFrames, jobspec.OutputDiscard:
 		return e.job.GetLive() == nil && e.record.current().Checkpoint+1 == len(e.job.AudioSpecs())
 	default:
 		return false

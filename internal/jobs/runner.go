@@ -3,11 +3,15 @@ package jobs
 import (
 	"context"
 	"time"
+
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // Attempt is one try to run a job, as the processor hands it to a Runner.
 type Attempt struct {
-	Job        *Job
+	Job        *jobspec.Job
 	AppID      string // the job's, or the configuration's default
 	Region     string // the job's, or the configuration's default
 	Session    int    // session number: rises with each take-over within a run
@@ -21,7 +25,7 @@ type Attempt struct {
 	LiveBegun uint64
 	// Recorded is what earlier sessions have stored of the recording; nil:
 	// nothing, or no recording is wanted.
-	Recorded *Recorded
+	Recorded *event.Recorded
 	// PreviousSession is the session number that the record named before this
 	// take-over; 0 if there was none. Frames stored by it may be ahead of
 	// Checkpoint.
@@ -46,7 +50,7 @@ type Progress interface {
 	// Delivered moves the checkpoint: the utterance's frames are stored and
 	// acknowledged. An error means that the job is no longer this worker's;
 	// the Runner closes the session and returns it.
-	Delivered(ctx context.Context, u Utterance) error
+	Delivered(ctx context.Context, u event.Utterance) error
 }
 
 // Report is what a Runner says of an attempt, also of one that failed.
@@ -67,24 +71,24 @@ type Runner interface {
 	// Finish does what follows from an outcome, idempotently, also for a job
 	// whose worker died: it makes the recording visible, or removes what there is
 	// of it.
-	Finish(ctx context.Context, job *Job, f Finished) error
+	Finish(ctx context.Context, job *jobspec.Job, f Finished) error
 }
 
 // Finished says how a job ended.
 type Finished struct {
-	Outcome    State
+	Outcome    lifecycle.State
 	Session    int // the run's last session
 	Utterances int // delivered
-	Recorded   *Recorded
+	Recorded   *event.Recorded
 }
 
 // DeadLetter is a job that is given up, with its own bytes and headers.
 type DeadLetter struct {
-	Job      Identity
+	Job      jobspec.Identity
 	Header   map[string][]string // the job message's own
 	Data     []byte
 	Reason   string // permanent, attempts_exhausted, invalid_job, worker_lost, held_too_long
-	Error    ErrorEvent
+	Error    event.Error
 	Crashes  int
 	Attempts int
 	FailedAt time.Time

@@ -8,7 +8,9 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
 	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // ErrStorage is in the chain of a Runner's error if a store of our own, and not
@@ -38,7 +40,7 @@ func (e *execution) settle() {
 	}
 }
 
-func (e *execution) verdict(ctx context.Context, next *Record) error {
+func (e *execution) verdict(ctx context.Context, next *lifecycle.Record) error {
 	cause := e.session.cause
 	switch {
 	case errors.Is(e.session.err, errSuperseded) || errors.Is(cause, errSuperseded):
@@ -47,14 +49,14 @@ func (e *execution) verdict(ctx context.Context, next *Record) error {
 		e.abortProbe(false) // a probe that needed no session
 		next.Recording = e.session.report.Recording
 		e.w.o.Observer.AttemptDone("", "", "")
-		return e.finish(ctx, next, StateCompleted)
+		return e.finish(ctx, next, lifecycle.StateCompleted)
 	case errors.Is(cause, lease.ErrLost):
 		e.leaseLost(next)
 		return nil
 	case errors.Is(cause, errCancelled):
 		next.CancelRequested = true
 		e.abortProbe(false)
-		return e.finish(ctx, next, StateCancelled)
+		return e.finish(ctx, next, lifecycle.StateCancelled)
 	case errors.Is(cause, errDrained):
 		e.abortProbe(false)
 		return e.release(ctx, next, "drain", 0)
@@ -71,7 +73,7 @@ func (e *execution) verdict(ctx context.Context, next *Record) error {
 
 // leaseLost settles nothing. That the session is closed is written once that is
 // possible, unless another worker has taken the job over.
-func (e *execution) leaseLost(r *Record) {
+func (e *execution) leaseLost(r *lifecycle.Record) {
 	e.abortProbe(false)
 	e.log().Warn().Str("connection_id", r.ConnectionID).Int("session", r.Session).
 		Msg("the worker's lease was lost: the session is closed and nothing is settled")
@@ -80,7 +82,7 @@ func (e *execution) leaseLost(r *Record) {
 }
 
 // finish writes an outcome and what follows from it.
-func (e *execution) finish(ctx context.Context, next *Record, outcome State) error {
+func (e *execution) finish(ctx context.Context, next *lifecycle.Record, outcome lifecycle.State) error {
 	if err := e.conclude(ctx, next, outcome); err != nil {
 		return err
 	}
@@ -88,11 +90,11 @@ func (e *execution) finish(ctx context.Context, next *Record, outcome State) err
 }
 
 // conclude writes an outcome.
-func (e *execution) conclude(ctx context.Context, next *Record, outcome State) error {
-	next.endHold(e.w.now())
+func (e *execution) conclude(ctx context.Context, next *lifecycle.Record, outcome lifecycle.State) error {
+	next.EndHold(e.w.now())
 	next.State, next.Outcome = outcome, outcome
 	next.NextAttemptAt, next.Unsettled = nil, 0
-	if outcome == StateDeadLettered {
+	if outcome == lifecycle.StateDeadLettered {
 		next.LettersBefore = e.lettersBefore(ctx)
 	}
 	failpoint.Here("before_outcome")
@@ -107,7 +109,7 @@ func (e *execution) conclude(ctx context.Context, next *Record, outcome State) e
 }
 
 // afterOutcome does what follows from an outcome that this worker has written.
-func (e *execution) afterOutcome(next *Record) error {
+func (e *execution) afterOutcome(next *lifecycle.Record) error {
 	e.w.o.Observer.JobDone(e.id.Queue, next.Outcome)
 	e.logOutcome(next)
 	if err := e.emit(next); err != nil {
@@ -133,9 +135,9 @@ func (e *execution) lettersBefore(ctx context.Context) uint64 {
 
 // commit writes a settlement: of a session by its fence, else by the revision
 // that was read. Then the next job may start.
-func (e *execution) commit(ctx context.Context, next *Record) error {
+func (e *execution) commit(ctx context.Context, next *lifecycle.Record) error {
 	write := e.record.put
-	if now := e.record.current(); now != nil && now.State == StateRunning && e.w.lease.Own(now.WorkerID) && now.Session == next.Session {
+	if now := e.record.current(); now != nil && now.State == lifecycle.StateRunning && e.w.lease.Own(now.WorkerID) && now.Session == next.Session {
 		write = e.record.putFenced
 	}
 	if err := write(ctx, next); err != nil {
@@ -146,15 +148,15 @@ func (e *execution) commit(ctx context.Context, next *Record) error {
 }
 
 // failed decides what becomes of a failed attempt.
-func (e *execution) failed(ctx context.Context, next *Record, fault *errors.Error) error {
+func (e *execution) failed(ctx context.Context, next *lifecycle.Record, fault *errors.Error) error {
 	if e.w.keys.blames(ctx, next.AppID, fault) {
 		e.abortProbe(false)
 		return e.release(ctx, next, "worker_key", e.w.pace.next("key "+next.AppID, time.Now(), keyPause))
 	}
 	now := e.w.now()
-	decision := e.w.o.Table.Decide(fault, next.progressed())
+	decision := e.w.o.Table.Decide(fault, next.Progressed())
 	e.w.o.Observer.AttemptDone(decision.Code, decision.Class, fault.Phase)
-	failure := Failure{Decision: decision, Record: next, Now: now, Deadline: e.notAfter()}
+	failure := lifecycle.Failure{Decision: decision, Record: next, Now: now, Deadline: e.notAfter()}
 	e.consultCircuit(ctx, &failure, next, fault)
 	plan := e.w.o.Retry.Plan(failure, e.w.o.Random)
 	if plan.Action == errors.ActionHold {
@@ -170,22 +172,22 @@ func (e *execution) failed(ctx context.Context, next *Record, fault *errors.Erro
 	}
 	switch plan.Action {
 	case errors.ActionRetry:
-		next.retry(decision.Code, at)
+		next.Retry(decision.Code, at)
 		return e.postpone(ctx, next, plan.Delay)
 	case errors.ActionHold:
-		next.hold(now, at, failure.heldReason(), "", decision.Code)
+		next.Hold(now, at, failure.HeldReason(), "", decision.Code)
 		return e.postpone(ctx, next, plan.Delay)
 	case errors.ActionExpire:
-		return e.finish(ctx, next, StateExpired)
+		return e.finish(ctx, next, lifecycle.StateExpired)
 	default:
 		next.Reason = plan.Reason
-		return e.finish(ctx, next, StateDeadLettered)
+		return e.finish(ctx, next, lifecycle.StateDeadLettered)
 	}
 }
 
 // consultCircuit tells the circuit of the failure and learns whether the job
 // has to wait for it.
-func (e *execution) consultCircuit(ctx context.Context, f *Failure, r *Record, fault *errors.Error) {
+func (e *execution) consultCircuit(ctx context.Context, f *lifecycle.Failure, r *lifecycle.Record, fault *errors.Error) {
 	switch app := r.AppID; {
 	case fault.Code == errors.CodeBillingRequired && f.Decision.OpensCircuit && e.w.fleet.Lives(app):
 		f.Refused = true
@@ -205,7 +207,7 @@ func (e *execution) consultCircuit(ctx context.Context, f *Failure, r *Record, f
 }
 
 // postpone writes that the job waits, tells it, and hands it back for so long.
-func (e *execution) postpone(ctx context.Context, next *Record, delay time.Duration) error {
+func (e *execution) postpone(ctx context.Context, next *lifecycle.Record, delay time.Duration) error {
 	failpoint.Here("before_failure")
 	if err := e.commit(ctx, next); err != nil {
 		return err
@@ -233,39 +235,39 @@ type holdFor struct {
 }
 
 func heldByCircuit(r *circuit.Refusal) holdFor {
-	return holdFor{reason: HeldCircuit, code: r.Code, wait: r.Wait}
+	return holdFor{reason: lifecycle.HeldCircuit, code: r.Code, wait: r.Wait}
 }
 
 // hold makes a job wait that may not start. A hold that lasts is not told again.
-func (e *execution) hold(ctx context.Context, from *Record, h holdFor) error {
+func (e *execution) hold(ctx context.Context, from *lifecycle.Record, h holdFor) error {
 	now := e.w.now()
 	next := e.settlementRecord(from)
 	crowd := h.reason + " " + next.AppID + " " + next.Region
 	wait := e.w.pace.next(crowd, e.begun, h.wait)
-	if h.reason != HeldStorage {
+	if h.reason != lifecycle.HeldStorage {
 		wait = e.untilGivenUp(from, now, wait)
 	}
 	wait = e.inTime(wait)
-	if from != nil && from.State == StateHeld && from.HeldReason == h.reason {
-		e.w.o.Observer.Postponed(e.id.ID, StateHeld, wait)
+	if from != nil && from.State == lifecycle.StateHeld && from.HeldReason == h.reason {
+		e.w.o.Observer.Postponed(e.id.ID, lifecycle.StateHeld, wait)
 		e.nak(wait)
 		return nil
 	}
-	if next.State == StateRetrying {
+	if next.State == lifecycle.StateRetrying {
 		next.Attempt++ // the attempt that waits now; the last one is over
 	}
 	next.Refusals = 0
-	next.hold(now, now.Add(wait), h.reason, h.why, h.code)
-	if h.reason == HeldUnsettled {
+	next.Hold(now, now.Add(wait), h.reason, h.why, h.code)
+	if h.reason == lifecycle.HeldUnsettled {
 		e.w.alarmUnsettled(next)
 	}
 	return e.postpone(ctx, next, wait)
 }
 
 // holdForStorage makes a job wait for our own storage, and alerts.
-func (e *execution) holdForStorage(ctx context.Context, from *Record, fault error) error {
+func (e *execution) holdForStorage(ctx context.Context, from *lifecycle.Record, fault error) error {
 	e.w.alarmStorage(e.job.OutputKind(), fault)
-	return e.hold(ctx, from, holdFor{reason: HeldStorage, wait: e.w.pace.spread(storagePause), why: fault.Error()})
+	return e.hold(ctx, from, holdFor{reason: lifecycle.HeldStorage, wait: e.w.pace.spread(storagePause), why: fault.Error()})
 }
 
 // storagePause is about how long a job waits for storage before it is looked at
@@ -277,20 +279,20 @@ const storagePause = 10 * time.Second
 const unsettledPause = time.Minute
 
 // untilGivenUp bounds the wait of a held job by what is left of circuit.max_hold.
-func (e *execution) untilGivenUp(r *Record, now time.Time, wait time.Duration) time.Duration {
+func (e *execution) untilGivenUp(r *lifecycle.Record, now time.Time, wait time.Duration) time.Duration {
 	left := e.w.o.MaxHold
 	if r != nil {
-		left -= r.heldTotal(now)
+		left -= r.HeldTotal(now)
 	}
 	return min(wait, max(left, 0)+time.Millisecond)
 }
 
 // release hands back a job whose session was closed unfinished.
-func (e *execution) release(ctx context.Context, next *Record, reason string, delay time.Duration) error {
+func (e *execution) release(ctx context.Context, next *lifecycle.Record, reason string, delay time.Duration) error {
 	if next.ConnectionID == "" { // no session was opened
 		next.Unsettled = max(next.Unsettled-1, 0)
 	}
-	next.release(reason)
+	next.Release(reason)
 	if err := e.commit(ctx, next); err != nil {
 		return err
 	}
@@ -304,14 +306,14 @@ func (e *execution) release(ctx context.Context, next *Record, reason string, de
 }
 
 // superseded drops the result of a session that another worker has replaced.
-func (e *execution) superseded(r *Record) {
+func (e *execution) superseded(r *lifecycle.Record) {
 	e.log().Warn().Int("session", r.Session).Str("connection_id", r.ConnectionID).
 		Msg("another worker has taken the job over: the session is closed and its result dropped")
 	ctx, cancel := context.WithTimeout(e.w.base, storeTimeout)
 	defer cancel()
 	e.ackWait.Release()
-	body := Released{JobFields: e.fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
-	if err := e.w.publisher.Publish(ctx, e.event(EventReleased, r, body)); err != nil {
+	body := event.Released{JobFields: e.fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
+	if err := e.w.publisher.Publish(ctx, e.event(event.TypeReleased, r, body)); err != nil {
 		e.log().Debug().Err(err).Msg("could not tell that the job was released")
 	}
 }
@@ -319,13 +321,13 @@ func (e *execution) superseded(r *Record) {
 // giveUp dead-letters a job without an attempt. It counts and logs only when
 // that is written: a message that is looked at for the first time may be a
 // duplicate, which the write finds out.
-func (e *execution) giveUp(ctx context.Context, from *Record, fault *errors.Error, reason string) error {
+func (e *execution) giveUp(ctx context.Context, from *lifecycle.Record, fault *errors.Error, reason string) error {
 	next := e.settlementRecord(from)
 	decision := e.w.o.Table.Decide(fault, false)
 	next.Reason, next.NoAttempt = reason, true
-	plan := Plan{Action: errors.ActionDeadLetter, Reason: reason}
+	plan := lifecycle.Plan{Action: errors.ActionDeadLetter, Reason: reason}
 	next.LastError = e.errorEvent(next, fault, decision, plan, time.Time{})
-	if err := e.conclude(ctx, next, StateDeadLettered); err != nil {
+	if err := e.conclude(ctx, next, lifecycle.StateDeadLettered); err != nil {
 		return err
 	}
 	e.w.o.Observer.AttemptDone(decision.Code, decision.Class, fault.Phase)
@@ -334,11 +336,11 @@ func (e *execution) giveUp(ctx context.Context, from *Record, fault *errors.Erro
 }
 
 // duplicate acknowledges and drops a message whose job is another's.
-func (e *execution) duplicate(ctx context.Context, r *Record) error {
+func (e *execution) duplicate(ctx context.Context, r *lifecycle.Record) error {
 	fields := e.fields(r)
 	fields.Run, fields.Time = e.id.Run, e.w.now()
-	ev := e.event(EventDuplicate, r, Duplicate{JobFields: fields, StreamSeq: e.id.StreamSeq, KeptSeq: r.StreamSeq, CurrentRun: r.Run})
-	ev.ID = EventID(e.id.ID, e.id.Run, 0, EventDuplicate, e.id.StreamSeq)
+	ev := e.event(event.TypeDuplicate, r, event.Duplicate{JobFields: fields, StreamSeq: e.id.StreamSeq, KeptSeq: r.StreamSeq, CurrentRun: r.Run})
+	ev.ID = event.ID(e.id.ID, e.id.Run, 0, event.TypeDuplicate, e.id.StreamSeq)
 	ev.Time = fields.Time
 	if err := e.tell(ctx, effectEvent, ev); err != nil {
 		return err

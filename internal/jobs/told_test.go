@@ -9,13 +9,14 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 func TestEventOfAnEarlierJobHidesNoLostDeadLetter(t *testing.T) {
 	h := newHouse(t)
 	w := h.start(hopeless(), h.realLetters)
 	h.submit("default", job("j1"))
-	r := h.outcome("j1", jobs.StateDeadLettered)
+	r := h.outcome("j1", lifecycle.StateDeadLettered)
 	h.settled()
 	w.end()
 	h.letterRemoved()
@@ -48,7 +49,7 @@ func TestFailureIsToldOnceThoughItsRecordIsWrittenAgain(t *testing.T) {
 			r.StreamSeq = h.submit("default", job("j1"))
 			h.put(r)
 			h.start(&script{})
-			h.outcome("j1", jobs.StateCompleted)
+			h.outcome("j1", lifecycle.StateCompleted)
 			h.settled()
 			if len(told) != c.again {
 				t.Errorf("the failure was told %d times more, want %d", len(told), c.again)
@@ -59,13 +60,13 @@ func TestFailureIsToldOnceThoughItsRecordIsWrittenAgain(t *testing.T) {
 
 // failedOnce leaves the record of a job that has failed and was told of, and
 // takes its message away.
-func (h *house) failedOnce(id string) *jobs.Record {
+func (h *house) failedOnce(id string) *lifecycle.Record {
 	h.t.Helper()
 	w := h.start(does(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeConnectionClosed, errors.PhaseRuntime)
 	}), func(o *options) { o.Retry.Initial, o.Retry.Max = time.Hour, time.Hour })
 	h.submit("default", job(id))
-	r := h.state(id, jobs.StateRetrying)
+	r := h.state(id, lifecycle.StateRetrying)
 	w.end()
 	if err := h.handles.Jobs.Purge(h.t.Context()); err != nil {
 		h.t.Fatal(err)

@@ -8,12 +8,14 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
+
+	"avatarworker/internal/jobs/jobspec"
 )
 
 // startProcess begins the span of one delivery, as a child of what the job's
 // publisher said.
-func (w *Worker) startProcess(ctx context.Context, header nats.Header, id Identity, deliveries uint64) (context.Context, trace.Span) {
-	ctx = propagation.TraceContext{}.Extract(ctx, TraceCarrier(header))
+func (w *Worker) startProcess(ctx context.Context, header nats.Header, id jobspec.Identity, deliveries uint64) (context.Context, trace.Span) {
+	ctx = propagation.TraceContext{}.Extract(ctx, jobspec.TraceCarrier(header))
 	return w.o.Tracer.Start(ctx, "process "+id.Queue, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
 		attribute.String("messaging.system", "nats"),
 		attribute.String("messaging.operation.type", "process"),
@@ -30,11 +32,11 @@ func (w *Worker) startProcess(ctx context.Context, header nats.Header, id Identi
 // is one, else what the job came with.
 func (e *execution) traceContext() (parent, state string) {
 	if sc := trace.SpanContextFromContext(e.ctx); sc.IsValid() {
-		carrier := TraceCarrier{}
+		carrier := jobspec.TraceCarrier{}
 		propagation.TraceContext{}.Inject(e.ctx, carrier)
-		return carrier.Get(HeaderTraceParent), carrier.Get(HeaderTraceState)
+		return carrier.Get(jobspec.HeaderTraceParent), carrier.Get(jobspec.HeaderTraceState)
 	}
-	return traceContext(e.msg.Headers())
+	return jobspec.TraceContext(e.msg.Headers())
 }
 
 // endSpan says how it went.

@@ -11,6 +11,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 )
 
@@ -58,7 +59,7 @@ func TestSessionEndsWhenItsRecordIsGoneAndTheJobRunsAgain(t *testing.T) {
 		t.Error("the session went on without a record")
 	}
 	h.ensure()
-	h.outcome("j1", jobs.StateCompleted)
+	h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 }
 
@@ -84,7 +85,7 @@ func TestWhatWasSpokenIsKeptThoughItsWriteFailed(t *testing.T) {
 	}}
 	h.start(s, impatient)
 	h.submit("default", job("j1", spoken(3)))
-	r := h.outcome("j1", jobs.StateCompleted)
+	r := h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	if got := fmt.Sprint(spokenOnce); got != "[1 2 3]" {
 		t.Errorf("spoken: %s", got)
@@ -106,7 +107,7 @@ func TestWhatWasNotBegunIsNotGivenUp(t *testing.T) {
 	}}
 	h.start(s, impatient)
 	h.submit("default", job("j1", `"on_redelivery":"give_up"`))
-	h.outcome("j1", jobs.StateCompleted)
+	h.outcome("j1", lifecycle.StateCompleted)
 	if got := fmt.Sprint(s.ran()); got != "[j1/s1/a1 j1/s2/a1]" {
 		t.Error(got)
 	}
@@ -117,7 +118,7 @@ func TestWriteOfAValueThatIsGoneIsAConflict(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	store := kv.NewStore(h.js, h.handles.State, time.Second)
-	record := jobs.Record{JobID: "j", Labels: map[string]string{"long": strings.Repeat("x", 500)}}
+	record := lifecycle.Record{JobID: "j", Labels: map[string]string{"long": strings.Repeat("x", 500)}}
 	revision, err := store.Put(ctx, "j", record, 0)
 	if err != nil {
 		t.Fatal(err)

@@ -15,11 +15,15 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/alert"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/topology"
@@ -67,14 +71,14 @@ type Options struct {
 	CheckKey func(ctx context.Context, app string) error
 	// Storage reports why our own stores can't take what the job makes; nil: they
 	// can. A nil function stands for stores that always can.
-	Storage func(ctx context.Context, job *Job) error
+	Storage func(ctx context.Context, job *jobspec.Job) error
 
-	Retry    RetryPolicy
+	Retry    lifecycle.RetryPolicy
 	Circuit  circuit.Config
 	PerApp   bool          // one circuit for all regions of an app
 	MaxHold  time.Duration // a job held longer in all is given up
 	Patience time.Duration // for the bucket that keeps the circuits; 0: 10 s
-	Alerts   AlertConfig
+	Alerts   alert.Config
 	Table    *errors.Table
 
 	// Started is called once, when the worker begins to take jobs. It may be nil.
@@ -97,19 +101,19 @@ type Worker struct {
 	// refresh is the age at which a record without an outcome is written again,
 	// before its bucket forgets it; 0: it never does.
 	refresh    time.Duration
-	publisher  *Publisher
+	publisher  *event.Publisher
 	lease      *lease.Manager
 	circuits   *circuit.Circuits
 	limits     *limit.Limits
 	fleet      *fleet.Fleet
-	alerts     *Alerts
+	alerts     *alert.Counter
 	keys       *keys
 	pace       *pace
 	faults     faults
 	suspect    *semaphore.Weighted // held by the one suspect that runs
 	finalizing *semaphore.Weighted // jobs whose slot is another's already
 	pull       *fetch.Fetcher
-	alarms     chan Event // alerts on their way out
+	alarms     chan event.Event // alerts on their way out
 
 	base       context.Context // of work: outlives the signal
 	fetching   context.Context // ends when the worker is told to stop
@@ -151,14 +155,14 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		o.Patience = alarmTimeout
 	}
 	if o.Storage == nil {
-		o.Storage = func(context.Context, *Job) error { return nil }
+		o.Storage = func(context.Context, *jobspec.Job) error { return nil }
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
-		publisher:  NewPublisher(o.JS, o.Names, o.Name, o.Logger),
+		publisher:  event.NewPublisher(o.JS, o.Names, o.Name, o.Logger),
 		suspect:    semaphore.NewWeighted(1),
 		finalizing: semaphore.NewWeighted(int64(o.Concurrency)),
-		alarms:     make(chan Event, 1024),
+		alarms:     make(chan event.Event, 1024),
 		next:       make(chan *execution),
 		noMore:     make(chan struct{}),
 		running:    make(map[string]*execution),
@@ -186,10 +190,10 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	})
 	w.pace = newPace(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
 	w.keys = &keys{check: o.CheckKey, apps: o.Apps, others: w.othersHaveKey, changed: w.keyChanged, log: o.Logger}
-	w.alerts = NewAlerts(AlertOptions{
+	w.alerts = alert.New(alert.Options{
 		JS: o.JS, Stream: o.Events.CachedInfo().Config.Name, Errors: o.Names.AllErrors(), Config: o.Alerts, Codes: w.alerting(),
-		Store: shared, Stored: w.eventStored, Publish: w.publisher.publish, Worker: o.Name, Log: o.Logger,
-		Raised: func(code errors.Code) { o.Observer.Alerted(AlertRecurring, code) },
+		Store: shared, Stored: w.eventStored, Publish: w.publisher.PublishNew, Worker: o.Name, Log: o.Logger,
+		Raised: func(code errors.Code) { o.Observer.Alerted(event.AlertRecurring, code) },
 	})
 	w.pull = fetch.New(fetch.Options{
 		JS: o.JS, Stream: o.Names.JobsStream(), Queues: o.Queues, Places: o.Concurrency, Window: o.AckWait,
@@ -254,7 +258,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.count(0) // until the first job nothing else says that all slots are free
 	w.pauseFetching()
 	control, err := control.Serve(ctx, control.Options{
-		NC: w.o.NC, Subject: w.o.Names.AllControl(), Jobs: controlled{w}, Valid: ValidJobID, Log: w.log,
+		NC: w.o.NC, Subject: w.o.Names.AllControl(), Jobs: controlled{w}, Valid: jobspec.ValidID, Log: w.log,
 	})
 	if err != nil {
 		return err
@@ -316,8 +320,8 @@ func (w *Worker) keyChanged(app string, refused error) {
 		return
 	}
 	w.log.Error().Err(refused).Str("app_id", app).Msg("the backend refuses this worker's API key: it takes no jobs of the app")
-	w.alarm(WorkerAlert{
-		Kind: AlertWorkerKey, What: string(errors.Of(refused).Code), AppID: app,
+	w.alarm(event.WorkerAlert{
+		Kind: event.AlertWorkerKey, What: string(errors.Of(refused).Code), AppID: app,
 		Message: "the backend refuses this worker's API key for app " + app + ", while other workers may have a good one: correct its key. It takes no jobs of the app until then",
 	}, app)
 }
@@ -431,6 +435,6 @@ func (w *Worker) deregister(e *execution) {
 	}
 }
 
-func (w *Worker) defaults() defaults {
-	return defaults{appID: w.o.DefaultApp, region: w.o.DefaultRegion, maxAttempts: w.o.Retry.MaxAttempts}
+func (w *Worker) defaults() lifecycle.Defaults {
+	return lifecycle.Defaults{AppID: w.o.DefaultApp, Region: w.o.DefaultRegion, MaxAttempts: w.o.Retry.MaxAttempts}
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // Records are read from the newest to the oldest, window by window: jobs on
@@ -59,9 +59,9 @@ func (s *Store) countStates(ctx context.Context, queues map[string]*Queue) (all 
 // count adds a record to its queue, if its job is on its way.
 func count(queues map[string]*Queue, data []byte) bool {
 	var record struct {
-		Queue     string     `json:"queue"`
-		State     jobs.State `json:"state"`
-		StreamSeq uint64     `json:"stream_seq"`
+		Queue     string          `json:"queue"`
+		State     lifecycle.State `json:"state"`
+		StreamSeq uint64          `json:"stream_seq"`
 	}
 	// No JSON: the marker of a record that was removed. No sequence: a cancel
 	// that came before its job.
@@ -70,13 +70,13 @@ func count(queues map[string]*Queue, data []byte) bool {
 	}
 	q := queues[record.Queue]
 	switch record.State {
-	case jobs.StateRunning:
+	case lifecycle.StateRunning:
 		q.Running++
-	case jobs.StateRetrying:
+	case lifecycle.StateRetrying:
 		q.Retrying++
-	case jobs.StateHeld:
+	case lifecycle.StateHeld:
 		q.Held++
-	case jobs.StateReleased:
+	case lifecycle.StateReleased:
 		q.Released++
 	default:
 		return false

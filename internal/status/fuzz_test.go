@@ -7,7 +7,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // entryOf is an entry of a bucket.
@@ -45,7 +45,7 @@ func FuzzRecordIsCountedOnceOrNot(f *testing.F) {
 		if n := q.Running + q.Retrying + q.Held + q.Released; counted != (n == 1) || n > 1 {
 			t.Fatalf("counted %v: %+v", counted, *q)
 		}
-		var r jobs.Record
+		var r lifecycle.Record
 		if json.Unmarshal(data, &r) == nil {
 			_ = r.State.Final()
 		}

@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/topology"
 )
 
@@ -23,8 +23,8 @@ const clockSlack = 5 * time.Minute
 
 // Job is one job's record and history.
 type Job struct {
-	Record  *jobs.Record `json:"record"`  // nil: it has none (any more)
-	History []Event      `json:"history"` // oldest first
+	Record  *lifecycle.Record `json:"record"`  // nil: it has none (any more)
+	History []Event           `json:"history"` // oldest first
 	// Whole is false where looking for error events took too long.
 	Whole bool `json:"history_whole"`
 	// Waiting is set for a job without a record that is in its queue.
@@ -98,7 +98,7 @@ func (s *Store) waiting(ctx context.Context, id string) (*Waiting, error) {
 	return nil, fmt.Errorf("%w %s: it has no record, no event, and waits in no queue; is the id mistyped, or did its record age out?", ErrNoJob, id)
 }
 
-func (s *Store) record(ctx context.Context, id string) (*jobs.Record, error) {
+func (s *Store) record(ctx context.Context, id string) (*lifecycle.Record, error) {
 	kv, err := s.js.KeyValue(ctx, s.names.StateBucket())
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", s.names.StateBucket(), err)
@@ -110,7 +110,7 @@ func (s *Store) record(ctx context.Context, id string) (*jobs.Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("record of job %s: %w", id, err)
 	}
-	var r jobs.Record
+	var r lifecycle.Record
 	if err := json.Unmarshal(entry.Value(), &r); err != nil {
 		return nil, fmt.Errorf("record of job %s is not what this version writes: %w", id, err)
 	}

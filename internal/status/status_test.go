@@ -11,9 +11,9 @@ import (
 	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
@@ -35,7 +35,7 @@ func setup(t *testing.T) (jetstream.JetStream, topology.Handles) {
 	return js, h
 }
 
-func put(t *testing.T, h topology.Handles, r jobs.Record) {
+func put(t *testing.T, h topology.Handles, r lifecycle.Record) {
 	t.Helper()
 	data, err := json.Marshal(r)
 	if err != nil {
@@ -69,13 +69,13 @@ func deliver(t *testing.T, js jetstream.JetStream, h topology.Handles, n int) {
 
 func TestStatesAreCountedAmongManyRecordsOfJobsThatEnded(t *testing.T) {
 	js, h := setup(t)
-	put(t, h, jobs.Record{JobID: "early", StreamSeq: 1, Queue: "default", State: jobs.StateHeld})
+	put(t, h, lifecycle.Record{JobID: "early", StreamSeq: 1, Queue: "default", State: lifecycle.StateHeld})
 	for i := range 3000 {
-		put(t, h, jobs.Record{JobID: fmt.Sprint("done", i), StreamSeq: 2, Queue: "default", State: jobs.StateCompleted})
+		put(t, h, lifecycle.Record{JobID: fmt.Sprint("done", i), StreamSeq: 2, Queue: "default", State: lifecycle.StateCompleted})
 	}
-	put(t, h, jobs.Record{JobID: "r1", StreamSeq: 3, Queue: "default", State: jobs.StateRunning})
-	put(t, h, jobs.Record{JobID: "r2", StreamSeq: 4, Queue: "default", State: jobs.StateRetrying})
-	put(t, h, jobs.Record{JobID: "cancelled-before-it-came", Queue: "default", State: jobs.StateReleased})
+	put(t, h, lifecycle.Record{JobID: "r1", StreamSeq: 3, Queue: "default", State: lifecycle.StateRunning})
+	put(t, h, lifecycle.Record{JobID: "r2", StreamSeq: 4, Queue: "default", State: lifecycle.StateRetrying})
+	put(t, h, lifecycle.Record{JobID: "cancelled-before-it-came", Queue: "default", State: lifecycle.StateReleased})
 	deliver(t, js, h, 3)
 	f, err := status.NewStore(js, names, nil, time.Minute).Fleet(t.Context())
 	if err != nil {
@@ -89,7 +89,7 @@ func TestStatesAreCountedAmongManyRecordsOfJobsThatEnded(t *testing.T) {
 
 func TestCountingThatTakesTooLongSaysSo(t *testing.T) {
 	js, h := setup(t)
-	put(t, h, jobs.Record{JobID: "r1", StreamSeq: 1, Queue: "default", State: jobs.StateRunning})
+	put(t, h, lifecycle.Record{JobID: "r1", StreamSeq: 1, Queue: "default", State: lifecycle.StateRunning})
 	deliver(t, js, h, 1)
 	f, err := status.NewStore(js, names, nil, time.Nanosecond).Fleet(t.Context())
 	if err != nil {

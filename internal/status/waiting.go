@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/leader"
 )
 
@@ -77,7 +77,7 @@ func (s *Store) waitingOn(ctx context.Context, subject string, seq uint64, id st
 			return nil, err
 		}
 		if mentions(raw, id) {
-			if ident, _, _ := jobs.Read(stored{raw: raw}); ident.ID == id {
+			if ident, _, _ := jobspec.Read(stored{raw: raw}); ident.ID == id {
 				return &Waiting{Queue: ident.Queue, StreamSeq: raw.Sequence, Published: raw.Time.UTC()}, nil
 			}
 		}

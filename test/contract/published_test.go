@@ -14,6 +14,9 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/output"
 	"avatarworker/internal/topology"
@@ -41,14 +44,14 @@ func TestDeadLettersAreAsTheSchemasSay(t *testing.T) {
 	ctx, js, handles := ready(t)
 	w := dlq.NewWriter(js, topology.Names{})
 	failed := time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)
-	event := jobs.ErrorEvent{
+	event := event.Error{
 		JobID: "J", Queue: "default", Worker: "w", WorkerID: "w.1", Run: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig,
 		Phase: errors.PhaseConnect, Message: "Avatar not found", HTTPStatus: 404, Action: errors.ActionDeadLetter, Time: failed,
 	}
 	letter := jobs.DeadLetter{
-		Job:    jobs.Identity{ID: "J", Run: 1, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 7},
+		Job:    jobspec.Identity{ID: "J", Run: 1, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 7},
 		Header: map[string][]string{nats.MsgIdHdr: {"mine"}, "Nats-TTL": {"1h"}, "X-Tenant": {"a"}},
-		Data:   []byte(speak(``)), Reason: jobs.ReasonPermanent, Error: event, Attempts: 1, FailedAt: failed, Worker: "w",
+		Data:   []byte(speak(``)), Reason: lifecycle.ReasonPermanent, Error: event, Attempts: 1, FailedAt: failed, Worker: "w",
 	}
 	wordy := letter
 	wordy.Job.ID = "K"
@@ -98,9 +101,9 @@ func TestControlRepliesAreAsTheSchemaSays(t *testing.T) {
 	for _, reply := range []control.Reply{
 		{JobID: "J", Status: control.StatusCancelled},
 		{JobID: "J", Status: control.StatusRequested},
-		{JobID: "J", Status: control.StatusFinished, Outcome: string(jobs.StateCompleted)},
+		{JobID: "J", Status: control.StatusFinished, Outcome: string(lifecycle.StateCompleted)},
 		{JobID: "J", Status: control.StatusInterrupted, ReqID: "r", LastSeq: 3},
-		{JobID: "J", Status: control.StatusNotRunning, State: string(jobs.StateHeld), Message: "no session of this job is open"},
+		{JobID: "J", Status: control.StatusNotRunning, State: string(lifecycle.StateHeld), Message: "no session of this job is open"},
 		{JobID: "J", Status: control.StatusRefused, Message: "want an op"},
 	} {
 		data, err := json.Marshal(reply)

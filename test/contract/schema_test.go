@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/topology"
 )
 
@@ -275,7 +275,7 @@ func TestWhereTheJobSchemaAndTheWorkerDifferIsKnown(t *testing.T) {
 
 // parse reads a job as the worker does.
 func parse(job string) error {
-	if _, err := jobs.Decode(nil, []byte(job)); err != nil {
+	if _, err := jobspec.Decode(nil, []byte(job)); err != nil {
 		return err
 	}
 	return nil

@@ -19,6 +19,9 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/topology"
 )
@@ -143,10 +146,10 @@ func fill(t *testing.T, nc *nats.Conn, n int) {
 	var patterns []*jetstream.RawStreamMsg
 	for i, code := range []errors.Code{errors.CodeAvatarNotFound, errors.CodeServerError} {
 		err := dlq.NewWriter(js, names).Write(t.Context(), jobs.DeadLetter{
-			Job:    jobs.Identity{ID: fmt.Sprintf("first-%d", i), Run: 1, Queue: "default", Subject: names.Jobs("default"), StreamSeq: 1},
+			Job:    jobspec.Identity{ID: fmt.Sprintf("first-%d", i), Run: 1, Queue: "default", Subject: names.Jobs("default"), StreamSeq: 1},
 			Data:   []byte(`{"avatar_id":"a","audio":{"object":"speech"}}`),
-			Reason: jobs.ReasonPermanent, Attempts: 1, FailedAt: time.Now(), Worker: "host",
-			Error: jobs.ErrorEvent{JobID: "first", Queue: "default", AppID: "app", AvatarID: "a", Code: code, Class: code.Class(), Phase: errors.PhaseConnect, Message: "refused"},
+			Reason: lifecycle.ReasonPermanent, Attempts: 1, FailedAt: time.Now(), Worker: "host",
+			Error: event.Error{JobID: "first", Queue: "default", AppID: "app", AvatarID: "a", Code: code, Class: code.Class(), Phase: errors.PhaseConnect, Message: "refused"},
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -15,6 +15,9 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
@@ -189,7 +192,7 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			return err
 		}
 	}
-	running, err := json.Marshal(jobs.Record{JobID: "R", Run: 1, State: jobs.StateRunning, WorkerID: "w"})
+	running, err := json.Marshal(lifecycle.Record{JobID: "R", Run: 1, State: lifecycle.StateRunning, WorkerID: "w"})
 	if err != nil {
 		return err
 	}
@@ -273,9 +276,9 @@ func leaveTraces(ctx context.Context, admin client, handles topology.Handles) er
 
 func letter(id string) jobs.DeadLetter {
 	return jobs.DeadLetter{
-		Job:  jobs.Identity{ID: id, Run: 1, Queue: "default", Subject: names.Jobs("default"), StreamSeq: 1},
-		Data: []byte(`{}`), Reason: jobs.ReasonPermanent, FailedAt: time.Now(), Worker: "w",
-		Error: jobs.ErrorEvent{JobID: id, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig},
+		Job:  jobspec.Identity{ID: id, Run: 1, Queue: "default", Subject: names.Jobs("default"), StreamSeq: 1},
+		Data: []byte(`{}`), Reason: lifecycle.ReasonPermanent, FailedAt: time.Now(), Worker: "w",
+		Error: event.Error{JobID: id, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig},
 	}
 }
 

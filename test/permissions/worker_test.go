@@ -22,8 +22,8 @@ import (
 	"avatarworker/internal/app"
 	"avatarworker/internal/audio/clip"
 	"avatarworker/internal/config"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/simulator"
 )
 
@@ -197,7 +197,7 @@ func publishAll(ctx context.Context, admin client) error {
 			return err
 		}
 		if id == "lost" { // another worker is said to run it; it is not there any more
-			record, err := json.Marshal(jobs.Record{JobID: id, Run: 1, StreamSeq: ack.Sequence, State: jobs.StateRunning, Session: 1, Attempt: 1, MaxAttempts: 5, WorkerID: "gone"})
+			record, err := json.Marshal(lifecycle.Record{JobID: id, Run: 1, StreamSeq: ack.Sequence, State: lifecycle.StateRunning, Session: 1, Attempt: 1, MaxAttempts: 5, WorkerID: "gone"})
 			if err != nil {
 				return err
 			}
@@ -303,7 +303,7 @@ func outcome(ctx context.Context, admin client, id string) error {
 	for {
 		select {
 		case entry := <-watch.Updates():
-			var r jobs.Record
+			var r lifecycle.Record
 			if entry != nil && json.Unmarshal(entry.Value(), &r) == nil && r.State.Final() {
 				return nil
 			}

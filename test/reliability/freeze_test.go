@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/test/reliability/invariant"
 )
 
@@ -14,7 +14,7 @@ func TestAWorkerFrozenPastItsLeaseSettlesNothingWhenItWakes(t *testing.T) {
 	for name, wakes := range map[string]func(f *fleet, heir *process){
 		"after the outcomes": func(f *fleet, _ *process) { f.settleRecords(5) },
 		"while its heir runs the jobs": func(f *fleet, heir *process) {
-			f.await("taken over", 30*time.Second, 5, func(r jobs.Record) bool { return r.WorkerID == heir.workerID() })
+			f.await("taken over", 30*time.Second, 5, func(r lifecycle.Record) bool { return r.WorkerID == heir.workerID() })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -51,7 +51,7 @@ func TestAWorkerFrozenPastItsLeaseSettlesNothingWhenItWakes(t *testing.T) {
 				t.Errorf("the worker that was frozen did not stop in good order: %v", frozen.cmd.ProcessState)
 			}
 			report, seen := f.check()
-			if report.Again != 5 || report.Crashes != 5 || report.Outcomes[jobs.StateCompleted] != 4 {
+			if report.Again != 5 || report.Crashes != 5 || report.Outcomes[lifecycle.StateCompleted] != 4 {
 				t.Errorf("want 4 jobs completed, and all 5 run again with a crash counted: %s", report)
 			}
 			for id, history := range seen.History {

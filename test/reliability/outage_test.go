@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/test/reliability/invariant"
@@ -57,7 +57,7 @@ func TestWorkersOutliveNATSAndEverythingSettlesWhenItIsBack(t *testing.T) {
 		}
 	}
 	report, _ := f.check()
-	if report.Outcomes[jobs.StateCompleted] != total || report.Crashes != 0 || report.Failures != 0 {
+	if report.Outcomes[lifecycle.StateCompleted] != total || report.Crashes != 0 || report.Failures != 0 {
 		t.Errorf("want all completed, with no failure and no crash of workers that were alive: %s", report)
 	}
 }

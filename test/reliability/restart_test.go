@@ -9,7 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/output"
 )
 
@@ -39,7 +39,7 @@ func TestARollingRestartUnderLoadCostsNoAttemptAndCutsNoSession(t *testing.T) {
 	<-published
 	f.settle(30 * time.Second)
 	report, seen := f.check()
-	if report.Sessions != total || report.Failures != 0 || report.Again != 0 || report.Released != 0 || report.Outcomes[jobs.StateCompleted] != total {
+	if report.Sessions != total || report.Failures != 0 || report.Again != 0 || report.Released != 0 || report.Outcomes[lifecycle.StateCompleted] != total {
 		t.Errorf("want %d sessions that complete, and nothing else: %s", total, report)
 	}
 	for _, s := range seen.Sessions {

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 func TestTheFleetHoldsNoMoreSessionsThanThePlanAndWastesNoTime(t *testing.T) {
@@ -40,7 +40,7 @@ func TestTheFleetHoldsNoMoreSessionsThanThePlanAndWastesNoTime(t *testing.T) {
 	if limit := ideal*5/4 + f.lease; took > limit {
 		t.Errorf("it took %s, more than %s", took, limit)
 	}
-	if report.Outcomes[jobs.StateCompleted] != total || report.Failures != 0 {
+	if report.Outcomes[lifecycle.StateCompleted] != total || report.Failures != 0 {
 		t.Errorf("want all completed at the first attempt: %s", report)
 	}
 }

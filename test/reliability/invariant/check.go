@@ -8,7 +8,8 @@ import (
 	"slices"
 	"time"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
 )
 
 // Run is what the test knows of the run.
@@ -53,7 +54,7 @@ func (f Fault) takes(worker string, start, end time.Time, lease time.Duration) b
 // Report is what the check found.
 type Report struct {
 	Jobs     int
-	Outcomes map[jobs.State]int
+	Outcomes map[lifecycle.State]int
 	Sessions int // take-overs in all
 	// Again counts sessions that followed one that neither failed nor was
 	// handed back: its worker died, froze or lost its lease.
@@ -70,13 +71,13 @@ type Report struct {
 func (r Report) String() string {
 	return fmt.Sprintf("jobs %d, completed %d, dead-lettered %d, expired %d, cancelled %d; sessions %d, failed attempts %d, "+
 		"handed back %d, held at a fault %d, run again %d, crashes counted %d, events repeated %d, violations %d",
-		r.Jobs, r.Outcomes[jobs.StateCompleted], r.Outcomes[jobs.StateDeadLettered], r.Outcomes[jobs.StateExpired],
-		r.Outcomes[jobs.StateCancelled], r.Sessions, r.Failures, r.Released, r.Held, r.Again, r.Crashes, r.Repeated, len(r.Violations))
+		r.Jobs, r.Outcomes[lifecycle.StateCompleted], r.Outcomes[lifecycle.StateDeadLettered], r.Outcomes[lifecycle.StateExpired],
+		r.Outcomes[lifecycle.StateCancelled], r.Sessions, r.Failures, r.Released, r.Held, r.Again, r.Crashes, r.Repeated, len(r.Violations))
 }
 
 // Check compares what was seen after the run with what was promised.
 func Check(run Run, seen Seen) Report {
-	c := &check{run: run, seen: seen, report: Report{Outcomes: map[jobs.State]int{}}}
+	c := &check{run: run, seen: seen, report: Report{Outcomes: map[lifecycle.State]int{}}}
 	c.events()
 	ids := slices.Clone(run.Accepted)
 	for id := range seen.History {
@@ -120,9 +121,9 @@ func (c *check) events() {
 		known[ev.ID] = true
 		k := key{ev.JobID, ev.Run}
 		switch {
-		case ev.Type == jobs.EventError:
+		case ev.Type == event.TypeError:
 			c.report.Failures++
-		case jobs.State(ev.Type).Final():
+		case lifecycle.State(ev.Type).Final():
 			c.told[k] = append(c.told[k], ev)
 		}
 	}
@@ -176,13 +177,13 @@ func (c *check) jobRun(k key, history []Revision) {
 }
 
 // toldOnce checks what follows from an outcome: its event, and its dead letter.
-func (c *check) toldOnce(k key, outcome jobs.Record) {
+func (c *check) toldOnce(k key, outcome lifecycle.Record) {
 	told := c.told[k]
 	if len(told) != 1 || told[0].Type != string(outcome.Outcome) {
 		c.violate("job %s run %d: outcome %s, but the events tell %s", k.job, k.run, outcome.Outcome, eventIDs(told))
 	}
 	want := 0
-	if outcome.Outcome == jobs.StateDeadLettered {
+	if outcome.Outcome == lifecycle.StateDeadLettered {
 		want = 1
 	}
 	if got := len(c.letters[k]); got != want {
@@ -202,7 +203,7 @@ func eventIDs(events []Event) []string {
 func (c *check) sessions(k key, history []Revision) {
 	var begun time.Time // of the session that runs
 	for i, now := range history {
-		running := now.Record.State == jobs.StateRunning
+		running := now.Record.State == lifecycle.StateRunning
 		if i == 0 {
 			if running {
 				c.report.Sessions++
@@ -211,12 +212,12 @@ func (c *check) sessions(k key, history []Revision) {
 			continue
 		}
 		before := history[i-1]
-		wasRunning := before.Record.State == jobs.StateRunning
+		wasRunning := before.Record.State == lifecycle.StateRunning
 		tookOver := running && now.Record.Session > before.Record.Session
 		if before.Record.Crashes < now.Record.Crashes {
 			c.report.Crashes++
 		}
-		if now.Record.State == jobs.StateReleased {
+		if now.Record.State == lifecycle.StateReleased {
 			c.report.Released++
 		}
 		over := wasRunning && (tookOver || !running)

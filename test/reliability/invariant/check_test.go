@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/simulator"
 )
 
@@ -13,8 +13,8 @@ var start = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
 func at(seconds int) time.Time { return start.Add(time.Duration(seconds) * time.Second) }
 
-func revision(second int, state jobs.State, session int, worker string) Revision {
-	r := jobs.Record{JobID: "a", Run: 1, State: state, Session: session, WorkerID: worker, Attempt: 1, MaxAttempts: 5}
+func revision(second int, state lifecycle.State, session int, worker string) Revision {
+	r := lifecycle.Record{JobID: "a", Run: 1, State: state, Session: session, WorkerID: worker, Attempt: 1, MaxAttempts: 5}
 	if state.Final() {
 		r.Outcome = state
 	}
@@ -24,16 +24,16 @@ func revision(second int, state jobs.State, session int, worker string) Revision
 // good is a run in which one job's worker was killed at second 2, and another
 // worker finished the job.
 func good() (Run, Seen) {
-	again := revision(10, jobs.StateRunning, 2, "w2")
+	again := revision(10, lifecycle.StateRunning, 2, "w2")
 	again.Record.Crashes = 1
-	done := revision(11, jobs.StateCompleted, 2, "w2")
+	done := revision(11, lifecycle.StateCompleted, 2, "w2")
 	done.Record.Crashes = 1
 	run := Run{
 		Accepted: []string{"a"}, MaxAttempts: 5, Lease: 6 * time.Second,
 		Faults: []Fault{{Kind: "kill", WorkerID: "w1", Start: at(2), End: at(2)}},
 	}
 	return run, Seen{
-		History:  map[string][]Revision{"a": {revision(0, jobs.StateRunning, 1, "w1"), again, done}},
+		History:  map[string][]Revision{"a": {revision(0, lifecycle.StateRunning, 1, "w1"), again, done}},
 		Events:   []Event{{ID: "a.run1.s2.completed", Type: "completed", JobID: "a", Run: 1}},
 		Sessions: []simulator.Session{{ConnectionID: "c", Closed: at(11)}},
 	}
@@ -46,7 +46,7 @@ func TestARunThatKeptEveryPromisePasses(t *testing.T) {
 	if len(r.Violations) > 0 {
 		t.Fatal(r.Violations)
 	}
-	if r.Jobs != 1 || r.Outcomes[jobs.StateCompleted] != 1 || r.Sessions != 2 || r.Again != 1 || r.Held != 1 || r.Crashes != 1 || r.Repeated != 1 {
+	if r.Jobs != 1 || r.Outcomes[lifecycle.StateCompleted] != 1 || r.Sessions != 2 || r.Again != 1 || r.Held != 1 || r.Crashes != 1 || r.Repeated != 1 {
 		t.Fatal(r)
 	}
 }
@@ -59,7 +59,7 @@ func TestEveryBrokenPromiseIsFound(t *testing.T) {
 		"an accepted job without a record": {func(r *Run, _ *Seen) { r.Accepted = append(r.Accepted, "b") }, "job b: accepted, but it has no record: lost"},
 		"a job without an outcome":         {func(_ *Run, s *Seen) { s.History["a"] = s.History["a"][:2] }, "no outcome; its record says running"},
 		"an outcome overwritten": {func(_ *Run, s *Seen) {
-			s.History["a"] = append(s.History["a"], revision(12, jobs.StateDeadLettered, 1, "w1"))
+			s.History["a"] = append(s.History["a"], revision(12, lifecycle.StateDeadLettered, 1, "w1"))
 		}, "written after its outcome completed: dead_lettered by w1"},
 		"an outcome nobody was told": {func(_ *Run, s *Seen) { s.Events = nil }, "outcome completed, but the events tell []"},
 		"an outcome told two ways": {func(_ *Run, s *Seen) {
@@ -73,7 +73,7 @@ func TestEveryBrokenPromiseIsFound(t *testing.T) {
 			s.Letters = []Letter{{ID: "a.run1.dead", JobID: "a", Run: 1}}
 		}, "outcome completed with 1 dead letters"},
 		"a dead-lettered job without its letter": {func(_ *Run, s *Seen) {
-			s.History["a"][2] = revision(11, jobs.StateDeadLettered, 2, "w2")
+			s.History["a"][2] = revision(11, lifecycle.StateDeadLettered, 2, "w2")
 			s.Events[0].Type = "dead_lettered"
 		}, "outcome dead_lettered with 0 dead letters"},
 		"a job left in the queue":       {func(_ *Run, s *Seen) { s.Waiting = 3 }, "3 messages are left"},
@@ -87,7 +87,7 @@ func TestEveryBrokenPromiseIsFound(t *testing.T) {
 			r.Faults[0] = Fault{Kind: "cut", Start: at(2), End: at(3), Lasting: true}
 		}, "no fault took it"},
 		"a job nobody accepted, lost": {func(_ *Run, s *Seen) {
-			s.History["b"] = []Revision{revision(0, jobs.StateRetrying, 1, "w1")}
+			s.History["b"] = []Revision{revision(0, lifecycle.StateRetrying, 1, "w1")}
 		}, "job b run 1: no outcome"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -112,10 +112,10 @@ func TestACutThatOutlastsTheLeaseExplainsASessionRunAgain(t *testing.T) {
 func TestHandedBackAndRetriedSessionsAreNotRunAgain(t *testing.T) {
 	run, seen := good()
 	run.Faults = nil
-	retrying := revision(1, jobs.StateRetrying, 1, "w1")
+	retrying := revision(1, lifecycle.StateRetrying, 1, "w1")
 	seen.History["a"] = []Revision{
-		revision(0, jobs.StateRunning, 1, "w1"), retrying, revision(2, jobs.StateRunning, 2, "w1"),
-		revision(3, jobs.StateReleased, 2, "w1"), revision(4, jobs.StateRunning, 3, "w2"), revision(5, jobs.StateCompleted, 3, "w2"),
+		revision(0, lifecycle.StateRunning, 1, "w1"), retrying, revision(2, lifecycle.StateRunning, 2, "w1"),
+		revision(3, lifecycle.StateReleased, 2, "w1"), revision(4, lifecycle.StateRunning, 3, "w2"), revision(5, lifecycle.StateCompleted, 3, "w2"),
 	}
 	r := Check(run, seen)
 	if len(r.Violations) > 0 || r.Again != 0 || r.Released != 1 || r.Sessions != 3 {

@@ -13,7 +13,8 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/simulator"
 	"avatarworker/internal/topology"
 )
@@ -29,7 +30,7 @@ type Seen struct {
 
 // Revision is one state that a job record was in.
 type Revision struct {
-	Record jobs.Record
+	Record lifecycle.Record
 	Time   time.Time // when it was stored
 }
 
@@ -148,7 +149,7 @@ func (s *Seen) event(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 	}
 	kind := strings.TrimPrefix(msg.Headers().Get("ce-type"), "avatar.job.")
 	if kind == "avatar.session.error" {
-		kind = jobs.EventError
+		kind = event.TypeError
 	}
 	s.Events = append(s.Events, Event{
 		ID: msg.Headers().Get("ce-id"), Type: kind, JobID: body.JobID, Run: body.Run, Session: body.Session,

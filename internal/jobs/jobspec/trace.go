@@ -1,4 +1,4 @@
-package jobs
+package jobspec
 
 import (
 	"strings"
@@ -21,7 +21,7 @@ const (
 type TraceCarrier nats.Header
 
 // Get returns the first value of key, whatever its case.
-func (c TraceCarrier) Get(key string) string { return headerValue(nats.Header(c), key) }
+func (c TraceCarrier) Get(key string) string { return HeaderValue(nats.Header(c), key) }
 
 // Set replaces the value of key, kept in lower case.
 func (c TraceCarrier) Set(key, value string) { c[strings.ToLower(key)] = []string{value} }
@@ -36,16 +36,16 @@ func (c TraceCarrier) Keys() []string {
 }
 
 // headerValue returns the first value of key, whatever the case of its name.
-func headerValue(h nats.Header, key string) string { return header.Value(h, key) }
+func HeaderValue(h nats.Header, key string) string { return header.Value(h, key) }
 
 // traceContext returns the message's trace context, or nothing where
 // traceparent is malformed: W3C asks to ignore such a header, not to fail.
-func traceContext(h nats.Header) (parent, state string) {
-	parent = strings.TrimSpace(headerValue(h, HeaderTraceParent))
+func TraceContext(h nats.Header) (parent, state string) {
+	parent = strings.TrimSpace(HeaderValue(h, HeaderTraceParent))
 	if !validTraceParent(parent) {
 		return "", ""
 	}
-	state = strings.TrimSpace(headerValue(h, HeaderTraceState))
+	state = strings.TrimSpace(HeaderValue(h, HeaderTraceState))
 	if len(state) > 512 || strings.ContainsFunc(state, func(r rune) bool { return r < ' ' || r > '~' }) {
 		state = ""
 	}

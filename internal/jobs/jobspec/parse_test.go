@@ -1,4 +1,4 @@
-package jobs
+package jobspec
 
 import (
 	"bytes"
@@ -400,7 +400,7 @@ func FuzzJob(f *testing.F) {
 			header["Content-Type"] = []string{ContentTypeProtobuf}
 		}
 		body, err := Decode(header, data)
-		if id := jobIDOf(header, body); id != "" && (!ValidJobID(id) || err != nil) {
+		if id := JobIDOf(header, body); id != "" && (!ValidID(id) || err != nil) {
 			t.Fatalf("made the id %q (%v)", id, err)
 		}
 		if err != nil {
@@ -409,7 +409,7 @@ func FuzzJob(f *testing.F) {
 			}
 			return
 		}
-		roundTrip(t, body, jobIDOf(header, body))
+		roundTrip(t, body, JobIDOf(header, body))
 	})
 }
 

@@ -1,4 +1,4 @@
-package jobs
+package jobspec
 
 import (
 	"fmt"
@@ -48,7 +48,7 @@ func Read(msg jetstream.Msg) (Identity, *Job, *errors.Error) {
 	if meta, err := msg.Metadata(); err == nil {
 		job.Published = meta.Timestamp
 	}
-	job.TraceParent, job.TraceState = traceContext(headers)
+	job.TraceParent, job.TraceState = TraceContext(headers)
 	return ident, job, nil
 }
 
@@ -86,7 +86,7 @@ func CheckJSON(data []byte) *errors.Error {
 // says that the body is a job in protobuf: application/protobuf or
 // application/x-protobuf, however Content-Type is spelled.
 func IsProtobuf(header nats.Header) bool {
-	mediaType, _, err := mime.ParseMediaType(headerValue(header, "Content-Type"))
+	mediaType, _, err := mime.ParseMediaType(HeaderValue(header, "Content-Type"))
 	return err == nil && (mediaType == ContentTypeProtobuf || mediaType == "application/x-protobuf")
 }
 
@@ -94,11 +94,11 @@ func IsProtobuf(header nats.Header) bool {
 // under another id, as another run, or under another rule than was asked for.
 func checkHeaders(h nats.Header) *errors.Error {
 	var p problems
-	if id := headerValue(h, HeaderJobID); id != "" && !ValidJobID(id) {
+	if id := HeaderValue(h, HeaderJobID); id != "" && !ValidID(id) {
 		p.add("header "+HeaderJobID, "want %s, got %s", idWanted, quote(id))
 	}
 	if _, ok := runOf(h); !ok {
-		p.add("header "+HeaderRun, "want a whole number from 1 to %d, got %s", MaxRun, quote(headerValue(h, HeaderRun)))
+		p.add("header "+HeaderRun, "want a whole number from 1 to %d, got %s", MaxRun, quote(HeaderValue(h, HeaderRun)))
 	}
 	if _, err := header.Flag(h, HeaderIgnoreDeadline); err != nil {
 		p.add("", "%s", err)
@@ -189,7 +189,7 @@ var protoNoise = regexp.MustCompile(`proto:[\s\x{00a0}]*|[\x{00a0}]`)
 // nothing of the message. Never give it one of protojson, which does.
 func cleanProtoError(err error) string {
 	text := protoNoise.ReplaceAllString(err.Error(), "")
-	return cut(strings.ToValidUTF8(text, "\uFFFD"), 200)
+	return Cut(strings.ToValidUTF8(text, "\uFFFD"), 200)
 }
 
 // problems is what is wrong with a job, one text for each fault.
@@ -206,7 +206,7 @@ func (p *problems) add(path, format string, args ...any) {
 	if path != "" {
 		text = path + ": " + text
 	}
-	*p = append(*p, cut(text, maxProblemBytes))
+	*p = append(*p, Cut(text, maxProblemBytes))
 }
 
 func invalidJob(p problems) *errors.Error {
@@ -230,10 +230,10 @@ func joinPath(path, field string) string {
 }
 
 // quote shows a value of the job in an error text. Never give it a secret.
-func quote(s string) string { return fmt.Sprintf("%q", cut(s, 64)) }
+func quote(s string) string { return fmt.Sprintf("%q", Cut(s, 64)) }
 
 // cut shortens s to at most n bytes, at a character's boundary.
-func cut(s string, n int) string {
+func Cut(s string, n int) string {
 	if len(s) <= n {
 		return s
 	}

@@ -1,4 +1,4 @@
-package jobs
+package jobspec
 
 import (
 	"fmt"
@@ -74,7 +74,7 @@ func TestIdentityIsTheFirstThatFits(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				want.ID = streamJobID(meta.Timestamp, meta.Sequence.Stream)
+				want.ID = StreamJobID(meta.Timestamp, meta.Sequence.Stream)
 			}
 			for range 2 {
 				if got, _, _ := Read(msg); got != want {
@@ -89,11 +89,11 @@ func TestMadeIdentityFitsThePatternAndTellsMessagesApart(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		created := rapid.Int64().Draw(t, "created")
 		seq := rapid.Uint64().Draw(t, "seq")
-		id := streamJobID(time.Unix(0, created), seq)
-		if !ValidJobID(id) {
+		id := StreamJobID(time.Unix(0, created), seq)
+		if !ValidID(id) {
 			t.Fatalf("%q does not fit", id)
 		}
-		if other := streamJobID(time.Unix(0, created), seq+1); other == id {
+		if other := StreamJobID(time.Unix(0, created), seq+1); other == id {
 			t.Fatalf("two messages are %q", id)
 		}
 	})
@@ -119,7 +119,7 @@ func TestTraceContextIsCarriedAsPublishedOrIgnored(t *testing.T) {
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
-			parent, state := traceContext(row.header)
+			parent, state := TraceContext(row.header)
 			if parent != row.parent || state != row.state {
 				t.Errorf("got %q, %q", parent, state)
 			}

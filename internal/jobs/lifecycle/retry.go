@@ -1,4 +1,4 @@
-package jobs
+package lifecycle
 
 import (
 	"time"
@@ -29,7 +29,7 @@ type Failure struct {
 }
 
 // heldReason is the reason of a hold after this failure.
-func (f Failure) heldReason() string {
+func (f Failure) HeldReason() string {
 	switch {
 	case f.CircuitOpen:
 		return HeldCircuit
@@ -51,7 +51,7 @@ type Plan struct {
 func (p RetryPolicy) Plan(f Failure, rnd func() float64) Plan {
 	plan := p.plan(f, rnd)
 	again := plan.Action == errors.ActionRetry || plan.Action == errors.ActionHold
-	if again && past(f.Deadline, f.Now.Add(plan.Delay)) {
+	if again && Past(f.Deadline, f.Now.Add(plan.Delay)) {
 		return Plan{Action: errors.ActionExpire}
 	}
 	return plan
@@ -134,4 +134,4 @@ func reasonOf(code errors.Code) string {
 }
 
 // past reports whether t lies after a deadline that is set.
-func past(deadline, t time.Time) bool { return !deadline.IsZero() && t.After(deadline) }
+func Past(deadline, t time.Time) bool { return !deadline.IsZero() && t.After(deadline) }

@@ -1,4 +1,4 @@
-package jobs
+package jobspec
 
 import (
 	"fmt"
@@ -58,7 +58,7 @@ func Validate(job *jobpb.Job) *errors.Error {
 }
 
 func (p *problems) names(job *jobpb.Job) {
-	if id := job.GetId(); id != "" && !ValidJobID(id) {
+	if id := job.GetId(); id != "" && !ValidID(id) {
 		p.add("id", "want %s, got %s", idWanted, quote(id))
 	}
 	if id := job.GetAvatarId(); id == "" {
@@ -296,7 +296,7 @@ func (p *problems) labels(labels map[string]string) {
 		case len(key) > maxLabel:
 			p.add("labels", "names are at most %d bytes, got %s with %d", maxLabel, quote(key), len(key))
 		case len(value) > maxLabel:
-			p.add("labels."+cut(key, 64), "at most %d bytes, got %d", maxLabel, len(value))
+			p.add("labels."+Cut(key, 64), "at most %d bytes, got %d", maxLabel, len(value))
 		case !utf8.ValidString(key) || !utf8.ValidString(value):
 			// Decoded jobs can't have it, jobs built in Go can.
 			p.add("labels", "%s is not UTF-8", quote(key))

@@ -1,4 +1,4 @@
-package jobs
+package event
 
 import (
 	"context"
@@ -38,12 +38,12 @@ func NewPublisher(js jetstream.JetStream, names Subjects, worker string, log zer
 // Publish returns nil when the stream has acknowledged the event. It is repeated
 // as PublishStored says.
 func (p *Publisher) Publish(ctx context.Context, ev Event) error {
-	_, err := p.publish(ctx, ev)
+	_, err := p.PublishNew(ctx, ev)
 	return err
 }
 
-// publish is Publish, and tells whether the event was new to the stream.
-func (p *Publisher) publish(ctx context.Context, ev Event) (fresh bool, err error) {
+// PublishNew is Publish, and reports whether the event was new to the stream.
+func (p *Publisher) PublishNew(ctx context.Context, ev Event) (fresh bool, err error) {
 	msg, err := ev.Message(p.names, p.source)
 	if err != nil {
 		return false, err

@@ -1,9 +1,10 @@
-package jobs
+package lifecycle
 
 import (
 	"time"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/event"
 )
 
 // State says how a job stands: on its way, or one of the outcomes.
@@ -47,27 +48,27 @@ const maxRecordedUtterances = 256
 // Record is how a job stands, kept as JSON in AVATAR_STATE under the job's id.
 // Whoever changes it names the revision that he read: that is the fence.
 type Record struct {
-	JobID           string      `json:"job_id"`
-	Run             int         `json:"run"`
-	StreamSeq       uint64      `json:"stream_seq"` // 0: made by a cancel, no message seen yet
-	Session         int         `json:"session"`    // ordinal of the last take-over in this run
-	State           State       `json:"state"`
-	Queue           string      `json:"queue"`
-	AppID           string      `json:"app_id"`
-	AvatarID        string      `json:"avatar_id"`
-	Region          string      `json:"region,omitempty"`
-	Attempt         int         `json:"attempt"` // number of the last attempt
-	MaxAttempts     int         `json:"max_attempts"`
-	Crashes         int         `json:"crashes"`
-	WorkerID        string      `json:"worker_id"`
-	CancelRequested bool        `json:"cancel_requested"`
-	CreatedAt       time.Time   `json:"created_at"`
-	UpdatedAt       time.Time   `json:"updated_at"`
-	NextAttemptAt   *time.Time  `json:"next_attempt_at,omitempty"`
-	ConnectionID    string      `json:"connection_id,omitempty"`
-	LastError       *ErrorEvent `json:"last_error,omitempty"`
-	Checkpoint      int         `json:"checkpoint"` // utterances delivered
-	Outcome         State       `json:"outcome,omitempty"`
+	JobID           string       `json:"job_id"`
+	Run             int          `json:"run"`
+	StreamSeq       uint64       `json:"stream_seq"` // 0: made by a cancel, no message seen yet
+	Session         int          `json:"session"`    // ordinal of the last take-over in this run
+	State           State        `json:"state"`
+	Queue           string       `json:"queue"`
+	AppID           string       `json:"app_id"`
+	AvatarID        string       `json:"avatar_id"`
+	Region          string       `json:"region,omitempty"`
+	Attempt         int          `json:"attempt"` // number of the last attempt
+	MaxAttempts     int          `json:"max_attempts"`
+	Crashes         int          `json:"crashes"`
+	WorkerID        string       `json:"worker_id"`
+	CancelRequested bool         `json:"cancel_requested"`
+	CreatedAt       time.Time    `json:"created_at"`
+	UpdatedAt       time.Time    `json:"updated_at"`
+	NextAttemptAt   *time.Time   `json:"next_attempt_at,omitempty"`
+	ConnectionID    string       `json:"connection_id,omitempty"`
+	LastError       *event.Error `json:"last_error,omitempty"`
+	Checkpoint      int          `json:"checkpoint"` // utterances delivered
+	Outcome         State        `json:"outcome,omitempty"`
 
 	// What the fields above do not tell, and a worker that takes over needs.
 	Reason     string              `json:"reason,omitempty"`      // of the dead letter, or of the release
@@ -88,11 +89,11 @@ type Record struct {
 	Unsettled      int               `json:"unsettled,omitempty"`
 	Refusals       int               `json:"refusals,omitempty"` // for concurrency, in a row
 	ConnectionIDs  []string          `json:"connection_ids,omitempty"`
-	Utterances     []Utterance       `json:"utterances,omitempty"` // the newest of those delivered
+	Utterances     []event.Utterance `json:"utterances,omitempty"` // the newest of those delivered
 	UtterancesDone int               `json:"utterances_total,omitempty"`
 	SessionTime    time.Duration     `json:"session_ns,omitempty"` // connected, over all sessions
 	Recording      string            `json:"recording,omitempty"`
-	Recorded       *Recorded         `json:"recorded,omitempty"` // how far the recording is stored
+	Recorded       *event.Recorded   `json:"recorded,omitempty"` // how far the recording is stored
 	Labels         map[string]string `json:"labels,omitempty"`
 	PublishedAt    time.Time         `json:"published_at,omitzero"`
 
@@ -106,7 +107,7 @@ type Record struct {
 // is written again meanwhile, to be kept or cancelled: there it is when the record
 // was made, by another worker perhaps, which read the server's clock a little
 // differently.
-func (r *Record) emittedAfter() time.Time {
+func (r *Record) EmittedAfter() time.Time {
 	if r.State.Final() {
 		return r.UpdatedAt
 	}
@@ -114,14 +115,14 @@ func (r *Record) emittedAfter() time.Time {
 }
 
 // waits reports whether the job waits for a time that its last worker chose.
-func (r *Record) waits() bool { return r.State == StateRetrying || r.State == StateHeld }
+func (r *Record) Waits() bool { return r.State == StateRetrying || r.State == StateHeld }
 
 // Spent is the number of attempts that count against the budget.
 func (r *Record) Spent() int { return r.Attempt - r.BudgetFrom }
 
 // attemptsMade counts the attempts of a job that is given up: the one that a
 // hold put off is none.
-func (r *Record) attemptsMade() int {
+func (r *Record) AttemptsMade() int {
 	if r.Reason == ReasonHeldTooLong {
 		return max(r.Attempt-1, 0)
 	}
@@ -138,15 +139,15 @@ const (
 )
 
 // hold makes the job wait without an attempt being counted.
-func (r *Record) hold(now, until time.Time, reason, why string, code errors.Code) {
-	r.endHold(now)
+func (r *Record) Hold(now, until time.Time, reason, why string, code errors.Code) {
+	r.EndHold(now)
 	r.State, r.NextAttemptAt, r.HeldSince = StateHeld, &until, &now
 	r.HeldReason, r.HeldWhy, r.HeldCode = reason, why, code
 	r.Holds++
 }
 
 // retry makes the job wait for its next attempt, after one that failed with code.
-func (r *Record) retry(code errors.Code, at time.Time) {
+func (r *Record) Retry(code errors.Code, at time.Time) {
 	if r.Failures == nil {
 		r.Failures = make(map[errors.Code]int)
 	}
@@ -155,19 +156,19 @@ func (r *Record) retry(code errors.Code, at time.Time) {
 }
 
 // release says that no worker runs the job any more, and why.
-func (r *Record) release(reason string) { r.State, r.Reason = StateReleased, reason }
+func (r *Record) Release(reason string) { r.State, r.Reason = StateReleased, reason }
 
 // heldTotal is the time that the job has been held in all. Holds for our own
 // storage do not count: no job is given up for them.
-func (r *Record) heldTotal(now time.Time) time.Duration {
+func (r *Record) HeldTotal(now time.Time) time.Duration {
 	if r.HeldSince == nil || r.HeldReason == HeldStorage {
 		return r.HeldFor
 	}
 	return r.HeldFor + now.Sub(*r.HeldSince)
 }
 
-// heldCode is the code of the dead letter of a job that was held too long.
-func (r *Record) heldCode() errors.Code {
+// HoldCode is the code of the dead letter of a job that was held too long.
+func (r *Record) HoldCode() errors.Code {
 	switch {
 	case r.HeldCode != "":
 		return r.HeldCode
@@ -179,12 +180,12 @@ func (r *Record) heldCode() errors.Code {
 }
 
 // heldText says for people why the job is held.
-func (r *Record) heldText() string {
+func (r *Record) HeldText() string {
 	switch r.HeldReason {
 	case HeldRefused:
 		return "the backend refuses one more session of the app while others live; set max_sessions"
 	case HeldPolicy:
-		return "policy holds jobs that fail with " + string(r.heldCode()) + "; it is tried again from time to time"
+		return "policy holds jobs that fail with " + string(r.HoldCode()) + "; it is tried again from time to time"
 	case HeldStorage, HeldUnsettled:
 		return r.HeldWhy
 	default:
@@ -193,20 +194,20 @@ func (r *Record) heldText() string {
 }
 
 // endHold adds the hold that lasts to the total.
-func (r *Record) endHold(now time.Time) {
-	r.HeldFor = r.heldTotal(now)
+func (r *Record) EndHold(now time.Time) {
+	r.HeldFor = r.HeldTotal(now)
 	r.HeldSince = nil
 }
 
 // delivered moves the checkpoint. A job that keeps what it has reached gets its
 // full budget back: what counts against it are failures without progress.
-func (r *Record) delivered(u Utterance, keeps bool) {
+func (r *Record) Delivered(u event.Utterance, keeps bool) {
 	r.Checkpoint++
 	r.UtterancesDone++
 	r.Unsettled = 0
 	r.Utterances = append(r.Utterances, u)
 	if over := len(r.Utterances) - maxRecordedUtterances; over > 0 {
-		r.Utterances = append([]Utterance(nil), r.Utterances[over:]...)
+		r.Utterances = append([]event.Utterance(nil), r.Utterances[over:]...)
 	}
 	if u.Recorded != nil {
 		r.Recorded = u.Recorded
@@ -220,12 +221,12 @@ func (r *Record) delivered(u Utterance, keeps bool) {
 }
 
 // progressed reports whether an utterance was finished in the last attempt.
-func (r *Record) progressed() bool { return r.Attempt > 0 && r.BudgetFrom == r.Attempt }
+func (r *Record) Progressed() bool { return r.Attempt > 0 && r.BudgetFrom == r.Attempt }
 
 // clone is a copy that may be changed without changing r.
-func (r *Record) clone() *Record {
+func (r *Record) Clone() *Record {
 	c := *r
-	c.Utterances = append([]Utterance(nil), r.Utterances...)
+	c.Utterances = append([]event.Utterance(nil), r.Utterances...)
 	c.ConnectionIDs = append([]string(nil), r.ConnectionIDs...)
 	if r.Failures != nil {
 		c.Failures = make(map[errors.Code]int, len(r.Failures))

@@ -1,4 +1,4 @@
-package jobs
+package alert
 
 import (
 	"context"
@@ -11,16 +11,20 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/retry"
 	"avatarworker/internal/topology"
 )
 
 // AlertConfig says when failures with the same code are an alert.
-type AlertConfig struct {
+type Config struct {
 	Threshold int           // events of a code
 	Window    time.Duration // within this time, over the whole fleet
 }
+
+// raiseTimeout bounds claiming and publishing one alert.
+const raiseTimeout = 10 * time.Second
 
 // maxWindow bounds what is remembered of one code.
 const maxWindow = 10_000
@@ -28,31 +32,31 @@ const maxWindow = 10_000
 // Alerts counts the fleet's error events, as the stream has them, and raises one
 // alert for each code that recurs. Every worker counts the same; a
 // compare-and-set decides which of them tells.
-type Alerts struct {
-	o       AlertOptions
+type Counter struct {
+	o       Options
 	windows map[errors.Code]*alertWindow
 }
 
 // AlertOptions are what Alerts are made of. All are required.
-type AlertOptions struct {
+type Options struct {
 	JS     jetstream.JetStream
 	Stream string // of events
 	Errors string // the subjects of all error events
-	Config AlertConfig
+	Config Config
 	Codes  func(errors.Code) bool // those that alert
 	Store  *kv.Store              // AVATAR_FLEET
 	// Stored reports whether the event is the last of its subject, and no older.
-	Stored func(ctx context.Context, ev Event, since time.Time) (bool, error)
+	Stored func(ctx context.Context, ev event.Event, since time.Time) (bool, error)
 	// Publish reports whether the event was new.
-	Publish func(ctx context.Context, ev Event) (fresh bool, err error)
+	Publish func(ctx context.Context, ev event.Event) (fresh bool, err error)
 	Raised  func(code errors.Code)
 	Worker  string
 	Log     zerolog.Logger
 }
 
 // NewAlerts returns Alerts that count nothing yet; Run does.
-func NewAlerts(o AlertOptions) *Alerts {
-	return &Alerts{o: o, windows: make(map[errors.Code]*alertWindow)}
+func New(o Options) *Counter {
+	return &Counter{o: o, windows: make(map[errors.Code]*alertWindow)}
 }
 
 // alertWindow is what is remembered of one code.
@@ -76,7 +80,7 @@ type alertGiven struct {
 }
 
 // Run counts until ctx ends. A consumer that ends is started again.
-func (a *Alerts) Run(ctx context.Context) {
+func (a *Counter) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := a.follow(ctx); err != nil && ctx.Err() == nil {
 			a.o.Log.Warn().Err(err).Msg("could not follow the error events; recurring failures are not noticed until this works")
@@ -87,7 +91,7 @@ func (a *Alerts) Run(ctx context.Context) {
 	}
 }
 
-func (a *Alerts) follow(ctx context.Context) error {
+func (a *Counter) follow(ctx context.Context) error {
 	from := time.Now().Add(-a.o.Config.Window)
 	consumer, err := a.o.JS.OrderedConsumer(ctx, a.o.Stream, jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{a.o.Errors},
@@ -117,7 +121,7 @@ func (a *Alerts) follow(ctx context.Context) error {
 }
 
 // take counts one error event.
-func (a *Alerts) take(ctx context.Context, msg jetstream.Msg) {
+func (a *Counter) take(ctx context.Context, msg jetstream.Msg) {
 	code := errors.Code(msg.Subject()[strings.LastIndexByte(msg.Subject(), '.')+1:])
 	if !a.o.Codes(code) {
 		return
@@ -160,8 +164,8 @@ func (w *alertWindow) add(s alertSeen, window time.Duration) {
 }
 
 // raise claims the alert, if no worker has within the window, and tells it.
-func (a *Alerts) raise(running context.Context, code errors.Code, w *alertWindow) {
-	ctx, cancel := context.WithTimeout(running, alarmTimeout)
+func (a *Counter) raise(running context.Context, code errors.Code, w *alertWindow) {
+	ctx, cancel := context.WithTimeout(running, raiseTimeout)
 	defer cancel()
 	at, err := a.claim(ctx, code, w.seen[len(w.seen)-1].at)
 	if err == nil {
@@ -177,7 +181,7 @@ func (a *Alerts) raise(running context.Context, code errors.Code, w *alertWindow
 
 // claim returns when the alert of this window became true, as the worker that
 // was first to notice wrote it down: this one at now, unless another was.
-func (a *Alerts) claim(ctx context.Context, code errors.Code, now time.Time) (time.Time, error) {
+func (a *Counter) claim(ctx context.Context, code errors.Code, now time.Time) (time.Time, error) {
 	key := "alert." + topology.Token(string(code))
 	for {
 		var given alertGiven
@@ -198,9 +202,9 @@ func (a *Alerts) claim(ctx context.Context, code errors.Code, now time.Time) (ti
 // tell publishes the alert claimed at at, unless it is there: whoever claimed it
 // may have died before. Its id is the claim's, so that several who tell it tell
 // one.
-func (a *Alerts) tell(ctx context.Context, code errors.Code, w *alertWindow, at time.Time) error {
+func (a *Counter) tell(ctx context.Context, code errors.Code, w *alertWindow, at time.Time) error {
 	ev := a.event(code, w)
-	ev.ID = AlertID(AlertRecurring, at, string(code))
+	ev.ID = event.AlertID(event.AlertRecurring, at, string(code))
 	// Its id has the time in it. Where nobody knows, once more does no harm.
 	if told, err := a.o.Stored(ctx, ev, time.Time{}); err == nil && told {
 		return nil
@@ -212,20 +216,20 @@ func (a *Alerts) tell(ctx context.Context, code errors.Code, w *alertWindow, at 
 	return err
 }
 
-func (a *Alerts) event(code errors.Code, w *alertWindow) Event {
+func (a *Counter) event(code errors.Code, w *alertWindow) event.Event {
 	first, last := w.seen[0], w.seen[len(w.seen)-1]
-	alert := RecurringAlert{
+	alert := event.RecurringAlert{
 		Code: code, Count: len(w.seen), Window: a.o.Config.Window.String(),
 		First: first.at.UTC(), Last: last.at.UTC(), Worker: a.o.Worker, Time: last.at.UTC(),
 		AppIDs: []string{}, JobIDs: []string{},
 	}
 	for i := len(w.seen) - 1; i >= 0; i-- {
-		if s := w.seen[i]; len(alert.JobIDs) < maxAlertJobs && !slices.Contains(alert.JobIDs, s.job) {
+		if s := w.seen[i]; len(alert.JobIDs) < event.MaxAlertJobs && !slices.Contains(alert.JobIDs, s.job) {
 			alert.JobIDs = append(alert.JobIDs, s.job)
 		}
-		if s := w.seen[i]; s.app != "" && len(alert.AppIDs) < maxAlertJobs && !slices.Contains(alert.AppIDs, s.app) {
+		if s := w.seen[i]; s.app != "" && len(alert.AppIDs) < event.MaxAlertJobs && !slices.Contains(alert.AppIDs, s.app) {
 			alert.AppIDs = append(alert.AppIDs, s.app)
 		}
 	}
-	return Event{Time: last.at, Body: alert}
+	return event.Event{Time: last.at, Body: alert}
 }

@@ -1,4 +1,4 @@
-package jobs
+package jobspec
 
 import (
 	"strconv"
@@ -17,6 +17,15 @@ const (
 	HeaderRun   = "Avatar-Run"
 )
 
+// Headers of replays.
+const (
+	// HeaderIgnoreDeadline is set on a replay whose deadline does not count.
+	HeaderIgnoreDeadline = "Avatar-Ignore-Deadline"
+	// HeaderAfterSeq is set on a replay that waits for another one of the same
+	// job: the sequence of that one in the jobs stream.
+	HeaderAfterSeq = "Avatar-After-Seq"
+)
+
 // MaxRun is the highest run of a job: far more than anybody replays, and far from
 // where the next one would be none to every reader of 32 bits.
 const MaxRun = 1_000_000_000
@@ -26,7 +35,7 @@ const maxJobID = 64
 
 // ValidJobID reports whether id may name a job: [A-Za-z0-9_-]{1,64}. It is one
 // token of a NATS subject and a key of a bucket, so nothing else may be in it.
-func ValidJobID(id string) bool {
+func ValidID(id string) bool {
 	if id == "" || len(id) > maxJobID {
 		return false
 	}
@@ -58,16 +67,16 @@ func identify(msg jetstream.Msg, body *jobpb.Job) Identity {
 	if run, ok := runOf(header); ok {
 		ident.Run = run
 	}
-	if ident.ID = jobIDOf(header, body); ident.ID == "" {
-		ident.ID = streamJobID(stored, ident.StreamSeq)
+	if ident.ID = JobIDOf(header, body); ident.ID == "" {
+		ident.ID = StreamJobID(stored, ident.StreamSeq)
 	}
 	return ident
 }
 
 // jobIDOf returns the id that the message gives itself, or "".
-func jobIDOf(header nats.Header, body *jobpb.Job) string {
-	for _, id := range []string{headerValue(header, HeaderJobID), body.GetId(), headerValue(header, jetstream.MsgIDHeader)} {
-		if ValidJobID(id) {
+func JobIDOf(header nats.Header, body *jobpb.Job) string {
+	for _, id := range []string{HeaderValue(header, HeaderJobID), body.GetId(), HeaderValue(header, jetstream.MsgIDHeader)} {
+		if ValidID(id) {
 			return id
 		}
 	}
@@ -77,7 +86,7 @@ func jobIDOf(header nats.Header, body *jobpb.Job) string {
 // streamJobID names a message that gives itself no id, by the time at which the
 // stream stored it and its sequence there: every delivery of it has the same, and
 // no message of a stream that was made again or restored has it too.
-func streamJobID(stored time.Time, seq uint64) string {
+func StreamJobID(stored time.Time, seq uint64) string {
 	// A time before 1970 has no place in the pattern; the sign would still fit.
 	return "j" + strconv.FormatInt(stored.UnixNano(), 36) + "-" + strconv.FormatUint(seq, 10)
 }
@@ -85,7 +94,7 @@ func streamJobID(stored time.Time, seq uint64) string {
 // runOf returns the run that the header names, 1 where it names none. It is
 // false where the header is no whole number from 1 to MaxRun.
 func runOf(header nats.Header) (int, bool) {
-	text := headerValue(header, HeaderRun)
+	text := HeaderValue(header, HeaderRun)
 	if text == "" {
 		return 1, true
 	}

@@ -1,4 +1,4 @@
-package jobs
+package event
 
 import (
 	"bytes"
@@ -13,23 +13,24 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/jobspec"
 )
 
 // Types of events: the ce-type without its prefix, and the token of the
 // subject.
 const (
-	EventStarted      = "started"
-	EventRetrying     = "retrying"
-	EventHeld         = "held"
-	EventCompleted    = "completed"
-	EventDeadLettered = "dead_lettered"
-	EventExpired      = "expired"
-	EventCancelled    = "cancelled"
-	EventReleased     = "released"
-	EventDuplicate    = "duplicate"
+	TypeStarted      = "started"
+	TypeRetrying     = "retrying"
+	TypeHeld         = "held"
+	TypeCompleted    = "completed"
+	TypeDeadLettered = "dead_lettered"
+	TypeExpired      = "expired"
+	TypeCancelled    = "cancelled"
+	TypeReleased     = "released"
+	TypeDuplicate    = "duplicate"
 
 	// EventError is the type in the id of an error event.
-	EventError = "error"
+	TypeError = "error"
 
 	AlertRecurring     = "recurring"
 	AlertCircuitOpened = "circuit_opened"
@@ -72,7 +73,7 @@ type Event struct {
 // EventID names an event: "J.run1.s2.completed". A session of 0 is left out.
 // What can happen several times in a session needs something more to tell one
 // from the other, such as the number of the hold.
-func EventID(jobID string, run, session int, eventType string, more ...any) string {
+func ID(jobID string, run, session int, eventType string, more ...any) string {
 	id := jobID + ".run" + strconv.Itoa(run)
 	if session > 0 {
 		id += ".s" + strconv.Itoa(session)
@@ -90,6 +91,9 @@ func AlertID(kind string, at time.Time, about ...string) string {
 	parts := append([]string{"alert", kind}, about...)
 	return strings.Join(append(parts, strconv.FormatInt(at.UnixMilli(), 10)), ".")
 }
+
+// Subject is where the event is published.
+func (e Event) Subject(names Subjects) string { return e.Body.subject(names) }
 
 // Message makes the NATS message of an event in CloudEvents' binary mode:
 // attributes in headers, the body as JSON. source is the ce-source, a URI
@@ -113,9 +117,9 @@ func (e Event) Message(names Subjects, source string) (*nats.Msg, error) {
 		header["ce-subject"] = []string{id}
 	}
 	if e.TraceParent != "" {
-		header[HeaderTraceParent] = []string{e.TraceParent}
+		header[jobspec.HeaderTraceParent] = []string{e.TraceParent}
 		if e.TraceState != "" {
-			header[HeaderTraceState] = []string{e.TraceState}
+			header[jobspec.HeaderTraceState] = []string{e.TraceState}
 		}
 	}
 	return &nats.Msg{Subject: e.Body.subject(names), Header: header, Data: data}, nil
@@ -140,7 +144,7 @@ func marshal(v any) ([]byte, error) {
 const maxEventText = 4 << 10
 
 // FailedAttempt is a failed attempt and what was decided about it.
-type FailedAttempt struct {
+type Failure struct {
 	Err         *errors.Error // not nil
 	Class       errors.Class
 	Action      errors.Action
@@ -150,9 +154,9 @@ type FailedAttempt struct {
 }
 
 // NewErrorEvent tells of a failed attempt; job.Attempt is its number.
-func NewErrorEvent(job JobFields, f FailedAttempt) ErrorEvent {
+func NewError(job JobFields, f Failure) Error {
 	err := f.Err.Redact(f.Secrets...)
-	ev := ErrorEvent{
+	ev := Error{
 		JobID:       job.JobID,
 		Queue:       job.Queue,
 		AppID:       job.AppID,
@@ -170,15 +174,15 @@ func NewErrorEvent(job JobFields, f FailedAttempt) ErrorEvent {
 		Code:         err.Code,
 		Class:        f.Class,
 		Phase:        err.Phase,
-		Message:      cut(err.Message, maxEventText),
+		Message:      jobspec.Cut(err.Message, maxEventText),
 		HTTPStatus:   err.HTTPStatus,
-		ServerCode:   cut(err.ServerCode, maxEventText),
-		ServerTitle:  cut(err.ServerTitle, maxEventText),
-		ServerDetail: cut(err.ServerDetail, maxEventText),
-		ConnectionID: cut(err.ConnectionID, maxEventText),
-		ReqID:        cut(err.ReqID, maxEventText),
+		ServerCode:   jobspec.Cut(err.ServerCode, maxEventText),
+		ServerTitle:  jobspec.Cut(err.ServerTitle, maxEventText),
+		ServerDetail: jobspec.Cut(err.ServerDetail, maxEventText),
+		ConnectionID: jobspec.Cut(err.ConnectionID, maxEventText),
+		ReqID:        jobspec.Cut(err.ReqID, maxEventText),
 		CloseCode:    err.CloseCode,
-		CloseReason:  cut(err.CloseReason, maxEventText),
+		CloseReason:  jobspec.Cut(err.CloseReason, maxEventText),
 		Action:       f.Action,
 	}
 	if err.Region != "" {
@@ -194,8 +198,8 @@ func NewErrorEvent(job JobFields, f FailedAttempt) ErrorEvent {
 	return ev
 }
 
-func (e ErrorEvent) ceType() string { return "avatar.session.error" }
-func (e ErrorEvent) jobID() string  { return e.JobID }
-func (e ErrorEvent) subject(names Subjects) string {
+func (e Error) ceType() string { return "avatar.session.error" }
+func (e Error) jobID() string  { return e.JobID }
+func (e Error) subject(names Subjects) string {
 	return names.Errors(string(e.Class), string(e.Code))
 }

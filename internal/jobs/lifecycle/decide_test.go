@@ -1,4 +1,4 @@
-package jobs
+package lifecycle
 
 import (
 	"fmt"
@@ -9,12 +9,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/jobspec"
 )
 
 func TestRecordDecidesWhatBecomesOfADelivery(t *testing.T) {
 	now := time.Unix(1000, 0)
 	soon, before := now.Add(3*time.Second), now.Add(-time.Second)
-	me := Identity{ID: "j", Run: 2, StreamSeq: 7}
+	me := jobspec.Identity{ID: "j", Run: 2, StreamSeq: 7}
 	at := func(state State, change ...func(*Record)) *Record {
 		r := &Record{JobID: "j", Run: 2, StreamSeq: 7, State: state, NextAttemptAt: &before}
 		for _, f := range change {
@@ -27,30 +28,30 @@ func TestRecordDecidesWhatBecomesOfADelivery(t *testing.T) {
 	other := func(r *Record) { r.StreamSeq = 6 }
 	for name, c := range map[string]struct {
 		record *Record
-		want   claimStep
+		want   Step
 		wait   time.Duration
 	}{
-		"no record":                        {nil, claimStart, 0},
-		"made by a cancel":                 {&Record{Run: 1, State: StateReleased, CancelRequested: true}, claimStart, 0},
-		"run before, on its way":           {at(StateRunning, run(1)), claimWait, waitForOutcome},
-		"run before, over":                 {at(StateDeadLettered, run(1)), claimStart, 0},
-		"later run":                        {at(StateRunning, run(3)), claimDuplicate, 0},
-		"other message":                    {at(StateRunning, other), claimContend, 0},
-		"other message, over":              {at(StateCompleted, other), claimDuplicate, 0},
-		"completed":                        {at(StateCompleted), claimEffects, 0},
-		"dead-lettered":                    {at(StateDeadLettered), claimEffects, 0},
-		"expired":                          {at(StateExpired), claimEffects, 0},
-		"cancelled":                        {at(StateCancelled), claimEffects, 0},
-		"running":                          {at(StateRunning), claimRunning, 0},
-		"retrying, in time":                {at(StateRetrying), claimStart, 0},
-		"retrying, too early":              {at(StateRetrying, later), claimWait, 3 * time.Second},
-		"held, in time":                    {at(StateHeld), claimStart, 0},
-		"held, too early":                  {at(StateHeld, later), claimWait, 3 * time.Second},
-		"released":                         {at(StateReleased), claimStart, 0},
-		"suspect after a crash, too early": {at(StateReleased, later), claimWait, 3 * time.Second},
-		"retrying, too early but unwanted": {at(StateRetrying, later, func(r *Record) { r.CancelRequested = true }), claimStart, 0},
+		"no record":                        {nil, StepStart, 0},
+		"made by a cancel":                 {&Record{Run: 1, State: StateReleased, CancelRequested: true}, StepStart, 0},
+		"run before, on its way":           {at(StateRunning, run(1)), StepWait, WaitForOutcome},
+		"run before, over":                 {at(StateDeadLettered, run(1)), StepStart, 0},
+		"later run":                        {at(StateRunning, run(3)), StepDuplicate, 0},
+		"other message":                    {at(StateRunning, other), StepContend, 0},
+		"other message, over":              {at(StateCompleted, other), StepDuplicate, 0},
+		"completed":                        {at(StateCompleted), StepEffects, 0},
+		"dead-lettered":                    {at(StateDeadLettered), StepEffects, 0},
+		"expired":                          {at(StateExpired), StepEffects, 0},
+		"cancelled":                        {at(StateCancelled), StepEffects, 0},
+		"running":                          {at(StateRunning), StepRunning, 0},
+		"retrying, in time":                {at(StateRetrying), StepStart, 0},
+		"retrying, too early":              {at(StateRetrying, later), StepWait, 3 * time.Second},
+		"held, in time":                    {at(StateHeld), StepStart, 0},
+		"held, too early":                  {at(StateHeld, later), StepWait, 3 * time.Second},
+		"released":                         {at(StateReleased), StepStart, 0},
+		"suspect after a crash, too early": {at(StateReleased, later), StepWait, 3 * time.Second},
+		"retrying, too early but unwanted": {at(StateRetrying, later, func(r *Record) { r.CancelRequested = true }), StepStart, 0},
 	} {
-		if got, wait := decide(c.record, me, now); got != c.want || wait != c.wait {
+		if got, wait := Decide(c.record, me, now); got != c.want || wait != c.wait {
 			t.Errorf("%s: step %d after %s, want %d after %s", name, got, wait, c.want, c.wait)
 		}
 	}
@@ -157,8 +158,8 @@ func TestPlanKeepsToDeadlineRetryAfterAndCircuit(t *testing.T) {
 
 func TestTakeOverKeepsWhatCounts(t *testing.T) {
 	now := time.Unix(1000, 0)
-	l := defaults{appID: "app", region: "us-west", maxAttempts: 5}
-	id := Identity{ID: "j", Run: 1, StreamSeq: 7}
+	l := Defaults{AppID: "app", Region: "us-west", MaxAttempts: 5}
+	id := jobspec.Identity{ID: "j", Run: 1, StreamSeq: 7}
 	job, invalid := parseForTest(id)
 	if invalid != nil {
 		t.Fatal(invalid)
@@ -176,7 +177,7 @@ func TestTakeOverKeepsWhatCounts(t *testing.T) {
 		"given up": {&Record{Run: 1, StreamSeq: 7, State: StateRunning, Session: 1, Attempt: 1}, false, "2 1 0"},
 		"replay":   {&Record{Run: 0, StreamSeq: 5, State: StateDeadLettered, Session: 9, Attempt: 5, Crashes: 2}, false, "1 1 0"},
 	} {
-		r := started(resumeFrom(c.from, id, c.crashed, now), job, "w", l, now)
+		r := Start(Resume(c.from, id, c.crashed, now), job, "w", l, now)
 		if got := fmt.Sprint(r.Session, r.Attempt, r.Crashes); got != c.want || r.State != StateRunning || r.WorkerID != "w" || r.Run != 1 {
 			t.Errorf("%s: %s, want %s (%+v)", name, got, c.want, r)
 		}
@@ -184,7 +185,7 @@ func TestTakeOverKeepsWhatCounts(t *testing.T) {
 }
 
 func TestATakeOverIsCountedByWhatItFollowed(t *testing.T) {
-	id, now := Identity{ID: "j", Run: 1, StreamSeq: 7}, time.Now()
+	id, now := jobspec.Identity{ID: "j", Run: 1, StreamSeq: 7}, time.Now()
 	for name, tc := range map[string]struct {
 		was     *Record
 		crashed bool
@@ -204,17 +205,17 @@ func TestATakeOverIsCountedByWhatItFollowed(t *testing.T) {
 		if tc.was != nil {
 			tc.was.Run, tc.was.StreamSeq = id.Run, id.StreamSeq
 		}
-		if got := startedAs(tc.was, resumeFrom(tc.was, id, tc.crashed, now)); got != tc.want {
+		if got := StartedAs(tc.was, Resume(tc.was, id, tc.crashed, now)); got != tc.want {
 			t.Errorf("%s: %s, want %s", name, got, tc.want)
 		}
 	}
-	if got := startedAs(&Record{Run: 1, StreamSeq: 3, Session: 4, State: StateDeadLettered}, nil); got != "new" {
+	if got := StartedAs(&Record{Run: 1, StreamSeq: 3, Session: 4, State: StateDeadLettered}, nil); got != "new" {
 		t.Errorf("a replay: %s", got)
 	}
 }
 
-func parseForTest(id Identity) (*Job, *errors.Error) {
-	_, job, err := Read(bareMsg{data: `{"id":"j","avatar_id":"a","audio":{"inline":"AAAA","format":"pcm_s16le","sample_rate":16000}}`})
+func parseForTest(id jobspec.Identity) (*jobspec.Job, *errors.Error) {
+	_, job, err := jobspec.Read(bareMsg{data: `{"id":"j","avatar_id":"a","audio":{"inline":"AAAA","format":"pcm_s16le","sample_rate":16000}}`})
 	if job != nil {
 		job.ID, job.Run, job.StreamSeq, job.Queue = id.ID, id.Run, id.StreamSeq, id.Queue
 	}

@@ -1,4 +1,4 @@
-package jobs
+package event
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/jobspec"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -42,7 +43,7 @@ func goldenEvents() map[string]Event {
 	job := eventFields()
 	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	retryAt := eventTime.Add(1500 * time.Millisecond)
-	failure := NewErrorEvent(job, FailedAttempt{
+	failure := NewError(job, Failure{
 		Err: &errors.Error{
 			Code: errors.CodeServerError, Phase: errors.PhaseRuntime, Message: "the backend failed: token geheim-7f3a <x>",
 			HTTPStatus: 500, ServerCode: "13", ServerTitle: "Internal", ServerDetail: "echo geheim-7f3a",
@@ -50,28 +51,28 @@ func goldenEvents() map[string]Event {
 		},
 		Class: errors.ClassServer, Action: errors.ActionRetry, MaxAttempts: 5, RetryAt: retryAt, Secrets: []string{"geheim-7f3a"},
 	})
-	unread := NewErrorEvent(JobFields{JobID: "jdg-7", Run: 1, Queue: "default", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}, FailedAttempt{
+	unread := NewError(JobFields{JobID: "jdg-7", Run: 1, Queue: "default", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}, Failure{
 		Err:   &errors.Error{Code: errors.CodeInvalidJob, Phase: errors.PhaseJob, Message: "avatar_id: is required"},
 		Class: errors.ClassJob, Action: errors.ActionDeadLetter,
 	})
-	id := func(event string, more ...any) string { return EventID("J", 1, 3, event, more...) }
+	id := func(event string, more ...any) string { return ID("J", 1, 3, event, more...) }
 	event := func(id string, body Body) Event { return Event{ID: id, Time: eventTime, Body: body} }
-	traced := event(id(EventStarted), Started{JobFields: job, MaxAttempts: 5, Output: OutputFrames, Checkpoint: 1})
+	traced := event(id(TypeStarted), Started{JobFields: job, MaxAttempts: 5, Output: jobspec.OutputFrames, Checkpoint: 1})
 	traced.TraceParent, traced.TraceState = parent, "a=b"
 	return map[string]Event{
 		"started":  traced,
-		"retrying": event(id(EventRetrying), Retrying{JobFields: job, MaxAttempts: 5, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient, Phase: errors.PhaseRuntime, RetryAt: retryAt.UTC()}),
-		"held":     event(id(EventHeld, "h2"), Held{JobFields: job, Code: errors.CodeCreditsExhausted, RetryAt: retryAt.UTC(), Reason: HeldCircuit, Message: "the circuit of app app in us-west is open"}),
-		"completed": event(id(EventCompleted), NewCompleted(job, 2, []string{"c1", "c2"},
+		"retrying": event(id(TypeRetrying), Retrying{JobFields: job, MaxAttempts: 5, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient, Phase: errors.PhaseRuntime, RetryAt: retryAt.UTC()}),
+		"held":     event(id(TypeHeld, "h2"), Held{JobFields: job, Code: errors.CodeCreditsExhausted, RetryAt: retryAt.UTC(), Reason: "circuit", Message: "the circuit of app app in us-west is open"}),
+		"completed": event(id(TypeCompleted), NewCompleted(job, 2, []string{"c1", "c2"},
 			[]Utterance{{ReqID: "r1", Frames: 6, Bytes: 252896, AudioMS: 20300, FirstFrameMS: 210, DurationMS: 4100}}, 1, 5200*time.Millisecond, "J")),
-		"completed_discard": event(id(EventCompleted), NewCompleted(job, 1, nil, nil, 0, 0, "")),
-		"dead_lettered":     event(id(EventDeadLettered), DeadLettered{JobFields: job, Attempts: 2, Crashes: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Phase: errors.PhaseConnect, Reason: "permanent", Message: "Avatar not found", DeadLetter: "avatar.dlq.config.avatarNotFound"}),
-		"expired":           event(EventID("J", 1, 0, EventExpired), Expired{JobFields: job, Attempts: 1, Code: errors.CodeDeadlineExceeded, Deadline: eventTime.UTC(), LastError: &failure}),
-		"cancelled":         event(id(EventCancelled), Cancelled{JobFields: job, Attempts: 1, UtterancesTotal: 2, SessionMS: 900}),
-		"released":          event(id(EventReleased), Released{JobFields: job, Reason: "drain", Checkpoint: 2}),
-		"duplicate":         event(EventID("J", 1, 0, EventDuplicate, "seq9"), Duplicate{JobFields: job, StreamSeq: 9, KeptSeq: 4, CurrentRun: 1}),
-		"error":             event(id(EventError), failure),
-		"error_invalid_job": event(EventID("jdg-7", 1, 0, EventError), unread),
+		"completed_discard": event(id(TypeCompleted), NewCompleted(job, 1, nil, nil, 0, 0, "")),
+		"dead_lettered":     event(id(TypeDeadLettered), DeadLettered{JobFields: job, Attempts: 2, Crashes: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Phase: errors.PhaseConnect, Reason: "permanent", Message: "Avatar not found", DeadLetter: "avatar.dlq.config.avatarNotFound"}),
+		"expired":           event(ID("J", 1, 0, TypeExpired), Expired{JobFields: job, Attempts: 1, Code: errors.CodeDeadlineExceeded, Deadline: eventTime.UTC(), LastError: &failure}),
+		"cancelled":         event(id(TypeCancelled), Cancelled{JobFields: job, Attempts: 1, UtterancesTotal: 2, SessionMS: 900}),
+		"released":          event(id(TypeReleased), Released{JobFields: job, Reason: "drain", Checkpoint: 2}),
+		"duplicate":         event(ID("J", 1, 0, TypeDuplicate, "seq9"), Duplicate{JobFields: job, StreamSeq: 9, KeptSeq: 4, CurrentRun: 1}),
+		"error":             event(id(TypeError), failure),
+		"error_invalid_job": event(ID("jdg-7", 1, 0, TypeError), unread),
 		"alert_recurring": event(AlertID(AlertRecurring, eventTime, "serverError"),
 			RecurringAlert{Code: errors.CodeServerError, Count: 5, Window: time.Minute.String(), First: eventTime.Add(-time.Minute).UTC(), Last: eventTime.UTC(), AppIDs: []string{"app"}, JobIDs: []string{"J", "K"}, Worker: "host a", Time: eventTime.UTC()}),
 		"alert_circuit_opened": event(AlertID(AlertCircuitOpened, eventTime, "app", "us-west"), CircuitAlert{Kind: AlertCircuitOpened, AppID: "app", Region: "us-west", Code: errors.CodeBillingRequired, Failures: 1, Cooldown: "10s", Message: "pay", Worker: "host a", Time: eventTime.UTC()}),
@@ -144,8 +145,8 @@ func TestEveryGoldenFileHasItsEvent(t *testing.T) {
 
 func TestEventIDTellsWhatHappenedApart(t *testing.T) {
 	ids := []string{
-		EventID("J", 1, 2, EventCompleted), EventID("J", 2, 2, EventCompleted), EventID("J", 1, 1, EventCompleted),
-		EventID("J", 1, 0, EventCompleted), EventID("J", 1, 2, EventHeld, 1), EventID("J", 1, 2, EventHeld, 2),
+		ID("J", 1, 2, TypeCompleted), ID("J", 2, 2, TypeCompleted), ID("J", 1, 1, TypeCompleted),
+		ID("J", 1, 0, TypeCompleted), ID("J", 1, 2, TypeHeld, 1), ID("J", 1, 2, TypeHeld, 2),
 		AlertID(AlertRecurring, eventTime, "a"), AlertID(AlertRecurring, eventTime.Add(time.Second), "a"),
 	}
 	if ids[0] != "J.run1.s2.completed" || ids[3] != "J.run1.completed" {
@@ -164,7 +165,7 @@ func TestEventsOfLongJobsStayBounded(t *testing.T) {
 	if len(body.Utterances) != 1000 || body.Utterances[999].ReqID != "last" || body.UtterancesTotal != 7000 || len(body.ConnectionIDs) != 100 {
 		t.Errorf("%d utterances of %d, %d connections", len(body.Utterances), body.UtterancesTotal, len(body.ConnectionIDs))
 	}
-	failure := NewErrorEvent(eventFields(), FailedAttempt{Err: &errors.Error{ServerDetail: strings.Repeat("ü", 1<<20)}})
+	failure := NewError(eventFields(), Failure{Err: &errors.Error{ServerDetail: strings.Repeat("ü", 1<<20)}})
 	if len(failure.ServerDetail) > maxEventText || !strings.HasSuffix(failure.ServerDetail, "ü…") {
 		t.Errorf("%d bytes, ending in %q", len(failure.ServerDetail), failure.ServerDetail[len(failure.ServerDetail)-8:])
 	}

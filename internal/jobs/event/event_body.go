@@ -1,4 +1,4 @@
-package jobs
+package event
 
 import (
 	"time"
@@ -56,7 +56,7 @@ type Held struct {
 // Bounds of the lists in a completed event: it has to fit a message.
 const (
 	maxEventUtterances  = 1000
-	maxEventConnections = 100
+	MaxEventConnections = 100
 )
 
 // Completed is the outcome of a job that was spoken to its end. Make it with
@@ -77,8 +77,8 @@ func NewCompleted(job JobFields, attempts int, connections []string, utterances 
 	return Completed{
 		JobFields:       job,
 		Attempts:        attempts,
-		ConnectionIDs:   newest(connections, maxEventConnections),
-		Utterances:      newest(utterances, maxEventUtterances),
+		ConnectionIDs:   Newest(connections, MaxEventConnections),
+		Utterances:      Newest(utterances, maxEventUtterances),
 		UtterancesTotal: max(total, len(utterances)),
 		SessionMS:       connected.Milliseconds(),
 		Recording:       recording,
@@ -86,7 +86,7 @@ func NewCompleted(job JobFields, attempts int, connections []string, utterances 
 }
 
 // newest keeps the last n; a list is never null in JSON.
-func newest[T any](list []T, n int) []T {
+func Newest[T any](list []T, n int) []T {
 	return append([]T{}, list[max(0, len(list)-n):]...)
 }
 
@@ -109,16 +109,16 @@ type Expired struct {
 	Attempts  int         `json:"attempts"` // begun before the deadline
 	Code      errors.Code `json:"code"`
 	Deadline  time.Time   `json:"deadline"`
-	LastError *ErrorEvent `json:"last_error,omitempty"`
+	LastError *Error      `json:"last_error,omitempty"`
 }
 
 // Cancelled is the outcome of a job that its publisher no longer wanted.
 type Cancelled struct {
 	JobFields
-	Attempts        int         `json:"attempts"`
-	UtterancesTotal int         `json:"utterances_total"` // delivered before
-	SessionMS       int64       `json:"session_ms"`
-	LastError       *ErrorEvent `json:"last_error,omitempty"`
+	Attempts        int    `json:"attempts"`
+	UtterancesTotal int    `json:"utterances_total"` // delivered before
+	SessionMS       int64  `json:"session_ms"`
+	LastError       *Error `json:"last_error,omitempty"`
 }
 
 // Released says that a worker handed the job back unfinished; it is no failure.
@@ -151,7 +151,7 @@ type RecurringAlert struct {
 }
 
 // maxAlertJobs bounds the lists of a RecurringAlert.
-const maxAlertJobs = 10
+const MaxAlertJobs = 10
 
 // CircuitAlert says that the circuit of an app in a region opened or closed.
 type CircuitAlert struct {
@@ -166,27 +166,27 @@ type CircuitAlert struct {
 	Time     time.Time   `json:"time"`
 }
 
-func (f Started) ceType() string      { return jobType(EventStarted) }
-func (f Retrying) ceType() string     { return jobType(EventRetrying) }
-func (f Held) ceType() string         { return jobType(EventHeld) }
-func (f Completed) ceType() string    { return jobType(EventCompleted) }
-func (f DeadLettered) ceType() string { return jobType(EventDeadLettered) }
-func (f Expired) ceType() string      { return jobType(EventExpired) }
-func (f Cancelled) ceType() string    { return jobType(EventCancelled) }
-func (f Released) ceType() string     { return jobType(EventReleased) }
-func (f Duplicate) ceType() string    { return jobType(EventDuplicate) }
+func (f Started) ceType() string      { return jobType(TypeStarted) }
+func (f Retrying) ceType() string     { return jobType(TypeRetrying) }
+func (f Held) ceType() string         { return jobType(TypeHeld) }
+func (f Completed) ceType() string    { return jobType(TypeCompleted) }
+func (f DeadLettered) ceType() string { return jobType(TypeDeadLettered) }
+func (f Expired) ceType() string      { return jobType(TypeExpired) }
+func (f Cancelled) ceType() string    { return jobType(TypeCancelled) }
+func (f Released) ceType() string     { return jobType(TypeReleased) }
+func (f Duplicate) ceType() string    { return jobType(TypeDuplicate) }
 
 func jobType(event string) string { return "avatar.job." + event }
 
-func (f Started) subject(n Subjects) string      { return n.Events(EventStarted, f.JobID) }
-func (f Retrying) subject(n Subjects) string     { return n.Events(EventRetrying, f.JobID) }
-func (f Held) subject(n Subjects) string         { return n.Events(EventHeld, f.JobID) }
-func (f Completed) subject(n Subjects) string    { return n.Events(EventCompleted, f.JobID) }
-func (f DeadLettered) subject(n Subjects) string { return n.Events(EventDeadLettered, f.JobID) }
-func (f Expired) subject(n Subjects) string      { return n.Events(EventExpired, f.JobID) }
-func (f Cancelled) subject(n Subjects) string    { return n.Events(EventCancelled, f.JobID) }
-func (f Released) subject(n Subjects) string     { return n.Events(EventReleased, f.JobID) }
-func (f Duplicate) subject(n Subjects) string    { return n.Events(EventDuplicate, f.JobID) }
+func (f Started) subject(n Subjects) string      { return n.Events(TypeStarted, f.JobID) }
+func (f Retrying) subject(n Subjects) string     { return n.Events(TypeRetrying, f.JobID) }
+func (f Held) subject(n Subjects) string         { return n.Events(TypeHeld, f.JobID) }
+func (f Completed) subject(n Subjects) string    { return n.Events(TypeCompleted, f.JobID) }
+func (f DeadLettered) subject(n Subjects) string { return n.Events(TypeDeadLettered, f.JobID) }
+func (f Expired) subject(n Subjects) string      { return n.Events(TypeExpired, f.JobID) }
+func (f Cancelled) subject(n Subjects) string    { return n.Events(TypeCancelled, f.JobID) }
+func (f Released) subject(n Subjects) string     { return n.Events(TypeReleased, f.JobID) }
+func (f Duplicate) subject(n Subjects) string    { return n.Events(TypeDuplicate, f.JobID) }
 
 func (a RecurringAlert) ceType() string { return "avatar.alert." + AlertRecurring }
 func (a RecurringAlert) jobID() string  { return "" }
@@ -244,7 +244,7 @@ type Recorded struct {
 
 // ErrorEvent is the body of an error event, and the last_error of a record. A
 // field that is absent is not known.
-type ErrorEvent struct {
+type Error struct {
 	JobID        string            `json:"job_id"`
 	Queue        string            `json:"queue"`
 	AppID        string            `json:"app_id,omitempty"`
