@@ -17,6 +17,15 @@ import (
 // slot. Other jobs get it meanwhile.
 const soleWait = 500 * time.Millisecond
 
+const (
+	// minReturn is about the least time after which a job that waits for others
+	// comes back.
+	minReturn = 2 * time.Second
+	// keyPause is about how long a job of an app whose key is refused to this
+	// worker stays away.
+	keyPause = 2 * time.Second
+)
+
 // errSuspect: another suspect runs here.
 var errSuspect = errors.New("another job that may have crashed its workers runs here")
 
@@ -53,8 +62,8 @@ func (e *execution) admit(from *lifecycle.Record) (taken bool, err error) {
 		return false, nil
 	}
 	draft := e.draft(from, holder.ID)
-	if e.w.keys.refused(draft.AppID) {
-		e.nak(e.w.pace.next("key "+draft.AppID, e.begun, e.w.pace.spread(keyPause)))
+	if e.w.keys.Refused(draft.AppID) {
+		e.nak(e.w.pace.Next("key "+draft.AppID, e.begun, e.w.pace.Spread(keyPause)))
 		return false, nil
 	}
 	if fault := e.w.o.Storage(e.ctx, e.job); fault != nil {
@@ -86,7 +95,7 @@ func (e *execution) openSession(from, draft *lifecycle.Record, holder *lease.Hol
 		return context.AfterFunc(by, func() { cancel(context.Cause(by)) })
 	}
 	e.session = sessionRun{
-		before: draft.Session - 1, started: lifecycle.StartedAs(e.record.current(), from),
+		before: draft.Session - 1, started: lifecycle.StartedAs(e.record.Current(), from),
 		ctx: ctx, cancel: cancel, stops: []func() bool{end(e.w.drained), end(holder.Context())},
 	}
 }
@@ -96,27 +105,9 @@ func (e *execution) draft(from *lifecycle.Record, workerID string) *lifecycle.Re
 	return lifecycle.Start(from, e.job, workerID, e.w.defaults(), e.w.now())
 }
 
-// settlementRecord is the record to settle a job by that was not started here.
-func (e *execution) settlementRecord(from *lifecycle.Record) *lifecycle.Record {
-	next := e.next(from)
-	if e.job != nil {
-		next.Identify(e.job, e.w.defaults())
-	}
-	next.StreamSeq, next.Queue = e.id.StreamSeq, e.id.Queue
-	return next
-}
-
-// next is a copy of r to be changed and written; a new record where there is
-// none.
-func (e *execution) next(r *lifecycle.Record) *lifecycle.Record {
-	if r != nil {
-		return r.Clone()
-	}
-	next := &lifecycle.Record{CreatedAt: e.w.now(), JobID: e.id.ID, Run: e.id.Run, StreamSeq: e.id.StreamSeq, Queue: e.id.Queue}
-	if e.job != nil {
-		next.Identify(e.job, e.w.defaults())
-	}
-	return next
+// settlement is the record to settle a job by that was not started here.
+func (e *execution) settlement(from *lifecycle.Record) *lifecycle.Record {
+	return lifecycle.Settlement(from, e.id, e.job, e.w.defaults(), e.w.now())
 }
 
 // acquire waits for the permits. A suspect takes its place first: it never waits
@@ -228,7 +219,7 @@ func (e *execution) postponeFor(what string) {
 	if e.deliveries > 1 {
 		e.w.pull.Returned(e.msg.Queue)
 	}
-	e.nak(e.inTime(e.w.pace.next(what, e.begun, e.w.pace.spread(minReturn))))
+	e.nak(e.inTime(e.w.pace.Next(what, e.begun, e.w.pace.Spread(minReturn))))
 }
 
 // inTime is a delay after which the job, if its deadline comes first, expires.
@@ -270,7 +261,7 @@ func (e *execution) takeOver(draft *lifecycle.Record) (bool, error) {
 	// count a crash.
 	ctx, cancel := e.settling()
 	defer cancel()
-	if err := e.record.put(ctx, draft); err != nil {
+	if err := e.record.Put(ctx, draft); err != nil {
 		return false, err
 	}
 	failpoint.Here("takeover")

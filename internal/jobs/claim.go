@@ -59,7 +59,7 @@ func (e *execution) dispatch(look bool) (from *lifecycle.Record, starts bool, er
 	defer cancel()
 	var record *lifecycle.Record
 	if look {
-		if record, err = e.record.load(ctx); err != nil {
+		if record, err = e.record.Load(ctx); err != nil {
 			return nil, false, err
 		}
 	}
@@ -108,7 +108,7 @@ func (e *execution) refresh(ctx context.Context, record *lifecycle.Record) error
 	case record.StreamSeq != e.id.StreamSeq:
 		return nil
 	default:
-		return e.record.put(ctx, record.Clone())
+		return e.record.Put(ctx, record.Clone())
 	}
 }
 
@@ -141,9 +141,7 @@ func (e *execution) decide(ctx context.Context, record *lifecycle.Record, now ti
 	if later {
 		return lifecycle.StepStart, 0, nil // it replaces a run that nothing can end any more
 	}
-	adopted := record.Clone()
-	adopted.StreamSeq = e.id.StreamSeq
-	what, wait = lifecycle.Decide(adopted, e.id, now)
+	what, wait = lifecycle.Decide(record.Adopt(e.id.StreamSeq), e.id, now)
 	return what, wait, nil
 }
 
@@ -209,9 +207,8 @@ func (e *execution) released(ctx context.Context, record *lifecycle.Record) (cra
 func (e *execution) putOff(ctx context.Context, next *lifecycle.Record) error {
 	wait := lifecycle.SuspectPause * e.w.o.AckWait
 	at := e.w.now().Add(wait)
-	next.Release("crash")
-	next.NextAttemptAt = &at
-	if err := e.record.put(ctx, next); err != nil {
+	next.PutOff(at)
+	if err := e.record.Put(ctx, next); err != nil {
 		return err
 	}
 	e.log().Warn().Int("crashes", next.Crashes).Str("worker_id", next.WorkerID).Stringer("wait", wait).
@@ -227,7 +224,7 @@ func (e *execution) begin(ctx context.Context, from *lifecycle.Record, now time.
 		return false, err
 	}
 	if from != nil && from.CancelRequested {
-		return false, e.finish(ctx, e.settlementRecord(from), lifecycle.StateCancelled)
+		return false, e.finish(ctx, e.settlement(from), lifecycle.StateCancelled)
 	}
 	if e.invalid != nil {
 		return false, e.giveUp(ctx, from, e.invalid, lifecycle.ReasonInvalidJob)
@@ -237,7 +234,7 @@ func (e *execution) begin(ctx context.Context, from *lifecycle.Record, now time.
 		return false, e.giveUp(ctx, from, err, reason)
 	}
 	if lifecycle.Past(e.notAfter(), now) {
-		return false, e.finish(ctx, e.settlementRecord(from), lifecycle.StateExpired)
+		return false, e.finish(ctx, e.settlement(from), lifecycle.StateExpired)
 	}
 	if from != nil && from.Unsettled >= lifecycle.MaxUnsettled {
 		return false, e.hold(ctx, from, holdFor{reason: lifecycle.HeldUnsettled, wait: unsettledPause, why: fmt.Sprintf(

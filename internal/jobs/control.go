@@ -58,7 +58,8 @@ func RequestCancel(ctx context.Context, nc *nats.Conn, store *kv.Store, controlS
 // the job.
 func noteCancel(ctx context.Context, store *kv.Store, jobID string) (_ control.Reply, running bool, err error) {
 	for {
-		record := &lifecycle.Record{JobID: jobID, Run: 1, State: lifecycle.StateReleased, CreatedAt: time.Now().UTC()}
+		now := time.Now().UTC()
+		record := lifecycle.CancelBefore(jobID, now)
 		revision, err := store.Get(ctx, jobID, record)
 		if err != nil {
 			return control.Reply{}, false, err
@@ -74,8 +75,7 @@ func noteCancel(ctx context.Context, store *kv.Store, jobID string) (_ control.R
 		if record.CancelRequested {
 			return reply, record.State == lifecycle.StateRunning, nil
 		}
-		record.CancelRequested = true
-		record.UpdatedAt = time.Now().UTC()
+		record.RequestCancel(now)
 		if _, err = store.Put(ctx, jobID, record, revision); err == nil {
 			return reply, record.State == lifecycle.StateRunning, nil
 		}
@@ -173,7 +173,7 @@ func (e *execution) Interrupt(ctx context.Context) control.Reply {
 	interrupt := e.control.handler()
 	if interrupt == nil {
 		reply := control.Reply{Status: control.StatusNotRunning, Message: "no utterance is being spoken"}
-		if record := e.record.current(); record != nil { // it is being taken over
+		if record := e.record.Current(); record != nil { // it is being taken over
 			reply.State = string(record.State)
 		}
 		return reply

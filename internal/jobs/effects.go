@@ -59,7 +59,7 @@ func (e *execution) repeatEffects() error {
 // ensureEffects repeats what follows from the record as it stands, unless its
 // last event is stored: then all the rest is too.
 func (e *execution) ensureEffects(ctx context.Context) error {
-	r := e.record.current()
+	r := e.record.Current()
 	stored, err := e.w.eventStored(ctx, e.lastEvent(r), r.EmittedAfter())
 	if err != nil || stored {
 		return err

@@ -61,7 +61,7 @@ type execution struct {
 
 	deliveries uint64 // of the message, as the server counts them: a hint
 
-	record  recordHandle
+	record  *lifecycle.Handle
 	session sessionRun // while the job is this worker's
 	freed   bool       // its slot was given to another job already
 	done    chan struct{}
@@ -110,7 +110,9 @@ func (e *execution) open() {
 	if meta, err := e.msg.Metadata(); err == nil {
 		e.deliveries = meta.NumDelivered
 	}
-	e.record = recordHandle{store: e.w.store, jobID: e.id.ID, now: e.w.now, cancelSeen: func() { e.end(errCancelled) }}
+	e.record = lifecycle.NewHandle(lifecycle.HandleOptions{
+		Store: e.w.store, JobID: e.id.ID, Now: e.w.now, CancelSeen: func() { e.end(errCancelled) },
+	})
 	e.ctx, e.span = e.w.startProcess(e.ctx, e.msg.Headers(), e.id, e.deliveries)
 }
 
@@ -137,21 +139,23 @@ func (e *execution) recoverPanic() {
 // Other workers believe the record as long as the lease stands, so it goes on
 // trying until that is written, the job is another's, or the worker stops.
 func (e *execution) giveUpSession(reason string) {
-	r := e.record.current()
+	r := e.record.Current()
 	if r == nil || r.State != lifecycle.StateRunning || !e.w.lease.Own(r.WorkerID) {
 		return
 	}
 	next := r.Clone()
-	next.SessionTime += e.session.report.Connected
+	next.Closed(e.session.report.Connected)
 	next.Release(reason)
-	record := &e.record
+	record := e.record
 	e.w.background.Go(func() {
 		ctx, cancel := e.w.resultContext(e.w.base)
 		defer cancel()
 		err := retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second},
-			func(err error) bool { return errors.Is(err, errSuperseded) || errors.Is(err, nats.ErrConnectionClosed) },
-			func() error { return record.putFenced(ctx, next.Clone()) })
-		if err != nil && !errors.Is(err, errSuperseded) {
+			func(err error) bool {
+				return errors.Is(err, lifecycle.ErrSuperseded) || errors.Is(err, nats.ErrConnectionClosed)
+			},
+			func() error { return record.PutFenced(ctx, next.Clone()) })
+		if err != nil && !errors.Is(err, lifecycle.ErrSuperseded) {
 			e.log().Warn().Err(err).Msg("could not write that the job was given up; it is taken over once this worker's lease ends")
 		}
 	})

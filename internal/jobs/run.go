@@ -59,12 +59,12 @@ func (e *execution) working(cancel context.CancelCauseFunc) *lifecycle.Record {
 	if ending && cancel != nil { // asked for while the job was taken over
 		cancel(errCancelled)
 	}
-	return e.record.current()
+	return e.record.Current()
 }
 
 // attempt is what the Runner is asked to do.
 func (e *execution) attempt(p *progress) *Attempt {
-	r := e.record.current()
+	r := e.record.Current()
 	return &Attempt{
 		Job: e.job, AppID: r.AppID, Region: r.Region,
 		Session: r.Session, Number: r.Attempt,
@@ -102,17 +102,13 @@ var _ Progress = (*progress)(nil)
 // Connected implements Progress.
 func (p *progress) Connected(connectionID, region string) {
 	e := p.e
-	e.record.updateLocal(func(r *lifecycle.Record) {
-		r.ConnectionID = connectionID
-		r.ConnectionIDs = event.Newest(append(r.ConnectionIDs, connectionID), event.MaxEventConnections)
-		if region != "" {
-			r.Region = region
-		}
+	e.record.UpdateLocal(func(r *lifecycle.Record) {
+		r.Connected(connectionID, region)
 	})
 	if p.closed != nil {
 		return
 	}
-	app := e.record.current().AppID
+	app := e.record.Current().AppID
 	p.closed = e.w.fleet.Connected(app)
 	p.opened = time.Now()
 	e.w.o.Observer.SessionOpened(app)
@@ -142,9 +138,9 @@ func (p *progress) save() {
 	e := p.e
 	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
 	defer cancel()
-	err := e.record.change(ctx, func(*lifecycle.Record) {})
-	if errors.Is(err, errSuperseded) {
-		e.end(errSuperseded)
+	err := e.record.Change(ctx, func(*lifecycle.Record) {})
+	if errors.Is(err, lifecycle.ErrSuperseded) {
+		e.end(lifecycle.ErrSuperseded)
 	}
 	if err != nil {
 		e.log().Debug().Err(err).Msg("could not write the connection id")
@@ -173,7 +169,7 @@ func (p *progress) Speaking(ctx context.Context, utterance int, liveBegun uint64
 	if p.e.job.Resume() != jobspec.OnRedeliveryGiveUp && liveBegun == 0 {
 		return nil
 	}
-	return p.record(ctx, func(r *lifecycle.Record) { r.Speaking, r.LiveBegun = utterance, liveBegun })
+	return p.record(ctx, func(r *lifecycle.Record) { r.Speak(utterance, liveBegun) })
 }
 
 // Delivered implements Progress.
@@ -185,13 +181,13 @@ func (p *progress) Delivered(ctx context.Context, u event.Utterance) error {
 	keeps := e.job.Resume() != jobspec.OnRedeliveryRestart
 	if e.outcomeFollows() {
 		// The outcome, which comes next, says the same.
-		e.record.updateLocal(func(r *lifecycle.Record) { r.Delivered(u, keeps) })
+		e.record.UpdateLocal(func(r *lifecycle.Record) { r.Delivered(u, keeps) })
 		return nil
 	}
 	err := p.record(ctx, func(r *lifecycle.Record) { r.Delivered(u, keeps) })
-	if err != nil && !errors.Is(err, errSuperseded) {
+	if err != nil && !errors.Is(err, lifecycle.ErrSuperseded) {
 		// It was spoken all the same: whatever settles the session says so.
-		e.record.updateLocal(func(r *lifecycle.Record) { r.Delivered(u, keeps) })
+		e.record.UpdateLocal(func(r *lifecycle.Record) { r.Delivered(u, keeps) })
 	}
 	failpoint.Here("checkpoint")
 	return err
@@ -203,10 +199,10 @@ func (p *progress) Delivered(ctx context.Context, u event.Utterance) error {
 func (p *progress) record(ctx context.Context, f func(*lifecycle.Record)) error {
 	ctx, cancel := context.WithTimeout(ctx, p.e.w.o.SettleTimeout)
 	defer cancel()
-	err := p.e.record.change(ctx, f)
+	err := p.e.record.Change(ctx, f)
 	switch {
-	case errors.Is(err, errSuperseded):
-		p.e.end(errSuperseded)
+	case errors.Is(err, lifecycle.ErrSuperseded):
+		p.e.end(lifecycle.ErrSuperseded)
 	case err != nil:
 		p.e.end(errUnrecorded) // unless it ends already, for a reason of its own
 	}
@@ -222,7 +218,7 @@ func (e *execution) outcomeFollows() bool {
 	}
 	switch e.job.OutputKind() {
 	case jobspec.OutputFrames, jobspec.OutputDiscard:
-		return e.job.GetLive() == nil && e.record.current().Checkpoint+1 == len(e.job.AudioSpecs())
+		return e.job.GetLive() == nil && e.record.Current().Checkpoint+1 == len(e.job.AudioSpecs())
 	default:
 		return false
 	}
@@ -233,7 +229,7 @@ func (p *progress) end() {
 	p.stopSaving()
 	if p.closed != nil {
 		p.closed()
-		r := p.e.record.current()
+		r := p.e.record.Current()
 		p.e.w.o.Observer.SessionClosed(r.AppID, time.Since(p.opened))
 	}
 	p.e.control.OnInterrupt(nil)

@@ -25,12 +25,12 @@ func (e *execution) settle() {
 	ctx, cancel := e.w.resultContext(e.ctx)
 	defer cancel()
 	ctx, span := e.w.o.Tracer.Start(ctx, "settle")
-	next := e.next(e.record.current())
-	next.SessionTime += e.session.report.Connected
+	next := e.record.Current().Clone()
+	next.Closed(e.session.report.Connected)
 	err := e.verdict(ctx, next)
 	endSpan(span, err)
 	switch {
-	case errors.Is(err, errSuperseded):
+	case errors.Is(err, lifecycle.ErrSuperseded):
 		e.abortProbe(false)
 		e.superseded(next)
 	case err != nil:
@@ -43,18 +43,18 @@ func (e *execution) settle() {
 func (e *execution) verdict(ctx context.Context, next *lifecycle.Record) error {
 	cause := e.session.cause
 	switch {
-	case errors.Is(e.session.err, errSuperseded) || errors.Is(cause, errSuperseded):
-		return errSuperseded
+	case errors.Is(e.session.err, lifecycle.ErrSuperseded) || errors.Is(cause, lifecycle.ErrSuperseded):
+		return lifecycle.ErrSuperseded
 	case e.session.err == nil:
 		e.abortProbe(false) // a probe that needed no session
-		next.Recording = e.session.report.Recording
+		next.Record(e.session.report.Recording)
 		e.w.o.Observer.AttemptDone("", "", "")
 		return e.finish(ctx, next, lifecycle.StateCompleted)
 	case errors.Is(cause, lease.ErrLost):
 		e.leaseLost(next)
 		return nil
 	case errors.Is(cause, errCancelled):
-		next.CancelRequested = true
+		next.RequestCancel(e.w.now())
 		e.abortProbe(false)
 		return e.finish(ctx, next, lifecycle.StateCancelled)
 	case errors.Is(cause, errDrained):
@@ -91,11 +91,9 @@ func (e *execution) finish(ctx context.Context, next *lifecycle.Record, outcome 
 
 // conclude writes an outcome.
 func (e *execution) conclude(ctx context.Context, next *lifecycle.Record, outcome lifecycle.State) error {
-	next.EndHold(e.w.now())
-	next.State, next.Outcome = outcome, outcome
-	next.NextAttemptAt, next.Unsettled = nil, 0
+	next.Conclude(e.w.now(), outcome)
 	if outcome == lifecycle.StateDeadLettered {
-		next.LettersBefore = e.lettersBefore(ctx)
+		next.AfterLetters(e.lettersBefore(ctx))
 	}
 	failpoint.Here("before_outcome")
 	if err := e.commit(ctx, next); err != nil {
@@ -136,9 +134,9 @@ func (e *execution) lettersBefore(ctx context.Context) uint64 {
 // commit writes a settlement: of a session by its fence, else by the revision
 // that was read. Then the next job may start.
 func (e *execution) commit(ctx context.Context, next *lifecycle.Record) error {
-	write := e.record.put
-	if now := e.record.current(); now != nil && now.State == lifecycle.StateRunning && e.w.lease.Own(now.WorkerID) && now.Session == next.Session {
-		write = e.record.putFenced
+	write := e.record.Put
+	if now := e.record.Current(); now != nil && now.State == lifecycle.StateRunning && e.w.lease.Own(now.WorkerID) && now.Session == next.Session {
+		write = e.record.PutFenced
 	}
 	if err := write(ctx, next); err != nil {
 		return err
@@ -149,9 +147,9 @@ func (e *execution) commit(ctx context.Context, next *lifecycle.Record) error {
 
 // failed decides what becomes of a failed attempt.
 func (e *execution) failed(ctx context.Context, next *lifecycle.Record, fault *errors.Error) error {
-	if e.w.keys.blames(ctx, next.AppID, fault) {
+	if e.w.keys.Blames(next.AppID, fault) {
 		e.abortProbe(false)
-		return e.release(ctx, next, "worker_key", e.w.pace.next("key "+next.AppID, time.Now(), keyPause))
+		return e.release(ctx, next, "worker_key", e.w.pace.Next("key "+next.AppID, time.Now(), keyPause))
 	}
 	now := e.w.now()
 	decision := e.w.o.Table.Decide(fault, next.Progressed())
@@ -163,13 +161,8 @@ func (e *execution) failed(ctx context.Context, next *lifecycle.Record, fault *e
 		plan.Delay = e.untilGivenUp(next, now, plan.Delay)
 	}
 	at := now.Add(plan.Delay)
-	next.LastError = e.errorEvent(next, fault, decision, plan, at)
+	next.Fail(e.errorEvent(next, fault, decision, plan, at), failure.Refused)
 	e.logFailure(next, fault, plan)
-	next.Unsettled = 0
-	next.Refusals++
-	if !failure.Refused {
-		next.Refusals = 0
-	}
 	switch plan.Action {
 	case errors.ActionRetry:
 		next.Retry(decision.Code, at)
@@ -180,7 +173,7 @@ func (e *execution) failed(ctx context.Context, next *lifecycle.Record, fault *e
 	case errors.ActionExpire:
 		return e.finish(ctx, next, lifecycle.StateExpired)
 	default:
-		next.Reason = plan.Reason
+		next.DeadLetter(plan.Reason)
 		return e.finish(ctx, next, lifecycle.StateDeadLettered)
 	}
 }
@@ -241,9 +234,9 @@ func heldByCircuit(r *circuit.Refusal) holdFor {
 // hold makes a job wait that may not start. A hold that lasts is not told again.
 func (e *execution) hold(ctx context.Context, from *lifecycle.Record, h holdFor) error {
 	now := e.w.now()
-	next := e.settlementRecord(from)
+	next := e.settlement(from)
 	crowd := h.reason + " " + next.AppID + " " + next.Region
-	wait := e.w.pace.next(crowd, e.begun, h.wait)
+	wait := e.w.pace.Next(crowd, e.begun, h.wait)
 	if h.reason != lifecycle.HeldStorage {
 		wait = e.untilGivenUp(from, now, wait)
 	}
@@ -253,11 +246,7 @@ func (e *execution) hold(ctx context.Context, from *lifecycle.Record, h holdFor)
 		e.nak(wait)
 		return nil
 	}
-	if next.State == lifecycle.StateRetrying {
-		next.Attempt++ // the attempt that waits now; the last one is over
-	}
-	next.Refusals = 0
-	next.Hold(now, now.Add(wait), h.reason, h.why, h.code)
+	next.HoldBack(now, now.Add(wait), h.reason, h.why, h.code)
 	if h.reason == lifecycle.HeldUnsettled {
 		e.w.alarmUnsettled(next)
 	}
@@ -267,7 +256,7 @@ func (e *execution) hold(ctx context.Context, from *lifecycle.Record, h holdFor)
 // holdForStorage makes a job wait for our own storage, and alerts.
 func (e *execution) holdForStorage(ctx context.Context, from *lifecycle.Record, fault error) error {
 	e.w.alarmStorage(e.job.OutputKind(), fault)
-	return e.hold(ctx, from, holdFor{reason: lifecycle.HeldStorage, wait: e.w.pace.spread(storagePause), why: fault.Error()})
+	return e.hold(ctx, from, holdFor{reason: lifecycle.HeldStorage, wait: e.w.pace.Spread(storagePause), why: fault.Error()})
 }
 
 // storagePause is about how long a job waits for storage before it is looked at
@@ -289,10 +278,11 @@ func (e *execution) untilGivenUp(r *lifecycle.Record, now time.Time, wait time.D
 
 // release hands back a job whose session was closed unfinished.
 func (e *execution) release(ctx context.Context, next *lifecycle.Record, reason string, delay time.Duration) error {
-	if next.ConnectionID == "" { // no session was opened
-		next.Unsettled = max(next.Unsettled-1, 0)
+	if next.ConnectionID == "" {
+		next.ReleaseUnopened(reason)
+	} else {
+		next.Release(reason)
 	}
-	next.Release(reason)
 	if err := e.commit(ctx, next); err != nil {
 		return err
 	}
@@ -322,11 +312,10 @@ func (e *execution) superseded(r *lifecycle.Record) {
 // that is written: a message that is looked at for the first time may be a
 // duplicate, which the write finds out.
 func (e *execution) giveUp(ctx context.Context, from *lifecycle.Record, fault *errors.Error, reason string) error {
-	next := e.settlementRecord(from)
+	next := e.settlement(from)
 	decision := e.w.o.Table.Decide(fault, false)
-	next.Reason, next.NoAttempt = reason, true
 	plan := lifecycle.Plan{Action: errors.ActionDeadLetter, Reason: reason}
-	next.LastError = e.errorEvent(next, fault, decision, plan, time.Time{})
+	next.GiveUp(reason, e.errorEvent(next, fault, decision, plan, time.Time{}))
 	if err := e.conclude(ctx, next, lifecycle.StateDeadLettered); err != nil {
 		return err
 	}

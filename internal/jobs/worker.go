@@ -22,9 +22,11 @@ import (
 	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/key"
 	"avatarworker/internal/jobs/lease"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/limit"
+	"avatarworker/internal/jobs/pace"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/topology"
 )
@@ -107,8 +109,8 @@ type Worker struct {
 	limits     *limit.Limits
 	fleet      *fleet.Fleet
 	alerts     *alert.Counter
-	keys       *keys
-	pace       *pace
+	keys       *key.Keys
+	pace       *pace.Pace
 	faults     faults
 	suspect    *semaphore.Weighted // held by the one suspect that runs
 	finalizing *semaphore.Weighted // jobs whose slot is another's already
@@ -188,8 +190,8 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Store: shared, Bucket: o.Fleet, Config: o.Circuit, PerApp: o.PerApp, Leases: w.lease, Window: o.AckWait, Worker: w.leaseID,
 		Now: w.now, Random: o.Random, Patience: o.Patience, Tell: w.tellCircuit, Changed: w.circuitChanged, Log: o.Logger,
 	})
-	w.pace = newPace(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
-	w.keys = &keys{check: o.CheckKey, apps: o.Apps, others: w.othersHaveKey, changed: w.keyChanged, log: o.Logger}
+	w.pace = pace.New(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
+	w.keys = key.New(key.Options{Check: o.CheckKey, Apps: o.Apps, Others: w.othersHaveKey, Changed: w.keyChanged})
 	w.alerts = alert.New(alert.Options{
 		JS: o.JS, Stream: o.Events.CachedInfo().Config.Name, Errors: o.Names.AllErrors(), Config: o.Alerts, Codes: w.alerting(),
 		Store: shared, Stored: w.eventStored, Publish: w.publisher.PublishNew, Worker: o.Name, Log: o.Logger,
@@ -228,8 +230,8 @@ func (w *Worker) presence() fleet.Presence {
 }
 
 func (w *Worker) fillPresence(p *fleet.Presence) {
-	p.Busy, p.RefusedKeys = w.inHand(), w.keys.refusedApps()
-	p.Keys = slices.DeleteFunc(slices.Clone(w.o.Apps), w.keys.refused)
+	p.Busy, p.RefusedKeys = w.inHand(), w.keys.RefusedApps()
+	p.Keys = slices.DeleteFunc(slices.Clone(w.o.Apps), w.keys.Refused)
 	p.NotReady = ""
 	if err := w.Ready(); err != nil {
 		p.NotReady = err.Error()
@@ -271,8 +273,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	others.Go(func() { w.alerts.Run(background) })
 	others.Go(func() { w.tell(background) })
 	if w.o.CheckKey != nil {
-		w.keys.start(ctx)
-		others.Go(func() { w.keys.run(background) })
+		w.keys.Start(ctx)
+		others.Go(func() { w.keys.Run(background) })
 	}
 	w.lease.Start(w.base)
 
@@ -328,7 +330,7 @@ func (w *Worker) keyChanged(app string, refused error) {
 
 // pauseFetching has the fetcher rest while no session could be started.
 func (w *Worker) pauseFetching() {
-	pause := w.lease.Current() == nil || w.keys.noneLeft()
+	pause := w.lease.Current() == nil || w.keys.NoneLeft()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if pause != w.paused {
@@ -371,7 +373,7 @@ func (w *Worker) Ready() error {
 	if err := w.fetchFault(); err != nil {
 		return err
 	}
-	return errors.Join(w.lease.Ready(), w.keys.err(), w.faults.err())
+	return errors.Join(w.lease.Ready(), w.keys.Err(), w.faults.err())
 }
 
 func (w *Worker) fetchFault() error {

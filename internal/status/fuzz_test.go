@@ -17,8 +17,9 @@ type entryOf struct {
 	data []byte
 }
 
-func (s entryOf) Key() string   { return s.key }
-func (s entryOf) Value() []byte { return s.data }
+func (s entryOf) Key() string        { return s.key }
+func (s entryOf) Value() []byte      { return s.data }
+func (s entryOf) Created() time.Time { return time.Unix(1_800_000_000, 0) }
 
 // Presence and circuits are written by every version of the worker, and by
 // all who may write to the bucket.

@@ -55,8 +55,8 @@ type Held struct {
 
 // Bounds of the lists in a completed event: it has to fit a message.
 const (
-	maxEventUtterances  = 1000
-	MaxEventConnections = 100
+	maxUtterances  = 1000
+	MaxConnections = 100
 )
 
 // Completed is the outcome of a job that was spoken to its end. Make it with
@@ -77,8 +77,8 @@ func NewCompleted(job JobFields, attempts int, connections []string, utterances 
 	return Completed{
 		JobFields:       job,
 		Attempts:        attempts,
-		ConnectionIDs:   Newest(connections, MaxEventConnections),
-		Utterances:      Newest(utterances, maxEventUtterances),
+		ConnectionIDs:   Newest(connections, MaxConnections),
+		Utterances:      Newest(utterances, maxUtterances),
 		UtterancesTotal: max(total, len(utterances)),
 		SessionMS:       connected.Milliseconds(),
 		Recording:       recording,

@@ -138,26 +138,6 @@ const (
 	HeldUnsettled = "unsettled" // its sessions end without a result
 )
 
-// hold makes the job wait without an attempt being counted.
-func (r *Record) Hold(now, until time.Time, reason, why string, code errors.Code) {
-	r.EndHold(now)
-	r.State, r.NextAttemptAt, r.HeldSince = StateHeld, &until, &now
-	r.HeldReason, r.HeldWhy, r.HeldCode = reason, why, code
-	r.Holds++
-}
-
-// retry makes the job wait for its next attempt, after one that failed with code.
-func (r *Record) Retry(code errors.Code, at time.Time) {
-	if r.Failures == nil {
-		r.Failures = make(map[errors.Code]int)
-	}
-	r.Failures[code]++
-	r.State, r.NextAttemptAt = StateRetrying, &at
-}
-
-// release says that no worker runs the job any more, and why.
-func (r *Record) Release(reason string) { r.State, r.Reason = StateReleased, reason }
-
 // heldTotal is the time that the job has been held in all. Holds for our own
 // storage do not count: no job is given up for them.
 func (r *Record) HeldTotal(now time.Time) time.Duration {

@@ -1,4 +1,8 @@
-package jobs
+// Package pace spaces out the jobs that a worker hands back to wait: for a circuit,
+// a session limit, storage. The more there are, the longer each stays away, so that
+// those that can run are not kept from it however many wait. It knows nothing of
+// what they wait for but a name.
+package pace
 
 import (
 	"sync"
@@ -6,9 +10,6 @@ import (
 )
 
 const (
-	// minReturn is about the least time after which a job that waits for others
-	// comes back.
-	minReturn = 2 * time.Second
 	// returnsPerSecond is about how many waiting jobs come back to be looked at, in
 	// the whole fleet, and returnsPerSlot how many to a worker with many slots, so
 	// that short sessions find the next job. Redeliveries come before new jobs, so
@@ -19,15 +20,11 @@ const (
 	// returnsShare is the part of a worker's slots that may be busy with jobs
 	// that come back only to wait on.
 	returnsShare = 0.25
-	// keyPause is about how long a job of an app whose key is refused to this
-	// worker stays away.
-	keyPause = 2 * time.Second
 )
 
-// pace spaces out the jobs that this worker hands back to wait: for a circuit, a
-// session limit, storage. The more there are, the longer each stays away, so that
-// those that can run are not kept from it however many wait.
-type pace struct {
+// Pace counts the jobs that one worker has handed back. It is safe for concurrent
+// use.
+type Pace struct {
 	slots  int
 	peers  func() int // workers of the fleet, this one included
 	random func() float64
@@ -44,14 +41,16 @@ type crowd struct {
 	total int
 }
 
-func newPace(slots int, peers func() int, random func() float64) *pace {
-	return &pace{slots: slots, peers: peers, random: random, crowds: make(map[string]*crowd), look: 5 * time.Millisecond}
+// New returns a Pace for a worker with that many slots; peers is how many workers
+// the fleet has, this one included, and random returns a number in [0, 1).
+func New(slots int, peers func() int, random func() float64) *Pace {
+	return &Pace{slots: slots, peers: peers, random: random, crowds: make(map[string]*crowd), look: 5 * time.Millisecond}
 }
 
-// next counts one more job that waits for what, and returns the delay after which
+// Next counts one more job that waits for what, and returns the delay after which
 // it is to come back: least, or more where many wait. began is when the look at
 // the job began.
-func (p *pace) next(what string, began time.Time, least time.Duration) time.Duration {
+func (p *Pace) Next(what string, began time.Time, least time.Duration) time.Duration {
 	peers := p.peers()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -73,14 +72,14 @@ func (p *pace) next(what string, began time.Time, least time.Duration) time.Dura
 }
 
 // rate is how many waiting jobs may come back to this worker in a second.
-func (p *pace) rate(peers int) float64 {
+func (p *Pace) rate(peers int) float64 {
 	own := returnsShare * float64(p.slots) / max(p.look, time.Millisecond).Seconds()
 	share := max(returnsPerSecond/float64(peers), float64(returnsPerSlot*p.slots))
 	return max(1, min(own, share, maxReturns/float64(peers)))
 }
 
 // forget drops what has come back.
-func (p *pace) forget(now time.Time) {
+func (p *Pace) forget(now time.Time) {
 	for what, c := range p.crowds {
 		for second, n := range c.due {
 			if second < now.Unix() {
@@ -94,8 +93,8 @@ func (p *pace) forget(now time.Time) {
 	}
 }
 
-// spread is a random time around d, so that jobs that were handed back together
+// Spread is a random time around d, so that jobs that were handed back together
 // do not come together.
-func (p *pace) spread(d time.Duration) time.Duration {
+func (p *Pace) Spread(d time.Duration) time.Duration {
 	return time.Duration((0.5 + p.random()) * float64(d))
 }

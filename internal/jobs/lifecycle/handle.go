@@ -1,0 +1,162 @@
+package lifecycle
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/kv"
+	"avatarworker/internal/retry"
+)
+
+// ErrSuperseded means that another worker has taken the job over.
+var ErrSuperseded = errors.New("another worker has taken the job over")
+
+// HandleOptions are what a Handle is made of. All are required.
+type HandleOptions struct {
+	Store *kv.Store
+	JobID string
+	Now   func() time.Time // by the server's clock
+	// CancelSeen is called when a write finds that the job is to be cancelled.
+	CancelSeen func()
+}
+
+// Handle owns the record of one job while a delivery of it is processed:
+// the record as last read or written, its revision, and the lock for both.
+type Handle struct {
+	o HandleOptions
+
+	writing sync.Mutex // held from reading the record to having written it
+
+	mu       sync.Mutex // guards what follows, never held while waiting
+	record   *Record    // nil: there is none
+	revision uint64
+}
+
+// NewHandle returns a Handle that has read nothing yet. It must not be copied.
+func NewHandle(o HandleOptions) *Handle { return &Handle{o: o} }
+
+// Current returns the record as last read or written; nil: there is none. It is
+// not to be changed.
+func (h *Handle) Current() *Record {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.record
+}
+
+func (h *Handle) set(r *Record, revision uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.record, h.revision = r, revision
+}
+
+// Load reads the job's record; nil: there is none.
+func (h *Handle) Load(ctx context.Context) (*Record, error) {
+	record := new(Record)
+	revision, err := h.o.Store.Get(ctx, h.o.JobID, record)
+	if err != nil {
+		return nil, err
+	}
+	if revision == 0 {
+		record = nil
+	}
+	h.set(record, revision)
+	return record, nil
+}
+
+// Put writes next in place of the record that was read last.
+func (h *Handle) Put(ctx context.Context, next *Record) error {
+	h.writing.Lock()
+	defer h.writing.Unlock()
+	return h.write(ctx, next)
+}
+
+// write is Put for a caller that holds h.writing.
+func (h *Handle) write(ctx context.Context, next *Record) error {
+	next.UpdatedAt = h.o.Now()
+	h.mu.Lock()
+	revision := h.revision
+	h.mu.Unlock()
+	revision, err := h.o.Store.Put(ctx, h.o.JobID, next, revision)
+	if err != nil {
+		return err
+	}
+	h.set(next, revision)
+	return nil
+}
+
+// UpdateLocal changes the record in memory: the next write takes the change
+// along.
+func (h *Handle) UpdateLocal(f func(*Record)) {
+	h.writing.Lock()
+	defer h.writing.Unlock()
+	next := h.Current().Clone()
+	f(next)
+	h.mu.Lock()
+	h.record = next
+	h.mu.Unlock()
+}
+
+// PutFenced writes next although others may have written meanwhile, as long as
+// the job is still this session's: a request to cancel is kept. ErrSuperseded:
+// it is another session's now.
+func (h *Handle) PutFenced(ctx context.Context, next *Record) error {
+	h.writing.Lock()
+	defer h.writing.Unlock()
+	return h.overwrite(ctx, next)
+}
+
+// Change applies f to the record of a session that runs, and writes it.
+func (h *Handle) Change(ctx context.Context, f func(*Record)) error {
+	h.writing.Lock()
+	defer h.writing.Unlock()
+	next := h.Current().Clone()
+	f(next)
+	return h.overwrite(ctx, next)
+}
+
+// overwrite is PutFenced for a caller that holds h.writing.
+func (h *Handle) overwrite(ctx context.Context, next *Record) error {
+	asked := next.CancelRequested
+	for stale := 0; ; {
+		err := h.write(ctx, next)
+		if err == nil && next.CancelRequested && !asked {
+			h.o.CancelSeen() // now that what was reached is written
+		}
+		if !errors.Is(err, kv.ErrConflict) {
+			return err
+		}
+		var now Record
+		revision, err := h.o.Store.Get(ctx, h.o.JobID, &now)
+		if err != nil {
+			return err
+		}
+		if now.Run != next.Run || now.Session != next.Session || now.WorkerID != next.WorkerID || now.State.Final() || now.State == StateReleased {
+			return ErrSuperseded
+		}
+		next.CancelRequested = next.CancelRequested || now.CancelRequested
+		if h.newer(revision) {
+			continue
+		}
+		// A leader that was just elected may answer before it has everything.
+		if stale++; stale > kv.MaxStale {
+			return kv.ErrConflict
+		}
+		if err := retry.Pause(ctx, kv.RetryPause, kv.ErrConflict); err != nil {
+			return err
+		}
+	}
+}
+
+// newer takes over a revision that was read after a conflict, and reports
+// whether it is newer than the one that conflicted.
+func (h *Handle) newer(revision uint64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if revision <= h.revision {
+		return false
+	}
+	h.revision = revision
+	return true
+}

@@ -1,0 +1,130 @@
+package lifecycle
+
+import (
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/jobspec"
+)
+
+// Settlement is the record to settle a job by that is not started: a copy of from,
+// or a new one where there is none. job is nil if the message is no valid job.
+func Settlement(from *Record, id jobspec.Identity, job *jobspec.Job, d Defaults, now time.Time) *Record {
+	next := &Record{CreatedAt: now, JobID: id.ID, Run: id.Run}
+	if from != nil {
+		next = from.Clone()
+	}
+	if job != nil {
+		next.Identify(job, d)
+	}
+	next.StreamSeq, next.Queue = id.StreamSeq, id.Queue
+	return next
+}
+
+// CancelBefore is the record of a job that is cancelled before any worker has seen
+// it.
+func CancelBefore(jobID string, now time.Time) *Record {
+	return &Record{JobID: jobID, Run: 1, State: StateReleased, CreatedAt: now}
+}
+
+// RequestCancel notes that the job is to end.
+func (r *Record) RequestCancel(now time.Time) { r.CancelRequested, r.UpdatedAt = true, now }
+
+// Adopt is a copy of the record for another message of the job.
+func (r *Record) Adopt(seq uint64) *Record {
+	next := r.Clone()
+	next.StreamSeq = seq
+	return next
+}
+
+// Connected notes a session that the backend has confirmed.
+func (r *Record) Connected(connectionID, region string) {
+	r.ConnectionID = connectionID
+	r.ConnectionIDs = event.Newest(append(r.ConnectionIDs, connectionID), event.MaxConnections)
+	if region != "" {
+		r.Region = region
+	}
+}
+
+// Speak notes that an utterance is begun; liveBegun is the sequence of its first
+// message if it is live.
+func (r *Record) Speak(utterance int, liveBegun uint64) {
+	r.Speaking, r.LiveBegun = utterance, liveBegun
+}
+
+// Closed adds a session's connected time.
+func (r *Record) Closed(connected time.Duration) { r.SessionTime += connected }
+
+// Record names the object that keeps the frames; "": the output is another.
+func (r *Record) Record(name string) { r.Recording = name }
+
+// Fail notes a failed attempt. refused: the backend refused one session too many.
+func (r *Record) Fail(e *event.Error, refused bool) {
+	r.LastError, r.Unsettled = e, 0
+	if refused {
+		r.Refusals++
+	} else {
+		r.Refusals = 0
+	}
+}
+
+// Retry makes the job wait for its next attempt, after one that failed with code.
+func (r *Record) Retry(code errors.Code, at time.Time) {
+	if r.Failures == nil {
+		r.Failures = make(map[errors.Code]int)
+	}
+	r.Failures[code]++
+	r.State, r.NextAttemptAt = StateRetrying, &at
+}
+
+// Hold makes a job wait whose attempt failed, without counting that.
+func (r *Record) Hold(now, until time.Time, reason, why string, code errors.Code) {
+	r.EndHold(now)
+	r.State, r.NextAttemptAt, r.HeldSince = StateHeld, &until, &now
+	r.HeldReason, r.HeldWhy, r.HeldCode = reason, why, code
+	r.Holds++
+}
+
+// HoldBack makes a job wait that may not start.
+func (r *Record) HoldBack(now, until time.Time, reason, why string, code errors.Code) {
+	if r.State == StateRetrying {
+		r.Attempt++ // the attempt that waits now; the last one is over
+	}
+	r.Refusals = 0
+	r.Hold(now, until, reason, why, code)
+}
+
+// Release says that no worker runs the job any more, and why.
+func (r *Record) Release(reason string) { r.State, r.Reason = StateReleased, reason }
+
+// ReleaseUnopened is Release of a job whose session was never opened: it does not
+// count among those that settled nothing.
+func (r *Record) ReleaseUnopened(reason string) {
+	r.Unsettled = max(r.Unsettled-1, 0)
+	r.Release(reason)
+}
+
+// PutOff is Release of a suspect after a crash, until a time.
+func (r *Record) PutOff(until time.Time) {
+	r.Release("crash")
+	r.NextAttemptAt = &until
+}
+
+// GiveUp notes the verdict on a job that is given up without an attempt.
+func (r *Record) GiveUp(reason string, e *event.Error) {
+	r.Reason, r.NoAttempt, r.LastError = reason, true, e
+}
+
+// DeadLetter notes why the job is given up after an attempt.
+func (r *Record) DeadLetter(reason string) { r.Reason = reason }
+
+// AfterLetters notes the sequence of the newest dead letter before this job's.
+func (r *Record) AfterLetters(seq uint64) { r.LettersBefore = seq }
+
+// Conclude makes outcome the job's verdict.
+func (r *Record) Conclude(now time.Time, outcome State) {
+	r.EndHold(now)
+	r.State, r.Outcome = outcome, outcome
+	r.NextAttemptAt, r.Unsettled = nil, 0
+}
