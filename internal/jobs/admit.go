@@ -53,50 +53,53 @@ type sessionRun struct {
 	cause  error // why the session was cancelled, if it was
 }
 
+// admission takes an execution's job over.
+type admission struct{ *execution }
+
 // admit waits for the permits and takes the job over. It reports whether the job
 // is this worker's now.
-func (e *execution) admit(from *lifecycle.Record) (taken bool, err error) {
-	holder := e.w.lease.Current()
+func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
+	holder := a.w.lease.Current()
 	if holder == nil {
-		e.nak(nakPause)
+		a.nak(nakPause)
 		return false, nil
 	}
-	draft := e.draft(from, holder.ID)
-	if e.w.keys.Refused(draft.AppID) {
-		e.nak(e.w.pace.Next("key "+draft.AppID, e.begun, e.w.pace.Spread(keyPause)))
+	draft := a.draft(from, holder.ID)
+	if a.w.keys.Refused(draft.AppID) {
+		a.nak(a.w.pace.Next("key "+draft.AppID, a.begun, a.w.pace.Spread(keyPause)))
 		return false, nil
 	}
-	if fault := e.w.o.Storage(e.ctx, e.job); fault != nil {
-		ctx, cancel := e.settling()
+	if fault := a.w.o.Storage(a.ctx, a.job); fault != nil {
+		ctx, cancel := a.settling()
 		defer cancel()
-		return false, e.holdForStorage(ctx, from, fault)
+		return false, a.settlement().holdForStorage(ctx, from, fault)
 	}
-	e.openSession(from, draft, holder)
+	a.openSession(from, draft, holder)
 	defer func() {
 		if !taken {
-			e.leave()
+			a.leave()
 		}
 	}()
-	if err := e.acquire(draft); err != nil {
-		e.notStarted(draft, err)
+	if err := a.acquire(draft); err != nil {
+		a.notStarted(draft, err)
 		return false, nil
 	}
-	if allowed, err := e.allowed(from, draft); !allowed || err != nil {
+	if allowed, err := a.allowed(from, draft); !allowed || err != nil {
 		return false, err
 	}
-	return e.takeOver(draft)
+	return a.takeOver(draft)
 }
 
 // openSession prepares what ends the session: the drain, and the loss of the
 // worker's lease.
-func (e *execution) openSession(from, draft *lifecycle.Record, holder *lease.Holder) {
-	ctx, cancel := context.WithCancelCause(e.ctx)
+func (a admission) openSession(from, draft *lifecycle.Record, holder *lease.Holder) {
+	ctx, cancel := context.WithCancelCause(a.ctx)
 	end := func(by context.Context) func() bool {
 		return context.AfterFunc(by, func() { cancel(context.Cause(by)) })
 	}
-	e.session = sessionRun{
-		before: draft.Session - 1, started: lifecycle.StartedAs(e.record.Current(), from),
-		ctx: ctx, cancel: cancel, stops: []func() bool{end(e.w.drained), end(holder.Context())},
+	a.session = sessionRun{
+		before: draft.Session - 1, started: lifecycle.StartedAs(a.record.Current(), from),
+		ctx: ctx, cancel: cancel, stops: []func() bool{end(a.w.drained), end(holder.Context())},
 	}
 }
 
@@ -105,32 +108,32 @@ func (e *execution) draft(from *lifecycle.Record, workerID string) *lifecycle.Re
 	return lifecycle.Start(from, e.job, workerID, e.w.defaults(), e.w.now())
 }
 
-// settlement is the record to settle a job by that was not started here.
-func (e *execution) settlement(from *lifecycle.Record) *lifecycle.Record {
+// unstarted is the record to settle a job by that was not started here.
+func (e *execution) unstarted(from *lifecycle.Record) *lifecycle.Record {
 	return lifecycle.Settlement(from, e.id, e.job, e.w.defaults(), e.w.now())
 }
 
 // acquire waits for the permits. A suspect takes its place first: it never waits
 // for it, so that no key of a limit lies idle meanwhile.
-func (e *execution) acquire(draft *lifecycle.Record) error {
-	if e.w.fetching.Err() != nil {
+func (a admission) acquire(draft *lifecycle.Record) error {
+	if a.w.fetching.Err() != nil {
 		return errDrained
 	}
 	suspect := draft.Crashes >= lifecycle.SuspectAfter
-	if suspect && !e.w.suspect.TryAcquire(1) {
+	if suspect && !a.w.suspect.TryAcquire(1) {
 		return errSuspect
 	}
-	release, err := e.acquireLimits(draft)
+	release, err := a.acquireLimits(draft)
 	if err != nil && suspect {
-		e.w.suspect.Release(1)
+		a.w.suspect.Release(1)
 	}
 	if err != nil {
 		return err
 	}
-	e.session.release = func() {
+	a.session.release = func() {
 		release()
 		if suspect {
-			e.w.suspect.Release(1)
+			a.w.suspect.Release(1)
 		}
 	}
 	return nil
@@ -138,21 +141,21 @@ func (e *execution) acquire(draft *lifecycle.Record) error {
 
 // acquireLimits waits as long as the worker fetches: a job that only waits is
 // better off elsewhere.
-func (e *execution) acquireLimits(draft *lifecycle.Record) (release func(), err error) {
+func (a admission) acquireLimits(draft *lifecycle.Record) (release func(), err error) {
 	job := limited(draft)
-	if len(e.w.limits.Names(job)) == 0 {
+	if len(a.w.limits.Names(job)) == 0 {
 		return func() {}, nil
 	}
-	waiting, cancel := context.WithCancelCause(e.session.ctx)
+	waiting, cancel := context.WithCancelCause(a.session.ctx)
 	defer cancel(nil)
-	stop := context.AfterFunc(e.w.fetching, func() { cancel(errDrained) })
+	stop := context.AfterFunc(a.w.fetching, func() { cancel(errDrained) })
 	defer stop()
-	if e.w.o.Concurrency == 1 {
+	if a.w.o.Concurrency == 1 {
 		var end context.CancelFunc
 		waiting, end = context.WithTimeoutCause(waiting, soleWait, limit.ErrBusy)
 		defer end()
 	}
-	return e.w.limits.Acquire(waiting, job)
+	return a.w.limits.Acquire(waiting, job)
 }
 
 func limited(r *lifecycle.Record) limit.Job {
@@ -200,16 +203,16 @@ func (e *execution) freeSlot() bool {
 }
 
 // notStarted hands a job back that got no permits: that costs it nothing.
-func (e *execution) notStarted(draft *lifecycle.Record, err error) {
+func (a admission) notStarted(draft *lifecycle.Record, err error) {
 	switch {
 	case errors.Is(err, limit.ErrBusy):
-		e.postponeFor("limit " + e.w.limits.Names(limited(draft))[0])
+		a.postponeFor("limit " + a.w.limits.Names(limited(draft))[0])
 	case errors.Is(err, errSuspect):
-		e.postponeFor("suspect")
+		a.postponeFor("suspect")
 	case errors.Is(err, lease.ErrLost):
-		e.nakWithBackoff(err)
+		a.nakWithBackoff(err)
 	default:
-		e.nak(0)
+		a.nak(0)
 	}
 }
 
@@ -232,36 +235,36 @@ func (e *execution) inTime(delay time.Duration) time.Duration {
 }
 
 // allowed asks the circuit; false: that is open, and the job is held.
-func (e *execution) allowed(from, draft *lifecycle.Record) (bool, error) {
-	if lifecycle.Past(e.notAfter(), e.w.now()) { // while it waited
+func (a admission) allowed(from, draft *lifecycle.Record) (bool, error) {
+	if lifecycle.Past(a.notAfter(), a.w.now()) { // while it waited
 		return false, kv.ErrConflict // look again, and find it expired
 	}
-	permit, refusal, err := e.w.circuits.Allow(e.session.ctx, draft.AppID, draft.Region, e.id.ID)
+	permit, refusal, err := a.w.circuits.Allow(a.session.ctx, draft.AppID, draft.Region, a.id.ID)
 	if err != nil {
 		return false, err
 	}
 	if refusal != nil {
-		ctx, cancel := e.settling()
+		ctx, cancel := a.settling()
 		defer cancel()
-		return false, e.hold(ctx, from, heldByCircuit(refusal))
+		return false, a.settlement().hold(ctx, from, heldByCircuit(refusal))
 	}
-	e.session.permit = permit
+	a.session.permit = permit
 	return true, nil
 }
 
 // takeOver makes the job this worker's; false: it is not.
-func (e *execution) takeOver(draft *lifecycle.Record) (bool, error) {
-	if !e.w.register(e) {
-		e.nak(e.w.o.AckWait / 3)
+func (a admission) takeOver(draft *lifecycle.Record) (bool, error) {
+	if !a.w.register(a.execution) {
+		a.nak(a.w.o.AckWait / 3)
 		return false, nil
 	}
 	failpoint.Here("before_takeover")
 	// Not under the session's context: a drain whose time is up just now would
 	// leave it unknown whether the job was taken over, and the next worker would
 	// count a crash.
-	ctx, cancel := e.settling()
+	ctx, cancel := a.settling()
 	defer cancel()
-	if err := e.record.Put(ctx, draft); err != nil {
+	if err := a.record.Put(ctx, draft); err != nil {
 		return false, err
 	}
 	failpoint.Here("takeover")

@@ -18,97 +18,100 @@ import (
 	"avatarworker/internal/leader"
 )
 
+// claim reads the record of an execution's job and does what it says.
+type claim struct{ *execution }
+
 // claim reads the job's record and does what it says. It reports whether the job
 // is this worker's now; if not it is at its end already, or handed back.
-func (e *execution) claim() bool {
-	e.open()
+func (c claim) claim() bool {
+	c.open()
 	failpoint.Here("delivered")
-	if e.w.isDraining() {
-		e.nak(0)
+	if c.w.isDraining() {
+		c.nak(0)
 		return false
 	}
 	// Another worker may change the record between a look at it and the
 	// compare-and-set; then the new record decides. A first delivery is taken for
 	// a new job's without a look: writing its record shows, because that fails
 	// where there is one.
-	look := e.deliveries != 1 || e.id.Run != 1
+	look := c.deliveries != 1 || c.id.Run != 1
 	for range maxClaims {
-		from, starts, err := e.dispatch(look)
+		from, starts, err := c.dispatch(look)
 		if starts {
-			starts, err = e.admit(from)
+			starts, err = admission{c.execution}.admit(from)
 		}
 		look = true
 		if err == nil {
 			return starts
 		}
 		if !errors.Is(err, kv.ErrConflict) {
-			e.nakWithBackoff(err)
+			c.nakWithBackoff(err)
 			return false
 		}
 	}
-	e.log().Warn().Int("conflicts", maxClaims).Msg("gave up after too many record conflicts; the job is handed back")
-	e.nak(nakPause)
+	c.log().Warn().Int("conflicts", maxClaims).Msg("gave up after too many record conflicts; the job is handed back")
+	c.nak(nakPause)
 	return false
 }
 
 // dispatch does what the record says. starts: the job is to be started, from the
 // record returned (nil: a run's first delivery); else it is brought to its end.
 // kv.ErrConflict: the record has changed, look again.
-func (e *execution) dispatch(look bool) (from *lifecycle.Record, starts bool, err error) {
-	ctx, cancel := e.settling()
+func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err error) {
+	ctx, cancel := c.settling()
 	defer cancel()
 	var record *lifecycle.Record
 	if look {
-		if record, err = e.record.Load(ctx); err != nil {
+		if record, err = c.record.Load(ctx); err != nil {
 			return nil, false, err
 		}
 	}
-	if err := e.refresh(ctx, record); err != nil {
+	if err := c.refresh(ctx, record); err != nil {
 		return nil, false, err
 	}
-	now := e.w.now()
-	what, wait, err := e.decide(ctx, record, now)
+	now := c.w.now()
+	what, wait, err := c.decide(ctx, record, now)
 	if err != nil {
 		return nil, false, err
 	}
 	switch what {
 	case lifecycle.StepDuplicate:
-		return nil, false, e.duplicate(ctx, record)
+		return nil, false, c.settlement().duplicate(ctx, record)
 	case lifecycle.StepEffects:
-		return nil, false, e.repeatEffects()
+		return nil, false, c.effects().repeatEffects()
 	case lifecycle.StepWait:
-		return nil, false, e.wait(ctx, record, wait)
+		return nil, false, c.wait(ctx, record, wait)
 	case lifecycle.StepRunning:
-		crashed, free, err := e.released(ctx, record)
+		crashed, free, err := c.released(ctx, record)
 		if !free || err != nil {
 			return nil, false, err
 		}
-		from = lifecycle.Resume(record, e.id, crashed, now)
+		from = lifecycle.Resume(record, c.id, crashed, now)
 		if crashed && from.Crashes >= lifecycle.SuspectAfter {
-			return nil, false, e.putOff(ctx, from)
+			return nil, false, c.putOff(ctx, from)
 		}
 	default:
-		if err := e.finishRunBefore(ctx, record); err != nil {
+		if err := c.finishRunBefore(ctx, record); err != nil {
 			return nil, false, err
 		}
-		from = lifecycle.Resume(record, e.id, false, now)
+		from = lifecycle.Resume(record, c.id, false, now)
 	}
-	starts, err = e.begin(ctx, from, now)
+	starts, err = c.begin(ctx, from, now)
 	return from, starts, err
 }
 
 // refresh writes a waiting job's record again before its bucket forgets it: a
 // hold that lasts changes nothing in it, nor does a wait for a session limit.
-func (e *execution) refresh(ctx context.Context, record *lifecycle.Record) error {
+func (c claim) refresh(ctx context.Context, record *lifecycle.Record) error {
 	switch {
 	case record == nil || record.State.Final() || record.State == lifecycle.StateRunning: // the worker that runs it does
 		return nil
-	case e.w.refresh == 0 || e.w.now().Sub(record.UpdatedAt) < e.w.refresh:
+	case c.w.refresh == 0 || c.w.now().Sub(record.UpdatedAt) < c.w.refresh:
 		return nil
-	case record.StreamSeq != e.id.StreamSeq:
+	case record.StreamSeq != c.id.StreamSeq:
 		return nil
 	default:
-		return e.record.Put(ctx, record.Clone())
+		return c.record.Put(ctx, record.Clone())
 	}
 }
 
@@ -116,18 +119,18 @@ func (e *execution) refresh(ctx context.Context, record *lifecycle.Record) error
 // outcome. That message may have been purged: then it will not be delivered, and
 // this one takes its place. One that is gone because it was acknowledged had its
 // outcome written before, and then no write by this record's revision succeeds.
-func (e *execution) decide(ctx context.Context, record *lifecycle.Record, now time.Time) (lifecycle.Step, time.Duration, error) {
-	if before := afterSeq(e.msg.Headers()); before != 0 {
-		if exists, err := e.w.messageExists(ctx, before, e.id.ID); exists || err != nil {
+func (c claim) decide(ctx context.Context, record *lifecycle.Record, now time.Time) (lifecycle.Step, time.Duration, error) {
+	if before := afterSeq(c.msg.Headers()); before != 0 {
+		if exists, err := c.w.messageExists(ctx, before, c.id.ID); exists || err != nil {
 			return lifecycle.StepWait, lifecycle.WaitForOutcome, err
 		}
 	}
-	what, wait := lifecycle.Decide(record, e.id, now)
-	later := what == lifecycle.StepWait && e.id.Run > record.Run && record.State != lifecycle.StateRunning
+	what, wait := lifecycle.Decide(record, c.id, now)
+	later := what == lifecycle.StepWait && c.id.Run > record.Run && record.State != lifecycle.StateRunning
 	if what != lifecycle.StepContend && !later {
 		return what, wait, nil
 	}
-	exists, err := e.w.messageExists(ctx, record.StreamSeq, e.id.ID)
+	exists, err := c.w.messageExists(ctx, record.StreamSeq, c.id.ID)
 	switch {
 	case err != nil:
 		return what, wait, err
@@ -136,12 +139,12 @@ func (e *execution) decide(ctx context.Context, record *lifecycle.Record, now ti
 	case exists:
 		return lifecycle.StepDuplicate, 0, nil
 	}
-	e.log().Warn().Uint64("kept_seq", record.StreamSeq).Str("state", string(record.State)).
+	c.log().Warn().Uint64("kept_seq", record.StreamSeq).Str("state", string(record.State)).
 		Msg("the job has no outcome and its message is gone from the stream: this one takes its place")
 	if later {
 		return lifecycle.StepStart, 0, nil // it replaces a run that nothing can end any more
 	}
-	what, wait = lifecycle.Decide(record.Adopt(e.id.StreamSeq), e.id, now)
+	what, wait = lifecycle.Decide(record.Adopt(c.id.StreamSeq), c.id, now)
 	return what, wait, nil
 }
 
@@ -173,30 +176,30 @@ func (w *Worker) messageExists(ctx context.Context, seq uint64, jobID string) (b
 }
 
 // wait hands the job back until its time has come.
-func (e *execution) wait(ctx context.Context, record *lifecycle.Record, wait time.Duration) error {
+func (c claim) wait(ctx context.Context, record *lifecycle.Record, wait time.Duration) error {
 	if record.Waits() {
-		if err := e.ensureEffects(ctx); err != nil {
+		if err := c.effects().ensureEffects(ctx); err != nil {
 			return err
 		}
 	}
-	e.nak(wait)
+	c.nak(wait)
 	return nil
 }
 
 // released looks whether the worker that the record names still runs the job:
 // then the message, which can be delivered a second time meanwhile, is handed
 // back. free: it does not. crashed: that worker's lease is gone.
-func (e *execution) released(ctx context.Context, record *lifecycle.Record) (crashed, free bool, err error) {
+func (c claim) released(ctx context.Context, record *lifecycle.Record) (crashed, free bool, err error) {
 	switch {
-	case e.w.execution(e.id.ID) != nil:
-		e.nak(e.w.o.AckWait / 3)
+	case c.w.execution(c.id.ID) != nil:
+		c.nak(c.w.o.AckWait / 3)
 		return false, false, nil
-	case e.w.lease.Own(record.WorkerID):
+	case c.w.lease.Own(record.WorkerID):
 		return false, true, nil // this process ran it, and does not any more
 	}
-	stands, err := e.w.lease.Stands(ctx, record.WorkerID)
+	stands, err := c.w.lease.Stands(ctx, record.WorkerID)
 	if stands && err == nil {
-		e.nak(e.w.o.AckWait / 6)
+		c.nak(c.w.o.AckWait / 6)
 	}
 	return true, !stands && err == nil, err
 }
@@ -204,52 +207,52 @@ func (e *execution) released(ctx context.Context, record *lifecycle.Record) (cra
 // putOff counts the crash of a suspect and lets some time pass. If another job
 // that ran beside it is the guilty one, that job crashes its next worker without
 // this one, and is soon a suspect itself.
-func (e *execution) putOff(ctx context.Context, next *lifecycle.Record) error {
-	wait := lifecycle.SuspectPause * e.w.o.AckWait
-	at := e.w.now().Add(wait)
+func (c claim) putOff(ctx context.Context, next *lifecycle.Record) error {
+	wait := lifecycle.SuspectPause * c.w.o.AckWait
+	at := c.w.now().Add(wait)
 	next.PutOff(at)
-	if err := e.record.Put(ctx, next); err != nil {
+	if err := c.record.Put(ctx, next); err != nil {
 		return err
 	}
-	e.log().Warn().Int("crashes", next.Crashes).Str("worker_id", next.WorkerID).Stringer("wait", wait).
+	c.log().Warn().Int("crashes", next.Crashes).Str("worker_id", next.WorkerID).Stringer("wait", wait).
 		Msg("the job was running each time when its worker died: it is a suspect and runs after a pause")
-	e.nak(wait)
+	c.nak(wait)
 	return nil
 }
 
 // begin checks everything that ends a job before it starts, and reports whether
 // it may start.
-func (e *execution) begin(ctx context.Context, from *lifecycle.Record, now time.Time) (bool, error) {
-	if err := e.finishedBefore(ctx, from); err != nil {
+func (c claim) begin(ctx context.Context, from *lifecycle.Record, now time.Time) (bool, error) {
+	if err := c.finishedBefore(ctx, from); err != nil {
 		return false, err
 	}
 	if from != nil && from.CancelRequested {
-		return false, e.finish(ctx, e.settlement(from), lifecycle.StateCancelled)
+		return false, c.settlement().finish(ctx, c.unstarted(from), lifecycle.StateCancelled)
 	}
-	if e.invalid != nil {
-		return false, e.giveUp(ctx, from, e.invalid, lifecycle.ReasonInvalidJob)
+	if c.invalid != nil {
+		return false, c.settlement().giveUp(ctx, from, c.invalid, lifecycle.ReasonInvalidJob)
 	}
-	draft := e.draft(from, "")
-	if err, reason := e.hopeless(from, draft, now); err != nil {
-		return false, e.giveUp(ctx, from, err, reason)
+	draft := c.draft(from, "")
+	if err, reason := c.hopeless(from, draft, now); err != nil {
+		return false, c.settlement().giveUp(ctx, from, err, reason)
 	}
-	if lifecycle.Past(e.notAfter(), now) {
-		return false, e.finish(ctx, e.settlement(from), lifecycle.StateExpired)
+	if lifecycle.Past(c.notAfter(), now) {
+		return false, c.settlement().finish(ctx, c.unstarted(from), lifecycle.StateExpired)
 	}
 	if from != nil && from.Unsettled >= lifecycle.MaxUnsettled {
-		return false, e.hold(ctx, from, holdFor{reason: lifecycle.HeldUnsettled, wait: unsettledPause, why: fmt.Sprintf(
+		return false, c.settlement().hold(ctx, from, holdFor{reason: lifecycle.HeldUnsettled, wait: unsettledPause, why: fmt.Sprintf(
 			"its last %d sessions settled nothing and finished no utterance, so no more of them are paid for; find out why they end (the worker's log), then cancel the job or publish it again", from.Unsettled)})
 	}
-	if refusal := e.w.circuits.Peek(draft.AppID, draft.Region, e.id.ID); refusal != nil {
-		return false, e.hold(ctx, from, heldByCircuit(refusal))
+	if refusal := c.w.circuits.Peek(draft.AppID, draft.Region, c.id.ID); refusal != nil {
+		return false, c.settlement().hold(ctx, from, heldByCircuit(refusal))
 	}
 	return true, nil
 }
 
 // hopeless finds what no further attempt could change, and the reason of the
 // dead letter that says so.
-func (e *execution) hopeless(from, draft *lifecycle.Record, now time.Time) (*errors.Error, string) {
-	if err := e.refuse(draft); err != nil {
+func (c claim) hopeless(from, draft *lifecycle.Record, now time.Time) (*errors.Error, string) {
+	if err := c.refuse(draft); err != nil {
 		return err, lifecycle.ReasonInvalidJob
 	}
 	switch {
@@ -257,9 +260,9 @@ func (e *execution) hopeless(from, draft *lifecycle.Record, now time.Time) (*err
 		return nil, ""
 	case from.Crashes >= lifecycle.CrashLimit(draft.MaxAttempts):
 		return lostError(from), lifecycle.ReasonWorkerLost
-	case e.job.Resume() == jobspec.OnRedeliveryGiveUp && from.Speaking > from.Checkpoint:
+	case c.job.Resume() == jobspec.OnRedeliveryGiveUp && from.Speaking > from.Checkpoint:
 		return spokenError(from), lifecycle.ReasonPermanent
-	case from.HeldTotal(now) > e.w.o.MaxHold:
+	case from.HeldTotal(now) > c.w.o.MaxHold:
 		return heldError(from, now), lifecycle.ReasonHeldTooLong
 	default:
 		return nil, ""
@@ -268,9 +271,9 @@ func (e *execution) hopeless(from, draft *lifecycle.Record, now time.Time) (*err
 
 // finishedBefore repeats what an earlier delivery left to be told, in case its
 // worker died before it had told it.
-func (e *execution) finishedBefore(ctx context.Context, from *lifecycle.Record) error {
+func (c claim) finishedBefore(ctx context.Context, from *lifecycle.Record) error {
 	if from != nil && (from.Waits() || from.State == lifecycle.StateReleased && from.Session > 0) {
-		return e.ensureEffects(ctx)
+		return c.effects().ensureEffects(ctx)
 	}
 	return nil
 }
@@ -278,26 +281,26 @@ func (e *execution) finishedBefore(ctx context.Context, from *lifecycle.Record) 
 // finishRunBefore tells the outcome of the run before, in case its worker died
 // between the dead letter and the event: once a later run has begun no other
 // delivery does. What the stream of events may have forgotten is not told again.
-func (e *execution) finishRunBefore(ctx context.Context, r *lifecycle.Record) error {
-	if r == nil || r.Run >= e.id.Run || r.State != lifecycle.StateDeadLettered || r.LastError == nil {
+func (c claim) finishRunBefore(ctx context.Context, r *lifecycle.Record) error {
+	if r == nil || r.Run >= c.id.Run || r.State != lifecycle.StateDeadLettered || r.LastError == nil {
 		return nil
 	}
-	if age := e.w.o.Events.CachedInfo().Config.MaxAge; age != 0 && e.w.now().Sub(r.UpdatedAt) > age/2 {
+	if age := c.w.o.Events.CachedInfo().Config.MaxAge; age != 0 && c.w.now().Sub(r.UpdatedAt) > age/2 {
 		return nil
 	}
-	ev := e.lastEvent(r)
-	if stored, err := e.w.eventStored(ctx, ev, r.EmittedAfter()); err == nil && stored {
+	ev := c.lastEvent(r)
+	if stored, err := c.w.eventStored(ctx, ev, r.EmittedAfter()); err == nil && stored {
 		return nil
 	}
-	return e.w.publisher.Publish(ctx, ev)
+	return c.w.publisher.Publish(ctx, ev)
 }
 
 // refuse finds what makes a valid job impossible under this configuration.
-func (e *execution) refuse(draft *lifecycle.Record) *errors.Error {
+func (c claim) refuse(draft *lifecycle.Record) *errors.Error {
 	switch {
 	case draft.AppID == "":
 		return errors.Newf(errors.CodeInvalidJob, errors.PhaseJob, "app_id: the job names no app and the worker's configuration has no app.id; set one of them")
-	case !e.w.o.KnownApp(draft.AppID):
+	case !c.w.o.KnownApp(draft.AppID):
 		return errors.Newf(errors.CodeInvalidJob, errors.PhaseJob, "app_id: no credentials for app %q in the worker's configuration; add it under apps, or correct the job", draft.AppID)
 	default:
 		return nil

@@ -28,104 +28,110 @@ const finishTimeout = 5 * time.Minute
 // each delivery.
 const faultyTimeout = 5 * time.Second
 
+// effects are what follows from the state of an execution's job.
+type effects struct{ *execution }
+
+// effects returns the execution as what tells others of its job.
+func (e *execution) effects() effects { return effects{e} }
+
 // emit does what follows from a record that this worker has just written, in a
 // slot of its own: the job's is another job's already. Where it can't have one,
 // or one of the effects is known to fail, the next delivery does it.
-func (e *execution) emit(r *lifecycle.Record) error {
-	if !e.freeSlot() && e.w.faults.any() {
+func (f effects) emit(r *lifecycle.Record) error {
+	if !f.freeSlot() && f.w.faults.any() {
 		return errEffectsWait
 	}
-	return e.emitEffects(r)
+	return f.emitEffects(r)
 }
 
 // errEffectsWait: effects fail, and enough jobs try them.
 var errEffectsWait = errors.New("what follows from the job's state can't be told at the moment, and is tried again later")
 
 // repeatEffects does again what follows from an outcome that is there already.
-func (e *execution) repeatEffects() error {
-	if !e.freeSlot() {
-		e.postponeFor("effects")
+func (f effects) repeatEffects() error {
+	if !f.freeSlot() {
+		f.postponeFor("effects")
 		return nil
 	}
-	ctx, cancel := e.settling()
+	ctx, cancel := f.settling()
 	defer cancel()
-	if err := e.ensureEffects(ctx); err != nil {
+	if err := f.ensureEffects(ctx); err != nil {
 		return err
 	}
-	e.acknowledge()
+	f.acknowledge()
 	return nil
 }
 
 // ensureEffects repeats what follows from the record as it stands, unless its
 // last event is stored: then all the rest is too.
-func (e *execution) ensureEffects(ctx context.Context) error {
-	r := e.record.Current()
-	stored, err := e.w.eventStored(ctx, e.lastEvent(r), r.EmittedAfter())
+func (f effects) ensureEffects(ctx context.Context) error {
+	r := f.record.Current()
+	stored, err := f.w.eventStored(ctx, f.lastEvent(r), r.EmittedAfter())
 	if err != nil || stored {
 		return err
 	}
-	return e.emitEffects(r)
+	return f.emitEffects(r)
 }
 
 // emitEffects does what follows from the state of a record, in an order in which
 // the last event's presence proves the rest. It may be repeated: events have ids,
 // dead letters too.
-func (e *execution) emitEffects(r *lifecycle.Record) error {
-	if r.State.Final() && e.job != nil {
-		if err := e.effect(e.ctx, effectRecording, finishTimeout, func(ctx context.Context) error {
-			return e.completeOutput(ctx, r)
+func (f effects) emitEffects(r *lifecycle.Record) error {
+	if r.State.Final() && f.job != nil {
+		if err := f.effect(f.ctx, effectRecording, finishTimeout, func(ctx context.Context) error {
+			return f.completeOutput(ctx, r)
 		}); err != nil {
 			return err
 		}
 	}
-	if e.tellsError(r) {
-		ev := e.event(event.TypeError, r, *r.LastError)
+	if f.tellsError(r) {
+		ev := f.event(event.TypeError, r, *r.LastError)
 		if r.NoAttempt { // the session of this number may have told a failure of its own
 			ev.ID = event.ID(r.JobID, r.Run, r.Session, event.TypeError, r.Reason)
 		}
-		if err := e.tell(e.ctx, effectErrorEvent, ev); err != nil {
+		if err := f.tell(f.ctx, effectErrorEvent, ev); err != nil {
 			return err
 		}
 		failpoint.Here("error_event")
 	}
 	if r.State == lifecycle.StateDeadLettered {
-		if err := e.effect(e.ctx, effectDeadLetter, e.w.o.SettleTimeout, func(ctx context.Context) error {
-			return e.w.o.DeadLetters.Write(ctx, e.deadLetter(r))
+		if err := f.effect(f.ctx, effectDeadLetter, f.w.o.SettleTimeout, func(ctx context.Context) error {
+			return f.w.o.DeadLetters.Write(ctx, f.deadLetter(r))
 		}); err != nil {
 			return err
 		}
-		e.w.o.Observer.DeadLettered(r.LastError.Code)
+		f.w.o.Observer.DeadLettered(r.LastError.Code)
 		failpoint.Here("dead_letter")
 	}
-	err := e.tell(e.ctx, effectEvent, e.lastEvent(r))
+	err := f.tell(f.ctx, effectEvent, f.lastEvent(r))
 	failpoint.Here("event")
 	return err
 }
 
-func (e *execution) tell(ctx context.Context, what string, ev event.Event) error {
-	return e.effect(ctx, what, e.w.o.SettleTimeout, func(ctx context.Context) error { return e.w.publisher.Publish(ctx, ev) })
+func (f effects) tell(ctx context.Context, what string, ev event.Event) error {
+	return f.effect(ctx, what, f.w.o.SettleTimeout, func(ctx context.Context) error { return f.w.publisher.Publish(ctx, ev) })
 }
 
 // effect does one thing that follows, and notes whether it can be done: a worker
 // for which it can't is not ready.
-func (e *execution) effect(ctx context.Context, what string, limit time.Duration, do func(context.Context) error) error {
-	if e.w.faults.has(what) {
+func (f effects) effect(ctx context.Context, what string, limit time.Duration, do func(context.Context) error) error {
+	if f.w.faults.has(what) {
 		limit = min(limit, faultyTimeout)
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := do(ctx)
-	e.w.faults.note(what, err)
+	f.w.faults.note(what, err)
 	return err
 }
 
-func (e *execution) completeOutput(ctx context.Context, r *lifecycle.Record) error {
+func (f effects) completeOutput(ctx context.Context, r *lifecycle.Record) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// When the drain time is up the next delivery does it: the outcome is there.
-	stop := context.AfterFunc(e.w.drained, cancel)
+	stop := context.AfterFunc(f.w.drained, cancel)
 	defer stop()
-	return e.w.o.Runner.Finish(ctx, e.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint, Recorded: r.Recorded})
+	return f.w.o.Runner.Finish(ctx, f.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint, Recorded: r.Recorded})
 }
 
 // tellsError reports whether the state came with a failed attempt of its own.

@@ -95,9 +95,9 @@ func (e *execution) process() {
 	defer e.close()
 	defer e.recoverPanic()
 	defer e.leave()
-	if e.claim() {
+	if c := (claim{e}); c.claim() {
 		e.run()
-		e.settle()
+		e.settlement().settle()
 	}
 }
 

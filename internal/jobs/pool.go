@@ -1,6 +1,29 @@
 package jobs
 
-import "avatarworker/internal/jobs/fetch"
+import (
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/semaphore"
+
+	"avatarworker/internal/jobs/fetch"
+)
+
+// pool is the goroutines that process deliveries.
+type pool struct {
+	working    sync.WaitGroup
+	next       chan *execution // to one that is idle
+	idle       atomic.Int32
+	noMore     chan struct{}       // closed when there is nothing more to process
+	finalizing *semaphore.Weighted // executions whose slot is another's already
+}
+
+func newPool(slots int) pool {
+	return pool{
+		next: make(chan *execution), noMore: make(chan struct{}),
+		finalizing: semaphore.NewWeighted(int64(slots)),
+	}
+}
 
 // handle takes a delivery from the pull loop; it does not wait for its end.
 func (w *Worker) handle(d fetch.Delivery) {
@@ -10,7 +33,7 @@ func (w *Worker) handle(d fetch.Delivery) {
 	select {
 	case w.next <- e: // a goroutine waits, its stack grown already
 	default:
-		w.pool.Add(1)
+		w.working.Add(1)
 		go w.work(e)
 	}
 }
@@ -20,7 +43,7 @@ const maxIdle = 64
 
 // work brings a delivery to its end, and those that come after it.
 func (w *Worker) work(e *execution) {
-	defer w.pool.Done()
+	defer w.working.Done()
 	for e != nil {
 		e.process()
 		w.leave(e)

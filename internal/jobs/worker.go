@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -99,24 +98,42 @@ type Options struct {
 type Worker struct {
 	o     Options
 	log   zerolog.Logger
-	store *kv.Store
+	store *kv.Store // of job records
 	// refresh is the age at which a record without an outcome is written again,
 	// before its bucket forgets it; 0: it never does.
-	refresh    time.Duration
-	publisher  *event.Publisher
-	lease      *lease.Manager
-	circuits   *circuit.Circuits
-	limits     *limit.Limits
-	fleet      *fleet.Fleet
-	alerts     *alert.Counter
-	keys       *key.Keys
-	pace       *pace.Pace
-	faults     faults
-	suspect    *semaphore.Weighted // held by the one suspect that runs
-	finalizing *semaphore.Weighted // jobs whose slot is another's already
-	pull       *fetch.Fetcher
-	alarms     chan event.Event // alerts on their way out
+	refresh time.Duration
+	leaves
+	lifetime
+	pool
+	faults  faults
+	alarms  chan event.Event    // alerts on their way out
+	suspect *semaphore.Weighted // held by the one suspect that runs
 
+	startedOnce sync.Once
+
+	mu      sync.Mutex
+	busy    int
+	running map[string]*execution
+	health  map[string]error // by queue
+	paused  bool             // fetching rests: see pauseFetching
+}
+
+// leaves are what a worker is joined from.
+type leaves struct {
+	publisher *event.Publisher
+	lease     *lease.Manager
+	circuits  *circuit.Circuits
+	limits    *limit.Limits
+	fleet     *fleet.Fleet
+	alerts    *alert.Counter
+	keys      *key.Keys
+	pace      *pace.Pace
+	pull      *fetch.Fetcher
+}
+
+// lifetime is what ends when: fetching at the signal, sessions when the drain time
+// is up, and all other work when it is done.
+type lifetime struct {
 	base       context.Context // of work: outlives the signal
 	fetching   context.Context // ends when the worker is told to stop
 	drained    context.Context // ends when the drain time is up
@@ -124,21 +141,9 @@ type Worker struct {
 	executions sync.WaitGroup
 	background sync.WaitGroup // writes that outlive their execution
 
-	pool   sync.WaitGroup  // goroutines that process deliveries
-	next   chan *execution // to one that is idle
-	idle   atomic.Int32
-	noMore chan struct{} // closed when there is nothing more to process
-
-	startedOnce sync.Once
-
-	mu       sync.Mutex
-	draining bool
-	// drainTimer cancels what outlives the drain time; nil before the drain.
-	drainTimer *time.Timer
-	busy       int
-	running    map[string]*execution
-	health     map[string]error // by queue
-	paused     bool             // fetching rests: see pauseFetching
+	drainLock  sync.Mutex
+	draining   bool
+	drainTimer *time.Timer // cancels what outlives the drain time; nil before the drain
 }
 
 // storeTimeout is one round trip to a bucket; a node's election takes longer
@@ -161,14 +166,12 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
-		publisher:  event.NewPublisher(o.JS, o.Names, o.Name, o.Logger),
-		suspect:    semaphore.NewWeighted(1),
-		finalizing: semaphore.NewWeighted(int64(o.Concurrency)),
-		alarms:     make(chan event.Event, 1024),
-		next:       make(chan *execution),
-		noMore:     make(chan struct{}),
-		running:    make(map[string]*execution),
-		health:     make(map[string]error),
+		leaves:  leaves{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},
+		pool:    newPool(o.Concurrency),
+		suspect: semaphore.NewWeighted(1),
+		alarms:  make(chan event.Event, 1024),
+		running: make(map[string]*execution),
+		health:  make(map[string]error),
 	}
 	status, err := o.State.Status(ctx)
 	if err != nil {
@@ -284,7 +287,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	<-ending
 	w.drain()
 	close(w.noMore)
-	w.pool.Wait()
+	w.working.Wait()
 	w.background.Wait()
 
 	control.Close()
@@ -342,25 +345,25 @@ func (w *Worker) pauseFetching() {
 // stopTaking marks the worker as draining: what still arrives is handed back,
 // and the drain time runs.
 func (w *Worker) stopTaking() {
-	w.mu.Lock()
+	w.drainLock.Lock()
 	w.draining = true
 	w.drainTimer = time.AfterFunc(w.o.Drain, func() { w.giveBack(errDrained) })
-	w.mu.Unlock()
+	w.drainLock.Unlock()
 	w.fleet.Drain()
 	w.log.Info().Stringer("drain_timeout", w.o.Drain).Int("running", w.Running()).Msg("draining: no new jobs; sessions may finish")
 }
 
 func (w *Worker) isDraining() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.drainLock.Lock()
+	defer w.drainLock.Unlock()
 	return w.draining
 }
 
 // drain waits for the sessions; they are cancelled when the time is up.
 func (w *Worker) drain() {
 	w.executions.Wait()
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.drainLock.Lock()
+	defer w.drainLock.Unlock()
 	w.drainTimer.Stop()
 }
 
@@ -377,11 +380,11 @@ func (w *Worker) Ready() error {
 }
 
 func (w *Worker) fetchFault() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.draining {
+	if w.isDraining() {
 		return errors.New("draining")
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for queue, err := range w.health {
 		if err != nil {
 			return fmt.Errorf("queue %s is not being served: %w", queue, err)
