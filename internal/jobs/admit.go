@@ -26,11 +26,11 @@ const (
 	keyPause = 2 * time.Second
 )
 
-// errSuspect: another suspect runs here.
-var errSuspect = errors.New("another job that may have crashed its workers runs here")
+// errSuspect: the job, or one that runs here, may be what crashes its workers.
+var errSuspect = errors.New("a job that may have crashed its workers runs beside none that was there when one died")
 
 // permits are what a job holds while its session may live: its keys of session
-// limits, and the place of the one suspect.
+// limits, and its place among those that were there when a worker died.
 type permits struct {
 	release func() // nil: there are none
 }
@@ -113,28 +113,24 @@ func (e *execution) unstarted(from *lifecycle.Record) *lifecycle.Record {
 	return lifecycle.Settlement(from, e.id, e.job, e.w.defaults(), e.w.now())
 }
 
-// acquire waits for the permits. A suspect takes its place first: it never waits
-// for it, so that no key of a limit lies idle meanwhile.
+// acquire waits for the permits. Its place among those with crashes comes first: it
+// never waits for that, so that no key of a limit lies idle meanwhile.
 func (a admission) acquire(draft *lifecycle.Record) error {
 	if a.w.fetching.Err() != nil {
 		return errDrained
 	}
-	suspect := draft.Crashes >= lifecycle.SuspectAfter
-	if suspect && !a.w.suspect.TryAcquire(1) {
+	crashes := draft.Crashes // an utterance finished sets the record's to 0
+	if !a.w.crashed.enter(crashes) {
 		return errSuspect
 	}
 	release, err := a.acquireLimits(draft)
-	if err != nil && suspect {
-		a.w.suspect.Release(1)
-	}
 	if err != nil {
+		a.w.crashed.leave(crashes)
 		return err
 	}
 	a.session.release = func() {
 		release()
-		if suspect {
-			a.w.suspect.Release(1)
-		}
+		a.w.crashed.leave(crashes)
 	}
 	return nil
 }

@@ -87,9 +87,6 @@ func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err err
 			return nil, false, err
 		}
 		from = lifecycle.Resume(record, c.id, crashed, now)
-		if crashed && from.Crashes >= lifecycle.SuspectAfter {
-			return nil, false, c.putOff(ctx, from)
-		}
 	default:
 		if err := c.finishRunBefore(ctx, record); err != nil {
 			return nil, false, err
@@ -202,22 +199,6 @@ func (c claim) released(ctx context.Context, record *lifecycle.Record) (crashed,
 		c.nak(c.w.o.AckWait / 6)
 	}
 	return true, !stands && err == nil, err
-}
-
-// putOff counts the crash of a suspect and lets some time pass. If another job
-// that ran beside it is the guilty one, that job crashes its next worker without
-// this one, and is soon a suspect itself.
-func (c claim) putOff(ctx context.Context, next *lifecycle.Record) error {
-	wait := lifecycle.SuspectPause * c.w.o.AckWait
-	at := c.w.now().Add(wait)
-	next.PutOff(at)
-	if err := c.record.Put(ctx, next); err != nil {
-		return err
-	}
-	c.log().Warn().Int("crashes", next.Crashes).Str("worker_id", next.WorkerID).Stringer("wait", wait).
-		Msg("the job was running each time when its worker died: it is a suspect and runs after a pause")
-	c.nak(wait)
-	return nil
 }
 
 // begin checks everything that ends a job before it starts, and reports whether

@@ -11,7 +11,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/sync/semaphore"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/alert"
@@ -106,8 +105,8 @@ type Worker struct {
 	lifetime
 	pool
 	faults  faults
-	alarms  chan event.Event    // alerts on their way out
-	suspect *semaphore.Weighted // held by the one suspect that runs
+	alarms  chan event.Event // alerts on their way out
+	crashed crashed
 
 	startedOnce sync.Once
 
@@ -168,7 +167,6 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		o: o, log: o.Logger,
 		leaves:  leaves{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},
 		pool:    newPool(o.Concurrency),
-		suspect: semaphore.NewWeighted(1),
 		alarms:  make(chan event.Event, 1024),
 		running: make(map[string]*execution),
 		health:  make(map[string]error),

@@ -19,20 +19,23 @@ const (
 )
 
 const (
-	// suspectAfter is the number of crashes after which a job is a suspect: its
-	// worker runs it beside ordinary jobs, but beside no other suspect.
+	// SuspectAfter is the number of crashes after which a job is a suspect; see
+	// Apart.
 	SuspectAfter = 3
 	// minCrashLimit is the least number of crashes after which a job is given up.
 	// Innocent jobs that were there when others crashed their workers stay below
 	// it; see the property test.
 	minCrashLimit = 5
-	// suspectPause is how many ack waits a suspect stays away after a crash.
-	SuspectPause = 3
-	// maxUnsettled is the number of sessions in a row that may settle nothing.
+	// MaxUnsettled is the number of sessions in a row that may settle nothing.
 	MaxUnsettled = 5
 )
 
-// crashLimit is the number of crashes after which a job is given up.
+// Apart reports whether two jobs with so many crashes may run on one worker at a
+// time. A suspect runs beside jobs that have never been there when a worker died,
+// so that each job that kills its workers harms a suspect once at most.
+func Apart(a, b int) bool { return max(a, b) < SuspectAfter || min(a, b) == 0 }
+
+// CrashLimit is the number of crashes after which a job is given up.
 func CrashLimit(maxAttempts int) int { return max(maxAttempts, minCrashLimit) }
 
 // decide looks at the record (nil: there is none) and at the message, and says
@@ -149,7 +152,7 @@ func StartedAs(was, from *Record) string {
 		return "retry"
 	case from.State == StateHeld:
 		return "held"
-	case from.Crashes > was.Crashes || from.State == StateReleased && from.Reason == "crash":
+	case from.Crashes > was.Crashes:
 		return "crash"
 	default: // or its worker, which lives, handed it back
 		return "released"

@@ -105,12 +105,6 @@ func (r *Record) ReleaseUnopened(reason string) {
 	r.Release(reason)
 }
 
-// PutOff is Release of a suspect after a crash, until a time.
-func (r *Record) PutOff(until time.Time) {
-	r.Release("crash")
-	r.NextAttemptAt = &until
-}
-
 // GiveUp notes the verdict on a job that is given up without an attempt.
 func (r *Record) GiveUp(reason string, e *event.Error) {
 	r.Reason, r.NoAttempt, r.LastError = reason, true, e
