@@ -1,10 +1,12 @@
 package jobs_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"sync"
@@ -144,7 +146,9 @@ func (w *worker) end() {
 	select {
 	case <-w.done:
 	case <-time.After(30 * time.Second):
-		w.h.t.Errorf("worker %s did not stop", w.id)
+		var stacks bytes.Buffer
+		_ = pprof.Lookup("goroutine").WriteTo(&stacks, 1) // to memory
+		w.h.t.Errorf("worker %s did not stop:\n%s", w.id, stacks.String())
 	}
 }
 
