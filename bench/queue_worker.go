@@ -16,8 +16,12 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/alert"
 	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/fetch"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/topology"
 )
 
@@ -58,10 +62,10 @@ func (r *workerQueue) start(ctx context.Context, p params) (answer, error) {
 		Name: "bench", ID: "bench-1", Version: "bench", Queues: []fetch.Queue{{Name: "default", Weight: 1}},
 		Concurrency: p.Concurrency, AckWait: settings.AckWait, Drain: time.Minute,
 		DefaultApp: "app", DefaultRegion: "us-west", KnownApp: func(string) bool { return true },
-		Retry:   jobs.RetryPolicy{MaxAttempts: 5, Initial: time.Second, Max: time.Minute},
+		Retry:   lifecycle.RetryPolicy{MaxAttempts: 5, Initial: time.Second, Max: time.Minute},
 		Circuit: circuit.Config{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 5 * time.Minute},
 		MaxHold: 24 * time.Hour,
-		Alerts:  jobs.AlertConfig{Threshold: 5, Window: time.Minute},
+		Alerts:  alert.Config{Threshold: 5, Window: time.Minute},
 		Table:   table, Runner: idle{}, DeadLetters: dlq.NewWriter(js, r.names),
 		Observer: &r.counts, Tracer: noop.NewTracerProvider().Tracer(""),
 		Logger: zerolog.New(io.Discard).Level(zerolog.InfoLevel), Now: time.Now, Random: rand.Float64,
@@ -122,7 +126,7 @@ type idle struct{}
 
 func (idle) Run(context.Context, *jobs.Attempt) (jobs.Report, error) { return jobs.Report{}, nil }
 
-func (idle) Finish(context.Context, *jobs.Job, jobs.Finished) error { return nil }
+func (idle) Finish(context.Context, *jobspec.Job, jobs.Finished) error { return nil }
 
 // counter observes outcomes, and nothing else.
 type counter struct {
@@ -131,7 +135,7 @@ type counter struct {
 	reached chan struct{}
 }
 
-func (c *counter) JobDone(string, jobs.State) {
+func (c *counter) JobDone(string, lifecycle.State) {
 	if c.done.Add(1) == c.want.Load() {
 		c.reached <- struct{}{}
 	}
@@ -141,11 +145,11 @@ func (*counter) AttemptDone(errors.Code, errors.Class, errors.Phase) {}
 func (*counter) TakenOver(string)                                    {}
 func (*counter) SessionOpened(string)                                {}
 func (*counter) SessionClosed(string, time.Duration)                 {}
-func (*counter) Utterance(jobs.Utterance)                            {}
+func (*counter) Utterance(event.Utterance)                           {}
 func (*counter) FramesOut(string, int, int64)                        {}
 func (*counter) LeaseExtended(bool)                                  {}
 func (*counter) SlotsBusy(int, int)                                  {}
-func (*counter) Postponed(string, jobs.State, time.Duration)         {}
+func (*counter) Postponed(string, lifecycle.State, time.Duration)    {}
 func (*counter) CircuitOpen(string, string, bool)                    {}
 func (*counter) DeadLettered(errors.Code)                            {}
 func (*counter) Alerted(string, errors.Code)                         {}
