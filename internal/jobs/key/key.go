@@ -21,6 +21,9 @@ const (
 	keyLook = 30 * time.Second
 	// keyTimeout bounds minting one token.
 	keyTimeout = 15 * time.Second
+	// startTimeout bounds the look at all keys at the start: a backend that is away
+	// must not keep the worker from starting.
+	startTimeout = 20 * time.Second
 	// keysAtOnce bounds the tokens minted side by side at the start.
 	keysAtOnce = 8
 )
@@ -49,6 +52,8 @@ func New(o Options) *Keys { return &Keys{o: o, bad: make(map[string]error)} }
 // Start mints one token for each app: that costs nothing, and shows a key that is
 // refused before a job meets it. Other failures say nothing of the key.
 func (k *Keys) Start(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
 	slots := make(chan struct{}, keysAtOnce)
 	var wg sync.WaitGroup
 	for _, app := range k.o.Apps {

@@ -217,8 +217,8 @@ func (l *held) keep(ctx context.Context) {
 			l.end(ctx)
 			return
 		}
-		err := l.renew(lease)
-		if lease.Err() == nil && err == nil {
+		err := l.renew(ctx, lease)
+		if lease.Err() == nil && (err == nil || ctx.Err() != nil) {
 			continue
 		}
 		lost(ErrLost)
@@ -235,9 +235,13 @@ func (l *held) keep(ctx context.Context) {
 // rest is the time until the lease is given up.
 func (l *held) rest() time.Duration { return l.m.o.Window - l.m.margin - time.Since(l.sent) }
 
-// renew writes the key once more. lease ends when it is too late for that.
-func (l *held) renew(lease context.Context) error {
+// renew writes the key once more. lease ends when it is too late for that, stopping
+// when the worker stops.
+func (l *held) renew(stopping, lease context.Context) error {
 	m := l.m
+	lease, cancel := context.WithCancel(lease)
+	defer cancel()
+	defer context.AfterFunc(stopping, cancel)()
 	sent, wall := time.Now(), m.o.Now()
 	if err := l.put(lease, m.o.Window); err != nil {
 		return err
@@ -277,7 +281,13 @@ func (l *held) end(ctx context.Context) {
 	l.m.current.Store(nil)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
-	if err := l.m.o.Store.Remove(ctx, key(l.id), l.revision); err != nil {
+	// Read anew: the last renewal may have landed without an answer.
+	var last entry
+	revision, err := l.m.o.Store.Get(ctx, key(l.id), &last)
+	if err == nil && revision != 0 {
+		err = l.m.o.Store.Remove(ctx, key(l.id), revision)
+	}
+	if err != nil {
 		l.m.o.Log.Debug().Err(err).Msg("the lease's key could not be removed; it expires by itself")
 	}
 	l.lost(nil)
