@@ -89,12 +89,12 @@ func (c *cli) unknownJob(ctx context.Context, l *link, store *kv.Store, id strin
 	if absent, err := noRecord(); err != nil || !absent {
 		return false, err
 	}
-	found, all, err := status.NewStore(l.js, l.names, c.now, 0).Waiting(ctx, id)
+	found, looked, err := status.NewStore(l.js, l.names, c.now, 0).Waiting(ctx, id)
 	if err != nil {
 		l.log.Debug().Err(err).Msg("looking for the job in its queue")
 		return false, nil
 	}
-	if found != nil || !all {
+	if found != nil || !looked.All {
 		return false, nil
 	}
 	return noRecord() // it may have been taken meanwhile

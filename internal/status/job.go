@@ -29,6 +29,8 @@ type Job struct {
 	Whole bool `json:"history_whole"`
 	// Waiting is set for a job without a record that is in its queue.
 	Waiting *Waiting `json:"waiting,omitempty"`
+	// Cost is what the job's sessions cost so far, in all its runs.
+	Cost Cost `json:"cost"`
 }
 
 // Event is one message of the events stream.
@@ -83,17 +85,18 @@ func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 			return nil, err
 		}
 	}
+	j.Cost = j.cost(s.now())
 	return j, nil
 }
 
 // waiting finds a job of which nothing else is known.
 func (s *Store) waiting(ctx context.Context, id string) (*Waiting, error) {
-	found, all, err := s.Waiting(ctx, id)
+	found, looked, err := s.Waiting(ctx, id)
 	switch {
 	case err != nil || found != nil:
 		return found, err
-	case !all:
-		return nil, fmt.Errorf("%w %s, unless it is one of many that wait: there was no time to look at all of them", ErrNoJob, id)
+	case !looked.All:
+		return nil, fmt.Errorf("%w %s, unless it is one of many that wait: there was time to look at %d of %d jobs in the queues; a longer --count-for looks further", ErrNoJob, id, looked.Looked, looked.Of)
 	}
 	return nil, fmt.Errorf("%w %s: it has no record, no event, and waits in no queue; is the id mistyped, or did its record age out?", ErrNoJob, id)
 }

@@ -105,6 +105,7 @@ func jobMaxSize(payload int64) (int32, error) {
 func (s Settings) streams(n Names, maxJob int32) []jetstream.StreamConfig {
 	jobs := s.stream(n.JobsStream(), "Session jobs: a work queue that refuses new jobs when full", Limit{MaxBytes: s.JobsMaxBytes}, n.AllJobs())
 	jobs.Retention, jobs.Discard, jobs.MaxMsgSize = jetstream.WorkQueuePolicy, jetstream.DiscardNew, maxJob
+	jobs.AllowDirect = true // jobs that wait are found many at a time; nothing is decided by such a read
 
 	events := s.stream(n.EventsStream(), "Error events, alerts and job events", s.Events, n.AllErrors(), n.AllAlerts(), n.AllEvents())
 	events.AllowDirect = true

@@ -65,6 +65,7 @@ type Record struct {
 	CreatedAt       time.Time    `json:"created_at"`
 	UpdatedAt       time.Time    `json:"updated_at"`
 	NextAttemptAt   *time.Time   `json:"next_attempt_at,omitempty"`
+	StartedAt       time.Time    `json:"started_at,omitzero"` // of the last take-over
 	ConnectionID    string       `json:"connection_id,omitempty"`
 	LastError       *event.Error `json:"last_error,omitempty"`
 	Checkpoint      int          `json:"checkpoint"` // utterances delivered

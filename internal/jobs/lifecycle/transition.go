@@ -95,6 +95,22 @@ func (r *Record) HoldBack(now, until time.Time, reason, why string, code errors.
 	r.Hold(now, until, reason, why, code)
 }
 
+// MakeDue ends the wait of a job in backoff or held: an operator wants it to be
+// tried now. One that was held because its sessions settled nothing may have as
+// many again. It reports whether it changed anything.
+func (r *Record) MakeDue(now time.Time) bool {
+	due := r.NextAttemptAt != nil && !r.NextAttemptAt.After(now)
+	unsettled := r.State == StateHeld && r.HeldReason == HeldUnsettled && r.Unsettled > 0
+	if !r.Waits() || due && !unsettled {
+		return false
+	}
+	r.NextAttemptAt, r.UpdatedAt = &now, now
+	if unsettled {
+		r.Unsettled = 0
+	}
+	return true
+}
+
 // Release says that no worker runs the job any more, and why.
 func (r *Record) Release(reason string) { r.State, r.Reason = StateReleased, reason }
 
