@@ -183,6 +183,12 @@ func (n Names) AllControl() string { return n.subject("control", "*") }
 // kept nowhere).
 func (n Names) WorkerSubject(workerID string) string { return n.subject("workers", Token(workerID)) }
 
+// WorkerDrain is where a worker is asked to drain (request/reply, kept nowhere).
+func (n Names) WorkerDrain(workerID string) string { return n.WorkerSubject(workerID) + ".drain" }
+
+// AllWorkerDrains matches the requests to drain of every worker.
+func (n Names) AllWorkerDrains() string { return n.subject("workers", "*", "drain") }
+
 func (n Names) kept(name string) string { return strings.ToUpper(n.prefix()) + "_" + name }
 
 // JobsStream is the work queue of jobs.
