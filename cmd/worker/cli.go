@@ -16,6 +16,7 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/kv"
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/telemetry"
 	"avatarworker/internal/topology"
@@ -36,6 +37,7 @@ type cli struct {
 	configFile string            // -c; "": defaultConfigFile where there is one
 	overrides  map[string]string // flags that set a key of the configuration
 	flags      map[string]string // by key: the flag that set it, unless that was --set
+	colours    bool              // what is written is copied to a terminal that has them
 	secrets    bool              // the configuration's secrets are looked at too
 	started    bool              // the command line was understood
 	loaded     *config.Config
@@ -155,6 +157,7 @@ type link struct {
 	nc    *nats.Conn
 	js    jetstream.JetStream
 	names topology.Names
+	store *kv.Store // of job records, once it is opened
 
 	served struct { // what serving has read
 		known   bool

@@ -213,7 +213,7 @@ func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
 		{2, "unknown command", []string{"nonsense"}},
 		{2, "unknown command", []string{"dlq", "nonsense"}},
 		{2, "unknown flag", []string{"errors", "--nonsense"}},
-		{2, "accepts 1 arg", []string{"cancel"}},
+		{2, "which ones", []string{"cancel"}},
 		{2, "is not a job id", []string{"cancel", "a.b"}},
 		{2, "want key=value", []string{"--set", "retry.max_attempts", "errors"}},
 		{2, "Give SEQs", []string{"dlq", "replay"}},

@@ -156,10 +156,15 @@ const (
 
 // colour marks text where a person looks at w and wants colours.
 func (c *cli) colour(w io.Writer, code, text string) string {
-	if !isTerminal(w) || c.env("NO_COLOR") != "" || c.env("TERM") == "dumb" {
+	if !c.coloured(w) {
 		return text
 	}
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+// coloured reports whether what is written to w has colours.
+func (c *cli) coloured(w io.Writer) bool {
+	return c.colours || isTerminal(w) && c.env("NO_COLOR") == "" && c.env("TERM") != "dumb"
 }
 
 // env is the value of an environment variable.

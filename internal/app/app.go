@@ -171,13 +171,18 @@ func (a *App) Run(ctx context.Context) (err error) {
 	} else if service != nil {
 		a.onStop("micro service", func(context.Context) error { return service.Stop() })
 	}
+	working, drain := context.WithCancel(ctx)
+	defer drain()
+	if err := a.serveDrain(nc, drain); err != nil {
+		a.log.Warn().Err(err).Msg("requests to drain are not answered; the worker works without")
+	}
 	beside, stopBeside := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { a.watchQueues(beside, handles) })
 	wg.Go(func() { a.newKeeper(js).run(beside) })
 	defer wg.Wait()
 	defer stopBeside()
-	return worker.Run(ctx)
+	return worker.Run(working)
 }
 
 // tellStarted says that the worker takes jobs.

@@ -31,6 +31,7 @@ type Fleet struct {
 	Workers     []Worker          `json:"workers"`
 	Circuits    []circuit.Circuit `json:"circuits"` // those that are not closed
 	DeadLetters []dlq.Count       `json:"dead_letters"`
+	Storage     []Storage         `json:"storage"`
 	Warnings    []string          `json:"warnings"` // what somebody should look at
 	// CountedAll is false where counting the records took too long: running,
 	// held, retrying and released are then "at least".
@@ -85,7 +86,7 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
 	}
-	f := &Fleet{At: stream.CachedInfo().TimeStamp.UTC(), Queues: []Queue{}, Workers: []Worker{}, Circuits: []circuit.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}}
+	f := &Fleet{At: stream.CachedInfo().TimeStamp.UTC(), Queues: []Queue{}, Workers: []Worker{}, Circuits: []circuit.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}, Storage: []Storage{}}
 	if err := s.shared(ctx, f); err != nil {
 		return nil, err
 	}
@@ -103,8 +104,22 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 		return nil, err
 	}
 	slices.SortStableFunc(f.DeadLetters, func(a, b dlq.Count) int { return cmp.Compare(b.Letters, a.Letters) })
+	if f.Storage, err = s.Storage(ctx); err != nil {
+		return nil, err
+	}
 	f.warn()
 	return f, nil
+}
+
+// Workers lists the workers, by id.
+func (s *Store) Workers(ctx context.Context) ([]Worker, error) {
+	at, err := s.serverTime(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f := &Fleet{At: at}
+	err = s.shared(ctx, f)
+	return f.Workers, err
 }
 
 // shared reads what workers tell each other.
@@ -233,6 +248,11 @@ func (f *Fleet) warn() {
 	for _, w := range f.Workers {
 		if w.Lost {
 			add("worker %s has not been heard of since %s: it was lost, or is cut off", w.WorkerID, w.At.UTC().Format(time.RFC3339))
+		}
+	}
+	for _, s := range f.Storage {
+		if s.Fill >= FullAt {
+			add("%s is %.0f %% full: %s", s.Object, 100*s.Fill, s.Remedy)
 		}
 	}
 	f.warnOfCircuits(add)

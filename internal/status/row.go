@@ -44,7 +44,11 @@ type Row struct {
 	SessionMS int64 `json:"session_ms"`
 
 	published time.Time
+	region    string
 }
+
+// Region is where the job's sessions start; "": as its worker's configuration says.
+func (r *Row) Region() string { return r.region }
 
 // Filter chooses jobs. An empty list or a zero value does not narrow the choice.
 type Filter struct {
@@ -82,6 +86,7 @@ type recordRow struct {
 	Queue         string            `json:"queue"`
 	AppID         string            `json:"app_id"`
 	AvatarID      string            `json:"avatar_id"`
+	Region        string            `json:"region"`
 	Labels        map[string]string `json:"labels"`
 	Attempt       int               `json:"attempt"`
 	Crashes       int               `json:"crashes"`
@@ -108,7 +113,7 @@ func readRow(data []byte, now time.Time) (Row, bool) {
 	}
 	row := Row{
 		ID: r.JobID, Run: r.Run, State: r.State, Queue: r.Queue, AppID: r.AppID, AvatarID: r.AvatarID, Labels: r.Labels,
-		Attempt: r.Attempt, Crashes: r.Crashes, WorkerID: r.WorkerID, published: r.PublishedAt,
+		Attempt: r.Attempt, Crashes: r.Crashes, WorkerID: r.WorkerID, published: r.PublishedAt, region: r.Region,
 	}
 	if row.published.IsZero() {
 		row.published = r.CreatedAt
