@@ -27,6 +27,7 @@ type changed struct {
 func newDLQReplayCommand(c *cli) *cobra.Command {
 	var (
 		lf             letterFlags
+		fix            correction
 		ignoreDeadline bool
 	)
 	cmd := &cobra.Command{
@@ -35,10 +36,23 @@ func newDLQReplayCommand(c *cli) *cobra.Command {
 fresh budget; a letter is removed once its job is back in the queue. Give SEQs,
 filters, or --all. On a terminal it asks before more than one is replayed. It may
 be interrupted and repeated: no job runs twice for it.
-A job whose deadline has passed is skipped and reported.`,
+A job whose deadline has passed is skipped and reported.
+
+A job may be corrected on the way: --set changes a field of it, --body replaces it,
+--edit opens it in $VISUAL or $EDITOR. The corrected job is validated before anything
+is published, keeps its id, and has the header Avatar-Corrected with the digest of
+the bytes that it had. So --set is not a setting of the program here: those come from
+the configuration file and AVATAR_ variables.`,
+		Example: `  avatarworker dlq replay 17 --set avatar_id=ok-42 --set audio.format=wav
+  avatarworker dlq replay --code avatarNotFound --app a1 --set avatar_id=ok-42 --dry-run
+  avatarworker dlq replay 17 --set deadline=null      # without a deadline`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			correct, err := fix.prepare(c, cmd.Context(), args)
+			if err != nil {
+				return err
+			}
 			return c.changeLetters(cmd, args, &lf, func(ctx context.Context, store *dlq.Store, e dlq.Entry) (changed, error) {
-				r, err := store.Replay(ctx, e.Seq, dlq.ReplayOptions{IgnoreDeadline: ignoreDeadline, DryRun: lf.dryRun})
+				r, err := store.Replay(ctx, e.Seq, dlq.ReplayOptions{IgnoreDeadline: ignoreDeadline, DryRun: lf.dryRun, Correct: correct})
 				if r.Seq == 0 {
 					r.Seq, r.JobID = e.Seq, e.JobID
 				}
@@ -47,6 +61,7 @@ A job whose deadline has passed is skipped and reported.`,
 		},
 	}
 	lf.registerChange(cmd)
+	fix.register(cmd)
 	cmd.Flags().BoolVar(&ignoreDeadline, "ignore-deadline", false, "replay also what is past its deadline, and let it run")
 	return cmd
 }
@@ -241,6 +256,9 @@ func (r *changeReport) add(ch changed) error {
 	switch ch.Status {
 	case dlq.StatusReplayed, dlq.StatusWouldReplay:
 		line += fmt.Sprintf("  run %d on %s", ch.Run, ch.Subject)
+		if ch.Corrected != "" {
+			line += ", corrected"
+		}
 	case dlq.StatusAlready:
 		line += fmt.Sprintf("  run %d is in the queue, or was", ch.Run)
 	case dlq.StatusDeadlinePassed:

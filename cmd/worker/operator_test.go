@@ -309,3 +309,46 @@ func TestAStreamThatIsNearlyFullIsWarnedOf(t *testing.T) {
 		t.Errorf("%+v", f.Storage)
 	}
 }
+
+func TestALetterIsCorrectedAndReplayed(t *testing.T) {
+	b := newBench(t)
+	body := `{"avatar_id":"gone","audio":{"url":"https://h/a.wav"}}`
+	for i := range 5 {
+		b.letter(fmt.Sprint("j", i), errors.CodeAvatarNotFound, body, time.Now())
+	}
+	replay := func(want int, texts []string, args ...string) {
+		t.Helper()
+		expect(t, want, texts, b.args(append([]string{"dlq", "replay"}, args...)...)...)
+	}
+	replay(2, []string{"avatar_name", "avatar_id"}, "1", "--set", "avatar_name=ok")
+	replay(2, []string{"nats", "come from the configuration"}, "1", "--set", "nats.prefix=x")
+	replay(2, []string{"one SEQ"}, "--all", "--edit")
+	replay(2, []string{"give one of"}, "1", "--set", "avatar_id=x", "--body", "f")
+	replay(1, []string{"failed", "nothing was published", "avatar_id"}, "1", "--set", "avatar_id=")
+	replay(0, []string{"would_replay", "corrected"}, "1", "--set", "avatar_id=ok", "--dry-run")
+	if b.letters() != 5 || b.jobsStored() != 0 {
+		t.Fatal("something was changed")
+	}
+	replay(0, []string{"j0  replayed  run 2", "corrected"}, "1", "--set", "avatar_id=ok")
+	replay(0, nil, "2", "--body", writeFile(t, "job.json", []byte(`{"avatar_id":"ok","audio":{"object":"o"}}`)))
+	editor := writeFile(t, "editor.sh", []byte("sed -i s/gone/ok/ \"$1\"\n"))
+	t.Setenv("VISUAL", "sh "+editor)
+	replay(0, []string{"j2  replayed"}, "3", "--edit")
+	t.Setenv("VISUAL", "true")
+	replay(1, []string{"left as it was"}, "4", "--edit")
+	t.Setenv("VISUAL", "truncate -s 3")
+	replay(1, []string{"not valid", "nothing was changed"}, "4", "--edit")
+	t.Setenv("VISUAL", "")
+	t.Setenv("EDITOR", "")
+	replay(2, []string{"VISUAL nor EDITOR"}, "4", "--edit")
+	if b.letters() != 2 || b.jobsStored() != 3 {
+		t.Errorf("%d letters, %d jobs", b.letters(), b.jobsStored())
+	}
+	replay(0, []string{"2 dead letters, 2 replayed"}, "--code", "avatarNotFound", "--set", "avatar_id=ok")
+	for seq := uint64(1); seq <= 5; seq++ {
+		m, err := b.h.Jobs.GetMsg(t.Context(), seq)
+		if err != nil || !strings.Contains(string(m.Data), `"ok"`) || m.Header.Get("Avatar-Run") != "2" || m.Header.Get("Avatar-Corrected") == "" {
+			t.Errorf("%d: %s %v %v", seq, m.Data, m.Header, err)
+		}
+	}
+}

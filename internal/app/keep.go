@@ -33,6 +33,7 @@ type keeper struct {
 	every    time.Duration
 	log      zerolog.Logger
 	report   func(error) // what is missing; nil: nothing
+	fill     func(kept topology.Kept, info *jetstream.StreamInfo)
 
 	missing map[string]error // by stream
 }
@@ -44,7 +45,7 @@ func (a *App) newKeeper(js jetstream.JetStream) *keeper {
 	}
 	return &keeper{
 		js: js, names: a.names, settings: Settings(a.c), every: every, log: a.log,
-		report: a.setMissing, missing: make(map[string]error),
+		report: a.setMissing, fill: a.storage, missing: make(map[string]error),
 	}
 }
 
@@ -90,8 +91,16 @@ func (k *keeper) look(ctx context.Context) {
 func (k *keeper) find(ctx context.Context, kept topology.Kept) error {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
-	_, err := k.js.Stream(ctx, kept.Stream)
+	stream, err := k.js.Stream(ctx, kept.Stream)
+	if err == nil {
+		k.fill(kept, stream.CachedInfo())
+	}
 	return err
+}
+
+// storage keeps the gauges of a stream or bucket up to date.
+func (a *App) storage(kept topology.Kept, info *jetstream.StreamInfo) {
+	a.metrics.SetStorage(kept.Name(), int64(info.State.Bytes), info.Config.MaxBytes)
 }
 
 func (k *keeper) there(kept topology.Kept) {

@@ -28,7 +28,10 @@ func (o observer) JobDone(queue string, outcome lifecycle.State) { o.m.JobDone(q
 func (o observer) AttemptDone(code errors.Code, class errors.Class, phase errors.Phase) {
 	o.m.Attempt(code, class, phase)
 }
-func (o observer) TakenOver(why string)     { o.m.TakeOver(why) }
+func (o observer) TakenOver(why string) { o.m.TakeOver(why) }
+func (o observer) FirstStarted(queue string, wait time.Duration) {
+	o.m.StartWait(queue, wait)
+}
 func (o observer) SessionOpened(app string) { o.m.SessionStarted(app) }
 func (o observer) SessionClosed(app string, connected time.Duration) {
 	o.m.SessionEnded(app, connected)
@@ -134,12 +137,14 @@ func (a *App) measure(ctx context.Context, stream jetstream.Stream, queue string
 		a.log.Debug().Err(err).Str("queue", queue).Msg("could not look at the queue")
 		return
 	}
-	if until, changed := a.pauses.set(queue, info); changed {
+	until, changed := a.pauses.set(queue, info)
+	if changed {
 		a.logPause(queue, until)
 	}
 	state := telemetry.QueueState{
 		Waiting:  int(info.NumPending),
 		Runnable: int(info.NumPending) + a.worker.InFleet(queue),
+		Paused:   !until.IsZero(),
 	}
 	if info.NumPending > 0 {
 		next, err := stream.GetMsg(ctx, info.Delivered.Stream+1, jetstream.WithGetMsgSubject(a.names.Jobs(queue)))

@@ -69,7 +69,7 @@ func FuzzForeignLetterIsRead(f *testing.F) {
 			t.Fatalf("%+v", e)
 		}
 		if plain, err := body(h, data); err == nil {
-			deadline(Letter{Entry: e, Header: h, Data: plain})
+			deadline(replayed{Letter: Letter{Entry: e}, header: h, body: plain})
 		}
 	})
 }

@@ -48,6 +48,11 @@ const (
 	// run that begins drops the earlier ones that have not.
 	HeaderAfterSeq = jobspec.HeaderAfterSeq
 
+	// HeaderCorrected on a replayed job is the digest of the bytes that the dead
+	// letter had, where the job was corrected: once for each correction, the last
+	// one last. It stays with the job.
+	HeaderCorrected = "Avatar-Corrected"
+
 	// origPrefix stands before the name of a header that the NATS server or its
 	// clients act on, and that must not take effect for the dead letter.
 	origPrefix = "Avatar-Orig-"

@@ -17,6 +17,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobpb"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/leader"
 	"avatarworker/internal/natsserver/natstest"
 )
 
@@ -160,7 +161,7 @@ func TestReplayPublishesTheJobAsItsNextRunAndRemovesTheLetter(t *testing.T) {
 		t.Fatalf("got %+v", r)
 	}
 	expectCounts(t, b, 0, 1)
-	m, err := b.h.Jobs.GetLastMsgForSubject(t.Context(), "avatar.jobs.default")
+	m, err := leader.Last(t.Context(), b.js, names.JobsStream(), "avatar.jobs.default")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +258,7 @@ func TestJobPastItsDeadlineIsSkippedUnlessIgnored(t *testing.T) {
 			if r := replay(t, b, 1, dlq.ReplayOptions{IgnoreDeadline: tc.passed}); r.Status != dlq.StatusReplayed {
 				t.Fatalf("got %+v", r)
 			}
-			m, err := b.h.Jobs.GetLastMsgForSubject(t.Context(), "avatar.jobs.default")
+			m, err := leader.Last(t.Context(), b.js, names.JobsStream(), "avatar.jobs.default")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -315,7 +315,7 @@ func TestBytesThatCannotFitAreLeftOutWithANote(t *testing.T) {
 	if want := fmt.Sprintf("%d bytes", len(d.Data)); m.Header.Get(dlq.HeaderOmitted) != want || len(m.Data) != 0 {
 		t.Fatalf("got %q, %d bytes", m.Header.Get(dlq.HeaderOmitted), len(m.Data))
 	}
-	if _, err := b.store.Replay(t.Context(), m.Sequence, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "publish the job anew") {
+	if _, err := b.store.Replay(t.Context(), m.Sequence, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "--body FILE, or publish the job again") {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -260,6 +260,7 @@ func (a admission) takeOver(draft *lifecycle.Record) (bool, error) {
 	// count a crash.
 	ctx, cancel := a.settling()
 	defer cancel()
+	draft.Begin(a.w.now())
 	if err := a.record.Put(ctx, draft); err != nil {
 		return false, err
 	}

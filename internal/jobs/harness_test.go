@@ -339,6 +339,7 @@ type quiet struct{}
 func (quiet) JobDone(string, lifecycle.State)                     {}
 func (quiet) AttemptDone(errors.Code, errors.Class, errors.Phase) {}
 func (quiet) TakenOver(string)                                    {}
+func (quiet) FirstStarted(string, time.Duration)                  {}
 func (quiet) SessionOpened(string)                                {}
 func (quiet) SessionClosed(string, time.Duration)                 {}
 func (quiet) Utterance(event.Utterance)                           {}

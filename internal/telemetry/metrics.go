@@ -45,9 +45,13 @@ type Metrics struct {
 	runnable      *prometheus.GaugeVec
 	waiting       *prometheus.GaugeVec
 	oldest        *prometheus.GaugeVec
+	paused        *prometheus.GaugeVec
+	storageBytes  *prometheus.GaugeVec
+	storageLimit  *prometheus.GaugeVec
 	circuit       *prometheus.GaugeVec
 	natsConnected prometheus.Gauge
 
+	start      *prometheus.HistogramVec
 	firstFrame prometheus.Histogram
 	session    prometheus.Histogram
 	utterance  prometheus.Histogram
@@ -100,6 +104,9 @@ func (m *Metrics) gauges(r registrar) {
 	m.runnable = r.gauges("jobs_runnable", "Jobs of the queue that run or could run now, in the whole fleet: neither in backoff nor held. For autoscaling.", "queue")
 	m.waiting = r.gauges("jobs_waiting", "Jobs of the queue that no worker has yet, in the whole fleet.", "queue")
 	m.oldest = r.gauges("oldest_waiting_seconds", "Age of the oldest job of the queue that no worker has yet; 0 where none waits.", "queue")
+	m.paused = r.gauges("queue_paused", "1 while an operator has paused the queue, in the whole fleet.", "queue")
+	m.storageBytes = r.gauges("storage_bytes", "Bytes that a stream or bucket holds.", "store")
+	m.storageLimit = r.gauges("storage_limit_bytes", "Bytes that a stream or bucket may hold; absent where it has no limit.", "store")
 	m.circuit = r.gauges("circuit_open", "1 while starting sessions for the app in the region is pointless.", "app", "region")
 	m.natsConnected = r.gauge("nats_connected", "1 while connected to NATS.")
 }
@@ -120,6 +127,8 @@ func (rd Readings) gauges(r registrar) {
 }
 
 func (m *Metrics) histograms(r registrar) {
+	m.start = r.histograms("start_wait_seconds", "From a job's publication to the start of its first session, by queue.", []string{"queue"},
+		.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400)
 	m.firstFrame = r.histogram("first_frame_seconds", "From an utterance's first speech sent to its first frame.",
 		.025, .05, .1, .2, .3, .5, .75, 1, 1.5, 2, 3, 5, 10, 20, 30)
 	m.session = r.histogram("session_seconds", "Connected time of sessions: what is billed.",
@@ -141,6 +150,7 @@ func (m *Metrics) zero() {
 		for _, outcome := range outcomes() {
 			m.jobs.WithLabelValues(queue, outcome)
 		}
+		m.start.WithLabelValues(queue)
 	}
 	for _, reason := range reasons() {
 		m.takeovers.WithLabelValues(reason)
@@ -174,6 +184,23 @@ func (m *Metrics) Attempt(code errors.Code, class errors.Class, phase errors.Pha
 // crash or released.
 func (m *Metrics) TakeOver(reason string) {
 	m.takeovers.WithLabelValues(known(reason, reasons())).Inc()
+}
+
+// StartWait takes the time from a job's publication to the start of its first
+// session.
+func (m *Metrics) StartWait(queue string, d time.Duration) {
+	m.start.WithLabelValues(known(queue, m.labels.Queues)).Observe(max(d, 0).Seconds())
+}
+
+// SetStorage says how many bytes a stream or bucket holds, and may hold; 0: it has
+// no limit. stores are few: those that a worker needs.
+func (m *Metrics) SetStorage(store string, bytes, limit int64) {
+	m.storageBytes.WithLabelValues(store).Set(float64(bytes))
+	if limit > 0 {
+		m.storageLimit.WithLabelValues(store).Set(float64(limit))
+	} else {
+		m.storageLimit.DeleteLabelValues(store)
+	}
 }
 
 // LeaseExtension counts an extension; result is ok, failed or lost.
@@ -234,6 +261,7 @@ type QueueState struct {
 	Runnable int           // waiting and running, neither in backoff nor held
 	Waiting  int           // no worker has them yet
 	Oldest   time.Duration // age of the oldest of those; 0: none waits
+	Paused   bool          // an operator has paused it
 }
 
 // SetQueue says how a queue stands.
@@ -242,6 +270,7 @@ func (m *Metrics) SetQueue(queue string, state QueueState) {
 	m.runnable.WithLabelValues(label).Set(float64(state.Runnable))
 	m.waiting.WithLabelValues(label).Set(float64(state.Waiting))
 	m.oldest.WithLabelValues(label).Set(state.Oldest.Seconds())
+	m.paused.WithLabelValues(label).Set(oneIf(state.Paused))
 }
 
 // SetCircuit says whether the circuit of an app and region is open.
@@ -287,6 +316,12 @@ func (r registrar) reading(name, help string, read func() float64) {
 
 func (r registrar) histogram(name, help string, buckets ...float64) prometheus.Histogram {
 	h := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets})
+	r.reg.MustRegister(h)
+	return h
+}
+
+func (r registrar) histograms(name, help string, labels []string, buckets ...float64) *prometheus.HistogramVec {
+	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets}, labels)
 	r.reg.MustRegister(h)
 	return h
 }

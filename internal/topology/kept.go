@@ -3,6 +3,7 @@ package topology
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -15,6 +16,9 @@ type Kept struct {
 	// would hide that it is gone.
 	Precious bool
 }
+
+// Name is that of the stream or bucket, without saying which it is.
+func (k Kept) Name() string { return k.Object[strings.IndexByte(k.Object, ' ')+1:] }
 
 // Kept lists everything that Ensure opens, but for the consumers.
 func (n Names) Kept() []Kept {

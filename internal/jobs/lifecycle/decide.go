@@ -104,7 +104,7 @@ func Start(from *Record, job *jobspec.Job, worker string, defaults Defaults, now
 	next.Session++
 	next.Unsettled++
 	next.State = StateRunning
-	next.WorkerID, next.StartedAt = worker, now
+	next.WorkerID = worker
 	next.NextAttemptAt = nil
 	next.ConnectionID, next.Reason = "", ""
 	next.HeldCode, next.HeldReason, next.HeldWhy = "", "", ""

@@ -38,6 +38,9 @@ func (r *Record) Adopt(seq uint64) *Record {
 	return next
 }
 
+// Begin notes when the job is taken over, after all it waited for.
+func (r *Record) Begin(now time.Time) { r.StartedAt = now }
+
 // Connected notes a session that the backend has confirmed.
 func (r *Record) Connected(connectionID, region string) {
 	r.ConnectionID = connectionID
