@@ -178,7 +178,7 @@ func (a *App) Run(ctx context.Context) (err error) {
 	}
 	beside, stopBeside := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
-	wg.Go(func() { a.watchQueues(beside, handles) })
+	wg.Go(func() { a.watchQueues(beside, js, handles) })
 	wg.Go(func() { a.newKeeper(js).run(beside) })
 	defer wg.Wait()
 	defer stopBeside()

@@ -12,6 +12,7 @@ import (
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/leader"
 	"avatarworker/internal/telemetry"
 	"avatarworker/internal/topology"
 )
@@ -112,13 +113,13 @@ func (p *postponed) forget(now time.Time) {
 const queuesEvery = 5 * time.Second
 
 // watchQueues keeps the gauges of the queues up to date until ctx ends.
-func (a *App) watchQueues(ctx context.Context, h topology.Handles) {
+func (a *App) watchQueues(ctx context.Context, js jetstream.JetStream, h topology.Handles) {
 	ticker := time.NewTicker(queuesEvery)
 	defer ticker.Stop()
 	for {
 		a.waiting.forget(time.Now())
 		for queue, consumer := range h.Consumers {
-			a.measure(ctx, h.Jobs, queue, consumer)
+			a.measure(ctx, js, queue, consumer)
 		}
 		select {
 		case <-ctx.Done():
@@ -129,7 +130,7 @@ func (a *App) watchQueues(ctx context.Context, h topology.Handles) {
 }
 
 // measure looks at one queue. What can't be read is left as it was.
-func (a *App) measure(ctx context.Context, stream jetstream.Stream, queue string, consumer jetstream.Consumer) {
+func (a *App) measure(ctx context.Context, js jetstream.JetStream, queue string, consumer jetstream.Consumer) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	info, err := consumer.Info(ctx)
@@ -147,7 +148,7 @@ func (a *App) measure(ctx context.Context, stream jetstream.Stream, queue string
 		Paused:   !until.IsZero(),
 	}
 	if info.NumPending > 0 {
-		next, err := stream.GetMsg(ctx, info.Delivered.Stream+1, jetstream.WithGetMsgSubject(a.names.Jobs(queue)))
+		next, err := leader.Next(ctx, js, a.names.JobsStream(), info.Delivered.Stream+1, a.names.Jobs(queue))
 		if err == nil {
 			state.Oldest = time.Since(next.Time)
 		}

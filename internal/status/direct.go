@@ -77,6 +77,9 @@ func (r *reader) batch(ctx context.Context, subject string, seq uint64, n int) (
 		if errors.Is(err, nats.ErrNoResponders) { // or a stored message without a body that looks so
 			return nil, errNoDirect
 		}
+		if err != nil && len(found) == 0 && ctx.Err() == nil { // this user may not ask for it
+			return nil, errNoDirect
+		}
 		if err != nil {
 			return nil, fmt.Errorf("read stream %s: %w", r.stream, err)
 		}

@@ -18,6 +18,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/leader"
 	"avatarworker/internal/topology"
 )
 
@@ -211,16 +212,16 @@ func (s *Store) queues(ctx context.Context, stream jetstream.Stream, workers []W
 			}
 		}
 	}
-	return queues, s.oldest(ctx, stream, queues, last)
+	return queues, s.oldest(ctx, queues, last)
 }
 
 // oldest finds when the job was published that waits longest in each queue.
-func (s *Store) oldest(ctx context.Context, stream jetstream.Stream, queues map[string]*Queue, last map[string]uint64) error {
+func (s *Store) oldest(ctx context.Context, queues map[string]*Queue, last map[string]uint64) error {
 	for name, q := range queues {
 		if q.Waiting == 0 {
 			continue
 		}
-		msg, err := stream.GetMsg(ctx, last[name]+1, jetstream.WithGetMsgSubject(s.names.Jobs(name)))
+		msg, err := leader.Next(ctx, s.js, s.names.JobsStream(), last[name]+1, s.names.Jobs(name))
 		switch {
 		case errors.Is(err, jetstream.ErrMsgNotFound): // it was taken meanwhile
 		case err != nil:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
+	"avatarworker/internal/operate"
 	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 )
@@ -218,7 +220,26 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			t.Error(err)
 		}
 	}()
+	drain, err := admin.nc.Subscribe(names.AllWorkerDrains(), func(m *nats.Msg) {
+		if err := m.Respond([]byte(`{"worker_id":"w"}`)); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := drain.Unsubscribe(); err != nil {
+			t.Error(err)
+		}
+	}()
 	if err := admin.nc.Flush(); err != nil {
+		return err
+	}
+	if _, err := handles.State.Put(ctx, "B", []byte(`{"job_id":"B","run":1,"stream_seq":1,"state":"retrying","queue":"default","app_id":"other","next_attempt_at":"2100-01-01T00:00:00Z"}`)); err != nil {
+		return err
+	}
+	if _, err := handles.Fleet.Put(ctx, "circuit.app.us-west", []byte(`{"app_id":"app","region":"us-west","state":"open"}`)); err != nil {
 		return err
 	}
 	c := connect(t, url, "operator", refused)
@@ -249,11 +270,40 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			_, err = jobs.RequestCancel(ctx, c.nc, kv.NewStore(c.js, bucket, time.Second), names.Control("R"), "R")
 			return must(err, "cancel")
 		},
+		func(ctx context.Context) error { return must(operateOn(ctx, c), "operate") },
 		func(ctx context.Context) error {
 			_, err := c.nc.RequestWithContext(ctx, "$SRV.PING", nil)
 			return must(err, "ping the services")
 		},
 	)
+}
+
+// operateOn retries a job, pauses a queue, closes a circuit and drains a worker.
+func operateOn(ctx context.Context, c client) error {
+	o, err := operate.Open(ctx, c.nc, c.js, names)
+	if err != nil {
+		return err
+	}
+	if r, err := o.Retry(ctx, "B", false); err != nil || r.Status != operate.StatusDelivered {
+		return errors.Join(err, fmt.Errorf("retry: %+v", r))
+	}
+	if _, err := o.Pause(ctx, "default", time.Hour); err != nil {
+		return err
+	}
+	if _, err := o.Resume(ctx, "default"); err != nil {
+		return err
+	}
+	circuits, err := o.Circuits(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := circuits.Close(ctx, "app", "us-west"); err != nil {
+		return err
+	}
+	if _, err := o.Drain(ctx, "w"); err != nil {
+		return err
+	}
+	return o.Empty(ctx, "w")
 }
 
 // leaveTraces publishes a job that is taken, one that waits, and what is told of
