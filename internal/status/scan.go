@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	scanBatch   = 512
+	scanBatch   = 2048
 	scanLife    = time.Minute
 	scanCleanup = 2 * time.Second
 )
