@@ -62,7 +62,7 @@ func (c *cli) runBulk(ctx context.Context, command string, args []string, bf *bu
 		return err
 	}
 	defer l.close()
-	rows, err := c.chosenJobs(ctx, l, args, &bf.filterFlags, bf.all, b.states)
+	rows, err := c.chosenJobs(ctx, l, args, &bf.filterFlags, b.states)
 	if err != nil {
 		return err
 	}

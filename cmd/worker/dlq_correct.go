@@ -138,7 +138,11 @@ func (c *cli) editor(ctx context.Context, text []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // the person is told by the file that stays
+	defer func() {
+		if err := os.RemoveAll(dir); err != nil {
+			c.note("warning: the job stays in %s: %s", dir, plain(err.Error()))
+		}
+	}()
 	file := dir + "/job.json"
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		return nil, err

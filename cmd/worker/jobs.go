@@ -153,6 +153,7 @@ func (c *cli) listJobs(ctx context.Context, q status.Query, countFor time.Durati
 		return err
 	}
 	defer l.close()
+	q.DefaultApp = l.cfg.App.ID
 	list, err := status.NewStore(l.js, l.names, c.now, countFor).Jobs(ctx, q)
 	if err != nil {
 		return l.missing("list of jobs", err)
@@ -258,7 +259,7 @@ func (c *cli) showJob(ctx context.Context, command, id string, countFor time.Dur
 
 // chosenJobs are the jobs that are named or that the flags choose. Those that have
 // an outcome are left out unless their state is asked for.
-func (c *cli) chosenJobs(ctx context.Context, l *link, args []string, ff *filterFlags, all bool, states []lifecycle.State) ([]status.Row, error) {
+func (c *cli) chosenJobs(ctx context.Context, l *link, args []string, ff *filterFlags, states []lifecycle.State) ([]status.Row, error) {
 	if len(args) > 0 {
 		var rows []status.Row
 		for _, id := range args {
@@ -273,6 +274,7 @@ func (c *cli) chosenJobs(ctx context.Context, l *link, args []string, ff *filter
 	if len(q.States) == 0 {
 		q.States = states
 	}
+	q.DefaultApp = l.cfg.App.ID
 	list, err := status.NewStore(l.js, l.names, c.now, ff.countFor).Jobs(ctx, q)
 	if err != nil {
 		return nil, l.missing("list of jobs", err)

@@ -45,6 +45,9 @@ type Query struct {
 	Filter
 	Order Order
 	Limit int // most rows; 0: no limit
+	// DefaultApp is the app of a job that names none and has no record yet, as the
+	// worker's configuration will have it.
+	DefaultApp string
 }
 
 // List is what a Query finds.
@@ -273,7 +276,9 @@ func (s *Store) waitingIn(ctx context.Context, r *reader, part span, q *Query, t
 					oldest = raw.Time
 				}
 				*looked++
-				if row := waitingRow(raw, now); q.keeps(&row) {
+				row := waitingRow(raw, now)
+				row.AppID = cmp.Or(row.AppID, q.DefaultApp)
+				if q.keeps(&row) {
 					top.add(row)
 				}
 			}

@@ -82,7 +82,7 @@ func TestJobsAreListedByFilterNewestFirst(t *testing.T) {
 	js, h := setup(t)
 	several(t, h)
 	submit(t, js, "vip", "waits", `{"app_id":"a","avatar_id":"x","audio":{"url":"https://h/a.wav"},"labels":{"customer":"2"}}`, nil)
-	submit(t, js, "default", "", `no JSON`, nil)
+	submit(t, js, "default", "waits-too", `no JSON`, nil)
 	for _, c := range []struct {
 		name string
 		q    status.Query
@@ -97,6 +97,7 @@ func TestJobsAreListedByFilterNewestFirst(t *testing.T) {
 		{"code of what holds, not of what completed", status.Query{Filter: status.Filter{Codes: []errors.Code{errors.CodeCreditsExhausted, errors.CodeServerError, errors.CodeAvatarNotFound}}}, "dead held"},
 		{"older", status.Query{Filter: status.Filter{Before: ago(150 * time.Minute)}}, "held runs"},
 		{"newer", status.Query{Filter: status.Filter{After: ago(150 * time.Minute), Apps: []string{"a"}}}, "waits done dead"},
+		{"app of the configuration", status.Query{DefaultApp: "mine", Filter: status.Filter{Apps: []string{"mine"}}}, "waits-too"},
 		{"by running", status.Query{Filter: status.Filter{Apps: []string{"a"}}, Order: status.ByRunning}, "runs waits done dead"},
 		{"by cost", status.Query{Filter: status.Filter{Apps: []string{"a"}}, Order: status.ByCost}, "dead runs waits done"},
 	} {

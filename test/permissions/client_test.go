@@ -337,6 +337,7 @@ func foreign(t *testing.T, role string) {
 	for _, subject := range []string{
 		"$KV.AVATAR_STATE.J", "$JS.API.STREAM.DELETE.AVATAR_JOBS", "$JS.API.STREAM.PURGE.AVATAR_DLQ",
 		"$JS.API.STREAM.MSG.GET.AVATAR_JOBS", "$JS.API.STREAM.MSG.GET.AVATAR_DLQ", "$JS.ACK.AVATAR_JOBS.default.1.1.1.1.1",
+		"$JS.API.DIRECT.GET.AVATAR_JOBS", "$JS.API.CONSUMER.PAUSE.AVATAR_JOBS.default", "$KV.AVATAR_FLEET.circuit.a.b", "avatar.workers.w.drain",
 		"avatar.events.completed.J", "avatar.workers.w",
 	} {
 		t.Run(subject, func(t *testing.T) {
