@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -60,6 +61,8 @@ func (h *Handle) Load(ctx context.Context) (*Record, error) {
 	}
 	if revision == 0 {
 		record = nil
+	} else if err := record.check(); err != nil {
+		return nil, fmt.Errorf("record of job %s: %w: correct or remove it", h.o.JobID, err)
 	}
 	h.set(record, revision)
 	return record, nil

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"fmt"
 	"time"
 
 	"avatarworker/internal/errors"
@@ -112,6 +113,30 @@ func (r *Record) EmittedAfter() time.Time {
 		return r.UpdatedAt
 	}
 	return r.CreatedAt.Add(-time.Second)
+}
+
+// check refuses a record that no worker has written: other code relies on what
+// each state comes with.
+func (r *Record) check() error {
+	switch r.State {
+	case StateRunning, StateReleased, StateCompleted, StateExpired, StateCancelled:
+		return nil
+	case StateHeld:
+		if r.NextAttemptAt == nil {
+			return errors.New("it is held and has no next_attempt_at")
+		}
+	case StateRetrying:
+		if r.NextAttemptAt == nil || r.LastError == nil {
+			return errors.New("it is retrying and has no next_attempt_at or no last_error")
+		}
+	case StateDeadLettered:
+		if r.LastError == nil {
+			return errors.New("it is dead_lettered and has no last_error")
+		}
+	default:
+		return fmt.Errorf("its state is %q", r.State)
+	}
+	return nil
 }
 
 // waits reports whether the job waits for a time that its last worker chose.
