@@ -56,11 +56,6 @@ func (e *execution) admit(from *Record) (taken bool, err error) {
 		e.nak(e.w.pace.next("key "+draft.AppID, e.begun, e.w.pace.spread(keyPause)))
 		return false, nil
 	}
-	if fault := e.w.o.Storage(e.ctx, e.job); fault != nil {
-		ctx, cancel := e.settling()
-		defer cancel()
-		return false, e.holdForStorage(ctx, from, fault)
-	}
 	e.openSession(from, draft, holder)
 	defer func() {
 		if !taken {
@@ -71,10 +66,23 @@ func (e *execution) admit(from *Record) (taken bool, err error) {
 		e.notStarted(draft, err)
 		return false, nil
 	}
+	if fault := e.w.o.Storage.Check(e.ctx, e.job, draft.Checkpoint); fault != nil {
+		return false, e.notStored(from, fault)
+	}
 	if allowed, err := e.allowed(from, draft); !allowed || err != nil {
 		return false, err
 	}
 	return e.takeOver(draft)
+}
+
+// notStored ends a job that can never be stored, and holds one that can't be now.
+func (e *execution) notStored(from *Record, fault error) error {
+	ctx, cancel := e.settling()
+	defer cancel()
+	if err := errors.Of(fault); err.Code == errors.CodeInvalidJob {
+		return e.giveUp(ctx, from, err, ReasonInvalidJob)
+	}
+	return e.holdForStorage(ctx, from, fault)
 }
 
 // openSession prepares what ends the session: the drain, and the loss of the

@@ -11,10 +11,6 @@ import (
 	"avatarworker/internal/jobs/lease"
 )
 
-// ErrStorage is in the chain of a Runner's error if a store of our own, and not
-// the backend, kept the session from going on. That is no failure of the job.
-var ErrStorage = errors.New("the worker's own storage failed")
-
 // settle writes how an attempt went and emits what follows from it, then gives
 // the message back or acknowledges it. What the session has reached is written as
 // long as the record is as this worker left it, even if the lease was lost since:
@@ -63,6 +59,7 @@ func (e *execution) verdict(ctx context.Context, next *Record) error {
 		return e.release(ctx, next, "unrecorded", 0)
 	case errors.Is(e.session.err, ErrStorage):
 		e.abortProbe(true)
+		e.begun = time.Now() // the look at the job ends here; what follows is another
 		return e.holdForStorage(ctx, next, e.session.err)
 	default:
 		return e.failed(ctx, next, errors.Of(e.session.err))

@@ -65,9 +65,9 @@ type Options struct {
 	// CheckKey mints a token with this worker's own key of an app; nil: the keys
 	// are not looked at.
 	CheckKey func(ctx context.Context, app string) error
-	// Storage reports why our own stores can't take what the job makes; nil: they
-	// can. A nil function stands for stores that always can.
-	Storage func(ctx context.Context, job *Job) error
+	// Storage looks after our own streams and buckets; nil: they always take what
+	// jobs make.
+	Storage Storage
 
 	Retry    RetryPolicy
 	Circuit  circuit.Config
@@ -128,6 +128,7 @@ type Worker struct {
 	running    map[string]*execution
 	health     map[string]error // by queue
 	paused     bool             // fetching rests: see pauseFetching
+	alarmed    alarmed
 }
 
 // storeTimeout is one round trip to a bucket; a node's election takes longer
@@ -146,7 +147,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		o.Patience = alarmTimeout
 	}
 	if o.Storage == nil {
-		o.Storage = func(context.Context, *Job) error { return nil }
+		o.Storage = endless{}
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
@@ -352,7 +353,7 @@ func (w *Worker) Ready() error {
 	if err := w.fetchFault(); err != nil {
 		return err
 	}
-	return errors.Join(w.lease.Ready(), w.keys.err(), w.faults.err())
+	return errors.Join(w.lease.Ready(), w.keys.err(), w.faults.err(), w.o.Storage.Err())
 }
 
 func (w *Worker) fetchFault() error {
