@@ -26,7 +26,7 @@ const (
 	storeTry = 4 * time.Second
 	// storePause is how long a stream that failed a session is left alone; each
 	// further failure doubles it, up to maxStorePause.
-	storePause    = 10 * time.Second
+	storePause    = 5 * time.Second
 	maxStorePause = 5 * time.Minute
 	// unstarted is how long room is kept for a job whose session has not started.
 	unstarted = time.Minute

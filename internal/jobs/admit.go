@@ -51,6 +51,10 @@ func (e *execution) admit(from *Record) (taken bool, err error) {
 		e.nak(nakPause)
 		return false, nil
 	}
+	if e.freed { // the circuit has closed meanwhile
+		e.nak(0)
+		return false, nil
+	}
 	draft := e.draft(from, holder.ID)
 	if e.w.keys.refused(draft.AppID) {
 		e.nak(e.w.pace.next("key "+draft.AppID, e.begun, e.w.pace.spread(keyPause)))

@@ -267,7 +267,7 @@ func (e *execution) holdForStorage(ctx context.Context, from *Record, fault erro
 
 // storagePause is about how long a job waits for storage before it is looked at
 // again.
-const storagePause = 10 * time.Second
+const storagePause = 5 * time.Second
 
 // unsettledPause is how long a job whose sessions end without a result is left
 // before it is looked at again: it does not change by itself.

@@ -135,6 +135,11 @@ type Worker struct {
 // and is waited out by trying again.
 const storeTimeout = 2 * time.Second
 
+// minFinalizing is the least number of jobs that a worker brings to their end, or
+// looks at only to hold them, beside those in its slots: each waits for a few
+// round trips, and NATS may be far.
+const minFinalizing = 16
+
 // errDrained is the cause with which sessions end that outlive the drain time.
 var errDrained = errors.New("the worker stops and the drain time is up")
 
@@ -153,7 +158,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		o: o, log: o.Logger,
 		publisher:  NewPublisher(o.JS, o.Names, o.Name, o.Logger),
 		suspect:    semaphore.NewWeighted(1),
-		finalizing: semaphore.NewWeighted(int64(o.Concurrency)),
+		finalizing: semaphore.NewWeighted(int64(max(o.Concurrency, minFinalizing))),
 		alarms:     make(chan Event, 1024),
 		next:       make(chan *execution),
 		noMore:     make(chan struct{}),
