@@ -59,8 +59,7 @@ func (r *Runner) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) 
 
 // blameStorage marks an error of one of our own stores as what it is.
 func blameStorage(err error) error {
-	var store *output.StorageError
-	if errors.As(err, &store) {
+	if errors.Is(err, output.ErrStorage) {
 		return fmt.Errorf("%w: %w", jobs.ErrStorage, err)
 	}
 	return err

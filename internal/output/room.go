@@ -119,6 +119,10 @@ func (b *Recordings) Room(ctx context.Context, need int64) error {
 	return Room(ctx, b.js, b.stream, need)
 }
 
+// ErrStorage is what a *StorageError is, also where no more than the text of it
+// is left in an error that was cleared of secrets.
+var ErrStorage = errors.New("a store of ours did not take what it was given")
+
 // StorageError is in the chain of an error where a stream of ours did not take
 // what a session had for it: the fault is neither the job's nor the backend's.
 type StorageError struct {
@@ -128,6 +132,9 @@ type StorageError struct {
 
 // Error implements error.
 func (e *StorageError) Error() string { return e.Store + ": " + e.Err.Error() }
+
+// Is reports whether target is ErrStorage.
+func (e *StorageError) Is(target error) bool { return target == ErrStorage }
 
 // Unwrap returns the cause.
 func (e *StorageError) Unwrap() error { return e.Err }
