@@ -25,9 +25,6 @@ func (e *execution) claim() bool {
 		e.nak(0)
 		return false
 	}
-	if e.refused() {
-		e.freeSlot() // a job that only waits on keeps none from one that can run
-	}
 	// Another worker may change the record between a look at it and the
 	// compare-and-set; then the new record decides. A first delivery is taken for
 	// a new job's without a look: writing its record shows, because that fails
@@ -50,15 +47,6 @@ func (e *execution) claim() bool {
 	e.log().Warn().Int("conflicts", maxClaims).Msg("gave up after too many record conflicts; the job is handed back")
 	e.nak(nakPause)
 	return false
-}
-
-// refused reports whether the circuit of the job's app is known to be open.
-func (e *execution) refused() bool {
-	if e.job == nil {
-		return false
-	}
-	d := e.w.defaults()
-	return e.w.circuits.Peek(orElse(e.job.GetAppId(), d.appID), orElse(e.job.GetRegion(), d.region), e.id.ID) != nil
 }
 
 // dispatch does what the record says. starts: the job is to be started, from the

@@ -101,15 +101,38 @@ func (e *execution) process() {
 
 // open reads the message and begins its span.
 func (e *execution) open() {
-	e.id, e.job, e.invalid = Read(e.msg)
-	if e.job != nil {
-		e.job.ID = e.id.ID
-	}
+	e.read()
 	if meta, err := e.msg.Metadata(); err == nil {
 		e.deliveries = meta.NumDelivered
 	}
 	e.record = recordHandle{store: e.w.store, jobID: e.id.ID, now: e.w.now, cancelSeen: func() { e.end(errCancelled) }}
 	e.ctx, e.span = e.w.startProcess(e.ctx, e.msg.Headers(), e.id, e.deliveries)
+}
+
+// read reads the message, once.
+func (e *execution) read() {
+	if e.id.ID != "" {
+		return
+	}
+	e.id, e.job, e.invalid = Read(e.msg)
+	if e.job != nil {
+		e.job.ID = e.id.ID
+	}
+}
+
+// refused reports whether the circuit of the job's app is known to be open.
+func (e *execution) refused() (open bool) {
+	if !e.w.circuits.AnyOpen() {
+		return false
+	}
+	var err error
+	defer errors.Contain(&err, errors.PhaseJob) // it comes again where it is processed
+	e.read()
+	if e.job == nil {
+		return false
+	}
+	d := e.w.defaults()
+	return e.w.circuits.Peek(orElse(e.job.GetAppId(), d.appID), orElse(e.job.GetRegion(), d.region), e.id.ID) != nil
 }
 
 func (e *execution) close() {

@@ -24,12 +24,12 @@ func TestFloodOfControlRequestsHarmsNoJob(t *testing.T) {
 					case <-ctx.Done():
 						return untilDone(ctx)
 					}
-					if err := renewed.outlive(ctx, 8); err != nil { // two leases
+					if err := renewed.outlive(ctx, size(3, 12)); err != nil {
 						return err
 					}
 				}
 				return speak(ctx, a, 1)
-			}), func(o *options) { o.Observer, o.AckWait = renewed, 2*time.Second })
+			}), func(o *options) { o.Observer, o.AckWait = renewed, 8*time.Second })
 			h.submit("default", job("long"))
 			h.state("long", jobs.StateRunning)
 			n := size(20_000, 60_000)

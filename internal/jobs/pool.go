@@ -7,6 +7,9 @@ func (w *Worker) handle(d fetch.Delivery) {
 	w.count(1)
 	w.executions.Add(1)
 	e := &execution{w: w, msg: d, done: make(chan struct{})}
+	if e.refused() {
+		e.freeSlot() // it only waits on: the next message may be a job that can run
+	}
 	select {
 	case w.next <- e: // a goroutine waits, its stack grown already
 	default:
