@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
 	"avatarworker/internal/jobs/circuit"
@@ -51,7 +53,7 @@ func (e *execution) admit(from *Record) (taken bool, err error) {
 		e.nak(nakPause)
 		return false, nil
 	}
-	if e.freed { // the circuit has closed meanwhile
+	if e.freed != nil { // the circuit has closed meanwhile
 		e.nak(0)
 		return false, nil
 	}
@@ -207,13 +209,16 @@ func (e *execution) releasePermits() {
 // written, so any worker could do what is left. No more jobs are left so than the
 // worker runs sessions; it reports false for one too many, which keeps its slot.
 func (e *execution) freeSlot() bool {
-	if e.freed {
-		return true
-	}
-	if !e.w.finalizing.TryAcquire(1) {
+	return e.freed != nil || e.freeSlotFor(e.w.finalizing)
+}
+
+// freeSlotFor gives the slot back and takes a place of another kind, if there is
+// one.
+func (e *execution) freeSlotFor(places *semaphore.Weighted) bool {
+	if !places.TryAcquire(1) {
 		return false
 	}
-	e.freed = true
+	e.freed = places
 	e.releasePermits()
 	e.w.freeSlot()
 	return true

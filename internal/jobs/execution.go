@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/semaphore"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
@@ -60,8 +61,8 @@ type execution struct {
 	deliveries uint64 // of the message, as the server counts them: a hint
 
 	record  recordHandle
-	session sessionRun // while the job is this worker's
-	freed   bool       // its slot was given to another job already
+	session sessionRun          // while the job is this worker's
+	freed   *semaphore.Weighted // what it has in place of its slot, which is another job's already; nil: it has its slot
 	done    chan struct{}
 
 	mu      sync.Mutex              // guards what follows

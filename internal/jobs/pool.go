@@ -8,7 +8,7 @@ func (w *Worker) handle(d fetch.Delivery) {
 	w.executions.Add(1)
 	e := &execution{w: w, msg: d, done: make(chan struct{})}
 	if e.refused() {
-		e.freeSlot() // it only waits on: the next message may be a job that can run
+		e.freeSlotFor(w.waiting) // it only waits on: the next message may be a job that can run
 	}
 	select {
 	case w.next <- e: // a goroutine waits, its stack grown already
@@ -50,8 +50,8 @@ func (w *Worker) another() *execution {
 // leave gives back what the execution still has.
 func (w *Worker) leave(e *execution) {
 	defer w.executions.Done()
-	if e.freed {
-		w.finalizing.Release(1)
+	if e.freed != nil {
+		e.freed.Release(1)
 		return
 	}
 	w.freeSlot()

@@ -105,6 +105,7 @@ type Worker struct {
 	faults     faults
 	suspect    *semaphore.Weighted // held by the one suspect that runs
 	finalizing *semaphore.Weighted // jobs whose slot is another's already
+	waiting    *semaphore.Weighted // jobs that are looked at only to be held
 	pull       *fetch.Fetcher
 	alarms     chan Event // alerts on their way out
 
@@ -135,10 +136,10 @@ type Worker struct {
 // and is waited out by trying again.
 const storeTimeout = 2 * time.Second
 
-// minFinalizing is the least number of jobs that a worker brings to their end, or
-// looks at only to hold them, beside those in its slots: each waits for a few
-// round trips, and NATS may be far.
-const minFinalizing = 16
+// minWaiting is the least number of jobs that a worker looks at beside those in
+// its slots, only to hold them: each waits for a few round trips, and NATS may be
+// far.
+const minWaiting = 16
 
 // errDrained is the cause with which sessions end that outlive the drain time.
 var errDrained = errors.New("the worker stops and the drain time is up")
@@ -158,7 +159,8 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		o: o, log: o.Logger,
 		publisher:  NewPublisher(o.JS, o.Names, o.Name, o.Logger),
 		suspect:    semaphore.NewWeighted(1),
-		finalizing: semaphore.NewWeighted(int64(max(o.Concurrency, minFinalizing))),
+		finalizing: semaphore.NewWeighted(int64(o.Concurrency)),
+		waiting:    semaphore.NewWeighted(int64(max(o.Concurrency, minWaiting))),
 		alarms:     make(chan Event, 1024),
 		next:       make(chan *execution),
 		noMore:     make(chan struct{}),
