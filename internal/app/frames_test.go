@@ -160,7 +160,7 @@ func TestAnEnvelopeAboveThePayloadLimitIsAProtocolError(t *testing.T) {
 	f.worker(worker{})
 	f.publish("big", "ok", fields{"audio": pcm(time.Second)})
 	r := f.outcome("big")
-	if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeProtocolError || r.Attempt != 2 || r.LastError.ReqID != "r" {
+	if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeProtocolError || r.Attempt != 2 || r.LastError.ReqID != "r" {
 		t.Errorf("%s after %d attempts: %+v", r.State, r.Attempt, r.LastError)
 	}
 	if n := len(f.frames("big")); n != 0 {
@@ -168,7 +168,7 @@ func TestAnEnvelopeAboveThePayloadLimitIsAProtocolError(t *testing.T) {
 	}
 	// Where no message is needed it may be as large as it likes.
 	f.publish("object", "ok", fields{"audio": pcm(time.Second), "output": fields{"object": fields{}}})
-	if r := f.outcome("object"); r.State != jobs.StateCompleted || !bytes.Contains(f.recording("object"), x.Envelopes[0]) {
+	if r := f.outcome("object"); r.State != lifecycle.StateCompleted || !bytes.Contains(f.recording("object"), x.Envelopes[0]) {
 		t.Errorf("%+v", r)
 	}
 }
@@ -179,7 +179,7 @@ func TestARecordingIsVisibleOnlyOnceItsJobCompleted(t *testing.T) {
 	f.worker(worker{})
 	f.publish("rec", "ok", fields{"live": fields{"sample_rate": 16000}, "output": fields{"object": fields{"name": "final"}}})
 	f.say("rec", silence(time.Second), end)
-	f.state("rec", func(r jobs.Record) bool { return r.Checkpoint == 1 })
+	f.state("rec", func(r lifecycle.Record) bool { return r.Checkpoint == 1 })
 	if got := f.objects(); len(got) != 0 {
 		t.Errorf("objects after the first utterance: %v", got)
 	}
@@ -202,7 +202,7 @@ func TestARecordingThatIsNotCompletedLeavesNothingBehind(t *testing.T) {
 	f.worker(worker{})
 	f.publish("cancelled", "ok", fields{"live": fields{"sample_rate": 16000}, "output": fields{"object": fields{}}})
 	f.say("cancelled", silence(time.Second), end)
-	f.state("cancelled", func(r jobs.Record) bool { return r.Checkpoint == 1 })
+	f.state("cancelled", func(r lifecycle.Record) bool { return r.Checkpoint == 1 })
 	if got := f.control("cancelled", "cancel"); got.Status != control.StatusCancelled {
 		t.Errorf("%+v", got)
 	}
@@ -210,7 +210,7 @@ func TestARecordingThatIsNotCompletedLeavesNothingBehind(t *testing.T) {
 	f.publish("given-up", "limit-1", fields{
 		"utterances": []any{pcm(time.Second), pcm(time.Second), pcm(9 * time.Second)}, "output": fields{"object": fields{}},
 	})
-	if r := f.outcome("given-up"); r.State != jobs.StateDeadLettered || r.Checkpoint != 2 || r.LastError.Code != errors.CodeSessionDurationExceeded {
+	if r := f.outcome("given-up"); r.State != lifecycle.StateDeadLettered || r.Checkpoint != 2 || r.LastError.Code != errors.CodeSessionDurationExceeded {
 		t.Errorf("%s at %d: %+v", r.State, r.Checkpoint, r.LastError)
 	}
 	f.outcome("cancelled")
@@ -228,7 +228,7 @@ func TestAJobReplacesNoRecordingButItsOwn(t *testing.T) {
 	film := f.recording("film")
 	f.publish("second", "ok", fields{"output": fields{"object": fields{"name": "film"}}})
 	r := f.outcome("second")
-	if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeInvalidJob || r.LastError.ConnectionID != "" ||
+	if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeInvalidJob || r.LastError.ConnectionID != "" ||
 		!strings.Contains(r.LastError.Message, `output.object.name: "film" is the recording of job first`) {
 		t.Errorf("%s: %+v", r.State, r.LastError)
 	}

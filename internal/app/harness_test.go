@@ -229,7 +229,7 @@ func (f *fleet) publishRaw(msg *nats.Msg) {
 
 // orphanOf makes a job that a worker which is no more was running in its first
 // session.
-func (f *fleet) orphanOf(id string, job fields, change func(*jobs.Record)) {
+func (f *fleet) orphanOf(id string, job fields, change func(*lifecycle.Record)) {
 	f.t.Helper()
 	data, err := json.Marshal(job)
 	if err != nil {
@@ -239,8 +239,8 @@ func (f *fleet) orphanOf(id string, job fields, change func(*jobs.Record)) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	r := jobs.Record{
-		JobID: id, Run: 1, StreamSeq: ack.Sequence, Session: 1, State: jobs.StateRunning, Queue: "default",
+	r := lifecycle.Record{
+		JobID: id, Run: 1, StreamSeq: ack.Sequence, Session: 1, State: lifecycle.StateRunning, Queue: "default",
 		AppID: "app", AvatarID: "ok-" + id, Attempt: 1, MaxAttempts: 5, WorkerID: "w-long-gone",
 	}
 	change(&r)
@@ -301,13 +301,13 @@ func (f *fleet) event(id string, types ...string) []jetstream.Msg {
 
 // outcome waits until everything that follows from a job's outcome was told,
 // and returns its record.
-func (f *fleet) outcome(id string) jobs.Record {
+func (f *fleet) outcome(id string) lifecycle.Record {
 	f.t.Helper()
 	f.event(id, "completed", "dead_lettered", "expired", "cancelled")
 	return f.record(id)
 }
 
-func (f *fleet) record(id string) jobs.Record {
+func (f *fleet) record(id string) lifecycle.Record {
 	f.t.Helper()
 	kv, err := f.js.KeyValue(f.ctx, f.names.StateBucket())
 	if err != nil {
@@ -317,7 +317,7 @@ func (f *fleet) record(id string) jobs.Record {
 	if err != nil {
 		f.t.Fatalf("record of %s: %v", id, err)
 	}
-	var r jobs.Record
+	var r lifecycle.Record
 	if err := json.Unmarshal(entry.Value(), &r); err != nil {
 		f.t.Fatal(err)
 	}
@@ -325,7 +325,7 @@ func (f *fleet) record(id string) jobs.Record {
 }
 
 // state waits until a job's record says so.
-func (f *fleet) state(id string, is func(jobs.Record) bool) jobs.Record {
+func (f *fleet) state(id string, is func(lifecycle.Record) bool) lifecycle.Record {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.ctx, patience)
 	defer cancel()
@@ -342,14 +342,14 @@ func (f *fleet) state(id string, is func(jobs.Record) bool) jobs.Record {
 			f.t.Log(err)
 		}
 	}()
-	var r jobs.Record
+	var r lifecycle.Record
 	for {
 		select {
 		case entry := <-watch.Updates():
 			if entry == nil {
 				continue
 			}
-			r = jobs.Record{}
+			r = lifecycle.Record{}
 			if err := json.Unmarshal(entry.Value(), &r); err != nil {
 				f.t.Fatal(err)
 			}
@@ -393,11 +393,11 @@ func (f *fleet) frames(id string) []jetstream.Msg {
 }
 
 // errorEvents are a job's.
-func (f *fleet) errorEvents(id string) []jobs.ErrorEvent {
+func (f *fleet) errorEvents(id string) []event.Error {
 	f.t.Helper()
-	var out []jobs.ErrorEvent
+	var out []event.Error
 	for _, msg := range f.all(f.names.EventsStream(), f.names.AllErrors()) {
-		var e jobs.ErrorEvent
+		var e event.Error
 		if err := json.Unmarshal(msg.Data(), &e); err != nil {
 			f.t.Fatal(err)
 		}
@@ -421,11 +421,11 @@ func (f *fleet) deadLetters(id string) []jetstream.Msg {
 }
 
 // completed is the body of a job's completed event.
-func (f *fleet) completed(id string) jobs.Completed {
+func (f *fleet) completed(id string) event.Completed {
 	f.t.Helper()
 	events := f.event(id, "completed", "dead_lettered", "expired", "cancelled")
 	last := events[len(events)-1]
-	var c jobs.Completed
+	var c event.Completed
 	if err := json.Unmarshal(last.Data(), &c); err != nil {
 		f.t.Fatal(err)
 	}

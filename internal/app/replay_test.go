@@ -55,7 +55,7 @@ func TestBothDeadLettersOfAnIDThatWasUsedAgainAreReplayed(t *testing.T) {
 		s, err := f.js.Stream(f.ctx, f.names.JobsStream())
 		return err == nil && s.CachedInfo().State.Msgs == 0
 	})
-	if r := f.record("greeting"); r.State != jobs.StateDeadLettered || r.Run < 3 {
+	if r := f.record("greeting"); r.State != lifecycle.StateDeadLettered || r.Run < 3 {
 		t.Errorf("run %d: %s", r.Run, r.State)
 	}
 }

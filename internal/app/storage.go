@@ -78,7 +78,7 @@ func (s *storage) add(stream string, probes ...string) {
 }
 
 // Check implements jobs.Storage.
-func (s *storage) Check(ctx context.Context, job *jobs.Job, done int) error {
+func (s *storage) Check(ctx context.Context, job *jobspec.Job, done int) error {
 	for _, stream := range s.reads(job) {
 		if err := s.stores[stream].look(ctx); err != nil {
 			return err
@@ -149,11 +149,11 @@ func (s *storage) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error)
 }
 
 // writes is the store that the job's output goes to; nil: none.
-func (s *storage) writes(job *jobs.Job) *store {
+func (s *storage) writes(job *jobspec.Job) *store {
 	switch job.OutputKind() {
-	case jobs.OutputFrames:
+	case jobspec.OutputFrames:
 		return s.stores[s.names.FramesStream()]
-	case jobs.OutputObject:
+	case jobspec.OutputObject:
 		return s.stores["OBJ_"+s.names.RecordingsBucket()]
 	default:
 		return nil
@@ -161,12 +161,12 @@ func (s *storage) writes(job *jobs.Job) *store {
 }
 
 // reads names our own streams that the job's speech comes from.
-func (s *storage) reads(job *jobs.Job) []string {
+func (s *storage) reads(job *jobspec.Job) []string {
 	if job.GetLive() != nil {
 		return []string{s.names.AudioStream()}
 	}
 	uploads := s.names.AudioFilesBucket()
-	own := func(spec jobs.AudioSpec) bool {
+	own := func(spec jobspec.AudioSpec) bool {
 		return spec.Object != "" && (!strings.Contains(spec.Object, "/") || strings.HasPrefix(spec.Object, uploads+"/"))
 	}
 	if slices.ContainsFunc(job.AudioSpecs(), own) {
@@ -177,7 +177,7 @@ func (s *storage) reads(job *jobs.Job) []string {
 
 // estimate is about how many bytes the job still stores, and how many it makes in
 // all. Of speech whose length is not known, all counts nothing.
-func (s *storage) estimate(ctx context.Context, job *jobs.Job, done int, plenty bool) (left, all int64) {
+func (s *storage) estimate(ctx context.Context, job *jobspec.Job, done int, plenty bool) (left, all int64) {
 	var leftTime, allTime time.Duration
 	specs := job.AudioSpecs()
 	if len(specs) == 0 { // live
@@ -197,7 +197,7 @@ func (s *storage) estimate(ctx context.Context, job *jobs.Job, done int, plenty 
 
 // length is that of one utterance's speech, where that can be found out without
 // fetching it.
-func (s *storage) length(ctx context.Context, spec jobs.AudioSpec, plenty bool) (length time.Duration, known bool) {
+func (s *storage) length(ctx context.Context, spec jobspec.AudioSpec, plenty bool) (length time.Duration, known bool) {
 	if spec.URL != "" || plenty && !spec.HasInline {
 		return unknownSpeech, false
 	}

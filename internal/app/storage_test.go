@@ -79,8 +79,8 @@ func (f *fleet) discards(n int) {
 // heldForStorage waits until the job is held, and wants nothing paid for it.
 func (f *fleet) heldForStorage(id, avatar string) {
 	f.t.Helper()
-	r := f.state(id, func(r jobs.Record) bool { return r.State == jobs.StateHeld })
-	if r.HeldReason != jobs.HeldStorage || r.Attempt > 1 || r.Crashes != 0 {
+	r := f.state(id, func(r lifecycle.Record) bool { return r.State == lifecycle.StateHeld })
+	if r.HeldReason != lifecycle.HeldStorage || r.Attempt > 1 || r.Crashes != 0 {
 		f.t.Errorf("%s is held for %s: attempt %d, %d crashes", id, r.HeldReason, r.Attempt, r.Crashes)
 	}
 	if s := f.sessions(avatar); len(s) != 0 {
@@ -117,7 +117,7 @@ func TestJobsAreHeldBeforeASessionWhileTheFramesStreamRefuses(t *testing.T) {
 			}
 			f.notReadyFor(w, f.names.FramesStream())
 			f.discards(3)
-			if body := f.alert(jobs.AlertStorage); body["what"] != "frames" {
+			if body := f.alert(event.AlertStorage); body["what"] != "frames" {
 				t.Errorf("alert: %v", body)
 			}
 			if long() {
@@ -177,8 +177,8 @@ func TestJobsAreHeldBeforeASessionWhileTheRecordingsAreFull(t *testing.T) {
 	}
 	done, held := 0, 0
 	for i := range n {
-		r := f.state(fmt.Sprintf("rec-%d", i), func(r jobs.Record) bool { return r.State.Final() || r.State == jobs.StateHeld })
-		if r.State == jobs.StateHeld {
+		r := f.state(fmt.Sprintf("rec-%d", i), func(r lifecycle.Record) bool { return r.State.Final() || r.State == lifecycle.StateHeld })
+		if r.State == lifecycle.StateHeld {
 			held++
 			f.heldForStorage(r.JobID, fmt.Sprintf("ok-rec%d", i))
 		} else {
@@ -214,7 +214,7 @@ func TestJobWhoseFramesNeverFitIsRefusedBeforeItIsSpoken(t *testing.T) {
 	} {
 		f.publish(id, "ok-"+id, extra)
 		r := f.outcome(id)
-		if r.State != jobs.StateDeadLettered || r.LastError.Code != errors.CodeInvalidJob || !strings.Contains(r.LastError.Message, "max_bytes") {
+		if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeInvalidJob || !strings.Contains(r.LastError.Message, "max_bytes") {
 			t.Errorf("%s: %s: %+v", id, r.State, r.LastError)
 		}
 		if s := f.sessions("ok-" + id); len(s) != 0 {
@@ -234,11 +234,11 @@ func TestSessionWhoseStoreFailsCostsNoAttempt(t *testing.T) {
 	f.worker(worker{})
 	f.publish("conv", "ok", fields{"live": fields{"sample_rate": 16000}})
 	f.say("conv", silence(time.Second), end)
-	f.state("conv", func(r jobs.Record) bool { return r.Checkpoint == 1 })
+	f.state("conv", func(r lifecycle.Record) bool { return r.Checkpoint == 1 })
 	restore := f.change(f.names.FramesStream(), func(c *jetstream.StreamConfig) { c.MaxMsgSize = 100 })
 	f.say("conv", silence(time.Second), closing)
-	r := f.state("conv", func(r jobs.Record) bool { return r.State == jobs.StateHeld })
-	if r.HeldReason != jobs.HeldStorage || r.Attempt != 1 {
+	r := f.state("conv", func(r lifecycle.Record) bool { return r.State == lifecycle.StateHeld })
+	if r.HeldReason != lifecycle.HeldStorage || r.Attempt != 1 {
 		t.Errorf("held for %s at attempt %d", r.HeldReason, r.Attempt)
 	}
 	if n := f.backend.OpenSessions(); n != 0 {
@@ -336,7 +336,7 @@ func TestWorkerWithABadKeyLeavesTheJobsToTheOthers(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "API key") {
 		t.Errorf("the worker with the bad key: %v", err)
 	}
-	body := f.alert(jobs.AlertWorkerKey)
+	body := f.alert(event.AlertWorkerKey)
 	if body["worker"] != "bad" || body["app_id"] != "app" {
 		t.Errorf("alert: %v", body)
 	}

@@ -12,7 +12,7 @@ import (
 // catchUp looks at the job's last stored frame: a worker that died between the
 // last frame of an utterance and the checkpoint has spoken it all the same.
 func (r *Runner) catchUp(ctx context.Context, a *jobs.Attempt) error {
-	if a.PreviousSession == 0 || a.Job.OutputKind() != jobs.OutputFrames || a.Job.Resume() == jobs.OnRedeliveryRestart {
+	if a.PreviousSession == 0 || a.Job.OutputKind() != jobspec.OutputFrames || a.Job.Resume() == jobspec.OnRedeliveryRestart {
 		return nil
 	}
 	last, found, err := r.finished(ctx, a)
@@ -25,7 +25,7 @@ func (r *Runner) catchUp(ctx context.Context, a *jobs.Attempt) error {
 	if !found {
 		return nil
 	}
-	spoken := jobs.Utterance{ReqID: last.ReqID}
+	spoken := event.Utterance{ReqID: last.ReqID}
 	if a.Job.GetLive() != nil {
 		if spoken.LiveSeq, err = audio.EndOfUtterance(ctx, r.o.JS, liveSpec(r.o.Names, a)); err != nil {
 			return err

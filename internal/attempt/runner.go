@@ -93,9 +93,9 @@ func (r *Runner) overtime(ctx context.Context, err error) error {
 func (r *Runner) sink(a *jobs.Attempt) output.Sink {
 	id := output.SessionID{JobID: a.Job.ID, Run: a.Job.Run, Session: a.Session, Attempt: a.Number}
 	switch a.Job.OutputKind() {
-	case jobs.OutputFrames:
+	case jobspec.OutputFrames:
 		return output.NewFrames(r.o.JS, r.o.Names.Frames(a.Job.ID), id)
-	case jobs.OutputObject:
+	case jobspec.OutputObject:
 		return r.recordings.Sink(recording(a.Job), a.Session, a.Checkpoint, (*output.Checkpoint)(a.Recorded))
 	default:
 		return output.Discard{}
@@ -112,9 +112,9 @@ func (r *Runner) script(ctx context.Context, a *jobs.Attempt) (script, error) {
 
 // egress tells whether the backend publishes into a room, and no frames come
 // back.
-func egress(job *jobs.Job) bool {
+func egress(job *jobspec.Job) bool {
 	kind := job.OutputKind()
-	return kind == jobs.OutputLiveKit || kind == jobs.OutputAgora
+	return kind == jobspec.OutputLiveKit || kind == jobspec.OutputAgora
 }
 
 func (r *Runner) params(a *jobs.Attempt, script script) session.Params {
@@ -143,11 +143,11 @@ func (r *Runner) params(a *jobs.Attempt, script script) session.Params {
 
 // Finish implements jobs.Runner: it makes a completed job's recording visible,
 // and removes what there is of any other's.
-func (r *Runner) Finish(ctx context.Context, job *jobs.Job, f jobs.Finished) error {
-	if job.OutputKind() != jobs.OutputObject {
+func (r *Runner) Finish(ctx context.Context, job *jobspec.Job, f jobs.Finished) error {
+	if job.OutputKind() != jobspec.OutputObject {
 		return nil
 	}
-	if f.Outcome != jobs.StateCompleted {
+	if f.Outcome != lifecycle.StateCompleted {
 		return r.recordings.Sweep(ctx, recording(job))
 	}
 	var at output.Checkpoint
@@ -165,7 +165,7 @@ func (r *Runner) Finish(ctx context.Context, job *jobs.Job, f jobs.Finished) err
 	return err
 }
 
-func recording(job *jobs.Job) output.Recording {
+func recording(job *jobspec.Job) output.Recording {
 	return output.Recording{
 		Name: job.RecordingName(), JobID: job.ID, Run: job.Run, StreamSeq: job.StreamSeq, Published: job.Published,
 	}

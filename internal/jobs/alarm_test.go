@@ -66,8 +66,8 @@ func TestCircuitIsToldOnceTheEventsStreamIsThereAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.submit("default", job("j1", `"app_id":"app-bad"`))
-	h.state("j1", jobs.StateHeld)
-	h.stays(time.Duration(size(1, 14))*time.Second, "held", func() bool { return h.record("j1").State == jobs.StateHeld })
+	h.state("j1", lifecycle.StateHeld)
+	h.stays(time.Duration(size(1, 14))*time.Second, "held", func() bool { return h.record("j1").State == lifecycle.StateHeld })
 	if _, err := h.js.CreateStream(t.Context(), config); err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestCircuitOfAWorkerThatDiedIsTold(t *testing.T) {
 	h.submit("default", job("j1", `"app_id":"app-bad"`))
 	receive(t, died, "circuit")
 	h.start(unpaid(), slowCircuits)
-	h.state("j1", jobs.StateHeld)
+	h.state("j1", lifecycle.StateHeld)
 	h.eventually("the circuit is told", func() bool { return h.countUnder("avatar.alerts.circuit_opened.>") == 1 })
 }
 
@@ -178,7 +178,7 @@ func TestNoSecondProbeWhileOneIsUnderWay(t *testing.T) {
 	for i := range 5 {
 		h.submit("default", job(fmt.Sprintf("x%d", i), `"app_id":"app-x"`))
 		if i == 0 {
-			h.state("x0", jobs.StateHeld)
+			h.state("x0", lifecycle.StateHeld)
 		}
 	}
 	receive(t, began, "probe")
@@ -192,7 +192,7 @@ func TestNoSecondProbeWhileOneIsUnderWay(t *testing.T) {
 	}
 	close(leave)
 	for i := range 5 {
-		h.outcome(fmt.Sprintf("x%d", i), jobs.StateCompleted)
+		h.outcome(fmt.Sprintf("x%d", i), lifecycle.StateCompleted)
 	}
 }
 
@@ -210,7 +210,7 @@ func TestWrongClockGivesNoHeldJobUp(t *testing.T) {
 		h.submit("default", job(fmt.Sprintf("h%d", i), `"app_id":"app-bad"`))
 	}
 	for i := range n {
-		h.state(fmt.Sprintf("h%d", i), jobs.StateHeld)
+		h.state(fmt.Sprintf("h%d", i), lifecycle.StateHeld)
 	}
 	looked := postponed{n: &ahead}
 	w := h.start(runner, lasts, func(o *options) {
@@ -230,7 +230,7 @@ type postponed struct {
 	n *atomic.Int32
 }
 
-func (p postponed) Postponed(string, jobs.State, time.Duration) { p.n.Add(1) }
+func (p postponed) Postponed(string, lifecycle.State, time.Duration) { p.n.Add(1) }
 
 // Whatever ends them: here the worker loses its lease each time.
 func TestJobWhoseSessionsSettleNothingIsHeldWithAnAlert(t *testing.T) {
@@ -242,8 +242,8 @@ func TestJobWhoseSessionsSettleNothingIsHeldWithAnAlert(t *testing.T) {
 	})
 	h.start(s, func(o *options) { o.Logger = zerolog.Nop() })
 	h.submit("default", job("j1"))
-	r := h.state("j1", jobs.StateHeld)
-	if r.HeldReason != jobs.HeldUnsettled || r.Attempt != 1 || r.Crashes != 0 {
+	r := h.state("j1", lifecycle.StateHeld)
+	if r.HeldReason != lifecycle.HeldUnsettled || r.Attempt != 1 || r.Crashes != 0 {
 		t.Errorf("held for %s, attempt %d, %d crashes", r.HeldReason, r.Attempt, r.Crashes)
 	}
 	h.eventually("it is told", func() bool { return h.countUnder("avatar.alerts.unsettled.>") == 1 })
@@ -312,7 +312,7 @@ func TestDeadLettersThatCannotBeWrittenTakeNoJobsSlot(t *testing.T) {
 	for i := range size(10, 50) {
 		from, id := time.Now(), fmt.Sprintf("good%d", i)
 		h.submit("default", job(id))
-		h.outcome(id, jobs.StateCompleted)
+		h.outcome(id, lifecycle.StateCompleted)
 		if took := time.Since(from); took > 5*time.Second {
 			t.Errorf("job %d waited %s", i, took)
 		}

@@ -130,8 +130,8 @@ func TestJobsHeldForLongKeepNoOtherAppWaiting(t *testing.T) {
 	})
 	h.publishAll(n, func(i int) *nats.Msg {
 		id := fmt.Sprintf("b%d", i)
-		data, err := json.Marshal(&jobs.Record{
-			JobID: id, Run: 1, StreamSeq: uint64(i + 1), State: jobs.StateHeld, HeldReason: jobs.HeldCircuit, HeldCode: errors.CodeCreditsExhausted,
+		data, err := json.Marshal(&lifecycle.Record{
+			JobID: id, Run: 1, StreamSeq: uint64(i + 1), State: lifecycle.StateHeld, HeldReason: lifecycle.HeldCircuit, HeldCode: errors.CodeCreditsExhausted,
 			Queue: "default", AppID: "app-bad", AvatarID: "a", Region: "us-west", Attempt: 1, MaxAttempts: 5,
 			CreatedAt: past, UpdatedAt: past, NextAttemptAt: &past, HeldSince: &since, Holds: 1,
 		})
@@ -216,7 +216,7 @@ func TestThousandsOfJobsWaitForASessionLimitInSilence(t *testing.T) {
 	for range 3 {
 		id := sessions.oneOpen()
 		close(sessions.ending(id))
-		h.outcome(id, jobs.StateCompleted)
+		h.outcome(id, lifecycle.StateCompleted)
 		receive(t, sessions.began, "next session")
 	}
 	if most := sessions.peak(); most > 4 {
@@ -252,10 +252,10 @@ func TestIdleQueuesCostFewRequests(t *testing.T) {
 	h := newHouse(t, queues...)
 	w := h.start(&script{}, func(o *options) { o.AckWait = 10 * time.Second })
 	h.submit("q3", job("first"))
-	h.outcome("first", jobs.StateCompleted)
+	h.outcome("first", lifecycle.StateCompleted)
 	from := time.Now()
 	h.submit("q287", job("second"))
-	h.outcome("second", jobs.StateCompleted)
+	h.outcome("second", lifecycle.StateCompleted)
 	if took := time.Since(from); took > 5*time.Second {
 		t.Errorf("a job of an idle queue waited %s", took)
 	}
@@ -292,7 +292,7 @@ func TestMessagesThatLookLikeTheServersAreJobs(t *testing.T) {
 		return msg
 	})
 	for i := range good {
-		h.outcome(fmt.Sprintf("good%d", i), jobs.StateCompleted)
+		h.outcome(fmt.Sprintf("good%d", i), lifecycle.StateCompleted)
 	}
 	h.settled()
 	if n := h.messages(h.names.DLQStream()); n != odd {

@@ -31,7 +31,7 @@ func TestFloodOfControlRequestsHarmsNoJob(t *testing.T) {
 				return speak(ctx, a, 1)
 			}), func(o *options) { o.Observer, o.AckWait = renewed, 8*time.Second })
 			h.submit("default", job("long"))
-			h.state("long", jobs.StateRunning)
+			h.state("long", lifecycle.StateRunning)
 			n := size(20_000, 60_000)
 			for i := range n {
 				if err := h.nc.Publish(h.names.Control(fmt.Sprintf("ghost-%d", i)), []byte(`{"op":"`+op+`"}`)); err != nil {
@@ -44,11 +44,11 @@ func TestFloodOfControlRequestsHarmsNoJob(t *testing.T) {
 			close(flooded)
 			from := time.Now()
 			h.submit("default", job("honest"))
-			h.outcome("honest", jobs.StateCompleted)
+			h.outcome("honest", lifecycle.StateCompleted)
 			if took := time.Since(from); took > 5*time.Second {
 				t.Errorf("a job took %s", took)
 			}
-			if r := h.outcome("long", jobs.StateCompleted); r.Session != 1 {
+			if r := h.outcome("long", lifecycle.StateCompleted); r.Session != 1 {
 				t.Errorf("the session under way was ended: %d sessions", r.Session)
 			}
 			if records := h.messages("KV_" + h.names.StateBucket()); records > 2000 {

@@ -170,10 +170,10 @@ func (h *house) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 		AckWait: testAckWait, Drain: 5 * time.Second,
 		DefaultApp: "app1", DefaultRegion: "us-west",
 		KnownApp: func(app string) bool { return strings.HasPrefix(app, "app") },
-		Retry:    jobs.RetryPolicy{MaxAttempts: 5, Initial: 20 * time.Millisecond, Max: 200 * time.Millisecond},
+		Retry:    lifecycle.RetryPolicy{MaxAttempts: 5, Initial: 20 * time.Millisecond, Max: 200 * time.Millisecond},
 		Circuit:  circuit.Config{Failures: 5, Cooldown: 500 * time.Millisecond, MaxCooldown: 4 * time.Second},
 		MaxHold:  time.Hour,
-		Alerts:   jobs.AlertConfig{Threshold: 5, Window: time.Minute},
+		Alerts:   alert.Config{Threshold: 5, Window: time.Minute},
 		Table:    table, Runner: runner, DeadLetters: &letters{js: h.js, names: h.names},
 		Observer: quiet{}, Tracer: noop.NewTracerProvider().Tracer(""),
 		Logger: zerolog.New(zerolog.NewTestWriter(h.t)).Level(zerolog.ErrorLevel),
@@ -231,7 +231,7 @@ func (w *worker) kill() { w.nc.Close() }
 // script is a Runner that a test writes.
 type script struct {
 	run    func(ctx context.Context, a *jobs.Attempt) (jobs.Report, error)
-	finish func(ctx context.Context, job *jobs.Job, f jobs.Finished) error
+	finish func(ctx context.Context, job *jobspec.Job, f jobs.Finished) error
 
 	mu   sync.Mutex
 	runs []string // job/session/attempt
@@ -247,7 +247,7 @@ func (s *script) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) 
 	return s.run(ctx, a)
 }
 
-func (s *script) Finish(ctx context.Context, job *jobs.Job, f jobs.Finished) error {
+func (s *script) Finish(ctx context.Context, job *jobspec.Job, f jobs.Finished) error {
 	if s.finish == nil {
 		return nil
 	}
@@ -285,7 +285,7 @@ func speak(ctx context.Context, a *jobs.Attempt, n int) error {
 		return err
 	}
 	a.Progress.FirstFrame()
-	return a.Progress.Delivered(ctx, jobs.Utterance{ReqID: fmt.Sprintf("r%d", n), Frames: 2, Bytes: 100})
+	return a.Progress.Delivered(ctx, event.Utterance{ReqID: fmt.Sprintf("r%d", n), Frames: 2, Bytes: 100})
 }
 
 // failure is what a Runner says of a code in the phase where it happens.
@@ -328,16 +328,16 @@ func (l *letters) Write(ctx context.Context, d jobs.DeadLetter) error {
 // quiet is an Observer that observes nothing.
 type quiet struct{}
 
-func (quiet) JobDone(string, jobs.State)                          {}
+func (quiet) JobDone(string, lifecycle.State)                          {}
 func (quiet) AttemptDone(errors.Code, errors.Class, errors.Phase) {}
 func (quiet) TakenOver(string)                                    {}
 func (quiet) SessionOpened(string)                                {}
 func (quiet) SessionClosed(string, time.Duration)                 {}
-func (quiet) Utterance(jobs.Utterance)                            {}
+func (quiet) Utterance(event.Utterance)                            {}
 func (quiet) FramesOut(string, int, int64)                        {}
 func (quiet) LeaseExtended(bool)                                  {}
 func (quiet) SlotsBusy(int, int)                                  {}
-func (quiet) Postponed(string, jobs.State, time.Duration)         {}
+func (quiet) Postponed(string, lifecycle.State, time.Duration)         {}
 func (quiet) CircuitOpen(string, string, bool)                    {}
 func (quiet) DeadLettered(errors.Code)                            {}
 func (quiet) Alerted(string, errors.Code)                         {}
@@ -379,7 +379,7 @@ func (h *house) submit(queue, body string, header ...string) uint64 {
 }
 
 // record reads a job's record; nil: there is none.
-func (h *house) record(id string) *jobs.Record {
+func (h *house) record(id string) *lifecycle.Record {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -390,7 +390,7 @@ func (h *house) record(id string) *jobs.Record {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	var r jobs.Record
+	var r lifecycle.Record
 	if err := json.Unmarshal(entry.Value(), &r); err != nil {
 		h.t.Fatal(err)
 	}
@@ -398,7 +398,7 @@ func (h *house) record(id string) *jobs.Record {
 }
 
 // put writes a record as some other worker would have.
-func (h *house) put(r *jobs.Record) {
+func (h *house) put(r *lifecycle.Record) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -412,7 +412,7 @@ func (h *house) put(r *jobs.Record) {
 }
 
 // until waits for the record of the job to be as wanted.
-func (h *house) until(id string, wanted func(*jobs.Record) bool) *jobs.Record {
+func (h *house) until(id string, wanted func(*lifecycle.Record) bool) *lifecycle.Record {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -431,7 +431,7 @@ func (h *house) until(id string, wanted func(*jobs.Record) bool) *jobs.Record {
 			if entry == nil || entry.Operation() != jetstream.KeyValuePut {
 				continue
 			}
-			var r jobs.Record
+			var r lifecycle.Record
 			last = string(entry.Value())
 			if err := json.Unmarshal(entry.Value(), &r); err != nil {
 				h.t.Fatal(err)
@@ -446,9 +446,9 @@ func (h *house) until(id string, wanted func(*jobs.Record) bool) *jobs.Record {
 }
 
 // outcome waits for the job's outcome.
-func (h *house) outcome(id string, want jobs.State) *jobs.Record {
+func (h *house) outcome(id string, want lifecycle.State) *lifecycle.Record {
 	h.t.Helper()
-	r := h.until(id, func(r *jobs.Record) bool { return r.State.Final() })
+	r := h.until(id, func(r *lifecycle.Record) bool { return r.State.Final() })
 	if r.Outcome != want || r.State != want {
 		data, _ := json.Marshal(r)
 		h.t.Fatalf("outcome of %s is %s, want %s: %s", id, r.Outcome, want, data)
@@ -456,9 +456,9 @@ func (h *house) outcome(id string, want jobs.State) *jobs.Record {
 	return r
 }
 
-func (h *house) state(id string, want jobs.State) *jobs.Record {
+func (h *house) state(id string, want lifecycle.State) *lifecycle.Record {
 	h.t.Helper()
-	return h.until(id, func(r *jobs.Record) bool { return r.State == want })
+	return h.until(id, func(r *lifecycle.Record) bool { return r.State == want })
 }
 
 // event is one message of the events stream.

@@ -97,11 +97,11 @@ func TestSessionsOutliveABucketOfTheFleetThatIsFullOrGone(t *testing.T) {
 			})
 			h.start(s, func(o *options) { o.Observer, o.Patience = renewed, 100*time.Millisecond })
 			h.submit("default", job("before"))
-			h.state("before", jobs.StateRunning)
+			h.state("before", lifecycle.StateRunning)
 			breaks(h)
 			h.submit("default", job("after"))
 			for _, id := range []string{"before", "after"} {
-				if r := h.outcome(id, jobs.StateCompleted); r.Session != 1 {
+				if r := h.outcome(id, lifecycle.StateCompleted); r.Session != 1 {
 					t.Errorf("%s took %d sessions", id, r.Session)
 				}
 			}
@@ -126,7 +126,7 @@ func TestResultIsWrittenOnceTheBucketOfRecordsHasRoomAgain(t *testing.T) {
 	// Its lease is lost, and nothing can be begun: for several leases.
 	h.stays(3*testAckWait, "one session", func() bool { return len(s.ran()) == 1 })
 	empty()
-	h.outcome("j1", jobs.StateCompleted)
+	h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
 	h.eventually("ready again", func() bool { return w.Ready() == nil })
 	if got := s.ran(); len(got) != 1 {
@@ -297,18 +297,18 @@ func TestSessionsOutliveTheNodeOfTheFleetsBucket(t *testing.T) {
 	})
 	h.start(s, at(c, (alone+1)%3, window), func(o *options) { o.Observer, o.Patience = renewed, 100*time.Millisecond })
 	h.submit("default", job("before"))
-	h.state("before", jobs.StateRunning)
+	h.state("before", lifecycle.StateRunning)
 	if err := c.Stop(alone); err != nil {
 		t.Fatal(err)
 	}
 	h.through(c.ClientURL((alone + 1) % 3))
-	if r := h.finalWithin("before", time.Minute); r.Outcome != jobs.StateCompleted || r.Session != 1 {
+	if r := h.finalWithin("before", time.Minute); r.Outcome != lifecycle.StateCompleted || r.Session != 1 {
 		t.Errorf("%s after %d sessions", r.Outcome, r.Session)
 	}
 }
 
 // finalWithin waits long for the job's outcome, by looking.
-func (h *house) finalWithin(id string, limit time.Duration) (r *jobs.Record) {
+func (h *house) finalWithin(id string, limit time.Duration) (r *lifecycle.Record) {
 	h.t.Helper()
 	h.eventuallyWithin(limit, "the job "+id+" has its outcome", func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
@@ -346,7 +346,7 @@ func TestFinishedSessionIsNotThrownAwayWhileTheRecordsAreAway(t *testing.T) {
 		o.Observer, o.SettleTimeout = lost, 500*time.Millisecond
 	})
 	h.submit("default", job("j1", `"output":{"discard":{}}`))
-	h.state("j1", jobs.StateRunning)
+	h.state("j1", lifecycle.StateRunning)
 	if err := c.Stop(alone); err != nil {
 		t.Fatal(err)
 	}
@@ -360,7 +360,7 @@ func TestFinishedSessionIsNotThrownAwayWhileTheRecordsAreAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.through(c.ClientURL((alone + 1) % 3))
-	if r := h.finalWithin("j1", time.Minute); r.Outcome != jobs.StateCompleted || spoken.Load() != 1 {
+	if r := h.finalWithin("j1", time.Minute); r.Outcome != lifecycle.StateCompleted || spoken.Load() != 1 {
 		t.Errorf("%s, spoken %d times", r.Outcome, spoken.Load())
 	}
 }

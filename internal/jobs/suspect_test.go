@@ -12,7 +12,7 @@ import (
 
 func TestSuspectLeavesTheOtherSlotsOfItsWorkerInUse(t *testing.T) {
 	h := newHouse(t, "default", "other")
-	h.abandoned("suspect", func(r *jobs.Record) { r.Crashes, r.Session = 2, 3 })
+	h.abandoned("suspect", func(r *lifecycle.Record) { r.Crashes, r.Session = 2, 3 })
 	began, leave := make(chan struct{}, 1), make(chan struct{})
 	w := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.Job.ID == "suspect" {
@@ -29,7 +29,7 @@ func TestSuspectLeavesTheOtherSlotsOfItsWorkerInUse(t *testing.T) {
 		h.submit([]string{"default", "other"}[i%2], job(fmt.Sprintf("j%d", i)))
 	}
 	for i := range others {
-		h.outcome(fmt.Sprintf("j%d", i), jobs.StateCompleted)
+		h.outcome(fmt.Sprintf("j%d", i), lifecycle.StateCompleted)
 	}
 	if took := time.Since(from); took > 5*time.Second {
 		t.Errorf("%d jobs beside a suspect took %s", others, took)
@@ -38,7 +38,7 @@ func TestSuspectLeavesTheOtherSlotsOfItsWorkerInUse(t *testing.T) {
 		t.Errorf("not ready: %v", err)
 	}
 	close(leave)
-	h.outcome("suspect", jobs.StateCompleted)
+	h.outcome("suspect", lifecycle.StateCompleted)
 }
 
 // house full of sessions that all wait until n of them are open.
@@ -67,7 +67,7 @@ func (g *together) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error
 	}
 }
 
-func (g *together) Finish(context.Context, *jobs.Job, jobs.Finished) error { return nil }
+func (g *together) Finish(context.Context, *jobspec.Job, jobs.Finished) error { return nil }
 
 func TestJobsOfTwoKilledWorkersRunSideBySide(t *testing.T) {
 	h := newHouse(t, "default", "other")
@@ -97,12 +97,12 @@ func TestJobsOfTwoKilledWorkersRunSideBySide(t *testing.T) {
 	h.start(runner, func(o *options) { o.Concurrency = n + 1 })
 	from := time.Now()
 	h.submit("other", job("other"))
-	h.outcome("other", jobs.StateCompleted)
+	h.outcome("other", lifecycle.StateCompleted)
 	if took := time.Since(from); took > 2*time.Second {
 		t.Errorf("a job of another queue waited %s", took)
 	}
 	for i := range n {
-		h.outcome(fmt.Sprintf("j%d", i), jobs.StateCompleted)
+		h.outcome(fmt.Sprintf("j%d", i), lifecycle.StateCompleted)
 	}
 	select {
 	case <-all.all:
@@ -147,7 +147,7 @@ func TestNextSessionOfALimitedAppOpensAtOnceAfterARestart(t *testing.T) {
 				t.Errorf("a session opened %s after the worker's start", took)
 			}
 		}
-		h.outcome("long1", jobs.StateCompleted)
-		h.outcome("long2", jobs.StateCompleted)
+		h.outcome("long1", lifecycle.StateCompleted)
+		h.outcome("long2", lifecycle.StateCompleted)
 	}
 }
