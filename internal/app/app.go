@@ -420,6 +420,11 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		JS: js, Names: a.names, Sessions: sessions, Audio: speech,
 		APIKey: a.apiKey, MaxSession: a.c.Backend.MaxSession, Logger: a.log,
 	})
+	stores := newStorage(js, a.names, speech, runner)
+	looking, stopLooking := context.WithCancel(context.WithoutCancel(ctx))
+	var looks sync.WaitGroup
+	looks.Go(func() { stores.run(looking) })
+	a.onStop("storage", func(context.Context) error { stopLooking(); looks.Wait(); return nil })
 	c := a.c
 	options := jobs.Options{
 		NC: nc, JS: js, Names: a.names,
@@ -436,7 +441,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Circuit: circuit.Config{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown},
 		MaxHold: c.Circuit.MaxHold, PerApp: c.Backend.ConsoleURL != "" && c.Backend.IngressURL != "",
 		Alerts: alert.Config{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
-		Table:  table, Runner: runner, DeadLetters: dlq.NewWriter(js, a.names),
+		Table:  table, Runner: stores, Storage: stores, DeadLetters: dlq.NewWriter(js, a.names),
 		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: time.Now, Random: rand.Float64,
 	}
 	var worker *jobs.Worker

@@ -48,6 +48,7 @@ type fleet struct {
 	t       testing.TB
 	ctx     context.Context
 	server  *natsserver.Server
+	url     string // for workers; "": the server's
 	backend *simulator.Server
 	nc      *nats.Conn
 	js      jetstream.JetStream
@@ -62,7 +63,16 @@ func newFleet(t testing.TB, change func(*simulator.Options)) *fleet {
 
 func newFleetWith(t testing.TB, o natsserver.Options, change func(*simulator.Options)) *fleet {
 	t.Helper()
-	f := &fleet{t: t, server: natstest.StartWith(t, o), names: topology.Names{Prefix: "avatar"}}
+	f := &fleet{t: t, server: natstest.StartWith(t, o)}
+	f.open(f.server.ClientURL(), change)
+	return f
+}
+
+// open connects the fleet to NATS and starts its backend.
+func (f *fleet) open(url string, change func(*simulator.Options)) {
+	t := f.t
+	t.Helper()
+	f.names = topology.Names{Prefix: "avatar"}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	f.ctx = ctx
@@ -75,17 +85,21 @@ func newFleetWith(t testing.TB, o natsserver.Options, change func(*simulator.Opt
 		t.Fatal(err)
 	}
 	t.Cleanup(f.backend.Stop)
-	f.nc = natstest.Connect(t, f.server)
+	f.nc = natstest.ConnectURL(t, url)
 	js, err := jetstream.New(f.nc)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.js = js
-	return f
 }
 
 // config is a worker's, made for tests: short waits, small streams in memory.
-func (f *fleet) config() *config.Config { return f.configAt(f.server.ClientURL()) }
+func (f *fleet) config() *config.Config {
+	if f.url != "" {
+		return f.configAt(f.url)
+	}
+	return f.configAt(f.server.ClientURL())
+}
 
 func (f *fleet) configAt(url string) *config.Config {
 	c := config.Defaults()

@@ -19,6 +19,9 @@ func (r *Runner) catchUp(ctx context.Context, a *jobs.Attempt) error {
 	}
 	last, found, err := r.finished(ctx, a)
 	if err != nil {
+		if ctx.Err() == nil {
+			err = &output.StorageError{Store: r.o.Names.FramesStream(), Err: err}
+		}
 		return errors.Wrap(errors.CodeInternal, errors.PhaseJob, err, "look at the frames of the session before")
 	}
 	if !found {

@@ -5,6 +5,7 @@ package attempt
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -55,7 +56,15 @@ func (r *Runner) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) 
 	if err == nil {
 		err = p.perform()
 	}
-	return p.close(err)
+	return p.close(blameStorage(err))
+}
+
+// blameStorage marks an error of one of our own stores as what it is.
+func blameStorage(err error) error {
+	if errors.Is(err, output.ErrStorage) {
+		return fmt.Errorf("%w: %w", jobs.ErrStorage, err)
+	}
+	return err
 }
 
 func (r *Runner) performance(ctx context.Context, a *jobs.Attempt) *performance {

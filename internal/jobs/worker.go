@@ -69,9 +69,9 @@ type Options struct {
 	// CheckKey mints a token with this worker's own key of an app; nil: the keys
 	// are not looked at.
 	CheckKey func(ctx context.Context, app string) error
-	// Storage reports why our own stores can't take what the job makes; nil: they
-	// can. A nil function stands for stores that always can.
-	Storage func(ctx context.Context, job *jobspec.Job) error
+	// Storage looks after our own streams and buckets; nil: they always take what
+	// jobs make.
+	Storage Storage
 
 	Retry    lifecycle.RetryPolicy
 	Circuit  circuit.Config
@@ -106,6 +106,7 @@ type Worker struct {
 	pool
 	faults  faults
 	alarms  chan event.Event // alerts on their way out
+	alarmed alarmed          // those given lately; guarded by mu
 	crashed crashed
 
 	startedOnce sync.Once
@@ -149,6 +150,11 @@ type lifetime struct {
 // and is waited out by trying again.
 const storeTimeout = 2 * time.Second
 
+// minWaiting is the least number of jobs that a worker looks at beside those in
+// its slots, only to hold them: each waits for a few round trips, and NATS may be
+// far.
+const minWaiting = 16
+
 // errDrained is the cause with which sessions end that outlive the drain time.
 var errDrained = errors.New("the worker stops and the drain time is up")
 
@@ -161,7 +167,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		o.Patience = alarmTimeout
 	}
 	if o.Storage == nil {
-		o.Storage = func(context.Context, *jobspec.Job) error { return nil }
+		o.Storage = endless{}
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
@@ -374,7 +380,7 @@ func (w *Worker) Ready() error {
 	if err := w.fetchFault(); err != nil {
 		return err
 	}
-	return errors.Join(w.lease.Ready(), w.keys.Err(), w.faults.err())
+	return errors.Join(w.lease.Ready(), w.keys.Err(), w.faults.err(), w.o.Storage.Err())
 }
 
 func (w *Worker) fetchFault() error {

@@ -57,10 +57,20 @@ func (e *RoomError) Error() string {
 // those that were let in at the same time.
 func roomIn(free int64) int64 { return free - free/16 }
 
-// Room returns a *RoomError if the stream has no room for so many bytes. Any
-// other error means that the stream could not be asked. A stream that discards
-// its oldest messages has room as long as the job alone does not fill it.
-func Room(ctx context.Context, js jetstream.JetStream, stream string, need int64) error {
+// Space is what a stream had left when it was looked at.
+type Space struct {
+	Stream string
+	Free   int64 // bytes left; math.MaxInt64: no limit
+	Max    int64 // max_bytes of the stream; 0: no limit
+	Evicts bool  // the oldest messages make room for new ones
+	// MaxMessage is the size of the largest message that the stream takes; 0: as
+	// large as the server takes.
+	MaxMessage int
+}
+
+// Look asks a stream's leader how much is left. A stream that discards its oldest
+// messages has room as long as one job alone does not fill it.
+func Look(ctx context.Context, js jetstream.JetStream, stream string) (Space, error) {
 	var info *jetstream.StreamInfo
 	err := leader.Try(ctx, stream, func(ctx context.Context) error {
 		s, err := js.Stream(ctx, stream)
@@ -70,26 +80,48 @@ func Room(ctx context.Context, js jetstream.JetStream, stream string, need int64
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("look for room in stream %s: %w", stream, err)
+		return Space{}, fmt.Errorf("look for room in stream %s: %w", stream, err)
 	}
-	limit := info.Config.MaxBytes
-	if limit <= 0 {
+	s := Space{
+		Stream: stream, Free: math.MaxInt64, Max: max(0, info.Config.MaxBytes),
+		Evicts: info.Config.Discard == jetstream.DiscardOld, MaxMessage: int(max(0, info.Config.MaxMsgSize)),
+	}
+	switch {
+	case s.Max == 0:
+	case s.Evicts:
+		s.Free = s.Max
+	default:
+		s.Free = max(0, s.Max-int64(min(info.State.Bytes, math.MaxInt64)))
+	}
+	return s, nil
+}
+
+// For returns a *RoomError if there is no room for so many bytes.
+func (s Space) For(need int64) error {
+	if s.Max == 0 || need <= roomIn(s.Free) {
 		return nil
 	}
-	free := limit
-	if info.Config.Discard == jetstream.DiscardNew {
-		free = max(0, limit-int64(min(info.State.Bytes, math.MaxInt64)))
+	return &RoomError{Stream: s.Stream, Need: need, Free: s.Free, Max: s.Max}
+}
+
+// Room returns a *RoomError if the stream has no room for so many bytes. Any
+// other error means that the stream could not be asked.
+func Room(ctx context.Context, js jetstream.JetStream, stream string, need int64) error {
+	s, err := Look(ctx, js, stream)
+	if err != nil {
+		return err
 	}
-	if need <= roomIn(free) {
-		return nil
-	}
-	return &RoomError{Stream: stream, Need: need, Free: free, Max: limit}
+	return s.For(need)
 }
 
 // Room is the function Room in the bucket of recordings.
 func (b *Recordings) Room(ctx context.Context, need int64) error {
 	return Room(ctx, b.js, b.stream, need)
 }
+
+// ErrStorage is what a *StorageError is, also where no more than the text of it
+// is left in an error that was cleared of secrets.
+var ErrStorage = errors.New("a store of ours did not take what it was given")
 
 // StorageError is in the chain of an error where a stream of ours did not take
 // what a session had for it: the fault is neither the job's nor the backend's.
@@ -100,6 +132,9 @@ type StorageError struct {
 
 // Error implements error.
 func (e *StorageError) Error() string { return e.Store + ": " + e.Err.Error() }
+
+// Is reports whether target is ErrStorage.
+func (e *StorageError) Is(target error) bool { return target == ErrStorage }
 
 // Unwrap returns the cause.
 func (e *StorageError) Unwrap() error { return e.Err }

@@ -80,6 +80,18 @@ func (c *Circuits) NotClosed() []Circuit {
 	return list
 }
 
+// AnyOpen reports whether there is a circuit that is open or being probed.
+func (c *Circuits) AnyOpen() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.known {
+		if k.isOpen() {
+			return true
+		}
+	}
+	return false
+}
+
 // Refusal is the answer to a job that may not start now.
 type Refusal struct {
 	Wait time.Duration // before the job asks again
