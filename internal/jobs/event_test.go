@@ -44,11 +44,11 @@ func goldenEvents() map[string]Event {
 	retryAt := eventTime.Add(1500 * time.Millisecond)
 	failure := NewErrorEvent(job, FailedAttempt{
 		Err: &errors.Error{
-			Code: errors.CodeServerError, Phase: errors.PhaseRuntime, Message: "the backend failed: token geheim <x>",
-			HTTPStatus: 500, ServerCode: "13", ServerTitle: "Internal", ServerDetail: "echo geheim",
-			ConnectionID: "20260131120000_abc", ReqID: "20260131120000_req", CloseCode: 4503, CloseReason: "geheim", Region: "ap-northeast",
+			Code: errors.CodeServerError, Phase: errors.PhaseRuntime, Message: "the backend failed: token geheimnis <x>",
+			HTTPStatus: 500, ServerCode: "13", ServerTitle: "Internal", ServerDetail: "echo geheimnis",
+			ConnectionID: "20260131120000_abc", ReqID: "20260131120000_req", CloseCode: 4503, CloseReason: "geheimnis", Region: "ap-northeast",
 		},
-		Class: errors.ClassServer, Action: errors.ActionRetry, MaxAttempts: 5, RetryAt: retryAt, Secrets: []string{"geheim"},
+		Class: errors.ClassServer, Action: errors.ActionRetry, MaxAttempts: 5, RetryAt: retryAt, Secrets: []string{"geheimnis"},
 	})
 	unread := NewErrorEvent(JobFields{JobID: "jdg-7", Run: 1, Queue: "default", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}, FailedAttempt{
 		Err:   &errors.Error{Code: errors.CodeInvalidJob, Phase: errors.PhaseJob, Message: "avatar_id: is required"},
@@ -59,9 +59,10 @@ func goldenEvents() map[string]Event {
 	traced := event(id(EventStarted), Started{JobFields: job, MaxAttempts: 5, Output: OutputFrames, Checkpoint: 1})
 	traced.TraceParent, traced.TraceState = parent, "a=b"
 	return map[string]Event{
-		"started":  traced,
-		"retrying": event(id(EventRetrying), Retrying{JobFields: job, MaxAttempts: 5, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient, Phase: errors.PhaseRuntime, RetryAt: retryAt.UTC()}),
-		"held":     event(id(EventHeld, "h2"), Held{JobFields: job, Code: errors.CodeCreditsExhausted, RetryAt: retryAt.UTC(), Reason: HeldCircuit, Message: "the circuit of app app in us-west is open"}),
+		"started":      traced,
+		"retrying":     event(id(EventRetrying), Retrying{JobFields: job, MaxAttempts: 5, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient, Phase: errors.PhaseRuntime, RetryAt: retryAt.UTC()}),
+		"held":         event(id(EventHeld, "h2"), Held{JobFields: job, Code: errors.CodeCreditsExhausted, RetryAt: retryAt.UTC(), Reason: HeldCircuit, Message: "the circuit of app app in us-west is open"}),
+		"held_storage": event(EventID("J", 1, 0, EventHeld, 1), Held{JobFields: job, RetryAt: retryAt.UTC(), Reason: HeldStorage, Message: "bucket AVATAR_RECORDINGS is full"}),
 		"completed": event(id(EventCompleted), NewCompleted(job, 2, []string{"c1", "c2"},
 			[]Utterance{{ReqID: "r1", Frames: 6, Bytes: 252896, AudioMS: 20300, FirstFrameMS: 210, DurationMS: 4100}}, 1, 5200*time.Millisecond, "J")),
 		"completed_discard": event(id(EventCompleted), NewCompleted(job, 1, nil, nil, 0, 0, "")),
@@ -76,6 +77,12 @@ func goldenEvents() map[string]Event {
 			RecurringAlert{Code: errors.CodeServerError, Count: 5, Window: time.Minute.String(), First: eventTime.Add(-time.Minute).UTC(), Last: eventTime.UTC(), AppIDs: []string{"app"}, JobIDs: []string{"J", "K"}, Worker: "host a", Time: eventTime.UTC()}),
 		"alert_circuit_opened": event(AlertID(AlertCircuitOpened, eventTime, "app", "us-west"), CircuitAlert{Kind: AlertCircuitOpened, AppID: "app", Region: "us-west", Code: errors.CodeBillingRequired, Failures: 1, Cooldown: "10s", Message: "pay", Worker: "host a", Time: eventTime.UTC()}),
 		"alert_circuit_closed": event(AlertID(AlertCircuitClosed, eventTime, "app", "us-west"), CircuitAlert{Kind: AlertCircuitClosed, AppID: "app", Region: "us-west", Code: errors.CodeBillingRequired, Message: "a session works again", Worker: "host a", Time: eventTime.UTC()}),
+		"alert_storage": event(AlertID(AlertStorage, eventTime, OutputObject),
+			WorkerAlert{Kind: AlertStorage, What: OutputObject, Message: "bucket AVATAR_RECORDINGS is full", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}),
+		"alert_worker_key": event(AlertID(AlertWorkerKey, eventTime, "app"),
+			WorkerAlert{Kind: AlertWorkerKey, What: string(errors.CodeSessionTokenExpired), AppID: "app", Message: "correct its key", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}),
+		"alert_unsettled": event(AlertID(AlertUnsettled, eventTime, "J"),
+			WorkerAlert{Kind: AlertUnsettled, What: "sessions", AppID: "app", JobID: "J", Message: "the job is held", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}),
 	}
 }
 
@@ -125,7 +132,7 @@ func TestEventsAreWhatSubscribersWereTold(t *testing.T) {
 			if !bytes.Equal(got, want) {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
 			}
-			if bytes.Contains(got, []byte("geheim")) {
+			if bytes.Contains(got, []byte("geheimnis")) {
 				t.Errorf("tells a secret:\n%s", got)
 			}
 		})
