@@ -54,7 +54,17 @@ func (w *Worker) alarm(alert WorkerAlert, about string) {
 	}
 }
 
+// alarmStorage alerts once within alarmEvery, however many jobs are held: each of
+// them comes here whenever it is looked at.
 func (w *Worker) alarmStorage(output string, fault error) {
+	now := w.now().Truncate(alarmEvery)
+	w.mu.Lock()
+	told := w.storageAlarms[output].Equal(now)
+	w.storageAlarms[output] = now
+	w.mu.Unlock()
+	if told {
+		return
+	}
 	w.alarm(WorkerAlert{
 		Kind: AlertStorage, What: output,
 		Message: "jobs with output " + output + " are held, because what they make can't be stored: " + fault.Error(),
@@ -84,13 +94,18 @@ func (w *Worker) tell(ctx context.Context) {
 func (w *Worker) told(ctx context.Context, ev Event) bool {
 	ctx, cancel := context.WithTimeout(ctx, alarmTimeout)
 	defer cancel()
-	if err := w.publisher.Publish(ctx, ev); err != nil {
+	// The stream drops the same message again for two minutes only.
+	if stored, err := w.eventStored(ctx, ev, time.Time{}); err == nil && stored {
+		return true
+	}
+	fresh, err := w.publisher.publish(ctx, ev)
+	if err != nil {
 		if ctx.Err() == nil {
 			w.log.Error().Err(err).Msg("could not publish an alert")
 		}
 		return retry.Pause(ctx, time.Second, nil) != nil && ctx.Err() == nil
 	}
-	if alert, ok := ev.Body.(WorkerAlert); ok {
+	if alert, ok := ev.Body.(WorkerAlert); ok && fresh {
 		w.o.Observer.Alerted(alert.Kind, errors.Code(alert.What))
 	}
 	return true

@@ -128,6 +128,9 @@ type Worker struct {
 	running    map[string]*execution
 	health     map[string]error // by queue
 	paused     bool             // fetching rests: see pauseFetching
+	// storageAlarms says for which time the last alert about storage was, by
+	// output.
+	storageAlarms map[string]time.Time
 }
 
 // storeTimeout is one round trip to a bucket; a node's election takes longer
@@ -158,6 +161,8 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		noMore:     make(chan struct{}),
 		running:    make(map[string]*execution),
 		health:     make(map[string]error),
+
+		storageAlarms: make(map[string]time.Time),
 	}
 	status, err := o.State.Status(ctx)
 	if err != nil {

@@ -136,7 +136,7 @@ func results() []string  { return []string{"ok", "failed", "lost"} }
 func kinds() []string {
 	return []string{"recurring", "circuit_opened", "circuit_closed", "storage", "worker_key", "unsettled"}
 }
-func outputs() []string  { return []string{"frames", "object", "livekit", "agora", "discard"} }
+func outputs() []string { return []string{"frames", "object", "livekit", "agora", "discard"} }
 
 // zero makes the series that are known beforehand: a rate needs its first
 // value, and an absent series looks like a worker that does not count.
