@@ -294,7 +294,7 @@ func releasedBecause(r *jobs.Record) string {
 		"lease_lost": "its worker could not renew its lease in time, so its session was closed",
 		"worker_key": "the backend refuses that worker's API key; another worker takes it over",
 		"fault":      "a fault of the worker, not of the job; see that worker's log",
-		"crash":      "its workers died while they ran it; it runs again after a pause",
+		"crash":      "its workers died while they ran it",
 	}[r.Reason]
 	if r.State != jobs.StateReleased || meaning == "" {
 		return r.Reason
