@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -42,13 +43,36 @@ func (w *Worker) tellCircuit(ctx context.Context, a circuit.Alert) error {
 // several jobs, is one.
 const alarmEvery = 5 * time.Minute
 
+// alarms are alerts on their way to the stream.
+type alarms struct {
+	waiting chan Event
+
+	mu      sync.Mutex
+	storage map[string]time.Time // when the last one about storage was, by output
+}
+
+func newAlarms() alarms {
+	return alarms{waiting: make(chan Event, 1024), storage: make(map[string]time.Time)}
+}
+
+// again notes an alert about the storage of an output, and reports whether there
+// was one in the same stretch of alarmEvery.
+func (a *alarms) again(output string, now time.Time) bool {
+	now = now.Truncate(alarmEvery)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	again := a.storage[output].Equal(now)
+	a.storage[output] = now
+	return again
+}
+
 // alarm publishes an alert about something of the worker's own. about tells it
 // from others of its kind.
 func (w *Worker) alarm(alert WorkerAlert, about string) {
 	alert.Worker, alert.WorkerID, alert.Time = w.o.Name, w.workerID(), w.now()
 	id := AlertID(alert.Kind, alert.Time.Truncate(alarmEvery), topology.Token(about))
 	select {
-	case w.alarms <- Event{ID: id, Time: alert.Time, Body: alert}:
+	case w.alarms.waiting <- Event{ID: id, Time: alert.Time, Body: alert}:
 	default:
 		w.log.Error().Str("kind", alert.Kind).Str("what", alert.What).Msg("too many alerts wait to be published: this one is dropped. " + alert.Message)
 	}
@@ -57,12 +81,7 @@ func (w *Worker) alarm(alert WorkerAlert, about string) {
 // alarmStorage alerts once within alarmEvery, however many jobs are held: each of
 // them comes here whenever it is looked at.
 func (w *Worker) alarmStorage(output string, fault error) {
-	now := w.now().Truncate(alarmEvery)
-	w.mu.Lock()
-	told := w.storageAlarms[output].Equal(now)
-	w.storageAlarms[output] = now
-	w.mu.Unlock()
-	if told {
+	if w.alarms.again(output, w.now()) {
 		return
 	}
 	w.alarm(WorkerAlert{
@@ -84,7 +103,7 @@ func (w *Worker) tell(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case ev := <-w.alarms:
+		case ev := <-w.alarms.waiting:
 			for ctx.Err() == nil && !w.told(ctx, ev) {
 			}
 		}

@@ -1,7 +1,6 @@
 package jobs_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"strings"
@@ -22,8 +21,6 @@ type openEnded struct {
 	began chan string // job ids
 	mu    sync.Mutex
 	end   map[string]chan struct{}
-	open  int
-	most  int
 }
 
 func newOpenEnded() *openEnded {
@@ -39,23 +36,8 @@ func (s *openEnded) ending(id string) chan struct{} {
 	return s.end[id]
 }
 
-func (s *openEnded) count(n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.open += n
-	s.most = max(s.most, s.open)
-}
-
-func (s *openEnded) peak() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.most
-}
-
 func (s *openEnded) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
 	connect(a)
-	s.count(1)
-	defer s.count(-1)
 	end := s.ending(a.Job.ID)
 	s.began <- a.Job.ID
 	select {
@@ -69,24 +51,6 @@ func (s *openEnded) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, erro
 func (s *openEnded) Finish(context.Context, *jobs.Job, jobs.Finished) error { return nil }
 
 func shortDrain(o *options) { o.Drain = time.Millisecond }
-
-// logged collects a worker's log.
-type logged struct {
-	mu    sync.Mutex
-	lines bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.lines.Write(p)
-}
-
-func (l *logged) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.lines.String(), text)
-}
 
 // delivered is how often jobs of the queue were delivered so far.
 func (h *house) delivered() uint64 {

@@ -106,7 +106,7 @@ type Worker struct {
 	suspect    *semaphore.Weighted // held by the one suspect that runs
 	finalizing *semaphore.Weighted // jobs whose slot is another's already
 	pull       *fetch.Fetcher
-	alarms     chan Event // alerts on their way out
+	alarms     alarms // alerts on their way out
 
 	base       context.Context // of work: outlives the signal
 	fetching   context.Context // ends when the worker is told to stop
@@ -128,9 +128,6 @@ type Worker struct {
 	running    map[string]*execution
 	health     map[string]error // by queue
 	paused     bool             // fetching rests: see pauseFetching
-	// storageAlarms says for which time the last alert about storage was, by
-	// output.
-	storageAlarms map[string]time.Time
 }
 
 // storeTimeout is one round trip to a bucket; a node's election takes longer
@@ -156,13 +153,11 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		publisher:  NewPublisher(o.JS, o.Names, o.Name, o.Logger),
 		suspect:    semaphore.NewWeighted(1),
 		finalizing: semaphore.NewWeighted(int64(o.Concurrency)),
-		alarms:     make(chan Event, 1024),
+		alarms:     newAlarms(),
 		next:       make(chan *execution),
 		noMore:     make(chan struct{}),
 		running:    make(map[string]*execution),
 		health:     make(map[string]error),
-
-		storageAlarms: make(map[string]time.Time),
 	}
 	status, err := o.State.Status(ctx)
 	if err != nil {
