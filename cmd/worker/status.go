@@ -309,7 +309,7 @@ func nextAttempt(now time.Time, r *jobs.Record) string {
 	case r.NextAttemptAt == nil || r.State.Final():
 		return ""
 	case r.State == jobs.StateHeld && r.NextAttemptAt.Before(now):
-		return "still held: workers look at it again, less often the more jobs wait"
+		return "still held: asked for again within a minute, or later where many wait"
 	}
 	return r.NextAttemptAt.UTC().Format(time.RFC3339)
 }
