@@ -183,10 +183,10 @@ func (c *cli) eventLine(w io.Writer, e status.Event) string {
 		}
 	}
 	colour := map[string]string{
-		"error": red, jobs.EventDeadLettered: red, jobs.EventCompleted: green, jobs.EventExpired: yellow,
-		jobs.EventRetrying: yellow, jobs.EventHeld: yellow, "alert." + jobs.AlertRecurring: red,
-		"alert." + jobs.AlertCircuitOpened: red, "alert." + jobs.AlertCircuitClosed: green,
-		"alert." + jobs.AlertStorage: red, "alert." + jobs.AlertWorkerKey: red, "alert." + jobs.AlertUnsettled: red,
+		"error": red, event.TypeDeadLettered: red, event.TypeCompleted: green, event.TypeExpired: yellow,
+		event.TypeRetrying: yellow, event.TypeHeld: yellow, "alert." + event.AlertRecurring: red,
+		"alert." + event.AlertCircuitOpened: red, "alert." + event.AlertCircuitClosed: green,
+		"alert." + event.AlertStorage: red, "alert." + event.AlertWorkerKey: red, "alert." + event.AlertUnsettled: red,
 	}[name]
 	label := fmt.Sprintf("%-22s", orDash(name))
 	if colour != "" {

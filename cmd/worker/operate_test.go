@@ -28,9 +28,9 @@ import (
 func (b *bench) letter(id string, code errors.Code, body string, failedAt time.Time) {
 	b.t.Helper()
 	err := dlq.NewWriter(b.js, names).Write(b.t.Context(), jobs.DeadLetter{
-		Job: jobs.Identity{ID: id, Run: 1, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 1}, Data: []byte(body),
-		Reason: jobs.ReasonPermanent, Attempts: 1, FailedAt: failedAt, Worker: "host",
-		Error: jobs.ErrorEvent{
+		Job: jobspec.Identity{ID: id, Run: 1, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 1}, Data: []byte(body),
+		Reason: lifecycle.ReasonPermanent, Attempts: 1, FailedAt: failedAt, Worker: "host",
+		Error: event.Error{
 			JobID: id, Queue: "default", AppID: "app", AvatarID: "a", Code: code, Class: code.Class(), Phase: errors.PhaseHandshake,
 			Message: "refused at https://h/x?sig=hush", Time: failedAt,
 		},
@@ -58,8 +58,8 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 	b := newBench(t)
 	b.job("default", "w1")
 	b.job("vip", "v1")
-	for i, state := range []jobs.State{jobs.StateRunning, jobs.StateHeld, jobs.StateCompleted} {
-		b.record(jobs.Record{JobID: fmt.Sprint("r", i), Run: 1, StreamSeq: uint64(i + 1), Queue: "default", State: state})
+	for i, state := range []lifecycle.State{lifecycle.StateRunning, lifecycle.StateHeld, lifecycle.StateCompleted} {
+		b.record(lifecycle.Record{JobID: fmt.Sprint("r", i), Run: 1, StreamSeq: uint64(i + 1), Queue: "default", State: state})
 	}
 	presence, err := json.Marshal(fleet.Presence{Worker: "host", WorkerID: "host-1", At: time.Now(), Queues: map[string]int{"default": 1}, Slots: 4})
 	if err != nil {
@@ -86,15 +86,15 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 
 func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 	b := newBench(t)
-	fields := jobs.JobFields{JobID: "j1", Run: 1, Attempt: 1, Worker: "host"}
-	b.record(jobs.Record{
-		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: jobs.StateDeadLettered, Outcome: jobs.StateDeadLettered, CreatedAt: time.Now(), UpdatedAt: time.Now(),
-		LastError: &jobs.ErrorEvent{Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"},
+	fields := event.JobFields{JobID: "j1", Run: 1, Attempt: 1, Worker: "host"}
+	b.record(lifecycle.Record{
+		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered, CreatedAt: time.Now(), UpdatedAt: time.Now(),
+		LastError: &event.Error{Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"},
 	})
-	b.event("1", jobs.Started{JobFields: fields})
-	b.event("2", jobs.ErrorEvent{JobID: "other", Code: errors.CodeInternal, Class: errors.ClassInternal})
-	b.event("3", jobs.ErrorEvent{JobID: "j1", Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"})
-	b.event("4", jobs.DeadLettered{JobFields: fields, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig})
+	b.event("1", event.Started{JobFields: fields})
+	b.event("2", event.Error{JobID: "other", Code: errors.CodeInternal, Class: errors.ClassInternal})
+	b.event("3", event.Error{JobID: "j1", Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"})
+	b.event("4", event.DeadLettered{JobFields: fields, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig})
 	expect(t, 0, []string{"dead_lettered", "no such avatar", "what to do", "avatarworker dlq show --job j1"}, b.args("status", "j1")...)
 	j := decode[status.Job](t, expect(t, 0, nil, b.args("status", "j1", "--json")...))
 	var ids []string
@@ -112,24 +112,24 @@ func TestStatusOfAHeldJobSaysWhyAndWhatToDo(t *testing.T) {
 	b := newBench(t)
 	now := time.Now()
 	for _, c := range []struct {
-		record jobs.Record
+		record lifecycle.Record
 		want   []string
 	}{
-		{jobs.Record{HeldReason: jobs.HeldCircuit, HeldCode: errors.CodeCreditsExhausted}, []string{"app shop are started in us-west", "creditsExhausted", "Buy credits"}},
-		{jobs.Record{HeldCode: errors.CodeCreditsExhausted}, []string{"the circuit is open", "Buy credits"}}, // of an earlier version
-		{jobs.Record{HeldReason: jobs.HeldRefused, HeldCode: errors.CodeBillingRequired}, []string{"one more session of app shop", "Set max_sessions"}},
-		{jobs.Record{HeldReason: jobs.HeldPolicy, HeldCode: errors.CodeServerError}, []string{"policy holds jobs that fail with serverError", errors.Explain(errors.CodeServerError).Remedy[:20]}},
-		{jobs.Record{HeldReason: jobs.HeldStorage, HeldWhy: "bucket AVATAR_RECORDINGS is full"}, []string{"can't take what the job makes: bucket AVATAR_RECORDINGS is full", "Make room"}},
-		{jobs.Record{HeldReason: jobs.HeldUnsettled, HeldWhy: "its last 5 sessions settled nothing", Unsettled: 5}, []string{"its last 5 sessions settled nothing", "cancel it", "5 in a row"}},
+		{lifecycle.Record{HeldReason: lifecycle.HeldCircuit, HeldCode: errors.CodeCreditsExhausted}, []string{"app shop are started in us-west", "creditsExhausted", "Buy credits"}},
+		{lifecycle.Record{HeldCode: errors.CodeCreditsExhausted}, []string{"the circuit is open", "Buy credits"}}, // of an earlier version
+		{lifecycle.Record{HeldReason: lifecycle.HeldRefused, HeldCode: errors.CodeBillingRequired}, []string{"one more session of app shop", "Set max_sessions"}},
+		{lifecycle.Record{HeldReason: lifecycle.HeldPolicy, HeldCode: errors.CodeServerError}, []string{"policy holds jobs that fail with serverError", errors.Explain(errors.CodeServerError).Remedy[:20]}},
+		{lifecycle.Record{HeldReason: lifecycle.HeldStorage, HeldWhy: "bucket AVATAR_RECORDINGS is full"}, []string{"can't take what the job makes: bucket AVATAR_RECORDINGS is full", "Make room"}},
+		{lifecycle.Record{HeldReason: lifecycle.HeldUnsettled, HeldWhy: "its last 5 sessions settled nothing", Unsettled: 5}, []string{"its last 5 sessions settled nothing", "cancel it", "5 in a row"}},
 	} {
 		r := c.record
 		at := now.Add(-time.Second)
 		r.JobID, r.Run, r.StreamSeq, r.Queue, r.AppID, r.Region = "held", 1, 1, "default", "shop", "us-west"
-		r.State, r.NextAttemptAt, r.CreatedAt, r.UpdatedAt = jobs.StateHeld, &at, now, now
+		r.State, r.NextAttemptAt, r.CreatedAt, r.UpdatedAt = lifecycle.StateHeld, &at, now, now
 		b.record(r)
 		expect(t, 0, append(c.want, "held because", "what to do", "still held"), b.args("status", "held")...)
 	}
-	b.record(jobs.Record{JobID: "held", Run: 1, StreamSeq: 1, Queue: "default", State: jobs.StateReleased, Reason: "lease_lost", CreatedAt: now, UpdatedAt: now, HeldReason: jobs.HeldStorage})
+	b.record(lifecycle.Record{JobID: "held", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateReleased, Reason: "lease_lost", CreatedAt: now, UpdatedAt: now, HeldReason: lifecycle.HeldStorage})
 	if out := expect(t, 0, []string{"lease_lost: its worker could not renew its lease"}, b.args("status", "held")...); strings.Contains(out, "held because") {
 		t.Errorf("a job that is held no more is said to be:\n%s", out)
 	}
@@ -158,10 +158,10 @@ func TestFleetStatusSaysWhyAWorkerTakesNoJobs(t *testing.T) {
 
 func TestAlertsOfWorkersSayWhatIsWrongInOneLine(t *testing.T) {
 	b := newBench(t)
-	b.event("storage", jobs.WorkerAlert{Kind: jobs.AlertStorage, What: jobs.OutputObject, Message: "bucket AVATAR_RECORDINGS is full", Worker: "host"})
-	b.event("key", jobs.WorkerAlert{Kind: jobs.AlertWorkerKey, What: "sessionTokenExpired", AppID: "shop", Message: "correct its key", Worker: "host"})
-	b.event("unsettled", jobs.WorkerAlert{Kind: jobs.AlertUnsettled, What: "sessions", AppID: "shop", JobID: "j1", Message: "the job is held", Worker: "host"})
-	b.event("held", jobs.Held{JobFields: jobs.JobFields{JobID: "j1", Run: 1, Worker: "host"}, Reason: jobs.HeldUnsettled, Message: "find out why its sessions end", RetryAt: time.Now()})
+	b.event("storage", event.WorkerAlert{Kind: event.AlertStorage, What: jobspec.OutputObject, Message: "bucket AVATAR_RECORDINGS is full", Worker: "host"})
+	b.event("key", event.WorkerAlert{Kind: event.AlertWorkerKey, What: "sessionTokenExpired", AppID: "shop", Message: "correct its key", Worker: "host"})
+	b.event("unsettled", event.WorkerAlert{Kind: event.AlertUnsettled, What: "sessions", AppID: "shop", JobID: "j1", Message: "the job is held", Worker: "host"})
+	b.event("held", event.Held{JobFields: event.JobFields{JobID: "j1", Run: 1, Worker: "host"}, Reason: lifecycle.HeldUnsettled, Message: "find out why its sessions end", RetryAt: time.Now()})
 	out := expect(t, 0, []string{
 		"alert.storage", "object, on host: bucket AVATAR_RECORDINGS is full",
 		"alert.worker_key", "sessionTokenExpired, app shop, on host: correct its key",
@@ -226,13 +226,13 @@ const steering = "\u009b31m \u009d0;title\u009c \x9b2J \u2028 \u202egnp.exe\u202
 
 func TestWhatOthersWroteNeverSteersATerminal(t *testing.T) {
 	b := newBench(t)
-	wrong := jobs.ErrorEvent{JobID: "j1", Code: errors.CodeServerError, Class: errors.ClassServer, Message: "said " + steering, ServerTitle: steering, ServerDetail: steering}
-	b.record(jobs.Record{
-		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: jobs.StateDeadLettered, Outcome: jobs.StateDeadLettered, AvatarID: steering,
+	wrong := event.Error{JobID: "j1", Code: errors.CodeServerError, Class: errors.ClassServer, Message: "said " + steering, ServerTitle: steering, ServerDetail: steering}
+	b.record(lifecycle.Record{
+		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered, AvatarID: steering,
 		Labels: map[string]string{steering: steering}, LastError: &wrong, CreatedAt: time.Now(), UpdatedAt: time.Now(),
 	})
 	b.event("1", wrong)
-	raw := nats.NewMsg(names.Events(jobs.EventCompleted, "j1"))
+	raw := nats.NewMsg(names.Events(event.TypeCompleted, "j1"))
 	raw.Data = []byte(`{"reason":"` + strings.ReplaceAll(steering, "\x1b", "") + `"}`)
 	b.publish(raw)
 	b.letter("j1", errors.CodeServerError, `{"avatar_id":"`+strings.ReplaceAll(steering, "\x1b", "")+`"}`, time.Now())
@@ -277,7 +277,7 @@ func TestWhatOthersWroteNeverSteersATerminal(t *testing.T) {
 func TestCancelTellsRequestedFromFinished(t *testing.T) {
 	b := newBench(t)
 	expect(t, 0, []string{"requested"}, b.args("cancel", "new", "--if-unknown")...)
-	var r jobs.Record
+	var r lifecycle.Record
 	entry, err := b.h.State.Get(t.Context(), "new")
 	if err != nil {
 		t.Fatal(err)
@@ -285,10 +285,10 @@ func TestCancelTellsRequestedFromFinished(t *testing.T) {
 	if err := json.Unmarshal(entry.Value(), &r); err != nil || !r.CancelRequested {
 		t.Errorf("%v: %s", err, entry.Value())
 	}
-	b.record(jobs.Record{JobID: "done", Run: 1, State: jobs.StateCompleted, Outcome: jobs.StateCompleted})
+	b.record(lifecycle.Record{JobID: "done", Run: 1, State: lifecycle.StateCompleted, Outcome: lifecycle.StateCompleted})
 	expect(t, 1, []string{"finished (completed)"}, b.args("cancel", "done")...)
 	reply := decode[control.Reply](t, expect(t, 1, nil, b.args("cancel", "done", "--json")...))
-	if reply.Status != "finished" || reply.Outcome != string(jobs.StateCompleted) {
+	if reply.Status != "finished" || reply.Outcome != string(lifecycle.StateCompleted) {
 		t.Errorf("got %+v", reply)
 	}
 }
@@ -356,7 +356,7 @@ func TestALimitOfNoneIsNoneForEveryCommandOfDeadLetters(t *testing.T) {
 func TestAHoldThatLastsHasItsNextAttemptAhead(t *testing.T) {
 	b := newBench(t)
 	past := time.Now().Add(-time.Hour).UTC()
-	b.record(jobs.Record{JobID: "h1", Run: 1, State: jobs.StateHeld, Queue: "default", NextAttemptAt: &past})
+	b.record(lifecycle.Record{JobID: "h1", Run: 1, State: lifecycle.StateHeld, Queue: "default", NextAttemptAt: &past})
 	stdout := expect(t, 0, []string{"asked for again within a minute"}, b.args("status", "h1")...)
 	if strings.Contains(stdout, past.Format(time.RFC3339)) {
 		t.Errorf("the next attempt has passed:\n%s", stdout)
@@ -472,10 +472,10 @@ func TestRemovedLettersAreGone(t *testing.T) {
 
 func TestEventsArePrintedByKindJobAndCode(t *testing.T) {
 	b := newBench(t)
-	b.event("started", jobs.Started{JobFields: jobs.JobFields{JobID: "j1", Run: 1}})
-	b.event("error", jobs.ErrorEvent{JobID: "j1", Code: errors.CodeInternal, Class: errors.ClassInternal, Message: "a\x1b[31mb"})
-	b.event("other", jobs.ErrorEvent{JobID: "j2", Code: errors.CodeServerError, Class: errors.ClassServer})
-	b.event("alert", jobs.RecurringAlert{Code: errors.CodeServerError, Count: 5, Window: "1m0s"})
+	b.event("started", event.Started{JobFields: event.JobFields{JobID: "j1", Run: 1}})
+	b.event("error", event.Error{JobID: "j1", Code: errors.CodeInternal, Class: errors.ClassInternal, Message: "a\x1b[31mb"})
+	b.event("other", event.Error{JobID: "j2", Code: errors.CodeServerError, Class: errors.ClassServer})
+	b.event("alert", event.RecurringAlert{Code: errors.CodeServerError, Count: 5, Window: "1m0s"})
 	for _, tc := range []struct {
 		want string
 		args []string
@@ -509,10 +509,10 @@ func TestEventsArePrintedByKindJobAndCode(t *testing.T) {
 
 func TestEventsAreFollowedUntilInterrupted(t *testing.T) {
 	b := newBench(t)
-	b.event("before", jobs.Started{JobFields: jobs.JobFields{JobID: "j0", Run: 1}})
+	b.event("before", event.Started{JobFields: event.JobFields{JobID: "j0", Run: 1}})
 	c := start(t, "", b.args("events", "--json", "--since", "1h")...)
 	c.out.await(t, `"before"`)
-	b.event("after", jobs.Started{JobFields: jobs.JobFields{JobID: "j1", Run: 1}})
+	b.event("after", event.Started{JobFields: event.JobFields{JobID: "j1", Run: 1}})
 	c.out.await(t, `"after"`)
 	c.interrupt()
 	if code := c.wait(); code != 0 {

@@ -193,7 +193,7 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 	if !j.Whole {
 		c.note("looking for error events took longer than --count-for: some may be missing")
 	}
-	if j.Record != nil && j.Record.Outcome == jobs.StateDeadLettered {
+	if j.Record != nil && j.Record.Outcome == lifecycle.StateDeadLettered {
 		_, err = fmt.Fprintf(c.stdout, "\nIts dead letter: avatarworker dlq show --job %s\n", id)
 	}
 	return err
@@ -209,7 +209,7 @@ func (c *cli) printWaiting(id string, w *status.Waiting) error {
 	return t.end()
 }
 
-func (c *cli) printRecord(r *jobs.Record) error {
+func (c *cli) printRecord(r *lifecycle.Record) error {
 	t := newTable(c.stdout)
 	row := func(name string, value any) {
 		if text := fmt.Sprint(value); text != "" && text != "0" {
@@ -260,21 +260,21 @@ func (c *cli) printRecord(r *jobs.Record) error {
 
 // heldBecause says why a job is held, and what a person can do about it; "": it
 // is not held.
-func heldBecause(r *jobs.Record) (why, remedy string) {
-	if r.State != jobs.StateHeld {
+func heldBecause(r *lifecycle.Record) (why, remedy string) {
+	if r.State != lifecycle.StateHeld {
 		return "", ""
 	}
 	switch r.HeldReason {
-	case jobs.HeldRefused:
+	case lifecycle.HeldRefused:
 		return "the backend refuses one more session of app " + r.AppID + " while others live",
 			"Set max_sessions of the app to what its plan allows. The job is tried again by itself."
-	case jobs.HeldPolicy:
+	case lifecycle.HeldPolicy:
 		return fmt.Sprintf("the configuration's policy holds jobs that fail with %s", r.HeldCode),
 			errors.Explain(r.HeldCode).Remedy
-	case jobs.HeldStorage:
+	case lifecycle.HeldStorage:
 		return "the worker's own storage can't take what the job makes: " + r.HeldWhy,
 			"Make room in the stream or bucket, or bring it back. The job goes on by itself, and is never given up for this."
-	case jobs.HeldUnsettled:
+	case lifecycle.HeldUnsettled:
 		return r.HeldWhy,
 			"Find out why its sessions end (its history below, and the workers' logs). Then cancel it and publish it again under another id."
 	}
@@ -287,7 +287,7 @@ func heldBecause(r *jobs.Record) (why, remedy string) {
 
 // releasedBecause is the reason of a record with what it means where that is not
 // plain.
-func releasedBecause(r *jobs.Record) string {
+func releasedBecause(r *lifecycle.Record) string {
 	meaning := map[string]string{
 		"drain":      "its worker stopped; another takes it over",
 		"unrecorded": "its record could not be written, so its session was closed",
@@ -296,7 +296,7 @@ func releasedBecause(r *jobs.Record) string {
 		"fault":      "a fault of the worker, not of the job; see that worker's log",
 		"crash":      "its workers died while they ran it",
 	}[r.Reason]
-	if r.State != jobs.StateReleased || meaning == "" {
+	if r.State != lifecycle.StateReleased || meaning == "" {
 		return r.Reason
 	}
 	return r.Reason + ": " + meaning
@@ -304,11 +304,11 @@ func releasedBecause(r *jobs.Record) string {
 
 // nextAttempt is when a job that waits is tried again. The record of one whose
 // hold lasts is not written each time that a worker looks at it.
-func nextAttempt(now time.Time, r *jobs.Record) string {
+func nextAttempt(now time.Time, r *lifecycle.Record) string {
 	switch {
 	case r.NextAttemptAt == nil || r.State.Final():
 		return ""
-	case r.State == jobs.StateHeld && r.NextAttemptAt.Before(now):
+	case r.State == lifecycle.StateHeld && r.NextAttemptAt.Before(now):
 		return "still held: asked for again within a minute, or later where many wait"
 	}
 	return r.NextAttemptAt.UTC().Format(time.RFC3339)

@@ -22,7 +22,7 @@ type observer struct {
 
 var _ jobs.Observer = observer{}
 
-func (o observer) JobDone(queue string, outcome jobs.State) { o.m.JobDone(queue, string(outcome)) }
+func (o observer) JobDone(queue string, outcome lifecycle.State) { o.m.JobDone(queue, string(outcome)) }
 func (o observer) AttemptDone(code errors.Code, class errors.Class, phase errors.Phase) {
 	o.m.Attempt(code, class, phase)
 }
@@ -32,7 +32,7 @@ func (o observer) SessionClosed(app string, connected time.Duration) {
 	o.m.SessionEnded(app, connected)
 }
 
-func (o observer) Utterance(u jobs.Utterance) {
+func (o observer) Utterance(u event.Utterance) {
 	o.m.Utterance(time.Duration(u.DurationMS) * time.Millisecond)
 	if u.Frames > 0 { // a first frame within a millisecond is one too
 		o.m.FirstFrame(time.Duration(u.FirstFrameMS) * time.Millisecond)
@@ -55,7 +55,7 @@ func (o observer) CircuitOpen(app, region string, open bool) { o.m.SetCircuit(ap
 func (o observer) DeadLettered(code errors.Code)             { o.m.DeadLetter(code) }
 func (o observer) Alerted(kind string, code errors.Code)     { o.m.Alert(kind, string(code)) }
 
-func (o observer) Postponed(jobID string, state jobs.State, wait time.Duration) {
+func (o observer) Postponed(jobID string, state lifecycle.State, wait time.Duration) {
 	o.waiting.add(jobID, state, time.Now().Add(wait))
 }
 
@@ -68,13 +68,13 @@ type postponed struct {
 }
 
 type postponedJob struct {
-	state jobs.State
+	state lifecycle.State
 	until time.Time
 }
 
 func newPostponed() *postponed { return &postponed{jobs: make(map[string]postponedJob)} }
 
-func (p *postponed) add(jobID string, state jobs.State, until time.Time) {
+func (p *postponed) add(jobID string, state lifecycle.State, until time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.jobs[jobID] = postponedJob{state, until}
@@ -87,7 +87,7 @@ func (p *postponed) count(now time.Time) (retrying, held int) {
 	for _, j := range p.jobs {
 		switch {
 		case now.After(j.until):
-		case j.state == jobs.StateHeld:
+		case j.state == lifecycle.StateHeld:
 			held++
 		default:
 			retrying++

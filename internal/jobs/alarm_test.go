@@ -20,19 +20,19 @@ func TestStorageThatIsFullIsOneAlertHoweverManyJobsWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	full := func(o *options) {
-		o.Storage = func(context.Context, *jobs.Job) error { return errors.New("the bucket is full") }
+		o.Storage = func(context.Context, *jobspec.Job) error { return errors.New("the bucket is full") }
 	}
 	workers := []*worker{h.start(&script{}, full), h.start(&script{}, full)}
 	begin := time.Now()
 	for n := 0; time.Since(begin) < 400*time.Millisecond; n++ {
 		id := fmt.Sprint("j", n)
 		h.submit("default", job(id))
-		h.state(id, jobs.StateHeld)
+		h.state(id, lifecycle.StateHeld)
 	}
 	for _, w := range workers {
 		w.end()
 	}
-	alerts := len(h.told(h.names.Alerts(jobs.AlertStorage, jobs.OutputFrames)))
+	alerts := len(h.told(h.names.Alerts(event.AlertStorage, jobspec.OutputFrames)))
 	if alerts != 1 && alerts != 2 { // two where five minutes ended meanwhile
 		t.Errorf("%d alerts", alerts)
 	}

@@ -48,7 +48,7 @@ func (s *openEnded) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, erro
 	}
 }
 
-func (s *openEnded) Finish(context.Context, *jobs.Job, jobs.Finished) error { return nil }
+func (s *openEnded) Finish(context.Context, *jobspec.Job, jobs.Finished) error { return nil }
 
 func shortDrain(o *options) { o.Drain = time.Millisecond }
 

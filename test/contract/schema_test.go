@@ -282,7 +282,7 @@ func TestWhereTheJobSchemaAndTheWorkerDifferIsKnown(t *testing.T) {
 
 // parse reads a job as the worker does.
 func parse(job string) error {
-	if _, err := jobs.Decode(nil, []byte(job)); err != nil {
+	if _, err := jobspec.Decode(nil, []byte(job)); err != nil {
 		return err
 	}
 	return nil

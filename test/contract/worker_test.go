@@ -68,7 +68,7 @@ func TestWhatAWorkerReallyPublishesIsAsTheSchemasSay(t *testing.T) {
 	if _, err := js.Publish(ctx, names.Jobs("default"), []byte(`{"id":"good","avatar_id":"ok","audio":{"object":"a"}}`)); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(ctx, t, js, names.Events(jobs.EventDuplicate, "good"))
+	waitFor(ctx, t, js, names.Events(event.TypeDuplicate, "good"))
 
 	v := validator(t)
 	for _, name := range []string{names.EventsStream(), names.DLQStream(), names.FramesStream()} {

@@ -195,7 +195,7 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			return err
 		}
 	}
-	running, err := json.Marshal(jobs.Record{JobID: "R", Run: 1, State: jobs.StateRunning, WorkerID: "w"})
+	running, err := json.Marshal(lifecycle.Record{JobID: "R", Run: 1, State: lifecycle.StateRunning, WorkerID: "w"})
 	if err != nil {
 		return err
 	}
@@ -279,9 +279,9 @@ func leaveTraces(ctx context.Context, admin client, handles topology.Handles) er
 
 func letter(id string) jobs.DeadLetter {
 	return jobs.DeadLetter{
-		Job:  jobs.Identity{ID: id, Run: 1, Queue: "default", Subject: names.Jobs("default"), StreamSeq: 1},
-		Data: []byte(`{}`), Reason: jobs.ReasonPermanent, FailedAt: time.Now(), Worker: "w",
-		Error: jobs.ErrorEvent{JobID: id, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig},
+		Job:  jobspec.Identity{ID: id, Run: 1, Queue: "default", Subject: names.Jobs("default"), StreamSeq: 1},
+		Data: []byte(`{}`), Reason: lifecycle.ReasonPermanent, FailedAt: time.Now(), Worker: "w",
+		Error: event.Error{JobID: id, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig},
 	}
 }
 
