@@ -116,8 +116,9 @@ func (f eventFilter) keeps(e status.Event) bool {
 	}
 	var body struct {
 		Code string `json:"code"`
+		What string `json:"what"` // of an alert about a worker's key: the code
 	}
-	return json.Unmarshal(e.Data, &body) == nil && body.Code == f.code
+	return json.Unmarshal(e.Data, &body) == nil && (body.Code == f.code || body.What == f.code)
 }
 
 func (c *cli) pastEvents(ctx context.Context, stream jetstream.Stream, f eventFilter, subjects []string, show func(status.Event) error) error {
@@ -185,6 +186,7 @@ func (c *cli) eventLine(w io.Writer, e status.Event) string {
 		"error": red, event.TypeDeadLettered: red, event.TypeCompleted: green, event.TypeExpired: yellow,
 		event.TypeRetrying: yellow, event.TypeHeld: yellow, "alert." + event.AlertRecurring: red,
 		"alert." + event.AlertCircuitOpened: red, "alert." + event.AlertCircuitClosed: green,
+		"alert." + event.AlertStorage: red, "alert." + event.AlertWorkerKey: red, "alert." + event.AlertUnsettled: red,
 	}[name]
 	label := fmt.Sprintf("%-22s", orDash(name))
 	if colour != "" {
@@ -203,6 +205,7 @@ type eventFields struct {
 	Attempts   int        `json:"attempts"`
 	Max        int        `json:"max_attempts"`
 	Code       string     `json:"code"`
+	What       string     `json:"what"`
 	Class      string     `json:"class"`
 	Phase      string     `json:"phase"`
 	Message    string     `json:"message"`
@@ -234,10 +237,11 @@ func describeEvent(e status.Event) string {
 	}
 	add(f.Code != "" && f.Class != "", "%s (%s)", f.Code, f.Class)
 	add(f.Code != "" && f.Class == "", "%s", f.Code)
+	add(f.What != "", "%s", f.What)
 	add(f.Phase != "", "in %s", f.Phase)
 	add(f.Count > 0, "%d within %s", f.Count, f.Window)
 	add(e.JobID != "" && f.AvatarID != "", "avatar %s", f.AvatarID)
-	add(e.JobID == "" && f.AppID != "", "app %s", f.AppID)
+	add((e.JobID == "" || f.What != "") && f.AppID != "", "app %s", f.AppID)
 	add(f.Queue != "", "queue %s", f.Queue)
 	add(f.Attempt > 0 && f.Attempts == 0 && f.Max > 0, "attempt %d/%d", f.Attempt, f.Max)
 	add(f.Attempt > 0 && f.Attempts == 0 && f.Max == 0, "attempt %d", f.Attempt)

@@ -111,6 +111,72 @@ func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 	expect(t, 1, []string{"no worker has run here"}, b.args("status", "--prefix", "other")...)
 }
 
+func TestStatusOfAHeldJobSaysWhyAndWhatToDo(t *testing.T) {
+	b := newBench(t)
+	now := time.Now()
+	for _, c := range []struct {
+		record lifecycle.Record
+		want   []string
+	}{
+		{lifecycle.Record{HeldReason: lifecycle.HeldCircuit, HeldCode: errors.CodeCreditsExhausted}, []string{"app shop are started in us-west", "creditsExhausted", "Buy credits"}},
+		{lifecycle.Record{HeldCode: errors.CodeCreditsExhausted}, []string{"the circuit is open", "Buy credits"}}, // of an earlier version
+		{lifecycle.Record{HeldReason: lifecycle.HeldRefused, HeldCode: errors.CodeBillingRequired}, []string{"one more session of app shop", "Set max_sessions"}},
+		{lifecycle.Record{HeldReason: lifecycle.HeldPolicy, HeldCode: errors.CodeServerError}, []string{"policy holds jobs that fail with serverError", errors.Explain(errors.CodeServerError).Remedy[:20]}},
+		{lifecycle.Record{HeldReason: lifecycle.HeldStorage, HeldWhy: "bucket AVATAR_RECORDINGS is full"}, []string{"can't take what the job makes: bucket AVATAR_RECORDINGS is full", "Make room"}},
+		{lifecycle.Record{HeldReason: lifecycle.HeldUnsettled, HeldWhy: "its last 5 sessions settled nothing", Unsettled: 5}, []string{"its last 5 sessions settled nothing", "cancel it", "5 in a row"}},
+	} {
+		r := c.record
+		at := now.Add(-time.Second)
+		r.JobID, r.Run, r.StreamSeq, r.Queue, r.AppID, r.Region = "held", 1, 1, "default", "shop", "us-west"
+		r.State, r.NextAttemptAt, r.CreatedAt, r.UpdatedAt = lifecycle.StateHeld, &at, now, now
+		b.record(r)
+		expect(t, 0, append(c.want, "held because", "what to do", "still held"), b.args("status", "held")...)
+	}
+	b.record(lifecycle.Record{JobID: "held", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateReleased, Reason: "lease_lost", CreatedAt: now, UpdatedAt: now, HeldReason: lifecycle.HeldStorage})
+	if out := expect(t, 0, []string{"lease_lost: its worker could not renew its lease"}, b.args("status", "held")...); strings.Contains(out, "held because") {
+		t.Errorf("a job that is held no more is said to be:\n%s", out)
+	}
+}
+
+func TestFleetStatusSaysWhyAWorkerTakesNoJobs(t *testing.T) {
+	b := newBench(t)
+	for id, p := range map[string]fleet.Presence{
+		"keyless":  {NotReady: "the backend refuses this worker's API key for app \"shop\"", RefusedKeys: []string{"shop"}},
+		"stopping": {NotReady: "draining", Draining: true},
+	} {
+		p.Worker, p.WorkerID, p.At, p.Queues = id, id, time.Now(), map[string]int{"default": 1}
+		value, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.h.Fleet.Put(t.Context(), "worker."+id, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := expect(t, 0, []string{"not ready", "draining", `worker keyless takes no jobs, or not all: the backend refuses this worker's API key for app "shop"`}, b.args("status")...)
+	if strings.Contains(out, "worker stopping") {
+		t.Errorf("a drain is no fault:\n%s", out)
+	}
+}
+
+func TestAlertsOfWorkersSayWhatIsWrongInOneLine(t *testing.T) {
+	b := newBench(t)
+	b.event("storage", event.WorkerAlert{Kind: event.AlertStorage, What: jobspec.OutputObject, Message: "bucket AVATAR_RECORDINGS is full", Worker: "host"})
+	b.event("key", event.WorkerAlert{Kind: event.AlertWorkerKey, What: "sessionTokenExpired", AppID: "shop", Message: "correct its key", Worker: "host"})
+	b.event("unsettled", event.WorkerAlert{Kind: event.AlertUnsettled, What: "sessions", AppID: "shop", JobID: "j1", Message: "the job is held", Worker: "host"})
+	b.event("held", event.Held{JobFields: event.JobFields{JobID: "j1", Run: 1, Worker: "host"}, Reason: lifecycle.HeldUnsettled, Message: "find out why its sessions end", RetryAt: time.Now()})
+	out := expect(t, 0, []string{
+		"alert.storage", "object, on host: bucket AVATAR_RECORDINGS is full",
+		"alert.worker_key", "sessionTokenExpired, app shop, on host: correct its key",
+		"alert.unsettled", "j1  sessions, app shop, on host: the job is held",
+		"unsettled, on host: find out why its sessions end",
+	}, b.args("events", "--no-follow")...)
+	if strings.Count(out, "\n") != 4 {
+		t.Errorf("not a line each:\n%s", out)
+	}
+	expect(t, 0, []string{"correct its key"}, b.args("events", "--no-follow", "--code", "sessionTokenExpired")...)
+}
+
 func TestAJobThatOnlyWaitsIsKnown(t *testing.T) {
 	b := newBench(t)
 	for i := range 20 {

@@ -117,6 +117,8 @@ func workerState(w status.Worker) string {
 		return "lost"
 	case w.Draining:
 		return "draining"
+	case w.NotReady != "":
+		return "not ready"
 	}
 	return "up"
 }
@@ -234,7 +236,16 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	if r.CancelRequested && !r.State.Final() {
 		row("cancel", "requested")
 	}
-	row("reason", r.Reason)
+	why, remedy := heldBecause(r)
+	row("held because", why)
+	row("  what to do", remedy)
+	if r.Unsettled > 1 && !r.State.Final() {
+		row("sessions without a result", fmt.Sprintf("%d in a row", r.Unsettled))
+	}
+	if r.Recorded != nil {
+		row("recorded", count(r.Recorded.Utterances, "utterance"))
+	}
+	row("reason", releasedBecause(r))
 	for _, name := range slices.Sorted(maps.Keys(r.Labels)) {
 		row("label "+name, r.Labels[name])
 	}
@@ -247,14 +258,58 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	return t.end()
 }
 
-// nextAttempt is when a job that waits is tried again. One whose hold lasts is
-// asked for again and again, and its record is not written anew for that.
+// heldBecause says why a job is held, and what a person can do about it; "": it
+// is not held.
+func heldBecause(r *lifecycle.Record) (why, remedy string) {
+	if r.State != lifecycle.StateHeld {
+		return "", ""
+	}
+	switch r.HeldReason {
+	case lifecycle.HeldRefused:
+		return "the backend refuses one more session of app " + r.AppID + " while others live",
+			"Set max_sessions of the app to what its plan allows. The job is tried again by itself."
+	case lifecycle.HeldPolicy:
+		return fmt.Sprintf("the configuration's policy holds jobs that fail with %s", r.HeldCode),
+			errors.Explain(r.HeldCode).Remedy
+	case lifecycle.HeldStorage:
+		return "the worker's own storage can't take what the job makes: " + r.HeldWhy,
+			"Make room in the stream or bucket, or bring it back. The job goes on by itself, and is never given up for this."
+	case lifecycle.HeldUnsettled:
+		return r.HeldWhy,
+			"Find out why its sessions end (its history below, and the workers' logs). Then cancel it and publish it again under another id."
+	}
+	why = fmt.Sprintf("no sessions of app %s are started in %s: the circuit is open", r.AppID, orDash(r.Region))
+	if r.HeldCode == "" {
+		return why, ""
+	}
+	return why + ", because of " + string(r.HeldCode), errors.Explain(r.HeldCode).Remedy
+}
+
+// releasedBecause is the reason of a record with what it means where that is not
+// plain.
+func releasedBecause(r *lifecycle.Record) string {
+	meaning := map[string]string{
+		"drain":      "its worker stopped; another takes it over",
+		"unrecorded": "its record could not be written, so its session was closed",
+		"lease_lost": "its worker could not renew its lease in time, so its session was closed",
+		"worker_key": "the backend refuses that worker's API key; another worker takes it over",
+		"fault":      "a fault of the worker, not of the job; see that worker's log",
+		"crash":      "its workers died while they ran it",
+	}[r.Reason]
+	if r.State != lifecycle.StateReleased || meaning == "" {
+		return r.Reason
+	}
+	return r.Reason + ": " + meaning
+}
+
+// nextAttempt is when a job that waits is tried again. The record of one whose
+// hold lasts is not written each time that a worker looks at it.
 func nextAttempt(now time.Time, r *lifecycle.Record) string {
 	switch {
 	case r.NextAttemptAt == nil || r.State.Final():
 		return ""
 	case r.State == lifecycle.StateHeld && r.NextAttemptAt.Before(now):
-		return "still held: asked for again within a minute"
+		return "still held: asked for again within a minute, or later where many wait"
 	}
 	return r.NextAttemptAt.UTC().Format(time.RFC3339)
 }

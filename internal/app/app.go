@@ -432,7 +432,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Name: a.name, ID: a.id, Version: a.o.Version, Queues: queues(c),
 		Concurrency: c.Worker.Concurrency, AckWait: lease(h, c), Drain: c.Worker.DrainTimeout,
 		AudioConvert: c.Audio.Convert, AudioMaxBytes: int64(c.Audio.MaxBytes),
-		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c),
+		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c), Limits: sessionLimits(c),
 		Started: a.tellStarted,
 		CheckKey: func(ctx context.Context, app string) error {
 			return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })

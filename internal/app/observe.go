@@ -55,7 +55,7 @@ func (o observer) LeaseExtended(ok bool) {
 func (o observer) SlotsBusy(busy, all int)                   { o.m.SetSlots(busy, all-busy) }
 func (o observer) CircuitOpen(app, region string, open bool) { o.m.SetCircuit(app, region, open) }
 func (o observer) DeadLettered(code errors.Code)             { o.m.DeadLetter(code) }
-func (o observer) Alerted(kind string, code errors.Code)     { o.m.Alert(kind, code) }
+func (o observer) Alerted(kind string, code errors.Code)     { o.m.Alert(kind, string(code)) }
 
 func (o observer) Postponed(jobID string, state lifecycle.State, wait time.Duration) {
 	o.waiting.add(jobID, state, time.Now().Add(wait))

@@ -11,6 +11,7 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/fetch"
+	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/session"
 	"avatarworker/internal/topology"
 )
@@ -85,6 +86,14 @@ func appIDs(c *config.Config) []string {
 		list = append(list, id)
 	}
 	slices.Sort(list)
+	return list
+}
+
+func sessionLimits(c *config.Config) []limit.Rule {
+	list := make([]limit.Rule, len(c.Limits))
+	for i, l := range c.Limits {
+		list[i] = limit.Rule{Key: l.Key, Max: l.Max}
+	}
 	return list
 }
 

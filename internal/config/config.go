@@ -15,6 +15,7 @@ type Config struct {
 	Lease   Lease              `yaml:"lease"`
 	App     App                `yaml:"app"`
 	Apps    map[string]*App    `yaml:"apps"` // more apps, by id; their own ID field is set by Load
+	Limits  []SessionLimit     `yaml:"limits"`
 	Backend Backend            `yaml:"backend"`
 	Audio   Audio              `yaml:"audio"`
 	Circuit Circuit            `yaml:"circuit"`

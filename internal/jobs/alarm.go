@@ -109,13 +109,18 @@ func (w *Worker) tell(ctx context.Context) {
 func (w *Worker) told(ctx context.Context, ev event.Event) bool {
 	ctx, cancel := context.WithTimeout(ctx, alarmTimeout)
 	defer cancel()
-	if err := w.publisher.Publish(ctx, ev); err != nil {
+	// The stream drops the same message again for two minutes only.
+	if stored, err := w.eventStored(ctx, ev, time.Time{}); err == nil && stored {
+		return true
+	}
+	fresh, err := w.publisher.PublishNew(ctx, ev)
+	if err != nil {
 		if ctx.Err() == nil {
 			w.log.Error().Err(err).Msg("could not publish an alert")
 		}
 		return retry.Pause(ctx, time.Second, nil) != nil && ctx.Err() == nil
 	}
-	if alert, ok := ev.Body.(event.WorkerAlert); ok {
+	if alert, ok := ev.Body.(event.WorkerAlert); ok && fresh {
 		w.o.Observer.Alerted(alert.Kind, errors.Code(alert.What))
 	}
 	return true

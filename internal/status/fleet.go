@@ -233,6 +233,8 @@ func (f *Fleet) warn() {
 	for _, w := range f.Workers {
 		if w.Lost {
 			add("worker %s has not been heard of since %s: it was lost, or is cut off", w.WorkerID, w.At.UTC().Format(time.RFC3339))
+		} else if w.NotReady != "" && !w.Draining {
+			add("worker %s takes no jobs, or not all: %s", w.WorkerID, w.NotReady)
 		}
 	}
 	f.warnOfCircuits(add)

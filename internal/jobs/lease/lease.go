@@ -4,7 +4,7 @@
 // once it is gone, another worker may take it. The package also keeps the ack
 // waits of the worker's messages from running out.
 //
-// It knows nothing of jobs. docs/decisions/0009-one-lease.md says why it is so.
+// It knows nothing of jobs. docs/decisions/0010-one-lease.md says why it is so.
 package lease
 
 import (

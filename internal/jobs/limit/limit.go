@@ -35,6 +35,9 @@ var ErrBusy = errors.New("all sessions that a limit allows are taken")
 // may count a session a moment longer than it takes to close it.
 const rest = 50 * time.Millisecond
 
+// labels begins the key of a rule that counts by a label.
+const labels = "label."
+
 // Prefix begins the keys of session limits. No job id has a dot.
 const Prefix = "limit."
 
@@ -149,7 +152,10 @@ func (l *Limits) bounds(job Job) []bound {
 		if most <= 0 || value == "" {
 			return
 		}
-		name := strings.ReplaceAll(key, ".", "/") + "/" + topology.Token(value)
+		name := key + "/" + topology.Token(value)
+		if label, ok := strings.CutPrefix(key, labels); ok {
+			name = "label/" + topology.Token(label) + "/" + topology.Token(value)
+		}
 		for i := range list {
 			if list[i].name == name {
 				list[i].max = min(list[i].max, most)
@@ -177,7 +183,7 @@ func (j Job) value(key string) string {
 	case "queue":
 		return j.Queue
 	default:
-		return j.Labels[strings.TrimPrefix(key, "label.")]
+		return j.Labels[strings.TrimPrefix(key, labels)]
 	}
 }
 
