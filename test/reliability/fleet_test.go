@@ -110,8 +110,8 @@ func (f *fleet) watch() {
 		defer close(done)
 		for entry := range watch.Updates() {
 			var r jobs.Record
-			if entry == nil || json.Unmarshal(entry.Value(), &r) != nil {
-				continue // the end of what was there, or nothing that Check would accept
+			if entry == nil || strings.Contains(entry.Key(), ".") || json.Unmarshal(entry.Value(), &r) != nil {
+				continue // the end of what was there, a lease, or nothing that Check would accept
 			}
 			f.mu.Lock()
 			f.records[r.JobID] = r
