@@ -48,6 +48,8 @@ func between(r *rand.Rand, low, high time.Duration) time.Duration {
 
 func pick[T any](r *rand.Rand, list ...T) T { return list[r.IntN(len(list))] }
 
+func seeded(n int) *rand.Rand { return rand.New(rand.NewPCG(uint64(n), 0)) }
+
 func lanes() []lane {
 	return []lane{
 		{4 * time.Second, 12 * time.Second, func(r *rand.Rand) fault {

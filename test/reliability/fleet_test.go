@@ -144,7 +144,19 @@ func (f *fleet) launch(name string, env ...string) *process {
 		k, v, _ := strings.Cut(e, "=")
 		all[k] = v
 	}
-	return startProcess(f.t, name, all)
+	return f.launchBinary(workerBinary(f.t), name, all)
+}
+
+// launchBinary starts a worker process of some build. env is its whole
+// environment but for PATH and HOME.
+func (f *fleet) launchBinary(path, name string, env map[string]string) *process {
+	f.t.Helper()
+	p := startProcess(f.t, path, name, env)
+	p.draining = func() {
+		now := time.Now()
+		f.fault(invariant.Fault{Kind: "drain", WorkerID: p.workerID(), Start: now, End: now})
+	}
+	return p
 }
 
 // kill kills a worker and notes it.
@@ -212,11 +224,12 @@ func (f *fleet) publish(job map[string]any) {
 
 // tryPublish publishes a job until it is accepted or ctx ends.
 func (f *fleet) tryPublish(ctx context.Context, job map[string]any) error {
+	id := job["id"].(string)
+	job["extra_params"] = map[string]any{invariant.JobParam: id}
 	data, err := json.Marshal(job)
 	if err != nil {
 		return err
 	}
-	id := job["id"].(string)
 	for {
 		once, cancel := context.WithTimeout(ctx, 2*time.Second)
 		_, err := f.js.Publish(once, f.names.Jobs("default"), data, jetstream.WithMsgID(id))
