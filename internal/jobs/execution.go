@@ -139,6 +139,7 @@ func (e *execution) giveUpSession(reason string) {
 	if r == nil || r.State != StateRunning || !e.w.lease.Own(r.WorkerID) {
 		return
 	}
+	failpoint.Here("giving_up")
 	next := r.clone()
 	next.SessionTime += e.session.report.Connected
 	next.release(reason)
@@ -149,6 +150,7 @@ func (e *execution) giveUpSession(reason string) {
 		err := retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second},
 			func(err error) bool { return errors.Is(err, errSuperseded) || errors.Is(err, nats.ErrConnectionClosed) },
 			func() error { return record.putFenced(ctx, next.clone()) })
+		failpoint.Here("given_up")
 		if err != nil && !errors.Is(err, errSuperseded) {
 			e.log().Warn().Err(err).Msg("could not write that the job was given up; it is taken over once this worker's lease ends")
 		}

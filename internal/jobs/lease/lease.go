@@ -19,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/retry"
 	"avatarworker/internal/topology"
@@ -182,6 +183,7 @@ func (l *held) acquire(ctx context.Context) error {
 		wall := m.o.Now()
 		err := l.put(ctx, m.o.Window)
 		if err == nil {
+			failpoint.Here("lease_acquired")
 			m.learnClock(ctx, l.id, wall)
 			return nil
 		}
@@ -277,6 +279,7 @@ func (l *held) end(ctx context.Context) {
 	l.m.current.Store(nil)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
+	failpoint.Here("lease_removal")
 	if err := l.m.o.Store.Remove(ctx, key(l.id), l.revision); err != nil {
 		l.m.o.Log.Debug().Err(err).Msg("the lease's key could not be removed; it expires by itself")
 	}
