@@ -16,7 +16,6 @@ import (
 	"time"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
-	"github.com/rs/zerolog"
 
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/simulator"
@@ -117,9 +116,8 @@ func newChaos(t *testing.T) *chaos {
 	c.fleet = newFleetAt(t, c.cluster.ClientURLs(), chaosLease, 3, simulator.Options{Addr: "127.0.0.1:0"})
 	c.env["AVATAR_RETRY_INITIAL"], c.env["AVATAR_RETRY_MAX"] = "200ms", "5s"
 	c.env["AVATAR_CIRCUIT_COOLDOWN"], c.env["AVATAR_CIRCUIT_MAX_COOLDOWN"] = "1s", "4s"
-	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	for i := range chaosWorkerCount {
-		c.workers = append(c.workers, c.newWorker(server, fmt.Sprintf("w%d", i)))
+		c.workers = append(c.workers, c.newWorker(fmt.Sprintf("w%d", i)))
 	}
 	for _, w := range c.workers {
 		w.process = c.worker(w.name, w.env...)
@@ -127,20 +125,12 @@ func newChaos(t *testing.T) *chaos {
 	return c
 }
 
-func (c *chaos) newWorker(server *toxiproxy.ApiServer, name string) *chaosWorker {
+func (c *chaos) newWorker(name string) *chaosWorker {
 	c.t.Helper()
 	w := &chaosWorker{name: name}
-	proxy := func(target string) *toxiproxy.Proxy {
-		p := toxiproxy.NewProxy(server, name, "127.0.0.1:0", target)
-		if err := p.Start(); err != nil {
-			c.t.Fatal(err)
-		}
-		c.t.Cleanup(p.Stop)
-		return p
-	}
 	var urls []string
 	for i := range chaosNodes {
-		p := proxy(strings.TrimPrefix(c.cluster.ClientURL(i), "nats://"))
+		p := c.proxy(name, strings.TrimPrefix(c.cluster.ClientURL(i), "nats://"))
 		w.queue = append(w.queue, p)
 		urls = append(urls, "nats://"+p.Listen)
 	}
@@ -148,7 +138,7 @@ func (c *chaos) newWorker(server *toxiproxy.ApiServer, name string) *chaosWorker
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	w.backend = proxy(backend.Host)
+	w.backend = c.proxy(name, backend.Host)
 	through := func(address string) string { return strings.Replace(address, backend.Host, w.backend.Listen, 1) }
 	w.env = []string{
 		"NATS_URL=" + strings.Join(urls, ","),
