@@ -17,6 +17,7 @@ import (
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 
+	"avatarworker/internal/jobs"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/simulator"
 	"avatarworker/test/reliability/invariant"
@@ -43,28 +44,46 @@ type chaosWorker struct {
 
 func TestNothingIsLostAndNothingSettledTwiceInChaos(t *testing.T) {
 	if testing.Short() {
-		t.Skip("a minute of chaos: not with -short")
+		t.Skip("minutes of chaos: not with -short")
 	}
 	t.Parallel()
+	first := chaosSeed(t)
+	for i, run := range []struct {
+		name  string
+		lease time.Duration
+		apart time.Duration // the clocks of the workers
+	}{
+		{"lease of 15 s", 15 * time.Second, 0},
+		{"lease of 15 s again", 15 * time.Second, 0},
+		{"lease of 5 s and clocks an hour apart", 5 * time.Second, time.Hour},
+	} {
+		t.Run(run.name, func(t *testing.T) {
+			seed := first + uint64(i)
+			t.Logf("seed %d: replay with AVATAR_CHAOS_SEED=%d", seed, first)
+			newChaos(t, run.lease, run.apart).run(seed)
+		})
+	}
+}
+
+func (c *chaos) run(seed uint64) {
+	t := c.t
 	length, total := chaosLength(t)
-	seed := chaosSeed(t)
-	t.Logf("seed %d: replay with AVATAR_CHAOS_SEED=%d", seed, seed)
-	c := newChaos(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var wg sync.WaitGroup
 	draw := rand.New(rand.NewPCG(seed, 1000))
+	deadline := time.Now().Add(length + 15*time.Minute) // far off, but not for a clock that is wrong
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
 		c.load(ctx, total, length/time.Duration(total), func(i int) map[string]any {
-			return chaosJob(draw, fmt.Sprintf("j-%d", i))
+			return chaosJob(draw, fmt.Sprintf("j-%d", i), deadline)
 		})
 	}()
 	watched, stopWatching := context.WithCancel(ctx)
 	wg.Go(func() { c.measureOutages(watched) })
 	start := time.Now()
-	c.play(schedule(seed, length), start)
+	c.play(schedule(seed, length, c.lease), start)
 	t.Logf("faults over after %s: %s", time.Since(start).Round(time.Second), c.states())
 	<-published
 	c.settle(3 * time.Minute)
@@ -74,10 +93,10 @@ func TestNothingIsLostAndNothingSettledTwiceInChaos(t *testing.T) {
 		w.process.alive()
 	}
 	report, _ := c.check()
-	t.Logf("seed %d, %s, %d workers, %d nodes, %d jobs\nfaults: %s\nsessions run again: %d, of %d that a fault may have taken\n%s",
-		seed, length, chaosWorkerCount, chaosNodes, total, c.faultsByKind(), report.Again, report.Held, report)
-	if report.Jobs != total {
-		t.Errorf("%d jobs, %d were published", report.Jobs, total)
+	t.Logf("seed %d, %s, %d workers, %d nodes, lease %s, %d jobs\nfaults: %s\nsessions run again: %d, of %d that a fault may have taken\n%s",
+		seed, length, chaosWorkerCount, chaosNodes, c.lease, total, c.faultsByKind(), report.Again, report.Held, report)
+	if report.Jobs != total || report.Outcomes[jobs.StateExpired] != 0 {
+		t.Errorf("%d jobs were published, none of which could expire: %s", total, report)
 	}
 }
 
@@ -87,7 +106,7 @@ func chaosLength(t *testing.T) (time.Duration, int) {
 	t.Helper()
 	text := os.Getenv("AVATAR_CHAOS")
 	if text == "" {
-		return 50 * time.Second, 800
+		return 30 * time.Second, 450
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d < time.Minute {
@@ -109,15 +128,19 @@ func chaosSeed(t *testing.T) uint64 {
 	return seed
 }
 
-func newChaos(t *testing.T) *chaos {
+// newChaos runs a fleet whose workers' clocks are apart by so much.
+func newChaos(t *testing.T, lease, apart time.Duration) *chaos {
 	t.Helper()
 	c := &chaos{count: map[string]int{}}
 	c.cluster, c.dir = newCluster(t)
-	c.fleet = newFleetAt(t, c.cluster.ClientURLs(), chaosLease, 3, simulator.Options{Addr: "127.0.0.1:0"})
+	c.fleet = newFleetAt(t, c.cluster.ClientURLs(), lease, 3, simulator.Options{Addr: "127.0.0.1:0"})
 	c.env["AVATAR_RETRY_INITIAL"], c.env["AVATAR_RETRY_MAX"] = "200ms", "5s"
 	c.env["AVATAR_CIRCUIT_COOLDOWN"], c.env["AVATAR_CIRCUIT_MAX_COOLDOWN"] = "1s", "4s"
 	for i := range chaosWorkerCount {
-		c.workers = append(c.workers, c.newWorker(fmt.Sprintf("w%d", i)))
+		w := c.newWorker(fmt.Sprintf("w%d", i))
+		ahead := apart*time.Duration(i)/(chaosWorkerCount-1) - apart/2
+		w.env = append(w.env, "AVATAR_FAILPOINT_CLOCK="+ahead.String())
+		c.workers = append(c.workers, w)
 	}
 	for _, w := range c.workers {
 		w.process = c.worker(w.name, w.env...)
