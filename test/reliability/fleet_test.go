@@ -71,18 +71,7 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 	if f.js, err = jetstream.New(f.nc); err != nil {
 		t.Fatal(err)
 	}
-	if err := invariant.CreateState(t.Context(), f.js, f.names, replicas); err != nil {
-		t.Fatal(err)
-	}
-	settings := topology.DefaultSettings()
-	settings.AckWait, settings.Replicas = lease, replicas
-	settings.JobsMaxBytes = 256 << 20
-	for _, limit := range []*topology.Limit{&settings.Events, &settings.DLQ, &settings.Frames, &settings.Audio, &settings.AudioFiles, &settings.Recordings} {
-		limit.MaxBytes = 128 << 20
-	}
-	if _, _, err := topology.Ensure(t.Context(), f.js, f.names, settings); err != nil {
-		t.Fatal(err)
-	}
+	createStreams(t.Context(), t, f.js, f.names, fleetSettings(lease, replicas))
 	f.env = map[string]string{
 		"NATS_URL": urls, "AVATAR_NATS_REPLICAS": fmt.Sprint(replicas),
 		"AVATAR_APP_ID": "app", "AVATAR_APP_API_KEY": apiKey,
@@ -93,6 +82,34 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 	}
 	f.watch()
 	return f
+}
+
+// createStreams makes what workers need, with a bucket of records that keeps their
+// history. The nodes of a cluster that has just formed may take a moment to know
+// of each other.
+func createStreams(ctx context.Context, t *testing.T, js jetstream.JetStream, names topology.Names, settings topology.Settings) {
+	t.Helper()
+	err := insist(func() error {
+		if err := invariant.CreateState(ctx, js, names, settings.Replicas); err != nil {
+			return err
+		}
+		_, _, err := topology.Ensure(ctx, js, names, settings)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fleetSettings are small enough for many servers on one disk.
+func fleetSettings(lease time.Duration, replicas int) topology.Settings {
+	settings := topology.DefaultSettings()
+	settings.AckWait, settings.Replicas = lease, replicas
+	settings.JobsMaxBytes = 256 << 20
+	for _, limit := range []*topology.Limit{&settings.Events, &settings.DLQ, &settings.Frames, &settings.Audio, &settings.AudioFiles, &settings.Recordings} {
+		limit.MaxBytes = 128 << 20
+	}
+	return settings
 }
 
 // watch keeps the records as they are now, until the test ends.

@@ -29,6 +29,7 @@ type Fault struct {
 	// WorkerID is the worker whose sessions it takes, whichever lease it holds;
 	// empty: every worker's.
 	WorkerID   string
+	Jobs       string // how the ids of the jobs begin that it concerns; empty: all
 	Start, End time.Time
 	// Lasting faults take a session away only if they last about as long as
 	// the lease; a kill does at once.
@@ -40,7 +41,10 @@ const slack = 2 * time.Second
 
 // takes reports whether the fault may have ended a session that its worker held
 // from start to end.
-func (f Fault) takes(worker string, start, end time.Time, window time.Duration) bool {
+func (f Fault) takes(job, worker string, start, end time.Time, window time.Duration) bool {
+	if !strings.HasPrefix(job, f.Jobs) {
+		return false
+	}
 	if f.WorkerID != "" && f.WorkerID != worker && !strings.HasPrefix(worker, f.WorkerID+"-") {
 		return false
 	}

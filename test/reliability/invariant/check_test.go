@@ -97,6 +97,7 @@ func TestEveryBrokenPromiseIsFound(t *testing.T) {
 		"a crash too many":              {func(_ *Run, s *Seen) { s.History["a"][2].Record.Crashes = 6 }, "6 crashes, the limit is 5"},
 		"a session run again untouched": {func(r *Run, _ *Seen) { r.Faults = nil }, "session 1 (worker w1, from 12:00:00.000) was lost at 12:00:10.000 although no fault took it"},
 		"a fault of another worker":     {func(r *Run, _ *Seen) { r.Faults[0].WorkerID = "w3" }, "no fault took it"},
+		"a fault of other jobs":         {func(r *Run, _ *Seen) { r.Faults[0].Jobs = "b" }, "no fault took it"},
 		"a fault at another time":       {func(r *Run, _ *Seen) { r.Faults[0].Start, r.Faults[0].End = at(20), at(21) }, "no fault took it"},
 		"a cut much shorter than the lease": {func(r *Run, _ *Seen) {
 			r.Faults[0] = Fault{Kind: "cut", Start: at(2), End: at(3), Lasting: true}

@@ -63,7 +63,7 @@ func (c *check) ended(t *takeOver, before, after jobs.Record) {
 			c.violate("job %s run %d: session %d ended %s, but no error event tells of a failed attempt", t.job, t.run, t.number, after.State)
 		}
 	}
-	if c.faulty(t.worker, t.begun, t.over) {
+	if c.faulty(t.job, t.worker, t.begun, t.over) {
 		c.report.Held++
 	}
 	if t.lost && !t.drained {
@@ -82,7 +82,7 @@ func (c *check) explain(list []*takeOver) {
 		}
 		best := -1
 		for j, f := range c.run.Faults {
-			if !used[j] && f.takes(t.worker, t.begun, t.over, c.run.Lease) && (best < 0 || f.End.Before(c.run.Faults[best].End)) {
+			if !used[j] && f.takes(t.job, t.worker, t.begun, t.over, c.run.Lease) && (best < 0 || f.End.Before(c.run.Faults[best].End)) {
 				best = j
 			}
 		}
@@ -98,8 +98,8 @@ func (c *check) explain(list []*takeOver) {
 	}
 }
 
-func (c *check) faulty(worker string, start, end time.Time) bool {
-	return slices.ContainsFunc(c.run.Faults, func(f Fault) bool { return f.takes(worker, start, end, c.run.Lease) })
+func (c *check) faulty(job, worker string, start, end time.Time) bool {
+	return slices.ContainsFunc(c.run.Faults, func(f Fault) bool { return f.takes(job, worker, start, end, c.run.Lease) })
 }
 
 // closing is how long after the end of a take-over its session may still be
@@ -140,7 +140,7 @@ func (c *check) paid(s simulator.Session) {
 	if t.over.IsZero() || !s.Closed.After(t.over.Add(closing)) && !s.Opened.After(t.over) {
 		return
 	}
-	if !c.faulty(t.worker, s.Opened, s.Closed) {
+	if !c.faulty(t.job, t.worker, s.Opened, s.Closed) {
 		c.violate("backend session %s: connected for %s until %s, but session %d of job %s was over at %s",
 			s.ConnectionID, length, clock(s.Closed), t.number, id, clock(t.over))
 	}
