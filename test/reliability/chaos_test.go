@@ -16,6 +16,7 @@ import (
 	"time"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/natsserver"
@@ -35,6 +36,7 @@ type chaos struct {
 
 type chaosWorker struct {
 	name    string
+	binary  string
 	env     []string
 	process *process
 	queue   []*toxiproxy.Proxy // one for each node
@@ -60,14 +62,18 @@ func TestNothingIsLostAndNothingSettledTwiceInChaos(t *testing.T) {
 		t.Run(run.name, func(t *testing.T) {
 			seed := first + uint64(i)
 			t.Logf("seed %d: replay with AVATAR_CHAOS_SEED=%d", seed, first)
-			newChaos(t, run.lease, run.apart).run(seed)
+			length, total := chaosLength(t)
+			same := workerBinary(t)
+			c := newChaos(t, run.lease, run.apart, same, same, same)
+			c.run(seed, length, total)
+			c.finish(seed)
 		})
 	}
 }
 
-func (c *chaos) run(seed uint64) {
+// run breaks things for length, while so many jobs are published.
+func (c *chaos) run(seed uint64, length time.Duration, total int) {
 	t := c.t
-	length, total := chaosLength(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var wg sync.WaitGroup
@@ -81,20 +87,26 @@ func (c *chaos) run(seed uint64) {
 		})
 	}()
 	watched, stopWatching := context.WithCancel(ctx)
-	wg.Go(func() { c.measureOutages(watched) })
+	wg.Go(func() { c.measureOutages(watched, c.js) })
 	start := time.Now()
-	c.play(schedule(seed, length, c.lease), start)
+	c.play(schedule(seed, length, c.lease, len(c.workers)), start)
 	t.Logf("faults over after %s: %s", time.Since(start).Round(time.Second), c.states())
 	<-published
-	c.settle(3 * time.Minute)
 	stopWatching()
 	wg.Wait()
+}
+
+// finish waits until everything is settled, and checks it.
+func (c *chaos) finish(seed uint64) {
+	t := c.t
+	c.settle(3 * time.Minute)
+	total := len(c.accepted)
 	for _, w := range c.workers {
 		w.process.alive()
 	}
 	report, _ := c.check()
-	t.Logf("seed %d, %s, %d workers, %d nodes, lease %s, %d jobs\nfaults: %s\nsessions run again: %d, of %d that a fault may have taken\n%s",
-		seed, length, chaosWorkerCount, chaosNodes, c.lease, total, c.faultsByKind(), report.Again, report.Held, report)
+	t.Logf("seed %d, %d workers, %d nodes, lease %s, %d jobs\nfaults: %s\nsessions run again: %d, of %d that a fault may have taken\n%s",
+		seed, len(c.workers), chaosNodes, c.lease, total, c.faultsByKind(), report.Again, report.Held, report)
 	if report.Jobs != total || report.Outcomes[jobs.StateExpired] != 0 {
 		t.Errorf("%d jobs were published, none of which could expire: %s", total, report)
 	}
@@ -128,25 +140,30 @@ func chaosSeed(t *testing.T) uint64 {
 	return seed
 }
 
-// newChaos runs a fleet whose workers' clocks are apart by so much.
-func newChaos(t *testing.T, lease, apart time.Duration) *chaos {
+// newChaos runs a fleet of one worker for each binary, whose clocks are apart by
+// so much.
+func newChaos(t *testing.T, lease, apart time.Duration, binaries ...string) *chaos {
 	t.Helper()
 	c := &chaos{count: map[string]int{}}
 	c.cluster, c.dir = newCluster(t)
 	c.fleet = newFleetAt(t, c.cluster.ClientURLs(), lease, 3, simulator.Options{Addr: "127.0.0.1:0"})
 	c.env["AVATAR_RETRY_INITIAL"], c.env["AVATAR_RETRY_MAX"] = "200ms", "5s"
 	c.env["AVATAR_CIRCUIT_COOLDOWN"], c.env["AVATAR_CIRCUIT_MAX_COOLDOWN"] = "1s", "4s"
-	for i := range chaosWorkerCount {
+	for i, binary := range binaries {
 		w := c.newWorker(fmt.Sprintf("w%d", i))
-		ahead := apart*time.Duration(i)/(chaosWorkerCount-1) - apart/2
+		w.binary = binary
+		ahead := apart*time.Duration(i)/time.Duration(len(binaries)-1) - apart/2
 		w.env = append(w.env, "AVATAR_FAILPOINT_CLOCK="+ahead.String())
 		c.workers = append(c.workers, w)
 	}
 	for _, w := range c.workers {
-		w.process = c.worker(w.name, w.env...)
+		c.start(w)
+		w.process.waitReady()
 	}
 	return c
 }
+
+func (c *chaos) start(w *chaosWorker) { w.process = c.launchBuild(w.binary, w.name, w.env...) }
 
 func (c *chaos) newWorker(name string) *chaosWorker {
 	c.t.Helper()
@@ -221,7 +238,7 @@ func (c *chaos) setFault(name string) {
 func (c *chaos) workerSteps(f fault) (begin, end func()) {
 	w := c.workers[f.target]
 	if f.kind == killWorker {
-		return func() { c.kill(w.process) }, func() { w.process = c.launch(w.name, w.env...) }
+		return func() { c.kill(w.process) }, func() { c.start(w) }
 	}
 	var since time.Time
 	return func() { since = time.Now(); w.process.signal(syscall.SIGSTOP) }, func() {
@@ -320,20 +337,20 @@ func (c *chaos) toxic(proxies []*toxiproxy.Proxy, kind, attributes string) (begi
 
 // measureOutages notes when the queue itself did not answer, as while a leader
 // is elected. Only one that lasts explains a lost lease.
-func (c *chaos) measureOutages(ctx context.Context) {
+func (f *fleet) measureOutages(ctx context.Context, js jetstream.JetStream) {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	var since time.Time
 	for {
 		asked := time.Now()
-		err := c.answers(ctx)
+		err := f.answers(ctx, js)
 		switch {
 		case err != nil && since.IsZero():
 			since = asked
 		case err == nil && !since.IsZero():
 			if out := time.Since(since); out > time.Second {
-				c.t.Logf("the queue did not answer for %s", out.Round(100*time.Millisecond))
-				c.fault(invariant.Fault{Kind: "queue away", Start: since, End: time.Now().Add(reconnect), Lasting: true})
+				f.t.Logf("the queue did not answer for %s", out.Round(100*time.Millisecond))
+				f.fault(invariant.Fault{Kind: "queue away", Start: since, End: time.Now().Add(reconnect), Lasting: true})
 			}
 			since = time.Time{}
 		}
@@ -346,13 +363,13 @@ func (c *chaos) measureOutages(ctx context.Context) {
 }
 
 // answers asks the leaders of what the workers need.
-func (c *chaos) answers(ctx context.Context) error {
+func (f *fleet) answers(ctx context.Context, js jetstream.JetStream) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if _, err := c.js.Consumer(ctx, c.names.JobsStream(), "default"); err != nil {
+	if _, err := js.Consumer(ctx, f.names.JobsStream(), "default"); err != nil {
 		return err
 	}
-	_, err := c.js.Stream(ctx, "KV_"+c.names.StateBucket())
+	_, err := js.Stream(ctx, "KV_"+f.names.StateBucket())
 	return err
 }
 

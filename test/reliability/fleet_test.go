@@ -156,19 +156,18 @@ func (f *fleet) worker(name string, env ...string) *process {
 // launch starts a worker process.
 func (f *fleet) launch(name string, env ...string) *process {
 	f.t.Helper()
+	return f.launchBuild(workerBinary(f.t), name, env...)
+}
+
+// launchBuild starts a worker process of some build.
+func (f *fleet) launchBuild(path, name string, env ...string) *process {
+	f.t.Helper()
 	all := maps.Clone(f.env)
 	for _, e := range env {
 		k, v, _ := strings.Cut(e, "=")
 		all[k] = v
 	}
-	return f.launchBinary(workerBinary(f.t), name, all)
-}
-
-// launchBinary starts a worker process of some build. env is its whole
-// environment but for PATH and HOME.
-func (f *fleet) launchBinary(path, name string, env map[string]string) *process {
-	f.t.Helper()
-	p := startProcess(f.t, path, name, env)
+	p := startProcess(f.t, path, name, all)
 	p.draining = func() {
 		now := time.Now()
 		f.fault(invariant.Fault{Kind: "drain", WorkerID: p.workerID(), Start: now, End: now})
@@ -393,6 +392,10 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.t.Context(), 2*time.Minute)
 	defer cancel()
+	err := insist(func() error { return f.inStep(ctx) })
+	if err != nil {
+		f.t.Fatal(err)
+	}
 	seen, err := invariant.Read(ctx, f.js, f.names, f.backend.Book())
 	if err != nil {
 		f.t.Fatal(err)
@@ -411,6 +414,23 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 	f.checkRecordings(ctx)
 	f.t.Log(report)
 	return report, seen
+}
+
+// inStep returns an error while a replica of what the check reads lacks something:
+// the check may read from any of them.
+func (f *fleet) inStep(ctx context.Context) error {
+	for _, name := range []string{f.names.JobsStream(), "KV_" + f.names.StateBucket(), f.names.EventsStream(), f.names.DLQStream()} {
+		stream, err := f.js.Stream(ctx, name)
+		if err != nil {
+			return err
+		}
+		for _, replica := range stream.CachedInfo().Cluster.Replicas {
+			if !replica.Current || replica.Offline || replica.Lag > 0 {
+				return fmt.Errorf("stream %s: replica %s is not in step", name, replica.Name)
+			}
+		}
+	}
+	return nil
 }
 
 // checkRecordings reads the recording of every job that has one, as any client
