@@ -336,7 +336,8 @@ func (c *chaos) toxic(proxies []*toxiproxy.Proxy, kind, attributes string) (begi
 }
 
 // measureOutages notes when the queue itself did not answer, as while a leader
-// is elected. Only one that lasts explains a lost lease.
+// is elected, or the machine was too busy. Only one that lasts explains a lost
+// lease.
 func (f *fleet) measureOutages(ctx context.Context, js jetstream.JetStream) {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
@@ -347,8 +348,11 @@ func (f *fleet) measureOutages(ctx context.Context, js jetstream.JetStream) {
 		switch {
 		case err != nil && since.IsZero():
 			since = asked
-		case err == nil && !since.IsZero():
-			if out := time.Since(since); out > time.Second {
+		case err == nil:
+			if since.IsZero() {
+				since = asked
+			}
+			if out := time.Since(since); out > min(time.Second, f.lease/5) {
 				f.t.Logf("the queue did not answer for %s", out.Round(100*time.Millisecond))
 				f.fault(invariant.Fault{Kind: "queue away", Start: since, End: time.Now().Add(reconnect), Lasting: true})
 			}

@@ -54,7 +54,8 @@ func newFleet(t *testing.T, urls string, lease time.Duration) *fleet {
 
 func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, backend simulator.Options) *fleet {
 	t.Helper()
-	if urls == "" {
+	own := urls == ""
+	if own {
 		urls = natstest.Start(t).ClientURL()
 	}
 	f := &fleet{
@@ -81,6 +82,12 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 		"AVATAR_LEASE_ACK_WAIT": lease.String(), "AVATAR_ADMIN_ADDR": "off", "AVATAR_LOG_FORMAT": "json",
 	}
 	f.watch()
+	if own { // that does not answer only where the machine is too busy
+		watched, stop := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() { f.measureOutages(watched, f.js) })
+		t.Cleanup(func() { stop(); wg.Wait() })
+	}
 	return f
 }
 

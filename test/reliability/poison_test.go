@@ -13,7 +13,8 @@ import (
 // started again, as Kubernetes does.
 func TestAPoisonedJobEndsAsWorkerLostAndTheInnocentBesideItComplete(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "", 2*time.Second)
+	f := newFleet(t, "", 3*time.Second)
+	f.env["AVATAR_BACKEND_STALL_TIMEOUT"] = "1m" // it is killed, it does not fail
 	const poisons, innocents, crashes = 2, 60, 5
 	for i := range innocents {
 		f.publish(job(fmt.Sprintf("innocent-%d", i), pick(seeded(i), "ok", "slow-300", "slow-1000"), 2))
