@@ -40,7 +40,7 @@ func previousBinary(t *testing.T) string {
 		{"tar", "-xf", source, "-C", dir},
 		{"go", "-C", dir, "build", "-tags", "failpoint", "-o", filepath.Join(dir, "previous"), "./cmd/worker"},
 	} {
-		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil { //nolint:gosec // the commands above
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
 		}
 	}
