@@ -13,7 +13,7 @@ import (
 	"avatarworker/test/reliability/invariant"
 )
 
-// long tells whether the long forms are asked for.
+// long reports whether the long forms are asked for.
 func long() bool { return os.Getenv("AVATAR_CHAOS") != "" }
 
 const (

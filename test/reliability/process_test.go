@@ -193,7 +193,7 @@ func (p *process) alive() {
 	}
 }
 
-// killed tells whether the process ended by SIGKILL.
+// killed reports whether the process ended by SIGKILL.
 func (p *process) killed() bool {
 	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL

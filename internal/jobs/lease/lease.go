@@ -67,7 +67,7 @@ type Manager struct {
 	current atomic.Pointer[Holder]
 	fault   atomic.Pointer[error]     // why there is no lease
 	offset  atomic.Int64              // the server's clock less this process's, ns
-	spare   atomic.Pointer[time.Time] // until when others may still come back; nil: nobody may
+	spare   atomic.Pointer[time.Time] // others may still come back until then; nil: all are back
 	acks    *acks
 	wg      sync.WaitGroup
 	stop    context.CancelFunc
