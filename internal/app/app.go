@@ -426,10 +426,10 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		CheckKey: func(ctx context.Context, app string) error {
 			return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
 		},
-		Retry:   jobs.RetryPolicy{MaxAttempts: c.Retry.MaxAttempts, Initial: c.Retry.Initial, Max: c.Retry.Max},
+		Retry:   lifecycle.RetryPolicy{MaxAttempts: c.Retry.MaxAttempts, Initial: c.Retry.Initial, Max: c.Retry.Max},
 		Circuit: circuit.Config{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown},
 		MaxHold: c.Circuit.MaxHold, PerApp: c.Backend.ConsoleURL != "" && c.Backend.IngressURL != "",
-		Alerts: jobs.AlertConfig{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
+		Alerts: alert.Config{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
 		Table:  table, Runner: runner, DeadLetters: dlq.NewWriter(js, a.names),
 		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: failpoint.Now, Random: rand.Float64,
 	}

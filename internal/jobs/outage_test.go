@@ -53,7 +53,7 @@ func TestAResultIsWrittenAfterAnOutageThoughAnotherWorkerIsBackFirst(t *testing.
 	<-after.C
 	k.silence(false)
 
-	r := h.outcome("j1", jobs.StateCompleted)
+	r := h.outcome("j1", lifecycle.StateCompleted)
 	if r.Session != 1 || r.Crashes != 0 || len(again.ran()) != 0 {
 		t.Errorf("the job was run again: session %d, %d crashes, %v", r.Session, r.Crashes, again.ran())
 	}

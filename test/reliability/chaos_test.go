@@ -107,7 +107,7 @@ func (c *chaos) finish(seed uint64) {
 	report, _ := c.check()
 	t.Logf("seed %d, %d workers, %d nodes, lease %s, %d jobs\nfaults: %s\nsessions run again: %d, of %d that a fault may have taken\n%s",
 		seed, len(c.workers), chaosNodes, c.lease, total, c.faultsByKind(), report.Again, report.Held, report)
-	if report.Jobs != total || report.Outcomes[jobs.StateExpired] != 0 {
+	if report.Jobs != total || report.Outcomes[lifecycle.StateExpired] != 0 {
 		t.Errorf("%d jobs were published, none of which could expire: %s", total, report)
 	}
 }

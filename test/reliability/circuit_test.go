@@ -77,7 +77,7 @@ func TestARefusedAccountOpensTheCircuitAndLosesNoJob(t *testing.T) {
 			t.Parallel()
 			total, lasts := jobsQueued()
 			report, seen := faultyAccount(t, string(fault), true, total, lasts)
-			if report.Outcomes[jobs.StateCompleted] != total || len(seen.Letters) != 0 {
+			if report.Outcomes[lifecycle.StateCompleted] != total || len(seen.Letters) != 0 {
 				t.Errorf("want all completed, no dead letters: %s", report)
 			}
 			before, probes := refusals(seen, fault)
@@ -103,7 +103,7 @@ func refusals(seen invariant.Seen, code errors.Code) (before int, probes []time.
 	var times []time.Time
 	known := map[string]bool{}
 	for _, ev := range seen.Events {
-		if ev.Type == jobs.EventError && ev.Code == code && !known[ev.ID] {
+		if ev.Type == event.TypeError && ev.Code == code && !known[ev.ID] {
 			known[ev.ID] = true
 			times = append(times, ev.Time)
 		}
@@ -133,7 +133,7 @@ func TestARevokedKeyDoesNotEmptyTheQueueIntoTheDeadLetters(t *testing.T) {
 			if n := len(seen.Letters); n > most {
 				t.Errorf("%d dead letters, want at most %d", n, most)
 			}
-			if report.Outcomes[jobs.StateCompleted] != total-len(seen.Letters) {
+			if report.Outcomes[lifecycle.StateCompleted] != total-len(seen.Letters) {
 				t.Errorf("the others are to complete: %s", report)
 			}
 		})

@@ -173,9 +173,9 @@ func crashAt(t *testing.T, point, kind string) invariant.Report {
 	f.worker("heir")
 	f.settle(30 * time.Second)
 	report, _ := f.check()
-	want := map[jobs.State]int{jobs.StateCompleted: 5, jobs.StateDeadLettered: 1}
+	want := map[lifecycle.State]int{lifecycle.StateCompleted: 5, lifecycle.StateDeadLettered: 1}
 	if kind == dying {
-		want = map[jobs.State]int{jobs.StateCompleted: 2, jobs.StateDeadLettered: 4}
+		want = map[lifecycle.State]int{lifecycle.StateCompleted: 2, lifecycle.StateDeadLettered: 4}
 	}
 	for outcome, n := range want {
 		if report.Outcomes[outcome] != n {

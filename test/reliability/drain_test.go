@@ -26,10 +26,10 @@ func TestADrainWhoseTimeIsUpHandsSessionsBackAndExitsWithZero(t *testing.T) {
 	f.worker("new")
 	f.settle(30 * time.Second)
 	report, _ := f.check()
-	if report.Released != 8 || report.Again != 0 || report.Crashes != 0 || report.Failures != 0 || report.Outcomes[jobs.StateCompleted] != 8 {
+	if report.Released != 8 || report.Again != 0 || report.Crashes != 0 || report.Failures != 0 || report.Outcomes[lifecycle.StateCompleted] != 8 {
 		t.Errorf("want all handed back and completed, at no cost: %s", report)
 	}
-	if n := f.count(func(r jobs.Record) bool { return r.Attempt == 1 }); n != 8 {
+	if n := f.count(func(r lifecycle.Record) bool { return r.Attempt == 1 }); n != 8 {
 		t.Errorf("%d of 8 jobs completed in their first attempt", n)
 	}
 }
@@ -48,7 +48,7 @@ func TestADrainWithoutAnyTimeCostsNoJobACrash(t *testing.T) {
 	}
 	f.worker("new")
 	f.settle(30 * time.Second)
-	if report, _ := f.check(); report.Again != 0 || report.Crashes != 0 || report.Failures != 0 || report.Outcomes[jobs.StateCompleted] != 16 {
+	if report, _ := f.check(); report.Again != 0 || report.Crashes != 0 || report.Failures != 0 || report.Outcomes[lifecycle.StateCompleted] != 16 {
 		t.Errorf("want all completed, at no cost: %s", report)
 	}
 }
@@ -66,7 +66,7 @@ func TestASecondSignalEndsAtOnceAndLosesNothing(t *testing.T) {
 	f.terminate(old)
 	f.worker("new")
 	f.settle(30 * time.Second)
-	if report, _ := f.check(); report.Failures != 0 || report.Outcomes[jobs.StateCompleted] != 8 {
+	if report, _ := f.check(); report.Failures != 0 || report.Outcomes[lifecycle.StateCompleted] != 8 {
 		t.Errorf("want all completed without a failed attempt: %s", report)
 	}
 }

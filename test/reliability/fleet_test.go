@@ -38,7 +38,7 @@ type fleet struct {
 	mu       sync.Mutex
 	accepted []string
 	faults   []invariant.Fault
-	records  map[string]jobs.Record // as last seen
+	records  map[string]lifecycle.Record // as last seen
 	changed  chan struct{}          // closed and made anew when a record changes
 }
 
@@ -60,7 +60,7 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 	}
 	f := &fleet{
 		t: t, names: topology.Names{Prefix: "avatar"}, lease: lease, attempts: 5,
-		records: map[string]jobs.Record{}, changed: make(chan struct{}),
+		records: map[string]lifecycle.Record{}, changed: make(chan struct{}),
 	}
 	f.backend = simulator.New(backend)
 	if err := f.backend.Start(t.Context()); err != nil {
@@ -133,7 +133,7 @@ func (f *fleet) watch() {
 	go func() {
 		defer close(done)
 		for entry := range watch.Updates() {
-			var r jobs.Record
+			var r lifecycle.Record
 			if entry == nil || strings.Contains(entry.Key(), ".") || json.Unmarshal(entry.Value(), &r) != nil {
 				continue // the end of what was there, a lease, or nothing that Check would accept
 			}
@@ -300,14 +300,14 @@ func linger(ctx context.Context, d time.Duration) {
 }
 
 // record is a job's record as last seen.
-func (f *fleet) record(id string) jobs.Record {
+func (f *fleet) record(id string) lifecycle.Record {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.records[id]
 }
 
 // count counts the records that match.
-func (f *fleet) count(match func(jobs.Record) bool) int {
+func (f *fleet) count(match func(lifecycle.Record) bool) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n := 0
@@ -319,11 +319,11 @@ func (f *fleet) count(match func(jobs.Record) bool) int {
 	return n
 }
 
-func final(r jobs.Record) bool   { return r.State.Final() }
-func running(r jobs.Record) bool { return r.State == jobs.StateRunning }
+func final(r lifecycle.Record) bool   { return r.State.Final() }
+func running(r lifecycle.Record) bool { return r.State == lifecycle.StateRunning }
 
 // await returns when at least n records match.
-func (f *fleet) await(what string, limit time.Duration, n int, match func(jobs.Record) bool) {
+func (f *fleet) await(what string, limit time.Duration, n int, match func(lifecycle.Record) bool) {
 	f.t.Helper()
 	timeout := time.After(limit)
 	for {
@@ -346,7 +346,7 @@ func (f *fleet) await(what string, limit time.Duration, n int, match func(jobs.R
 func (f *fleet) states() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	by := map[jobs.State]int{}
+	by := map[lifecycle.State]int{}
 	for _, r := range f.records {
 		by[r.State]++
 	}
@@ -452,7 +452,7 @@ func (f *fleet) checkRecordings(ctx context.Context) {
 		f.t.Fatal(err)
 	}
 	for id, r := range records {
-		if r.Recording == "" || r.Outcome != jobs.StateCompleted {
+		if r.Recording == "" || r.Outcome != lifecycle.StateCompleted {
 			continue
 		}
 		data, err := store.GetBytes(ctx, r.Recording)

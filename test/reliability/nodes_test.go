@@ -72,7 +72,7 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 	<-published
 	f.settle(2 * time.Minute)
 	report, seen := f.check()
-	if report.Outcomes[jobs.StateCompleted] != total || report.Failures != 0 || report.Crashes != 0 {
+	if report.Outcomes[lifecycle.StateCompleted] != total || report.Failures != 0 || report.Crashes != 0 {
 		t.Errorf("want all %d completed, without a failed attempt or a crash of workers that lived: %s", total, report)
 	}
 	for _, out := range written {

@@ -60,7 +60,7 @@ func TestWorkersOutliveNATSAndEverythingSettlesWhenItIsBack(t *testing.T) {
 	}
 	report, seen := f.check()
 	f.writtenLater(cut, seen)
-	if report.Outcomes[jobs.StateCompleted] != total || report.Crashes != 0 || report.Failures != 0 {
+	if report.Outcomes[lifecycle.StateCompleted] != total || report.Crashes != 0 || report.Failures != 0 {
 		t.Errorf("want all completed, with no failure and no crash of workers that were alive: %s", report)
 	}
 }

@@ -73,7 +73,7 @@ func TestAClusterThatIsDividedHoldsNoTwoSessionsOfAJob(t *testing.T) {
 			}
 			f.settle(time.Minute)
 			report, seen := f.check()
-			if report.Outcomes[jobs.StateCompleted] != total || report.Failures != 0 {
+			if report.Outcomes[lifecycle.StateCompleted] != total || report.Failures != 0 {
 				t.Errorf("want all %d completed without a failed attempt: %s", total, report)
 			}
 			noTwoAtOnce(t, seen)

@@ -30,10 +30,10 @@ func TestAPoisonedJobEndsAsWorkerLostAndTheInnocentBesideItComplete(t *testing.T
 	for i := range 3 {
 		start(fmt.Sprintf("w%d", i))
 	}
-	poisoned := func(r jobs.Record) bool { return strings.HasPrefix(r.JobID, "poison-") }
+	poisoned := func(r lifecycle.Record) bool { return strings.HasPrefix(r.JobID, "poison-") }
 	kills, ended := 0, map[string]bool{}
 	for len(ended) < poisons {
-		f.await("a poisoned job runs or is given up", 60*time.Second, 1, func(r jobs.Record) bool {
+		f.await("a poisoned job runs or is given up", 60*time.Second, 1, func(r lifecycle.Record) bool {
 			return poisoned(r) && !ended[r.JobID] && (running(r) && workers[r.WorkerID] != nil || final(r))
 		})
 		for i := range poisons {
@@ -56,11 +56,11 @@ func TestAPoisonedJobEndsAsWorkerLostAndTheInnocentBesideItComplete(t *testing.T
 	}
 	f.settle(60 * time.Second)
 	report, seen := f.check()
-	if report.Outcomes[jobs.StateCompleted] != innocents || len(seen.Letters) != poisons {
+	if report.Outcomes[lifecycle.StateCompleted] != innocents || len(seen.Letters) != poisons {
 		t.Errorf("want %d completed and %d dead letters: %s; %+v", innocents, poisons, report, seen.Letters)
 	}
 	for _, l := range seen.Letters {
-		if !strings.HasPrefix(l.JobID, "poison-") || l.Code != "workerLost" || l.Reason != jobs.ReasonWorkerLost {
+		if !strings.HasPrefix(l.JobID, "poison-") || l.Code != "workerLost" || l.Reason != lifecycle.ReasonWorkerLost {
 			t.Errorf("dead letter %+v", l)
 		}
 	}

@@ -62,7 +62,7 @@ func (f Fault) takes(job, worker string, start, end time.Time, window time.Durat
 // Report is what the check found.
 type Report struct {
 	Jobs     int
-	Outcomes map[jobs.State]int
+	Outcomes map[lifecycle.State]int
 	Sessions int // take-overs in all
 	// Lost counts sessions that neither failed nor were handed back: their worker
 	// died, froze or lost its lease. Again counts those that another followed.
@@ -84,14 +84,14 @@ type Report struct {
 func (r Report) String() string {
 	return fmt.Sprintf("jobs %d, completed %d, dead-lettered %d, expired %d, cancelled %d; sessions %d, failed attempts %d, "+
 		"handed back %d, held at a fault %d, lost %d, run again %d, crashes counted %d, events repeated %d; connected %s, of it lost to faults %s; violations %d",
-		r.Jobs, r.Outcomes[jobs.StateCompleted], r.Outcomes[jobs.StateDeadLettered], r.Outcomes[jobs.StateExpired],
-		r.Outcomes[jobs.StateCancelled], r.Sessions, r.Failures, r.Released, r.Held, r.Lost, r.Again, r.Crashes, r.Repeated,
+		r.Jobs, r.Outcomes[lifecycle.StateCompleted], r.Outcomes[lifecycle.StateDeadLettered], r.Outcomes[lifecycle.StateExpired],
+		r.Outcomes[lifecycle.StateCancelled], r.Sessions, r.Failures, r.Released, r.Held, r.Lost, r.Again, r.Crashes, r.Repeated,
 		r.Connected.Round(time.Millisecond), r.Wasted.Round(time.Millisecond), len(r.Violations))
 }
 
 // Check compares what was seen after the run with what was promised.
 func Check(run Run, seen Seen) Report {
-	c := &check{run: run, seen: seen, report: Report{Outcomes: map[jobs.State]int{}}}
+	c := &check{run: run, seen: seen, report: Report{Outcomes: map[lifecycle.State]int{}}}
 	c.events()
 	ids := slices.Clone(run.Accepted)
 	for id := range seen.History {
@@ -144,10 +144,10 @@ func (c *check) events() {
 		known[ev.ID] = true
 		k := key{ev.JobID, ev.Run}
 		switch {
-		case ev.Type == jobs.EventError:
+		case ev.Type == event.TypeError:
 			c.report.Failures++
 			c.failed[session{k, ev.Session}] = true
-		case jobs.State(ev.Type).Final():
+		case lifecycle.State(ev.Type).Final():
 			c.told[k] = append(c.told[k], ev)
 		}
 	}
@@ -201,13 +201,13 @@ func (c *check) jobRun(k key, history []Revision) {
 }
 
 // toldOnce checks what follows from an outcome: its event, and its dead letter.
-func (c *check) toldOnce(k key, outcome jobs.Record) {
+func (c *check) toldOnce(k key, outcome lifecycle.Record) {
 	told := c.told[k]
 	if len(told) != 1 || told[0].Type != string(outcome.Outcome) {
 		c.violate("job %s run %d: outcome %s, but the events tell %s", k.job, k.run, outcome.Outcome, eventIDs(told))
 	}
 	want := 0
-	if outcome.Outcome == jobs.StateDeadLettered {
+	if outcome.Outcome == lifecycle.StateDeadLettered {
 		want = 1
 	}
 	if got := len(c.letters[k]); got != want {

@@ -13,8 +13,8 @@ var start = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
 func at(seconds int) time.Time { return start.Add(time.Duration(seconds) * time.Second) }
 
-func revision(second int, state jobs.State, session int, worker string) Revision {
-	r := jobs.Record{JobID: "a", Run: 1, State: state, Session: session, WorkerID: worker, Attempt: 1, MaxAttempts: 5}
+func revision(second int, state lifecycle.State, session int, worker string) Revision {
+	r := lifecycle.Record{JobID: "a", Run: 1, State: state, Session: session, WorkerID: worker, Attempt: 1, MaxAttempts: 5}
 	if state.Final() {
 		r.Outcome = state
 	}
@@ -22,7 +22,7 @@ func revision(second int, state jobs.State, session int, worker string) Revision
 }
 
 func released(second, session int, worker, reason string) Revision {
-	r := revision(second, jobs.StateReleased, session, worker)
+	r := revision(second, lifecycle.StateReleased, session, worker)
 	r.Record.Reason = reason
 	return r
 }
@@ -30,16 +30,16 @@ func released(second, session int, worker, reason string) Revision {
 // good is a run in which one job's worker was killed at second 2, and another
 // worker finished the job.
 func good() (Run, Seen) {
-	again := revision(10, jobs.StateRunning, 2, "w2")
+	again := revision(10, lifecycle.StateRunning, 2, "w2")
 	again.Record.Crashes = 1
-	done := revision(11, jobs.StateCompleted, 2, "w2")
+	done := revision(11, lifecycle.StateCompleted, 2, "w2")
 	done.Record.Crashes = 1
 	run := Run{
 		Accepted: []string{"a"}, MaxAttempts: 5, Lease: 6 * time.Second,
 		Faults: []Fault{{Kind: "kill", WorkerID: "w1", Start: at(2), End: at(2)}},
 	}
 	return run, Seen{
-		History:  map[string][]Revision{"a": {revision(0, jobs.StateRunning, 1, "w1"), again, done}},
+		History:  map[string][]Revision{"a": {revision(0, lifecycle.StateRunning, 1, "w1"), again, done}},
 		Events:   []Event{{ID: "a.run1.s2.completed", Type: "completed", JobID: "a", Run: 1}},
 		Sessions: []simulator.Session{connected("c1", "a", 0, 2), connected("c2", "a", 10, 11)},
 	}
@@ -60,7 +60,7 @@ func TestARunThatKeptEveryPromisePasses(t *testing.T) {
 	if len(r.Violations) > 0 {
 		t.Fatal(r.Violations)
 	}
-	if r.Jobs != 1 || r.Outcomes[jobs.StateCompleted] != 1 || r.Sessions != 2 || r.Again != 1 || r.Lost != 1 || r.Held != 1 || r.Crashes != 1 || r.Repeated != 1 ||
+	if r.Jobs != 1 || r.Outcomes[lifecycle.StateCompleted] != 1 || r.Sessions != 2 || r.Again != 1 || r.Lost != 1 || r.Held != 1 || r.Crashes != 1 || r.Repeated != 1 ||
 		r.Connected != 3*time.Second || r.Wasted != 2*time.Second {
 		t.Fatal(r)
 	}
@@ -74,7 +74,7 @@ func TestEveryBrokenPromiseIsFound(t *testing.T) {
 		"an accepted job without a record": {func(r *Run, _ *Seen) { r.Accepted = append(r.Accepted, "b") }, "job b: accepted, but it has no record: lost"},
 		"a job without an outcome":         {func(_ *Run, s *Seen) { s.History["a"] = s.History["a"][:2] }, "no outcome; its record says running"},
 		"an outcome overwritten": {func(_ *Run, s *Seen) {
-			s.History["a"] = append(s.History["a"], revision(12, jobs.StateDeadLettered, 1, "w1"))
+			s.History["a"] = append(s.History["a"], revision(12, lifecycle.StateDeadLettered, 1, "w1"))
 		}, "written after its outcome completed: dead_lettered by w1"},
 		"an outcome nobody was told": {func(_ *Run, s *Seen) { s.Events = nil }, "outcome completed, but the events tell []"},
 		"an outcome told two ways": {func(_ *Run, s *Seen) {
@@ -88,7 +88,7 @@ func TestEveryBrokenPromiseIsFound(t *testing.T) {
 			s.Letters = []Letter{{ID: "a.run1.dead", JobID: "a", Run: 1}}
 		}, "outcome completed with 1 dead letters"},
 		"a dead-lettered job without its letter": {func(_ *Run, s *Seen) {
-			s.History["a"][2] = revision(11, jobs.StateDeadLettered, 2, "w2")
+			s.History["a"][2] = revision(11, lifecycle.StateDeadLettered, 2, "w2")
 			s.Events[0].Type = "dead_lettered"
 		}, "outcome dead_lettered with 0 dead letters"},
 		"a job left in the queue":       {func(_ *Run, s *Seen) { s.Waiting = 3 }, "3 messages are left"},
@@ -103,7 +103,7 @@ func TestEveryBrokenPromiseIsFound(t *testing.T) {
 			r.Faults[0] = Fault{Kind: "cut", Start: at(2), End: at(3), Lasting: true}
 		}, "no fault took it"},
 		"a job nobody accepted, lost": {func(_ *Run, s *Seen) {
-			s.History["b"] = []Revision{revision(0, jobs.StateRetrying, 1, "w1")}
+			s.History["b"] = []Revision{revision(0, lifecycle.StateRetrying, 1, "w1")}
 		}, "job b run 1: no outcome"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -129,11 +129,11 @@ func TestHandedBackAndRetriedSessionsAreNotRunAgain(t *testing.T) {
 	run, seen := good()
 	run.Faults = []Fault{{Kind: "drain", WorkerID: "w1", Start: at(3), End: at(3)}}
 	seen.Sessions = nil
-	seen.Events = append(seen.Events, Event{ID: "e", Type: jobs.EventError, JobID: "a", Run: 1, Session: 1})
-	retrying := revision(1, jobs.StateRetrying, 1, "w1")
+	seen.Events = append(seen.Events, Event{ID: "e", Type: event.TypeError, JobID: "a", Run: 1, Session: 1})
+	retrying := revision(1, lifecycle.StateRetrying, 1, "w1")
 	seen.History["a"] = []Revision{
-		revision(0, jobs.StateRunning, 1, "w1"), retrying, revision(2, jobs.StateRunning, 2, "w1"),
-		released(3, 2, "w1", "drain"), revision(4, jobs.StateRunning, 3, "w2"), revision(5, jobs.StateCompleted, 3, "w2"),
+		revision(0, lifecycle.StateRunning, 1, "w1"), retrying, revision(2, lifecycle.StateRunning, 2, "w1"),
+		released(3, 2, "w1", "drain"), revision(4, lifecycle.StateRunning, 3, "w2"), revision(5, lifecycle.StateCompleted, 3, "w2"),
 	}
 	r := Check(run, seen)
 	if len(r.Violations) > 0 || r.Again != 0 || r.Released != 1 || r.Sessions != 3 {
@@ -148,10 +148,10 @@ func looping(times int, reason string) (Run, Seen) {
 	seen := Seen{History: map[string][]Revision{}, Events: []Event{{ID: "done", Type: "completed", JobID: "a", Run: 1}}}
 	worker := func(n int) string { return []string{"w1-x", "w1-x-2", "w1-x-3"}[min(n, 2)] } // with each lease it loses
 	for n := range times {
-		seen.History["a"] = append(seen.History["a"], revision(5*n, jobs.StateRunning, n+1, worker(n)), released(5*n+4, n+1, worker(n), reason))
+		seen.History["a"] = append(seen.History["a"], revision(5*n, lifecycle.StateRunning, n+1, worker(n)), released(5*n+4, n+1, worker(n), reason))
 		seen.Sessions = append(seen.Sessions, connected("c", "a", 5*n, 5*n+4))
 	}
-	seen.History["a"] = append(seen.History["a"], revision(5*times, jobs.StateRunning, times+1, "w2"), revision(5*times+1, jobs.StateCompleted, times+1, "w2"))
+	seen.History["a"] = append(seen.History["a"], revision(5*times, lifecycle.StateRunning, times+1, "w2"), revision(5*times+1, lifecycle.StateCompleted, times+1, "w2"))
 	return run, seen
 }
 
@@ -186,8 +186,8 @@ func TestALoopThatSpendsMoneyIsFound(t *testing.T) {
 }
 
 func TestACrashIsFoundHoweverItIsWritten(t *testing.T) {
-	for name, state := range map[string]jobs.State{
-		"put off as a suspect": jobs.StateReleased, "held for its sessions": jobs.StateHeld, "given up": jobs.StateDeadLettered,
+	for name, state := range map[string]lifecycle.State{
+		"put off as a suspect": lifecycle.StateReleased, "held for its sessions": lifecycle.StateHeld, "given up": lifecycle.StateDeadLettered,
 	} {
 		t.Run(name, func(t *testing.T) {
 			run, seen := good()
@@ -222,11 +222,11 @@ func TestConnectedSecondsThatNothingExplainsAreFound(t *testing.T) {
 		"two sessions in one take-over": {func(_ *Run, s *Seen) { s.Sessions = append(s.Sessions, connected("x", "a", 10, 11)) },
 			"backend session x: connected for 1s at 12:00:10.000, a second one in session 2 of job a"},
 		"a retry without a failed attempt": {func(_ *Run, s *Seen) {
-			s.History["a"] = append([]Revision{s.History["a"][0], revision(1, jobs.StateRetrying, 1, "w1")}, s.History["a"][1:]...)
+			s.History["a"] = append([]Revision{s.History["a"][0], revision(1, lifecycle.StateRetrying, 1, "w1")}, s.History["a"][1:]...)
 		}, "session 1 ended retrying, but no error event tells of a failed attempt"},
 		"a hold for storage in a paid session": {func(r *Run, s *Seen) {
-			held := revision(1, jobs.StateHeld, 1, "w1")
-			held.Record.HeldReason = jobs.HeldStorage
+			held := revision(1, lifecycle.StateHeld, 1, "w1")
+			held.Record.HeldReason = lifecycle.HeldStorage
 			s.History["a"] = append([]Revision{s.History["a"][0], held}, s.History["a"][1:]...)
 			r.Faults = nil
 		}, "session 1 (worker w1, from 12:00:00.000) was lost at 12:00:01.000 although no fault took it"},

@@ -29,14 +29,14 @@ type Seen struct {
 
 // Revision is one state that a job record was in.
 type Revision struct {
-	Record jobs.Record
+	Record lifecycle.Record
 	Time   time.Time // when it was stored
 }
 
 // Event is a job event or an error event.
 type Event struct {
 	ID      string // ce-id
-	Type    string // started, completed, …; jobs.EventError for an error event
+	Type    string // started, completed, …; event.TypeError for an error event
 	JobID   string
 	Run     int
 	Session int
@@ -154,7 +154,7 @@ func (s *Seen) event(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 	}
 	kind := strings.TrimPrefix(msg.Headers().Get("ce-type"), "avatar.job.")
 	if kind == "avatar.session.error" {
-		kind = jobs.EventError
+		kind = event.TypeError
 	}
 	s.Events = append(s.Events, Event{
 		ID: msg.Headers().Get("ce-id"), Type: kind, JobID: body.JobID, Run: body.Run, Session: body.Session,

@@ -30,7 +30,7 @@ func (c *check) sessions(k key, history []Revision) {
 		if i > 0 && history[i-1].Record.Crashes < now.Record.Crashes {
 			c.report.Crashes++
 		}
-		running := now.Record.State == jobs.StateRunning
+		running := now.Record.State == lifecycle.StateRunning
 		if runs != nil && (!running || now.Record.Session != runs.number) {
 			runs.over = now.Time
 			c.ended(runs, history[i-1].Record, now.Record)
@@ -47,18 +47,18 @@ func (c *check) sessions(k key, history []Revision) {
 }
 
 // ended looks how a session ended by the records before and after.
-func (c *check) ended(t *takeOver, before, after jobs.Record) {
+func (c *check) ended(t *takeOver, before, after lifecycle.Record) {
 	switch {
-	case after.Crashes > before.Crashes, after.State == jobs.StateRunning:
+	case after.Crashes > before.Crashes, after.State == lifecycle.StateRunning:
 		t.lost = true
-	case after.State == jobs.StateReleased && after.Reason == "drain":
+	case after.State == lifecycle.StateReleased && after.Reason == "drain":
 		c.report.Released++
 		t.lost, t.drained = true, true
-	case after.State == jobs.StateReleased:
+	case after.State == lifecycle.StateReleased:
 		t.lost = after.Reason != "worker_key" // that one never got a session
-	case after.State == jobs.StateHeld && (after.HeldReason == jobs.HeldStorage || after.HeldReason == jobs.HeldUnsettled):
+	case after.State == lifecycle.StateHeld && (after.HeldReason == lifecycle.HeldStorage || after.HeldReason == lifecycle.HeldUnsettled):
 		t.lost = true
-	case after.State == jobs.StateRetrying, after.State == jobs.StateHeld:
+	case after.State == lifecycle.StateRetrying, after.State == lifecycle.StateHeld:
 		if !c.failed[t.session] {
 			c.violate("job %s run %d: session %d ended %s, but no error event tells of a failed attempt", t.job, t.run, t.number, after.State)
 		}
