@@ -24,6 +24,7 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/alert"
 	"avatarworker/internal/jobs/circuit"
@@ -442,7 +443,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		MaxHold: c.Circuit.MaxHold, PerApp: c.Backend.ConsoleURL != "" && c.Backend.IngressURL != "",
 		Alerts: alert.Config{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
 		Table:  table, Runner: stores, Storage: stores, DeadLetters: dlq.NewWriter(js, a.names),
-		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: time.Now, Random: rand.Float64,
+		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: failpoint.Now, Random: rand.Float64,
 	}
 	var worker *jobs.Worker
 	err = a.patiently(ctx, "the worker can't be made yet", func() (err error) {

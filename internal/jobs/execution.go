@@ -168,6 +168,7 @@ func (e *execution) giveUpSession(reason string) {
 	if r == nil || r.State != lifecycle.StateRunning || !e.w.lease.Own(r.WorkerID) {
 		return
 	}
+	failpoint.Here("giving_up")
 	next := r.Clone()
 	next.Closed(e.session.report.Connected)
 	next.Release(reason)
@@ -180,6 +181,7 @@ func (e *execution) giveUpSession(reason string) {
 				return errors.Is(err, lifecycle.ErrSuperseded) || errors.Is(err, nats.ErrConnectionClosed)
 			},
 			func() error { return record.PutFenced(ctx, next.Clone()) })
+		failpoint.Here("given_up")
 		if err != nil && !errors.Is(err, lifecycle.ErrSuperseded) {
 			e.log().Warn().Err(err).Msg("could not write that the job was given up; it is taken over once this worker's lease ends")
 		}

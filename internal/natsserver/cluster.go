@@ -132,6 +132,7 @@ func (c *Cluster) Start(i int) error {
 
 func (c *Cluster) serverOptions(i int) *server.Options {
 	opts := serverOptions(c.nodes[i].options)
+	opts.Tags.Add("node:" + c.nodes[i].options.Name) // so that a stream can be placed on it
 	opts.Cluster = server.ClusterOpts{
 		Name: clusterName, Host: "127.0.0.1", Port: c.nodes[i].routePort,
 		// One route for each pair, through the links alone. Nodes tell each other

@@ -19,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/retry"
 	"avatarworker/internal/topology"
@@ -64,8 +65,9 @@ type Manager struct {
 	o       Options
 	margin  time.Duration
 	current atomic.Pointer[Holder]
-	fault   atomic.Pointer[error] // why there is no lease
-	offset  atomic.Int64          // the server's clock less this process's, ns
+	fault   atomic.Pointer[error]     // why there is no lease
+	offset  atomic.Int64              // the server's clock less this process's, ns
+	spare   atomic.Pointer[time.Time] // others may still come back until then; nil: all are back
 	acks    *acks
 	wg      sync.WaitGroup
 	stop    context.CancelFunc
@@ -133,13 +135,19 @@ func (m *Manager) Ready() error {
 // compare the times of their records by it, whatever their own clocks say.
 func (m *Manager) Now() time.Time { return m.o.Now().Add(time.Duration(m.offset.Load())) }
 
-// Stands reports whether the lease of the worker with this id stands.
+// Stands reports whether the lease of the worker with this id stands. What takes
+// this worker's lease away, such as a server that restarts, takes others' away with
+// it. So for a quarter of a window after this worker has a lease again, others are
+// taken to have theirs: each first writes what its sessions had reached.
 func (m *Manager) Stands(ctx context.Context, id string) (bool, error) {
 	if h := m.Current(); h != nil && h.ID == id {
 		return true, nil
 	}
 	if id == "" {
 		return false, nil
+	}
+	if until := m.spare.Load(); until != nil && time.Now().Before(*until) {
+		return true, nil
 	}
 	stored, err := m.o.Store.Stored(ctx, key(id))
 	return !stored.IsZero(), err
@@ -157,6 +165,10 @@ func (m *Manager) run(ctx context.Context) {
 		l := &held{m: m, id: id}
 		if err := l.acquire(ctx); err != nil {
 			return // told to stop
+		}
+		if n > 1 {
+			until := time.Now().Add(m.o.Window / renewals)
+			m.spare.Store(&until)
 		}
 		l.keep(ctx)
 	}
@@ -182,6 +194,7 @@ func (l *held) acquire(ctx context.Context) error {
 		wall := m.o.Now()
 		err := l.put(ctx, m.o.Window)
 		if err == nil {
+			failpoint.Here("lease_acquired")
 			m.learnClock(ctx, l.id, wall)
 			return nil
 		}
@@ -281,6 +294,7 @@ func (l *held) end(ctx context.Context) {
 	l.m.current.Store(nil)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
+	failpoint.Here("lease_removal")
 	// Read anew: the last renewal may have landed without an answer.
 	var last entry
 	revision, err := l.m.o.Store.Get(ctx, key(l.id), &last)

@@ -22,6 +22,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/retry"
 	"avatarworker/internal/topology"
@@ -254,6 +255,7 @@ func (l *Limits) take(ctx context.Context, b bound, job Job) (place, bool) {
 		revision, err := l.o.Store.Put(ctx, p.key(), h, before.revision)
 		if err == nil {
 			h.revision = revision
+			failpoint.Here("limit_taken")
 			l.own(p, h)
 			return p, true
 		}
@@ -318,6 +320,7 @@ func (l *Limits) remove(p place) {
 	delete(l.ours, p)
 	l.mu.Unlock()
 	l.writing.Unlock()
+	failpoint.Here("limit_removal")
 	gone := func(err error) bool { return errors.Is(err, kv.ErrConflict) }
 	err := retry.Until(l.life, retry.Backoff{Initial: kv.RetryPause, Max: time.Second}, gone,
 		func() error { return l.o.Store.Remove(l.life, p.key(), h.revision) })
