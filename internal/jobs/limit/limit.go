@@ -331,7 +331,7 @@ func (l *Limits) enter(bounds []bound) bool {
 		return false
 	}
 	for _, b := range bounds {
-		if l.pool(b.name).waiting >= max(1, min(b.max, l.o.Room/2)) {
+		if keys := l.pools[b.name]; keys != nil && keys.waiting >= max(1, min(b.max, l.o.Room/2)) {
 			return false
 		}
 	}
@@ -431,8 +431,8 @@ func (l *Limits) forget(p place, revision uint64) {
 	if h, ok := keys.holders[p.n]; ok && h.revision <= revision {
 		keys.set(p.n, holder{})
 		keys.notify()
-		l.tidy(p.limit)
 	}
+	l.tidy(p.limit)
 }
 
 // pool returns the keys of a limit. l.mu is held, as in all that follows.
