@@ -3,11 +3,13 @@ package alert
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
@@ -23,11 +25,16 @@ type Config struct {
 	Window    time.Duration // within this time, over the whole fleet
 }
 
-// raiseTimeout bounds claiming and publishing one alert.
-const raiseTimeout = 10 * time.Second
-
-// maxWindow bounds what is remembered of one code.
-const maxWindow = 10_000
+const (
+	// raiseTimeout bounds claiming and publishing one alert.
+	raiseTimeout = 10 * time.Second
+	// maxWindow is how many events of one code are remembered.
+	maxWindow = 10_000
+	// heartbeat is how often the server confirms that the consumer still waits.
+	heartbeat = 5 * time.Second
+	// forgottenAfter is when the server removes a consumer that nothing reads.
+	forgottenAfter = time.Minute
+)
 
 // Alerts counts the fleet's error events, as the stream has them, and raises one
 // alert for each code that recurs. Every worker counts the same; a
@@ -91,24 +98,28 @@ func (a *Counter) Run(ctx context.Context) {
 	}
 }
 
+// follow counts from one window ago. It returns an error when its consumer ends
+// or has left out an event. It does not use the client's ordered consumer, which
+// would wait in a stream that was made again for the sequence that it had reached.
 func (a *Counter) follow(ctx context.Context) error {
 	from := time.Now().Add(-a.o.Config.Window)
-	consumer, err := a.o.JS.OrderedConsumer(ctx, a.o.Stream, jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{a.o.Errors},
-		DeliverPolicy:  jetstream.DeliverByStartTimePolicy,
-		OptStartTime:   &from,
+	consumer, err := a.o.JS.CreateConsumer(ctx, a.o.Stream, jetstream.ConsumerConfig{
+		Name: nuid.Next(), FilterSubject: a.o.Errors,
+		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from,
+		AckPolicy: jetstream.AckNonePolicy, MaxDeliver: -1,
+		MemoryStorage: true, Replicas: 1, InactiveThreshold: forgottenAfter,
 	})
 	if err != nil {
 		return err
 	}
-	messages, err := consumer.Messages()
+	messages, err := consumer.Messages(jetstream.PullHeartbeat(heartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
 	if err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, messages.Stop)
 	defer stop()
 	defer messages.Stop()
-	for {
+	for last := uint64(0); ; last++ {
 		msg, err := messages.Next()
 		if err != nil {
 			if errors.Is(err, jetstream.ErrMsgIteratorClosed) && ctx.Err() != nil {
@@ -116,18 +127,21 @@ func (a *Counter) follow(ctx context.Context) error {
 			}
 			return err
 		}
-		a.take(ctx, msg)
+		meta, err := msg.Metadata()
+		if err != nil {
+			return err
+		}
+		if meta.Sequence.Consumer != last+1 {
+			return fmt.Errorf("%d error events did not arrive", meta.Sequence.Consumer-last-1)
+		}
+		a.count(ctx, msg, meta.Timestamp)
 	}
 }
 
-// take counts one error event.
-func (a *Counter) take(ctx context.Context, msg jetstream.Msg) {
+// count counts one error event, which the stream stored at that time.
+func (a *Counter) count(ctx context.Context, msg jetstream.Msg, stored time.Time) {
 	code := errors.Code(msg.Subject()[strings.LastIndexByte(msg.Subject(), '.')+1:])
 	if !a.o.Codes(code) {
-		return
-	}
-	meta, err := msg.Metadata()
-	if err != nil {
 		return
 	}
 	var ev struct {
@@ -142,8 +156,8 @@ func (a *Counter) take(ctx context.Context, msg jetstream.Msg) {
 		w = &alertWindow{ids: make(map[string]bool)}
 		a.windows[code] = w
 	}
-	w.add(alertSeen{id: msg.Headers().Get("ce-id"), at: meta.Timestamp, app: ev.AppID, job: ev.JobID}, a.o.Config.Window)
-	if len(w.seen) >= a.o.Config.Threshold && meta.Timestamp.Sub(w.given) >= a.o.Config.Window {
+	w.add(alertSeen{id: msg.Headers().Get("ce-id"), at: stored, app: ev.AppID, job: ev.JobID}, a.o.Config.Window)
+	if len(w.seen) >= a.o.Config.Threshold && stored.Sub(w.given) >= a.o.Config.Window {
 		a.raise(ctx, code, w)
 	}
 }
