@@ -230,7 +230,7 @@ func (in *input) checkShape() error {
 	switch in.Format {
 	case "", formatWAV, formatPCM, formatOpus:
 	default:
-		return invalid("%s.format: unknown format %q: give wav, pcm_s16le or ogg_opus, or leave it out", in.Field, short(in.Format))
+		return invalid("%s.format: unknown format %q: give wav, pcm_s16le or ogg_opus, or leave it out", in.Field, shorten(in.Format))
 	}
 	if in.SampleRate < 0 {
 		return invalid("%s.sample_rate: %d is not a rate in Hz", in.Field, in.SampleRate)
@@ -309,8 +309,8 @@ func invalid(format string, args ...any) error {
 	return errors.Newf(errors.CodeInvalidJob, errors.PhaseJob, format, args...)
 }
 
-// short keeps foreign text in errors short.
-func short(s string) string {
+// shorten keeps foreign text in errors short.
+func shorten(s string) string {
 	const most = 120
 	if len(s) <= most {
 		return s

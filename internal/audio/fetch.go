@@ -51,7 +51,7 @@ func newClient(transport *http.Transport) *http.Client {
 			if len(via) > maxRedirects {
 				return redirectError("more than " + strconv.Itoa(maxRedirects) + " redirects")
 			}
-			if wrong := wrongURL(req.URL); wrong != "" {
+			if wrong := checkURL(req.URL); wrong != "" {
 				return redirectError("redirected to a URL that " + wrong)
 			}
 			return nil
@@ -65,14 +65,14 @@ func parseURL(in *input) (*url.URL, error) {
 		// The parser's own text repeats parts of the URL, secrets included.
 		return nil, invalid("%s.url: can't be read as a URL: give an absolute http or https URL", in.Field)
 	}
-	if wrong := wrongURL(u); wrong != "" {
+	if wrong := checkURL(u); wrong != "" {
 		return nil, invalid("%s.url: the URL %s", in.Field, wrong)
 	}
 	return u, nil
 }
 
-// wrongURL says why a URL is not fetched; empty where it is.
-func wrongURL(u *url.URL) string {
+// checkURL says why a URL is not fetched; empty where it is.
+func checkURL(u *url.URL) string {
 	port, err := strconv.Atoi(u.Port())
 	switch {
 	case u.Scheme != "http" && u.Scheme != "https":
@@ -89,7 +89,7 @@ func wrongURL(u *url.URL) string {
 
 // shownURL is a URL without what may be secret.
 func shownURL(u *url.URL) string {
-	return short((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
+	return shorten((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
 }
 
 func (o *Opener) openURL(ctx context.Context, in *input) (*Speech, error) {
@@ -149,7 +149,7 @@ func (in *input) checkResponse(name string, res *http.Response) error {
 		e.RetryAfter = retryAfter(res.Header.Get("Retry-After"), time.Now())
 		return e
 	case encoding != "" && !strings.EqualFold(encoding, "identity"):
-		return in.unavailable("%s: the server sent it in the encoding %q without being asked", name, short(encoding))
+		return in.unavailable("%s: the server sent it in the encoding %q without being asked", name, shorten(encoding))
 	}
 	return nil
 }

@@ -37,24 +37,24 @@ type LiveSpec struct {
 // Live is speech that is published while it is spoken. It is used from one
 // goroutine at a time; its Next gives the chunks of one utterance.
 type Live struct {
-	js     jetstream.JetStream
-	spec   LiveSpec
-	feed   *leader.Feed
-	first  *jetstream.RawStreamMsg
-	open   bool      // within an utterance
-	closed bool      // the publisher ended the session
-	silent bool      // silence did
-	last   uint64    // sequence of the last message taken or passed over
-	old    uint64    // up to this sequence what was published is passed over
-	begun  uint64    // of the first of this utterance
-	meter  opusMeter // of this utterance, where it is Ogg Opus
-	check  liveCheck // of this utterance
+	js       jetstream.JetStream
+	spec     LiveSpec
+	feed     *leader.Feed
+	first    *jetstream.RawStreamMsg
+	open     bool      // within an utterance
+	closed   bool      // the publisher ended the session
+	silent   bool      // silence did
+	last     uint64    // sequence of the last message taken or passed over
+	skipUpTo uint64    // up to this sequence what was published is passed over
+	begun    uint64    // of the first of this utterance
+	meter    opusMeter // of this utterance, where it is Ogg Opus
+	check    liveCheck // of this utterance
 }
 
 // OpenLive starts reading. The error is audioUnavailable where speech that the
 // job still needs has aged out.
 func OpenLive(ctx context.Context, js jetstream.JetStream, spec LiveSpec) (*Live, error) {
-	if err := stillThere(ctx, js, spec); err != nil {
+	if err := checkBegun(ctx, js, spec); err != nil {
 		return nil, err
 	}
 	feed, err := leader.OpenFeed(ctx, js, leader.FeedConfig{
@@ -66,9 +66,9 @@ func OpenLive(ctx context.Context, js jetstream.JetStream, spec LiveSpec) (*Live
 	return &Live{js: js, spec: spec, feed: feed, last: max(spec.From, 1) - 1}, nil
 }
 
-// stillThere checks that the utterance that a session before this one began is
+// checkBegun checks that the utterance that a session before this one began is
 // still kept from its beginning.
-func stillThere(ctx context.Context, js jetstream.JetStream, spec LiveSpec) error {
+func checkBegun(ctx context.Context, js jetstream.JetStream, spec LiveSpec) error {
 	if spec.Begun == 0 {
 		return nil
 	}
@@ -246,8 +246,8 @@ func (l *Live) skipRemoved(ctx context.Context) error {
 	if err != nil {
 		return liveFault(err, "look at stream "+l.spec.Stream)
 	}
-	l.old = stream.CachedInfo().State.LastSeq
-	l.last = max(l.last, l.old)
+	l.skipUpTo = stream.CachedInfo().State.LastSeq
+	l.last = max(l.last, l.skipUpTo)
 	return nil
 }
 
@@ -273,7 +273,7 @@ func (l *Live) take(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 			if !open {
 				return nil, liveFault(fmt.Errorf("the subscription ended: %w", l.feed.Err()), "read "+l.spec.Subject)
 			}
-			if msg.Sequence <= l.old {
+			if msg.Sequence <= l.skipUpTo {
 				continue
 			}
 			l.last = msg.Sequence

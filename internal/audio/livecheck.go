@@ -39,7 +39,7 @@ func (c *liveCheck) pcm(spec LiveSpec, data []byte, refuse func(string, ...any) 
 	if c.begin(data) {
 		look = c.head
 	}
-	if kind, found := whatIs(look); found {
+	if kind, found := detectKind(look); found {
 		return refuse("is %s, and the job says raw PCM; %s", kind.name, kind.liveHint(spec.SampleRate))
 	}
 	c.end(len(c.head) >= liveSniffed)
@@ -58,7 +58,7 @@ func (c *liveCheck) opus(spec LiveSpec, data []byte, refuse func(string, ...any)
 	}
 	const mark = "OggS"
 	if !bytes.HasPrefix([]byte(mark), c.head[:min(len(c.head), len(mark))]) {
-		kind, found := whatIs(c.head)
+		kind, found := detectKind(c.head)
 		if !found {
 			kind.name = "not the beginning of an Ogg file"
 		}

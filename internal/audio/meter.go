@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// opusMost is the longest that a packet may be (RFC 6716, 2.1.4), in samples at
+// maxOpusPacket is the longest that a packet may be (RFC 6716, 2.1.4), in samples at
 // opusClock.
-const opusMost = 120 * opusClock / 1000
+const maxOpusPacket = 120 * opusClock / 1000
 
 // opusMeter tells how long live Ogg Opus is as it passes, page by page, however
 // it is cut into messages. It judges nothing: what it can't read has no length,
@@ -55,7 +55,7 @@ func (m *opusMeter) page(p *oggPage) int64 {
 			m.skip = int64(binary.LittleEndian.Uint16(packet[10:]))
 		case bytes.HasPrefix(packet, []byte("OpusTags")):
 		default:
-			samples += min(opusSamples(packet), opusMost)
+			samples += min(opusSamples(packet), maxOpusPacket)
 		}
 	})
 	unheard := min(m.skip, samples)

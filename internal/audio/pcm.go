@@ -57,7 +57,7 @@ func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
 		want = want[:min(int64(len(want)), d.left)]
 	}
 	if len(want) == 0 {
-		return nil, 0, d.over()
+		return nil, 0, d.afterSamples()
 	}
 	n, err := io.ReadFull(d.r, want)
 	if err != nil {
@@ -77,9 +77,9 @@ func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
 	return d.chunk(want[:n])
 }
 
-// over looks at what follows the samples of a WAV: io.EOF unless it is another
+// afterSamples looks at what follows the samples of a WAV: io.EOF unless it is another
 // WAV, which would not be spoken.
-func (d *pcmDecoder) over() error {
+func (d *pcmDecoder) afterSamples() error {
 	if d.after < wavBegins {
 		return io.EOF
 	}

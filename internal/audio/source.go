@@ -68,7 +68,7 @@ func (s *source) buffered() *bufio.Reader {
 // wait runs do, which ends when s.ctx does, within the time that is left.
 func (s *source) wait(do func() error) error {
 	if s.ctx.Err() != nil {
-		return s.ended()
+		return s.cause()
 	}
 	if s.timeout == 0 {
 		return do()
@@ -76,7 +76,7 @@ func (s *source) wait(do func() error) error {
 	limit := min(s.timeout, s.timeout+s.spoken-s.waited)
 	if limit <= 0 {
 		s.cancel(errStalled)
-		return s.ended()
+		return s.cause()
 	}
 	start := time.Now()
 	timer := time.AfterFunc(limit, func() { s.cancel(errStalled) })
@@ -84,13 +84,13 @@ func (s *source) wait(do func() error) error {
 	timer.Stop()
 	s.waited += time.Since(start)
 	if err != nil && err != io.EOF && s.ctx.Err() != nil {
-		return s.ended()
+		return s.cause()
 	}
 	return err
 }
 
-// ended says why s.ctx is over.
-func (s *source) ended() error {
+// cause says why s.ctx is over.
+func (s *source) cause() error {
 	cause := context.Cause(s.ctx)
 	if cause != errStalled {
 		return cause
@@ -135,8 +135,8 @@ func (s *source) close() error {
 	return s.body.Close()
 }
 
-// follow lets ctx end the source as well, until stop is called.
-func (s *source) follow(ctx context.Context) (stop func() bool) {
+// cancelWith lets ctx end the source as well, until stop is called.
+func (s *source) cancelWith(ctx context.Context) (stop func() bool) {
 	if s.cancel == nil {
 		return func() bool { return true }
 	}

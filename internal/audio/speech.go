@@ -55,7 +55,7 @@ func (s *Speech) Next(ctx context.Context) (data []byte, length time.Duration, e
 	if ctx.Err() != nil {
 		return nil, 0, context.Cause(ctx)
 	}
-	stop := s.src.follow(ctx)
+	stop := s.src.cancelWith(ctx)
 	data, length, err = s.decoder.next()
 	stop()
 	if err != nil {
@@ -150,9 +150,9 @@ func (in *input) detect(head []byte) (string, error) {
 	if found != "" && (in.Format == "" || in.Format == found) {
 		return found, nil
 	}
-	kind, known := whatIs(head)
+	kind, known := detectKind(head)
 	if !known && in.Format == "" {
-		kind, known = mayBe(head)
+		kind, known = guessKind(head)
 	}
 	raw := in.Format == "" || in.Format == formatPCM
 	switch {

@@ -1,6 +1,6 @@
 //go:build failpoint
 
-// Package failpoint names the points between pulling a job and acknowledging it
+// Package failpoint names the points between fetching a job and acknowledging it
 // at which a test can kill the worker.
 package failpoint
 
@@ -12,8 +12,8 @@ import (
 	"syscall"
 )
 
-// Env names the point at which the process dies, and at which passing of it:
-// "outcome" or "outcome:3".
+// Env names the point at which the process dies, and optionally which passage of
+// it: "outcome" or "outcome:3".
 const Env = "AVATAR_FAILPOINT"
 
 var (

@@ -23,8 +23,8 @@ const (
 	feedHeartbeat = 5 * time.Second
 	// feedSilence without a word from the server means that the request is lost.
 	feedSilence = 2*feedHeartbeat + 2*time.Second
-	// feedForgotten is how long the server keeps a consumer without a reader.
-	feedForgotten = 30 * time.Second
+	// feedInactive is how long the server keeps a consumer without a reader.
+	feedInactive = 30 * time.Second
 
 	feedWindow = 64
 )
@@ -56,17 +56,17 @@ type Feed struct {
 	err     error // set before out is closed
 
 	// The consumer in use, and the request to it.
-	consumer string
-	sub      *nats.Subscription
-	in       chan *nats.Msg
-	pulls    int
-	reply    string // of the last request
-	wanted   int    // messages that it has still to bring
-	taken    uint64 // consumer sequence of the last message
-	stale    bool   // it has to be replaced
+	consumer  string
+	sub       *nats.Subscription
+	in        chan *nats.Msg
+	pulls     int
+	reply     string // of the last request
+	wanted    int    // messages that it has still to bring
+	delivered uint64 // consumer sequence of the last message
+	stale     bool   // it has to be replaced
 
-	next  uint64 // stream sequence that comes next at the earliest
-	ahead []*jetstream.RawStreamMsg
+	next     uint64 // stream sequence that comes next at the earliest
+	buffered []*jetstream.RawStreamMsg
 }
 
 // OpenFeed begins to read. The caller closes the Feed.
@@ -109,7 +109,7 @@ func (f *Feed) run() {
 	defer silence.Stop()
 	for {
 		// What has come is handed out before the rest is asked for again.
-		if f.stale && len(f.ahead) == 0 {
+		if f.stale && len(f.buffered) == 0 {
 			if err := f.renew(); err != nil {
 				if f.life.Err() == nil {
 					f.err = err
@@ -117,7 +117,7 @@ func (f *Feed) run() {
 				return
 			}
 		}
-		if !f.stale && f.wanted == 0 && len(f.ahead) < f.cfg.Window {
+		if !f.stale && f.wanted == 0 && len(f.buffered) < f.cfg.Window {
 			f.pull()
 			silence.Reset(feedSilence)
 			if f.stale {
@@ -134,8 +134,8 @@ func (f *Feed) run() {
 func (f *Feed) wait(silence *time.Timer) bool {
 	var out chan<- *jetstream.RawStreamMsg
 	var first *jetstream.RawStreamMsg
-	if len(f.ahead) > 0 {
-		out, first = f.out, f.ahead[0]
+	if len(f.buffered) > 0 {
+		out, first = f.out, f.buffered[0]
 	}
 	var lost <-chan time.Time // nothing is owed while no request is out
 	if f.wanted > 0 {
@@ -145,8 +145,8 @@ func (f *Feed) wait(silence *time.Timer) bool {
 	case <-f.life.Done():
 		return false
 	case out <- first:
-		f.ahead[0] = nil
-		f.ahead = f.ahead[1:]
+		f.buffered[0] = nil
+		f.buffered = f.buffered[1:]
 	case msg := <-f.in:
 		silence.Reset(feedSilence)
 		f.take(msg)
@@ -171,14 +171,14 @@ func (f *Feed) take(msg *nats.Msg) {
 		return
 	}
 	meta, err := msg.Metadata()
-	if err != nil || meta.Sequence.Consumer != f.taken+1 {
+	if err != nil || meta.Sequence.Consumer != f.delivered+1 {
 		f.stale = true // one is missing
 		return
 	}
-	f.taken++
+	f.delivered++
 	f.wanted--
 	f.next = meta.Sequence.Stream + 1
-	f.ahead = append(f.ahead, &jetstream.RawStreamMsg{
+	f.buffered = append(f.buffered, &jetstream.RawStreamMsg{
 		Subject: msg.Subject, Sequence: meta.Sequence.Stream, Header: msg.Header, Data: msg.Data, Time: meta.Timestamp,
 	})
 }
@@ -190,7 +190,7 @@ func (f *Feed) status(msg *nats.Msg) {
 	}
 	switch msg.Header.Get("Status") {
 	case "100": // it still waits
-		if last, err := strconv.ParseUint(msg.Header.Get("Nats-Last-Consumer"), 10, 64); err == nil && last > f.taken {
+		if last, err := strconv.ParseUint(msg.Header.Get("Nats-Last-Consumer"), 10, 64); err == nil && last > f.delivered {
 			f.stale = true // what it has sent did not arrive
 		}
 	case "404", "408": // it is over
@@ -203,7 +203,7 @@ func (f *Feed) status(msg *nats.Msg) {
 // pull asks for as many messages as there is room for.
 func (f *Feed) pull() {
 	f.pulls++
-	f.wanted = f.cfg.Window - len(f.ahead)
+	f.wanted = f.cfg.Window - len(f.buffered)
 	f.reply = strings.TrimSuffix(f.sub.Subject, "*") + strconv.Itoa(f.pulls)
 	body, err := json.Marshal(map[string]int64{
 		"batch": int64(f.wanted), "expires": int64(feedExpires), "idle_heartbeat": int64(feedHeartbeat),
@@ -222,11 +222,11 @@ func (f *Feed) renew() error {
 		select {
 		case <-f.life.Done():
 			return f.life.Err()
-		case <-time.After(tryPause): // whatever the fault is, it may be there still
+		case <-time.After(retryPause): // whatever the fault is, it may be there still
 		}
 		f.unsubscribe()
 		err := f.subscribe(f.life)
-		if err == nil || final(err) || f.life.Err() != nil {
+		if err == nil || permanent(err) || f.life.Err() != nil {
 			return err
 		}
 	}
@@ -244,7 +244,7 @@ func (f *Feed) subscribe(ctx context.Context) error {
 	cfg := jetstream.ConsumerConfig{
 		FilterSubject: f.cfg.Subject, HeadersOnly: f.cfg.HeadersOnly,
 		DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckNonePolicy, MaxDeliver: -1,
-		MemoryStorage: true, Replicas: 1, InactiveThreshold: feedForgotten,
+		MemoryStorage: true, Replicas: 1, InactiveThreshold: feedInactive,
 	}
 	if f.next > 1 {
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, f.next
@@ -258,7 +258,7 @@ func (f *Feed) subscribe(ctx context.Context) error {
 		return errors.Join(err, sub.Unsubscribe())
 	}
 	f.consumer, f.sub, f.in = cfg.Name, sub, in
-	f.reply, f.wanted, f.taken, f.stale = "", 0, 0, false
+	f.reply, f.wanted, f.delivered, f.stale = "", 0, 0, false
 	return nil
 }
 

@@ -22,12 +22,12 @@ import (
 )
 
 const (
-	// tryLimit is one request: where there is no leader nobody answers.
-	tryLimit = 2 * time.Second
-	// tryPause is the wait before a request is made again.
-	tryPause = 200 * time.Millisecond
-	// patience is how long an answer is waited for: longer than an election.
-	patience = 30 * time.Second
+	// requestTimeout is one request: where there is no leader nobody answers.
+	requestTimeout = 2 * time.Second
+	// retryPause is the wait before a request is made again.
+	retryPause = 200 * time.Millisecond
+	// answerTimeout is how long an answer is waited for: longer than an election.
+	answerTimeout = 30 * time.Second
 )
 
 // Last reads the last message of a subject; jetstream.ErrMsgNotFound: there is
@@ -64,7 +64,7 @@ func get(ctx context.Context, js jetstream.JetStream, stream string, q query) (*
 	}
 	var msg *jetstream.RawStreamMsg
 	err = Try(ctx, stream, func(ctx context.Context) (err error) {
-		msg, err = ask(ctx, js, stream, body)
+		msg, err = request(ctx, js, stream, body)
 		return err
 	})
 	return msg, err
@@ -77,34 +77,34 @@ func Try(ctx context.Context, stream string, request func(ctx context.Context) e
 	for since := time.Now(); ; {
 		err := limited(ctx, request)
 		switch {
-		case err == nil || final(err):
+		case err == nil || permanent(err):
 			return err
 		case ctx.Err() != nil:
 			return errors.Join(context.Cause(ctx), err)
-		case time.Since(since) > patience:
-			return fmt.Errorf("stream %s did not answer for %s: %w", stream, patience, err)
+		case time.Since(since) > answerTimeout:
+			return fmt.Errorf("stream %s did not answer for %s: %w", stream, answerTimeout, err)
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(tryPause):
+		case <-time.After(retryPause):
 		}
 	}
 }
 
 // limited makes one request.
 func limited(ctx context.Context, request func(ctx context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, tryLimit)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	return request(ctx)
 }
 
-// final tells whether asking again is of no use.
-func final(err error) bool {
+// permanent tells whether asking again is of no use.
+func permanent(err error) bool {
 	var api *jetstream.APIError
 	return errors.Is(err, nats.ErrConnectionClosed) || errors.As(err, &api) && api.Code < http.StatusInternalServerError
 }
 
-func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte) (*jetstream.RawStreamMsg, error) {
+func request(ctx context.Context, js jetstream.JetStream, stream string, body []byte) (*jetstream.RawStreamMsg, error) {
 	reply, err := js.Conn().RequestWithContext(ctx, topology.APIPrefix(js)+"STREAM.MSG.GET."+stream, body)
 	if err != nil {
 		return nil, err

@@ -106,7 +106,7 @@ func (r *objectReader) Read(p []byte) (int, error) {
 }
 
 func (r *objectReader) fetch() error {
-	msg, err := r.near()
+	msg, err := r.fromReplica()
 	if err != nil || !r.genuine(msg) { // the replica lags behind, or is gone with the request
 		msg, err = Next(r.ctx, r.js, objectStream(r.info.Bucket), r.seq+1, r.subject)
 	}
@@ -122,8 +122,8 @@ func (r *objectReader) fetch() error {
 	return err
 }
 
-// near asks any replica for the next chunk, once.
-func (r *objectReader) near() (msg *jetstream.RawStreamMsg, err error) {
+// fromReplica asks any replica for the next chunk, once.
+func (r *objectReader) fromReplica() (msg *jetstream.RawStreamMsg, err error) {
 	err = limited(r.ctx, func(ctx context.Context) (err error) {
 		msg, err = r.stream.GetMsg(ctx, r.seq+1, jetstream.WithGetMsgSubject(r.subject))
 		return err

@@ -170,7 +170,7 @@ func (o Options) settings() (urls string, opts []nats.Option, err error) {
 	if err != nil {
 		return "", nil, err
 	}
-	opts = append(o.behaviour(), identity...)
+	opts = append(o.connectionOptions(), identity...)
 	if o.Domain != "" && o.APIPrefix != "" {
 		return "", nil, errors.New("nats.domain and nats.api_prefix are given together: keep one (a domain is the prefix $JS.<domain>.API)")
 	}
@@ -190,7 +190,7 @@ func (o Options) settings() (urls string, opts []nats.Option, err error) {
 	if o.InProcess != nil {
 		opts = append(opts, nats.InProcessServer(o.InProcess))
 	}
-	return urls, append(opts, breakWhenStalled), nil // last: it looks at the others
+	return urls, append(opts, closeWhenStalled), nil // last: it looks at the others
 }
 
 func (o Options) usesContext() bool { return o.Context != "" && o.InProcess == nil }
@@ -224,8 +224,8 @@ func contextError(name string, err error) error {
 	return &SettingError{fmt.Errorf("nats.context %s: %s", name, Redact(err.Error()))}
 }
 
-func (o Options) behaviour() []nats.Option {
-	w := &watcher{log: o.Logger, onState: o.OnState}
+func (o Options) connectionOptions() []nats.Option {
+	w := &stateLogger{log: o.Logger, onState: o.OnState}
 	return []nats.Option{
 		nats.Name(o.Name),
 		nats.Timeout(dialTimeout),
@@ -240,7 +240,7 @@ func (o Options) behaviour() []nats.Option {
 		nats.IgnoreAuthErrorAbort(), // credentials may be rotated while we run
 		nats.ConnectHandler(w.connected),
 		nats.ReconnectHandler(w.connected),
-		nats.ReconnectErrHandler(w.stillAway),
+		nats.ReconnectErrHandler(w.reconnectFailed),
 		nats.DisconnectErrHandler(w.disconnected),
 		nats.ClosedHandler(w.closed),
 		nats.ErrorHandler(w.failed),

@@ -6,11 +6,11 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// breakWhenStalled closes a connection that can't be written to for
+// closeWhenStalled closes a connection that can't be written to for
 // writeTimeout. Alone, the library would report the one write that timed out,
 // throw away with it whatever others had published or subscribed meanwhile
 // without an error, and go on with the connection; a closed one it replaces.
-func breakWhenStalled(o *nats.Options) error {
+func closeWhenStalled(o *nats.Options) error {
 	o.FlusherTimeout = writeTimeout
 	if o.InProcessServer != nil {
 		o.InProcessServer = inProcess{o.InProcessServer}
@@ -28,26 +28,26 @@ type dialer struct{ via nats.CustomDialer }
 
 // Dial is called by the library for each connect.
 func (d dialer) Dial(network, address string) (net.Conn, error) {
-	return breaking(d.via.Dial(network, address))
+	return closing(d.via.Dial(network, address))
 }
 
 type inProcess struct{ server nats.InProcessConnProvider }
 
 // InProcessConn is called by the library for each connect.
-func (p inProcess) InProcessConn() (net.Conn, error) { return breaking(p.server.InProcessConn()) }
+func (p inProcess) InProcessConn() (net.Conn, error) { return closing(p.server.InProcessConn()) }
 
-func breaking(conn net.Conn, err error) (net.Conn, error) {
+func closing(conn net.Conn, err error) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return breakingConn{conn}, nil
+	return closingConn{conn}, nil
 }
 
-// breakingConn is of no use any more after a write that failed.
-type breakingConn struct{ net.Conn }
+// closingConn is of no use any more after a write that failed.
+type closingConn struct{ net.Conn }
 
 // Write closes the connection where it fails.
-func (c breakingConn) Write(p []byte) (int, error) {
+func (c closingConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	if err != nil {
 		_ = c.Close() // whoever reads it finds it closed, which is the point

@@ -187,8 +187,8 @@ func (c *Cluster) setCut(i int, cut bool) {
 // 0: at once. So a replica lags behind its leader. Less than an election's
 // timeout (4 s) changes nothing else.
 func (c *Cluster) Delay(from, to int, d time.Duration) {
-	c.links[from][to].setDelay(there, d)
-	c.links[to][from].setDelay(back, d) // whichever of the two the nodes use
+	c.links[from][to].setDelay(forward, d)
+	c.links[to][from].setDelay(backward, d) // whichever of the two the nodes use
 }
 
 // Size is how many nodes there are, running or not.

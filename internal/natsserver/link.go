@@ -16,18 +16,18 @@ type link struct {
 	target   string
 	wg       sync.WaitGroup
 
-	mu    sync.Mutex
-	cut   bool
-	slow  [2]time.Duration // how late bytes arrive, by way
-	conns map[net.Conn]struct{}
+	mu     sync.Mutex
+	cut    bool
+	delays [2]time.Duration // how late bytes arrive, by way
+	conns  map[net.Conn]struct{}
 }
 
-// way is a direction of a link.
-type way int
+// direction is a direction of a link.
+type direction int
 
 const (
-	there way = iota // from who dialled to the target
-	back
+	forward direction = iota // from who dialled to the target
+	backward
 )
 
 func newLink(target string) (*link, error) {
@@ -63,44 +63,44 @@ func (k *link) forward(from net.Conn) {
 	}
 	defer k.drop(to)
 	var wg sync.WaitGroup
-	wg.Go(func() { k.pipe(to, from, there) })
-	wg.Go(func() { k.pipe(from, to, back) })
+	wg.Go(func() { k.pipe(to, from, forward) })
+	wg.Go(func() { k.pipe(from, to, backward) })
 	wg.Wait()
 }
 
 // pipe copies one way and ends both ways when that one ends.
-func (k *link) pipe(to, from net.Conn, w way) {
-	_, _ = io.Copy(&lateWriter{k, to, w}, from) // ends when either side does; the nodes notice by themselves
+func (k *link) pipe(to, from net.Conn, w direction) {
+	_, _ = io.Copy(&delayedWriter{k, to, w}, from) // ends when either side does; the nodes notice by themselves
 	k.drop(to)
 	k.drop(from)
 }
 
-// lateWriter writes what goes one way of a link when it is due. What comes
+// delayedWriter writes what goes one way of a link when it is due. What comes
 // meanwhile waits and goes out with the next piece.
-type lateWriter struct {
-	link *link
-	to   io.Writer
-	way  way
+type delayedWriter struct {
+	link      *link
+	to        io.Writer
+	direction direction
 }
 
 // Write implements io.Writer.
-func (l *lateWriter) Write(p []byte) (int, error) {
-	if d := l.link.delay(l.way); d > 0 {
+func (l *delayedWriter) Write(p []byte) (int, error) {
+	if d := l.link.delay(l.direction); d > 0 {
 		<-time.After(d)
 	}
 	return l.to.Write(p)
 }
 
-func (k *link) delay(w way) time.Duration {
+func (k *link) delay(w direction) time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.slow[w]
+	return k.delays[w]
 }
 
-func (k *link) setDelay(w way, d time.Duration) {
+func (k *link) setDelay(w direction, d time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.slow[w] = d
+	k.delays[w] = d
 }
 
 // track takes a connection in; it closes it where the link is cut.

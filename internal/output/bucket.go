@@ -13,17 +13,17 @@ import (
 	"avatarworker/internal/leader"
 )
 
-// requestTry is one request: a node may take it along.
-const requestTry = 5 * time.Second
+// requestTimeout is one request: a node may take it along.
+const requestTimeout = 5 * time.Second
 
-// errBehind is what is tried again: somebody has changed what was read, or the
+// errChanged is what is tried again: somebody has changed what was read, or the
 // leader was elected just now and does not have everything yet.
-var errBehind = errors.New("the bucket has changed meanwhile")
+var errChanged = errors.New("the bucket has changed meanwhile")
 
 // publish stores a message if the last one on its subject has that sequence (0:
 // there is none).
 func (b *Recordings) publish(ctx context.Context, msg *nats.Msg, behind uint64) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, publishTry)
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(behind, 10)}
 	ack, err := b.js.PublishMsg(ctx, msg)
@@ -65,7 +65,7 @@ func (b *Recordings) open(ctx context.Context) (jetstream.Stream, error) {
 
 // request makes one request to the bucket's stream.
 func (b *Recordings) request(ctx context.Context, f func(ctx context.Context, s jetstream.Stream) error) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTry)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	s, err := b.open(ctx)
 	if err != nil {

@@ -27,8 +27,8 @@ const (
 )
 
 const (
-	// publishTry is one publish; an election takes longer and is waited out.
-	publishTry = 5 * time.Second
+	// publishTimeout is one publish; an election takes longer and is waited out.
+	publishTimeout = 5 * time.Second
 	// publishPause is the wait before a publish is tried again.
 	publishPause = 200 * time.Millisecond
 	// storeLimit is how long the store may refuse what it is given while a
@@ -47,12 +47,12 @@ type SessionID struct {
 
 // Frames publishes every envelope of a session on the job's frames subject.
 type Frames struct {
-	js      jetstream.JetStream
-	subject string
-	id      SessionID
-	most    int64 // payload limit of the server, with headers
-	seq     atomic.Int64
-	fixed   nats.Header // what is the same on each frame
+	js         jetstream.JetStream
+	subject    string
+	id         SessionID
+	maxPayload int64 // payload limit of the server, with headers
+	seq        atomic.Int64
+	fixed      nats.Header // what is the same on each frame
 }
 
 var _ Sink = (*Frames)(nil)
@@ -60,7 +60,7 @@ var _ Sink = (*Frames)(nil)
 // NewFrames returns the sink of one session.
 func NewFrames(js jetstream.JetStream, subject string, id SessionID) *Frames {
 	return &Frames{
-		js: js, subject: subject, id: id, most: js.Conn().MaxPayload(),
+		js: js, subject: subject, id: id, maxPayload: js.Conn().MaxPayload(),
 		fixed: nats.Header{
 			HeaderRun: {strconv.Itoa(id.Run)}, HeaderSession: {strconv.Itoa(id.Session)}, HeaderAttempt: {strconv.Itoa(id.Attempt)},
 		},
@@ -84,9 +84,9 @@ func (f *Frames) Checkpoint() (*Checkpoint, error) { return nil, nil } //nolint:
 func (f *Frames) Write(ctx context.Context, e Envelope) error {
 	seq := f.seq.Load() + 1
 	msg := &nats.Msg{Subject: f.subject, Header: f.header(e, seq), Data: e.Data}
-	if size := int64(msg.Size()); size > f.most {
+	if size := int64(msg.Size()); size > f.maxPayload {
 		err := errors.Newf(errors.CodeProtocolError, errors.PhaseRuntime,
-			"the backend's envelope of %d bytes does not fit the NATS server's payload limit of %d; raise max_payload", len(e.Data), f.most)
+			"the backend's envelope of %d bytes does not fit the NATS server's payload limit of %d; raise max_payload", len(e.Data), f.maxPayload)
 		err.ReqID = e.ReqID
 		return err
 	}
@@ -125,7 +125,7 @@ func (f *Frames) publish(ctx context.Context, msg *nats.Msg) error {
 }
 
 func (f *Frames) publishOnce(ctx context.Context, msg *nats.Msg) error {
-	ctx, cancel := context.WithTimeout(ctx, publishTry)
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	_, err := f.js.PublishMsg(ctx, msg)
 	return err
@@ -141,7 +141,7 @@ func retry(ctx context.Context, f func(context.Context) error) error {
 			return nil
 		case ctx.Err() != nil:
 			return errors.Join(context.Cause(ctx), err)
-		case refused(err):
+		case permanent(err):
 			return err
 		case time.Since(since) > storeLimit:
 			return fmt.Errorf("tried for %s: %w", storeLimit, err)
@@ -160,12 +160,12 @@ func wait(ctx context.Context) bool {
 	}
 }
 
-// refused reports whether trying again is of no use.
-func refused(err error) bool {
+// permanent reports whether trying again is of no use.
+func permanent(err error) bool {
 	var api *jetstream.APIError
 	var taken *TakenError
 	switch {
-	case errors.Is(err, errBehind):
+	case errors.Is(err, errChanged):
 		return false
 	case errors.Is(err, ErrChunksMissing), errors.Is(err, ErrReplaced), errors.Is(err, nats.ErrMaxPayload), errors.As(err, &taken):
 		return true

@@ -190,7 +190,7 @@ func (w *chunkWriter) put(ctx context.Context, data []byte, header nats.Header) 
 	behind := w.last // what the chunk is put behind
 	missing := 0
 	err = retry(ctx, func(ctx context.Context) error {
-		seq, behind, err = w.try(ctx, msg, behind)
+		seq, behind, err = w.tryPut(ctx, msg, behind)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			if missing++; missing == missingTries {
 				return fmt.Errorf("chunk %d: %w", behind, ErrChunksMissing)
@@ -211,9 +211,9 @@ func (w *chunkWriter) put(ctx context.Context, data []byte, header nats.Header) 
 	return seq, nil
 }
 
-// try puts the chunk behind the message with that sequence. After an error it is
+// tryPut puts the chunk behind the message with that sequence. After an error it is
 // to be put behind the one returned.
-func (w *chunkWriter) try(ctx context.Context, msg *nats.Msg, behind uint64) (seq, next uint64, err error) {
+func (w *chunkWriter) tryPut(ctx context.Context, msg *nats.Msg, behind uint64) (seq, next uint64, err error) {
 	for {
 		seq, err := w.bucket.publish(ctx, msg, behind)
 		if err == nil || !conflicts(err) {
@@ -221,7 +221,7 @@ func (w *chunkWriter) try(ctx context.Context, msg *nats.Msg, behind uint64) (se
 		}
 		last, err := w.bucket.last(ctx, w.subject)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return 0, behind, errors.Join(errBehind, err)
+			return 0, behind, errors.Join(errChanged, err)
 		}
 		if err != nil {
 			return 0, behind, err
@@ -232,7 +232,7 @@ func (w *chunkWriter) try(ctx context.Context, msg *nats.Msg, behind uint64) (se
 		}
 		switch {
 		case last.Sequence <= behind: // the leader was elected just now
-			return 0, behind, errBehind
+			return 0, behind, errChanged
 		case session == w.session && bytes.Equal(last.Data, msg.Data):
 			return last.Sequence, behind, nil // stored before, its answer was lost
 		case session >= w.session || w.fenced:

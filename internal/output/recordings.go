@@ -147,16 +147,16 @@ func (e entry) reserved() bool { return e.info.Deleted && e.info.Metadata[MetaRe
 
 func (e entry) visible() bool { return e.seq > 0 && !e.info.Deleted }
 
-// mayTake returns a *TakenError if the name is another job's.
-func (b *Recordings) mayTake(e entry, r Recording) error {
+// checkOwner returns a *TakenError if the name is another job's.
+func (b *Recordings) checkOwner(e entry, r Recording) error {
 	if job := e.info.Metadata[MetaJobID]; (e.visible() || e.reserved()) && job != r.JobID {
 		return &TakenError{Name: r.Name, JobID: job, Reserved: e.reserved(), Stream: b.stream, Seq: e.seq}
 	}
 	return nil
 }
 
-// look reads what stands under a name.
-func (b *Recordings) look(ctx context.Context, name string) (entry, error) {
+// lookUp reads what stands under a name.
+func (b *Recordings) lookUp(ctx context.Context, name string) (entry, error) {
 	msg, err := b.last(ctx, b.meta(name))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return entry{}, nil
@@ -177,11 +177,11 @@ func (b *Recordings) look(ctx context.Context, name string) (entry, error) {
 func (b *Recordings) reserve(ctx context.Context, r Recording) error {
 	mine := r.nuid()
 	return retry(ctx, func(ctx context.Context) error {
-		e, err := b.look(ctx, r.Name)
+		e, err := b.lookUp(ctx, r.Name)
 		if err != nil {
 			return err
 		}
-		if err := b.mayTake(e, r); err != nil || e.visible() || e.reserved() && e.info.Metadata[MetaReserved] == mine {
+		if err := b.checkOwner(e, r); err != nil || e.visible() || e.reserved() && e.info.Metadata[MetaReserved] == mine {
 			return err
 		}
 		return b.putInfo(ctx, e.seq, &jetstream.ObjectInfo{
@@ -208,7 +208,7 @@ func (b *Recordings) putInfo(ctx context.Context, seq uint64, info *jetstream.Ob
 	}
 	msg := &nats.Msg{Subject: b.meta(info.Name), Data: data, Header: nats.Header{jetstream.MsgRollup: {jetstream.MsgRollupSubject}}}
 	if _, err = b.publish(ctx, msg, seq); conflicts(err) {
-		return errors.Join(errBehind, err)
+		return errors.Join(errChanged, err)
 	}
 	return err
 }
@@ -237,11 +237,11 @@ func (b *Recordings) Publish(ctx context.Context, r Recording, session, utteranc
 const missingTries = 5
 
 func (b *Recordings) publishRecording(ctx context.Context, r Recording, session int, at Checkpoint) error {
-	e, err := b.look(ctx, r.Name)
+	e, err := b.lookUp(ctx, r.Name)
 	if err != nil {
 		return err
 	}
-	switch err := b.mayTake(e, r); {
+	switch err := b.checkOwner(e, r); {
 	case err != nil:
 		return err
 	case e.visible() && r.owns(e.info.NUID): // made before
@@ -311,7 +311,7 @@ func (b *Recordings) complete(ctx context.Context, r Recording, session int, at 
 	case there < at.Chunks:
 		return fmt.Errorf("%d chunks of %d are there: %w", there, at.Chunks, ErrChunksMissing)
 	case there > at.Chunks:
-		return errors.Join(errBehind, fmt.Errorf("%d chunks are there, not %d", there, at.Chunks))
+		return errors.Join(errChanged, fmt.Errorf("%d chunks are there, not %d", there, at.Chunks))
 	default:
 		return nil
 	}
@@ -365,7 +365,7 @@ func (b *Recordings) Sweep(ctx context.Context, r Recording) error {
 }
 
 func (b *Recordings) sweep(ctx context.Context, r Recording) error {
-	e, err := b.look(ctx, r.Name)
+	e, err := b.lookUp(ctx, r.Name)
 	if err != nil {
 		return err
 	}

@@ -165,7 +165,7 @@ func TestTheBookCanBeReadFromAnotherProcess(t *testing.T) {
 	fail(t, s, "ok")
 	fail(t, s, "fail-billingRequired")
 	closed(t, s)
-	var page simulator.BookPage
+	var page simulator.SessionLogPage
 	if err := json.Unmarshal([]byte(get(t, s.URL()+"/book").body), &page); err != nil {
 		t.Fatal(err)
 	}

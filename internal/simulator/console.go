@@ -19,12 +19,12 @@ const maxTokenLife = 24 * time.Hour
 
 // serveToken answers POST session-tokens (docs/protocol.md, section 2).
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
-	s.book.tokenCall()
+	s.sessionLog.countTokenCall()
 	ok := false
 	// A dropped connection leaves by a panic: it is a refusal too.
 	defer func() {
 		if !ok {
-			s.book.tokenRefused()
+			s.sessionLog.countTokenRefused()
 		}
 	}()
 	key := r.Header.Get("X-Api-Key")
@@ -42,7 +42,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if f, hit := s.tokenFault(key, body.AppID); hit {
-		s.book.fault(f.name)
+		s.sessionLog.countFault(f.name)
 		f.writeToken(w)
 		return
 	}

@@ -96,10 +96,10 @@ func (s *Server) routes() http.Handler {
 		writeJSON(w, http.StatusOK, s.Fault())
 	})
 	mux.HandleFunc("GET /book", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, BookPage{Totals: s.Totals(), List: s.Book()})
+		writeJSON(w, http.StatusOK, SessionLogPage{Totals: s.Totals(), List: s.SessionLog()})
 	})
 	mux.HandleFunc("DELETE /book", func(w http.ResponseWriter, _ *http.Request) {
-		s.ResetBook()
+		s.ResetSessionLog()
 		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
@@ -110,8 +110,8 @@ func (s *Server) routes() http.Handler {
 	return mux
 }
 
-// BookPage is what GET /book answers: the totals, and the sessions as "list".
-type BookPage struct {
+// SessionLogPage is what GET /book answers: the totals, and the sessions as "list".
+type SessionLogPage struct {
 	Totals
 	List []Session `json:"list"`
 }

@@ -36,8 +36,8 @@ type readiness int
 
 const (
 	ready readiness = iota
-	starved
-	over
+	needsSpeech
+	finished
 )
 
 // next is the utterance's next piece of motion. An envelope is held back until
@@ -51,7 +51,7 @@ func (u *utterance) next() (piece, readiness) {
 	rest := u.meter.keyFrames() - u.sent
 	switch {
 	case u.interrupted && u.late:
-		return piece{}, over
+		return piece{}, finished
 	case u.interrupted:
 		return piece{first: u.sent, n: min(size, max(1, rest)), late: true}, ready
 	case rest > size:
@@ -61,18 +61,18 @@ func (u *utterance) next() (piece, readiness) {
 	case u.end:
 		return piece{first: u.sent, n: max(1, rest), end: true, at: u.sent}, ready
 	case u.abandoned:
-		return piece{}, over
+		return piece{}, finished
 	}
-	return piece{}, starved
+	return piece{}, needsSpeech
 }
 
 // nextReplay is the next recorded envelope, once all speech is here.
 func (u *utterance) nextReplay(frames []replayFrame) (piece, readiness) {
 	switch {
 	case u.interrupted || (u.abandoned && !u.end):
-		return piece{}, over
+		return piece{}, finished
 	case !u.end:
-		return piece{}, starved
+		return piece{}, needsSpeech
 	}
 	f := &frames[u.pieces]
 	return piece{n: f.keyFrames, end: f.end, replay: f, at: u.sent}, ready
@@ -83,13 +83,13 @@ func (u *utterance) nextReplay(frames []replayFrame) (piece, readiness) {
 func (u *utterance) nextEgress(signs bool) (piece, readiness) {
 	switch {
 	case u.interrupted || (u.abandoned && !u.end) || (u.end && !signs):
-		return piece{}, over
+		return piece{}, finished
 	case signs && u.pieces == 0:
 		return piece{bare: true}, ready
 	case u.end:
 		return piece{bare: true, end: true, at: u.meter.keyFrames()}, ready
 	}
-	return piece{}, starved
+	return piece{}, needsSpeech
 }
 
 // step is what the pump does next.
@@ -100,9 +100,9 @@ type step struct {
 	envelope []byte
 }
 
-// kick starts the pump unless it runs. The caller holds mu; a session that is
+// startPump starts the pump unless it runs. The caller holds mu; a session that is
 // not done has its place in the server's count, so the pump is waited for.
-func (c *session) kick() {
+func (c *session) startPump() {
 	if c.pumping || c.done {
 		return
 	}
@@ -117,7 +117,7 @@ func (c *session) kick() {
 func (c *session) wake() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.kick()
+	c.startPump()
 }
 
 // pump sends what is due, and ends when nothing is.
@@ -132,14 +132,14 @@ func (c *session) pump() {
 		}
 		if st.fail {
 			// pumping stays set: nothing is sent any more.
-			c.give(*c.does.fault, c.currentReq())
+			c.fail(*c.behaviour.fault, c.currentReq())
 			return
 		}
 		if st.piece.replay == nil {
 			buf = st.envelope
 		}
 		if err := c.write(st.envelope); err != nil {
-			c.hangUp()
+			c.cutConn()
 			return
 		}
 		c.sent(st)
@@ -157,14 +157,14 @@ func (c *session) next(buf []byte) (step, bool) {
 	for len(c.queue) > 0 && !c.done {
 		u := c.queue[0]
 		p, state := c.nextPiece(u)
-		if state == starved {
+		if state == needsSpeech {
 			break
 		}
-		if state == over {
+		if state == finished {
 			c.queue = c.queue[1:]
 			continue
 		}
-		if p.end && c.does.withhold && c.failsAtRuntime() {
+		if p.end && c.behaviour.withhold && c.failsAtRuntime() {
 			return step{fail: true}, true
 		}
 		if wait := c.wait(u, p); wait > 0 {
@@ -180,7 +180,7 @@ func (c *session) next(buf []byte) (step, bool) {
 func (c *session) nextPiece(u *utterance) (piece, readiness) {
 	switch {
 	case c.egress:
-		return u.nextEgress(c.does.egressEnd)
+		return u.nextEgress(c.behaviour.egressEnd)
 	case c.srv.replay != nil:
 		return u.nextReplay(c.srv.replay)
 	}
@@ -188,7 +188,7 @@ func (c *session) nextPiece(u *utterance) (piece, readiness) {
 }
 
 func (c *session) failsAtRuntime() bool {
-	return c.does.fault != nil && c.does.fault.phase == phaseRuntime
+	return c.behaviour.fault != nil && c.behaviour.fault.phase == phaseRuntime
 }
 
 // failsNow says whether the session has come as far as its fault lets it. In
@@ -197,7 +197,7 @@ func (c *session) failsNow() bool {
 	if !c.failsAtRuntime() || c.done || c.latest == nil {
 		return false
 	}
-	return c.egress || c.frames >= c.does.after
+	return c.egress || c.frames >= c.behaviour.after
 }
 
 // wait is how long a piece is not due yet.
@@ -213,12 +213,12 @@ func (c *session) wait(u *utterance, p piece) time.Duration {
 	if speed := c.srv.opts.Speed; speed > 0 {
 		due = due.Add(time.Duration(float64(p.at) / keyFrameRate / speed * float64(time.Second)))
 	}
-	if c.does.slow > 0 {
+	if c.behaviour.slow > 0 {
 		last := u.start
 		if c.lastSent.After(last) {
 			last = c.lastSent
 		}
-		if slow := last.Add(c.does.slow); slow.After(due) {
+		if slow := last.Add(c.behaviour.slow); slow.After(due) {
 			due = slow
 		}
 	}
@@ -251,7 +251,7 @@ func (c *session) sent(st step) {
 	c.frames++
 	c.lastSent = time.Now()
 	c.mu.Unlock()
-	c.srv.book.update(c.rec, func(rec *Session) {
+	c.srv.sessionLog.update(c.rec, func(rec *Session) {
 		rec.Frames++
 		if st.piece.end {
 			rec.Ends++
@@ -283,12 +283,12 @@ func (c *session) writeError(reqID string, code int32, text string) {
 	}
 }
 
-// give ends the session with a fault.
-func (c *session) give(f fault, reqID string) {
-	c.srv.book.fault(f.name)
-	c.srv.book.update(c.rec, func(rec *Session) { rec.Fault = f.name })
+// fail ends the session with a fault.
+func (c *session) fail(f fault, reqID string) {
+	c.srv.sessionLog.countFault(f.name)
+	c.srv.sessionLog.update(c.rec, func(rec *Session) { rec.Fault = f.name })
 	switch {
-	case c.does.cut && f.phase == phaseRuntime:
+	case c.behaviour.cut && f.phase == phaseRuntime:
 		c.cut()
 	case f.kind == kindGarbage:
 		c.stopSending()
@@ -310,7 +310,7 @@ func (c *session) give(f fault, reqID string) {
 // answer in time.
 func (c *session) closeWith(code int, reason string) {
 	c.noteClose(code)
-	c.guardClose()
+	c.limitClose()
 	// The answer is noted by the reader; here there is nothing to do about it.
 	_ = c.conn.Close(websocket.StatusCode(code), reason)
 }
@@ -319,32 +319,32 @@ func (c *session) closeWith(code int, reason string) {
 // shut at first, so that what was sent before still arrives.
 func (c *session) cut() {
 	c.noteClose(1006)
-	c.guardClose()
+	c.limitClose()
 	if tcp, ok := c.net.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
 		return
 	}
-	c.hangUp()
+	c.cutConn()
 }
 
 func (c *session) noteClose(code int) {
 	c.stopSending()
-	c.srv.book.update(c.rec, func(rec *Session) {
+	c.srv.sessionLog.update(c.rec, func(rec *Session) {
 		if rec.CloseCode == 0 {
 			rec.CloseCode, rec.ClosedBy = code, "server"
 		}
 	})
 }
 
-func (c *session) guardClose() {
+func (c *session) limitClose() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.guard == nil {
-		c.guard = time.AfterFunc(closeTimeout, c.hangUp)
+	if c.closeTimer == nil {
+		c.closeTimer = time.AfterFunc(closeTimeout, c.cutConn)
 	}
 }
 
-// hangUp ends the TCP connection now.
-func (c *session) hangUp() {
+// cutConn ends the TCP connection now.
+func (c *session) cutConn() {
 	// It may be closed already: that is what is wanted.
 	_ = c.net.Close()
 }
@@ -362,7 +362,7 @@ func (c *session) stopSending() {
 func (c *session) finish() {
 	c.stopSending()
 	c.mu.Lock()
-	for _, t := range []*time.Timer{c.guard, c.heartbeat} {
+	for _, t := range []*time.Timer{c.closeTimer, c.heartbeat} {
 		if t != nil {
 			t.Stop()
 		}

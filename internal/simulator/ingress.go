@@ -15,7 +15,7 @@ func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
 	// A dropped connection leaves by a panic: it is a refusal too.
 	defer func() {
 		if !admitted {
-			s.book.refused()
+			s.sessionLog.countRefused()
 		}
 	}()
 	app, token := r.Header.Get("X-App-ID"), r.Header.Get("X-Session-Key")
@@ -24,7 +24,7 @@ func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
 		app, token = query.Get("appId"), query.Get("sessionKey")
 	}
 	c := &session{srv: s, rec: &Session{AppID: app, AvatarID: query.Get("id")}}
-	if !s.mayOpen(w, c, token) {
+	if !s.authorize(w, c, token) {
 		return
 	}
 	c.rec.Opened = s.now()
@@ -36,7 +36,7 @@ func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(ReplayHeader, s.opts.Replay.ReqID)
 	}
 	c.id = c.rec.ConnectionID
-	if !s.book.admit(c.rec, s.opts.MaxSessions) {
+	if !s.sessionLog.admit(c.rec, s.opts.MaxSessions) {
 		writeUpgradeError(w, http.StatusPaymentRequired, "session denied: concurrency")
 		return
 	}
@@ -44,9 +44,9 @@ func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
 	c.run(w, r)
 }
 
-// mayOpen checks token, app, account and avatar in the backend's order and
+// authorize checks token, app, account and avatar in the backend's order and
 // settles what the session will do. If it may not open, it has answered.
-func (s *Server) mayOpen(w http.ResponseWriter, c *session, token string) bool {
+func (s *Server) authorize(w http.ResponseWriter, c *session, token string) bool {
 	switch s.tokens.check(token, s.now()) {
 	case tokenBad:
 		writeUpgradeError(w, http.StatusBadRequest, "Invalid session token")
@@ -68,30 +68,30 @@ func (s *Server) mayOpen(w http.ResponseWriter, c *session, token string) bool {
 		writeUpgradeError(w, http.StatusNotFound, "Avatar not found: "+c.rec.AvatarID)
 		return false
 	}
-	c.does = b
-	if b.fault != nil && !s.strike(c.rec.AvatarID, b.times) {
-		c.does.fault = nil
+	c.behaviour = b
+	if b.fault != nil && !s.takeFailure(c.rec.AvatarID, b.times) {
+		c.behaviour.fault = nil
 	}
-	if f := c.does.fault; f != nil && f.phase == phaseConnect {
-		s.book.fault(f.name)
+	if f := c.behaviour.fault; f != nil && f.phase == phaseConnect {
+		s.sessionLog.countFault(f.name)
 		f.writeUpgrade(w)
 		return false
 	}
 	return true
 }
 
-// strike says whether a fault hits one more session of an avatar id; times is
+// takeFailure says whether a fault hits one more session of an avatar id; times is
 // 0 if it hits each.
-func (s *Server) strike(avatarID string, times int) bool {
+func (s *Server) takeFailure(avatarID string, times int) bool {
 	if times == 0 {
 		return true
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.hits[avatarID] >= times {
+	if s.failures[avatarID] >= times {
 		return false
 	}
-	s.hits[avatarID]++
+	s.failures[avatarID]++
 	return true
 }
 
@@ -104,7 +104,7 @@ func writeUpgradeError(w http.ResponseWriter, status int, message string) {
 // run is the session's life: it returns when the session is closed.
 func (c *session) run(w http.ResponseWriter, r *http.Request) {
 	code, by := 1006, "server"
-	defer func() { c.srv.book.closed(c.rec, c.srv.now(), code, by) }()
+	defer func() { c.srv.sessionLog.closed(c.rec, c.srv.now(), code, by) }()
 	nc, ok := r.Context().Value(connKey{}).(net.Conn)
 	if !ok {
 		c.srv.log.Error().Msg("simulator: a request without its connection")
@@ -121,12 +121,12 @@ func (c *session) run(w http.ResponseWriter, r *http.Request) {
 	}
 	c.conn = conn
 	conn.SetReadLimit(maxMessage)
-	if !c.srv.enter(c) {
+	if !c.srv.register(c) {
 		// Stop has begun: the connection goes as the listener went.
-		c.hangUp()
+		c.cutConn()
 		return
 	}
-	defer c.srv.leave(c)
+	defer c.srv.unregister(c)
 	c.startHeartbeat()
 	err = c.serve()
 	if n := websocket.CloseStatus(err); n != -1 {

@@ -16,26 +16,26 @@ import (
 // session is one connection. Its reader is the goroutine of the HTTP request;
 // a second one, the pump, lives only while there is something to send.
 type session struct {
-	srv  *Server
-	id   string // connection id
-	does behaviour
-	rec  *Session // guarded by the book
-	conn *websocket.Conn
-	net  net.Conn
+	srv       *Server
+	id        string // connection id
+	behaviour behaviour
+	rec       *Session // guarded by the book
+	conn      *websocket.Conn
+	net       net.Conn
 
 	egress   bool
 	newMeter func() meter
 
-	mu        sync.Mutex
-	queue     []*utterance // not yet answered in full, oldest first
-	latest    *utterance
-	pumping   bool
-	done      bool        // nothing more is sent
-	timer     *time.Timer // wakes the pump
-	guard     *time.Timer // ends a close that the client leaves unanswered
-	heartbeat *time.Timer
-	frames    int
-	lastSent  time.Time
+	mu         sync.Mutex
+	queue      []*utterance // not yet answered in full, oldest first
+	latest     *utterance
+	pumping    bool
+	done       bool        // nothing more is sent
+	timer      *time.Timer // wakes the pump
+	closeTimer *time.Timer // ends a close that the client leaves unanswered
+	heartbeat  *time.Timer
+	frames     int
+	lastSent   time.Time
 }
 
 // serve is the session from its first message on. It returns what ended the
@@ -47,29 +47,29 @@ func (c *session) serve() error {
 	if err != nil {
 		return err
 	}
-	if c.does.mute {
+	if c.behaviour.mute {
 		return c.readOn(func([]byte) {})
 	}
-	if f := c.does.fault; refusal == nil && f != nil && f.phase == phaseHandshake {
+	if f := c.behaviour.fault; refusal == nil && f != nil && f.phase == phaseHandshake {
 		refusal = f
 	}
 	if refusal == nil {
 		refusal = c.configure(cfg)
 	}
 	if refusal != nil {
-		c.srv.book.refused()
-		c.give(*refusal, "")
+		c.srv.sessionLog.countRefused()
+		c.fail(*refusal, "")
 		return c.readOn(func([]byte) {})
 	}
 	confirm, err := encodeConfirm(c.id)
 	if err != nil {
 		return fmt.Errorf("encode the confirm: %w", err)
 	}
-	c.srv.book.confirmed(c.rec, c.srv.now())
+	c.srv.sessionLog.confirmed(c.rec, c.srv.now())
 	if err := c.write(confirm); err != nil {
 		return err
 	}
-	if c.does.hang {
+	if c.behaviour.hang {
 		return c.readOn(func([]byte) {})
 	}
 	return c.readOn(c.handle)
@@ -121,7 +121,7 @@ func (c *session) configure(cfg *avatarpb.ClientConfigureSession) *fault {
 	if f := c.configureEgress(cfg); f != nil {
 		return f
 	}
-	c.srv.book.update(c.rec, func(rec *Session) {
+	c.srv.sessionLog.update(c.rec, func(rec *Session) {
 		rec.SampleRate, rec.AudioFormat, rec.ExtraParams = rate, format, cfg.GetExtraParams()
 	})
 	return nil
@@ -154,7 +154,7 @@ func (c *session) configureEgress(cfg *avatarpb.ClientConfigureSession) *fault {
 		return refuse(16, "could not connect to the "+name+" room: unauthorized: invalid token")
 	}
 	c.egress = true
-	c.srv.book.update(c.rec, func(rec *Session) { rec.Egress = name })
+	c.srv.sessionLog.update(c.rec, func(rec *Session) { rec.Egress = name })
 	return nil
 }
 
@@ -225,10 +225,10 @@ func (c *session) hear(a *clientAudio) {
 	u.end = a.end
 	u.interrupted = err != nil
 	u.late = err != nil // a broken utterance is answered with the error only
-	c.kick()
+	c.startPump()
 	c.mu.Unlock()
 
-	c.srv.book.update(c.rec, func(rec *Session) { rec.heard(a, fresh) })
+	c.srv.sessionLog.update(c.rec, func(rec *Session) { rec.heard(a, fresh) })
 	if err != nil {
 		c.writeError(a.reqID, 3, "invalid audio: "+err.Error())
 	}
@@ -256,10 +256,10 @@ func (rec *Session) heard(a *clientAudio, fresh bool) {
 	if a.end {
 		rec.Utterances++
 	}
-	if fresh && len(rec.ReqIDs) < maxNoted {
+	if fresh && len(rec.ReqIDs) < maxListed {
 		rec.ReqIDs = append(rec.ReqIDs, a.reqID)
 	}
-	if a.traceParent != "" && len(rec.TraceParents) < maxNoted {
+	if a.traceParent != "" && len(rec.TraceParents) < maxListed {
 		rec.TraceParents = append(rec.TraceParents, a.traceParent)
 	}
 }
@@ -274,13 +274,13 @@ func (c *session) interrupt(reqID string) {
 			u.interrupted, u.end = true, true // no more speech comes
 		}
 	}
-	c.kick()
-	c.srv.book.update(c.rec, func(rec *Session) { rec.Interrupts++ })
+	c.startPump()
+	c.srv.sessionLog.update(c.rec, func(rec *Session) { rec.Interrupts++ })
 }
 
 // answerPing says whether a ping is answered.
 func (c *session) answerPing(context.Context, []byte) bool {
-	return !c.srv.opts.IgnorePings && !c.does.deaf
+	return !c.srv.opts.IgnorePings && !c.behaviour.deaf
 }
 
 // startHeartbeat pings the client from time to time, if the options say so.
@@ -309,7 +309,7 @@ func (c *session) beat() {
 	ctx, cancel := context.WithTimeout(context.Background(), c.srv.opts.PingInterval)
 	defer cancel()
 	if err := c.conn.Ping(ctx); err != nil {
-		c.hangUp()
+		c.cutConn()
 		return
 	}
 	c.mu.Lock()

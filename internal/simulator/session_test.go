@@ -244,7 +244,7 @@ func TestExtraParamsAreInTheBook(t *testing.T) {
 	openWith(t, s, "ok", &avatarpb.ClientConfigureSession{
 		SampleRate: 16000, ExtraParams: map[string]string{"server_post_process": "false"},
 	})
-	if got := s.Book()[0].ExtraParams["server_post_process"]; got != "false" {
+	if got := s.SessionLog()[0].ExtraParams["server_post_process"]; got != "false" {
 		t.Errorf("extra_params in the book: %q", got)
 	}
 }
@@ -257,7 +257,7 @@ func TestQueryAuthenticationWorksAsHeaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.CloseNow()
-	if got := s.Book()[0].AppID; got != "query-app" {
+	if got := s.SessionLog()[0].AppID; got != "query-app" {
 		t.Errorf("app id %q", got)
 	}
 	http.DefaultClient.CloseIdleConnections()

@@ -56,7 +56,7 @@ type Options struct {
 	SingleUseTokens bool          // a token opens one session
 	PingInterval    time.Duration // pings clients and drops those that leave one unanswered; 0: never
 	IgnorePings     bool          // leaves the clients' pings unanswered
-	BookLimit       int           // closed sessions kept in the book; 0: 100,000
+	SessionLogLimit int           // closed sessions kept in the book; 0: 100,000
 
 	Logger zerolog.Logger
 	Now    func() time.Time // nil: time.Now
@@ -65,15 +65,15 @@ type Options struct {
 // Server is the simulated backend. It may be started again after a stop, at
 // the same address and with the same book, as a backend that was away.
 type Server struct {
-	opts      Options
-	log       zerolog.Logger
-	now       func() time.Time
-	motion    motion
-	replay    []replayFrame
-	envelopes envelopePool
-	messages  bufferPool
-	tokens    *tokens
-	book      *book
+	opts       Options
+	log        zerolog.Logger
+	now        func() time.Time
+	motion     motion
+	replay     []replayFrame
+	envelopes  envelopePool
+	messages   bufferPool
+	tokens     *tokens
+	sessionLog *sessionLog
 
 	mu       sync.Mutex
 	addr     string // where it listens, once started
@@ -81,7 +81,7 @@ type Server struct {
 	stopping bool
 	sessions map[*session]struct{}
 	account  accountFault
-	hits     map[string]int // sessions that a flaky avatar id failed
+	failures map[string]int // sessions that a flaky avatar id failed
 	wg       sync.WaitGroup
 }
 
@@ -93,13 +93,13 @@ func New(opts Options) *Server {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	if opts.BookLimit == 0 {
-		opts.BookLimit = 100_000
+	if opts.SessionLogLimit == 0 {
+		opts.SessionLogLimit = 100_000
 	}
 	return &Server{
 		opts: opts, log: opts.Logger, now: opts.Now,
-		motion: newMotion(), tokens: newTokens(opts.SingleUseTokens), book: newBook(opts.BookLimit),
-		addr: opts.Addr, sessions: map[*session]struct{}{}, hits: map[string]int{},
+		motion: newMotion(), tokens: newTokens(opts.SingleUseTokens), sessionLog: newSessionLog(opts.SessionLogLimit),
+		addr: opts.Addr, sessions: map[*session]struct{}{}, failures: map[string]int{},
 	}
 }
 
@@ -225,8 +225,8 @@ func (s *Server) hostPort() string {
 	return net.JoinHostPort(host, port)
 }
 
-// enter counts a session in; false while stopping.
-func (s *Server) enter(c *session) bool {
+// register counts a session in; false while stopping.
+func (s *Server) register(c *session) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopping {
@@ -237,7 +237,7 @@ func (s *Server) enter(c *session) bool {
 	return true
 }
 
-func (s *Server) leave(c *session) {
+func (s *Server) unregister(c *session) {
 	s.mu.Lock()
 	delete(s.sessions, c)
 	s.mu.Unlock()

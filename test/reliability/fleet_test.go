@@ -363,7 +363,7 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.t.Context(), 2*time.Minute)
 	defer cancel()
-	seen, err := invariant.Read(ctx, f.js, f.names, f.backend.Book())
+	seen, err := invariant.Read(ctx, f.js, f.names, f.backend.SessionLog())
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -283,8 +283,8 @@ func TestCountGoesOnWhenTheStreamIsMadeAgain(t *testing.T) {
 
 func TestWindowForgetsWhatHasLeftIt(t *testing.T) {
 	start := time.Unix(1_000_000, 0)
-	w := &alertWindow{ids: make(map[string]bool)}
-	add := func(id string, after time.Duration) { w.add(alertSeen{id: id, at: start.Add(after)}, time.Minute) }
+	w := &eventWindow{ids: make(map[string]bool)}
+	add := func(id string, after time.Duration) { w.add(seenEvent{id: id, at: start.Add(after)}, time.Minute) }
 	add("a", 0)
 	add("b", 10*time.Second)
 	add("b", 11*time.Second) // the event again
@@ -302,9 +302,9 @@ func TestWindowForgetsWhatHasLeftIt(t *testing.T) {
 }
 
 func TestWindowIsBounded(t *testing.T) {
-	w := &alertWindow{ids: make(map[string]bool)}
+	w := &eventWindow{ids: make(map[string]bool)}
 	for i := range maxWindow + 100 {
-		w.add(alertSeen{id: fmt.Sprint(i), at: time.Unix(0, int64(i))}, time.Hour)
+		w.add(seenEvent{id: fmt.Sprint(i), at: time.Unix(0, int64(i))}, time.Hour)
 	}
 	if len(w.seen) != maxWindow || len(w.ids) != maxWindow || w.seen[0].id != "100" {
 		t.Errorf("%d events, %d ids, from %s", len(w.seen), len(w.ids), w.seen[0].id)
@@ -313,9 +313,9 @@ func TestWindowIsBounded(t *testing.T) {
 
 func TestAlertListsTheNewestJobs(t *testing.T) {
 	c := New(Options{Config: Config{Threshold: 1, Window: time.Minute}, Worker: "w"})
-	w := &alertWindow{ids: make(map[string]bool)}
+	w := &eventWindow{ids: make(map[string]bool)}
 	for i := range 3 * event.MaxAlertJobs {
-		w.add(alertSeen{id: fmt.Sprint(i), at: time.Unix(int64(i), 0), job: fmt.Sprint("j", i/2)}, time.Hour)
+		w.add(seenEvent{id: fmt.Sprint(i), at: time.Unix(int64(i), 0), job: fmt.Sprint("j", i/2)}, time.Hour)
 	}
 	got := c.event(code, w).Body.(event.RecurringAlert)
 	if len(got.JobIDs) != event.MaxAlertJobs || got.JobIDs[0] != "j14" || got.JobIDs[9] != "j5" {

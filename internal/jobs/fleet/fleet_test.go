@@ -285,7 +285,7 @@ func TestValueThatIsNoPresenceIsIgnored(t *testing.T) {
 
 func TestPresenceIsFreshForThreePublications(t *testing.T) {
 	stored := time.Unix(1_000_000, 0)
-	if !Fresh(stored, stored.Add(3*every-1)) || Fresh(stored, stored.Add(3*every)) {
+	if !Fresh(stored, stored.Add(3*interval-1)) || Fresh(stored, stored.Add(3*interval)) {
 		t.Error("wrong")
 	}
 }

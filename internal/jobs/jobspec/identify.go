@@ -73,7 +73,7 @@ func identify(msg jetstream.Msg, body *jobpb.Job) Identity {
 	return ident
 }
 
-// jobIDOf returns the id that the message gives itself, or "".
+// JobIDOf returns the id that the message gives itself, or "".
 func JobIDOf(header nats.Header, body *jobpb.Job) string {
 	for _, id := range []string{HeaderValue(header, HeaderJobID), body.GetId(), HeaderValue(header, jetstream.MsgIDHeader)} {
 		if ValidID(id) {
@@ -83,7 +83,7 @@ func JobIDOf(header nats.Header, body *jobpb.Job) string {
 	return ""
 }
 
-// streamJobID names a message that gives itself no id, by the time at which the
+// StreamJobID names a message that gives itself no id, by the time at which the
 // stream stored it and its sequence there: every delivery of it has the same, and
 // no message of a stream that was made again or restored has it too.
 func StreamJobID(stored time.Time, seq uint64) string {

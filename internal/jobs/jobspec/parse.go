@@ -232,7 +232,7 @@ func joinPath(path, field string) string {
 // quote shows a value of the job in an error text. Never give it a secret.
 func quote(s string) string { return fmt.Sprintf("%q", Cut(s, 64)) }
 
-// cut shortens s to at most n bytes, at a character's boundary.
+// Cut shortens s to at most n bytes, at a character's boundary.
 func Cut(s string, n int) string {
 	if len(s) <= n {
 		return s

@@ -35,10 +35,10 @@ func (c TraceCarrier) Keys() []string {
 	return keys
 }
 
-// headerValue returns the first value of key, whatever the case of its name.
+// HeaderValue returns the first value of key, whatever the case of its name.
 func HeaderValue(h nats.Header, key string) string { return header.Value(h, key) }
 
-// traceContext returns the message's trace context, or nothing where
+// TraceContext returns the message's trace context, or nothing where
 // traceparent is malformed: W3C asks to ignore such a header, not to fail.
 func TraceContext(h nats.Header) (parent, state string) {
 	parent = strings.TrimSpace(HeaderValue(h, HeaderTraceParent))

@@ -112,13 +112,13 @@ func TestStartChecksABoundedNumberOfKeysAtATime(t *testing.T) {
 		go func() { k.Start(t.Context()); close(done) }()
 		synctest.Wait()
 		b.mu.Lock()
-		if b.most != keysAtOnce {
-			t.Errorf("%d checks at a time, want %d", b.most, keysAtOnce)
+		if b.most != maxChecks {
+			t.Errorf("%d checks at a time, want %d", b.most, maxChecks)
 		}
 		b.mu.Unlock()
 		close(b.block)
 		<-done
-		if len(b.checked) != len(apps) || b.most > keysAtOnce {
+		if len(b.checked) != len(apps) || b.most > maxChecks {
 			t.Errorf("%d apps checked, %d at a time", len(b.checked), b.most)
 		}
 	})
@@ -130,7 +130,7 @@ func TestCheckThatDoesNotReturnSaysNothingOfTheKey(t *testing.T) {
 		b.block = make(chan struct{})
 		k, began := b.keys("app"), time.Now()
 		k.Start(t.Context())
-		if took := time.Since(began); took != keyTimeout || k.Refused("app") {
+		if took := time.Since(began); took != checkTimeout || k.Refused("app") {
 			t.Errorf("took %s, refused: %v", took, k.Refused("app"))
 		}
 	})
@@ -146,19 +146,19 @@ func TestCorrectedKeyIsGoodAgain(t *testing.T) {
 		go k.Run(ctx)
 		// The backend is away at the first look: the key stays refused.
 		b.set("app", &errors.Error{Code: errors.CodeConnectionFailed, Phase: errors.PhaseToken})
-		time.Sleep(keyLook + time.Second)
+		time.Sleep(checkInterval + time.Second)
 		if !k.Refused("app") {
 			t.Error("a check without an answer made the key good")
 		}
 		b.set("app", nil)
-		time.Sleep(keyLook)
+		time.Sleep(checkInterval)
 		if k.Refused("app") || k.Err() != nil {
 			t.Errorf("still refused: %v", k.Err())
 		}
 		if got := b.reported(); !slices.Equal(got, []string{"app refused", "app good"}) {
 			t.Errorf("reported %v", got)
 		}
-		time.Sleep(3 * keyLook)
+		time.Sleep(3 * checkInterval)
 		b.mu.Lock()
 		if b.checked["other"] != 1 || b.checked["app"] != 3 {
 			t.Errorf("checked %v: keys that are good are not checked again", b.checked)

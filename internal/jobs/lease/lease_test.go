@@ -213,7 +213,7 @@ func TestLeaseIsRenewedBeyondItsWindow(t *testing.T) {
 	if h.ID != "w" || w.Current() != h || w.Ready() != nil {
 		t.Errorf("%+v, ready: %v", h, w.Ready())
 	}
-	w.renewals(t, renewals+1)
+	w.renewals(t, renewalsPerWindow+1)
 	if h.Context().Err() != nil || w.Current() != h || !e.stands("w") {
 		t.Error("the lease did not outlive its window")
 	}
@@ -359,7 +359,7 @@ func TestLeaseIsTriedForUntilItCanBeWritten(t *testing.T) {
 	t.Cleanup(w.Stop)
 	again, deadline := time.NewTicker(20*time.Millisecond), time.After(waitTime)
 	defer again.Stop()
-	for errors.Is(w.Ready(), errNone) {
+	for errors.Is(w.Ready(), errNoLease) {
 		select {
 		case <-again.C:
 		case <-deadline:
@@ -403,7 +403,7 @@ func TestNowIsTheServersTimeWhateverTheWorkersClock(t *testing.T) {
 		t.Errorf("off by %s", off)
 	}
 	skew.Store(int64(time.Hour)) // the clock was set
-	w.renewals(t, clockEvery)
+	w.renewals(t, renewalsPerClockCheck)
 	if off := time.Until(w.Now()).Abs(); off > time.Second || h.Context().Err() != nil {
 		t.Errorf("off by %s after the clock was set, lease: %v", off, h.Context().Err())
 	}

@@ -38,7 +38,7 @@ func Apart(a, b int) bool { return max(a, b) < SuspectAfter || min(a, b) == 0 }
 // CrashLimit is the number of crashes after which a job is given up.
 func CrashLimit(maxAttempts int) int { return max(maxAttempts, minCrashLimit) }
 
-// decide looks at the record (nil: there is none) and at the message, and says
+// Decide looks at the record (nil: there is none) and at the message, and says
 // what to do. It is pure: its caller acts on it by compare-and-set.
 func Decide(r *Record, id jobspec.Identity, now time.Time) (Step, time.Duration) {
 	switch {
@@ -68,7 +68,7 @@ func Decide(r *Record, id jobspec.Identity, now time.Time) (Step, time.Duration)
 	}
 }
 
-// waitForOutcome is how long a replay waits for the run before it.
+// WaitForOutcome is how long a replay waits for the run before it.
 const WaitForOutcome = 5 * time.Second
 
 // resumeFrom is the record that this run of the job goes on from: nil if there is
@@ -114,14 +114,14 @@ func Start(from *Record, job *jobspec.Job, worker string, defaults Defaults, now
 	return next
 }
 
-// defaults are what the configuration says where the job says nothing.
+// Defaults are what the configuration says where the job says nothing.
 type Defaults struct {
 	AppID       string
 	Region      string
 	MaxAttempts int
 }
 
-// identify copies what the job says of itself.
+// Identify copies what the job says of itself.
 func (r *Record) Identify(job *jobspec.Job, d Defaults) {
 	r.JobID, r.Run, r.StreamSeq, r.Queue = job.ID, job.Run, job.StreamSeq, job.Queue
 	r.AppID = orElse(job.GetAppId(), d.AppID)

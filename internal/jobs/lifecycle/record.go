@@ -102,7 +102,7 @@ type Record struct {
 	LettersBefore uint64 `json:"letters_before,omitempty"`
 }
 
-// emittedAfter is the time before which no event can be of this record. That of
+// EmittedAfter is the time before which no event can be of this record. That of
 // an outcome is exact, since nothing changes the record after it. One that waits
 // is written again meanwhile, to be kept or cancelled: there it is when the record
 // was made, by another worker perhaps, which read the server's clock a little
@@ -114,13 +114,13 @@ func (r *Record) EmittedAfter() time.Time {
 	return r.CreatedAt.Add(-time.Second)
 }
 
-// waits reports whether the job waits for a time that its last worker chose.
+// Waits reports whether the job waits for a time that its last worker chose.
 func (r *Record) Waits() bool { return r.State == StateRetrying || r.State == StateHeld }
 
 // Spent is the number of attempts that count against the budget.
 func (r *Record) Spent() int { return r.Attempt - r.BudgetFrom }
 
-// attemptsMade counts the attempts of a job that is given up: the one that a
+// AttemptsMade counts the attempts of a job that is given up: the one that a
 // hold put off is none.
 func (r *Record) AttemptsMade() int {
 	if r.Reason == ReasonHeldTooLong {
@@ -138,7 +138,7 @@ const (
 	HeldUnsettled = "unsettled" // its sessions end without a result
 )
 
-// heldTotal is the time that the job has been held in all. Holds for our own
+// HeldTotal is the time that the job has been held in all. Holds for our own
 // storage do not count: no job is given up for them.
 func (r *Record) HeldTotal(now time.Time) time.Duration {
 	if r.HeldSince == nil || r.HeldReason == HeldStorage {
@@ -159,7 +159,7 @@ func (r *Record) HoldCode() errors.Code {
 	}
 }
 
-// heldText says for people why the job is held.
+// HeldText says for people why the job is held.
 func (r *Record) HeldText() string {
 	switch r.HeldReason {
 	case HeldRefused:
@@ -173,13 +173,13 @@ func (r *Record) HeldText() string {
 	}
 }
 
-// endHold adds the hold that lasts to the total.
+// EndHold adds the hold that lasts to the total.
 func (r *Record) EndHold(now time.Time) {
 	r.HeldFor = r.HeldTotal(now)
 	r.HeldSince = nil
 }
 
-// delivered moves the checkpoint. A job that keeps what it has reached gets its
+// Delivered moves the checkpoint. A job that keeps what it has reached gets its
 // full budget back: what counts against it are failures without progress.
 func (r *Record) Delivered(u event.Utterance, keeps bool) {
 	r.Checkpoint++
@@ -200,10 +200,10 @@ func (r *Record) Delivered(u event.Utterance, keeps bool) {
 	}
 }
 
-// progressed reports whether an utterance was finished in the last attempt.
+// Progressed reports whether an utterance was finished in the last attempt.
 func (r *Record) Progressed() bool { return r.Attempt > 0 && r.BudgetFrom == r.Attempt }
 
-// clone is a copy that may be changed without changing r.
+// Clone is a copy that may be changed without changing r.
 func (r *Record) Clone() *Record {
 	c := *r
 	c.Utterances = append([]event.Utterance(nil), r.Utterances...)

@@ -28,7 +28,7 @@ type Failure struct {
 	Wait time.Duration
 }
 
-// heldReason is the reason of a hold after this failure.
+// HeldReason is the reason of a hold after this failure.
 func (f Failure) HeldReason() string {
 	switch {
 	case f.CircuitOpen:
@@ -133,5 +133,5 @@ func reasonOf(code errors.Code) string {
 	}
 }
 
-// past reports whether t lies after a deadline that is set.
+// Past reports whether t lies after a deadline that is set.
 func Past(deadline, t time.Time) bool { return !deadline.IsZero() && t.After(deadline) }

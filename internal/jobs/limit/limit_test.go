@@ -65,7 +65,7 @@ func (e *env) limits(worker string, with ...func(*Options)) (l *Limits, stop fun
 	e.t.Helper()
 	o := Options{
 		Store: e.store(), Bucket: e.bucket, Worker: func() string { return worker }, Stands: e.stands,
-		Look: time.Hour, Apps: map[string]int{"app": 1}, Room: 100, Log: zerolog.New(zerolog.NewTestWriter(e.t)),
+		CheckInterval: time.Hour, Apps: map[string]int{"app": 1}, MaxWaiting: 100, Log: zerolog.New(zerolog.NewTestWriter(e.t)),
 	}
 	for _, f := range with {
 		f(&o)
@@ -138,7 +138,7 @@ func (e *env) waiting(l *Limits, job Job) <-chan func() {
 	e.eventually("job "+job.ID+" waits", func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return l.waits > 0
+		return l.waiting > 0
 	})
 	return got
 }
@@ -167,7 +167,7 @@ func (e *env) full(l *Limits, job Job) {
 
 func most(n int) func(*Options) { return func(o *Options) { o.Apps["app"] = n } }
 
-func look(d time.Duration) func(*Options) { return func(o *Options) { o.Look = d } }
+func look(d time.Duration) func(*Options) { return func(o *Options) { o.CheckInterval = d } }
 
 func job(id string) Job { return Job{ID: id, App: "app"} }
 
@@ -396,7 +396,7 @@ func (b *endingBucket) Watch(ctx context.Context, keys string, opts ...jetstream
 
 func TestTooManyThatWaitAreTurnedAway(t *testing.T) {
 	e := newEnv(t)
-	l, _ := e.limits("w", func(o *Options) { o.Room, o.Apps["more"] = 2, 1 })
+	l, _ := e.limits("w", func(o *Options) { o.MaxWaiting, o.Apps["more"] = 2, 1 })
 	release := e.acquire(l, job("j1"))
 	more := e.acquire(l, Job{ID: "j2", App: "more"})
 	first := e.waiting(l, job("j3"))
@@ -412,7 +412,7 @@ func TestTooManyThatWaitAreTurnedAway(t *testing.T) {
 	e.eventually("both wait", func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return l.waits == 2
+		return l.waiting == 2
 	})
 	if _, err := l.Acquire(t.Context(), Job{ID: "j6", App: "more"}); !errors.Is(err, ErrBusy) {
 		t.Errorf("got %v: there is room for two", err)
@@ -461,7 +461,7 @@ func TestJobUnderNoLimitWaitsForNothing(t *testing.T) {
 
 func TestHeldKeyIsWrittenAgainBeforeItsBucketForgetsIt(t *testing.T) {
 	e := newEnv(t)
-	l, _ := e.limits("w", func(o *Options) { o.Keep = 20 * time.Millisecond })
+	l, _ := e.limits("w", func(o *Options) { o.RewriteInterval = 20 * time.Millisecond })
 	release := e.acquire(l, job("j1"))
 	first := e.revision()
 	e.eventually("it is written again", func() bool { return e.revision() > first+1 })
@@ -511,7 +511,7 @@ func TestNamesOfTheLimitsOfAJob(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", name, got, tc.want)
 		}
 	}
-	if b := l.bounds(Job{App: "app"}); len(b) != 1 || b[0].max != 2 {
+	if b := l.limitsOf(Job{App: "app"}); len(b) != 1 || b[0].max != 2 {
 		t.Errorf("got %+v: of two limits for one thing the lower holds", b)
 	}
 }

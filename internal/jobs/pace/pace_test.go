@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// waiters are jobs that are looked at, handed back for the delay, and looked at
+// returns are jobs that are looked at, handed back for the delay, and looked at
 // again until the test is over.
-type waiters struct {
+type returns struct {
 	p    *Pace
 	look time.Duration // what each look takes
 	mu   sync.Mutex
 	back map[string][]time.Time // by what they wait for
 }
 
-func (w *waiters) run(what string, n int, until time.Time) {
+func (w *returns) run(what string, n int, until time.Time) {
 	for range n {
 		go func() {
 			for time.Now().Before(until) {
@@ -34,7 +34,7 @@ func (w *waiters) run(what string, n int, until time.Time) {
 }
 
 // between counts the returns in [from, to).
-func (w *waiters) between(what string, from, to time.Time) int {
+func (w *returns) between(what string, from, to time.Time) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := 0
@@ -67,7 +67,7 @@ func TestReturnsStayWithinTheRate(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rnd := rand.New(rand.NewPCG(1, 2))
 				p := New(tc.slots, func() int { return tc.peers }, rnd.Float64)
-				w := &waiters{p: p, look: tc.look, back: make(map[string][]time.Time)}
+				w := &returns{p: p, look: tc.look, back: make(map[string][]time.Time)}
 				// Long enough that every job has gone round at least once.
 				settle := time.Duration(2 * float64(tc.waiting) / tc.rate * float64(time.Second))
 				from := time.Now().Add(settle)
@@ -135,7 +135,7 @@ func TestJobsThatCameBackAreForgotten(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		p.Next("other", time.Now(), 0)
-		if n := len(p.crowds); n != 1 {
+		if n := len(p.waiting); n != 1 {
 			t.Errorf("%d crowds are remembered", n)
 		}
 	})

@@ -7,11 +7,11 @@ import (
 	"unicode/utf8"
 )
 
-const halfPair = `holds half a surrogate pair: \ud800 to \udfff stand for a character only two by two`
+const loneSurrogate = `holds half a surrogate pair: \ud800 to \udfff stand for a character only two by two`
 
-// hasHalfPair reports whether a JSON string has an escape \ud800 to \udfff
+// hasLoneSurrogate reports whether a JSON string has an escape \ud800 to \udfff
 // without its other half. encoding/json makes U+FFFD of it, protojson refuses it.
-func hasHalfPair(raw []byte) bool {
+func hasLoneSurrogate(raw []byte) bool {
 	for i := bytes.IndexByte(raw, '\\'); i >= 0 && i < len(raw); i++ {
 		if raw[i] != '\\' {
 			continue

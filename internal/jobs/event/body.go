@@ -85,7 +85,7 @@ func NewCompleted(job JobFields, attempts int, connections []string, utterances 
 	}
 }
 
-// newest keeps the last n; a list is never null in JSON.
+// Newest keeps the last n; a list is never null in JSON.
 func Newest[T any](list []T, n int) []T {
 	return append([]T{}, list[max(0, len(list)-n):]...)
 }
@@ -150,7 +150,7 @@ type RecurringAlert struct {
 	Time   time.Time   `json:"time"`
 }
 
-// maxAlertJobs bounds the lists of a RecurringAlert.
+// MaxAlertJobs bounds the lists of a RecurringAlert.
 const MaxAlertJobs = 10
 
 // CircuitAlert says that the circuit of an app in a region opened or closed.

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// maxNoted bounds the lists that the book keeps for one session.
-const maxNoted = 1000
+// maxListed bounds the lists that the book keeps for one session.
+const maxListed = 1000
 
 // Session is one session in the backend's own book. Times are zero until the
 // thing happened.
@@ -56,8 +56,8 @@ type Totals struct {
 	Dropped      int            `json:"dropped"` // closed sessions no longer listed
 }
 
-// book keeps what the backend saw.
-type book struct {
+// sessionLog keeps what the backend saw.
+type sessionLog struct {
 	limit int
 
 	mu       sync.Mutex
@@ -67,15 +67,15 @@ type book struct {
 	changed  chan struct{}  // closed and made anew when a session closes
 }
 
-func newBook(limit int) *book {
-	b := &book{limit: limit, open: map[string]int{}, changed: make(chan struct{})}
+func newSessionLog(limit int) *sessionLog {
+	b := &sessionLog{limit: limit, open: map[string]int{}, changed: make(chan struct{})}
 	b.totals.PeakByApp = map[string]int{}
 	b.totals.Faults = map[string]int{}
 	return b
 }
 
 // admit opens a session in the book; false if its app has max already.
-func (b *book) admit(rec *Session, limit int) bool {
+func (b *sessionLog) admit(rec *Session, limit int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if limit > 0 && b.open[rec.AppID] >= limit {
@@ -91,13 +91,13 @@ func (b *book) admit(rec *Session, limit int) bool {
 }
 
 // update changes a session's entry.
-func (b *book) update(rec *Session, change func(*Session)) {
+func (b *sessionLog) update(rec *Session, change func(*Session)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	change(rec)
 }
 
-func (b *book) confirmed(rec *Session, now time.Time) {
+func (b *sessionLog) confirmed(rec *Session, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	rec.Confirmed = now
@@ -106,7 +106,7 @@ func (b *book) confirmed(rec *Session, now time.Time) {
 
 // closed closes a session's entry; code and by count only if no close was
 // noted before.
-func (b *book) closed(rec *Session, now time.Time, code int, by string) {
+func (b *sessionLog) closed(rec *Session, now time.Time, code int, by string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !rec.Closed.IsZero() {
@@ -124,12 +124,12 @@ func (b *book) closed(rec *Session, now time.Time, code int, by string) {
 	b.changed = make(chan struct{})
 	// Now and then only: the cost for each session stays the same.
 	if len(b.sessions) > b.limit+b.limit/4+64 {
-		b.forget()
+		b.dropOldest()
 	}
 }
 
 // wait returns when at most n sessions are open.
-func (b *book) wait(ctx context.Context, n int) error {
+func (b *sessionLog) wait(ctx context.Context, n int) error {
 	for {
 		b.mu.Lock()
 		open, changed := b.totals.Open, b.changed
@@ -145,8 +145,8 @@ func (b *book) wait(ctx context.Context, n int) error {
 	}
 }
 
-// forget drops the oldest closed sessions beyond the limit.
-func (b *book) forget() {
+// dropOldest drops the oldest closed sessions beyond the limit.
+func (b *sessionLog) dropOldest() {
 	excess := len(b.sessions) - b.totals.Open - b.limit
 	b.sessions = slices.DeleteFunc(b.sessions, func(rec *Session) bool {
 		if excess <= 0 || rec.Closed.IsZero() {
@@ -158,32 +158,32 @@ func (b *book) forget() {
 	})
 }
 
-func (b *book) refused() {
+func (b *sessionLog) countRefused() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.totals.Refused++
 }
 
-func (b *book) fault(name string) {
+func (b *sessionLog) countFault(name string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.totals.Faults[name]++
 }
 
-func (b *book) tokenCall() {
+func (b *sessionLog) countTokenCall() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.totals.TokenCalls++
 }
 
-func (b *book) tokenRefused() {
+func (b *sessionLog) countTokenRefused() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.totals.TokenRefused++
 }
 
 // reset forgets all but the sessions that are open, and counts anew.
-func (b *book) reset() {
+func (b *sessionLog) reset() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sessions = slices.DeleteFunc(b.sessions, func(rec *Session) bool { return !rec.Closed.IsZero() })
@@ -191,7 +191,7 @@ func (b *book) reset() {
 	b.totals = Totals{Open: open, Peak: open, PeakByApp: maps.Clone(b.open), Faults: map[string]int{}}
 }
 
-func (b *book) snapshot() []Session {
+func (b *sessionLog) snapshot() []Session {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	out := make([]Session, len(b.sessions))
@@ -204,7 +204,7 @@ func (b *book) snapshot() []Session {
 	return out
 }
 
-func (b *book) count() Totals {
+func (b *sessionLog) currentTotals() Totals {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	t := b.totals
@@ -213,32 +213,32 @@ func (b *book) count() Totals {
 	return t
 }
 
-// Book lists the sessions that the backend accepted, oldest first; of the
+// SessionLog lists the sessions that the backend accepted, oldest first; of the
 // closed ones the last Options.BookLimit at least.
-func (s *Server) Book() []Session { return s.book.snapshot() }
+func (s *Server) SessionLog() []Session { return s.sessionLog.snapshot() }
 
 // Totals counts what the backend saw.
-func (s *Server) Totals() Totals { return s.book.count() }
+func (s *Server) Totals() Totals { return s.sessionLog.currentTotals() }
 
-// ResetBook forgets the closed sessions, the counts and how often each flaky
+// ResetSessionLog forgets the closed sessions, the counts and how often each flaky
 // avatar id failed.
-func (s *Server) ResetBook() {
-	s.book.reset()
+func (s *Server) ResetSessionLog() {
+	s.sessionLog.reset()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	clear(s.hits)
+	clear(s.failures)
 }
 
 // OpenSessions is the number of sessions open now.
-func (s *Server) OpenSessions() int { return s.book.count().Open }
+func (s *Server) OpenSessions() int { return s.sessionLog.currentTotals().Open }
 
 // WaitOpen returns when at most n sessions are open, or with ctx.
-func (s *Server) WaitOpen(ctx context.Context, n int) error { return s.book.wait(ctx, n) }
+func (s *Server) WaitOpen(ctx context.Context, n int) error { return s.sessionLog.wait(ctx, n) }
 
 // PeakSessions is the most sessions that an app had open at once; of all apps
 // together if app is empty.
 func (s *Server) PeakSessions(app string) int {
-	t := s.book.count()
+	t := s.sessionLog.currentTotals()
 	if app == "" {
 		return t.Peak
 	}
@@ -247,7 +247,7 @@ func (s *Server) PeakSessions(app string) int {
 
 // Refused is the number of sessions refused before they were confirmed, token
 // calls not counted.
-func (s *Server) Refused() int { return s.book.count().Refused }
+func (s *Server) Refused() int { return s.sessionLog.currentTotals().Refused }
 
 // TokenCalls is the number of token calls, those refused included.
-func (s *Server) TokenCalls() int { return s.book.count().TokenCalls }
+func (s *Server) TokenCalls() int { return s.sessionLog.currentTotals().TokenCalls }

@@ -1,3 +1,6 @@
+// Package alert counts error events over the whole fleet and raises one alert for
+// each code that recurs. It owns the counts and the keys by which workers agree on
+// who publishes an alert. It must not know about jobs, sessions or circuits.
 package alert
 
 import (
@@ -19,7 +22,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// AlertConfig says when failures with the same code are an alert.
+// Config sets when failures with the same code raise an alert.
 type Config struct {
 	Threshold int           // events of a code
 	Window    time.Duration // within this time, over the whole fleet
@@ -36,15 +39,15 @@ const (
 	forgottenAfter = time.Minute
 )
 
-// Alerts counts the fleet's error events, as the stream has them, and raises one
-// alert for each code that recurs. Every worker counts the same; a
-// compare-and-set decides which of them tells.
+// Counter counts the fleet's error events in their stream and raises one alert
+// for each code that recurs. Every worker counts the same events; a
+// compare-and-set decides which of them publishes the alert.
 type Counter struct {
 	o       Options
-	windows map[errors.Code]*alertWindow
+	windows map[errors.Code]*eventWindow
 }
 
-// AlertOptions are what Alerts are made of. All are required.
+// Options configure a Counter. All fields are required.
 type Options struct {
 	JS     jetstream.JetStream
 	Stream string // of events
@@ -52,7 +55,8 @@ type Options struct {
 	Config Config
 	Codes  func(errors.Code) bool // those that alert
 	Store  *kv.Store              // AVATAR_FLEET
-	// Stored reports whether the event is the last of its subject, and no older.
+	// Stored reports whether the event is the last one on its subject, and not
+	// older than since.
 	Stored func(ctx context.Context, ev event.Event, since time.Time) (bool, error)
 	// Publish reports whether the event was new.
 	Publish func(ctx context.Context, ev event.Event) (fresh bool, err error)
@@ -61,36 +65,36 @@ type Options struct {
 	Log     zerolog.Logger
 }
 
-// NewAlerts returns Alerts that count nothing yet; Run does.
+// New returns a Counter; Run makes it count.
 func New(o Options) *Counter {
-	return &Counter{o: o, windows: make(map[errors.Code]*alertWindow)}
+	return &Counter{o: o, windows: make(map[errors.Code]*eventWindow)}
 }
 
-// alertWindow is what is remembered of one code.
-type alertWindow struct {
-	seen  []alertSeen // oldest first
-	ids   map[string]bool
-	given time.Time // the last alert that this worker knows of
+// eventWindow holds the recent events of one code.
+type eventWindow struct {
+	seen      []seenEvent // oldest first
+	ids       map[string]bool
+	alertedAt time.Time // when the last alert known here was raised
 }
 
-type alertSeen struct {
+type seenEvent struct {
 	id  string
-	at  time.Time // the stream's, so that every worker counts alike
+	at  time.Time // set by the stream, so that every worker counts the same
 	app string
 	job string
 }
 
-// alertGiven is kept in AVATAR_FLEET for each code.
-type alertGiven struct {
+// claim is the value in AVATAR_FLEET for each code.
+type claim struct {
 	At       time.Time `json:"at"`
 	WorkerID string    `json:"worker_id"`
 }
 
-// Run counts until ctx ends. A consumer that ends is started again.
+// Run counts until ctx ends. It starts a new consumer if one ends.
 func (a *Counter) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := a.follow(ctx); err != nil && ctx.Err() == nil {
-			a.o.Log.Warn().Err(err).Msg("could not follow the error events; recurring failures are not noticed until this works")
+			a.o.Log.Warn().Err(err).Msg("could not follow the error events; recurring failures are not counted until this works")
 		}
 		if retry.Pause(ctx, time.Second, nil) != nil {
 			return
@@ -98,9 +102,10 @@ func (a *Counter) Run(ctx context.Context) {
 	}
 }
 
-// follow counts from one window ago. It returns an error when its consumer ends
-// or has left out an event. It does not use the client's ordered consumer, which
-// would wait in a stream that was made again for the sequence that it had reached.
+// follow counts the events of the last window and the ones that follow. It
+// returns an error if its consumer ends or an event is missing. It does not use
+// the client's ordered consumer: after the stream is created again, that one
+// waits for the sequence it had reached in the old stream.
 func (a *Counter) follow(ctx context.Context) error {
 	from := time.Now().Add(-a.o.Config.Window)
 	consumer, err := a.o.JS.CreateConsumer(ctx, a.o.Stream, jetstream.ConsumerConfig{
@@ -153,18 +158,18 @@ func (a *Counter) count(ctx context.Context, msg jetstream.Msg, stored time.Time
 	}
 	w := a.windows[code]
 	if w == nil {
-		w = &alertWindow{ids: make(map[string]bool)}
+		w = &eventWindow{ids: make(map[string]bool)}
 		a.windows[code] = w
 	}
-	w.add(alertSeen{id: msg.Headers().Get("ce-id"), at: stored, app: ev.AppID, job: ev.JobID}, a.o.Config.Window)
-	if len(w.seen) >= a.o.Config.Threshold && stored.Sub(w.given) >= a.o.Config.Window {
+	w.add(seenEvent{id: msg.Headers().Get("ce-id"), at: stored, app: ev.AppID, job: ev.JobID}, a.o.Config.Window)
+	if len(w.seen) >= a.o.Config.Threshold && stored.Sub(w.alertedAt) >= a.o.Config.Window {
 		a.raise(ctx, code, w)
 	}
 }
 
-// add takes an event in, unless it is there already, and forgets those that
-// have left the window.
-func (w *alertWindow) add(s alertSeen, window time.Duration) {
+// add adds an event unless it is already there, and removes those that have left
+// the window.
+func (w *eventWindow) add(s seenEvent, window time.Duration) {
 	if w.ids[s.id] {
 		return
 	}
@@ -172,33 +177,34 @@ func (w *alertWindow) add(s alertSeen, window time.Duration) {
 	w.seen = append(w.seen, s)
 	for len(w.seen) > maxWindow || s.at.Sub(w.seen[0].at) >= window {
 		delete(w.ids, w.seen[0].id)
-		w.seen[0] = alertSeen{}
+		w.seen[0] = seenEvent{}
 		w.seen = w.seen[1:]
 	}
 }
 
-// raise claims the alert, if no worker has within the window, and tells it.
-func (a *Counter) raise(running context.Context, code errors.Code, w *alertWindow) {
+// raise claims the alert, unless a worker has claimed it within the window, and
+// publishes it.
+func (a *Counter) raise(running context.Context, code errors.Code, w *eventWindow) {
 	ctx, cancel := context.WithTimeout(running, raiseTimeout)
 	defer cancel()
 	at, err := a.claim(ctx, code, w.seen[len(w.seen)-1].at)
 	if err == nil {
-		err = a.tell(ctx, code, w, at)
+		err = a.publish(ctx, code, w, at)
 	}
 	switch {
 	case err == nil:
-		w.given = at
+		w.alertedAt = at
 	case running.Err() == nil:
-		a.o.Log.Error().Err(err).Str("code", string(code)).Int("count", len(w.seen)).Msg("could not tell an alert; trying with the next event")
+		a.o.Log.Error().Err(err).Str("code", string(code)).Int("count", len(w.seen)).Msg("could not publish an alert; trying again with the next event")
 	}
 }
 
-// claim returns when the alert of this window became true, as the worker that
-// was first to notice wrote it down: this one at now, unless another was.
+// claim returns when the alert of this window was first raised: now, unless
+// another worker has claimed it before.
 func (a *Counter) claim(ctx context.Context, code errors.Code, now time.Time) (time.Time, error) {
 	key := "alert." + topology.Token(string(code))
 	for {
-		var given alertGiven
+		var given claim
 		revision, err := a.o.Store.Get(ctx, key, &given)
 		if err != nil {
 			return time.Time{}, err
@@ -206,21 +212,22 @@ func (a *Counter) claim(ctx context.Context, code errors.Code, now time.Time) (t
 		if revision != 0 && now.Sub(given.At) < a.o.Config.Window {
 			return given.At, nil
 		}
-		_, err = a.o.Store.Put(ctx, key, alertGiven{At: now, WorkerID: a.o.Worker}, revision)
+		_, err = a.o.Store.Put(ctx, key, claim{At: now, WorkerID: a.o.Worker}, revision)
 		if !errors.Is(err, kv.ErrConflict) {
 			return now, err
 		}
 	}
 }
 
-// tell publishes the alert claimed at at, unless it is there: whoever claimed it
-// may have died before. Its id is the claim's, so that several who tell it tell
-// one.
-func (a *Counter) tell(ctx context.Context, code errors.Code, w *alertWindow, at time.Time) error {
+// publish publishes the alert claimed at at, unless it is stored: the worker that
+// claimed it may have died before. The ID is made from the claim, so that several
+// workers publish one alert.
+func (a *Counter) publish(ctx context.Context, code errors.Code, w *eventWindow, at time.Time) error {
 	ev := a.event(code, w)
 	ev.ID = event.AlertID(event.AlertRecurring, at, string(code))
-	// Its id has the time in it. Where nobody knows, once more does no harm.
-	if told, err := a.o.Stored(ctx, ev, time.Time{}); err == nil && told {
+	// The ID contains the time, so any stored event with it is this alert. If the
+	// check fails, publishing again is harmless.
+	if stored, err := a.o.Stored(ctx, ev, time.Time{}); err == nil && stored {
 		return nil
 	}
 	fresh, err := a.o.Publish(ctx, ev)
@@ -230,7 +237,7 @@ func (a *Counter) tell(ctx context.Context, code errors.Code, w *alertWindow, at
 	return err
 }
 
-func (a *Counter) event(code errors.Code, w *alertWindow) event.Event {
+func (a *Counter) event(code errors.Code, w *eventWindow) event.Event {
 	first, last := w.seen[0], w.seen[len(w.seen)-1]
 	alert := event.RecurringAlert{
 		Code: code, Count: len(w.seen), Window: a.o.Config.Window.String(),

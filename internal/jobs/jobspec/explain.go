@@ -130,8 +130,8 @@ func (p *problems) members(raw json.RawMessage, path string, visit func(key stri
 			continue
 		}
 		seen[key] = true
-		if hasHalfPair(rawKey) {
-			p.add(path, "field %s: the name %s", quote(key), halfPair)
+		if hasLoneSurrogate(rawKey) {
+			p.add(path, "field %s: the name %s", quote(key), loneSurrogate)
 		}
 		visit(key, value)
 	}
@@ -162,8 +162,8 @@ func (p *problems) text(raw json.RawMessage, path, hint string) {
 		p.add(path, "want a string, got %s%s", kind, hint)
 		return
 	}
-	if hasHalfPair(raw) {
-		p.add(path, halfPair)
+	if hasLoneSurrogate(raw) {
+		p.add(path, loneSurrogate)
 	}
 }
 
@@ -348,7 +348,7 @@ func suggest(key string, md protoreflect.MessageDescriptor) string {
 	for i := range md.Fields().Len() {
 		name := string(md.Fields().Get(i).Name())
 		names = append(names, name)
-		if d := distance(plain(key), plain(name)); d < bestDistance && d < len(name)-1 {
+		if d := distance(normalize(key), normalize(name)); d < bestDistance && d < len(name)-1 {
 			best, bestDistance = name, d
 		}
 	}
@@ -362,8 +362,8 @@ func suggest(key string, md protoreflect.MessageDescriptor) string {
 	return "; known are " + strings.Join(names, ", ")
 }
 
-// plain makes spellings such as avatarId, Avatar-ID and avatar_id equal.
-func plain(name string) string {
+// normalize makes spellings such as avatarId, Avatar-ID and avatar_id equal.
+func normalize(name string) string {
 	return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(name))
 }
 

@@ -16,9 +16,9 @@ import (
 // Waits of PublishStored. One try has to outlast a short pause of the server; all of
 // them together an election, which takes about five seconds.
 const (
-	publishTry     = 2 * time.Second
+	publishTimeout = 2 * time.Second
 	publishInitial = 100 * time.Millisecond
-	publishMost    = 2 * time.Second
+	publishMaxWait = 2 * time.Second
 )
 
 // Publisher publishes events and waits for the stream to have them. It is safe
@@ -68,7 +68,7 @@ func PublishStored(ctx context.Context, js jetstream.JetStream, msg *nats.Msg, u
 	wait := publishInitial
 	for try := 1; ; try++ {
 		ack, err := publishOnce(ctx, js, msg)
-		if err == nil || !worthRepeating(err) {
+		if err == nil || !retryable(err) {
 			return ack, err
 		}
 		if try == 1 && unanswered != nil {
@@ -77,12 +77,12 @@ func PublishStored(ctx context.Context, js jetstream.JetStream, msg *nats.Msg, u
 		if err := retry.Pause(ctx, wait, err); err != nil {
 			return nil, fmt.Errorf("not acknowledged after %d tries: %w", try, err)
 		}
-		wait = min(2*wait, publishMost)
+		wait = min(2*wait, publishMaxWait)
 	}
 }
 
 func publishOnce(ctx context.Context, js jetstream.JetStream, msg *nats.Msg) (*jetstream.PubAck, error) {
-	ctx, cancel := context.WithTimeout(ctx, publishTry)
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	return js.PublishMsg(ctx, msg)
 }
@@ -102,9 +102,9 @@ func (p *Publisher) PublishAsync(ev Event) (jetstream.PubAckFuture, error) {
 	return future, nil
 }
 
-// worthRepeating reports whether the same message may be stored when it is
+// retryable reports whether the same message may be stored when it is
 // published again.
-func worthRepeating(err error) bool {
+func retryable(err error) bool {
 	for _, final := range []error{
 		nats.ErrMaxPayload, nats.ErrBadSubject, nats.ErrConnectionClosed,
 		nats.ErrHeadersNotSupported, nats.ErrPermissionViolation,
