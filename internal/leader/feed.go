@@ -19,11 +19,12 @@ import (
 const (
 	// feedExpires is how long the server keeps one request for messages.
 	feedExpires = 30 * time.Second
-	// feedHeartbeat is how often the server says that a request still waits.
+	// feedHeartbeat is how often the server confirms that a request still waits.
 	feedHeartbeat = 5 * time.Second
-	// feedSilence without a word from the server means that the request is lost.
+	// feedSilence is the time without a message from the server after which the
+	// request is assumed lost.
 	feedSilence = 2*feedHeartbeat + 2*time.Second
-	// feedInactive is how long the server keeps a consumer without a reader.
+	// feedInactive is how long the server keeps a consumer that nothing reads.
 	feedInactive = 30 * time.Second
 
 	feedWindow = 64
@@ -41,11 +42,10 @@ type FeedConfig struct {
 // Feed reads a subject's messages in order, each once. It survives lost
 // connections, elections and restarts of the server.
 //
-// It exists beside the client's ordered consumer because that takes any empty
-// message with a Status header for the server's own: one published by a user
-// makes it create its consumer again, without end. A message of the stream
-// always has a reply subject for its acknowledgement; what the server says by
-// itself never has.
+// It replaces the client's ordered consumer, which takes any empty message with a
+// Status header for one of the server: a user who publishes such a message makes
+// it recreate its consumer endlessly. A message of the stream always has a reply
+// subject for its acknowledgement; the server's own messages never have one.
 type Feed struct {
 	js      jetstream.JetStream
 	cfg     FeedConfig
@@ -61,15 +61,15 @@ type Feed struct {
 	in        chan *nats.Msg
 	pulls     int
 	reply     string // of the last request
-	wanted    int    // messages that it has still to bring
+	wanted    int    // messages still to come
 	delivered uint64 // consumer sequence of the last message
-	stale     bool   // it has to be replaced
+	stale     bool   // the consumer has to be replaced
 
 	next     uint64 // stream sequence that comes next at the earliest
 	buffered []*jetstream.RawStreamMsg
 }
 
-// OpenFeed begins to read. The caller closes the Feed.
+// OpenFeed starts reading. The caller must close the Feed.
 func OpenFeed(ctx context.Context, js jetstream.JetStream, cfg FeedConfig) (*Feed, error) {
 	if cfg.Window <= 0 {
 		cfg.Window = feedWindow
@@ -88,13 +88,14 @@ func OpenFeed(ctx context.Context, js jetstream.JetStream, cfg FeedConfig) (*Fee
 	return f, nil
 }
 
-// Messages gives the messages. It is closed when the Feed ends: see Err.
+// Messages returns the channel of messages. It is closed when the Feed ends; see
+// Err.
 func (f *Feed) Messages() <-chan *jetstream.RawStreamMsg { return f.out }
 
-// Err says why Messages was closed; nil after Close.
+// Err returns why the channel was closed, or nil after Close.
 func (f *Feed) Err() error { return f.err }
 
-// Close ends the reading. The server forgets the consumer by itself.
+// Close stops reading. The server removes the consumer by itself.
 func (f *Feed) Close() {
 	f.end()
 	for range f.out { // until run has returned
@@ -108,7 +109,7 @@ func (f *Feed) run() {
 	silence := time.NewTimer(feedSilence)
 	defer silence.Stop()
 	for {
-		// What has come is handed out before the rest is asked for again.
+		// Deliver what was received before requesting the rest again.
 		if f.stale && len(f.buffered) == 0 {
 			if err := f.renew(); err != nil {
 				if f.life.Err() == nil {
@@ -130,14 +131,14 @@ func (f *Feed) run() {
 	}
 }
 
-// wait waits for the next thing to happen; false: the Feed is closed.
+// wait waits for the next event. It returns false if the Feed is closed.
 func (f *Feed) wait(silence *time.Timer) bool {
 	var out chan<- *jetstream.RawStreamMsg
 	var first *jetstream.RawStreamMsg
 	if len(f.buffered) > 0 {
 		out, first = f.out, f.buffered[0]
 	}
-	var lost <-chan time.Time // nothing is owed while no request is out
+	var lost <-chan time.Time // no timeout without a request
 	if f.wanted > 0 {
 		lost = silence.C
 	}
@@ -150,7 +151,7 @@ func (f *Feed) wait(silence *time.Timer) bool {
 	case msg := <-f.in:
 		silence.Reset(feedSilence)
 		f.take(msg)
-	case _, open := <-f.changed: // what was sent while the connection was lost is gone
+	case _, open := <-f.changed: // messages sent during the outage are lost
 		f.stale = true
 		if !open {
 			f.changed = nil
@@ -161,7 +162,8 @@ func (f *Feed) wait(silence *time.Timer) bool {
 	return true
 }
 
-// take sorts what has come: messages have a reply subject to acknowledge them.
+// take handles a received message. Messages of the stream have a reply subject
+// for their acknowledgement.
 func (f *Feed) take(msg *nats.Msg) {
 	if f.stale {
 		return
@@ -183,24 +185,24 @@ func (f *Feed) take(msg *nats.Msg) {
 	})
 }
 
-// status obeys the server's own word on a request.
+// status handles the server's status of a request.
 func (f *Feed) status(msg *nats.Msg) {
 	if msg.Subject != f.reply {
 		return
 	}
 	switch msg.Header.Get("Status") {
-	case "100": // it still waits
+	case "100": // the request still waits
 		if last, err := strconv.ParseUint(msg.Header.Get("Nats-Last-Consumer"), 10, 64); err == nil && last > f.delivered {
-			f.stale = true // what it has sent did not arrive
+			f.stale = true // messages were lost
 		}
-	case "404", "408": // it is over
+	case "404", "408": // the request is over
 		f.wanted = 0
 	default:
 		f.stale = true
 	}
 }
 
-// pull asks for as many messages as there is room for.
+// pull requests as many messages as there is room for.
 func (f *Feed) pull() {
 	f.pulls++
 	f.wanted = f.cfg.Window - len(f.buffered)
@@ -216,13 +218,13 @@ func (f *Feed) pull() {
 	}
 }
 
-// renew replaces the consumer, for as long as it takes.
+// renew replaces the consumer, and tries until that succeeds.
 func (f *Feed) renew() error {
 	for {
 		select {
 		case <-f.life.Done():
 			return f.life.Err()
-		case <-time.After(retryPause): // whatever the fault is, it may be there still
+		case <-time.After(retryPause): // the fault may persist
 		}
 		f.unsubscribe()
 		err := f.subscribe(f.life)
@@ -232,10 +234,10 @@ func (f *Feed) renew() error {
 	}
 }
 
-// subscribe makes a consumer that begins with the message that comes next.
+// subscribe creates a consumer that starts with the next message.
 func (f *Feed) subscribe(ctx context.Context) error {
-	// Room for a window and for what the server says between its messages: run
-	// takes from it all the time, except while it replaces the consumer.
+	// Room for a window and for the server's own messages. run always receives,
+	// except while it replaces the consumer.
 	in := make(chan *nats.Msg, 2*f.cfg.Window+16)
 	sub, err := f.js.Conn().ChanSubscribe(f.js.Conn().NewInbox()+".*", in)
 	if err != nil {
@@ -250,7 +252,7 @@ func (f *Feed) subscribe(ctx context.Context) error {
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, f.next
 	}
 	err = Try(ctx, f.cfg.Stream, func(ctx context.Context) error {
-		cfg.Name = nuid.Next() // a request that was lost may have been heard
+		cfg.Name = nuid.Next() // a request whose reply was lost may have succeeded
 		_, err := f.js.CreateConsumer(ctx, f.cfg.Stream, cfg)
 		return err
 	})
@@ -262,7 +264,7 @@ func (f *Feed) subscribe(ctx context.Context) error {
 	return nil
 }
 
-// unsubscribe ends the subscription, and with it the request to the server.
+// unsubscribe ends the subscription, and with it the request.
 func (f *Feed) unsubscribe() {
 	if f.sub == nil {
 		return

@@ -6,10 +6,10 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// closeWhenStalled closes a connection that can't be written to for
-// writeTimeout. Alone, the library would report the one write that timed out,
-// throw away with it whatever others had published or subscribed meanwhile
-// without an error, and go on with the connection; a closed one it replaces.
+// closeWhenStalled closes a connection that can't be written to for writeTimeout.
+// The library alone would report only the write that timed out, silently drop
+// what others published or subscribed meanwhile, and keep the connection. It
+// replaces a closed one.
 func closeWhenStalled(o *nats.Options) error {
 	o.FlusherTimeout = writeTimeout
 	if o.InProcessServer != nil {
@@ -43,14 +43,14 @@ func closing(conn net.Conn, err error) (net.Conn, error) {
 	return closingConn{conn}, nil
 }
 
-// closingConn is of no use any more after a write that failed.
+// closingConn is a connection that closes when a write fails.
 type closingConn struct{ net.Conn }
 
-// Write closes the connection where it fails.
+// Write writes p, and closes the connection if that fails.
 func (c closingConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	if err != nil {
-		_ = c.Close() // whoever reads it finds it closed, which is the point
+		_ = c.Close() // so that the reader notices
 	}
 	return n, err
 }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// link forwards TCP connections from its own port to a target, so that the way
-// between two nodes can be cut without telling either.
+// link forwards TCP connections from its own port to a target, so that the
+// connection between two nodes can be cut without telling either.
 type link struct {
 	listener net.Listener
 	target   string
@@ -26,7 +26,7 @@ type link struct {
 type direction int
 
 const (
-	forward direction = iota // from who dialled to the target
+	forward direction = iota // from the dialling side to the target
 	backward
 )
 
@@ -59,7 +59,7 @@ func (k *link) forward(from net.Conn) {
 	defer k.drop(from)
 	to, err := new(net.Dialer).DialContext(context.Background(), "tcp", k.target)
 	if err != nil || !k.track(to) {
-		return // a node that is down: the dialling one tries again
+		return // the node is down; the dialling one tries again
 	}
 	defer k.drop(to)
 	var wg sync.WaitGroup
@@ -68,15 +68,15 @@ func (k *link) forward(from net.Conn) {
 	wg.Wait()
 }
 
-// pipe copies one way and ends both ways when that one ends.
+// pipe copies in one direction, and closes both connections when that ends.
 func (k *link) pipe(to, from net.Conn, w direction) {
-	_, _ = io.Copy(&delayedWriter{k, to, w}, from) // ends when either side does; the nodes notice by themselves
+	_, _ = io.Copy(&delayedWriter{k, to, w}, from) // ends when either side does
 	k.drop(to)
 	k.drop(from)
 }
 
-// delayedWriter writes what goes one way of a link when it is due. What comes
-// meanwhile waits and goes out with the next piece.
+// delayedWriter writes one direction of a link with a delay. Data that arrives
+// meanwhile goes out with the next write.
 type delayedWriter struct {
 	link      *link
 	to        io.Writer
@@ -103,7 +103,8 @@ func (k *link) setDelay(w direction, d time.Duration) {
 	k.delays[w] = d
 }
 
-// track takes a connection in; it closes it where the link is cut.
+// track registers a connection. If the link is cut, it closes the connection and
+// returns false.
 func (k *link) track(c net.Conn) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -122,7 +123,7 @@ func (k *link) drop(c net.Conn) {
 	_ = c.Close() // closed twice on purpose: by both ways of a pipe
 }
 
-// setCut cuts the link, with all its connections, or mends it.
+// setCut cuts the link with all its connections, or restores it.
 func (k *link) setCut(cut bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -8,7 +8,7 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// stateLogger logs what happens to a connection, an outage once, and tells of its
+// stateLogger logs changes of a connection, each outage once, and reports its
 // state.
 type stateLogger struct {
 	log     zerolog.Logger
@@ -31,13 +31,13 @@ func (w *stateLogger) connected(nc *nats.Conn) {
 func (w *stateLogger) disconnected(_ *nats.Conn, err error) {
 	if err != nil { // nil: we closed it
 		w.away.Store(true)
-		w.log.Warn().Str("error", Redact(err.Error())).Msg("lost the connection to NATS, trying again")
+		w.log.Warn().Str("error", Redact(err.Error())).Msg("lost the connection to NATS; trying again")
 	}
 	w.notify(false)
 }
 
-// reconnectFailed is called after each try that failed: the first of an outage is
-// news.
+// reconnectFailed is called after each failed attempt to connect. The first of an
+// outage is logged as a warning.
 func (w *stateLogger) reconnectFailed(nc *nats.Conn, err error) {
 	if err == nil {
 		return
@@ -61,5 +61,5 @@ func (w *stateLogger) failed(_ *nats.Conn, sub *nats.Subscription, err error) {
 }
 
 func (w *stateLogger) lameDuck(nc *nats.Conn) {
-	w.log.Info().Str("server", nc.ConnectedUrlRedacted()).Msg("the NATS server is about to stop, another one will be used")
+	w.log.Info().Str("server", nc.ConnectedUrlRedacted()).Msg("the NATS server is about to stop; switching to another")
 }
