@@ -71,7 +71,7 @@ func classifiedToken(a answer, err error) errors.Code {
 	return ""
 }
 
-// everyPhase walks a fault through all phases that it can be given in.
+// The test gives each fault in all phases in which it can occur.
 func TestEachFaultOfTheAccountIsClassifiedAsItsCodeInEveryPhase(t *testing.T) {
 	s := start(t, simulator.Options{})
 	tok := token(t, s)

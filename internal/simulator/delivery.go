@@ -8,12 +8,12 @@ import (
 	"github.com/coder/websocket"
 )
 
-// utterance is one piece of speech and how far its answer has come.
+// utterance is one utterance and the progress of its answer.
 type utterance struct {
 	reqID       string
 	meter       meter
-	end         bool // all speech is here
-	abandoned   bool // the next one began before its end
+	end         bool // all speech has been received
+	abandoned   bool // the next one started before its end
 	interrupted bool
 	late        bool      // the last frame after an interrupt is sent
 	start       time.Time // its first envelope was ready
@@ -28,10 +28,10 @@ type piece struct {
 	late     bool
 	bare     bool // without data
 	replay   *replayFrame
-	at       int // key frames that play before it is due
+	at       int // key frames played before it is due
 }
 
-// readiness of an utterance's next piece.
+// readiness is the state of an utterance's next piece.
 type readiness int
 
 const (
@@ -40,9 +40,10 @@ const (
 	finished
 )
 
-// next is the utterance's next piece of motion. An envelope is held back until
-// more speech than it covers has come, or all of it: so the last one is always
-// the one that ends, and the cut of the speech into messages changes nothing.
+// next returns the utterance's next piece of motion. An envelope is held back
+// until more speech than it covers has come, or all of it. So the last envelope
+// is always the one that ends, and the division of the speech into messages has
+// no effect.
 func (u *utterance) next() (piece, readiness) {
 	size := frameLen
 	if u.pieces == 0 {
@@ -66,7 +67,7 @@ func (u *utterance) next() (piece, readiness) {
 	return piece{}, needsSpeech
 }
 
-// nextReplay is the next recorded envelope, once all speech is here.
+// nextReplay returns the next recorded envelope, once all speech is there.
 func (u *utterance) nextReplay(frames []replayFrame) (piece, readiness) {
 	switch {
 	case u.interrupted || (u.abandoned && !u.end):
@@ -78,8 +79,8 @@ func (u *utterance) nextReplay(frames []replayFrame) (piece, readiness) {
 	return piece{n: f.keyFrames, end: f.end, replay: f, at: u.sent}, ready
 }
 
-// nextEgress is the next sign of life of speech that plays in a room: none,
-// unless the avatar sends an envelope without data at its begin and its end.
+// nextEgress returns the next envelope for speech that plays in a room: none,
+// unless the avatar sends an envelope without data at its start and end.
 func (u *utterance) nextEgress(signs bool) (piece, readiness) {
 	switch {
 	case u.interrupted || (u.abandoned && !u.end) || (u.end && !signs):
@@ -92,7 +93,7 @@ func (u *utterance) nextEgress(signs bool) (piece, readiness) {
 	return piece{}, needsSpeech
 }
 
-// step is what the pump does next.
+// step is the pump's next action.
 type step struct {
 	fail     bool
 	utter    *utterance
@@ -100,8 +101,8 @@ type step struct {
 	envelope []byte
 }
 
-// startPump starts the pump unless it runs. The caller holds mu; a session that is
-// not done has its place in the server's count, so the pump is waited for.
+// startPump starts the pump unless it runs. The caller holds mu. A session that
+// is not done is counted by the server, so Stop waits for the pump.
 func (c *session) startPump() {
 	if c.pumping || c.done {
 		return
@@ -120,7 +121,7 @@ func (c *session) wake() {
 	c.startPump()
 }
 
-// pump sends what is due, and ends when nothing is.
+// pump sends what is due, and returns when nothing is.
 func (c *session) pump() {
 	defer c.srv.wg.Done()
 	buf := c.srv.envelopes.get()
@@ -131,7 +132,7 @@ func (c *session) pump() {
 			return
 		}
 		if st.fail {
-			// pumping stays set: nothing is sent any more.
+			// pumping stays set, so that nothing more is sent.
 			c.fail(*c.behaviour.fault, c.currentReq())
 			return
 		}
@@ -146,8 +147,8 @@ func (c *session) pump() {
 	}
 }
 
-// next settles the pump's next step; false if there is none for now, and then
-// the pump ends.
+// next returns the pump's next step, or false if there is none now and the pump
+// ends.
 func (c *session) next(buf []byte) (step, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -191,8 +192,8 @@ func (c *session) failsAtRuntime() bool {
 	return c.behaviour.fault != nil && c.behaviour.fault.phase == phaseRuntime
 }
 
-// failsNow says whether the session has come as far as its fault lets it. In
-// egress, where nothing is sent, the first speech is far enough.
+// failsNow reports whether the session has reached its fault. In egress, where
+// nothing is sent, that is at the first speech.
 func (c *session) failsNow() bool {
 	if !c.failsAtRuntime() || c.done || c.latest == nil {
 		return false
@@ -200,7 +201,7 @@ func (c *session) failsNow() bool {
 	return c.egress || c.frames >= c.behaviour.after
 }
 
-// wait is how long a piece is not due yet.
+// wait returns the time until a piece is due.
 func (c *session) wait(u *utterance, p piece) time.Duration {
 	now := time.Now()
 	if u.start.IsZero() {
@@ -238,7 +239,7 @@ func (c *session) build(buf []byte, u *utterance, p piece) []byte {
 	return appendAnimation(buf, c.id, u.reqID, p.end, data)
 }
 
-// sent notes an envelope that went out.
+// sent records an envelope that was sent.
 func (c *session) sent(st step) {
 	c.mu.Lock()
 	u := st.utter
@@ -292,7 +293,7 @@ func (c *session) fail(f fault, reqID string) {
 		c.cut()
 	case f.kind == kindGarbage:
 		c.stopSending()
-		// A client that is gone already has nothing to decode.
+		// Ignore the error: the client is gone.
 		_ = c.write([]byte{0xff, 0xff, 0xff})
 	case f.kind == kindClose:
 		c.closeWith(f.closeCode, f.text)
@@ -306,17 +307,17 @@ func (c *session) fail(f fault, reqID string) {
 	}
 }
 
-// closeWith closes the WebSocket, and the connection if the client doesn't
+// closeWith closes the WebSocket, and cuts the connection if the client doesn't
 // answer in time.
 func (c *session) closeWith(code int, reason string) {
 	c.noteClose(code)
 	c.limitClose()
-	// The answer is noted by the reader; here there is nothing to do about it.
+	// The reader records the answer; ignore it here.
 	_ = c.conn.Close(websocket.StatusCode(code), reason)
 }
 
-// cut ends the TCP connection without a close frame. Only the sending side is
-// shut at first, so that what was sent before still arrives.
+// cut ends the TCP connection without a close frame. It shuts the sending side
+// first, so that what was sent before still arrives.
 func (c *session) cut() {
 	c.noteClose(1006)
 	c.limitClose()
@@ -343,9 +344,9 @@ func (c *session) limitClose() {
 	}
 }
 
-// cutConn ends the TCP connection now.
+// cutConn closes the TCP connection now.
 func (c *session) cutConn() {
-	// It may be closed already: that is what is wanted.
+	// It may be closed already.
 	_ = c.net.Close()
 }
 
@@ -358,7 +359,7 @@ func (c *session) stopSending() {
 	}
 }
 
-// finish frees what the session holds when its reader has ended.
+// finish frees the session's resources when its reader has ended.
 func (c *session) finish() {
 	c.stopSending()
 	c.mu.Lock()
@@ -368,6 +369,6 @@ func (c *session) finish() {
 		}
 	}
 	c.mu.Unlock()
-	// Closed from the other side mostly; what matters is that it is now.
+	// Usually the other side has closed it already.
 	_ = c.conn.CloseNow()
 }

@@ -131,7 +131,7 @@ func TestFlakyFailsItsSessionsThenRuns(t *testing.T) {
 	}
 	s.ResetSessionLog()
 	if f := fail(t, s, "flaky-billingRequired-2"); f.phase == "completed" {
-		t.Error("a reset did not begin the count anew")
+		t.Error("a reset did not restart the count")
 	}
 }
 

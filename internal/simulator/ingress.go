@@ -8,11 +8,11 @@ import (
 	"github.com/coder/websocket"
 )
 
-// serveIngress upgrades to a session, or refuses it as the backend does
+// serveIngress upgrades a request to a session, or refuses it as the backend does
 // (docs/protocol.md, section 3).
 func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
 	admitted := false
-	// A dropped connection leaves by a panic: it is a refusal too.
+	// dropConnection panics; that is a refusal too.
 	defer func() {
 		if !admitted {
 			s.sessionLog.countRefused()
@@ -31,8 +31,8 @@ func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
 	c.rec.ConnectionID = newID(c.rec.Opened)
 	if s.replay != nil && !s.opts.ReplayPatch {
 		c.rec.ConnectionID = s.opts.Replay.ConnectionID
-		// The recorded envelopes name the recorded req_id: a client that sends
-		// its speech under that one gets them byte for byte, and as its own.
+		// The recorded envelopes contain the recorded req_id. A client that uses
+		// it gets them byte for byte.
 		w.Header().Set(ReplayHeader, s.opts.Replay.ReqID)
 	}
 	c.id = c.rec.ConnectionID
@@ -44,8 +44,8 @@ func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
 	c.run(w, r)
 }
 
-// authorize checks token, app, account and avatar in the backend's order and
-// settles what the session will do. If it may not open, it has answered.
+// authorize checks token, app, account and avatar in the backend's order and sets
+// the session's behaviour. If it returns false, it has written the reply.
 func (s *Server) authorize(w http.ResponseWriter, c *session, token string) bool {
 	switch s.tokens.check(token, s.now()) {
 	case tokenBad:
@@ -80,8 +80,8 @@ func (s *Server) authorize(w http.ResponseWriter, c *session, token string) bool
 	return true
 }
 
-// takeFailure says whether a fault hits one more session of an avatar id; times is
-// 0 if it hits each.
+// takeFailure reports whether a fault hits one more session of an avatar ID, and
+// counts it; times is 0 if it hits every session.
 func (s *Server) takeFailure(avatarID string, times int) bool {
 	if times == 0 {
 		return true
@@ -95,24 +95,24 @@ func (s *Server) takeFailure(avatarID string, times int) bool {
 	return true
 }
 
-// writeUpgradeError refuses an upgrade in the shape that was observed: a
-// message in JSON, and a newline.
+// writeUpgradeError refuses an upgrade in the observed format: a JSON message and
+// a newline.
 func writeUpgradeError(w http.ResponseWriter, status int, message string) {
 	writeJSON(w, status, map[string]string{"message": message})
 }
 
-// run is the session's life: it returns when the session is closed.
+// run runs the session and returns when it is closed.
 func (c *session) run(w http.ResponseWriter, r *http.Request) {
 	code, by := 1006, "server"
 	defer func() { c.srv.sessionLog.closed(c.rec, c.srv.now(), code, by) }()
 	nc, ok := r.Context().Value(connKey{}).(net.Conn)
 	if !ok {
-		c.srv.log.Error().Msg("simulator: a request without its connection")
+		c.srv.log.Error().Msg("simulator: the request's context has no connection")
 		return
 	}
 	c.net = nc
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{
-		InsecureSkipVerify: true, // nothing here is worth an origin check
+		InsecureSkipVerify: true, // the simulator needs no origin check
 		OnPingReceived:     c.answerPing,
 	})
 	if err != nil {
@@ -122,7 +122,7 @@ func (c *session) run(w http.ResponseWriter, r *http.Request) {
 	c.conn = conn
 	conn.SetReadLimit(maxMessage)
 	if !c.srv.register(c) {
-		// Stop has begun: the connection goes as the listener went.
+		// Stop was called: close the connection like the listener.
 		c.cutConn()
 		return
 	}

@@ -63,7 +63,7 @@ func TestStopClosesSessionsAndStartGoesOnAtTheSameAddress(t *testing.T) {
 func TestStopDoesNotWaitForAClientThatDoesNotAnswer(t *testing.T) {
 	s := start(t, simulator.Options{})
 	c := open(t, s, "ok")
-	c.say(reqID, pcm(16000, 600000), true) // nobody reads the answer
+	c.say(reqID, pcm(16000, 600000), true) // the answer is not read
 	s.Stop()
 }
 

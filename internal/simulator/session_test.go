@@ -281,7 +281,7 @@ func TestPingsAreAnsweredUnlessTheClientIsToMissThem(t *testing.T) {
 
 func TestHeartbeatDropsAClientThatDoesNotAnswer(t *testing.T) {
 	s := start(t, simulator.Options{PingInterval: 30 * time.Millisecond})
-	open(t, s, "ok") // nobody reads: nobody answers pings
+	open(t, s, "ok") // without a reader, pings are not answered
 	if rec := closed(t, s)[0]; rec.CloseCode != 1006 {
 		t.Errorf("the book says %+v", rec)
 	}
