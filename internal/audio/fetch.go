@@ -18,10 +18,10 @@ import (
 // maxRedirects is how many redirects a fetch follows.
 const maxRedirects = 5
 
-// newTransport speaks HTTP/1.1 only: streams of one HTTP/2 connection share a
-// window, so that a session at real-time pace would hold up its neighbours, and
-// each may buffer 4 MiB. No proxy is taken from the environment: it would dial
-// in the worker's place, unchecked.
+// newTransport uses HTTP/1.1 only. The streams of one HTTP/2 connection share a
+// window, so a session at real-time pace would delay the others, and each may
+// buffer 4 MiB. It uses no proxy from the environment, which would dial in the
+// worker's place, unchecked.
 func newTransport(opts Options) *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -37,7 +37,7 @@ func newTransport(opts Options) *http.Transport {
 	}
 }
 
-// redirectError refuses a redirect, in words that are fit to be shown.
+// redirectError refuses a redirect, with a text that is safe to show.
 type redirectError string
 
 func (e redirectError) Error() string { return string(e) }
@@ -46,7 +46,8 @@ func newClient(transport *http.Transport) *http.Client {
 	return &http.Client{
 		Transport: transport,
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
-			// It would hand the first URL's query, often a signature, to others.
+			// It would send the first URL's query, often a signature, to another
+			// host.
 			req.Header.Del("Referer")
 			if len(via) > maxRedirects {
 				return redirectError("more than " + strconv.Itoa(maxRedirects) + " redirects")
@@ -71,7 +72,7 @@ func parseURL(in *input) (*url.URL, error) {
 	return u, nil
 }
 
-// checkURL says why a URL is not fetched; empty where it is.
+// checkURL returns why a URL is not fetched, or "" if it is.
 func checkURL(u *url.URL) string {
 	port, err := strconv.Atoi(u.Port())
 	switch {
@@ -87,7 +88,7 @@ func checkURL(u *url.URL) string {
 	return ""
 }
 
-// shownURL is a URL without what may be secret.
+// shownURL returns a URL without its secret parts.
 func shownURL(u *url.URL) string {
 	return shorten((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
 }
@@ -108,7 +109,7 @@ func (o *Opener) openURL(ctx context.Context, in *input) (*Speech, error) {
 	src.size = res.ContentLength
 	if err := in.checkResponse(src.name, res); err != nil {
 		if cerr := src.close(); cerr != nil {
-			return nil, err // the answer is what to tell of
+			return nil, err // the reply's error matters
 		}
 		return nil, err
 	}
@@ -138,8 +139,8 @@ func (o *Opener) get(src *source, u *url.URL) (*http.Response, error) {
 	}
 }
 
-// checkResponse takes 200 alone; what the others mean is for the table of
-// codes.
+// checkResponse accepts only status 200. The table of codes says what the others
+// mean.
 func (in *input) checkResponse(name string, res *http.Response) error {
 	encoding := res.Header.Get("Content-Encoding")
 	switch {
@@ -154,7 +155,8 @@ func (in *input) checkResponse(name string, res *http.Response) error {
 	return nil
 }
 
-// retryAfter reads seconds or a date; 0: none, or not in the future.
+// retryAfter parses seconds or a date. It returns 0 if there is none, or if it is
+// not in the future.
 func retryAfter(value string, now time.Time) time.Duration {
 	if seconds, err := strconv.ParseInt(value, 10, 32); err == nil {
 		return time.Duration(max(seconds, 0)) * time.Second
@@ -166,8 +168,8 @@ func retryAfter(value string, now time.Time) time.Duration {
 	return max(at.Sub(now), 0)
 }
 
-// fetchFault words a failed request or read. Only errors known to be free of
-// the URL are quoted: net/http's own carry all of it.
+// fetchFault returns the error of a failed request or read. It quotes only errors
+// known not to contain the URL; net/http's own contain all of it.
 func (in *input) fetchFault(name string, err error) error {
 	var (
 		forbidden *forbiddenError

@@ -41,7 +41,7 @@ func isBucketByte(c byte) bool {
 
 func (o *Opener) openObject(ctx context.Context, in *input) (*Speech, error) {
 	if o.opts.Objects == nil {
-		return nil, in.unavailable("there is no object store here")
+		return nil, in.unavailable("objects are not available: no object store is configured")
 	}
 	bucket, name, hasBucket := strings.Cut(in.Object, "/")
 	if !hasBucket {
@@ -66,9 +66,9 @@ func (o *Opener) openObject(ctx context.Context, in *input) (*Speech, error) {
 func (in *input) objectFault(name string, err error) error {
 	if errors.Is(err, ErrNoObject) {
 		if bucket, rest, named := strings.Cut(in.Object, "/"); named {
-			return in.unavailable("%s: there is no such object: %s was looked for in bucket %s (a name with a slash needs its bucket before it)", name, shorten(rest), shorten(bucket))
+			return in.unavailable("%s: no such object: looked for %s in bucket %s (a name with a slash needs its bucket before it)", name, shorten(rest), shorten(bucket))
 		}
-		return in.unavailable("%s: there is no such object", name)
+		return in.unavailable("%s: no such object", name)
 	}
 	return in.unreachable(err, "%s: the object store failed: %v", name, err)
 }
