@@ -284,8 +284,8 @@ func untilOpen(ctx context.Context, page string, n int) error {
 	}
 }
 
-func readBook(ctx context.Context, page string) (simulator.BookPage, error) {
-	var b simulator.BookPage
+func readBook(ctx context.Context, page string) (simulator.SessionLogPage, error) {
+	var b simulator.SessionLogPage
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, page+"/book", nil)
 	if err != nil {
 		return b, err

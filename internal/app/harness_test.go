@@ -460,7 +460,7 @@ func (f *fleet) sessions(avatar string) []simulator.Session {
 	for enough := time.After(time.Second); ; {
 		open := false
 		var out []simulator.Session
-		for _, s := range f.backend.Book() {
+		for _, s := range f.backend.SessionLog() {
 			if s.AvatarID == avatar {
 				out = append(out, s)
 				open = open || s.Closed.IsZero()

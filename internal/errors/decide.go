@@ -14,8 +14,8 @@ type Rule struct {
 	Action   Action
 	Attempts int  // failures with this code in all; 0: the job's own limit
 	Alert    bool // counts towards the recurring alert
-	// Unless says in words where class or action differ; "" where they never do.
-	Unless string
+	// Exception says in words where class or action differ; "" where they never do.
+	Exception string
 }
 
 // Override changes what the table does about a code. A zero field changes
@@ -127,14 +127,14 @@ func defaultRule(code Code) Rule {
 	}
 	switch code {
 	case CodeEgressUnavailable:
-		r.Unless = `class config and dead_letter where the text says "not configured"`
+		r.Exception = `class config and dead_letter where the text says "not configured"`
 	case CodeInvalidEgressConfig, CodeInvalidRequest:
-		r.Unless = "before the handshake: class auth for HTTP 401 or 403, class transient and retry for HTTP 5xx"
+		r.Exception = "before the handshake: class auth for HTTP 401 or 403, class transient and retry for HTTP 5xx"
 	case CodeSessionDurationExceeded:
 		r.Action = ActionDeadLetter
-		r.Unless = "retry where an utterance was finished since the last attempt"
+		r.Exception = "retry where an utterance was finished since the last attempt"
 	case CodeAudioUnavailable:
-		r.Unless = "class transient and retry for a network fault, HTTP 5xx, 408, 425 or 429"
+		r.Exception = "class transient and retry for a network fault, HTTP 5xx, 408, 425 or 429"
 	case CodeDeadlineExceeded:
 		r.Action = ActionExpire
 	}
@@ -292,7 +292,7 @@ func (t *Table) Rows() []Row {
 		o.apply(&d)
 		row := Row{
 			Code: code, Class: d.Class, Action: d.Action, Attempts: d.Attempts, Alert: d.Alert,
-			Unless: rule.Unless, Overridden: overridden && o != Override{}, Explanation: Explain(code),
+			Unless: rule.Exception, Overridden: overridden && o != Override{}, Explanation: Explain(code),
 		}
 		if o.Action != "" {
 			row.Unless = "" // the policy's action holds in every case

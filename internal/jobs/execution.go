@@ -132,7 +132,7 @@ func (e *execution) refused() (open bool) {
 		return false
 	}
 	var err error
-	defer errors.Contain(&err, errors.PhaseJob) // it comes again where it is processed
+	defer errors.Recover(&err, errors.PhaseJob) // it comes again where it is processed
 	e.read()
 	if e.job == nil {
 		return false

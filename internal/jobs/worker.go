@@ -188,14 +188,14 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Now: o.Now, Changed: w.leaseChanged, Renewed: o.Observer.LeaseExtended, Log: o.Logger,
 	})
 	w.limits = limit.New(limit.Options{
-		Store: w.store, Bucket: o.State, Worker: w.leaseID, Stands: w.lease.Stands, Look: o.AckWait / 4, Keep: w.refresh,
-		Apps: o.MaxSessions, Rules: o.Limits, Room: max(1, o.Concurrency/2), Log: o.Logger,
+		Store: w.store, Bucket: o.State, Worker: w.leaseID, Stands: w.lease.Stands, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
+		Apps: o.MaxSessions, Rules: o.Limits, MaxWaiting: max(1, o.Concurrency/2), Log: o.Logger,
 	})
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
 	w.circuits = circuit.New(circuit.Options{
 		Store: shared, Bucket: o.Fleet, Config: o.Circuit, PerApp: o.PerApp, Leases: w.lease, Window: o.AckWait, Worker: w.leaseID,
-		Now: w.now, Random: o.Random, Patience: o.Patience, Tell: w.tellCircuit, Changed: w.circuitChanged, Log: o.Logger,
+		Now: w.now, Random: o.Random, Timeout: o.Patience, Publish: w.tellCircuit, Changed: w.circuitChanged, Log: o.Logger,
 	})
 	w.pace = pace.New(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
 	w.keys = key.New(key.Options{Check: o.CheckKey, Apps: o.Apps, Others: w.othersHaveKey, Changed: w.keyChanged})
@@ -205,7 +205,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Raised: func(code errors.Code) { o.Observer.Alerted(event.AlertRecurring, code) },
 	})
 	w.pull = fetch.New(fetch.Options{
-		JS: o.JS, Stream: o.Names.JobsStream(), Queues: o.Queues, Places: o.Concurrency, Window: o.AckWait,
+		JS: o.JS, Stream: o.Names.JobsStream(), Queues: o.Queues, Slots: o.Concurrency, Window: o.AckWait,
 		Consumer: o.Consumer, Handle: w.handle, Health: w.setHealth, Log: o.Logger,
 	})
 	return w, nil

@@ -13,17 +13,18 @@ import (
 )
 
 const (
-	// bytesPerSecond is the size of the envelopes for a second of speech,
-	// whatever its sample rate (docs/protocol.md, section 4).
+	// bytesPerSecond is the size of the envelopes for a second of speech, at any
+	// sample rate (docs/protocol.md, section 4).
 	bytesPerSecond = 12_460
-	// storedPercent is what a stream counts for them: headers, lengths, subjects
-	// and what speech varies by.
+	// storedPercent is what a stream counts for them, in percent: headers,
+	// lengths, subjects and the variation of speech are included.
 	storedPercent = 104
-	// storedOnce is what comes once: the object's entry, or the first frame.
+	// storedOnce is what a stream counts once: the object's entry, or the first
+	// frame.
 	storedOnce = 4 << 10
 )
 
-// EstimateBytes is about how many bytes a stream counts for the frames of so
+// EstimateBytes estimates how many bytes a stream counts for the frames of that
 // much speech, as frames or as a recording.
 func EstimateBytes(speech time.Duration) int64 {
 	if speech <= 0 {
@@ -33,7 +34,7 @@ func EstimateBytes(speech time.Duration) int64 {
 	return int64(math.Ceil(min(bytes, math.MaxInt64/4)))
 }
 
-// RoomError says that a stream has no room for what a job needs.
+// RoomError means that a stream has too little room for a job's output.
 type RoomError struct {
 	Stream string
 	Need   int64 // bytes that the job is expected to store
@@ -41,8 +42,8 @@ type RoomError struct {
 	Max    int64 // max_bytes of the stream
 }
 
-// Never reports whether the job would not fit into the empty stream either:
-// waiting is of no use.
+// Never reports whether the job would not even fit into the empty stream, so that
+// waiting would not help.
 func (e *RoomError) Never() bool { return e.Need > roomIn(e.Max) }
 
 // Error implements error.
@@ -53,8 +54,8 @@ func (e *RoomError) Error() string {
 	return fmt.Sprintf("stream %s has %d bytes left of %d (max_bytes) and the job needs about %d; it waits until something has aged out or was removed, or max_bytes is raised", e.Stream, e.Free, e.Max, e.Need)
 }
 
-// roomIn is what one job may fill of so many free bytes: a sixteenth is left for
-// those that were let in at the same time.
+// roomIn returns how much of the free bytes one job may fill. A sixteenth is left
+// for jobs that were admitted at the same time.
 func roomIn(free int64) int64 { return free - free/16 }
 
 // Space is what a stream had left when it was looked at.
@@ -119,12 +120,12 @@ func (b *Recordings) Room(ctx context.Context, need int64) error {
 	return Room(ctx, b.js, b.stream, need)
 }
 
-// ErrStorage is what a *StorageError is, also where no more than the text of it
-// is left in an error that was cleared of secrets.
+// ErrStorage is what a *StorageError is, also where only its text is left in an
+// error that was cleared of secrets.
 var ErrStorage = errors.New("a store of ours did not take what it was given")
 
-// StorageError is in the chain of an error where a stream of ours did not take
-// what a session had for it: the fault is neither the job's nor the backend's.
+// StorageError is in the chain of an error if one of our streams did not store a
+// session's output: the fault is neither the job's nor the backend's.
 type StorageError struct {
 	Store string // stream, or the subject it should be kept under
 	Err   error
@@ -139,7 +140,8 @@ func (e *StorageError) Is(target error) bool { return target == ErrStorage }
 // Unwrap returns the cause.
 func (e *StorageError) Unwrap() error { return e.Err }
 
-// storageError marks err, unless the job itself is why nothing was stored.
+// storageError wraps err in a StorageError, unless the job itself is the reason
+// why nothing was stored.
 func storageError(store string, err error) error {
 	if errors.Is(err, ErrReplaced) || errors.Is(err, ErrChunksMissing) {
 		return err

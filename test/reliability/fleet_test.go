@@ -403,7 +403,7 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	seen, err := invariant.Read(ctx, f.js, f.names, f.backend.Book())
+	seen, err := invariant.Read(ctx, f.js, f.names, f.backend.SessionLog())
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -19,8 +19,8 @@ import (
 	"avatarworker/internal/jobs/jobpb"
 )
 
-// explainJSON says why data is no job, field by field. It finds nothing where
-// only protojson knows better.
+// explainJSON returns what is wrong with data, field by field. It finds nothing
+// if only protojson knows the fault.
 func explainJSON(data []byte) problems {
 	if p := explainSyntax(data); p != nil {
 		return p
@@ -30,7 +30,7 @@ func explainJSON(data []byte) problems {
 	return p
 }
 
-// explainSyntax says where data stops being JSON; nil if it is JSON.
+// explainSyntax returns where data stops being JSON, or nil if it is JSON.
 func explainSyntax(data []byte) problems {
 	switch {
 	case len(bytes.TrimSpace(data)) == 0:
@@ -55,15 +55,15 @@ func explainSyntax(data []byte) problems {
 }
 
 var (
-	// quotedCharacter is how encoding/json tells which character is wrong.
+	// quotedCharacter is how encoding/json names the wrong character.
 	quotedCharacter = regexp.MustCompile(`^invalid character '.+?' `)
-	// harmlessCharacter is one that no token or URL is made of, outside strings:
-	// JSON's own, a space, or a control character.
+	// harmlessCharacter matches characters that tokens and URLs do not contain,
+	// outside strings: JSON's own, a space, or a control character.
 	harmlessCharacter = regexp.MustCompile(`^invalid character '(?:[][{}:,"]|\\'| |\\[abfnrtv]|\\x[01].)' (?:after|looking)`)
 )
 
-// unquoted takes the character out of a text of encoding/json where it may be
-// one of a token or a URL. Line and column say which it is.
+// unquoted removes the character from a text of encoding/json if it may be part
+// of a token or a URL. Line and column still identify it.
 func unquoted(text string) string {
 	if harmlessCharacter.MatchString(text) {
 		return text
@@ -80,7 +80,7 @@ func protobufHint(data []byte) string {
 
 const protobufAdvice = " (a job in protobuf needs the header Content-Type: " + ContentTypeProtobuf + ")"
 
-// position turns the count of bytes read into a line and column, both from 1.
+// position converts an offset into a line and column, both from 1.
 func position(data []byte, offset int64) (line, column int) {
 	read := data[:min(max(offset, 1), int64(len(data)))]
 	return bytes.Count(read, []byte("\n")) + 1, max(1, len(read)-(bytes.LastIndexByte(read, '\n')+1))
@@ -98,21 +98,22 @@ func (p *problems) object(raw json.RawMessage, md protoreflect.MessageDescriptor
 			p.add(path, "field %s is not known%s", quote(key), suggest(key, md))
 			return
 		}
-		// null is as good as absent, as everywhere in protobuf's JSON.
+		// null means absent, as everywhere in protobuf's JSON.
 		if jsonKind(value) != "null" {
 			p.field(value, fd, joinPath(path, key))
 		}
 	})
 }
 
-// members walks the members of an object and reports keys that come twice.
+// members calls visit for the members of an object and reports keys that occur
+// twice.
 func (p *problems) members(raw json.RawMessage, path string, visit func(key string, value json.RawMessage)) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	if _, err := dec.Token(); err != nil {
 		return // explainSyntax has found raw to be JSON
 	}
 	seen := map[string]bool{}
-	// Nobody is told more than maxProblems, so looking on would be a waste.
+	// Only maxProblems are reported.
 	for dec.More() && len(*p) <= maxProblems {
 		start := dec.InputOffset()
 		token, err := dec.Token()
@@ -130,8 +131,8 @@ func (p *problems) members(raw json.RawMessage, path string, visit func(key stri
 			continue
 		}
 		seen[key] = true
-		if hasHalfPair(rawKey) {
-			p.add(path, "field %s: the name %s", quote(key), halfPair)
+		if hasLoneSurrogate(rawKey) {
+			p.add(path, "field %s: the name %s", quote(key), loneSurrogate)
 		}
 		visit(key, value)
 	}
@@ -156,14 +157,14 @@ func (p *problems) field(raw json.RawMessage, fd protoreflect.FieldDescriptor, p
 	}
 }
 
-// text checks a string. It never quotes it, for it may be a token.
+// text checks a string. It never quotes it, because it may be a token.
 func (p *problems) text(raw json.RawMessage, path, hint string) {
 	if kind := jsonKind(raw); kind != "a string" {
 		p.add(path, "want a string, got %s%s", kind, hint)
 		return
 	}
-	if hasHalfPair(raw) {
-		p.add(path, halfPair)
+	if hasLoneSurrogate(raw) {
+		p.add(path, loneSurrogate)
 	}
 }
 
@@ -201,8 +202,8 @@ func (p *problems) base64(raw json.RawMessage, fd protoreflect.FieldDescriptor, 
 		p.add(path, "want base64 in a string, got %s", jsonKind(raw))
 		return
 	}
-	// Both alphabets are taken, with or without padding, as protojson does, and
-	// white space anywhere: encoders wrap lines.
+	// Both alphabets are accepted, with or without padding, as protojson does,
+	// and white space anywhere, because encoders wrap lines.
 	text = withoutSpace(text)
 	if len(text) >= len(dataURL) && strings.EqualFold(text[:len(dataURL)], dataURL) {
 		p.add(path, "is a data: URL: want only the base64 after its comma")
@@ -223,7 +224,7 @@ func (p *problems) base64(raw json.RawMessage, fd protoreflect.FieldDescriptor, 
 
 const dataURL = "data:"
 
-// withoutSpace is text without ASCII's white space.
+// withoutSpace returns text without ASCII white space.
 func withoutSpace(text string) string {
 	return strings.Map(func(r rune) rune {
 		if strings.ContainsRune(" \t\r\n\v\f", r) {
@@ -233,8 +234,8 @@ func withoutSpace(text string) string {
 	}, text)
 }
 
-// unwrapInline is a job in which explainJSON found no fault, with the white
-// space taken out of inline speech: protojson takes some of it only.
+// unwrapInline returns a job in which explainJSON found no fault, with white
+// space removed from inline speech: protojson accepts only some of it.
 func unwrapInline(data []byte) ([]byte, error) {
 	var job map[string]json.RawMessage
 	if err := json.Unmarshal(data, &job); err != nil {
@@ -294,8 +295,8 @@ func (p *problems) integer(raw json.RawMessage, fd protoreflect.FieldDescriptor,
 	}
 }
 
-// readable reports whether protojson takes raw for the field, a scalar: it has
-// the last word, and what it refuses has to be told by name.
+// readable reports whether protojson accepts raw for the field, a scalar.
+// protojson decides, so what it refuses needs an explanation.
 func readable(raw json.RawMessage, fd protoreflect.FieldDescriptor) bool {
 	message, err := protoregistry.GlobalTypes.FindMessageByName(fd.ContainingMessage().FullName())
 	if err != nil {
@@ -305,7 +306,7 @@ func readable(raw json.RawMessage, fd protoreflect.FieldDescriptor) bool {
 	return protojson.Unmarshal(alone, message.New().Interface()) == nil
 }
 
-// jsonKind names the kind of a JSON value, with its article.
+// jsonKind returns the kind of a JSON value, with its article.
 func jsonKind(raw json.RawMessage) string {
 	raw = bytes.TrimSpace(raw)
 	if len(raw) == 0 {
@@ -341,14 +342,14 @@ func orJob(path string) string {
 	return path
 }
 
-// suggest names the field that was probably meant, or else all there are.
+// suggest returns the field that was probably meant, or else all fields.
 func suggest(key string, md protoreflect.MessageDescriptor) string {
 	var names []string
 	best, bestDistance := "", 3
 	for i := range md.Fields().Len() {
 		name := string(md.Fields().Get(i).Name())
 		names = append(names, name)
-		if d := distance(plain(key), plain(name)); d < bestDistance && d < len(name)-1 {
+		if d := distance(normalize(key), normalize(name)); d < bestDistance && d < len(name)-1 {
 			best, bestDistance = name, d
 		}
 	}
@@ -362,13 +363,14 @@ func suggest(key string, md protoreflect.MessageDescriptor) string {
 	return "; known are " + strings.Join(names, ", ")
 }
 
-// plain makes spellings such as avatarId, Avatar-ID and avatar_id equal.
-func plain(name string) string {
+// normalize makes spellings such as avatarId, Avatar-ID and avatar_id equal.
+func normalize(name string) string {
 	return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(name))
 }
 
-// distance is the number of letters to change, add, leave out or swap with
-// their neighbour to get from a to b (3 and more: far), both at most 64 bytes.
+// distance returns the number of letters to change, add, remove or swap with
+// their neighbour to get from a to b; 3 means 3 or more. Both have at most 64
+// bytes.
 func distance(a, b string) int {
 	if len(a)-len(b) > 2 || len(b)-len(a) > 2 {
 		return 3

@@ -8,37 +8,37 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// watcher logs what happens to a connection, an outage once, and tells of its
+// stateLogger logs changes of a connection, each outage once, and reports its
 // state.
-type watcher struct {
+type stateLogger struct {
 	log     zerolog.Logger
 	onState func(connected bool)
 	away    atomic.Bool // the outage has been logged
 }
 
-func (w *watcher) tell(connected bool) {
+func (w *stateLogger) notify(connected bool) {
 	if w.onState != nil {
 		w.onState(connected)
 	}
 }
 
-func (w *watcher) connected(nc *nats.Conn) {
+func (w *stateLogger) connected(nc *nats.Conn) {
 	w.away.Store(false)
 	w.log.Info().Str("server", nc.ConnectedUrlRedacted()).Str("server_name", nc.ConnectedServerName()).Msg("connected to NATS")
-	w.tell(true)
+	w.notify(true)
 }
 
-func (w *watcher) disconnected(_ *nats.Conn, err error) {
+func (w *stateLogger) disconnected(_ *nats.Conn, err error) {
 	if err != nil { // nil: we closed it
 		w.away.Store(true)
-		w.log.Warn().Str("error", Redact(err.Error())).Msg("lost the connection to NATS, trying again")
+		w.log.Warn().Str("error", Redact(err.Error())).Msg("lost the connection to NATS; trying again")
 	}
-	w.tell(false)
+	w.notify(false)
 }
 
-// stillAway is called after each try that failed: the first of an outage is
-// news.
-func (w *watcher) stillAway(nc *nats.Conn, err error) {
+// reconnectFailed is called after each failed attempt to connect. The first of an
+// outage is logged as a warning.
+func (w *stateLogger) reconnectFailed(nc *nats.Conn, err error) {
 	if err == nil {
 		return
 	}
@@ -50,9 +50,9 @@ func (w *watcher) stillAway(nc *nats.Conn, err error) {
 		Msg("NATS can't be reached, trying again; nats.url, NATS_URL or --nats-url say where it is")
 }
 
-func (w *watcher) closed(*nats.Conn) { w.tell(false) }
+func (w *stateLogger) closed(*nats.Conn) { w.notify(false) }
 
-func (w *watcher) failed(_ *nats.Conn, sub *nats.Subscription, err error) {
+func (w *stateLogger) failed(_ *nats.Conn, sub *nats.Subscription, err error) {
 	event := w.log.Warn().Str("error", Redact(err.Error()))
 	if sub != nil {
 		event = event.Str("subject", sub.Subject)
@@ -60,6 +60,6 @@ func (w *watcher) failed(_ *nats.Conn, sub *nats.Subscription, err error) {
 	event.Msg("NATS reports an error")
 }
 
-func (w *watcher) lameDuck(nc *nats.Conn) {
-	w.log.Info().Str("server", nc.ConnectedUrlRedacted()).Msg("the NATS server is about to stop, another one will be used")
+func (w *stateLogger) lameDuck(nc *nats.Conn) {
+	w.log.Info().Str("server", nc.ConnectedUrlRedacted()).Msg("the NATS server is about to stop; switching to another")
 }

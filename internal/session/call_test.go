@@ -25,15 +25,15 @@ func TestEndBeforeAllSpeechWasHeardIsNotTheEnd(t *testing.T) {
 				s := mustOpen(t, c, params())
 				live := make(liveSpeech, 1)
 				live <- []byte{1, 2}
-				said := make(chan Saying, 1)
-				go func() { said <- s.Say(context.Background(), Utterance{Speech: live}) }()
+				said := make(chan Call, 1)
+				go func() { said <- s.Start(context.Background(), Utterance{Speech: live}) }()
 				synctest.Wait()
 				if err := stop(s); err != nil {
 					t.Fatal(err)
 				}
 				saying := <-said
-				<-saying.Answered()
-				spoken, err := saying.End()
+				<-saying.Done()
+				spoken, err := saying.Wait()
 				if spoken.Interrupted != (name == "interrupted") || (err == nil) != spoken.Interrupted || spoken.Frames != 1 {
 					t.Errorf("%+v, %v", spoken, err)
 				}
@@ -68,18 +68,18 @@ func TestAnsweredTellsOfTheEndAndOfEveryOther(t *testing.T) {
 				s := mustOpen(t, client, params())
 				ctx, cancel := context.WithCancelCause(context.Background())
 				defer cancel(nil)
-				saying := s.Say(ctx, Utterance{Speech: speechOf(1, 0)})
+				saying := s.Start(ctx, Utterance{Speech: speechOf(1, 0)})
 				synctest.Wait()
 				select {
-				case <-saying.Answered():
+				case <-saying.Done():
 					t.Fatal("answered, and nothing has come")
 				default:
 				}
 				if c.backend == nil {
 					cancel(cut)
 				}
-				<-saying.Answered()
-				if _, err := saying.End(); !c.failed(err) {
+				<-saying.Done()
+				if _, err := saying.Wait(); !c.failed(err) {
 					t.Errorf("%v", err)
 				}
 			})

@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// maxNoted bounds the lists that the book keeps for one session.
-const maxNoted = 1000
+// maxListed bounds the lists that are kept for one session.
+const maxListed = 1000
 
-// Session is one session in the backend's own book. Times are zero until the
-// thing happened.
+// Session is one session in the backend's log. Times are zero until the event
+// happened.
 type Session struct {
 	ConnectionID string    `json:"connection_id"`
 	AppID        string    `json:"app_id"`
@@ -21,7 +21,7 @@ type Session struct {
 	Opened       time.Time `json:"opened"` // the upgrade was accepted
 	Confirmed    time.Time `json:"confirmed,omitzero"`
 	Closed       time.Time `json:"closed,omitzero"`
-	// CloseCode is the code of the first close frame, whoever sent it; 1006 if
+	// CloseCode is the code of the first close frame from either side; 1006 if
 	// the TCP connection ended without one.
 	CloseCode int    `json:"close_code,omitempty"`
 	ClosedBy  string `json:"closed_by,omitempty"` // client or server
@@ -32,7 +32,7 @@ type Session struct {
 	Egress      string            `json:"egress,omitempty"`
 	ExtraParams map[string]string `json:"extra_params,omitempty"`
 
-	Utterances   int      `json:"utterances"`  // whose end was received
+	Utterances   int      `json:"utterances"`  // fully received
 	AudioBytes   int64    `json:"audio_bytes"` // received
 	Frames       int      `json:"frames"`      // envelopes sent
 	Ends         int      `json:"ends"`        // envelopes sent that end an utterance
@@ -41,8 +41,8 @@ type Session struct {
 	TraceParents []string `json:"trace_parents,omitempty"`
 }
 
-// Totals counts everything since the start or the last reset, also what the
-// book no longer lists.
+// Totals counts everything since the start or the last reset, including sessions
+// that are no longer listed.
 type Totals struct {
 	Sessions     int            `json:"sessions"` // upgrades accepted
 	Confirmed    int            `json:"confirmed"`
@@ -52,30 +52,31 @@ type Totals struct {
 	PeakByApp    map[string]int `json:"peak_by_app"`
 	TokenCalls   int            `json:"token_calls"`
 	TokenRefused int            `json:"token_refused"`
-	Faults       map[string]int `json:"faults"`  // given, by name
+	Faults       map[string]int `json:"faults"`  // faults that occurred, by name
 	Dropped      int            `json:"dropped"` // closed sessions no longer listed
 }
 
-// book keeps what the backend saw.
-type book struct {
+// sessionLog records what the backend saw.
+type sessionLog struct {
 	limit int
 
 	mu       sync.Mutex
 	sessions []*Session
 	totals   Totals
 	open     map[string]int // by app
-	changed  chan struct{}  // closed and made anew when a session closes
+	changed  chan struct{}  // closed and replaced when a session closes
 }
 
-func newBook(limit int) *book {
-	b := &book{limit: limit, open: map[string]int{}, changed: make(chan struct{})}
+func newSessionLog(limit int) *sessionLog {
+	b := &sessionLog{limit: limit, open: map[string]int{}, changed: make(chan struct{})}
 	b.totals.PeakByApp = map[string]int{}
 	b.totals.Faults = map[string]int{}
 	return b
 }
 
-// admit opens a session in the book; false if its app has max already.
-func (b *book) admit(rec *Session, limit int) bool {
+// admit adds an open session. It returns false if its app has the maximum
+// already.
+func (b *sessionLog) admit(rec *Session, limit int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if limit > 0 && b.open[rec.AppID] >= limit {
@@ -91,22 +92,22 @@ func (b *book) admit(rec *Session, limit int) bool {
 }
 
 // update changes a session's entry.
-func (b *book) update(rec *Session, change func(*Session)) {
+func (b *sessionLog) update(rec *Session, change func(*Session)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	change(rec)
 }
 
-func (b *book) confirmed(rec *Session, now time.Time) {
+func (b *sessionLog) confirmed(rec *Session, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	rec.Confirmed = now
 	b.totals.Confirmed++
 }
 
-// closed closes a session's entry; code and by count only if no close was
-// noted before.
-func (b *book) closed(rec *Session, now time.Time, code int, by string) {
+// closed marks a session as closed. code and by count only if no close was
+// recorded before.
+func (b *sessionLog) closed(rec *Session, now time.Time, code int, by string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !rec.Closed.IsZero() {
@@ -122,14 +123,14 @@ func (b *book) closed(rec *Session, now time.Time, code int, by string) {
 	}
 	close(b.changed)
 	b.changed = make(chan struct{})
-	// Now and then only: the cost for each session stays the same.
+	// Only now and then, so that the cost per session stays constant.
 	if len(b.sessions) > b.limit+b.limit/4+64 {
-		b.forget()
+		b.dropOldest()
 	}
 }
 
 // wait returns when at most n sessions are open.
-func (b *book) wait(ctx context.Context, n int) error {
+func (b *sessionLog) wait(ctx context.Context, n int) error {
 	for {
 		b.mu.Lock()
 		open, changed := b.totals.Open, b.changed
@@ -145,8 +146,8 @@ func (b *book) wait(ctx context.Context, n int) error {
 	}
 }
 
-// forget drops the oldest closed sessions beyond the limit.
-func (b *book) forget() {
+// dropOldest removes the oldest closed sessions beyond the limit.
+func (b *sessionLog) dropOldest() {
 	excess := len(b.sessions) - b.totals.Open - b.limit
 	b.sessions = slices.DeleteFunc(b.sessions, func(rec *Session) bool {
 		if excess <= 0 || rec.Closed.IsZero() {
@@ -158,32 +159,32 @@ func (b *book) forget() {
 	})
 }
 
-func (b *book) refused() {
+func (b *sessionLog) countRefused() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.totals.Refused++
 }
 
-func (b *book) fault(name string) {
+func (b *sessionLog) countFault(name string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.totals.Faults[name]++
 }
 
-func (b *book) tokenCall() {
+func (b *sessionLog) countTokenCall() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.totals.TokenCalls++
 }
 
-func (b *book) tokenRefused() {
+func (b *sessionLog) countTokenRefused() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.totals.TokenRefused++
 }
 
-// reset forgets all but the sessions that are open, and counts anew.
-func (b *book) reset() {
+// reset removes the closed sessions and resets the totals.
+func (b *sessionLog) reset() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sessions = slices.DeleteFunc(b.sessions, func(rec *Session) bool { return !rec.Closed.IsZero() })
@@ -191,7 +192,7 @@ func (b *book) reset() {
 	b.totals = Totals{Open: open, Peak: open, PeakByApp: maps.Clone(b.open), Faults: map[string]int{}}
 }
 
-func (b *book) snapshot() []Session {
+func (b *sessionLog) snapshot() []Session {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	out := make([]Session, len(b.sessions))
@@ -204,7 +205,7 @@ func (b *book) snapshot() []Session {
 	return out
 }
 
-func (b *book) count() Totals {
+func (b *sessionLog) currentTotals() Totals {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	t := b.totals
@@ -213,41 +214,41 @@ func (b *book) count() Totals {
 	return t
 }
 
-// Book lists the sessions that the backend accepted, oldest first; of the
-// closed ones the last Options.BookLimit at least.
-func (s *Server) Book() []Session { return s.book.snapshot() }
+// SessionLog lists the sessions that the backend accepted, oldest first. Of the
+// closed ones it has at least the last Options.SessionLogLimit.
+func (s *Server) SessionLog() []Session { return s.sessionLog.snapshot() }
 
-// Totals counts what the backend saw.
-func (s *Server) Totals() Totals { return s.book.count() }
+// Totals returns the counts.
+func (s *Server) Totals() Totals { return s.sessionLog.currentTotals() }
 
-// ResetBook forgets the closed sessions, the counts and how often each flaky
-// avatar id failed.
-func (s *Server) ResetBook() {
-	s.book.reset()
+// ResetSessionLog removes the closed sessions, resets the totals and forgets how
+// often each flaky avatar ID failed.
+func (s *Server) ResetSessionLog() {
+	s.sessionLog.reset()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	clear(s.hits)
+	clear(s.failures)
 }
 
-// OpenSessions is the number of sessions open now.
-func (s *Server) OpenSessions() int { return s.book.count().Open }
+// OpenSessions returns the number of open sessions.
+func (s *Server) OpenSessions() int { return s.sessionLog.currentTotals().Open }
 
-// WaitOpen returns when at most n sessions are open, or with ctx.
-func (s *Server) WaitOpen(ctx context.Context, n int) error { return s.book.wait(ctx, n) }
+// WaitOpen returns when at most n sessions are open, or when ctx ends.
+func (s *Server) WaitOpen(ctx context.Context, n int) error { return s.sessionLog.wait(ctx, n) }
 
-// PeakSessions is the most sessions that an app had open at once; of all apps
-// together if app is empty.
+// PeakSessions returns the most sessions that an app had open at once, or that
+// all apps together had if app is empty.
 func (s *Server) PeakSessions(app string) int {
-	t := s.book.count()
+	t := s.sessionLog.currentTotals()
 	if app == "" {
 		return t.Peak
 	}
 	return t.PeakByApp[app]
 }
 
-// Refused is the number of sessions refused before they were confirmed, token
-// calls not counted.
-func (s *Server) Refused() int { return s.book.count().Refused }
+// Refused returns the number of sessions refused before they were confirmed, not
+// counting token calls.
+func (s *Server) Refused() int { return s.sessionLog.currentTotals().Refused }
 
-// TokenCalls is the number of token calls, those refused included.
-func (s *Server) TokenCalls() int { return s.book.count().TokenCalls }
+// TokenCalls returns the number of token calls, including refused ones.
+func (s *Server) TokenCalls() int { return s.sessionLog.currentTotals().TokenCalls }

@@ -13,28 +13,27 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// script is the speech of a job from its checkpoint on, utterance by utterance.
-type script interface {
-	// finished tells whether nothing is left to be spoken, without opening
-	// anything.
-	finished() bool
-	// config opens the first speech and says what the session is configured
-	// with; it is called while the token is minted.
+// source gives a job's speech from the checkpoint on, utterance by utterance.
+type source interface {
+	// done reports whether no utterance is left. It opens nothing.
+	done() bool
+	// config opens the first speech and returns the audio configuration of the
+	// session. It is called while the token is minted.
 	config(ctx context.Context) (session.AudioConfig, error)
-	// next gives the next utterance; nil: there is none.
-	next(ctx context.Context) (*line, error)
+	// next returns the next utterance, or nil if there is none.
+	next(ctx context.Context) (*utterance, error)
 	close()
 }
 
-// line is one utterance of a script.
-type line struct {
+// utterance is one utterance of a source.
+type utterance struct {
 	speech    session.Speech
-	converted string        // what was done to the audio
+	converted string        // what audio.convert did
 	liveBegun uint64        // sequence of its first live message
-	liveLast  func() uint64 // and of its last, once it is spoken
-	done      func()        // lets go of what has been said
-	// interrupted passes over what was said of it before the interrupt; nil:
-	// the source is its own.
+	liveLast  func() uint64 // sequence of its last live message, once it was sent
+	release   func()        // frees the speech once it was sent
+	// interrupted skips the rest of the utterance's speech after an interrupt;
+	// nil if nothing has to be skipped.
 	interrupted func(ctx context.Context) error
 }
 
@@ -45,17 +44,17 @@ func format(f audio.Format) session.Format {
 	return session.FormatPCM
 }
 
-// clips is speech that is all there: inline, objects, URLs.
+// clips is speech that is complete when the job starts: inline, objects, URLs.
 type clips struct {
-	job    *jobspec.Job
-	opener *audio.Opener
-	life   context.Context // of everything opened
-	end    context.CancelFunc
-	specs  []audio.Spec // those not yet spoken
-	said   int          // utterances of the job, those of earlier sessions among them
-	first  *audio.Speech
-	conf   session.AudioConfig
-	ahead  chan opened // the next one, being opened; nil: none
+	job       *jobspec.Job
+	opener    *audio.Opener
+	ctx       context.Context // of everything opened
+	cancel    context.CancelFunc
+	specs     []audio.Spec // not delivered yet
+	delivered int          // utterances of the job, including those of earlier sessions
+	first     *audio.Speech
+	want      session.AudioConfig
+	ahead     chan opened // the next utterance, while it is opened; nil: none
 }
 
 type opened struct {
@@ -63,12 +62,12 @@ type opened struct {
 	err    error
 }
 
-// newClips checks everything that can be checked before a session costs money.
+// newClips checks everything that can be checked before a session is paid for.
 func newClips(ctx context.Context, opener *audio.Opener, a *jobs.Attempt) (*clips, error) {
-	c := &clips{job: a.Job, opener: opener, said: a.Checkpoint}
-	c.life, c.end = context.WithCancel(ctx)
+	c := &clips{job: a.Job, opener: opener, delivered: a.Checkpoint}
+	c.ctx, c.cancel = context.WithCancel(ctx)
 	if err := c.check(a); err != nil {
-		c.end()
+		c.cancel()
 		return nil, err
 	}
 	return c, nil
@@ -87,17 +86,17 @@ func (c *clips) check(a *jobs.Attempt) error {
 			c.specs = append(c.specs, spec)
 		}
 	}
-	return c.agree()
+	return c.checkInline()
 }
 
-// agree refuses inline utterances that one session can't be configured for.
-func (c *clips) agree() error {
+// checkInline returns an error if the inline utterances differ in format or rate.
+func (c *clips) checkInline() error {
 	var first session.AudioConfig
 	for i, spec := range c.specs {
 		if !spec.HasInline || len(c.specs) == 1 {
 			continue
 		}
-		speech, err := c.opener.Open(c.life, spec) // reads memory only
+		speech, err := c.opener.Open(c.ctx, spec) // reads memory only
 		if err != nil {
 			return err
 		}
@@ -108,7 +107,7 @@ func (c *clips) agree() error {
 		if i == 0 || first == (session.AudioConfig{}) {
 			first = conf
 		}
-		if err := same(spec, conf, first); err != nil {
+		if err := checkFormat(spec, conf, first); err != nil {
 			return err
 		}
 	}
@@ -119,9 +118,9 @@ func configOf(s *audio.Speech) session.AudioConfig {
 	return session.AudioConfig{SampleRate: s.SampleRate(), Format: format(s.Format())}
 }
 
-// same refuses an utterance that the session is not configured for: it has one
-// format and rate.
-func same(spec audio.Spec, got, want session.AudioConfig) error {
+// checkFormat returns an error unless the utterance has the session's format and
+// rate.
+func checkFormat(spec audio.Spec, got, want session.AudioConfig) error {
 	if got == want {
 		return nil
 	}
@@ -138,7 +137,7 @@ func describe(c session.AudioConfig) string {
 	return name + " at " + itoa(c.SampleRate) + " Hz"
 }
 
-func (c *clips) finished() bool { return len(c.specs) == 0 }
+func (c *clips) done() bool { return len(c.specs) == 0 }
 
 func (c *clips) config(ctx context.Context) (session.AudioConfig, error) {
 	if c.first == nil {
@@ -147,15 +146,15 @@ func (c *clips) config(ctx context.Context) (session.AudioConfig, error) {
 		if err != nil {
 			return session.AudioConfig{}, err
 		}
-		c.first, c.conf = speech, configOf(speech)
+		c.first, c.want = speech, configOf(speech)
 	}
-	return c.conf, c.look(ctx)
+	return c.want, c.checkLater(ctx)
 }
 
-// look opens each later utterance for its header: what is wrong with it is told
-// before a session is paid for. A URL would be fetched twice; what is wrong there
-// is told when its turn has come.
-func (c *clips) look(ctx context.Context) error {
+// checkLater opens each later utterance for its header, so that a fault shows
+// before a session is paid for. A URL would be fetched twice, so it is checked
+// only when its turn comes.
+func (c *clips) checkLater(ctx context.Context) error {
 	for _, spec := range c.specs[1:] {
 		if spec.URL != "" {
 			continue
@@ -164,7 +163,7 @@ func (c *clips) look(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = same(spec, configOf(speech), c.conf)
+		err = checkFormat(spec, configOf(speech), c.want)
 		if closeErr := speech.Close(); err == nil {
 			err = closeErr
 		}
@@ -175,36 +174,36 @@ func (c *clips) look(ctx context.Context) error {
 	return nil
 }
 
-func (c *clips) next(ctx context.Context) (*line, error) {
+func (c *clips) next(ctx context.Context) (*utterance, error) {
 	if len(c.specs) == 0 {
-		return nil, nil //nolint:nilnil // no more utterances, and that is no error
+		return nil, nil //nolint:nilnil // nil means that no utterance is left
 	}
 	spec := c.specs[0]
 	speech, err := c.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := same(spec, configOf(speech), c.conf); err != nil {
+	if err := checkFormat(spec, configOf(speech), c.want); err != nil {
 		return nil, errors.Join(err, speech.Close())
 	}
 	c.specs[0] = audio.Spec{}
 	c.specs = c.specs[1:]
 	c.openAhead()
-	return &line{
+	return &utterance{
 		speech: speech, converted: speech.Converted(), liveLast: func() uint64 { return 0 },
-		done: func() { c.done(speech) },
+		release: func() { c.spoken(speech) },
 	}, nil
 }
 
-// done lets go of speech that was read to its end, or given up: the session may
-// live on for long.
-func (c *clips) done(speech *audio.Speech) {
-	_ = speech.Close() // read as far as it will be
-	c.said++
-	c.job.DropInline(c.said)
+// spoken releases speech that was sent or given up: the session may live on for
+// long.
+func (c *clips) spoken(speech *audio.Speech) {
+	_ = speech.Close() // nothing more is read from it
+	c.delivered++
+	c.job.DropInline(c.delivered)
 	if len(c.specs) == 0 {
 		c.specs = nil
-		c.end()
+		c.cancel()
 	}
 }
 
@@ -220,7 +219,7 @@ func (c *clips) open(ctx context.Context) (*audio.Speech, error) {
 	}
 }
 
-// opened waits for what openAhead opens.
+// opened waits for the speech that openAhead opens.
 func (c *clips) opened(ctx context.Context) (*audio.Speech, error) {
 	select {
 	case got := <-c.ahead:
@@ -231,8 +230,8 @@ func (c *clips) opened(ctx context.Context) (*audio.Speech, error) {
 	}
 }
 
-// openAhead opens the next utterance while this one is spoken: connected time
-// in which nothing is said is paid for too.
+// openAhead opens the next utterance while the current one is played: a connected
+// session is paid for even while it is silent.
 func (c *clips) openAhead() {
 	if len(c.specs) == 0 || c.ahead != nil {
 		return
@@ -242,13 +241,13 @@ func (c *clips) openAhead() {
 	go func() { // close waits for it
 		var got opened
 		defer func() { ahead <- got }()
-		defer errors.Contain(&got.err, errors.PhaseAudio)
-		got.speech, got.err = c.opener.Open(c.life, spec)
+		defer errors.Recover(&got.err, errors.PhaseAudio)
+		got.speech, got.err = c.opener.Open(c.ctx, spec)
 	}()
 }
 
 func (c *clips) close() {
-	c.end()
+	c.cancel()
 	if c.ahead != nil {
 		if got := <-c.ahead; got.speech != nil {
 			_ = got.speech.Close() // never used
@@ -264,7 +263,7 @@ type live struct {
 	js     jetstream.JetStream
 	spec   audio.LiveSpec
 	source *audio.Live
-	over   bool // the publisher closed the session before this one
+	closed bool // the publisher closed an earlier session of the job
 }
 
 func liveSpec(names topology.Names, a *jobs.Attempt) audio.LiveSpec {
@@ -286,13 +285,13 @@ func newLive(ctx context.Context, js jetstream.JetStream, names topology.Names, 
 	if a.LiveSeq == 0 {
 		return l, nil
 	}
-	// A session that only waits for its silence to end would be paid for.
-	over, err := audio.Closes(ctx, js, l.spec.Stream, a.LiveSeq)
-	l.over = over
+	// A session that only waited for the silence to end would be paid for.
+	closed, err := audio.Closes(ctx, js, l.spec.Stream, a.LiveSeq)
+	l.closed = closed
 	return l, err
 }
 
-func (l *live) finished() bool { return l.over }
+func (l *live) done() bool { return l.closed }
 
 func (l *live) config(ctx context.Context) (session.AudioConfig, error) {
 	if err := audio.CheckRate("live.sample_rate", l.spec.Format, l.spec.SampleRate); err != nil {
@@ -308,15 +307,15 @@ func (l *live) config(ctx context.Context) (session.AudioConfig, error) {
 	return session.AudioConfig{SampleRate: l.spec.SampleRate, Format: format(l.spec.Format)}, nil
 }
 
-func (l *live) next(ctx context.Context) (*line, error) {
+func (l *live) next(ctx context.Context) (*utterance, error) {
 	if l.source.Closed() {
-		return nil, nil //nolint:nilnil // no more utterances, and that is no error
+		return nil, nil //nolint:nilnil // nil means that no utterance is left
 	}
 	begun, err := l.source.Begin(ctx)
 	if err != nil || !begun {
 		return nil, err
 	}
-	return &line{speech: l.source, liveBegun: l.source.Begun(), liveLast: l.source.Last, interrupted: l.source.Skip, done: func() {}}, nil
+	return &utterance{speech: l.source, liveBegun: l.source.Begun(), liveLast: l.source.Last, interrupted: l.source.Skip, release: func() {}}, nil
 }
 
 func (l *live) close() {

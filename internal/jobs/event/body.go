@@ -6,8 +6,8 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// JobFields are in every event of a job. Their times are UTC, to be the same
-// bytes wherever they are written.
+// JobFields are in every event of a job. Times are in UTC, so that all workers
+// write the same bytes.
 type JobFields struct {
 	JobID    string            `json:"job_id"`
 	Run      int               `json:"run"`
@@ -25,7 +25,7 @@ type JobFields struct {
 
 func (f JobFields) jobID() string { return f.JobID }
 
-// Started says that a session of the job begins.
+// Started reports that a session of the job starts.
 type Started struct {
 	JobFields
 	MaxAttempts int    `json:"max_attempts,omitempty"`
@@ -33,7 +33,7 @@ type Started struct {
 	Checkpoint  int    `json:"checkpoint,omitempty"` // utterances that earlier sessions delivered
 }
 
-// Retrying says that an attempt failed and the job waits for the next one.
+// Retrying reports that an attempt failed and the job waits for the next one.
 // Attempt is the one that failed.
 type Retrying struct {
 	JobFields
@@ -44,7 +44,7 @@ type Retrying struct {
 	RetryAt     time.Time    `json:"retry_at"`
 }
 
-// Held says that the job waits without an attempt being counted.
+// Held reports that the job waits without an attempt being counted.
 type Held struct {
 	JobFields
 	Code    errors.Code `json:"code,omitempty"` // of what holds it; absent: not for a code
@@ -53,13 +53,13 @@ type Held struct {
 	Message string      `json:"message"`        // the same for people
 }
 
-// Bounds of the lists in a completed event: it has to fit a message.
+// Bounds of the lists in a completed event, which must fit into a message.
 const (
 	maxUtterances  = 1000
 	MaxConnections = 100
 )
 
-// Completed is the outcome of a job that was spoken to its end. Make it with
+// Completed is the outcome of a job all of whose speech was delivered. Use
 // NewCompleted.
 type Completed struct {
 	JobFields
@@ -71,8 +71,8 @@ type Completed struct {
 	Recording       string      `json:"recording,omitempty"`
 }
 
-// NewCompleted bounds the lists; total counts utterances that the list no
-// longer has.
+// NewCompleted returns a Completed with bounded lists. total also counts
+// utterances that are no longer in the list.
 func NewCompleted(job JobFields, attempts int, connections []string, utterances []Utterance, total int, connected time.Duration, recording string) Completed {
 	return Completed{
 		JobFields:       job,
@@ -85,12 +85,13 @@ func NewCompleted(job JobFields, attempts int, connections []string, utterances 
 	}
 }
 
-// newest keeps the last n; a list is never null in JSON.
+// Newest returns the last n elements. The result is never nil, so it is never
+// null in JSON.
 func Newest[T any](list []T, n int) []T {
 	return append([]T{}, list[max(0, len(list)-n):]...)
 }
 
-// DeadLettered is the outcome of a job that is given up.
+// DeadLettered is the outcome of a job that was given up.
 type DeadLettered struct {
 	JobFields
 	Attempts   int          `json:"attempts"`
@@ -112,7 +113,7 @@ type Expired struct {
 	LastError *Error      `json:"last_error,omitempty"`
 }
 
-// Cancelled is the outcome of a job that its publisher no longer wanted.
+// Cancelled is the outcome of a job that a user cancelled.
 type Cancelled struct {
 	JobFields
 	Attempts        int    `json:"attempts"`
@@ -121,15 +122,16 @@ type Cancelled struct {
 	LastError       *Error `json:"last_error,omitempty"`
 }
 
-// Released says that a worker handed the job back unfinished; it is no failure.
+// Released reports that a worker returned the job unfinished; this is not a
+// failure.
 type Released struct {
 	JobFields
 	Reason     string `json:"reason"`     // "drain"
 	Checkpoint int    `json:"checkpoint"` // utterances delivered
 }
 
-// Duplicate says that a message was dropped since its job, and run, are those
-// of another one.
+// Duplicate reports that a message was dropped because another message has the
+// same job and run.
 type Duplicate struct {
 	JobFields
 	StreamSeq  uint64 `json:"stream_seq"`            // of the message that was dropped
@@ -137,7 +139,7 @@ type Duplicate struct {
 	CurrentRun int    `json:"current_run,omitempty"` // the run in the job's record
 }
 
-// RecurringAlert says that a code comes too often, counted over the fleet.
+// RecurringAlert reports that a code occurs too often in the fleet.
 type RecurringAlert struct {
 	Code   errors.Code `json:"code"`
 	Count  int         `json:"count"`
@@ -150,10 +152,10 @@ type RecurringAlert struct {
 	Time   time.Time   `json:"time"`
 }
 
-// maxAlertJobs bounds the lists of a RecurringAlert.
+// MaxAlertJobs bounds the lists of a RecurringAlert.
 const MaxAlertJobs = 10
 
-// CircuitAlert says that the circuit of an app in a region opened or closed.
+// CircuitAlert reports that the circuit of an app in a region opened or closed.
 type CircuitAlert struct {
 	Kind     string      `json:"-"` // AlertCircuitOpened or AlertCircuitClosed
 	AppID    string      `json:"app_id"`
@@ -198,8 +200,8 @@ func (a CircuitAlert) ceType() string            { return "avatar.alert." + a.Ki
 func (a CircuitAlert) jobID() string             { return "" }
 func (a CircuitAlert) subject(n Subjects) string { return n.Alerts(a.Kind, string(a.Code)) }
 
-// WorkerAlert says that something of the worker's own needs a person: its storage,
-// its key for an app, or a job whose sessions end without a result.
+// WorkerAlert reports a problem of the worker that a person must solve: its
+// storage, its key for an app, or a job whose sessions end without a result.
 type WorkerAlert struct {
 	Kind     string    `json:"-"`                // AlertStorage, AlertWorkerKey or AlertUnsettled
 	What     string    `json:"what"`             // the output that can't be stored, the code of the refused key, or "sessions"
@@ -215,7 +217,7 @@ func (a WorkerAlert) ceType() string            { return "avatar.alert." + a.Kin
 func (a WorkerAlert) jobID() string             { return a.JobID }
 func (a WorkerAlert) subject(n Subjects) string { return n.Alerts(a.Kind, a.What) }
 
-// Utterance is what the completed event says of one utterance.
+// Utterance describes one utterance in a completed event.
 type Utterance struct {
 	ReqID        string `json:"req_id"`
 	Frames       int    `json:"frames"`
@@ -227,12 +229,13 @@ type Utterance struct {
 	Converted    string `json:"converted,omitempty"` // what audio.convert did
 	LiveSeq      uint64 `json:"-"`                   // of its last live audio message
 
-	// Recorded is how far the job's recording is stored with it; nil: as before.
+	// Recorded is how much of the job's recording is stored with it; nil:
+	// unchanged.
 	Recorded *Recorded `json:"-"`
 }
 
-// Recorded says how much of a job's recording is stored for good. A later session
-// goes on behind it.
+// Recorded is the part of a job's recording that is stored for good. A later
+// session continues after it.
 type Recorded struct {
 	Utterances int    `json:"utterances"` // finished, those without a frame included
 	Size       int64  `json:"size"`       // bytes of all chunks
@@ -242,8 +245,8 @@ type Recorded struct {
 	Digest     []byte `json:"digest"`   // state of the SHA-256 over all chunks
 }
 
-// ErrorEvent is the body of an error event, and the last_error of a record. A
-// field that is absent is not known.
+// Error is the body of an error event, and the last_error of a record. A field
+// that is absent is not known.
 type Error struct {
 	JobID        string            `json:"job_id"`
 	Queue        string            `json:"queue"`

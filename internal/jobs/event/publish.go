@@ -13,16 +13,16 @@ import (
 	"avatarworker/internal/retry"
 )
 
-// Waits of PublishStored. One try has to outlast a short pause of the server; all of
-// them together an election, which takes about five seconds.
+// Timeouts of PublishStored. One attempt must outlast a short pause of the
+// server; all of them together an election, which takes about five seconds.
 const (
-	publishTry     = 2 * time.Second
+	publishTimeout = 2 * time.Second
 	publishInitial = 100 * time.Millisecond
-	publishMost    = 2 * time.Second
+	publishMaxWait = 2 * time.Second
 )
 
-// Publisher publishes events and waits for the stream to have them. It is safe
-// for use by several goroutines and starts none.
+// Publisher publishes events and waits until the stream has stored them. It is
+// safe for concurrent use and starts no goroutines.
 type Publisher struct {
 	js     jetstream.JetStream
 	names  Subjects
@@ -30,13 +30,13 @@ type Publisher struct {
 	log    zerolog.Logger
 }
 
-// NewPublisher makes a Publisher whose events come from the named worker.
+// NewPublisher returns a Publisher whose events name the worker as their source.
 func NewPublisher(js jetstream.JetStream, names Subjects, worker string, log zerolog.Logger) *Publisher {
 	return &Publisher{js: js, names: names, source: Source(worker), log: log}
 }
 
-// Publish returns nil when the stream has acknowledged the event. It is repeated
-// as PublishStored says.
+// Publish returns nil once the stream has acknowledged the event. It repeats as
+// PublishStored does.
 func (p *Publisher) Publish(ctx context.Context, ev Event) error {
 	_, err := p.PublishNew(ctx, ev)
 	return err
@@ -50,7 +50,7 @@ func (p *Publisher) PublishNew(ctx context.Context, ev Event) (fresh bool, err e
 	}
 	ack, err := PublishStored(ctx, p.js, msg, func(err error) {
 		p.log.Warn().Err(err).Str("event", ev.ID).Str("subject", msg.Subject).
-			Msg("event not acknowledged yet, publishing it again")
+			Msg("event not acknowledged yet; publishing it again")
 	})
 	if err != nil {
 		return false, fmt.Errorf("publish event %s: %w", ev.ID, err)
@@ -59,37 +59,37 @@ func (p *Publisher) PublishNew(ctx context.Context, ev Event) (fresh bool, err e
 }
 
 // PublishStored publishes msg, which has a Nats-Msg-Id, until its stream has
-// acknowledged it. A try without an answer may have been stored, so it is
-// repeated with the same id, which the stream stores once, until ctx ends; give
-// it a deadline. Only what no further try could mend, such as a message larger
-// than the server takes, fails at once. unanswered, if not nil, is told of the
-// first try that failed.
+// acknowledged it or ctx ends; give ctx a deadline. An attempt without a reply
+// may have been stored, so it is repeated with the same ID, which the stream
+// stores once. Only a permanent error, such as a message larger than the server
+// accepts, fails at once. unanswered, if not nil, is called with the error of the
+// first failed attempt.
 func PublishStored(ctx context.Context, js jetstream.JetStream, msg *nats.Msg, unanswered func(error)) (*jetstream.PubAck, error) {
 	wait := publishInitial
-	for try := 1; ; try++ {
+	for attempt := 1; ; attempt++ {
 		ack, err := publishOnce(ctx, js, msg)
-		if err == nil || !worthRepeating(err) {
+		if err == nil || !retryable(err) {
 			return ack, err
 		}
-		if try == 1 && unanswered != nil {
+		if attempt == 1 && unanswered != nil {
 			unanswered(err)
 		}
 		if err := retry.Pause(ctx, wait, err); err != nil {
-			return nil, fmt.Errorf("not acknowledged after %d tries: %w", try, err)
+			return nil, fmt.Errorf("not acknowledged after %d attempts: %w", attempt, err)
 		}
-		wait = min(2*wait, publishMost)
+		wait = min(2*wait, publishMaxWait)
 	}
 }
 
 func publishOnce(ctx context.Context, js jetstream.JetStream, msg *nats.Msg) (*jetstream.PubAck, error) {
-	ctx, cancel := context.WithTimeout(ctx, publishTry)
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	return js.PublishMsg(ctx, msg)
 }
 
 // PublishAsync sends the event and returns a future of its acknowledgement, for
-// events that nothing depends on. Whoever calls it sees to the future, or
-// accepts the loss.
+// events that nothing depends on. The caller handles the future, or accepts the
+// loss.
 func (p *Publisher) PublishAsync(ev Event) (jetstream.PubAckFuture, error) {
 	msg, err := ev.Message(p.names, p.source)
 	if err != nil {
@@ -102,9 +102,9 @@ func (p *Publisher) PublishAsync(ev Event) (jetstream.PubAckFuture, error) {
 	return future, nil
 }
 
-// worthRepeating reports whether the same message may be stored when it is
-// published again.
-func worthRepeating(err error) bool {
+// retryable reports whether the same message may be stored if it is published
+// again.
+func retryable(err error) bool {
 	for _, final := range []error{
 		nats.ErrMaxPayload, nats.ErrBadSubject, nats.ErrConnectionClosed,
 		nats.ErrHeadersNotSupported, nats.ErrPermissionViolation,

@@ -15,8 +15,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// wantFault checks that a panic became an error of the worker's own.
-func wantFault(t *testing.T, err error) {
+// wantPanicError checks that a panic became an error of the worker's own.
+func wantPanicError(t *testing.T, err error) {
 	t.Helper()
 	var e *errors.Error
 	if !errors.As(err, &e) || e.Code != errors.CodeInternal || e.Phase != errors.PhaseAudio || !strings.Contains(e.Message, "panic: oops") {
@@ -31,22 +31,22 @@ func TestAFaultInOpeningSpeechFailsItsJobAlone(t *testing.T) {
 	})
 	defer opener.Close()
 	c := &clips{opener: opener, specs: []audio.Spec{{Object: "o", Field: "audio"}}}
-	c.life, c.end = context.WithCancel(t.Context())
+	c.ctx, c.cancel = context.WithCancel(t.Context())
 	defer c.close()
 	_, err := c.config(t.Context())
-	wantFault(t, err)
+	wantPanicError(t, err)
 }
 
-// faulty is progress that can't be noted.
-type faulty struct{ jobs.Progress }
+// panickingProgress is progress that can't be noted.
+type panickingProgress struct{ jobs.Progress }
 
 // Speaking implements jobs.Progress.
-func (faulty) Speaking(context.Context, int, uint64) error { panic("oops") }
+func (panickingProgress) Speaking(context.Context, int, uint64) error { panic("oops") }
 
 func TestAFaultInNotingLiveSpeechFailsItsJobAlone(t *testing.T) {
-	p := &performance{ctx: t.Context(), a: &jobs.Attempt{Progress: faulty{}}, line: &line{liveBegun: 1}}
+	p := &run{ctx: t.Context(), a: &jobs.Attempt{Progress: panickingProgress{}}, utterance: &utterance{liveBegun: 1}}
 	if err := p.begin(); err != nil {
 		t.Fatal(err)
 	}
-	wantFault(t, p.noted())
+	wantPanicError(t, p.begunStored())
 }

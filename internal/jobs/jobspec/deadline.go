@@ -9,9 +9,9 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// rfc3339 is stricter than time.Parse, which takes an hour of one digit, a comma
-// for the dot, and the offsets +24:00 and +01:60. Its group is the fraction of
-// the second, with the dot.
+// rfc3339 is stricter than time.Parse, which accepts an hour of one digit, a
+// comma for the dot, and the offsets +24:00 and +01:60. Its group is the fraction
+// of the second, including the dot.
 var rfc3339 = regexp.MustCompile(`^` + rfc3339Text + `$`)
 
 const rfc3339Text = `[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])`
@@ -35,12 +35,12 @@ func (p *problems) timestamp(raw json.RawMessage, path string) {
 	}
 }
 
-// deadlineMember is a deadline as it nearly always stands in a job.
+// deadlineMember matches the usual form of a deadline in a job.
 var deadlineMember = regexp.MustCompile(`^"deadline"[ \t\r\n]*:[ \t\r\n]*"` + rfc3339Text + `"`)
 
 // plainDeadline reports whether each "deadline" in data, which protojson has
-// read, is followed by a time as RFC 3339 has it. It is there to spare nearly
-// every job a second reading: where it says no, the deadline may be right still.
+// accepted, is followed by an RFC 3339 time. It saves most jobs a second reading;
+// if it returns false, the deadline may still be right.
 func plainDeadline(data []byte) bool {
 	plain := false
 	for {

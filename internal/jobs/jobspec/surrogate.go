@@ -7,11 +7,12 @@ import (
 	"unicode/utf8"
 )
 
-const halfPair = `holds half a surrogate pair: \ud800 to \udfff stand for a character only two by two`
+const loneSurrogate = `holds half a surrogate pair: \ud800 to \udfff stand for a character only two by two`
 
-// hasHalfPair reports whether a JSON string has an escape \ud800 to \udfff
-// without its other half. encoding/json makes U+FFFD of it, protojson refuses it.
-func hasHalfPair(raw []byte) bool {
+// hasLoneSurrogate reports whether a JSON string has an escape \ud800 to \udfff
+// without its other half. encoding/json turns it into U+FFFD; protojson refuses
+// it.
+func hasLoneSurrogate(raw []byte) bool {
 	for i := bytes.IndexByte(raw, '\\'); i >= 0 && i < len(raw); i++ {
 		if raw[i] != '\\' {
 			continue
@@ -36,7 +37,7 @@ func hasHalfPair(raw []byte) bool {
 // unitLen is the length of an escape such as \ud800.
 const unitLen = len(`\ud800`)
 
-// escapedUnit is the UTF-16 unit that an escape at the start of raw stands for.
+// escapedUnit returns the UTF-16 unit of an escape at the start of raw.
 func escapedUnit(raw []byte) (rune, bool) {
 	if len(raw) < unitLen || raw[0] != '\\' || raw[1] != 'u' {
 		return 0, false
