@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -106,7 +107,8 @@ func count(n int, thing string) string {
 	return fmt.Sprintf("%d %ss", n, thing)
 }
 
-// short cuts a text to n characters.
+// short cuts a text to n characters, not bytes: it is for columns of a screen.
+// errors.Cut is for bytes.
 func short(text string, n int) string {
 	runes := []rune(text)
 	if len(runes) <= n {
@@ -115,13 +117,8 @@ func short(text string, n int) string {
 	return string(runes[:n-1]) + "…"
 }
 
-// orDash stands for what is not known.
-func orDash(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return text
-}
+// orDash returns text, or "-" if it is empty.
+func orDash(text string) string { return cmp.Or(text, "-") }
 
 // ago is how long before now a time is, for people: "12s", "3m", "5h", "4d".
 func ago(now, t time.Time) string {

@@ -311,11 +311,7 @@ func invalid(format string, args ...any) error {
 
 // short keeps foreign text in errors short.
 func short(s string) string {
-	const most = 120
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
+	return errors.Cut(strings.ToValidUTF8(s, ""), 123)
 }
 
 func (o *Opener) openInline(ctx context.Context, in *input) (*Speech, error) {

@@ -4,6 +4,7 @@
 package topology
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"strings"
@@ -40,10 +41,7 @@ func ValidQueue(queue string) error {
 }
 
 func (n Names) prefix() string {
-	if n.Prefix == "" {
-		return DefaultPrefix
-	}
-	return n.Prefix
+	return cmp.Or(n.Prefix, DefaultPrefix)
 }
 
 // Token makes one subject token (or one part of a bucket's key) of any text:

@@ -5,7 +5,6 @@ import (
 	"mime"
 	"regexp"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -189,7 +188,7 @@ var protoNoise = regexp.MustCompile(`proto:[\s\x{00a0}]*|[\x{00a0}]`)
 // nothing of the message. Never give it one of protojson, which does.
 func cleanProtoError(err error) string {
 	text := protoNoise.ReplaceAllString(err.Error(), "")
-	return Cut(strings.ToValidUTF8(text, "\uFFFD"), 200)
+	return errors.Cut(strings.ToValidUTF8(text, "\uFFFD"), 200)
 }
 
 // problems is what is wrong with a job, one text for each fault.
@@ -206,7 +205,7 @@ func (p *problems) add(path, format string, args ...any) {
 	if path != "" {
 		text = path + ": " + text
 	}
-	*p = append(*p, Cut(text, maxProblemBytes))
+	*p = append(*p, errors.Cut(text, maxProblemBytes))
 }
 
 func invalidJob(p problems) *errors.Error {
@@ -230,17 +229,4 @@ func joinPath(path, field string) string {
 }
 
 // quote shows a value of the job in an error text. Never give it a secret.
-func quote(s string) string { return fmt.Sprintf("%q", Cut(s, 64)) }
-
-// cut shortens s to at most n bytes, at a character's boundary.
-func Cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	const mark = "…"
-	n -= len(mark)
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return s[:n] + mark
-}
+func quote(s string) string { return fmt.Sprintf("%q", errors.Cut(s, 64)) }

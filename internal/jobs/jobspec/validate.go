@@ -2,6 +2,7 @@ package jobspec
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
 	"regexp"
 	"slices"
@@ -275,7 +276,7 @@ func (p *problems) params(params map[string]string, path string) {
 		p.add(path, "at most %d, got %d", maxParams, len(params))
 		return
 	}
-	for _, key := range sortedKeys(params) {
+	for _, key := range slices.Sorted(maps.Keys(params)) {
 		if key == "" || len(key) > maxParamKey || len(params[key]) > maxParamValue {
 			p.add(path, "want keys of 1 to %d bytes and values of at most %d, got %s with %d bytes",
 				maxParamKey, maxParamValue, quote(key), len(params[key]))
@@ -288,7 +289,7 @@ func (p *problems) labels(labels map[string]string) {
 		p.add("labels", "at most %d, got %d", maxLabels, len(labels))
 		return
 	}
-	for _, key := range sortedKeys(labels) {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		value := labels[key]
 		switch {
 		case key == "":
@@ -296,20 +297,10 @@ func (p *problems) labels(labels map[string]string) {
 		case len(key) > maxLabel:
 			p.add("labels", "names are at most %d bytes, got %s with %d", maxLabel, quote(key), len(key))
 		case len(value) > maxLabel:
-			p.add("labels."+Cut(key, 64), "at most %d bytes, got %d", maxLabel, len(value))
+			p.add("labels."+errors.Cut(key, 64), "at most %d bytes, got %d", maxLabel, len(value))
 		case !utf8.ValidString(key) || !utf8.ValidString(value):
 			// Decoded jobs can't have it, jobs built in Go can.
 			p.add("labels", "%s is not UTF-8", quote(key))
 		}
 	}
-}
-
-// sortedKeys gives error texts the same order every time.
-func sortedKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for key := range m {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	return keys
 }

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"time"
 
 	"avatarworker/internal/jobs/jobspec"
@@ -124,22 +125,15 @@ type Defaults struct {
 // identify copies what the job says of itself.
 func (r *Record) Identify(job *jobspec.Job, d Defaults) {
 	r.JobID, r.Run, r.StreamSeq, r.Queue = job.ID, job.Run, job.StreamSeq, job.Queue
-	r.AppID = orElse(job.GetAppId(), d.AppID)
+	r.AppID = cmp.Or(job.GetAppId(), d.AppID)
 	r.AvatarID = job.GetAvatarId()
-	r.Region = orElse(job.GetRegion(), d.Region)
+	r.Region = cmp.Or(job.GetRegion(), d.Region)
 	r.MaxAttempts = d.MaxAttempts
 	if n := int(job.GetMaxAttempts()); n > 0 && n < d.MaxAttempts {
 		r.MaxAttempts = n
 	}
 	r.Labels = job.GetLabels()
 	r.PublishedAt = job.Published
-}
-
-func orElse(value, fallback string) string {
-	if value == "" {
-		return fallback
-	}
-	return value
 }
 
 // StartedAs says why the job had no session. was is its record as it was found,
