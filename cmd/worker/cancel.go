@@ -50,7 +50,7 @@ func (c *cli) cancel(ctx context.Context, jobID string, ifUnknown, asJSON bool) 
 	defer l.close()
 	bucket, err := l.js.KeyValue(ctx, l.names.StateBucket())
 	if err != nil {
-		return l.missing("bucket "+l.names.StateBucket(), err)
+		return l.names.Unavailable("bucket "+l.names.StateBucket(), err)
 	}
 	ctx, done := context.WithTimeout(ctx, cancelTime)
 	defer done()

@@ -164,7 +164,7 @@ func named(seqs []uint64) iter.Seq2[dlq.Entry, error] {
 func (l *link) lettersNow(ctx context.Context, store *dlq.Store, filter dlq.Filter, limit int) (iter.Seq2[dlq.Entry, error], error) {
 	stream, err := l.js.Stream(ctx, l.names.DLQStream())
 	if err != nil {
-		return nil, l.missing("stream "+l.names.DLQStream(), err)
+		return nil, l.names.Unavailable("stream "+l.names.DLQStream(), err)
 	}
 	last := stream.CachedInfo().State.LastSeq
 	return func(yield func(dlq.Entry, error) bool) {

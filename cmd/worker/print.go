@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -167,4 +168,15 @@ func (c *cli) env(name string) string {
 		}
 	}
 	return ""
+}
+
+// encode is JSON with <, > and & as they are. v is something that can be encoded.
+func encode(v any) json.RawMessage {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return json.RawMessage(`null`)
+	}
+	return bytes.TrimSpace(b.Bytes())
 }

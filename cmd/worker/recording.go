@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"avatarworker/internal/audio"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/output"
 )
@@ -48,26 +47,12 @@ func (c *cli) recordingInfo(ctx context.Context, name string, asJSON bool) error
 		return fmt.Errorf("there is no file %s, and the bucket of recordings can't be reached: %w", name, err)
 	}
 	defer l.close()
-	body, err := l.openRecording(ctx, name)
+	body, err := l.client.Recording(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer body.Close() // it was only read
 	return c.describeRecording(body, name, asJSON)
-}
-
-// openRecording opens an object of the bucket of recordings; reading it to its
-// end checks its digest.
-func (l *link) openRecording(ctx context.Context, name string) (io.ReadCloser, error) {
-	bucket := l.names.RecordingsBucket()
-	body, _, err := audio.JetStreamObjects(l.js)(ctx, bucket, name)
-	if errors.Is(err, audio.ErrNoObject) {
-		return nil, fmt.Errorf("there is no recording %s in bucket %s: it may have aged out, or its job has not completed", name, bucket)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("recording %s in bucket %s: %w", name, bucket, err)
-	}
-	return body, nil
 }
 
 func (c *cli) describeRecording(r io.Reader, name string, asJSON bool) error {

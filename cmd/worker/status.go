@@ -55,7 +55,7 @@ and no longer than --count-for; where that was not enough, the states say "≥".
 func (c *cli) fleetStatus(ctx context.Context, l *link, store *status.Store, asJSON bool) error {
 	f, err := store.Fleet(ctx)
 	if err != nil {
-		return l.missing("stream "+l.names.JobsStream(), err)
+		return l.names.Unavailable("stream "+l.names.JobsStream(), err)
 	}
 	if asJSON {
 		return c.printJSON(f)
@@ -169,7 +169,7 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 	case errors.Is(err, status.ErrNoJob):
 		return err
 	case err != nil:
-		return l.missing("job "+id, err)
+		return l.names.Unavailable("job "+id, err)
 	case asJSON:
 		return c.printJSON(j)
 	case j.Waiting != nil:

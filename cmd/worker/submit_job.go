@@ -6,16 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
-	"github.com/nats-io/nuid"
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/audio"
+	"avatarworker/internal/client"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobspec"
 )
@@ -80,16 +78,13 @@ func (j *jobFlags) register(cmd *cobra.Command) {
 	f.StringArrayVar(&e.attributes, "egress-attribute", nil, "a `KEY=VALUE` of LiveKit's extra_attributes; may be repeated")
 }
 
-// upload is a file that becomes an object.
-type upload struct{ file, object string }
-
 // document is a job on its way to be published.
 type document struct {
 	id      string
 	where   string                     // in a file of several: "jobs.ndjson, job 2 (line 5)"
 	fields  map[string]json.RawMessage // nil: the file is no JSON object, and is published as it is
 	data    []byte
-	uploads []upload
+	uploads []client.Upload
 	now     time.Time
 }
 
@@ -118,7 +113,7 @@ func (c *cli) documents(s *submission, given func(flag string) bool) ([]*documen
 func (c *cli) complete(doc *document, s *submission, given func(flag string) bool) error {
 	if doc.fields == nil {
 		if doc.id = s.id; doc.id == "" {
-			doc.id = newJobID()
+			doc.id = client.NewJobID()
 		}
 		return nil
 	}
@@ -134,7 +129,7 @@ func (c *cli) complete(doc *document, s *submission, given func(flag string) boo
 	}
 	doc.id = doc.textOf("id")
 	if doc.id == "" {
-		doc.id = newJobID()
+		doc.id = client.NewJobID()
 		doc.set("id", doc.id)
 	}
 	err := errors.Join(
@@ -228,9 +223,9 @@ func (d *document) speech(s *submission) error {
 			} else if !info.Mode().IsRegular() {
 				return fmt.Errorf("%s is not a file; --live publishes speech from elsewhere", sp.file)
 			}
-			up := upload{file: sp.file, object: objectName(sp.file)}
+			up := client.NewUpload(sp.file)
 			d.uploads = append(d.uploads, up)
-			a["object"] = up.object
+			a["object"] = up.Object
 		}
 		spoken = append(spoken, a)
 	}
@@ -245,21 +240,6 @@ func (d *document) speech(s *submission) error {
 	return nil
 }
 
-// objectName is a name that no other upload has, and that still says which file
-// it was.
-func objectName(file string) string {
-	base := strings.Map(func(r rune) rune {
-		if unicode.IsSpace(r) || unicode.IsControl(r) || r == '/' || r == '\\' {
-			return '_'
-		}
-		return r
-	}, filepath.Base(file))
-	if len(base) > 100 {
-		base = strings.ToValidUTF8(base[len(base)-100:], "")
-	}
-	return nuid.Next() + "-" + base
-}
-
 // speechLimits are what workers take as speech.
 type speechLimits struct {
 	convert  bool
@@ -270,7 +250,7 @@ type speechLimits struct {
 // would refuse is refused, for the job may come to it. Where none says what it
 // takes, this command's own configuration stands in.
 func (c *cli) speechLimits(ctx context.Context, l *link, queue string) speechLimits {
-	workers, err := l.serving(ctx, c, queue)
+	workers, err := l.serving(ctx, queue)
 	if err != nil {
 		l.log.Debug().Err(err).Msg("reading which workers there are")
 	}
@@ -292,7 +272,7 @@ func (c *cli) speechLimits(ctx context.Context, l *link, queue string) speechLim
 }
 
 // checkUploads finds what a worker would refuse in the files of --audio.
-func (c *cli) checkUploads(ctx context.Context, l *link, s *submission, uploads []upload) error {
+func (c *cli) checkUploads(ctx context.Context, l *link, s *submission, uploads []client.Upload) error {
 	if s.noCheck || len(uploads) == 0 {
 		return nil
 	}
@@ -300,20 +280,20 @@ func (c *cli) checkUploads(ctx context.Context, l *link, s *submission, uploads 
 	opener := audio.New(audio.Options{MaxBytes: limits.maxBytes, Convert: limits.convert})
 	defer opener.Close()
 	for _, up := range uploads {
-		info, err := os.Stat(up.file)
+		info, err := os.Stat(up.File)
 		if err != nil {
 			return err
 		}
 		if info.Size() > limits.maxBytes {
-			return fmt.Errorf("%s has %d bytes, more than audio.max_bytes (%d); --no-check uploads it anyway", up.file, info.Size(), limits.maxBytes)
+			return fmt.Errorf("%s has %d bytes, more than audio.max_bytes (%d); --no-check uploads it anyway", up.File, info.Size(), limits.maxBytes)
 		}
-		data, err := os.ReadFile(up.file)
+		data, err := os.ReadFile(up.File)
 		if err != nil {
 			return err
 		}
 		err = opener.Check(audio.Spec{Inline: data, HasInline: true, Format: s.format, SampleRate: s.sampleRate, Field: speechField})
 		if err != nil {
-			return fmt.Errorf("a worker would refuse %s: %s; --no-check uploads it anyway", up.file, inFlags(err))
+			return fmt.Errorf("a worker would refuse %s: %s; --no-check uploads it anyway", up.File, inFlags(err))
 		}
 	}
 	return nil

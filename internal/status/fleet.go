@@ -18,6 +18,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/kv"
 	"avatarworker/internal/topology"
 )
 
@@ -107,42 +108,34 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	return f, nil
 }
 
-// shared reads what workers tell each other.
+// shared reads the bucket of what workers share: presences and circuits.
 func (s *Store) shared(ctx context.Context, f *Fleet) error {
 	bucket := s.names.FleetBucket()
-	kv, err := s.js.KeyValue(ctx, bucket)
+	fleetBucket, err := s.js.KeyValue(ctx, bucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("bucket %s: %w", bucket, err)
 	}
-	watcher, err := kv.WatchFiltered(ctx, []string{"circuit.>", "worker.>"}, jetstream.IgnoreDeletes())
+	entries, err := kv.Entries(ctx, fleetBucket, circuit.Prefix+">", fleet.Prefix+">")
 	if err != nil {
-		return fmt.Errorf("bucket %s: %w", bucket, err)
+		return err
 	}
-	defer watcher.Stop() //nolint:errcheck // the connection's end does it too
-	for {
-		select {
-		case entry, open := <-watcher.Updates():
-			if !open || entry == nil { // all there is
-				slices.SortFunc(f.Workers, func(a, b Worker) int { return cmp.Compare(a.WorkerID, b.WorkerID) })
-				slices.SortFunc(f.Circuits, func(a, b circuit.Circuit) int {
-					return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Region, b.Region))
-				})
-				return ctx.Err()
-			}
-			f.learn(entry)
-		case <-ctx.Done():
-			return fmt.Errorf("bucket %s: %w", bucket, ctx.Err())
-		}
+	for _, entry := range entries {
+		f.learn(entry)
 	}
+	slices.SortFunc(f.Workers, func(a, b Worker) int { return cmp.Compare(a.WorkerID, b.WorkerID) })
+	slices.SortFunc(f.Circuits, func(a, b circuit.Circuit) int {
+		return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Region, b.Region))
+	})
+	return nil
 }
 
 // learn takes one entry of the bucket. One that this version can't read is
 // another version's, and left out.
 func (f *Fleet) learn(entry jetstream.KeyValueEntry) {
-	if strings.HasPrefix(entry.Key(), "worker.") {
+	if strings.HasPrefix(entry.Key(), fleet.Prefix) {
 		var p fleet.Presence
 		if json.Unmarshal(entry.Value(), &p) == nil {
 			f.Workers = append(f.Workers, Worker{Presence: p, Lost: !fleet.Fresh(entry.Created(), f.At)})

@@ -8,6 +8,10 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
 )
 
 // DefaultPrefix is the first token of every subject unless nats.prefix says
@@ -210,3 +214,16 @@ func (n Names) AudioFilesBucket() string { return n.kept("AUDIO_FILES") }
 
 // RecordingsBucket is the object bucket of recorded frames.
 func (n Names) RecordingsBucket() string { return n.kept("RECORDINGS") }
+
+// Unavailable explains err, the failure to open what: "stream AVATAR_JOBS" or
+// "bucket AVATAR_STATE". The error says what to do where it is missing, or
+// JetStream is.
+func (n Names) Unavailable(what string, err error) error {
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrBucketNotFound):
+		return fmt.Errorf("%s not found: no worker has run here with nats.prefix %q yet ('avatarworker run' makes it)", what, n.prefix())
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return fmt.Errorf("%s: JetStream is not enabled on this NATS server, or not for this account", what)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
