@@ -27,7 +27,7 @@ type stats struct {
 }
 
 // collections that a settled process has had: each gives back half of a stack
-// that is no longer needed.
+// that is not needed any more.
 const collections = 5
 
 // readStats reads them; settled: after some collections and what they free.

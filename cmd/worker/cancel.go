@@ -16,10 +16,10 @@ import (
 	"avatarworker/internal/status"
 )
 
-// storeTry bounds one round trip to a bucket, cancelTime a whole request.
+// storeTimeout bounds one round trip to a bucket, cancelTimeout a whole request.
 const (
-	storeTry   = 5 * time.Second
-	cancelTime = 20 * time.Second
+	storeTimeout  = 5 * time.Second
+	cancelTimeout = 20 * time.Second
 )
 
 func newCancelCommand(c *cli) *cobra.Command {
@@ -52,9 +52,9 @@ func (c *cli) cancel(ctx context.Context, jobID string, ifUnknown, asJSON bool) 
 	if err != nil {
 		return l.names.Unavailable("bucket "+l.names.StateBucket(), err)
 	}
-	ctx, done := context.WithTimeout(ctx, cancelTime)
+	ctx, done := context.WithTimeout(ctx, cancelTimeout)
 	defer done()
-	store := kv.NewStore(l.js, bucket, storeTry)
+	store := kv.NewStore(l.js, bucket, storeTimeout)
 	if !ifUnknown {
 		if unknown, err := c.unknownJob(ctx, l, store, jobID); err != nil {
 			return err

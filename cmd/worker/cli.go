@@ -37,8 +37,8 @@ type cli struct {
 	configFile string            // -c; "": defaultConfigFile where there is one
 	overrides  map[string]string // flags that set a key of the configuration
 	flags      map[string]string // by key: the flag that set it, unless that was --set
-	secrets    bool              // the configuration's secrets are looked at too
-	started    bool              // the command line was understood
+	secrets    bool              // check the configuration's secrets too
+	started    bool              // the command line was valid
 	loaded     *config.Config
 }
 
@@ -132,8 +132,8 @@ func (c *cli) loggerFor(cfg *config.Config) (zerolog.Logger, error) {
 	return telemetry.NewLogger(c.stderr, cfg.Log.Level, cfg.Log.Format, isTerminal(c.stderr))
 }
 
-// quietLogger is for commands that a person waits for: only warnings, unless
-// this command line asks for more.
+// quietLogger is for commands that a person waits for: only warnings, unless the
+// command line sets log.level.
 func (c *cli) quietLogger() (zerolog.Logger, error) {
 	log, err := c.logger()
 	if _, asked := c.overrides["log.level"]; err == nil && !asked {
@@ -186,7 +186,7 @@ func (c *cli) connect(ctx context.Context, command string) (*link, error) {
 		return nil, err
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w\nIs it running? --nats-url, NATS_URL or nats.url say where it is", err)
+		return nil, fmt.Errorf("%w\nIs it running? Set its address with --nats-url, NATS_URL or nats.url", err)
 	}
 	names := topology.Names{Prefix: cfg.NATS.Prefix}
 	return &link{

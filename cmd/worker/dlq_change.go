@@ -11,7 +11,7 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Statuses beside those of dlq.Replay.
+// Statuses in addition to those of dlq.Replay.
 const (
 	statusFailed      = "failed"
 	statusRemoved     = "removed"
@@ -191,7 +191,7 @@ func (c *cli) changeEach(ctx context.Context, l *link, store *dlq.Store, letters
 		if stopped = errors.Join(err, ctx.Err()); stopped != nil {
 			break
 		}
-		one, cancel := context.WithTimeout(context.WithoutCancel(ctx), letterTime)
+		one, cancel := context.WithTimeout(context.WithoutCancel(ctx), letterTimeout)
 		r, err := change(one, store, e)
 		cancel()
 		if err != nil {

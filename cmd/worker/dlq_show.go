@@ -71,7 +71,7 @@ func firstLetter(ctx context.Context, store *dlq.Store, filter dlq.Filter) ([]ui
 	for e, err := range store.List(ctx, filter, 1) {
 		return []uint64{e.Seq}, err
 	}
-	return nil, fmt.Errorf("no dead letter is as the filters say")
+	return nil, fmt.Errorf("no dead letter matches the filters")
 }
 
 func (c *cli) printLetter(l dlq.Letter) error {
@@ -128,5 +128,5 @@ func (c *cli) printNext(v dlq.Masked) error {
 	return err
 }
 
-// letterTime bounds what is done with one letter.
-const letterTime = 20 * time.Second
+// letterTimeout bounds what is done with one letter.
+const letterTimeout = 20 * time.Second

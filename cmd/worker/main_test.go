@@ -30,7 +30,7 @@ var names = topology.Names{}
 type screen struct {
 	mu     sync.Mutex
 	buffer bytes.Buffer
-	grown  chan struct{} // closed and made anew with each write
+	grown  chan struct{} // closed and replaced with each write
 }
 
 func newScreen() *screen { return &screen{grown: make(chan struct{})} }
@@ -218,7 +218,7 @@ func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
 		{2, "want key=value", []string{"--set", "retry.max_attempts", "errors"}},
 		{2, "Give SEQs", []string{"dlq", "replay"}},
 		{2, "not both", []string{"dlq", "rm", "3", "--all"}},
-		{2, `"x" is no SEQ`, []string{"dlq", "show", "x"}},
+		{2, `"x" is not a SEQ`, []string{"dlq", "show", "x"}},
 		{2, "--before", []string{"dlq", "ls", "--before", "yesterday"}},
 		{2, "--pace", []string{"submit", "--pace", "slow"}},
 		{2, "--output", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--output", "disk"}},
@@ -290,7 +290,7 @@ func TestALoginToNATSThatCannotBeReadIsABadConfiguration(t *testing.T) {
 		{map[string]string{"NATS_NKEY": "/no/such/seed"}, "nats.nkey /no/such/seed"},
 		{map[string]string{"NATS_CA": "/no/such/ca"}, "nats.tls.ca: open /no/such/ca"},
 		{map[string]string{"NATS_CERT": junk, "NATS_KEY": junk}, "nats.tls.cert " + junk},
-		{map[string]string{"NATS_CONTEXT": "nobody-has-this"}, "nats.context nobody-has-this"},
+		{map[string]string{"NATS_CONTEXT": "unknown-context"}, "nats.context unknown-context"},
 	} {
 		t.Run(tc.text, func(t *testing.T) {
 			for name, value := range tc.environ {

@@ -104,7 +104,7 @@ func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 	if got := strings.Join(ids, " "); got != "1 3 4" || j.Record == nil {
 		t.Errorf("history %q, record %v", got, j.Record)
 	}
-	expect(t, 1, []string{"unknown job nobody", "mistyped"}, b.args("status", "nobody")...)
+	expect(t, 1, []string{"unknown job absent", "mistyped"}, b.args("status", "absent")...)
 	expect(t, 1, []string{"no worker has run here"}, b.args("status", "--prefix", "other")...)
 }
 
@@ -149,7 +149,7 @@ func TestNoDeadLettersAreAnEmptyListHoweverItIsAskedFor(t *testing.T) {
 				t.Errorf("%v: %q", args, out)
 			}
 		}
-		expect(t, 1, []string{"no dead letter is as"}, b.args("dlq", "show", "--newest", "--code", "internal")...)
+		expect(t, 1, []string{"no dead letter matches"}, b.args("dlq", "show", "--newest", "--code", "internal")...)
 		expect(t, 0, []string{"0 dead letters"}, b.args("dlq", "rm", "--all", "-y", "--newest")...)
 	}
 }
@@ -291,7 +291,7 @@ func TestAHoldThatLastsHasItsNextAttemptAhead(t *testing.T) {
 	b := newBench(t)
 	past := time.Now().Add(-time.Hour).UTC()
 	b.record(lifecycle.Record{JobID: "h1", Run: 1, State: lifecycle.StateHeld, Queue: "default", NextAttemptAt: &past})
-	stdout := expect(t, 0, []string{"asked for again within a minute"}, b.args("status", "h1")...)
+	stdout := expect(t, 0, []string{"checked again within a minute"}, b.args("status", "h1")...)
 	if strings.Contains(stdout, past.Format(time.RFC3339)) {
 		t.Errorf("the next attempt has passed:\n%s", stdout)
 	}
@@ -317,7 +317,7 @@ func TestDeadLetterIsExplainedAndItsSecretsHidden(t *testing.T) {
 		t.Errorf("raw: %s", got)
 	}
 	expect(t, 1, []string{"no such dead letter"}, b.args("dlq", "show", "99")...)
-	expect(t, 1, []string{"no dead letter"}, b.args("dlq", "show", "--job", "nobody")...)
+	expect(t, 1, []string{"no dead letter"}, b.args("dlq", "show", "--job", "absent")...)
 }
 
 func TestReplayRunsEachJobOnceAlsoWhenRepeated(t *testing.T) {

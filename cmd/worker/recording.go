@@ -15,13 +15,13 @@ import (
 
 func newRecordingCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "recording", Short: "Look into recordings", Args: noArgs, RunE: showHelp,
+		Use: "recording", Short: "Inspect recordings", Args: noArgs, RunE: showHelp,
 	}
 	var asJSON bool
 	info := &cobra.Command{
 		Use: "info FILE|OBJECT", Short: "Print what a recording holds, and check that it is whole",
-		Long: `Reads a recording from a file or, where there is no such file, from the object
-of that name in the bucket of recordings. Exit code 1 where it is not whole.`,
+		Long: `Reads a recording from a file or, where no such file exists, from the object
+of that name in the bucket of recordings. Exit code 1 if it is not whole.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return c.recordingInfo(cmd.Context(), args[0], asJSON) },
 	}
@@ -44,7 +44,7 @@ func (c *cli) recordingInfo(ctx context.Context, name string, asJSON bool) error
 	}
 	l, err := c.connect(ctx, "recording info")
 	if err != nil {
-		return fmt.Errorf("there is no file %s, and the bucket of recordings can't be reached: %w", name, err)
+		return fmt.Errorf("no file %s, and the bucket of recordings can't be reached: %w", name, err)
 	}
 	defer l.close()
 	body, err := l.client.Recording(ctx, name)

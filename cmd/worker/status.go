@@ -247,14 +247,14 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	return t.end()
 }
 
-// nextAttempt is when a job that waits is tried again. One whose hold lasts is
-// asked for again and again, and its record is not written anew for that.
+// nextAttempt is when a job that waits has its next attempt. A job that stays held
+// is delivered again and again without a new record, so its time may have passed.
 func nextAttempt(now time.Time, r *lifecycle.Record) string {
 	switch {
 	case r.NextAttemptAt == nil || r.State.Final():
 		return ""
 	case r.State == lifecycle.StateHeld && r.NextAttemptAt.Before(now):
-		return "still held: asked for again within a minute"
+		return "still held: checked again within a minute"
 	}
 	return r.NextAttemptAt.UTC().Format(time.RFC3339)
 }

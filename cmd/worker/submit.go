@@ -90,9 +90,9 @@ func (s *submission) check() error {
 	case s.timeout < 0:
 		return usagef("--timeout %s: want a positive duration", s.timeout)
 	case s.timeout > 0 && !s.wait && s.out == "":
-		return usagef("--timeout is how long to --wait: give that too")
+		return usagef("--timeout needs --wait")
 	case s.maxSilence != "" && s.live == "":
-		return usagef("--max-silence is of --live speech: give that too")
+		return usagef("--max-silence needs --live")
 	}
 	if err := topology.ValidQueue(s.queue); err != nil {
 		return usagef("--%s", err)
@@ -103,7 +103,7 @@ func (s *submission) check() error {
 	return nil
 }
 
-// whole: the flags alone make a job. What a file says is judged as a job is.
+// whole returns an error if neither a file nor the flags make a job.
 func (s *submission) whole() error {
 	switch {
 	case s.file != "" || s.noCheck:
@@ -153,7 +153,7 @@ func (c *cli) submit(cmd *cobra.Command, s *submission) error {
 		return unpublished(err)
 	}
 	if s.out != "" && job != nil && !savesFrames(job) {
-		return usagef("--out: with output %s there are no frames to save", job.OutputKind())
+		return usagef("--out: with output %s no frames can be saved", job.OutputKind())
 	}
 	var file *frameFile
 	if s.out != "" { // before anything is published: it may be no place for a file
@@ -222,7 +222,7 @@ func (c *cli) publishOne(ctx context.Context, l *link, s *submission, doc *docum
 	return &published{Published: p}, err
 }
 
-// unpublished adds to what is wrong with a job what became of it.
+// unpublished adds to an error about a job that it was not published.
 func unpublished(err error) error {
 	return fmt.Errorf("%w\nNothing was published; --no-check publishes it anyway", err)
 }
@@ -259,7 +259,7 @@ func (c *cli) submitAll(ctx context.Context, s *submission, docs []*document) er
 	for _, doc := range docs {
 		p, err := c.publishOne(ctx, l, s, doc)
 		if err != nil {
-			return fmt.Errorf("%s: %w\nPublished were the %d before it, and none after", doc.where, err, len(all))
+			return fmt.Errorf("%s: %w\nThe %d jobs before it were published, and none after it", doc.where, err, len(all))
 		}
 		if s.asJSON && !s.wait {
 			if err := c.printLine(p); err != nil {

@@ -82,7 +82,7 @@ func (j *jobFlags) register(cmd *cobra.Command) {
 type document struct {
 	id      string
 	where   string                     // in a file of several: "jobs.ndjson, job 2 (line 5)"
-	fields  map[string]json.RawMessage // nil: the file is no JSON object, and is published as it is
+	fields  map[string]json.RawMessage // nil: the file is not a JSON object, and is published as it is
 	data    []byte
 	uploads []client.Upload
 	now     time.Time
@@ -161,7 +161,7 @@ func (d *document) pairs(field, flag string, pairs []string) error {
 	}
 	values := map[string]any{}
 	if old := d.fields[field]; old != nil && json.Unmarshal(old, &values) != nil {
-		return fmt.Errorf("%s of the file is no object, so that %s can't add to it", field, flag)
+		return fmt.Errorf("%s of the file is not an object, so %s can't add to it", field, flag)
 	}
 	added, err := keyValues(flag, pairs)
 	if err != nil {
@@ -246,9 +246,9 @@ type speechLimits struct {
 	maxBytes int64
 }
 
-// speechLimits are those of the workers that serve the queue: what one of them
-// would refuse is refused, for the job may come to it. Where none says what it
-// takes, this command's own configuration stands in.
+// speechLimits are the strictest of the workers that serve the queue: the job may
+// come to any of them. Where none publishes its limits, this command's own
+// configuration is used.
 func (c *cli) speechLimits(ctx context.Context, l *link, queue string) speechLimits {
 	workers, err := l.serving(ctx, queue)
 	if err != nil {
@@ -267,7 +267,7 @@ func (c *cli) speechLimits(ctx context.Context, l *link, queue string) speechLim
 	if limits.maxBytes > 0 {
 		return limits
 	}
-	c.note("no worker of queue %s says what speech it takes: it is checked by audio.convert and audio.max_bytes as configured here", queue)
+	c.note("no worker of queue %s publishes its limits for speech: the files are checked by audio.convert and audio.max_bytes as configured here", queue)
 	return speechLimits{l.cfg.Audio.Convert, int64(l.cfg.Audio.MaxBytes)}
 }
 
@@ -299,8 +299,8 @@ func (c *cli) checkUploads(ctx context.Context, l *link, s *submission, uploads 
 	return nil
 }
 
-// speechField is how the audio package names what it looks at, in errors that
-// inFlags puts into the words of the command line.
+// speechField is the field that the audio package names in its errors, which
+// inFlags translates into the flags of the command line.
 const speechField = "audio"
 
 func inFlags(err error) string {
@@ -370,8 +370,8 @@ func (e *egressFlags) fields(kind string) (map[string]any, error) {
 	return all, nil
 }
 
-// job checks the document as a worker would. nil without an error: it is no
-// valid job, and --no-check publishes it anyway.
+// job checks the document as a worker would. It returns nil without an error for
+// an invalid job that --no-check publishes anyway.
 func (d *document) job(noCheck bool) (*jobspec.Job, error) {
 	body, invalid := jobspec.Decode(nil, d.data)
 	switch {

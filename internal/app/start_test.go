@@ -24,7 +24,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// freePort is one that nobody listens on.
+// freePort is a port without a listener.
 func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -133,7 +133,7 @@ func TestAJobsStreamThatCannotKeepThePromisesIsRefused(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := a.Run(ctx); err == nil || !strings.Contains(err.Error(), names.JobsStream()) {
-		t.Errorf("a stream that is no work queue: %v", err)
+		t.Errorf("a stream that is not a work queue: %v", err)
 	}
 }
 

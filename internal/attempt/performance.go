@@ -176,7 +176,7 @@ func (p *performance) begin() error {
 	go func() {
 		var err error
 		defer func() { noted <- err }()
-		defer errors.Contain(&err, errors.PhaseAudio)
+		defer errors.Recover(&err, errors.PhaseAudio)
 		err = p.a.Progress.Speaking(p.ctx, number, begun)
 	}()
 	p.noted = func() error { return <-noted }

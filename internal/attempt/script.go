@@ -242,7 +242,7 @@ func (c *clips) openAhead() {
 	go func() { // close waits for it
 		var got opened
 		defer func() { ahead <- got }()
-		defer errors.Contain(&got.err, errors.PhaseAudio)
+		defer errors.Recover(&got.err, errors.PhaseAudio)
 		got.speech, got.err = c.opener.Open(c.life, spec)
 	}()
 }

@@ -44,7 +44,7 @@ func marshal(e event.Error) (string, error) {
 }
 
 // texts are the event's texts that anybody's input can make long. The job's id
-// is not among them: it has at most 64 bytes, and says whose event it is.
+// is not among them: it has at most 64 bytes, and says which job's event it is.
 func texts(e *event.Error) []*string {
 	return []*string{
 		&e.Message, &e.ServerDetail, &e.ServerTitle, &e.CloseReason, &e.ServerCode,

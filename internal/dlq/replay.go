@@ -100,7 +100,7 @@ func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result
 
 func (s *Store) replayable(l Letter) error {
 	if omitted := l.Header.Get(HeaderOmitted); omitted != "" {
-		return fmt.Errorf("the job's bytes (%s) did not fit into it: publish the job anew", omitted)
+		return fmt.Errorf("the job's bytes (%s) did not fit into it: publish the job again", omitted)
 	}
 	if l.JobID == "" || l.Run < 1 {
 		return fmt.Errorf("it has no %s and %s: it was not written by a worker", HeaderJobID, HeaderRun)
@@ -109,10 +109,10 @@ func (s *Store) replayable(l Letter) error {
 		return fmt.Errorf("its %s %q names no job: it was not written by a worker", HeaderJobID, cut(l.JobID, maxText))
 	}
 	if l.Run >= jobspec.MaxRun {
-		return fmt.Errorf("a job has at most %d runs, and this one's next would be %d: publish the job anew under another id", jobspec.MaxRun, l.Run+1)
+		return fmt.Errorf("a job has at most %d runs, and this one's next would be %d: publish the job again under another id", jobspec.MaxRun, l.Run+1)
 	}
 	if _, ok := s.names.QueueOf(l.Subject); !ok {
-		return fmt.Errorf("its %s %q is no subject for jobs under this nats.prefix", HeaderSubject, l.Subject)
+		return fmt.Errorf("its %s %q is not a subject for jobs under this nats.prefix", HeaderSubject, l.Subject)
 	}
 	return nil
 }

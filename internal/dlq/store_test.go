@@ -273,7 +273,7 @@ func TestLetterOfTheLastRunIsKeptNotReplayed(t *testing.T) {
 	write(t, b, letter("j1", jobspec.MaxRun))
 	write(t, b, letter("j2", math.MaxInt32))
 	for seq := range uint64(2) {
-		if _, err := b.store.Replay(t.Context(), seq+1, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "publish the job anew under another id") {
+		if _, err := b.store.Replay(t.Context(), seq+1, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "publish the job again under another id") {
 			t.Errorf("got %v", err)
 		}
 	}

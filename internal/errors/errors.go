@@ -96,7 +96,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// text is the message, with the cause where the message does not tell it.
+// text is the message, with the cause where the message does not contain it.
 func (e *Error) text() string {
 	r := newRedactor(nil)
 	message := r.bounded(e.Message, r.own)

@@ -362,7 +362,7 @@ func (c *Client) connectEarly(ctx context.Context, u *url.URL) *early {
 	e := &early{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(e.done)
-		defer errors.Contain(&e.err, errors.PhaseConnect)
+		defer errors.Recover(&e.err, errors.PhaseConnect)
 		e.conn, e.err = c.connect(ctx, u)
 		e.since = time.Now()
 	}()

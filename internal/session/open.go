@@ -65,7 +65,7 @@ func (o *opening) prepare(ctx context.Context) <-chan struct{} {
 	)
 	go func() {
 		defer close(done)
-		defer errors.Contain(&err, errors.PhaseAudio)
+		defer errors.Recover(&err, errors.PhaseAudio)
 		audio, err = o.p.Config(ctx)
 	}()
 	o.config = func() (AudioConfig, error) {

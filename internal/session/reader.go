@@ -21,7 +21,7 @@ func (s *Session) readLoop() {
 // read reads until something ends the session. A panic, in OnFrame for one,
 // ends this session and no other.
 func (s *Session) read() (err error) {
-	defer errors.Contain(&err, errors.PhaseRuntime)
+	defer errors.Recover(&err, errors.PhaseRuntime)
 	if err := s.awaitConfirm(); err != nil {
 		return err
 	}

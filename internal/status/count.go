@@ -84,8 +84,8 @@ func count(queues map[string]*Queue, data []byte) bool {
 	return true
 }
 
-// backwards hands over a stream's messages, newest window first, until keep
-// has enough.
+// backwards calls keep for a stream's messages, newest window first, until keep
+// returns false.
 func backwards(ctx context.Context, stream jetstream.Stream, keep func([]byte) bool) error {
 	info, err := stream.Info(ctx)
 	if err != nil {

@@ -1,5 +1,6 @@
-// Package status computes how the fleet and single jobs stand, from what is
-// kept in NATS: for the command `status`, and for a page.
+// Package status computes the state of the fleet and of single jobs from what NATS
+// stores. It reads only. It also has the two ways to read a stream that commands
+// share: Scan for what is there, Follow for what comes.
 package status
 
 import (
@@ -25,20 +26,20 @@ import (
 // DefaultCountFor is how long the records are counted at most.
 const DefaultCountFor = 5 * time.Second
 
-// Fleet is how everything stands.
+// Fleet is the state of all queues, workers and circuits.
 type Fleet struct {
 	At          time.Time         `json:"at"`
 	Queues      []Queue           `json:"queues"`
 	Workers     []Worker          `json:"workers"`
 	Circuits    []circuit.Circuit `json:"circuits"` // those that are not closed
 	DeadLetters []dlq.Count       `json:"dead_letters"`
-	Warnings    []string          `json:"warnings"` // what somebody should look at
+	Warnings    []string          `json:"warnings"` // what a person should look at
 	// CountedAll is false where counting the records took too long: running,
 	// held, retrying and released are then "at least".
 	CountedAll bool `json:"counted_all"`
 }
 
-// Queue is how a queue stands in the whole fleet.
+// Queue is the state of a queue in the whole fleet.
 type Queue struct {
 	Name    string `json:"name"`
 	Served  int    `json:"workers"` // live workers that serve it
@@ -54,13 +55,13 @@ type Queue struct {
 	PausedUntil   time.Time `json:"paused_until,omitzero"`   // an operator has paused its consumer
 }
 
-// Worker is one worker as it told the fleet.
+// Worker is one worker as it published itself.
 type Worker struct {
 	fleet.Presence
-	Lost bool `json:"lost,omitempty"` // it has not been heard of for a while
+	Lost bool `json:"lost,omitempty"` // its presence is too old
 }
 
-// Store reads how things stand. It changes nothing.
+// Store reads the state of jobs and of the fleet. It changes nothing.
 type Store struct {
 	js       jetstream.JetStream
 	names    topology.Names
@@ -80,7 +81,7 @@ func NewStore(js jetstream.JetStream, names topology.Names, now func() time.Time
 	return &Store{js: js, names: names, now: now, countFor: countFor}
 }
 
-// Fleet says how the fleet stands. The error names what could not be read.
+// Fleet returns the state of the fleet. The error names what could not be read.
 func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	stream, err := s.js.Stream(ctx, s.names.JobsStream())
 	if err != nil {
@@ -210,7 +211,7 @@ func (s *Store) oldest(ctx context.Context, stream jetstream.Stream, queues map[
 	return nil
 }
 
-// warn says what somebody should look at.
+// warn collects what a person should look at.
 func (f *Fleet) warn() {
 	add := func(format string, args ...any) { f.Warnings = append(f.Warnings, fmt.Sprintf(format, args...)) }
 	for _, q := range f.Queues {
@@ -225,14 +226,14 @@ func (f *Fleet) warn() {
 	}
 	for _, w := range f.Workers {
 		if w.Lost {
-			add("worker %s has not been heard of since %s: it was lost, or is cut off", w.WorkerID, w.At.UTC().Format(time.RFC3339))
+			add("worker %s has published nothing since %s: it was lost, or can't reach NATS", w.WorkerID, w.At.UTC().Format(time.RFC3339))
 		}
 	}
 	f.warnOfCircuits(add)
 }
 
-// warnOfCircuits says what to do once for each code, however many circuits it
-// opened: an account's fault opens those of all its apps and regions.
+// warnOfCircuits adds one warning for each code, however many circuits it opened:
+// a fault of the account opens the circuits of all its apps and regions.
 func (f *Fleet) warnOfCircuits(add func(format string, args ...any)) {
 	var codes []errors.Code
 	stopped := make(map[errors.Code][]string)

@@ -71,7 +71,7 @@ func (s *Store) waitingOn(ctx context.Context, subject string, seq uint64, id st
 	for {
 		raw, err := leader.Next(ctx, s.js, s.names.JobsStream(), seq, subject)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return nil, nil //nolint:nilnil // it is not there, and that is no error
+			return nil, nil //nolint:nilnil // it is not there, which is not an error
 		}
 		if err != nil {
 			return nil, err

@@ -1,6 +1,7 @@
-// Package topology knows the names and settings of everything that the worker
-// keeps in NATS: subjects, streams, consumers and buckets. It makes what is
-// missing, reports what is there with other settings, and changes nothing.
+// Package topology owns the names and settings of everything that the worker keeps
+// in NATS: subjects, streams, consumers and buckets. It makes what is missing and
+// reports what exists with other settings, without changing it. It knows nothing
+// of jobs.
 package topology
 
 import (
@@ -27,7 +28,8 @@ type Names struct{ Prefix string }
 
 var tokenPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
-// Validate says whether the prefix can be used for both subjects and streams.
+// Validate returns an error if the prefix can't be used in subjects and names of
+// streams.
 func (n Names) Validate() error {
 	if !tokenPattern.MatchString(n.prefix()) {
 		return fmt.Errorf("nats.prefix %q: only letters, digits, '-' and '_' are allowed", n.Prefix)
@@ -35,8 +37,8 @@ func (n Names) Validate() error {
 	return nil
 }
 
-// ValidQueue says whether a queue's name can be both a subject token and the
-// name of a consumer.
+// ValidQueue returns an error if a queue's name can't be both a subject token and
+// the name of a consumer.
 func ValidQueue(queue string) error {
 	if !tokenPattern.MatchString(queue) {
 		return fmt.Errorf("queue %q: only letters, digits, '-' and '_' are allowed", queue)
@@ -108,8 +110,8 @@ func (n Names) Jobs(queue string) string { return n.subject("jobs", Token(queue)
 // AllJobs matches the jobs of every queue.
 func (n Names) AllJobs() string { return n.subject("jobs", "*") }
 
-// QueueOf gives the queue of a job's subject; false where the subject is not
-// one that Jobs gives.
+// QueueOf returns the queue of a job's subject, and false if the subject is not one
+// that Jobs returns.
 func (n Names) QueueOf(subject string) (string, bool) {
 	queue, ok := strings.CutPrefix(subject, n.subject("jobs")+".")
 	return queue, ok && tokenPattern.MatchString(queue)

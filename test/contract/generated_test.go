@@ -67,8 +67,8 @@ func TestTheTableOfCodesIsTheWorkers(t *testing.T) {
 	}
 	for _, r := range rows(t) {
 		fmt.Fprintf(&b, "\n### %s\n\n%s\n\n", r.Code, cell(r.Meaning))
-		if r.Unless != "" {
-			fmt.Fprintf(&b, "Otherwise than in the table: %s.\n\n", cell(r.Unless))
+		if r.Exception != "" {
+			fmt.Fprintf(&b, "Otherwise than in the table: %s.\n\n", cell(r.Exception))
 		}
 		fmt.Fprintf(&b, "**What to do.** %s\n", cell(r.Remedy))
 	}
@@ -86,8 +86,8 @@ func TestTheTableOfCodesInTheReadmeIsTheWorkers(t *testing.T) {
 		if r.Alert {
 			does += "; alert when recurring"
 		}
-		if r.Unless != "" {
-			does += "; " + cell(r.Unless)
+		if r.Exception != "" {
+			does += "; " + cell(r.Exception)
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", r.Code, r.Class, does, r.Owner)
 	}
