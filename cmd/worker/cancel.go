@@ -34,7 +34,7 @@ and no waiting job has this id. With the last two the exit code is 1.`,
 			return c.cancel(cmd.Context(), args[0], ifUnknown, asJSON)
 		},
 	}
-	cmd.Flags().BoolVar(&ifUnknown, "if-unknown", false, "note it for a job that is yet to be published, too")
+	cmd.Flags().BoolVar(&ifUnknown, "if-unknown", false, "also cancel a job that has not been published yet")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }

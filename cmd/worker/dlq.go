@@ -35,12 +35,12 @@ func newDLQCommand(c *cli) *cobra.Command {
 
 func (lf *letterFlags) register(cmd *cobra.Command, limit int) {
 	f := cmd.Flags()
-	f.StringSliceVar(&lf.codes, "code", nil, "with this error `CODE`; may be repeated, as the next three")
-	f.StringSliceVar(&lf.classes, "class", nil, "with this error `CLASS`")
-	f.StringSliceVar(&lf.apps, "app", nil, "of the app with this `ID`")
-	f.StringSliceVar(&lf.jobs, "job", nil, "of the job with this `ID`")
-	f.StringVar(&lf.before, "before", "", "that failed before this `TIME` (RFC 3339, or a duration ago such as 2h)")
-	f.StringVar(&lf.after, "after", "", "that failed at this `TIME` or later")
+	f.StringSliceVar(&lf.codes, "code", nil, "only with this error `CODE`; may be repeated, as --class, --app and --job")
+	f.StringSliceVar(&lf.classes, "class", nil, "only with this error `CLASS`")
+	f.StringSliceVar(&lf.apps, "app", nil, "only of the app with this `ID`")
+	f.StringSliceVar(&lf.jobs, "job", nil, "only of the job with this `ID`")
+	f.StringVar(&lf.before, "before", "", "only those that failed before this `TIME` (RFC 3339, or a duration ago such as 2h)")
+	f.StringVar(&lf.after, "after", "", "only those that failed at this `TIME` or later")
 	f.BoolVar(&lf.newest, "newest", false, "newest first")
 	f.IntVar(&lf.limit, "limit", limit, "at most `N` (0: no limit)")
 	jsonFlag(cmd, &lf.asJSON)

@@ -31,10 +31,10 @@ func newDLQReplayCommand(c *cli) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use: "replay [SEQ…]", Short: "Publish dead letters' jobs again",
-		Long: `Publishes the jobs of dead letters again, each with its id, its next run and a
-fresh budget; a letter is removed once its job is back in the queue. Give SEQs,
-filters, or --all. On a terminal it asks before more than one is replayed. It may
-be interrupted and repeated: no job runs twice for it.
+		Long: `Publishes the jobs of dead letters again, each with its id, its next run and all its
+attempts. A letter is removed once its job is back in the queue. Give SEQs, filters,
+or --all. On a terminal it asks before it replays more than one. It may be
+interrupted and repeated: that runs no job twice.
 A job whose deadline has passed is skipped and reported.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.changeLetters(cmd, args, &lf, func(ctx context.Context, store *dlq.Store, e dlq.Entry) (changed, error) {

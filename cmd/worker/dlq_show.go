@@ -23,9 +23,9 @@ func newDLQShowCommand(c *cli) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use: "show [SEQ]", Short: "Show a dead letter, and explain its error", Args: cobra.MaximumNArgs(1),
-		Long: `Shows a dead letter: what its error means, whose it is and what to do; its
-headers, the error and the job. Without SEQ: the first one that the filters
-choose. Egress tokens and the queries of URLs are hidden; --raw writes the job's
+		Long: `Shows a dead letter: what its error means, who can correct it and how; then its
+headers, the error and the job. Without SEQ it shows the first letter that matches
+the filters. Egress tokens and the queries of URLs are hidden; --raw writes the job's
 own bytes to stdout as they are.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return c.showLetter(cmd, args, &lf, raw) },
 	}

@@ -19,9 +19,9 @@ import (
 func newErrorsCommand(c *cli) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "errors", Short: "Print what is done about each error code", Args: noArgs,
-		Long: `Prints every error code with its class and what a worker does about it, as it
-stands under the configuration: 'policy' changes it.`,
+		Use: "errors", Short: "Print what the worker does about each error code", Args: noArgs,
+		Long: `Prints every error code with its class and what a worker does about it. The table
+includes what 'policy' in the configuration changes.`,
 		RunE: func(*cobra.Command, []string) error { return c.printErrors(asJSON) },
 	}
 	jsonFlag(cmd, &asJSON)

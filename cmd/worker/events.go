@@ -61,7 +61,7 @@ func newEventsCommand(c *cli) *cobra.Command {
 	fl.BoolVar(&errs, "errors", false, "error events, one for each failed attempt")
 	fl.BoolVar(&alerts, "alerts", false, "alerts")
 	fl.BoolVar(&jobs, "jobs", false, "job events: started, completed, …")
-	fl.BoolVar(&f.once, "no-follow", false, "print what there is and end")
+	fl.BoolVar(&f.once, "no-follow", false, "print past events and end")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }

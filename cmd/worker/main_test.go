@@ -225,8 +225,8 @@ func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
 		{2, "needs --output object", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--output", "frames", "--output-name", "r"}},
 		{2, "needs --output object", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--output-name", "r"}},
 		{2, "need --output livekit or agora", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--output", "discard", "--egress-room", "r"}},
-		{2, "give that too", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--timeout", "1m"}},
-		{2, "give that too", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--max-silence", "5s"}},
+		{2, "--timeout needs --wait", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--timeout", "1m"}},
+		{2, "--max-silence needs --live", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--max-silence", "5s"}},
 		{2, "--label", []string{"submit", "--avatar", "a", "--label", "x"}},
 		{2, "--deadline", []string{"submit", "--avatar", "a", "--deadline", "soon"}},
 		{2, "--speed", []string{"simulator", "--speed", "-1"}},
@@ -324,7 +324,7 @@ retry:
 		expect(t, 78, want, command, "-c", file)
 	}
 	for _, missing := range [][]string{nil, {"--set", "app.id=mine"}} {
-		expect(t, 0, []string{"right so far", "app."}, append([]string{"check-config"}, missing...)...)
+		expect(t, 0, []string{"valid so far", "app."}, append([]string{"check-config"}, missing...)...)
 	}
 	expect(t, 78, []string{"app.id: is not set, though app.api_key is"}, "check-config", "--set", "app.api_key=k")
 	expect(t, 78, []string{"app.api_key: holds only spaces"}, "check-config", "--set", "app.id=mine", "--set", "app.api_key=  ")

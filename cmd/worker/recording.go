@@ -19,7 +19,7 @@ func newRecordingCommand(c *cli) *cobra.Command {
 	}
 	var asJSON bool
 	info := &cobra.Command{
-		Use: "info FILE|OBJECT", Short: "Print what a recording holds, and check that it is whole",
+		Use: "info FILE|OBJECT", Short: "Print what a recording holds, and check that it is complete",
 		Long: `Reads a recording from a file or, where no such file exists, from the object
 of that name in the bucket of recordings. Exit code 1 if it is not whole.`,
 		Args: cobra.ExactArgs(1),

@@ -11,9 +11,9 @@ import (
 const aboutRun = `Pull jobs from the queues, run each as one session against the avatar backend,
 and settle it.
 
-SIGTERM, SIGINT or SIGHUP drains: nothing new is taken, sessions may finish within
-worker.drain_timeout, what does not finish is handed back. A second signal ends
-the process at once; nothing is lost by that either.`
+SIGTERM, SIGINT or SIGHUP drains the worker: it takes no new jobs, lets sessions
+finish within worker.drain_timeout, and hands the other jobs back. A second signal
+ends the process at once, and no job is lost by that either.`
 
 func newRunCommand(c *cli) *cobra.Command {
 	var embedded bool

@@ -21,14 +21,16 @@ func newStatusCommand(c *cli) *cobra.Command {
 		countFor time.Duration
 	)
 	cmd := &cobra.Command{
-		Use: "status [JOB]", Short: "Show how a job stands, or the whole fleet", Args: cobra.MaximumNArgs(1),
+		Use: "status [JOB]", Short: "Show the state of a job, or of the whole fleet", Args: cobra.MaximumNArgs(1),
 		Long: `With a JOB: its record, and its events and errors in order.
 
-Without: queues (waiting: never delivered; delivered: without an outcome yet,
-which are running, retrying, held or released by the jobs' records), workers
-(sessions: open now; slots: jobs at a time), circuits, and dead letters by code.
-A queue that has jobs but no worker is listed too. Records are read newest first
-and no longer than --count-for; where that was not enough, the states say "≥".`,
+Without: the queues, workers, circuits, and dead letters by code.
+  queues    WAITING: jobs never delivered. DELIVERED: jobs delivered and without an
+            outcome; the next columns say in which state they are. A queue with
+            jobs but no worker is listed too.
+  workers   SESSIONS: open now. SLOTS: jobs at a time.
+Job records are read newest first, for --count-for at most. Where that was too
+short, the numbers begin with "≥".`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if err := checkJobID(args[0]); err != nil {

@@ -16,10 +16,10 @@ import (
 	"avatarworker/internal/topology"
 )
 
-const aboutSubmit = `Publishes a job, from flags or a JSON FILE (- is stdin; flags win), and prints
-its id. The job is checked here first, as a worker would. A FILE may hold several
-jobs, in an array or one after the other (NDJSON): all are checked before the
-first is published.
+const aboutSubmit = `Publishes a job and prints its id. The job comes from flags, from a JSON FILE (- is
+stdin), or from both: flags override the file. The command first checks the job as
+a worker would. A FILE may hold several jobs, in an array or one after the other
+(NDJSON): all are checked before the first is published.
 
   avatarworker submit --avatar a1 --audio hello.wav --wait --out hello.rec
   avatarworker submit job.json --label order=17
@@ -54,13 +54,13 @@ func newSubmitCommand(c *cli) *cobra.Command {
 	s.jobFlags.register(cmd)
 	f := cmd.Flags()
 	f.StringVar(&s.queue, "queue", "default", "`NAME` of the queue")
-	f.StringVarP(&s.file, "file", "f", "", "the same as the argument")
+	f.StringVarP(&s.file, "file", "f", "", "the `FILE`, in place of the argument")
 	f.BoolVar(&s.noCheck, "no-check", false, "publish it even if it is not a valid job")
 	f.BoolVar(&s.wait, "wait", false, "follow it to its outcome; exit code 1 unless it completed")
 	f.DurationVar(&s.timeout, "timeout", 0, "longest `TIME` to wait (0: as long as it takes)")
-	f.StringVar(&s.out, "out", "", "wait, and save its frames in `FILE` as in a recording")
+	f.StringVar(&s.out, "out", "", "wait, and save its frames as a recording in `FILE`")
 	f.StringVar(&s.live, "live", "", "publish the speech in `FILE` (- is raw PCM on stdin) while the job runs")
-	f.StringVar(&s.pace, "pace", "realtime", "of a --live file: realtime or fast")
+	f.StringVar(&s.pace, "pace", "realtime", "`PACE` of a --live file: realtime (as fast as it is spoken) or fast")
 	jsonFlag(cmd, &s.asJSON)
 	return cmd
 }
