@@ -84,7 +84,7 @@ func (c *cli) printLetter(l dlq.Letter) error {
 	t.row("reason", fmt.Sprintf("%s, after %s and %s", orDash(v.Reason), count(v.Attempts, "attempt"), crashes(v.Crashes)))
 	if v.Explanation.Meaning != "" {
 		t.row("meaning", v.Explanation.Meaning)
-		t.row("whose", v.Explanation.Owner)
+		t.row("owner", v.Explanation.Owner)
 		t.row("what to do", v.Explanation.Remedy)
 	}
 	if err := t.end(); err != nil {

@@ -20,8 +20,8 @@ func newErrorsCommand(c *cli) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "errors", Short: "Print what the worker does about each error code", Args: noArgs,
-		Long: `Prints every error code with its class and what a worker does about it. The table
-includes what 'policy' in the configuration changes.`,
+		Long: `Prints every error code with its class, what a worker does about it, and its owner:
+who can correct it. The table includes what 'policy' in the configuration changes.`,
 		RunE: func(*cobra.Command, []string) error { return c.printErrors(asJSON) },
 	}
 	jsonFlag(cmd, &asJSON)
@@ -61,7 +61,7 @@ func (c *cli) printErrors(asJSON bool) error {
 	if asJSON {
 		return c.printJSON(rows)
 	}
-	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "WHOSE FAULT", "EXCEPTION")
+	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "OWNER", "EXCEPTION")
 	for _, r := range rows {
 		out.row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), orDash(r.Owner), r.Exception)
 	}

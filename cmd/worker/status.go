@@ -158,7 +158,7 @@ func (c *cli) printCounts(f *status.Fleet) error {
 		_, err := fmt.Fprintln(c.stdout, "none")
 		return err
 	}
-	t := newTable(c.stdout, "DEAD LETTERS", "CODE", "CLASS", "WHOSE FAULT", "TO SEE ONE")
+	t := newTable(c.stdout, "COUNT", "CODE", "CLASS", "OWNER", "TO SEE ONE")
 	for _, n := range f.DeadLetters {
 		t.row(n.Letters, n.Code, n.Class, orDash(errors.Explain(n.Code).Owner), fmt.Sprintf("avatarworker dlq show --code %s", n.Code))
 	}

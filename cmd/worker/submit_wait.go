@@ -66,6 +66,9 @@ func (w *waiter) verdict(end client.Outcome, err error) error {
 		colour = green
 	}
 	w.c.note("%s: %s%s", w.p.JobID, w.c.colour(w.c.stderr, colour, string(end.State)), plain(outcomeText(end)))
+	if end.State == lifecycle.StateDeadLettered {
+		w.c.note("'avatarworker dlq show --job %s' explains it", w.p.JobID)
+	}
 	if w.p.Saved != nil {
 		w.c.note("saved %s: %s, %s, %.2f s, %d bytes", w.p.Saved.File, count(len(w.p.Saved.Utterances), "utterance"), count(w.p.Saved.Frames, "frame"), w.p.Saved.Seconds, w.p.Saved.Bytes)
 	}

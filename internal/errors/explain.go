@@ -3,11 +3,11 @@ package errors
 // Explanation says in words what a code is.
 type Explanation struct {
 	Meaning string `json:"meaning"`
-	Owner   string `json:"owner"` // whose it is: backend, network, account, configuration, publisher, worker
+	Owner   string `json:"owner"` // who can correct it: backend, network, account, configuration, publisher, worker
 	Remedy  string `json:"remedy"`
 }
 
-// Explain says what a code means, whose it is and what to do. A code that is
+// Explain says what a code means, who can correct it and how. A code that is
 // not known has an empty explanation.
 func Explain(code Code) Explanation {
 	if e, ok := explainSession(code); ok {

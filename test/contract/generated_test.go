@@ -61,7 +61,7 @@ func rows(t *testing.T) []errors.Row {
 
 func TestTheTableOfCodesIsTheWorkers(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("| code | class | action | attempts | alert | who can correct it |\n|---|---|---|---|---|---|\n")
+	b.WriteString("| code | class | action | attempts | alert | owner |\n|---|---|---|---|---|---|\n")
 	for _, r := range rows(t) {
 		fmt.Fprintf(&b, "| [%s](#%s) | %s | %s | %s | %s | %s |\n", r.Code, strings.ToLower(string(r.Code)), r.Class, action(r), attempts(r), yes(r.Alert), r.Owner)
 	}
@@ -94,7 +94,7 @@ func TestTheShortTableOfCodesInTheReadmeIsTheWorkers(t *testing.T) {
 		}
 	}
 	var b strings.Builder
-	b.WriteString("| class | codes | the worker's action | who can correct it |\n|---|---|---|---|\n")
+	b.WriteString("| class | codes | the worker's action | owner |\n|---|---|---|---|\n")
 	for _, g := range order {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", g.class, strings.Join(names[g], ", "), g.does, strings.Join(owners[g], ", "))
 	}
