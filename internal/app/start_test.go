@@ -165,8 +165,8 @@ func TestWhatExistsWithOtherSettingsIsLeftAloneAndToldOnce(t *testing.T) {
 	if age := stream.CachedInfo().Config.MaxAge; age != 7*time.Minute {
 		t.Errorf("the stream was rewritten: max age %s", age)
 	}
-	if n := strings.Count(log.String(), "it is left as it is"); n != 1 || !strings.Contains(log.String(), "7m0s") {
-		t.Errorf("told %d times:\n%s", n, log.String())
+	if n := strings.Count(log.String(), "they are left unchanged"); n != 1 || !strings.Contains(log.String(), "7m0s") {
+		t.Errorf("logged %d times:\n%s", n, log.String())
 	}
 }
 

@@ -62,7 +62,7 @@ func TestWhatIsDeletedUnderneathAWorkerIsToldAndMadeAgainWhereEmptyIsNoHarm(t *t
 			t.Errorf("%s: %v", object, err)
 		}
 		if n := strings.Count(log.String(), object+" is missing"); n != 1 {
-			t.Errorf("%s: told %d times\n%s", object, n, log.String())
+			t.Errorf("%s: logged %d times\n%s", object, n, log.String())
 		}
 	}
 	f.publish("frames", "ok", nil)
@@ -89,12 +89,12 @@ func TestAWorkerIsNotReadyWithoutItsJobsOrItsRecordsUntilAnotherOneMadeThem(t *t
 				t.Errorf("%q does not say what to do, in one line", text)
 			}
 			if _, err := f.js.Stream(f.ctx, stream); !errors.Is(err, jetstream.ErrStreamNotFound) {
-				t.Errorf("made again without a word: %v", err)
+				t.Errorf("made again: %v", err)
 			}
 			f.worker(worker{checkEvery: often, config: func(c *config.Config) { c.Worker.Name = "second" }})
 			until(t, object, func() bool { return w.reason() == "" })
 			if text := log.String(); strings.Count(text, object+" is missing") != 1 || strings.Count(text, object+" is there again") != 1 {
-				t.Errorf("told not once each:\n%s", text)
+				t.Errorf("not logged once each:\n%s", text)
 			}
 			f.publish("after", "ok", nil)
 			f.completed("after")
@@ -115,7 +115,7 @@ func TestWhatCanNotBeMadeAgainIsSaidForAsLongAsItLasts(t *testing.T) {
 		return err == nil
 	})
 	until(t, "the reason", func() bool {
-		return strings.Contains(w.reason(), "stream AVATAR_FRAMES is missing, and can't be made again") && strings.Contains(w.reason(), "another stream takes these subjects")
+		return strings.Contains(w.reason(), "stream AVATAR_FRAMES is missing and can't be made again") && strings.Contains(w.reason(), "another stream takes these subjects")
 	})
 	f.remove("OTHER")
 	until(t, "ready again", func() bool { return w.reason() == "" })
