@@ -231,7 +231,7 @@ func measureIdle(ctx context.Context, p params, worker bool, n int) (out sample,
 		return nil, err
 	}
 	if worker {
-		// The avatar confirms and says nothing: its sessions wait for a frame.
+		// This avatar confirms and sends no frames, so its sessions wait.
 		err = fill(ctx, s.nats.said.NATS, n, func(i int) []byte { return job("idle"+strconv.Itoa(i), "hang", "discard") })
 	} else {
 		_, err = c.call(command{Do: "open", N: n})
@@ -325,7 +325,7 @@ func measureStart(ctx context.Context, profiles string, n int) (out sample, err 
 		if err == nil {
 			err = ended.wait(ctx, 1)
 		}
-		// A moment of peace: the worker is to be idle.
+		// Wait until the worker is idle.
 		if err == nil {
 			err = pause(ctx, 5*time.Millisecond)
 		}

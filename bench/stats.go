@@ -49,7 +49,7 @@ func readStats(settled bool) stats {
 	return s
 }
 
-// resident is 0 where the system does not tell.
+// resident is 0 where the system does not report it.
 func resident() uint64 {
 	data, err := os.ReadFile("/proc/self/statm")
 	if err != nil {

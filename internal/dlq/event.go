@@ -43,7 +43,7 @@ func marshal(e event.Error) (string, error) {
 	return strings.TrimSuffix(b.String(), "\n"), nil
 }
 
-// texts are the event's texts that anybody's input can make long. The job's id
+// texts are the event's texts that input from outside can make long. The job's id
 // is not among them: it has at most 64 bytes, and says which job's event it is.
 func texts(e *event.Error) []*string {
 	return []*string{

@@ -1,5 +1,6 @@
-// Package dlq keeps the jobs that are given up, and gives operators what they
-// need for them: list, show, count, replay, remove.
+// Package dlq stores the jobs that failed for good, and lets operators list, show,
+// count, replay and remove them. It owns the dead letter stream and what may be
+// shown of a letter. It knows nothing of sessions.
 package dlq
 
 import (

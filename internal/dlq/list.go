@@ -164,7 +164,7 @@ func (l lister) fetch(ctx context.Context, p *puller, received uint64, keep func
 	return n, true, nil
 }
 
-// atEnd says whether a batch that came short was the last one.
+// atEnd reports whether an incomplete batch was the last one.
 func atEnd(ctx context.Context, c jetstream.Consumer, received uint64) (bool, error) {
 	info, err := c.Info(ctx)
 	if err != nil {
@@ -177,5 +177,5 @@ func atEnd(ctx context.Context, c jetstream.Consumer, received uint64) (bool, er
 }
 
 func errInterrupted() error {
-	return fmt.Errorf("the connection to NATS was interrupted, the list is not whole: run it again")
+	return fmt.Errorf("the connection to NATS was interrupted and the list is incomplete: run the command again")
 }

@@ -198,8 +198,8 @@ const (
 	KindJobs   = "jobs"
 )
 
-// Subjects are the subjects of the kinds, all of them where none is given. Of a
-// job's own events the server sends only that job's.
+// Subjects returns the subjects of the kinds, or of all kinds if none is given. With
+// a job id, job events are limited to that job.
 func Subjects(names topology.Names, kinds []string, jobID string) []string {
 	all := len(kinds) == 0
 	var subjects []string
