@@ -16,10 +16,10 @@ import (
 	"avatarworker/internal/status"
 )
 
-// storeTry bounds one round trip to a bucket, cancelTime a whole request.
+// storeTimeout bounds one round trip to a bucket, cancelTimeout a whole request.
 const (
-	storeTry   = 5 * time.Second
-	cancelTime = 20 * time.Second
+	storeTimeout  = 5 * time.Second
+	cancelTimeout = 20 * time.Second
 )
 
 func newCancelCommand(c *cli) *cobra.Command {
@@ -34,7 +34,7 @@ and no waiting job has this id. With the last two the exit code is 1.`,
 			return c.cancel(cmd.Context(), args[0], ifUnknown, asJSON)
 		},
 	}
-	cmd.Flags().BoolVar(&ifUnknown, "if-unknown", false, "note it for a job that is yet to be published, too")
+	cmd.Flags().BoolVar(&ifUnknown, "if-unknown", false, "also cancel a job that has not been published yet")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
@@ -50,11 +50,11 @@ func (c *cli) cancel(ctx context.Context, jobID string, ifUnknown, asJSON bool) 
 	defer l.close()
 	bucket, err := l.js.KeyValue(ctx, l.names.StateBucket())
 	if err != nil {
-		return l.missing("bucket "+l.names.StateBucket(), err)
+		return l.names.Unavailable("bucket "+l.names.StateBucket(), err)
 	}
-	ctx, done := context.WithTimeout(ctx, cancelTime)
+	ctx, done := context.WithTimeout(ctx, cancelTimeout)
 	defer done()
-	store := kv.NewStore(l.js, bucket, storeTry)
+	store := kv.NewStore(l.js, bucket, storeTimeout)
 	if !ifUnknown {
 		if unknown, err := c.unknownJob(ctx, l, store, jobID); err != nil {
 			return err

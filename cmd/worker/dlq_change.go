@@ -11,7 +11,7 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Statuses beside those of dlq.Replay.
+// Statuses in addition to those of dlq.Replay.
 const (
 	statusFailed      = "failed"
 	statusRemoved     = "removed"
@@ -31,10 +31,10 @@ func newDLQReplayCommand(c *cli) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use: "replay [SEQ…]", Short: "Publish dead letters' jobs again",
-		Long: `Publishes the jobs of dead letters again, each with its id, its next run and a
-fresh budget; a letter is removed once its job is back in the queue. Give SEQs,
-filters, or --all. On a terminal it asks before more than one is replayed. It may
-be interrupted and repeated: no job runs twice for it.
+		Long: `Publishes the jobs of dead letters again, each with its id, its next run and all its
+attempts. A letter is removed once its job is back in the queue. Give SEQs, filters,
+or --all. On a terminal it asks before it replays more than one. It may be
+interrupted and repeated: that runs no job twice.
 A job whose deadline has passed is skipped and reported.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.changeLetters(cmd, args, &lf, func(ctx context.Context, store *dlq.Store, e dlq.Entry) (changed, error) {
@@ -164,7 +164,7 @@ func named(seqs []uint64) iter.Seq2[dlq.Entry, error] {
 func (l *link) lettersNow(ctx context.Context, store *dlq.Store, filter dlq.Filter, limit int) (iter.Seq2[dlq.Entry, error], error) {
 	stream, err := l.js.Stream(ctx, l.names.DLQStream())
 	if err != nil {
-		return nil, l.missing("stream "+l.names.DLQStream(), err)
+		return nil, l.names.Unavailable("stream "+l.names.DLQStream(), err)
 	}
 	last := stream.CachedInfo().State.LastSeq
 	return func(yield func(dlq.Entry, error) bool) {
@@ -191,7 +191,7 @@ func (c *cli) changeEach(ctx context.Context, l *link, store *dlq.Store, letters
 		if stopped = errors.Join(err, ctx.Err()); stopped != nil {
 			break
 		}
-		one, cancel := context.WithTimeout(context.WithoutCancel(ctx), letterTime)
+		one, cancel := context.WithTimeout(context.WithoutCancel(ctx), letterTimeout)
 		r, err := change(one, store, e)
 		cancel()
 		if err != nil {

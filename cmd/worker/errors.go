@@ -19,9 +19,9 @@ import (
 func newErrorsCommand(c *cli) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "errors", Short: "Print what is done about each error code", Args: noArgs,
-		Long: `Prints every error code with its class and what a worker does about it, as it
-stands under the configuration: 'policy' changes it.`,
+		Use: "errors", Short: "Print what the worker does about each error code", Args: noArgs,
+		Long: `Prints every error code with its class, what a worker does about it, and its owner:
+who can correct it. The table includes what 'policy' in the configuration changes.`,
 		RunE: func(*cobra.Command, []string) error { return c.printErrors(asJSON) },
 	}
 	jsonFlag(cmd, &asJSON)
@@ -29,7 +29,7 @@ stands under the configuration: 'policy' changes it.`,
 		Use: "classify [FILE|-]", Short: "Say which code each recorded failure is", Args: cobra.MaximumNArgs(1),
 		Long: `Reads failures, one JSON object a line, from FILE or stdin, and prints for each
 {"id","code","class","action","server_code","server_title","server_detail"}.
-A line that is no failure is named on stderr, and the exit code is then 1.`,
+A line that is not a failure is reported on stderr, and the exit code is then 1.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return c.classify(cmd.Context(), args) },
 	})
 	return cmd
@@ -61,9 +61,9 @@ func (c *cli) printErrors(asJSON bool) error {
 	if asJSON {
 		return c.printJSON(rows)
 	}
-	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "WHOSE FAULT", "UNLESS")
+	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "OWNER", "EXCEPTION")
 	for _, r := range rows {
-		out.row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), orDash(r.Owner), r.Unless)
+		out.row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), orDash(r.Owner), r.Exception)
 	}
 	if err := out.end(); err != nil {
 		return err
@@ -119,7 +119,7 @@ func (c *cli) classify(ctx context.Context, args []string) error {
 	return nil
 }
 
-// classifyLines counts the lines that are no failures.
+// classifyLines returns the number of lines that are not failures.
 func (c *cli) classifyLines(ctx context.Context, t *errors.Table, in io.Reader, name string, out io.Writer) (bad int, err error) {
 	lines := bufio.NewReader(in)
 	results := &cli{stdout: out}

@@ -61,7 +61,7 @@ func newEventsCommand(c *cli) *cobra.Command {
 	fl.BoolVar(&errs, "errors", false, "error events, one for each failed attempt")
 	fl.BoolVar(&alerts, "alerts", false, "alerts")
 	fl.BoolVar(&jobs, "jobs", false, "job events: started, completed, …")
-	fl.BoolVar(&f.once, "no-follow", false, "print what there is and end")
+	fl.BoolVar(&f.once, "no-follow", false, "print past events and end")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
@@ -74,7 +74,7 @@ func (c *cli) events(ctx context.Context, f eventFilter, asJSON bool) error {
 	defer l.close()
 	stream, err := l.js.Stream(ctx, l.names.EventsStream())
 	if err != nil {
-		return l.missing("stream "+l.names.EventsStream(), err)
+		return l.names.Unavailable("stream "+l.names.EventsStream(), err)
 	}
 	show := func(e status.Event) error {
 		switch {
@@ -135,36 +135,9 @@ func (c *cli) pastEvents(ctx context.Context, stream jetstream.Stream, f eventFi
 func (c *cli) followEvents(ctx context.Context, stream jetstream.Stream, f eventFilter, subjects []string, show func(status.Event) error) error {
 	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: subjects}
 	cfg.DeliverPolicy, cfg.OptStartTime = f.start(c.now())
-	return follow(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	return status.Follow(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		return show(status.NewEvent(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream, meta.Timestamp))
 	})
-}
-
-// follow hands over a stream's messages as they come, until take fails or ctx
-// ends. It outlives an absent server.
-func follow(ctx context.Context, stream jetstream.Stream, cfg jetstream.OrderedConsumerConfig, take func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
-	consumer, err := stream.OrderedConsumer(ctx, cfg)
-	if err != nil {
-		return fmt.Errorf("following %s: %w", stream.CachedInfo().Config.Name, err)
-	}
-	messages, err := consumer.Messages()
-	if err != nil {
-		return fmt.Errorf("following %s: %w", stream.CachedInfo().Config.Name, err)
-	}
-	defer messages.Stop()
-	for {
-		msg, err := messages.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return errors.Join(err, ctx.Err())
-		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return err
-		}
-		if err := take(msg, meta); err != nil {
-			return err
-		}
-	}
 }
 
 // printEvent writes an event as one line for people.

@@ -21,14 +21,16 @@ func newStatusCommand(c *cli) *cobra.Command {
 		countFor time.Duration
 	)
 	cmd := &cobra.Command{
-		Use: "status [JOB]", Short: "Show how a job stands, or the whole fleet", Args: cobra.MaximumNArgs(1),
+		Use: "status [JOB]", Short: "Show the state of a job, or of the whole fleet", Args: cobra.MaximumNArgs(1),
 		Long: `With a JOB: its record, and its events and errors in order.
 
-Without: queues (waiting: never delivered; delivered: without an outcome yet,
-which are running, retrying, held or released by the jobs' records), workers
-(sessions: open now; slots: jobs at a time), circuits, and dead letters by code.
-A queue that has jobs but no worker is listed too. Records are read newest first
-and no longer than --count-for; where that was not enough, the states say "≥".`,
+Without: the queues, workers, circuits, and dead letters by code.
+  queues    WAITING: jobs never delivered. DELIVERED: jobs delivered and without an
+            outcome; the next columns say in which state they are. A queue with
+            jobs but no worker is listed too.
+  workers   SESSIONS: open now. SLOTS: jobs at a time.
+Job records are read newest first, for --count-for at most. Where that was too
+short, the numbers begin with "≥".`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if err := checkJobID(args[0]); err != nil {
@@ -55,7 +57,7 @@ and no longer than --count-for; where that was not enough, the states say "≥".
 func (c *cli) fleetStatus(ctx context.Context, l *link, store *status.Store, asJSON bool) error {
 	f, err := store.Fleet(ctx)
 	if err != nil {
-		return l.missing("stream "+l.names.JobsStream(), err)
+		return l.names.Unavailable("stream "+l.names.JobsStream(), err)
 	}
 	if asJSON {
 		return c.printJSON(f)
@@ -158,7 +160,7 @@ func (c *cli) printCounts(f *status.Fleet) error {
 		_, err := fmt.Fprintln(c.stdout, "none")
 		return err
 	}
-	t := newTable(c.stdout, "DEAD LETTERS", "CODE", "CLASS", "WHOSE FAULT", "TO SEE ONE")
+	t := newTable(c.stdout, "COUNT", "CODE", "CLASS", "OWNER", "TO SEE ONE")
 	for _, n := range f.DeadLetters {
 		t.row(n.Letters, n.Code, n.Class, orDash(errors.Explain(n.Code).Owner), fmt.Sprintf("avatarworker dlq show --code %s", n.Code))
 	}
@@ -171,7 +173,7 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 	case errors.Is(err, status.ErrNoJob):
 		return err
 	case err != nil:
-		return l.missing("job "+id, err)
+		return l.names.Unavailable("job "+id, err)
 	case asJSON:
 		return c.printJSON(j)
 	case j.Waiting != nil:
@@ -302,14 +304,14 @@ func releasedBecause(r *lifecycle.Record) string {
 	return r.Reason + ": " + meaning
 }
 
-// nextAttempt is when a job that waits is tried again. The record of one whose
-// hold lasts is not written each time that a worker looks at it.
+// nextAttempt is when a job that waits has its next attempt. A job that stays held
+// is delivered again and again without a new record, so its time may have passed.
 func nextAttempt(now time.Time, r *lifecycle.Record) string {
 	switch {
 	case r.NextAttemptAt == nil || r.State.Final():
 		return ""
 	case r.State == lifecycle.StateHeld && r.NextAttemptAt.Before(now):
-		return "still held: asked for again within a minute, or later where many wait"
+		return "still held: checked again within a minute, or later where many wait"
 	}
 	return r.NextAttemptAt.UTC().Format(time.RFC3339)
 }

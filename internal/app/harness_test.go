@@ -124,10 +124,10 @@ func (f *fleet) configAt(url string) *config.Config {
 
 // worker says how one is started; the zero value is fine.
 type worker struct {
-	config func(*config.Config)
-	log    io.Writer // nil: the test's log
-	spans  sdktrace.SpanExporter
-	look   time.Duration // how often it looks for what was deleted; 0: as by default
+	config     func(*config.Config)
+	log        io.Writer // nil: the test's log
+	spans      sdktrace.SpanExporter
+	checkEvery time.Duration // how often it looks for what was deleted; 0: as by default
 }
 
 // running is a worker under way.
@@ -150,7 +150,7 @@ func (f *fleet) worker(w worker) *running {
 		log = zerolog.New(w.log)
 	}
 	ready := make(chan struct{})
-	a, err := app.New(app.Options{Config: c, Logger: log, Version: "1.2.3", OnReady: func() { close(ready) }, Spans: w.spans, LookEvery: w.look})
+	a, err := app.New(app.Options{Config: c, Logger: log, Version: "1.2.3", OnReady: func() { close(ready) }, Spans: w.spans, CheckEvery: w.checkEvery})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -228,7 +228,7 @@ func (f *fleet) publishRaw(msg *nats.Msg) {
 	}
 }
 
-// orphanOf makes a job that a worker which is no more was running in its first
+// orphanOf makes a job that a lost worker was running in its first
 // session.
 func (f *fleet) orphanOf(id string, job fields, change func(*lifecycle.Record)) {
 	f.t.Helper()

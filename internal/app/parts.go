@@ -49,8 +49,8 @@ func (a *App) knownApp(app string) bool {
 	return ok
 }
 
-// lease is the shortest ack wait of the queues' consumers: one that existed
-// keeps its own. jobs.New looks at those of the slots.
+// lease is the shortest ack wait of the queues' consumers: a consumer that existed
+// before keeps its own.
 func lease(h topology.Handles, c *config.Config) time.Duration {
 	shortest := c.Lease.AckWait
 	for _, consumer := range h.Consumers {

@@ -262,7 +262,7 @@ func TestSessionWhoseStoreFailsCostsNoAttempt(t *testing.T) {
 func TestJobsAreHeldWhileTheirSpeechCannotBeRead(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
-	w := f.worker(worker{look: time.Hour})
+	w := f.worker(worker{checkEvery: time.Hour})
 	audio := f.uploaded(time.Second)
 	data := f.recorded("OBJ_" + f.names.AudioFilesBucket())
 	if err := f.js.DeleteStream(f.ctx, data.Name); err != nil {

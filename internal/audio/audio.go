@@ -316,13 +316,7 @@ func invalid(format string, args ...any) error {
 }
 
 // shorten bounds foreign text in errors.
-func shorten(s string) string {
-	const most = 120
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
-}
+func shorten(s string) string { return errors.Cut(strings.ToValidUTF8(s, ""), 123) }
 
 func (o *Opener) openInline(ctx context.Context, in *input) (*Speech, error) {
 	if len(in.Inline) == 0 {

@@ -18,7 +18,7 @@ import (
 // knows no key paths.
 type decoder struct {
 	source   string // file or variable, for messages
-	isFile   bool   // only a file has lines worth telling
+	isFile   bool   // only a file has lines to report
 	set      map[string]origin
 	problems []Problem
 }

@@ -77,7 +77,7 @@ func TestDefaultsAreValid(t *testing.T) {
 func TestAFileThatWasNamedMustExist(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "none.yaml")
 	if got := load(t, Source{File: missing}); !same(got, Defaults()) {
-		t.Error("a missing file that nobody named changes something")
+		t.Error("a missing file that was not named changes something")
 	}
 	_, _, err := Load(Source{File: missing, FileNamed: true})
 	var bad *Error

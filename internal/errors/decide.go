@@ -46,7 +46,7 @@ type Decision struct {
 	// Raises: Attempts is the policy's, and counts also where it lies above the
 	// limit of all jobs.
 	Raises bool
-	// NotBefore is how long the backend asked to be left alone, at most 1 h; 0
+	// NotBefore is how long the backend asked not to be called, at most 1 h; 0
 	// where it did not, or where the job is not tried again.
 	NotBefore time.Duration
 	// AppWide: the failure concerns the whole app and counts for its circuit.
@@ -96,7 +96,7 @@ func (o Override) validate(code Code) error {
 	switch o.Action {
 	case "", ActionRetry, ActionDeadLetter, ActionHold:
 	default:
-		faults = append(faults, fmt.Errorf("policy.%s.action: %q is no action; want retry, dead_letter or hold", code, o.Action))
+		faults = append(faults, fmt.Errorf("policy.%s.action: %q is not an action; want retry, dead_letter or hold", code, o.Action))
 	}
 	if o.Attempts < 0 {
 		faults = append(faults, fmt.Errorf("policy.%s.attempts: %d is below 0; want how many failures with this code end a job, or 0 for the job's own limit", code, o.Attempts))
@@ -277,7 +277,7 @@ type Row struct {
 	Action     Action `json:"action"`
 	Attempts   int    `json:"attempts"` // 0: the job's own limit
 	Alert      bool   `json:"alert"`
-	Unless     string `json:"unless,omitempty"` // where class or action differ
+	Exception  string `json:"unless,omitempty"` // where class or action differ
 	Overridden bool   `json:"overridden"`       // the policy changed something
 	Explanation
 }
@@ -292,10 +292,10 @@ func (t *Table) Rows() []Row {
 		o.apply(&d)
 		row := Row{
 			Code: code, Class: d.Class, Action: d.Action, Attempts: d.Attempts, Alert: d.Alert,
-			Unless: rule.Exception, Overridden: overridden && o != Override{}, Explanation: Explain(code),
+			Exception: rule.Exception, Overridden: overridden && o != Override{}, Explanation: Explain(code),
 		}
 		if o.Action != "" {
-			row.Unless = "" // the policy's action holds in every case
+			row.Exception = "" // the policy's action holds in every case
 		}
 		rows = append(rows, row)
 	}

@@ -2,9 +2,9 @@ package errors
 
 import "runtime/debug"
 
-// Recover makes a panic an error of the worker's own, with code internal. It is
-// to be deferred itself: in a goroutine of its own a panic would end the worker,
-// with all its sessions.
+// Recover turns a panic into an error of the worker's own, with code internal.
+// Defer it directly in each goroutine that must not end the whole worker, and
+// every session with it.
 func Recover(err *error, phase Phase) {
 	if v := recover(); v != nil {
 		*err = Newf(CodeInternal, phase, "panic: %v\n%s", v, debug.Stack())

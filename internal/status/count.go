@@ -20,9 +20,8 @@ const (
 
 // countStates counts the records of jobs that were taken and have no outcome.
 // A bucket may hold a week of records, nearly all of jobs that have ended: the
-// count stops as soon as it has found as many as the consumers say are taken,
-// and nothing is kept of a record but its state. It returns false where the
-// time was up before.
+// count stops once it has found as many as the consumers report as taken. It
+// returns false if the time ran out before.
 func (s *Store) countStates(ctx context.Context, queues map[string]*Queue) (all bool, err error) {
 	wanted := 0
 	for _, q := range queues {
@@ -84,8 +83,8 @@ func count(queues map[string]*Queue, data []byte) bool {
 	return true
 }
 
-// backwards hands over a stream's messages, newest window first, until keep
-// has enough.
+// backwards calls keep for a stream's messages, newest window first, until keep
+// returns false.
 func backwards(ctx context.Context, stream jetstream.Stream, keep func([]byte) bool) error {
 	info, err := stream.Info(ctx)
 	if err != nil {

@@ -21,9 +21,9 @@ type Waiting struct {
 	Published time.Time `json:"published_at"`
 }
 
-// Waiting looks for a job among those in the queues that are not settled; nil: it
-// is not among those looked at. all is false where the search took longer than the time for
-// counting, so that the job may be among those not looked at.
+// Waiting looks for a job among the unsettled ones in the queues, and returns nil if
+// it did not find it. all is false if the search took longer than the time for
+// counting: then it has not read all of them.
 func (s *Store) Waiting(ctx context.Context, id string) (found *Waiting, all bool, err error) {
 	stream, err := s.js.Stream(ctx, s.names.JobsStream())
 	if err != nil {
@@ -71,7 +71,7 @@ func (s *Store) waitingOn(ctx context.Context, subject string, seq uint64, id st
 	for {
 		raw, err := leader.Next(ctx, s.js, s.names.JobsStream(), seq, subject)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return nil, nil //nolint:nilnil // it is not there, and that is no error
+			return nil, nil //nolint:nilnil // it is not there, which is not an error
 		}
 		if err != nil {
 			return nil, err
@@ -85,7 +85,8 @@ func (s *Store) waitingOn(ctx context.Context, subject string, seq uint64, id st
 	}
 }
 
-// mentions spares the jobs that do not have the id anywhere from being read.
+// mentions reports whether the id occurs in a message at all, which is cheaper than
+// decoding the job.
 func mentions(raw *jetstream.RawStreamMsg, id string) bool {
 	for _, values := range raw.Header {
 		for _, value := range values {

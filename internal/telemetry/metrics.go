@@ -15,11 +15,11 @@ import (
 type Labels struct {
 	Queues  []string
 	Apps    []string
-	Region  string // where sessions start unless told otherwise; others are added as they come
+	Region  string // where sessions start by default; others are added as they come
 	Version string // of the worker, for build_info
 }
 
-// Readings are asked for at each scrape, from any goroutine. One that is nil
+// Readings are called at each scrape, from any goroutine. One that is nil
 // reads as 0.
 type Readings struct {
 	Ready   func() bool                 // what /readyz says
@@ -305,7 +305,7 @@ func (r registrar) gauge(name, help string) prometheus.Gauge {
 	return g
 }
 
-// reading is a gauge that is asked for at each scrape.
+// reading is a gauge whose value is read at each scrape.
 func (r registrar) reading(name, help string, read func() float64) {
 	r.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, read))
 }

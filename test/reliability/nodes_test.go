@@ -8,8 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/simulator"

@@ -286,12 +286,12 @@ func (p *problems) integer(raw json.RawMessage, fd protoreflect.FieldDescriptor,
 	case jsonKind(raw) != "a number" && jsonKind(raw) != "a string":
 		p.add(path, "want a whole number, got %s", jsonKind(raw))
 	case err != nil || n != float64(int64(n)):
-		p.add(path, "want a whole number, got %s", Cut(string(raw), 40))
+		p.add(path, "want a whole number, got %s", errors.Cut(string(raw), 40))
 	case n < float64(lowest) || n > float64(highest):
-		p.add(path, "want a whole number from %d to %d, got %s", lowest, highest, Cut(string(raw), 40))
+		p.add(path, "want a whole number from %d to %d, got %s", lowest, highest, errors.Cut(string(raw), 40))
 	case !readable(raw, fd):
 		// Numbers that Go knows and JSON does not, such as "+1".
-		p.add(path, "want a whole number in plain digits, got %s", Cut(string(raw), 40))
+		p.add(path, "want a whole number in plain digits, got %s", errors.Cut(string(raw), 40))
 	}
 }
 

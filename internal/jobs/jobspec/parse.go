@@ -5,7 +5,6 @@ import (
 	"mime"
 	"regexp"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -189,7 +188,7 @@ var protoNoise = regexp.MustCompile(`proto:[\s\x{00a0}]*|[\x{00a0}]`)
 // nothing of the message. Never pass it an error of protojson, which does.
 func cleanProtoError(err error) string {
 	text := protoNoise.ReplaceAllString(err.Error(), "")
-	return Cut(strings.ToValidUTF8(text, "\uFFFD"), 200)
+	return errors.Cut(strings.ToValidUTF8(text, "\uFFFD"), 200)
 }
 
 // problems lists the faults of a job, one text for each.
@@ -206,7 +205,7 @@ func (p *problems) add(path, format string, args ...any) {
 	if path != "" {
 		text = path + ": " + text
 	}
-	*p = append(*p, Cut(text, maxProblemBytes))
+	*p = append(*p, errors.Cut(text, maxProblemBytes))
 }
 
 func invalidJob(p problems) *errors.Error {
@@ -229,18 +228,5 @@ func joinPath(path, field string) string {
 	return path + "." + field
 }
 
-// quote quotes a value of the job for an error text. Never pass it a secret.
-func quote(s string) string { return fmt.Sprintf("%q", Cut(s, 64)) }
-
-// Cut shortens s to at most n bytes, at a character's boundary.
-func Cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	const mark = "…"
-	n -= len(mark)
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return s[:n] + mark
-}
+// quote shows a value of the job in an error text. Never give it a secret.
+func quote(s string) string { return fmt.Sprintf("%q", errors.Cut(s, 64)) }

@@ -297,7 +297,7 @@ func (p *problems) labels(labels map[string]string) {
 		case len(key) > maxLabel:
 			p.add("labels", "names are at most %d bytes, got %s with %d", maxLabel, quote(key), len(key))
 		case len(value) > maxLabel:
-			p.add("labels."+Cut(key, 64), "at most %d bytes, got %d", maxLabel, len(value))
+			p.add("labels."+errors.Cut(key, 64), "at most %d bytes, got %d", maxLabel, len(value))
 		case !utf8.ValidString(key) || !utf8.ValidString(value):
 			// Decoded jobs are always UTF-8; jobs built in Go may not be.
 			p.add("labels", "%s is not UTF-8", quote(key))

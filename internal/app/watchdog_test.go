@@ -48,7 +48,7 @@ func TestWhatIsDeletedUnderneathAWorkerIsToldAndMadeAgainWhereEmptyIsNoHarm(t *t
 	t.Parallel()
 	f := newFleet(t, nil)
 	log := &buffer{}
-	w := f.worker(worker{log: log, look: often, config: func(c *config.Config) { c.Lease.AckWait = 30 * time.Second }})
+	w := f.worker(worker{log: log, checkEvery: often, config: func(c *config.Config) { c.Lease.AckWait = 30 * time.Second }})
 	for stream, object := range map[string]string{
 		f.names.EventsStream(): "stream AVATAR_EVENTS", f.names.FramesStream(): "stream AVATAR_FRAMES",
 		f.names.DLQStream(): "stream AVATAR_DLQ", f.names.AudioStream(): "stream AVATAR_AUDIO",
@@ -62,7 +62,7 @@ func TestWhatIsDeletedUnderneathAWorkerIsToldAndMadeAgainWhereEmptyIsNoHarm(t *t
 			t.Errorf("%s: %v", object, err)
 		}
 		if n := strings.Count(log.String(), object+" is missing"); n != 1 {
-			t.Errorf("%s: told %d times\n%s", object, n, log.String())
+			t.Errorf("%s: logged %d times\n%s", object, n, log.String())
 		}
 	}
 	f.publish("frames", "ok", nil)
@@ -82,19 +82,19 @@ func TestAWorkerIsNotReadyWithoutItsJobsOrItsRecordsUntilAnotherOneMadeThem(t *t
 			t.Parallel()
 			f := newFleet(t, nil)
 			log := &buffer{}
-			w := f.worker(worker{log: log, look: often})
+			w := f.worker(worker{log: log, checkEvery: often})
 			f.remove(stream)
 			until(t, object, func() bool { return strings.Contains(w.reason(), object+" is missing") })
 			if text := w.reason(); !strings.Contains(text, "start a worker") || strings.Contains(text, "\n") {
 				t.Errorf("%q does not say what to do, in one line", text)
 			}
 			if _, err := f.js.Stream(f.ctx, stream); !errors.Is(err, jetstream.ErrStreamNotFound) {
-				t.Errorf("made again without a word: %v", err)
+				t.Errorf("made again: %v", err)
 			}
-			f.worker(worker{look: often, config: func(c *config.Config) { c.Worker.Name = "second" }})
+			f.worker(worker{checkEvery: often, config: func(c *config.Config) { c.Worker.Name = "second" }})
 			until(t, object, func() bool { return w.reason() == "" })
 			if text := log.String(); strings.Count(text, object+" is missing") != 1 || strings.Count(text, object+" is there again") != 1 {
-				t.Errorf("told not once each:\n%s", text)
+				t.Errorf("not logged once each:\n%s", text)
 			}
 			f.publish("after", "ok", nil)
 			f.completed("after")
@@ -105,7 +105,7 @@ func TestAWorkerIsNotReadyWithoutItsJobsOrItsRecordsUntilAnotherOneMadeThem(t *t
 func TestWhatCanNotBeMadeAgainIsSaidForAsLongAsItLasts(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
-	w := f.worker(worker{look: often})
+	w := f.worker(worker{checkEvery: often})
 	// The worker may make the stream again before another takes its subjects.
 	until(t, "another stream has the subjects", func() bool {
 		if err := f.js.DeleteStream(f.ctx, f.names.FramesStream()); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -115,7 +115,7 @@ func TestWhatCanNotBeMadeAgainIsSaidForAsLongAsItLasts(t *testing.T) {
 		return err == nil
 	})
 	until(t, "the reason", func() bool {
-		return strings.Contains(w.reason(), "stream AVATAR_FRAMES is missing, and can't be made again") && strings.Contains(w.reason(), "another stream takes these subjects")
+		return strings.Contains(w.reason(), "stream AVATAR_FRAMES is missing and can't be made again") && strings.Contains(w.reason(), "another stream takes these subjects")
 	})
 	f.remove("OTHER")
 	until(t, "ready again", func() bool { return w.reason() == "" })
@@ -125,7 +125,7 @@ func TestWhatCanNotBeMadeAgainIsSaidForAsLongAsItLasts(t *testing.T) {
 func TestWorkersTellEachOtherAgainWhenTheFleetsBucketWasMadeAgain(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
-	f.worker(worker{look: often, config: func(c *config.Config) { c.Circuit.Cooldown, c.Circuit.MaxCooldown = time.Hour, time.Hour }})
+	f.worker(worker{checkEvery: often, config: func(c *config.Config) { c.Circuit.Cooldown, c.Circuit.MaxCooldown = time.Hour, time.Hour }})
 	f.publish("held", "fail-billingRequired", nil)
 	f.state("held", func(r lifecycle.Record) bool { return r.State == lifecycle.StateHeld })
 	f.remove("KV_AVATAR_FLEET")

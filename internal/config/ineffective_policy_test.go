@@ -2,7 +2,7 @@ package config
 
 import "testing"
 
-func TestAPolicyThatIsHardlyAskedIsWarnedOf(t *testing.T) {
+func TestAPolicyWithHardlyAnyEffectIsWarnedOf(t *testing.T) {
 	_, warnings, err := Load(Source{Overrides: map[string]string{
 		"policy.deadlineExceeded.action": "dead_letter", "policy.workerLost.alert": "true", "policy.upstreamError.action": "hold",
 	}})
