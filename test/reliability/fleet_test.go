@@ -353,6 +353,16 @@ func (f *fleet) states() string {
 	return fmt.Sprintf("%d accepted, records %v", len(f.accepted), by)
 }
 
+// failures logs when each attempt failed, and how.
+func (f *fleet) failures(seen invariant.Seen) {
+	f.t.Helper()
+	for _, ev := range seen.Events {
+		if ev.Type == jobs.EventError {
+			f.t.Logf("%s: job %s, session %d: %s", ev.Time.Format(time.StampMilli), ev.JobID, ev.Session, ev.Code)
+		}
+	}
+}
+
 // settle returns when every accepted job has its outcome, the queue is empty
 // and the backend has no session open.
 func (f *fleet) settle(limit time.Duration) {
