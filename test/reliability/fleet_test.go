@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/output"
@@ -351,6 +352,16 @@ func (f *fleet) states() string {
 		by[r.State]++
 	}
 	return fmt.Sprintf("%d accepted, records %v", len(f.accepted), by)
+}
+
+// failures logs when each attempt failed, and how.
+func (f *fleet) failures(seen invariant.Seen) {
+	f.t.Helper()
+	for _, ev := range seen.Events {
+		if ev.Type == event.TypeError {
+			f.t.Logf("%s: job %s, session %d: %s", ev.Time.Format(time.StampMilli), ev.JobID, ev.Session, ev.Code)
+		}
+	}
 }
 
 // settle returns when every accepted job has its outcome, the queue is empty

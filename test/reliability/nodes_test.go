@@ -49,7 +49,7 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 	var written []invariant.Fault // while the bucket of the records was away
 	for node := range chaosNodes {
 		there := on(cluster, node, streams)
-		t.Logf("node %d has %v", node, there)
+		t.Logf("%s: node %d, which has %v, goes away", time.Now().UTC().Format(time.StampMilli), node, there)
 		out := invariant.Fault{Kind: "node away", Start: time.Now(), Lasting: true}
 		if err := cluster.Kill(node); err != nil {
 			t.Fatal(err)
@@ -73,6 +73,7 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 	f.settle(2 * time.Minute)
 	report, seen := f.check()
 	if report.Outcomes[lifecycle.StateCompleted] != total || report.Failures != 0 || report.Crashes != 0 {
+		f.failures(seen)
 		t.Errorf("want all %d completed, without a failed attempt or a crash of workers that lived: %s", total, report)
 	}
 	for _, out := range written {
