@@ -23,7 +23,7 @@ func (w *returns) run(what string, n int, until time.Time) {
 		go func() {
 			for time.Now().Before(until) {
 				began := time.Now()
-				time.Sleep(w.look) //nolint:forbidigo // fake clock
+				time.Sleep(w.look)                                  //nolint:forbidigo // fake clock
 				time.Sleep(w.p.Next(what, began, time.Millisecond)) //nolint:forbidigo // fake clock
 				w.mu.Lock()
 				w.back[what] = append(w.back[what], time.Now())
