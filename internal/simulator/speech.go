@@ -58,7 +58,7 @@ func (m *oggMeter) write(p []byte) error {
 // incomplete.
 func (m *oggMeter) page(b []byte) (int, error) {
 	if n := min(len(b), 4); string(b[:n]) != "OggS"[:n] {
-		return 0, fmt.Errorf("Ogg page %d does not start with OggS", m.pages+1)
+		return 0, fmt.Errorf("page %d of the Ogg stream does not start with OggS", m.pages+1)
 	}
 	if len(b) < oggHeaderLen {
 		return 0, nil

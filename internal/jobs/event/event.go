@@ -146,7 +146,7 @@ func marshal(v any) ([]byte, error) {
 // have a MiB, and the event has to fit a message. Bytes.
 const maxEventText = 4 << 10
 
-// FailedAttempt is a failed attempt and what was decided about it.
+// Failure is a failed attempt and the decision on it.
 type Failure struct {
 	Err         *errors.Error // not nil
 	Class       errors.Class
@@ -156,7 +156,7 @@ type Failure struct {
 	Secrets     []string  // taken out of every text: a backend may echo what it was sent
 }
 
-// NewErrorEvent tells of a failed attempt; job.Attempt is its number.
+// NewError returns the error event of a failed attempt; job.Attempt is its number.
 func NewError(job JobFields, f Failure) Error {
 	err := f.Err.Redact(f.Secrets...)
 	ev := Error{

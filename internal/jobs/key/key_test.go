@@ -146,19 +146,19 @@ func TestCorrectedKeyIsGoodAgain(t *testing.T) {
 		go k.Run(ctx)
 		// The backend is away at the first look: the key stays refused.
 		b.set("app", &errors.Error{Code: errors.CodeConnectionFailed, Phase: errors.PhaseToken})
-		time.Sleep(checkInterval + time.Second)
+		time.Sleep(checkInterval + time.Second) //nolint:forbidigo // fake clock
 		if !k.Refused("app") {
 			t.Error("a check without an answer made the key good")
 		}
 		b.set("app", nil)
-		time.Sleep(checkInterval)
+		time.Sleep(checkInterval) //nolint:forbidigo // fake clock
 		if k.Refused("app") || k.Err() != nil {
 			t.Errorf("still refused: %v", k.Err())
 		}
 		if got := b.reported(); !slices.Equal(got, []string{"app refused", "app good"}) {
 			t.Errorf("reported %v", got)
 		}
-		time.Sleep(3 * checkInterval)
+		time.Sleep(3 * checkInterval) //nolint:forbidigo // fake clock
 		b.mu.Lock()
 		if b.checked["other"] != 1 || b.checked["app"] != 3 {
 			t.Errorf("checked %v: keys that are good are not checked again", b.checked)

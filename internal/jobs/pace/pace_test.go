@@ -23,8 +23,8 @@ func (w *returns) run(what string, n int, until time.Time) {
 		go func() {
 			for time.Now().Before(until) {
 				began := time.Now()
-				time.Sleep(w.look)
-				time.Sleep(w.p.Next(what, began, time.Millisecond))
+				time.Sleep(w.look)                                  //nolint:forbidigo // fake clock
+				time.Sleep(w.p.Next(what, began, time.Millisecond)) //nolint:forbidigo // fake clock
 				w.mu.Lock()
 				w.back[what] = append(w.back[what], time.Now())
 				w.mu.Unlock()
@@ -75,7 +75,7 @@ func TestReturnsStayWithinTheRate(t *testing.T) {
 				for i := range tc.causes {
 					w.run(fmt.Sprint("cause", i), tc.waiting/tc.causes, until)
 				}
-				time.Sleep(time.Until(until))
+				time.Sleep(time.Until(until)) //nolint:forbidigo // fake clock
 				const window = 10 * time.Second
 				for at := from; at.Before(until); at = at.Add(window) {
 					n := 0
@@ -88,7 +88,7 @@ func TestReturnsStayWithinTheRate(t *testing.T) {
 						t.Errorf("%.1f a second, want about %.0f", got, tc.rate)
 					}
 				}
-				time.Sleep(time.Hour) // for all to end
+				time.Sleep(time.Hour) //nolint:forbidigo // fake clock: for all to end
 			})
 		})
 	}
@@ -129,11 +129,11 @@ func TestJobsThatCameBackAreForgotten(t *testing.T) {
 		for range 1000 {
 			p.Next("circuit", time.Now(), time.Second)
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) //nolint:forbidigo // fake clock
 		if d := p.Next("circuit", time.Now(), 0); d > 20*time.Millisecond {
 			t.Errorf("a job that waits alone comes back after %s", d)
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) //nolint:forbidigo // fake clock
 		p.Next("other", time.Now(), 0)
 		if n := len(p.waiting); n != 1 {
 			t.Errorf("%d crowds are remembered", n)
