@@ -12,8 +12,8 @@ import (
 	"avatarworker/internal/status"
 )
 
-// storeTry bounds one round trip to a bucket.
-const storeTry = 5 * time.Second
+// storeTimeout bounds one round trip to a bucket.
+const storeTimeout = 5 * time.Second
 
 func newCancelCommand(c *cli) *cobra.Command {
 	var (
@@ -33,7 +33,7 @@ id. With the last two the exit code is 1. It may be repeated.`,
 		},
 	}
 	bf.register(c, cmd, "without an outcome")
-	cmd.Flags().BoolVar(&ifUnknown, "if-unknown", false, "note it for a job that is yet to be published, too")
+	cmd.Flags().BoolVar(&ifUnknown, "if-unknown", false, "also cancel a job that has not been published yet")
 	return cmd
 }
 
@@ -42,9 +42,9 @@ func (l *link) records(ctx context.Context) (*kv.Store, error) {
 	if l.store == nil {
 		bucket, err := l.js.KeyValue(ctx, l.names.StateBucket())
 		if err != nil {
-			return nil, l.missing("bucket "+l.names.StateBucket(), err)
+			return nil, l.names.Unavailable("bucket "+l.names.StateBucket(), err)
 		}
-		l.store = kv.NewStore(l.js, bucket, storeTry)
+		l.store = kv.NewStore(l.js, bucket, storeTimeout)
 	}
 	return l.store, nil
 }

@@ -185,7 +185,7 @@ func (c *cli) retrier(probe bool) func(context.Context, *link, status.Row) (outc
 		var err error
 		if o == nil {
 			if o, err = operate.Open(ctx, l.nc, l.js, l.names); err != nil {
-				return outcome{}, l.missing("retrying jobs", err)
+				return outcome{}, l.names.Unavailable("retrying jobs", err)
 			}
 		}
 		r, err := o.Retry(ctx, row.ID, probe)

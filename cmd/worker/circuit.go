@@ -62,7 +62,7 @@ func (c *cli) listCircuits(ctx context.Context, asJSON bool) error {
 func openCircuits(ctx context.Context, l *link, o *operate.Operator, app string, region *string) ([]circuit.Circuit, error) {
 	circuits, err := o.Circuits(ctx)
 	if err != nil {
-		return nil, l.missing("bucket "+l.names.FleetBucket(), err)
+		return nil, l.names.Unavailable("bucket "+l.names.FleetBucket(), err)
 	}
 	return circuits.NotClosed(ctx, app, region)
 }

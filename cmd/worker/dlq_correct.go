@@ -32,7 +32,7 @@ func (f *correction) register(cmd *cobra.Command) {
 
 // prepare reads what is given and returns what corrects each letter; nil: nothing
 // is to be corrected.
-func (f *correction) prepare(c *cli, ctx context.Context, args []string) (func(dlq.Letter) ([]byte, error), error) {
+func (f *correction) prepare(ctx context.Context, c *cli, args []string) (func(dlq.Letter) ([]byte, error), error) {
 	given := 0
 	for _, is := range []bool{len(f.sets) > 0, f.body != "", f.edit} {
 		if is {
@@ -47,7 +47,7 @@ func (f *correction) prepare(c *cli, ctx context.Context, args []string) (func(d
 	}
 	switch {
 	case f.edit:
-		return f.edited(c, ctx, args[0])
+		return f.edited(ctx, c, args[0])
 	case f.body != "":
 		in, name, err := c.input([]string{f.body})
 		if err != nil {
@@ -81,7 +81,7 @@ func (f *correction) prepare(c *cli, ctx context.Context, args []string) (func(d
 
 // edited has a person edit the job of a letter, until it is valid or left as it
 // was.
-func (f *correction) edited(c *cli, ctx context.Context, seq string) (func(dlq.Letter) ([]byte, error), error) {
+func (f *correction) edited(ctx context.Context, c *cli, seq string) (func(dlq.Letter) ([]byte, error), error) {
 	seqs, err := sequences([]string{seq})
 	if err != nil {
 		return nil, err

@@ -20,10 +20,10 @@ import (
 func newErrorsCommand(c *cli) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "errors [CODE]", Short: "Print what error codes mean, and what is done about them", Args: cobra.MaximumNArgs(1),
-		Long: `Prints every error code with its class and what a worker does about it, as it
-stands under the configuration: 'policy' changes it. With a CODE: what it means,
-whose it is, and what to do.`,
+		Use: "errors [CODE]", Short: "Print what error codes mean, and what the worker does about each", Args: cobra.MaximumNArgs(1),
+		Long: `Prints every error code with its class, what a worker does about it, and its owner:
+who can correct it. The table includes what 'policy' in the configuration changes.
+With a CODE: what the code means, its owner, and what to do.`,
 		ValidArgsFunction: cobra.FixedCompletions(codeNames(), cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -37,7 +37,7 @@ whose it is, and what to do.`,
 		Use: "classify [FILE|-]", Short: "Say which code each recorded failure is", Args: cobra.MaximumNArgs(1),
 		Long: `Reads failures, one JSON object a line, from FILE or stdin, and prints for each
 {"id","code","class","action","server_code","server_title","server_detail"}.
-A line that is no failure is named on stderr, and the exit code is then 1.`,
+A line that is not a failure is reported on stderr, and the exit code is then 1.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return c.classify(cmd.Context(), args) },
 	})
 	return cmd
@@ -69,9 +69,9 @@ func (c *cli) printErrors(asJSON bool) error {
 	if asJSON {
 		return c.printJSON(rows)
 	}
-	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "WHOSE FAULT", "UNLESS")
+	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "OWNER", "EXCEPTION")
 	for _, r := range rows {
-		out.row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), orDash(r.Owner), r.Unless)
+		out.row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), orDash(r.Owner), r.Exception)
 	}
 	if err := out.end(); err != nil {
 		return err
@@ -120,8 +120,8 @@ func (c *cli) explainCode(cmd *cobra.Command, name string, asJSON bool) error {
 	out.row("code", x.Code)
 	out.row("class", x.Class)
 	out.row("meaning", x.Meaning)
-	out.row("whose fault", orDash(x.Owner))
-	out.row("what the worker does", mark(string(x.Action), x.Overridden)+unless(x.Unless))
+	out.row("owner", orDash(x.Owner))
+	out.row("what the worker does", mark(string(x.Action), x.Overridden)+exception(x.Exception))
 	out.row("what to do", x.Remedy)
 	for i, command := range x.Commands {
 		label := ""
@@ -133,7 +133,7 @@ func (c *cli) explainCode(cmd *cobra.Command, name string, asJSON bool) error {
 	return out.end()
 }
 
-func unless(text string) string {
+func exception(text string) string {
 	if text == "" {
 		return ""
 	}
@@ -212,7 +212,7 @@ func (c *cli) classify(ctx context.Context, args []string) error {
 	return nil
 }
 
-// classifyLines counts the lines that are no failures.
+// classifyLines returns the number of lines that are not failures.
 func (c *cli) classifyLines(ctx context.Context, t *errors.Table, in io.Reader, name string, out io.Writer) (bad int, err error) {
 	lines := bufio.NewReader(in)
 	results := &cli{stdout: out}

@@ -156,7 +156,7 @@ func (c *cli) listJobs(ctx context.Context, q status.Query, countFor time.Durati
 	q.DefaultApp = l.cfg.App.ID
 	list, err := status.NewStore(l.js, l.names, c.now, countFor).Jobs(ctx, q)
 	if err != nil {
-		return l.missing("list of jobs", err)
+		return l.names.Unavailable("list of jobs", err)
 	}
 	if err := c.printJobs(list.Rows, asJSON); err != nil {
 		return err
@@ -277,7 +277,7 @@ func (c *cli) chosenJobs(ctx context.Context, l *link, args []string, ff *filter
 	q.DefaultApp = l.cfg.App.ID
 	list, err := status.NewStore(l.js, l.names, c.now, ff.countFor).Jobs(ctx, q)
 	if err != nil {
-		return nil, l.missing("list of jobs", err)
+		return nil, l.names.Unavailable("list of jobs", err)
 	}
 	if !list.Waiting.All {
 		c.note("looking at jobs that wait took longer than --count-for: %d of %d were looked at; repeat the command for the others", list.Waiting.Looked, list.Waiting.Of)

@@ -46,7 +46,7 @@ func (c *cli) listQueues(ctx context.Context, asJSON bool) error {
 	defer l.close()
 	f, err := status.NewStore(l.js, l.names, c.now, 0).Fleet(ctx)
 	if err != nil {
-		return l.missing("stream "+l.names.JobsStream(), err)
+		return l.names.Unavailable("stream "+l.names.JobsStream(), err)
 	}
 	if asJSON {
 		for _, q := range f.Queues {
@@ -176,7 +176,7 @@ func (c *cli) operator(ctx context.Context, command string) (*link, *operate.Ope
 	o, err := operate.Open(ctx, l.nc, l.js, l.names)
 	if err != nil {
 		l.close()
-		return nil, nil, l.missing(command, err)
+		return nil, nil, l.names.Unavailable(command, err)
 	}
 	return l, o, nil
 }

@@ -14,20 +14,19 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
-	"avatarworker/internal/audio"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/output"
 )
 
 func newRecordingCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "recording", Short: "List, fetch and look into recordings", Args: noArgs, RunE: showHelp,
+		Use: "recording", Short: "List, fetch and inspect recordings", Args: noArgs, RunE: showHelp,
 	}
 	var asJSON bool
 	info := &cobra.Command{
-		Use: "info FILE|OBJECT", Short: "Print what a recording holds, and check that it is whole",
-		Long: `Reads a recording from a file or, where there is no such file, from the object
-of that name in the bucket of recordings. Exit code 1 where it is not whole.`,
+		Use: "info FILE|OBJECT", Short: "Print what a recording holds, and check that it is complete",
+		Long: `Reads a recording from a file or, where no such file exists, from the object
+of that name in the bucket of recordings. Exit code 1 if it is not whole.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return c.recordingInfo(cmd.Context(), args[0], asJSON) },
 	}
@@ -107,7 +106,7 @@ func (l *link) recordings(ctx context.Context) ([]recordingEntry, error) {
 	bucket := l.names.RecordingsBucket()
 	store, err := l.js.ObjectStore(ctx, bucket)
 	if err != nil {
-		return nil, l.missing("bucket "+bucket, err)
+		return nil, l.names.Unavailable("bucket "+bucket, err)
 	}
 	objects, err := store.List(ctx)
 	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
@@ -164,7 +163,7 @@ func (c *cli) getRecording(ctx context.Context, name, out string) error {
 			return fmt.Errorf("there is a file %s already: say --out FILE to write it, or another one", out)
 		}
 	}
-	body, err := l.openRecording(ctx, name)
+	body, err := l.client.Recording(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -205,29 +204,15 @@ func (c *cli) recordingInfo(ctx context.Context, name string, asJSON bool) error
 	}
 	l, err := c.connect(ctx, "recording info")
 	if err != nil {
-		return fmt.Errorf("there is no file %s, and the bucket of recordings can't be reached: %w", name, err)
+		return fmt.Errorf("no file %s, and the bucket of recordings can't be reached: %w", name, err)
 	}
 	defer l.close()
-	body, err := l.openRecording(ctx, name)
+	body, err := l.client.Recording(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer body.Close() // it was only read
 	return c.describeRecording(body, name, asJSON)
-}
-
-// openRecording opens an object of the bucket of recordings; reading it to its
-// end checks its digest.
-func (l *link) openRecording(ctx context.Context, name string) (io.ReadCloser, error) {
-	bucket := l.names.RecordingsBucket()
-	body, _, err := audio.JetStreamObjects(l.js)(ctx, bucket, name)
-	if errors.Is(err, audio.ErrNoObject) {
-		return nil, fmt.Errorf("there is no recording %s in bucket %s: it may have aged out, or its job has not completed", name, bucket)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("recording %s in bucket %s: %w", name, bucket, err)
-	}
-	return body, nil
 }
 
 func (c *cli) describeRecording(r io.Reader, name string, asJSON bool) error {

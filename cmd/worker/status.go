@@ -24,14 +24,16 @@ func newStatusCommand(c *cli) *cobra.Command {
 		countFor      time.Duration
 	)
 	cmd := &cobra.Command{
-		Use: "status [JOB]", Short: "Show how a job stands, or the whole fleet", Args: cobra.MaximumNArgs(1),
+		Use: "status [JOB]", Short: "Show the state of a job, or of the whole fleet", Args: cobra.MaximumNArgs(1),
 		Long: `With a JOB: its record, and its events and errors in order.
 
-Without: queues (waiting: never delivered; delivered: without an outcome yet,
-which are running, retrying, held or released by the jobs' records), workers
-(sessions: open now; slots: jobs at a time), circuits, and dead letters by code.
-A queue that has jobs but no worker is listed too. Records are read newest first
-and no longer than --count-for; where that was not enough, the states say "≥".`,
+Without: the queues, workers, circuits, and dead letters by code.
+  queues    WAITING: jobs never delivered. DELIVERED: jobs delivered and without an
+            outcome; the next columns say in which state they are. A queue with
+            jobs but no worker is listed too.
+  workers   SESSIONS: open now. SLOTS: jobs at a time.
+Job records are read newest first, for --count-for at most. Where that was too
+short, the numbers begin with "≥".`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if err := checkJobID(args[0]); err != nil {
@@ -110,7 +112,7 @@ func (c *cli) watch(ctx context.Context, every time.Duration, asJSON bool, show 
 func (c *cli) fleetStatus(ctx context.Context, l *link, store *status.Store, asJSON bool) error {
 	f, err := store.Fleet(ctx)
 	if err != nil {
-		return l.missing("stream "+l.names.JobsStream(), err)
+		return l.names.Unavailable("stream "+l.names.JobsStream(), err)
 	}
 	if asJSON {
 		return c.printJSON(f)
@@ -176,6 +178,8 @@ func workerState(w status.Worker) string {
 		return "lost"
 	case w.Draining:
 		return "draining"
+	case w.NotReady != "":
+		return "not ready"
 	}
 	return "up"
 }
@@ -219,7 +223,7 @@ func (c *cli) printCounts(f *status.Fleet) error {
 		_, err := fmt.Fprintln(c.stdout, "none")
 		return err
 	}
-	t := newTable(c.stdout, "DEAD LETTERS", "CODE", "CLASS", "WHOSE FAULT", "TO SEE ONE")
+	t := newTable(c.stdout, "COUNT", "CODE", "CLASS", "OWNER", "TO SEE ONE")
 	for _, n := range f.DeadLetters {
 		t.row(n.Letters, n.Code, n.Class, orDash(errors.Explain(n.Code).Owner), fmt.Sprintf("avatarworker dlq show --code %s", n.Code))
 	}
@@ -260,7 +264,7 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 	case errors.Is(err, status.ErrNoJob):
 		return err
 	case err != nil:
-		return l.missing("job "+id, err)
+		return l.names.Unavailable("job "+id, err)
 	case asJSON:
 		return c.printJSON(j)
 	case j.Waiting != nil:
@@ -388,7 +392,16 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	if r.CancelRequested && !r.State.Final() {
 		row("cancel", "requested")
 	}
-	row("reason", r.Reason)
+	why, remedy := heldBecause(r)
+	row("held because", why)
+	row("  what to do", remedy)
+	if r.Unsettled > 1 && !r.State.Final() {
+		row("sessions without a result", fmt.Sprintf("%d in a row", r.Unsettled))
+	}
+	if r.Recorded != nil {
+		row("recorded", count(r.Recorded.Utterances, "utterance"))
+	}
+	row("reason", releasedBecause(r))
 	for _, name := range slices.Sorted(maps.Keys(r.Labels)) {
 		row("label "+name, r.Labels[name])
 	}
@@ -401,14 +414,58 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	return t.end()
 }
 
-// nextAttempt is when a job that waits is tried again. One whose hold lasts is
-// asked for again and again, and its record is not written anew for that.
+// heldBecause says why a job is held, and what a person can do about it; "": it
+// is not held.
+func heldBecause(r *lifecycle.Record) (why, remedy string) {
+	if r.State != lifecycle.StateHeld {
+		return "", ""
+	}
+	switch r.HeldReason {
+	case lifecycle.HeldRefused:
+		return "the backend refuses one more session of app " + r.AppID + " while others live",
+			"Set max_sessions of the app to what its plan allows. The job is tried again by itself."
+	case lifecycle.HeldPolicy:
+		return fmt.Sprintf("the configuration's policy holds jobs that fail with %s", r.HeldCode),
+			errors.Explain(r.HeldCode).Remedy
+	case lifecycle.HeldStorage:
+		return "the worker's own storage can't take what the job makes: " + r.HeldWhy,
+			"Make room in the stream or bucket, or bring it back. The job goes on by itself, and is never given up for this."
+	case lifecycle.HeldUnsettled:
+		return r.HeldWhy,
+			"Find out why its sessions end (its history below, and the workers' logs). Then cancel it and publish it again under another id."
+	}
+	why = fmt.Sprintf("no sessions of app %s are started in %s: the circuit is open", r.AppID, orDash(r.Region))
+	if r.HeldCode == "" {
+		return why, ""
+	}
+	return why + ", because of " + string(r.HeldCode), errors.Explain(r.HeldCode).Remedy
+}
+
+// releasedBecause is the reason of a record with what it means where that is not
+// plain.
+func releasedBecause(r *lifecycle.Record) string {
+	meaning := map[string]string{
+		"drain":      "its worker stopped; another takes it over",
+		"unrecorded": "its record could not be written, so its session was closed",
+		"lease_lost": "its worker could not renew its lease in time, so its session was closed",
+		"worker_key": "the backend refuses that worker's API key; another worker takes it over",
+		"fault":      "a fault of the worker, not of the job; see that worker's log",
+		"crash":      "its workers died while they ran it",
+	}[r.Reason]
+	if r.State != lifecycle.StateReleased || meaning == "" {
+		return r.Reason
+	}
+	return r.Reason + ": " + meaning
+}
+
+// nextAttempt is when a job that waits has its next attempt. A job that stays held
+// is delivered again and again without a new record, so its time may have passed.
 func nextAttempt(now time.Time, r *lifecycle.Record) string {
 	switch {
 	case r.NextAttemptAt == nil || r.State.Final():
 		return ""
 	case r.State == lifecycle.StateHeld && r.NextAttemptAt.Before(now):
-		return "still held: asked for again within a minute"
+		return "still held: checked again within a minute, or later where many wait"
 	}
 	return r.NextAttemptAt.UTC().Format(time.RFC3339)
 }

@@ -156,7 +156,7 @@ func fieldAt(message protoreflect.MessageDescriptor, path []string) (textual boo
 			return false, nil
 		}
 		if len(rest) > 1 {
-			return false, fmt.Errorf("%s has only names and texts; a dot in a name is written \\.", path[0])
+			return false, fmt.Errorf("%s has only names and texts; write \\. for a dot in a name", path[0])
 		}
 		return true, nil
 	case field.IsList():

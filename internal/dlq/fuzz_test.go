@@ -40,7 +40,7 @@ func FuzzEventIsValidJSONWithinItsLimit(f *testing.F) {
 func FuzzCutKeepsWholeCharacters(f *testing.F) {
 	f.Add("ä€😀", 4)
 	f.Fuzz(func(t *testing.T, text string, limit int) {
-		limit = max(limit%200, len(ellipsis))
+		limit = max(limit%200, len("…"))
 		got := cut(text, limit)
 		if len(got) > limit || !utf8.ValidString(got) {
 			t.Fatalf("%q, at most %d", got, limit)

@@ -58,11 +58,11 @@ type Result struct {
 
 // Replay publishes the letter's job again on its original subject, as its next
 // run, and removes the letter once the publish is acknowledged. It may be
-// interrupted and repeated: the job does not run twice for it, since every
-// repetition is the same run of the same job. Two letters with one job id, which
-// is free again after nats.state_ttl, are two runs. Where the job was published
-// but that could not be noted, or the letter not removed, both the result
-// (StatusReplayed) and the error are set.
+// interrupted and repeated without a second run, since every repetition is the same
+// run of the same job. Two letters with one job id, which is free again after
+// nats.state_ttl, are two runs. If the job was published but the letter could not
+// be removed, or the claim not written, both the result (StatusReplayed) and the
+// error are set.
 func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result, error) {
 	letter, err := s.Show(ctx, seq)
 	if err != nil {
@@ -110,8 +110,8 @@ func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result
 	return r, nil
 }
 
-// replayable reports what keeps a letter from being replayed. corrected: another
-// job is published in place of its own.
+// replayable returns an error if the letter can't be replayed. corrected means that
+// another job is published instead of the letter's own.
 func (s *Store) replayable(l Letter, corrected bool) error {
 	if omitted := l.Header.Get(HeaderOmitted); omitted != "" && !corrected {
 		return fmt.Errorf("the job's bytes (%s) did not fit into it: replay it with --body FILE, or publish the job again", omitted)
@@ -123,10 +123,10 @@ func (s *Store) replayable(l Letter, corrected bool) error {
 		return fmt.Errorf("its %s %q names no job: it was not written by a worker", HeaderJobID, cut(l.JobID, maxText))
 	}
 	if l.Run >= jobspec.MaxRun {
-		return fmt.Errorf("a job has at most %d runs, and this one's next would be %d: publish the job anew under another id", jobspec.MaxRun, l.Run+1)
+		return fmt.Errorf("a job has at most %d runs, and this one's next would be %d: publish the job again under another id", jobspec.MaxRun, l.Run+1)
 	}
 	if _, ok := s.names.QueueOf(l.Subject); !ok {
-		return fmt.Errorf("its %s %q is no subject for jobs under this nats.prefix", HeaderSubject, l.Subject)
+		return fmt.Errorf("its %s %q is not a subject for jobs under this nats.prefix", HeaderSubject, l.Subject)
 	}
 	return nil
 }
@@ -209,7 +209,7 @@ func (s *Store) isOwn(ctx context.Context, seq uint64, l replayed, run int, runs
 	return h.Get(HeaderJobID) == l.JobID && number(h, HeaderRun) == run && own, nil
 }
 
-// codeStoreFailed answers a publish into a full stream.
+// codeStoreFailed is the server's error code for a publish into a full stream.
 const codeStoreFailed = 10077
 
 func publishHint(err error, stream string) string {
@@ -220,13 +220,12 @@ func publishHint(err error, stream string) string {
 	case api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum:
 		return fmt.Sprintf(": with the headers of a replay the job is larger than max_msg_size of %s: raise that by 1 KiB", stream)
 	case api.ErrorCode == codeStoreFailed:
-		return fmt.Sprintf(": %s is full or takes nothing: repeat when jobs have been done", stream)
+		return fmt.Sprintf(": %s is full or can't store messages: repeat when jobs have been done", stream)
 	}
 	return ""
 }
 
-// deadline reads the job's deadline and nothing else: of a job that is not
-// valid no more is known than that.
+// deadline reads only the job's deadline, which also an invalid job may have.
 func deadline(l replayed) *time.Time {
 	if jobspec.IsProtobuf(l.header) {
 		var job jobpb.Job

@@ -110,10 +110,10 @@ func TestForeignMessageInTheStreamIsListedAndCanBeRemovedButNotReplayed(t *testi
 	}
 }
 
-func TestMissingStreamIsSaidClearly(t *testing.T) {
+func TestAMissingStreamIsNamed(t *testing.T) {
 	store := dlq.NewStore(natstest.JetStream(t), names, nil)
 	for _, err := range store.List(t.Context(), dlq.Filter{}, 0) {
-		if err == nil || !strings.Contains(err.Error(), "no stream AVATAR_DLQ") {
+		if err == nil || !strings.Contains(err.Error(), "stream AVATAR_DLQ not found") {
 			t.Fatalf("got %v", err)
 		}
 	}
@@ -274,7 +274,7 @@ func TestLetterOfTheLastRunIsKeptNotReplayed(t *testing.T) {
 	write(t, b, letter("j1", jobspec.MaxRun))
 	write(t, b, letter("j2", math.MaxInt32))
 	for seq := range uint64(2) {
-		if _, err := b.store.Replay(t.Context(), seq+1, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "publish the job anew under another id") {
+		if _, err := b.store.Replay(t.Context(), seq+1, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "publish the job again under another id") {
 			t.Errorf("got %v", err)
 		}
 	}

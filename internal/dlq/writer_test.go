@@ -347,7 +347,7 @@ func TestLetterIsWrittenAgainUntilItIsStored(t *testing.T) {
 	if err := b.js.DeleteStream(ctx, names.DLQStream()); err != nil {
 		t.Fatal(err)
 	}
-	// The client itself asks three times before it says that nobody answers.
+	// The client itself asks three times before it says that there is no answer.
 	tries := make(chan *nats.Msg, 64)
 	if _, err := b.js.Conn().ChanSubscribe(names.AllDLQ(), tries); err != nil {
 		t.Fatal(err)

@@ -75,7 +75,7 @@ func (o *Operator) openCircuit(ctx context.Context, circuits circuit.Operator, a
 			return &c, nil
 		}
 	}
-	return nil, nil //nolint:nilnil // none is open, and that is no error
+	return nil, nil //nolint:nilnil // none is open, which is not an error
 }
 
 // Paused returns until when a queue is paused; the zero time: it is not.

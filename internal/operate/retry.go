@@ -159,7 +159,7 @@ const nakTime = 5 * time.Second
 
 // redeliver ends the delay with which a message was handed back: it is handed back
 // once more, without one. The server takes that for any message that is delivered
-// and not acknowledged, whoever says it, and answers.
+// and not acknowledged, whichever worker has it, and answers.
 func (o *Operator) redeliver(ctx context.Context, queue string, seq uint64) error {
 	consumer, err := o.jobs.Consumer(ctx, queue)
 	if err != nil {

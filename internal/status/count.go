@@ -20,9 +20,8 @@ const (
 
 // countStates counts the records of jobs that were taken and have no outcome.
 // A bucket may hold a week of records, nearly all of jobs that have ended: the
-// count stops as soon as it has found as many as the consumers say are taken,
-// and nothing is kept of a record but its state. It returns false where the
-// time was up before.
+// count stops once it has found as many as the consumers report as taken. It
+// returns false if the time ran out before.
 func (s *Store) countStates(ctx context.Context, queues map[string]*Queue) (all bool, err error) {
 	wanted := 0
 	for _, q := range queues {
@@ -84,9 +83,9 @@ func count(queues map[string]*Queue, data []byte) bool {
 	return true
 }
 
-// backwards hands over a stream's messages on a subject, window by window from the
-// newest on, each window oldest first. It goes on until take returns false, or more
-// does after a window.
+// backwards calls take for a stream's messages on a subject, newest window first and
+// oldest message first in each window, until take returns false, or more does after
+// a window.
 func backwards(ctx context.Context, stream jetstream.Stream, subject string, take func(jetstream.Msg, *jetstream.MsgMetadata) bool, more func() bool) error {
 	info, err := stream.Info(ctx)
 	if err != nil {

@@ -1,5 +1,6 @@
-// Package status computes how the fleet and single jobs stand, from what is
-// kept in NATS: for the command `status`, and for a page.
+// Package status computes the state of the fleet and of single jobs from what NATS
+// stores. It reads only. It also has the two ways to read a stream that commands
+// share: Scan for what is there, Follow for what comes.
 package status
 
 import (
@@ -18,6 +19,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/kv"
 	"avatarworker/internal/leader"
 	"avatarworker/internal/topology"
 )
@@ -25,7 +27,7 @@ import (
 // DefaultCountFor is how long the records are counted at most.
 const DefaultCountFor = 5 * time.Second
 
-// Fleet is how everything stands.
+// Fleet is the state of all queues, workers and circuits.
 type Fleet struct {
 	At          time.Time         `json:"at"`
 	Queues      []Queue           `json:"queues"`
@@ -33,13 +35,13 @@ type Fleet struct {
 	Circuits    []circuit.Circuit `json:"circuits"` // those that are not closed
 	DeadLetters []dlq.Count       `json:"dead_letters"`
 	Storage     []Storage         `json:"storage"`
-	Warnings    []string          `json:"warnings"` // what somebody should look at
+	Warnings    []string          `json:"warnings"` // what a person should look at
 	// CountedAll is false where counting the records took too long: running,
 	// held, retrying and released are then "at least".
 	CountedAll bool `json:"counted_all"`
 }
 
-// Queue is how a queue stands in the whole fleet.
+// Queue is the state of a queue in the whole fleet.
 type Queue struct {
 	Name    string `json:"name"`
 	Served  int    `json:"workers"` // live workers that serve it
@@ -55,13 +57,13 @@ type Queue struct {
 	PausedUntil   time.Time `json:"paused_until,omitzero"`   // an operator has paused its consumer
 }
 
-// Worker is one worker as it told the fleet.
+// Worker is one worker as it published itself.
 type Worker struct {
 	fleet.Presence
-	Lost bool `json:"lost,omitempty"` // it has not been heard of for a while
+	Lost bool `json:"lost,omitempty"` // its presence is too old
 }
 
-// Store reads how things stand. It changes nothing.
+// Store reads the state of jobs and of the fleet. It changes nothing.
 type Store struct {
 	js       jetstream.JetStream
 	names    topology.Names
@@ -81,7 +83,7 @@ func NewStore(js jetstream.JetStream, names topology.Names, now func() time.Time
 	return &Store{js: js, names: names, now: now, countFor: countFor}
 }
 
-// Fleet says how the fleet stands. The error names what could not be read.
+// Fleet returns the state of the fleet. The error names what could not be read.
 func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	stream, err := s.js.Stream(ctx, s.names.JobsStream())
 	if err != nil {
@@ -123,42 +125,34 @@ func (s *Store) Workers(ctx context.Context) ([]Worker, error) {
 	return f.Workers, err
 }
 
-// shared reads what workers tell each other.
+// shared reads the bucket of what workers share: presences and circuits.
 func (s *Store) shared(ctx context.Context, f *Fleet) error {
 	bucket := s.names.FleetBucket()
-	kv, err := s.js.KeyValue(ctx, bucket)
+	fleetBucket, err := s.js.KeyValue(ctx, bucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("bucket %s: %w", bucket, err)
 	}
-	watcher, err := kv.WatchFiltered(ctx, []string{"circuit.>", "worker.>"}, jetstream.IgnoreDeletes())
+	entries, err := kv.Entries(ctx, fleetBucket, circuit.Prefix+">", fleet.Prefix+">")
 	if err != nil {
-		return fmt.Errorf("bucket %s: %w", bucket, err)
+		return err
 	}
-	defer watcher.Stop() //nolint:errcheck // the connection's end does it too
-	for {
-		select {
-		case entry, open := <-watcher.Updates():
-			if !open || entry == nil { // all there is
-				slices.SortFunc(f.Workers, func(a, b Worker) int { return cmp.Compare(a.WorkerID, b.WorkerID) })
-				slices.SortFunc(f.Circuits, func(a, b circuit.Circuit) int {
-					return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Region, b.Region))
-				})
-				return ctx.Err()
-			}
-			f.learn(entry)
-		case <-ctx.Done():
-			return fmt.Errorf("bucket %s: %w", bucket, ctx.Err())
-		}
+	for _, entry := range entries {
+		f.learn(entry)
 	}
+	slices.SortFunc(f.Workers, func(a, b Worker) int { return cmp.Compare(a.WorkerID, b.WorkerID) })
+	slices.SortFunc(f.Circuits, func(a, b circuit.Circuit) int {
+		return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Region, b.Region))
+	})
+	return nil
 }
 
 // learn takes one entry of the bucket. One that this version can't read is
 // another version's, and left out.
 func (f *Fleet) learn(entry jetstream.KeyValueEntry) {
-	if strings.HasPrefix(entry.Key(), "worker.") {
+	if strings.HasPrefix(entry.Key(), fleet.Prefix) {
 		var p fleet.Presence
 		if json.Unmarshal(entry.Value(), &p) == nil {
 			f.Workers = append(f.Workers, Worker{Presence: p, Lost: !fleet.Fresh(entry.Created(), f.At)})
@@ -233,7 +227,7 @@ func (s *Store) oldest(ctx context.Context, queues map[string]*Queue, last map[s
 	return nil
 }
 
-// warn says what somebody should look at.
+// warn collects what a person should look at.
 func (f *Fleet) warn() {
 	add := func(format string, args ...any) { f.Warnings = append(f.Warnings, fmt.Sprintf(format, args...)) }
 	for _, q := range f.Queues {
@@ -248,7 +242,9 @@ func (f *Fleet) warn() {
 	}
 	for _, w := range f.Workers {
 		if w.Lost {
-			add("worker %s has not been heard of since %s: it was lost, or is cut off", w.WorkerID, w.At.UTC().Format(time.RFC3339))
+			add("worker %s has published nothing since %s: it was lost, or can't reach NATS", w.WorkerID, w.At.UTC().Format(time.RFC3339))
+		} else if w.NotReady != "" && !w.Draining {
+			add("worker %s takes no jobs, or not all: %s", w.WorkerID, w.NotReady)
 		}
 	}
 	for _, s := range f.Storage {
@@ -259,8 +255,8 @@ func (f *Fleet) warn() {
 	f.warnOfCircuits(add)
 }
 
-// warnOfCircuits says what to do once for each code, however many circuits it
-// opened: an account's fault opens those of all its apps and regions.
+// warnOfCircuits adds one warning for each code, however many circuits it opened:
+// a fault of the account opens the circuits of all its apps and regions.
 func (f *Fleet) warnOfCircuits(add func(format string, args ...any)) {
 	var codes []errors.Code
 	stopped := make(map[errors.Code][]string)

@@ -20,9 +20,9 @@ type Waiting struct {
 	Run       int       `json:"run"`
 }
 
-// Waiting looks for a job among those in the queues that are not settled; nil: it
-// is not among those looked at. The Search says how many those are: the time for
-// counting may be up before all of them were looked at.
+// Waiting looks for a job among the unsettled ones in the queues, and returns nil if
+// it did not find it. looked.All is false if the search took longer than the time for
+// counting: then it has not read all of them.
 func (s *Store) Waiting(ctx context.Context, id string) (found *Waiting, looked Search, err error) {
 	stream, err := s.js.Stream(ctx, s.names.JobsStream())
 	if err != nil {
@@ -89,7 +89,8 @@ func (s *Store) waitingOn(ctx context.Context, r *reader, subject string, seq ui
 	}
 }
 
-// mentions spares the jobs that do not have the id anywhere from being read.
+// mentions reports whether the id occurs in a message at all, which is cheaper than
+// decoding the job.
 func mentions(raw *jetstream.RawStreamMsg, id string) bool {
 	for _, values := range raw.Header {
 		for _, value := range values {
@@ -101,7 +102,7 @@ func mentions(raw *jetstream.RawStreamMsg, id string) bool {
 	return bytes.Contains(raw.Data, []byte(id))
 }
 
-// stored is a stored message as a delivery would have it, as far as jobs.Read
+// stored is a stored message as a delivery would have it, as far as jobspec.Read
 // looks.
 type stored struct {
 	jetstream.Msg

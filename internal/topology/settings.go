@@ -28,8 +28,8 @@ type Limit struct {
 	MaxBytes int64         // 0: no limit
 }
 
-// Settings is what an operator may choose about streams, buckets and
-// consumers. Take DefaultSettings and change what is to differ.
+// Settings is what an operator may choose about streams, buckets and consumers.
+// Start from DefaultSettings.
 type Settings struct {
 	Replicas     int // of every stream and bucket; 0 is 1
 	Storage      jetstream.StorageType
@@ -50,7 +50,7 @@ type Settings struct {
 }
 
 // DefaultSettings are for tests and benchmarks: a single server with its files
-// on disk and few limits. What a worker asks for is its configuration's.
+// on disk and few limits. A worker takes its settings from the configuration.
 func DefaultSettings() Settings {
 	return Settings{
 		Replicas:   1,

@@ -38,8 +38,14 @@ func each(t *testing.T, role string, run scenario) {
 func TestPublisherNeedsJustItsPermissions(t *testing.T)    { each(t, "publisher", publisher) }
 func TestListenerNeedsJustItsPermissions(t *testing.T)     { each(t, "listener", listener) }
 func TestOperatorNeedsJustItsPermissions(t *testing.T)     { each(t, "operator", operator) }
-func TestPublisherMayNotTouchWhatIsNotItsOwn(t *testing.T) { foreign(t, "publisher") }
-func TestListenerMayNotTouchWhatIsNotItsOwn(t *testing.T)  { foreign(t, "listener") }
+func TestPublisherMayNotTouchWhatIsNotItsOwn(t *testing.T) { foreign(t, "publisher", others...) }
+func TestListenerMayNotTouchWhatIsNotItsOwn(t *testing.T)  { foreign(t, "listener", others...) }
+
+// An operator writes records. What says which worker may run a job is the
+// workers' alone.
+func TestOperatorMayNotTouchLeasesAndSessionLimits(t *testing.T) {
+	foreign(t, "operator", "$KV.AVATAR_STATE.lease.w", "$KV.AVATAR_STATE.limit.app_id/app.1", "$JS.API.STREAM.PURGE.KV_AVATAR_STATE")
+}
 
 // publisher uploads speech, replaces it, publishes a job, speaks, and controls.
 func publisher(ctx context.Context, t *testing.T, url string, refused *refusals) error {
@@ -332,14 +338,18 @@ func letter(id string) jobs.DeadLetter {
 	}
 }
 
-// foreign asserts that a role can neither read the jobs nor change a record.
-func foreign(t *testing.T, role string) {
-	for _, subject := range []string{
-		"$KV.AVATAR_STATE.J", "$JS.API.STREAM.DELETE.AVATAR_JOBS", "$JS.API.STREAM.PURGE.AVATAR_DLQ",
-		"$JS.API.STREAM.MSG.GET.AVATAR_JOBS", "$JS.API.STREAM.MSG.GET.AVATAR_DLQ", "$JS.ACK.AVATAR_JOBS.default.1.1.1.1.1",
-		"$JS.API.DIRECT.GET.AVATAR_JOBS", "$JS.API.CONSUMER.PAUSE.AVATAR_JOBS.default", "$KV.AVATAR_FLEET.circuit.a.b", "avatar.workers.w.drain",
-		"avatar.events.completed.J", "avatar.workers.w",
-	} {
+// others lists what only workers and operators may touch.
+var others = []string{
+	"$KV.AVATAR_STATE.J", "$KV.AVATAR_STATE.lease.w", "$KV.AVATAR_STATE.limit.app_id/app.1",
+	"$JS.API.STREAM.DELETE.AVATAR_JOBS", "$JS.API.STREAM.PURGE.AVATAR_DLQ",
+	"$JS.API.STREAM.MSG.GET.AVATAR_JOBS", "$JS.API.STREAM.MSG.GET.AVATAR_DLQ", "$JS.ACK.AVATAR_JOBS.default.1.1.1.1.1",
+	"$JS.API.DIRECT.GET.AVATAR_JOBS", "$JS.API.CONSUMER.PAUSE.AVATAR_JOBS.default", "$KV.AVATAR_FLEET.circuit.a.b", "avatar.workers.w.drain",
+	"avatar.events.completed.J", "avatar.workers.w",
+}
+
+// foreign asserts that a role may not publish to the subjects.
+func foreign(t *testing.T, role string, subjects ...string) {
+	for _, subject := range subjects {
 		t.Run(subject, func(t *testing.T) {
 			refused := newRefusals(&permission{subject, "publish"})
 			c := connect(t, start(t, role, nil), role, refused)
