@@ -135,7 +135,7 @@ func TestAJobIsShownWithItsTimelineItsCostAndWhatToDo(t *testing.T) {
 	expect(t, 0, []string{"waiting: not delivered", "avatarworker queue resume default"}, b.args("jobs", "show", "w1")...)
 	expect(t, 0, []string{"no worker serves the queue"}, b.args("jobs", "show", "w2")...)
 	expect(t, 1, []string{"unknown job"}, b.args("jobs", "show", "none")...)
-	expect(t, 1, []string{"there was time to look at", "--count-for"}, b.args("jobs", "show", "none", "--count-for", "1ns")...)
+	expect(t, 1, []string{"jobs in the queues could be read within the time", "--count-for"}, b.args("jobs", "show", "none", "--count-for", "1ns")...)
 }
 
 func TestJobsAreRetriedByNameAndByFilter(t *testing.T) {
@@ -273,7 +273,7 @@ func TestRecordingsAreListedAndFetched(t *testing.T) {
 	if out := expect(t, 0, nil, b.args("recording", "get", "r0", "--out", "-")...); out != "frames" {
 		t.Errorf("%q", out)
 	}
-	expect(t, 1, []string{"there is no recording none"}, b.args("recording", "get", "none")...)
+	expect(t, 1, []string{"recording none not found"}, b.args("recording", "get", "none")...)
 	expect(t, 2, []string{"--out"}, b.args("recording", "get", "../x")...)
 	if left, err := filepath.Glob(".*"); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
