@@ -114,7 +114,11 @@ func (c *cli) changeJobs(ctx context.Context, l *link, rows []status.Row, bf *bu
 			break
 		}
 	}
-	if !single {
+	switch {
+	case single:
+	case failed == 0:
+		c.note("%s", count(done, "job"))
+	default:
 		c.note("%s, %d of which not as asked", count(done, "job"), failed)
 	}
 	switch {
