@@ -152,7 +152,7 @@ func TestFleetStatusSaysWhyAWorkerTakesNoJobs(t *testing.T) {
 	}
 	out := expect(t, 0, []string{"not ready", "draining", `worker keyless takes no jobs, or not all: the backend refuses this worker's API key for app "shop"`}, b.args("status")...)
 	if strings.Contains(out, "worker stopping") {
-		t.Errorf("a drain is no fault:\n%s", out)
+		t.Errorf("a drain is reported as a fault:\n%s", out)
 	}
 }
 

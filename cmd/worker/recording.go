@@ -155,7 +155,7 @@ func (c *cli) getRecording(ctx context.Context, name, out string) error {
 	}
 	defer l.close()
 	if out == "" {
-		// A name is no path: it must not reach out of this directory.
+		// A name may look like a path. It must not lead out of this directory.
 		if out = filepath.Base(name); out != name || out == "." || out == ".." {
 			return usagef("recording %s: its name can't be a file's here: say --out FILE", name)
 		}

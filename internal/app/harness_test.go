@@ -263,7 +263,7 @@ func (f *fleet) watch(stream, filter string, enough func(jetstream.Msg) bool) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.ctx, patience)
 	defer cancel()
-	consumer, err := f.js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}})
+	consumer, err := f.js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}, InactiveThreshold: 5 * time.Second})
 	if err != nil {
 		f.t.Fatal(err)
 	}
