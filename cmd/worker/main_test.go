@@ -25,7 +25,7 @@ import (
 func TestMain(m *testing.M) {
 	// nats.go 1.55 leaves it behind where an object was stored before that
 	// goroutine first ran (jetStream.cleanupReplySub sets its channel to nil).
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
 }
 
 var names = topology.Names{}

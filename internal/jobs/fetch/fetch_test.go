@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) {
 	// The library's own goroutine, started with the first asynchronous publish.
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
 }
 
 const patience = 20 * time.Second
@@ -208,6 +208,7 @@ func TestMessagesThatLookLikeTheServersAreMessages(t *testing.T) {
 }
 
 func TestStartsFollowTheWeights(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, natstest.JetStream(t), "a", "b", "c")
 	for _, q := range []string{"a", "b", "c"} {
 		e.publish(q, 600, nil, "x")
@@ -228,6 +229,7 @@ func TestStartsFollowTheWeights(t *testing.T) {
 }
 
 func TestNoMoreIsFetchedThanThereArePlaces(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, natstest.JetStream(t), "a", "b")
 	e.publish("a", 20, nil, "x")
 	e.publish("b", 20, nil, "x")
@@ -298,6 +300,7 @@ func (e *env) requests() *atomic.Int64 {
 }
 
 func TestHundredsOfIdleQueuesCostLittleAndNoneWaitsLong(t *testing.T) {
+	t.Parallel()
 	var queues []string
 	for i := range 300 {
 		queues = append(queues, "q"+strconv.Itoa(i))
@@ -439,6 +442,7 @@ func TestADeletedConsumerIsReportedAndMadeAgain(t *testing.T) {
 }
 
 func TestAConsumerThatCannotBeMadeIsLookedUpWithPausesAndHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, natstest.JetStream(t), "b")
 	e.publish("b", 50, nil, "x")
 	refusal := errors.New("refused")
@@ -512,6 +516,7 @@ func TestEverythingArrivesAfterTheServerWasRestarted(t *testing.T) {
 }
 
 func TestRunEndsAfterWhatItHasRequested(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, natstest.JetStream(t), "a")
 	requests := e.requests()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -621,6 +626,7 @@ func TestADomainIsReachedThroughItsOwnAPI(t *testing.T) {
 }
 
 func TestAnAckThatCannotBeConfirmedIsAnError(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, natstest.JetStream(t), "a")
 	_, stop := e.start(e.options(1, "a"))
 	e.publish("a", 1, nil, "x")
