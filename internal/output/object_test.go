@@ -678,9 +678,9 @@ func TestALeaderThatChangesLosesNoChunkAndDoublesNone(t *testing.T) {
 	b := &bench{t: t, ctx: ctx, js: js, store: store}
 	var want []byte
 	var at *output.Checkpoint
-	for session := 1; session <= 3; session++ {
+	for session := 1; session <= 2; session++ {
 		s := b.session(film(1), session, at)
-		for range 3 {
+		for range 2 {
 			stepped := make(chan error, 1)
 			go func() {
 				_, err := js.Conn().RequestWithContext(ctx, "$JS.API.STREAM.LEADER.STEPDOWN.OBJ_R", nil)
@@ -696,7 +696,7 @@ func TestALeaderThatChangesLosesNoChunkAndDoublesNone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := b.recordings().Publish(ctx, film(1), 4, 9, *at); err != nil {
+	if err := b.recordings().Publish(ctx, film(1), 3, 4, *at); err != nil {
 		t.Fatal(err)
 	}
 	info, err := leader.ObjectInfo(ctx, js, "R", "film")

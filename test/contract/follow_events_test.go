@@ -8,6 +8,7 @@ import (
 )
 
 func TestWhoFollowsOnlyTheDocumentCancelsAJob(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("live", "ok-avatar")
@@ -30,6 +31,7 @@ func TestWhoFollowsOnlyTheDocumentCancelsAJob(t *testing.T) {
 }
 
 func TestWhoFollowsOnlyTheDocumentInterruptsAnUtterance(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("inline", "hang-avatar") // says nothing, until it is interrupted
@@ -72,6 +74,7 @@ func (f *following) control(ctx context.Context, request string, id map[string]s
 }
 
 func TestWhoFollowsOnlyTheDocumentSeesAJobGivenUp(t *testing.T) {
+	t.Parallel()
 	for _, message := range []string{"Job", "JobProtobuf"} {
 		ctx := limited(t)
 		f := follow(ctx, t, true)
@@ -93,6 +96,7 @@ func TestWhoFollowsOnlyTheDocumentSeesAJobGivenUp(t *testing.T) {
 }
 
 func TestWhoFollowsOnlyTheDocumentSeesAnAppWait(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("inline", "fail-creditsExhausted")
@@ -103,6 +107,7 @@ func TestWhoFollowsOnlyTheDocumentSeesAnAppWait(t *testing.T) {
 }
 
 func TestWhoFollowsOnlyTheDocumentLearnsOfADuplicate(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("object", "ok-avatar")
@@ -124,6 +129,7 @@ func TestWhoFollowsOnlyTheDocumentLearnsOfADuplicate(t *testing.T) {
 }
 
 func TestAJobThatIsTooLargeIsRefusedAsTheDocumentSays(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("inline", "ok-avatar")
@@ -135,6 +141,7 @@ func TestAJobThatIsTooLargeIsRefusedAsTheDocumentSays(t *testing.T) {
 }
 
 func TestWithoutAWorkerNobodyAnswersAsTheDocumentSays(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, false)
 	job := f.job("inline", "ok-avatar")

@@ -14,6 +14,7 @@ func (s *site) awaitStarted(id string) {
 }
 
 func TestDrainFinishesSessionsStartsNoneAndExitsZero(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, 0)
 	p := s.run("--concurrency", "1")
 	s.connect()
@@ -38,6 +39,7 @@ func TestDrainFinishesSessionsStartsNoneAndExitsZero(t *testing.T) {
 }
 
 func TestDrainTimeoutHandsTheJobBackInTimeAndCostsNoAttempt(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, 0)
 	// A hand-back is not kept by a NATS server that ends too: the job comes again
 	// when its lease is over.
@@ -63,6 +65,7 @@ func TestDrainTimeoutHandsTheJobBackInTimeAndCostsNoAttempt(t *testing.T) {
 }
 
 func TestSecondSignalEndsAtOnceAndLosesNothing(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, 0)
 	p := s.run("--set", "lease.ack_wait=2s")
 	s.connect()
