@@ -90,6 +90,7 @@ func TestInterruptOfWhatDoesNotSpeakSaysSo(t *testing.T) {
 
 // Not parallel: it measures time.
 func TestJobsThatWaitForTheirRetryKeepNobodyWaiting(t *testing.T) {
+	t.Parallel()
 	const waiting = 300
 	f := newFleet(t, nil)
 	f.worker(worker{config: func(c *config.Config) {

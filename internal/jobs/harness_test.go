@@ -32,7 +32,10 @@ import (
 	"avatarworker/internal/topology"
 )
 
-func TestMain(m *testing.M) { natstest.Main(m) }
+func TestMain(m *testing.M) {
+	natstest.Parallel(8) // leases of a second need some of the processor in time
+	natstest.Main(m)
+}
 
 const testAckWait = time.Second
 

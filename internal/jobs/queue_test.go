@@ -157,8 +157,9 @@ func TestEverythingSettlesAfterNATSWasRestarted(t *testing.T) {
 		_, err := speakAll(ctx, a)
 		return err
 	})
-	w := h.start(runner)
-	h.start(runner)
+	lease := h.leaseOf(5 * time.Second) // longer than the restart: no job changes hands
+	w := h.start(runner, lease)
+	h.start(runner, lease)
 	h.fill("default", 300)
 	receive(t, halfway, "half of the jobs")
 	url := server.ClientURL()

@@ -15,20 +15,21 @@ import (
 // servers, leases and cooldowns, so more of them run than there are processors.
 const parallel = 16
 
-// Main runs a package's tests, up to 16 at a time unless -parallel says
-// otherwise, and fails if they leave goroutines behind.
+// Main runs a package's tests, up to 16 at a time unless Parallel or -parallel
+// says otherwise, and fails if they leave goroutines behind.
 func Main(m *testing.M, options ...goleak.Option) {
 	Parallel(parallel)
 	goleak.VerifyTestMain(m, options...)
 }
 
 // Parallel lets n tests of this package run at once, or as many as there are
-// processors if those are more. A -parallel flag overrides it.
+// processors if those are more. The first call counts; a -parallel flag
+// overrides it.
 func Parallel(n int) {
-	// m.Run parses the command line, if TestMain has not; what is set before is
+	// m.Run parses the command line, if TestMain has not: what is set before is
 	// the default.
 	p := flag.Lookup("test.parallel")
-	if flag.Parsed() && p.Value.String() != p.DefValue {
+	if p.Value.String() != p.DefValue {
 		return
 	}
 	if err := p.Value.Set(strconv.Itoa(max(n, runtime.GOMAXPROCS(0)))); err != nil {
