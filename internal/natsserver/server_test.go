@@ -3,6 +3,7 @@ package natsserver_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -226,9 +227,12 @@ func TestIsolatedNodeComesBackWhenHealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for {
-		once, cancel := context.WithTimeout(ctx, time.Second)
-		_, err := js.CreateStream(once, jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}, Replicas: 2})
+	// A new leader may still place a stream on the node that is cut off, where it
+	// can't be made: each attempt is another stream.
+	for n := 0; ; n++ {
+		name := fmt.Sprintf("S%d", n)
+		once, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := js.CreateStream(once, jetstream.StreamConfig{Name: name, Subjects: []string{name}, Replicas: 2})
 		cancel()
 		if err == nil {
 			break

