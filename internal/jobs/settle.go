@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"time"
 
@@ -159,7 +160,10 @@ func (s settlement) failed(ctx context.Context, next *lifecycle.Record, fault *e
 	s.w.o.Observer.AttemptDone(decision.Code, decision.Class, fault.Phase)
 	failure := lifecycle.Failure{Decision: decision, Record: next, Now: now, Deadline: s.notAfter()}
 	s.consultCircuit(ctx, &failure, next, fault)
-	plan := s.w.o.Retry.Plan(failure, s.w.o.Random)
+	plan, err := s.w.o.Retry.Plan(failure, s.w.o.Random)
+	if err != nil {
+		return err
+	}
 	if plan.Action == errors.ActionHold {
 		plan.Delay = s.untilGivenUp(next, now, plan.Delay)
 	}
@@ -175,9 +179,11 @@ func (s settlement) failed(ctx context.Context, next *lifecycle.Record, fault *e
 		return s.postpone(ctx, next, plan.Delay)
 	case errors.ActionExpire:
 		return s.finish(ctx, next, lifecycle.StateExpired)
-	default:
+	case errors.ActionDeadLetter:
 		next.DeadLetter(plan.Reason)
 		return s.finish(ctx, next, lifecycle.StateDeadLettered)
+	default: // never an outcome by mistake: the job stays in the queue
+		return fmt.Errorf("the plan of a failure with code %s has the action %q, which settles nothing; this is a fault of the worker: report it", decision.Code, plan.Action)
 	}
 }
 

@@ -169,6 +169,11 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if o.Storage == nil {
 		o.Storage = endless{}
 	}
+	for _, rule := range o.Limits {
+		if err := rule.Check(); err != nil {
+			return nil, err
+		}
+	}
 	w := &Worker{
 		o: o, log: o.Logger,
 		leaves:  leaves{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},

@@ -87,7 +87,10 @@ func TestEveryCodeIsPlannedAsTheTableSays(t *testing.T) {
 		for r.Attempt < 5 {
 			r.Attempt++
 			d := table.Decide(errors.Newf(code, errors.PhaseRuntime, "scripted"), false)
-			plan := policy.Plan(Failure{Decision: d, Record: r, Now: time.Unix(0, 0), CircuitOpen: d.OpensCircuit, Wait: time.Second}, half)
+			plan, err := policy.Plan(Failure{Decision: d, Record: r, Now: time.Unix(0, 0), CircuitOpen: d.OpensCircuit, Wait: time.Second}, half)
+			if err != nil {
+				t.Fatal(err)
+			}
 			got += " " + string(plan.Action)
 			r.Failures[code]++
 			if plan.Action == errors.ActionDeadLetter || plan.Action == errors.ActionExpire {
@@ -150,8 +153,8 @@ func TestPlanKeepsToDeadlineRetryAfterAndCircuit(t *testing.T) {
 		"held past the deadline expires": {Failure{Decision: hold, Record: whole(1, 5), CircuitOpen: true, Wait: time.Hour, Deadline: now.Add(time.Minute)}, Plan{Action: errors.ActionExpire}},
 	} {
 		c.f.Now = now
-		if got := p.Plan(c.f, func() float64 { return 0.5 }); got != c.want {
-			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		if got, err := p.Plan(c.f, func() float64 { return 0.5 }); err != nil || got != c.want {
+			t.Errorf("%s: %+v (%v), want %+v", name, got, err, c.want)
 		}
 	}
 }
