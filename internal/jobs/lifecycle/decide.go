@@ -21,7 +21,7 @@ const (
 
 const (
 	// SuspectAfter is the number of crashes after which a job is a suspect; see
-	// Apart.
+	// MayRunTogether.
 	SuspectAfter = 3
 	// minCrashLimit is the minimum number of crashes after which a job is given
 	// up. Jobs that merely ran on a worker when another job crashed it stay below
@@ -31,10 +31,10 @@ const (
 	MaxUnsettled = 5
 )
 
-// Apart reports whether two jobs with these numbers of crashes may run on one
+// MayRunTogether reports whether two jobs with these numbers of crashes may run on one
 // worker at the same time. A suspect runs only beside jobs without crashes, so
 // that each job that kills its workers harms a suspect at most once.
-func Apart(a, b int) bool { return max(a, b) < SuspectAfter || min(a, b) == 0 }
+func MayRunTogether(a, b int) bool { return max(a, b) < SuspectAfter || min(a, b) == 0 }
 
 // CrashLimit is the number of crashes after which a job is given up.
 func CrashLimit(maxAttempts int) int { return max(maxAttempts, minCrashLimit) }
