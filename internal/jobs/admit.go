@@ -75,7 +75,7 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 		a.nak(a.w.pace.Next("key "+draft.AppID, a.begun, a.w.pace.Spread(keyPause)))
 		return false, nil
 	}
-	a.openSession(from, draft, holder)
+	a.prepareSession(from, draft, holder)
 	defer func() {
 		if !taken {
 			a.leave()
@@ -104,9 +104,9 @@ func (a admission) notStored(from *lifecycle.Record, fault error) error {
 	return a.settlement().holdForStorage(ctx, from, fault)
 }
 
-// openSession prepares what ends the session: the drain, and the loss of the
+// prepareSession prepares what ends the session: the drain, and the loss of the
 // worker's lease.
-func (a admission) openSession(from, draft *lifecycle.Record, holder *lease.Holder) {
+func (a admission) prepareSession(from, draft *lifecycle.Record, holder *lease.Holder) {
 	ctx, cancel := context.WithCancelCause(a.ctx)
 	end := func(by context.Context) func() bool {
 		return context.AfterFunc(by, func() { cancel(context.Cause(by)) })
