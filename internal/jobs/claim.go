@@ -93,7 +93,7 @@ func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err err
 		}
 		from = lifecycle.Resume(record, c.id, false, now)
 	}
-	starts, err = c.begin(ctx, from, now)
+	starts, err = c.settleOrStart(ctx, from, now)
 	return from, starts, err
 }
 
@@ -201,9 +201,9 @@ func (c claim) released(ctx context.Context, record *lifecycle.Record) (crashed,
 	return true, !stands && err == nil, err
 }
 
-// begin checks everything that ends a job before it starts, and reports whether
+// settleOrStart checks everything that ends a job before it starts, and reports whether
 // it may start.
-func (c claim) begin(ctx context.Context, from *lifecycle.Record, now time.Time) (bool, error) {
+func (c claim) settleOrStart(ctx context.Context, from *lifecycle.Record, now time.Time) (bool, error) {
 	if err := c.finishedBefore(ctx, from); err != nil {
 		return false, err
 	}
