@@ -82,7 +82,7 @@ func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err err
 	case lifecycle.StepWait:
 		return nil, false, c.wait(ctx, record, wait)
 	case lifecycle.StepRunning:
-		crashed, free, err := c.released(ctx, record)
+		crashed, free, err := c.ownerGone(ctx, record)
 		if !free || err != nil {
 			return nil, false, err
 		}
@@ -183,10 +183,10 @@ func (c claim) wait(ctx context.Context, record *lifecycle.Record, wait time.Dur
 	return nil
 }
 
-// released looks whether the worker that the record names still runs the job:
+// ownerGone looks whether the worker that the record names still runs the job:
 // then the message, which can be delivered a second time meanwhile, is handed
 // back. free: it does not. crashed: that worker's lease is gone.
-func (c claim) released(ctx context.Context, record *lifecycle.Record) (crashed, free bool, err error) {
+func (c claim) ownerGone(ctx context.Context, record *lifecycle.Record) (crashed, free bool, err error) {
 	switch {
 	case c.w.execution(c.id.ID) != nil:
 		c.nak(c.w.o.AckWait / 3)
