@@ -124,7 +124,7 @@ func (e *execution) draft(from *lifecycle.Record, workerID string) *lifecycle.Re
 
 // unstarted is the record to settle a job by that was not started here.
 func (e *execution) unstarted(from *lifecycle.Record) *lifecycle.Record {
-	return lifecycle.Settlement(from, e.id, e.job, e.w.defaults(), e.w.now())
+	return lifecycle.UnstartedRecord(from, e.id, e.job, e.w.defaults(), e.w.now())
 }
 
 // acquire waits for the permits. Its place among those with crashes comes first: it

@@ -8,10 +8,10 @@ import (
 	"avatarworker/internal/jobs/jobspec"
 )
 
-// Settlement returns the record by which a job is settled that is not started: a
+// UnstartedRecord returns the record by which a job is settled that is not started: a
 // copy of from, or a new one if from is nil. job is nil if the message is not a
 // valid job.
-func Settlement(from *Record, id jobspec.Identity, job *jobspec.Job, d Defaults, now time.Time) *Record {
+func UnstartedRecord(from *Record, id jobspec.Identity, job *jobspec.Job, d Defaults, now time.Time) *Record {
 	next := &Record{CreatedAt: now, JobID: id.ID, Run: id.Run}
 	if from != nil {
 		next = from.Clone()
