@@ -122,8 +122,8 @@ func (e *execution) draft(from *lifecycle.Record, workerID string) *lifecycle.Re
 	return lifecycle.Start(from, e.job, workerID, e.w.defaults(), e.w.now())
 }
 
-// unstarted is the record to settle a job by that was not started here.
-func (e *execution) unstarted(from *lifecycle.Record) *lifecycle.Record {
+// unstartedRecord is the record to settle a job by that was not started here.
+func (e *execution) unstartedRecord(from *lifecycle.Record) *lifecycle.Record {
 	return lifecycle.UnstartedRecord(from, e.id, e.job, e.w.defaults(), e.w.now())
 }
 

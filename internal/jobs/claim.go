@@ -208,7 +208,7 @@ func (c claim) settleOrStart(ctx context.Context, from *lifecycle.Record, now ti
 		return false, err
 	}
 	if from != nil && from.CancelRequested {
-		return false, c.settlement().finish(ctx, c.unstarted(from), lifecycle.StateCancelled)
+		return false, c.settlement().finish(ctx, c.unstartedRecord(from), lifecycle.StateCancelled)
 	}
 	if c.invalid != nil {
 		return false, c.settlement().giveUp(ctx, from, c.invalid, lifecycle.ReasonInvalidJob)
@@ -218,7 +218,7 @@ func (c claim) settleOrStart(ctx context.Context, from *lifecycle.Record, now ti
 		return false, c.settlement().giveUp(ctx, from, err, reason)
 	}
 	if lifecycle.Past(c.notAfter(), now) {
-		return false, c.settlement().finish(ctx, c.unstarted(from), lifecycle.StateExpired)
+		return false, c.settlement().finish(ctx, c.unstartedRecord(from), lifecycle.StateExpired)
 	}
 	if from != nil && from.Unsettled >= lifecycle.MaxUnsettled {
 		return false, c.settlement().hold(ctx, from, holdFor{reason: lifecycle.HeldUnsettled, wait: unsettledPause, why: fmt.Sprintf(

@@ -243,7 +243,7 @@ func heldByCircuit(r *circuit.Refusal) holdFor {
 // hold makes a job wait that may not start. A hold that lasts is not told again.
 func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor) error {
 	now := s.w.now()
-	next := s.unstarted(from)
+	next := s.unstartedRecord(from)
 	crowd := h.reason + " " + next.AppID + " " + next.Region
 	wait := s.w.pace.Next(crowd, s.begun, h.wait)
 	if h.reason != lifecycle.HeldStorage {
@@ -321,7 +321,7 @@ func (s settlement) superseded(r *lifecycle.Record) {
 // that is written: a message that is looked at for the first time may be a
 // duplicate, which the write finds out.
 func (s settlement) giveUp(ctx context.Context, from *lifecycle.Record, fault *errors.Error, reason string) error {
-	next := s.unstarted(from)
+	next := s.unstartedRecord(from)
 	decision := s.w.o.Table.Decide(fault, false)
 	plan := lifecycle.Plan{Action: errors.ActionDeadLetter, Reason: reason}
 	next.GiveUp(reason, s.errorEvent(next, fault, decision, plan, time.Time{}))
