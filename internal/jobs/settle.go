@@ -100,7 +100,7 @@ func (s settlement) conclude(ctx context.Context, next *lifecycle.Record, outcom
 		next.AfterLetters(s.lettersBefore(ctx))
 	}
 	failpoint.Here("before_outcome")
-	if err := s.commit(ctx, next); err != nil {
+	if err := s.commitAndFreeSlot(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("outcome")
@@ -135,9 +135,9 @@ func (s settlement) lettersBefore(ctx context.Context) uint64 {
 	return last
 }
 
-// commit writes a settlement: of a session by its fence, else by the revision
+// commitAndFreeSlot writes a settlement: of a session by its fence, else by the revision
 // that was read. Then the next job may start.
-func (s settlement) commit(ctx context.Context, next *lifecycle.Record) error {
+func (s settlement) commitAndFreeSlot(ctx context.Context, next *lifecycle.Record) error {
 	write := s.record.Put
 	if now := s.record.Current(); now != nil && now.State == lifecycle.StateRunning && s.w.lease.Own(now.WorkerID) && now.Session == next.Session {
 		write = s.record.PutFenced
@@ -211,7 +211,7 @@ func (s settlement) consultCircuit(ctx context.Context, f *lifecycle.Failure, r 
 // postpone writes that the job waits, tells it, and hands it back for so long.
 func (s settlement) postpone(ctx context.Context, next *lifecycle.Record, delay time.Duration) error {
 	failpoint.Here("before_failure")
-	if err := s.commit(ctx, next); err != nil {
+	if err := s.commitAndFreeSlot(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("failure")
@@ -292,7 +292,7 @@ func (s settlement) release(ctx context.Context, next *lifecycle.Record, reason 
 	} else {
 		next.Release(reason)
 	}
-	if err := s.commit(ctx, next); err != nil {
+	if err := s.commitAndFreeSlot(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("released")
