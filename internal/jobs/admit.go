@@ -219,9 +219,9 @@ func (e *execution) freeSlotFor(places *semaphore.Weighted) bool {
 func (a admission) notStarted(draft *lifecycle.Record, err error) {
 	switch {
 	case errors.Is(err, limit.ErrBusy):
-		a.postponeFor("limit " + a.w.limits.Names(limited(draft))[0])
+		a.backToQueue("limit " + a.w.limits.Names(limited(draft))[0])
 	case errors.Is(err, errSuspect):
-		a.postponeFor("suspect")
+		a.backToQueue("suspect")
 	case errors.Is(err, lease.ErrLost):
 		a.nakWithBackoff(err)
 	default:
@@ -229,9 +229,9 @@ func (a admission) notStarted(draft *lifecycle.Record, err error) {
 	}
 }
 
-// postponeFor hands the job back for as long as the number of jobs that wait for
+// backToQueue hands the job back for as long as the number of jobs that wait for
 // the same asks for.
-func (e *execution) postponeFor(what string) {
+func (e *execution) backToQueue(what string) {
 	if e.deliveries > 1 {
 		e.w.pull.Returned(e.msg.Queue)
 	}
