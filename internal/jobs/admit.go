@@ -231,11 +231,11 @@ func (a admission) notStarted(draft *lifecycle.Record, err error) {
 
 // backToQueue hands the job back for as long as the number of jobs that wait for
 // the same asks for.
-func (e *execution) backToQueue(what string) {
+func (e *execution) backToQueue(waitsFor string) {
 	if e.deliveries > 1 {
 		e.w.pull.Returned(e.msg.Queue)
 	}
-	e.nak(e.inTime(e.w.pace.Next(what, e.begun, e.w.pace.Spread(minReturn))))
+	e.nak(e.inTime(e.w.pace.Next(waitsFor, e.begun, e.w.pace.Spread(minReturn))))
 }
 
 // inTime is a delay after which the job, if its deadline comes first, expires.
