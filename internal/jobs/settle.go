@@ -50,7 +50,7 @@ func (s settlement) verdict(ctx context.Context, next *lifecycle.Record) error {
 		return lifecycle.ErrSuperseded
 	case s.session.err == nil:
 		s.abortProbe(false) // a probe that needed no session
-		next.Record(s.session.report.Recording)
+		next.SetRecording(s.session.report.Recording)
 		s.w.o.Observer.AttemptDone("", "", "")
 		return s.finish(ctx, next, lifecycle.StateCompleted)
 	case errors.Is(cause, lease.ErrLost):

@@ -60,9 +60,9 @@ func (r *Record) Speak(utterance int, liveBegun uint64) {
 // Closed adds a session's connected time.
 func (r *Record) Closed(connected time.Duration) { r.SessionTime += connected }
 
-// Record sets the name of the object with the frames; "" if the output is
+// SetRecording sets the name of the object with the frames; "" if the output is
 // another.
-func (r *Record) Record(name string) { r.Recording = name }
+func (r *Record) SetRecording(name string) { r.Recording = name }
 
 // Fail records a failed attempt. refused means that the backend refused one
 // session too many.
