@@ -78,8 +78,8 @@ func (s *storage) add(stream string, probes ...string) {
 	s.stores[stream] = &store{js: s.js, stream: stream, probes: probes, rooms: make(map[string]*room)}
 }
 
-// Check implements jobs.Storage.
-func (s *storage) Check(ctx context.Context, job *jobspec.Job, done int) error {
+// Reserve implements jobs.Storage.
+func (s *storage) Reserve(ctx context.Context, job *jobspec.Job, done int) error {
 	for _, stream := range s.reads(job) {
 		if err := s.stores[stream].look(ctx); err != nil {
 			return err

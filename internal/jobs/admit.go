@@ -85,7 +85,7 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 		a.notStarted(draft, err)
 		return false, nil
 	}
-	if fault := a.w.o.Storage.Check(a.ctx, a.job, draft.Checkpoint); fault != nil {
+	if fault := a.w.o.Storage.Reserve(a.ctx, a.job, draft.Checkpoint); fault != nil {
 		return false, a.notStored(from, fault)
 	}
 	if allowed, err := a.allowed(from, draft); !allowed || err != nil {
