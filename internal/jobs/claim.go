@@ -139,7 +139,7 @@ func (c claim) decide(ctx context.Context, record *lifecycle.Record, now time.Ti
 	c.log().Warn().Uint64("kept_seq", record.StreamSeq).Str("state", string(record.State)).
 		Msg("the job has no outcome and its message is gone from the stream: this one takes its place")
 	if later {
-		return lifecycle.StepStart, 0, nil // it replaces a run that nothing can end any more
+		return lifecycle.StepProceed, 0, nil // it replaces a run that nothing can end any more
 	}
 	what, wait = lifecycle.Decide(record.Adopt(c.id.StreamSeq), c.id, now)
 	return what, wait, nil
