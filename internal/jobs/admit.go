@@ -106,7 +106,7 @@ func (a admission) notStored(from *lifecycle.Record, fault error) error {
 
 // prepareSession prepares what ends the session: the drain, and the loss of the
 // worker's lease.
-func (a admission) prepareSession(from, draft *lifecycle.Record, holder *lease.Holder) {
+func (a admission) prepareSession(from, draft *lifecycle.Record, holder *lease.Lease) {
 	ctx, cancel := context.WithCancelCause(a.ctx)
 	end := func(by context.Context) func() bool {
 		return context.AfterFunc(by, func() { cancel(context.Cause(by)) })

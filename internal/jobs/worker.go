@@ -315,7 +315,7 @@ func (w *Worker) started() {
 
 // leaseChanged begins a new presence with each lease, and rests while there is
 // none.
-func (w *Worker) leaseChanged(holder *lease.Holder) {
+func (w *Worker) leaseChanged(holder *lease.Lease) {
 	if holder != nil {
 		w.fleet.Rename(w.base, holder.ID)
 	}
