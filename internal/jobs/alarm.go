@@ -47,7 +47,7 @@ const alarmEvery = 5 * time.Minute
 // alarm publishes an alert about something of the worker's own. about tells it
 // from others of its kind.
 func (w *Worker) alarm(alert event.WorkerAlert, about string) {
-	alert.Worker, alert.WorkerID, alert.Time = w.o.Name, w.workerID(), w.now()
+	alert.Worker, alert.WorkerID, alert.Time = w.o.Name, w.lastWorkerID(), w.now()
 	window := alert.Time.Truncate(alarmEvery)
 	id := event.AlertID(alert.Kind, window, topology.Token(about))
 	w.mu.Lock()

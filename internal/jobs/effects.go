@@ -207,7 +207,7 @@ func (e *execution) event(kind string, r *lifecycle.Record, body event.Body) eve
 func (e *execution) fields(r *lifecycle.Record) event.JobFields {
 	return event.JobFields{
 		JobID: r.JobID, Run: r.Run, Queue: r.Queue, AppID: r.AppID, AvatarID: r.AvatarID, Region: r.Region,
-		Worker: e.w.o.Name, WorkerID: e.w.workerID(), Attempt: r.Attempt, Session: r.Session, Labels: r.Labels, Time: r.UpdatedAt,
+		Worker: e.w.o.Name, WorkerID: e.w.lastWorkerID(), Attempt: r.Attempt, Session: r.Session, Labels: r.Labels, Time: r.UpdatedAt,
 	}
 }
 
