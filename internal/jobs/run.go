@@ -29,7 +29,7 @@ func (e *execution) run() {
 // announceStart says that the session starts.
 func (e *execution) announceStart() *progress {
 	record := e.working(e.session.cancel)
-	e.w.o.Observer.TakenOver(e.session.started)
+	e.w.o.Observer.TakenOver(e.session.startedAs)
 	if record.Session == 1 && !record.PublishedAt.IsZero() {
 		e.w.o.Observer.FirstStarted(e.id.Queue, record.StartedAt.Sub(record.PublishedAt))
 	}
@@ -71,7 +71,7 @@ func (e *execution) attempt(p *progress) *Attempt {
 	return &Attempt{
 		Job: e.job, AppID: r.AppID, Region: r.Region,
 		Session: r.Session, Number: r.Attempt,
-		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, Recorded: r.Recorded, PreviousSession: e.session.before,
+		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, Recorded: r.Recorded, PreviousSession: e.session.previousSession,
 		Progress: p, Control: &e.control,
 	}
 }
