@@ -33,7 +33,7 @@ func (e *execution) announceStart() *progress {
 	if record.Session == 1 && !record.PublishedAt.IsZero() {
 		e.w.o.Observer.FirstStarted(e.id.Queue, record.StartedAt.Sub(record.PublishedAt))
 	}
-	e.announce(record)
+	e.publishStarted(record)
 	return &progress{e: e, ctx: e.session.ctx}
 }
 
@@ -76,9 +76,9 @@ func (e *execution) attempt(p *progress) *Attempt {
 	}
 }
 
-// announce publishes that a session starts. Nothing waits for it: the outcome is
+// publishStarted publishes that a session starts. Nothing waits for it: the outcome is
 // what counts.
-func (e *execution) announce(r *lifecycle.Record) {
+func (e *execution) publishStarted(r *lifecycle.Record) {
 	_, err := e.w.publisher.PublishAsync(e.event(event.TypeStarted, r, event.Started{
 		JobFields: e.fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
 		Output: e.job.OutputKind(), Checkpoint: r.Checkpoint,

@@ -101,7 +101,7 @@ type Worker struct {
 	// refresh is the age at which a record without an outcome is written again,
 	// before its bucket forgets it; 0: it never does.
 	refresh time.Duration
-	leaves
+	parts
 	lifetime
 	pool
 	faults  faults
@@ -118,8 +118,8 @@ type Worker struct {
 	paused  bool             // fetching rests: see pauseFetching
 }
 
-// leaves are what a worker is joined from.
-type leaves struct {
+// parts are what a worker is joined from.
+type parts struct {
 	publisher *event.Publisher
 	lease     *lease.Manager
 	circuits  *circuit.Circuits
@@ -176,7 +176,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
-		leaves:  leaves{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},
+		parts:   parts{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},
 		pool:    newPool(o.Concurrency),
 		alarms:  make(chan event.Event, 1024),
 		running: make(map[string]*execution),
