@@ -450,7 +450,6 @@ func releasedBecause(r *lifecycle.Record) string {
 		"lease_lost": "its worker could not renew its lease in time, so its session was closed",
 		"worker_key": "the backend refuses that worker's API key; another worker takes it over",
 		"fault":      "a fault of the worker, not of the job; see that worker's log",
-		"crash":      "its workers died while they ran it",
 	}[r.Reason]
 	if r.State != lifecycle.StateReleased || meaning == "" {
 		return r.Reason

@@ -229,8 +229,8 @@ func (a admission) notStarted(draft *lifecycle.Record, err error) {
 	}
 }
 
-// backToQueue hands the job back for as long as the number of jobs that wait for
-// the same asks for.
+// backToQueue hands the job back. waitsFor names what it waits for: the more jobs
+// wait for the same, the later it comes again.
 func (e *execution) backToQueue(waitsFor string) {
 	if e.deliveries > 1 {
 		e.w.pull.Returned(e.msg.Queue)

@@ -49,7 +49,7 @@ type Options struct {
 	Version     string
 	Queues      []fetch.Queue
 	Concurrency int           // sessions at a time
-	AckWait     time.Duration // the lease
+	AckWait     time.Duration // of a message; a lease lasts as long
 	Drain       time.Duration // how long sessions may go on after a drain begins
 	// SettleTimeout bounds writing what became of a job, and what a session has
 	// reached. 0: 30 s.
