@@ -433,6 +433,9 @@ func heldBecause(r *lifecycle.Record) (why, remedy string) {
 	case lifecycle.HeldUnsettled:
 		return r.HeldWhy,
 			"Find out why its sessions end (its history below, and the workers' logs). Then cancel it and publish it again under another id."
+	case lifecycle.HeldCircuit, "":
+	default: // written by a later version
+		return r.HeldText(), ""
 	}
 	why = fmt.Sprintf("no sessions of app %s are started in %s: the circuit is open", r.AppID, orDash(r.Region))
 	if r.HeldCode == "" {
