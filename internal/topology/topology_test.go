@@ -34,7 +34,7 @@ func TestNamesAreThoseOfTheContract(t *testing.T) {
 		n.Frames("j-1"):                           "avatar.frames.j-1",
 		n.Audio("j-1"):                            "avatar.audio.j-1",
 		n.Control("j-1"):                          "avatar.control.j-1",
-		n.WorkerSubject("host.example/1"):         "avatar.workers.host=2Eexample=2F1",
+		n.WorkerState("host.example/1"):           "avatar.workers.host=2Eexample=2F1.state",
 		n.JobsStream():                            "AVATAR_JOBS",
 		n.AudioFilesBucket():                      "AVATAR_AUDIO_FILES",
 		n.StateBucket():                           "AVATAR_STATE",
