@@ -187,7 +187,7 @@ func (e *ensurer) keyValue(ctx context.Context, want jetstream.KeyValueConfig) (
 		return nil, unusable("bucket "+want.Bucket, "its keys can't expire one by one, as workers' leases must: allow it with 'avatarworker setup --apply'")
 	}
 	if want.Bucket == e.names.StateBucket() {
-		if err := errors.Join(recordsKept(want.Bucket, have), leasesEnd(want.Bucket, have)); err != nil {
+		if err := errors.Join(recordsKept(want.Bucket, have), leasesEnd(want.Bucket, have, e.settings.AckWait)); err != nil {
 			return nil, err
 		}
 	}
