@@ -105,7 +105,7 @@ func (w *wavReader) openLength(h *wavHeader) func(there int64) bool {
 	tooMuch := says > max(wavTooMuch, w.most) || pcmLength(says/int64(h.frame), h.rate) > wavTooLong
 	return func(there int64) bool {
 		return there <= says/wavPart && (unknown || tooMuch) ||
-			there > 0 && (w.end == w.pos+there || says-there == w.pos || says-there == w.pos-8)
+			there > 0 && there < says && (w.end == w.pos+there || says-there == w.pos || says-there == w.pos-8)
 	}
 }
 
