@@ -26,6 +26,7 @@ func setUp(t *testing.T, js jetstream.JetStream, s topology.Settings, o topology
 }
 
 func TestSetupMakesWhatIsMissingUnlessItIsADryRun(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	s := topology.DefaultSettings()
 	all := len(topology.Names{}.Kept()) + len(s.Queues)
@@ -73,6 +74,7 @@ func otherwise(t *testing.T, js jetstream.JetStream) {
 }
 
 func TestSetupChangesWhatCanBeChangedWithoutLossAndOnlyWhenAskedTo(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	otherwise(t, js)
 	s := topology.DefaultSettings()
