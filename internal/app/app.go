@@ -28,6 +28,7 @@ import (
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/alert"
 	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/session"
@@ -96,7 +97,7 @@ func New(o Options) (*App, error) {
 	registry := prometheus.NewRegistry()
 	a.gather = registry
 	a.metrics = telemetry.NewMetrics(registry,
-		telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Region: a.c.Backend.Region, Version: o.Version},
+		telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Outputs: jobspec.Outputs(), Region: a.c.Backend.Region, Version: o.Version},
 		telemetry.Readings{
 			Ready:   func() bool { return a.Ready() == nil },
 			Waiting: func() (retrying, held int) { return a.waiting.count(time.Now()) },

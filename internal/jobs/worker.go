@@ -190,6 +190,11 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if o.Storage == nil {
 		o.Storage = endless{}
 	}
+	for _, rule := range o.Limits {
+		if err := rule.Check(); err != nil {
+			return nil, err
+		}
+	}
 	w := &Worker{
 		o: o, log: o.Logger,
 		leaves:  leaves{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},
@@ -331,7 +336,7 @@ func (w *Worker) started() {
 
 // leaseChanged begins a new presence with each lease, and rests while there is
 // none.
-func (w *Worker) leaseChanged(holder *lease.Holder) {
+func (w *Worker) leaseChanged(holder *lease.Lease) {
 	if holder != nil {
 		w.fleet.Rename(w.base, holder.ID)
 	}
