@@ -150,7 +150,7 @@ type slowStore struct {
 	proceed chan struct{}
 }
 
-func (s slowStore) Check(ctx context.Context, _ *jobspec.Job, _ int) error {
+func (s slowStore) Reserve(ctx context.Context, _ *jobspec.Job, _ int) error {
 	s.looked <- struct{}{}
 	select {
 	case <-s.proceed:

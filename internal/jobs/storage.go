@@ -27,4 +27,4 @@ type Storage interface {
 type endless struct{}
 
 func (endless) Reserve(context.Context, *jobspec.Job, int) error { return nil }
-func (endless) Err() error                                     { return nil }
+func (endless) Err() error                                       { return nil }
