@@ -272,6 +272,10 @@ func (a admission) takeOver(draft *lifecycle.Record) (bool, error) {
 		return false, nil
 	}
 	failpoint.Here("before_takeover")
+	if a.session.ctx.Err() != nil { // the lease is lost, as after a freeze, or the drain's time is up
+		a.notStarted(draft, context.Cause(a.session.ctx))
+		return false, nil
+	}
 	// Not under the session's context: a drain whose time is up just now would
 	// leave it unknown whether the job was taken over, and the next worker would
 	// count a crash.
