@@ -23,7 +23,7 @@ var binary = struct {
 
 func TestMain(m *testing.M) {
 	zerolog.SetGlobalLevel(zerolog.Disabled) // toxiproxy's toxics log to a global logger at every level
-	natstest.Parallel(10)
+	natstest.Parallel(8)
 	// toxiproxy leaves the toxics of a connection, and who reads it, behind that is
 	// cut while they are taken off it.
 	toxic := goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run")
