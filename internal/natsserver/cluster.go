@@ -177,6 +177,9 @@ func (c *Cluster) serverOptions(i int) (*server.Options, error) {
 			opts.Routes = append(opts.Routes, &url.URL{Scheme: "nats-route", Host: l.address()})
 		}
 	}
+	if len(opts.Routes) == 0 { // JetStream asks for one; the server leaves a route to itself alone
+		opts.Routes = append(opts.Routes, &url.URL{Scheme: "nats-route", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(c.nodes[i].routePort))})
+	}
 	return opts, nil
 }
 

@@ -24,7 +24,13 @@ var binary = struct {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	zerolog.SetGlobalLevel(zerolog.Disabled) // toxiproxy's toxics log to a global logger at every level
+	zerolog.SetGlobalLevel(zerolog.Disabled)                                       // toxiproxy's toxics log to a global logger at every level
+	for _, role := range []string{"WORKER", "PUBLISHER", "LISTENER", "OPERATOR"} { // of deploy/nats/cells.conf
+		if err := os.Setenv("AVATAR_"+role+"_PASSWORD", natsPassword); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	// These tests mostly wait, for leases and cooldowns: more of them at once
 	// than there are processors. -parallel above that still counts.
 	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
