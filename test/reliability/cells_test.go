@@ -221,7 +221,7 @@ func TestAClusterThatIsLostWholeStopsItsOwnCellOnlyAndItsJobsGoOnWhenItIsBack(t 
 		t.Skip("two clusters of three nodes: not with -short")
 	}
 	t.Parallel()
-	lease, away, losses := 6*time.Second, 8*time.Second, 1
+	lease, away, losses := 5*time.Second, 6*time.Second, 1
 	every := 400 * time.Millisecond
 	if long() {
 		length, _ := chaosLength(t)
@@ -229,10 +229,14 @@ func TestAClusterThatIsLostWholeStopsItsOwnCellOnlyAndItsJobsGoOnWhenItIsBack(t 
 		losses = max(int(length/(2*away)), 2)
 	}
 	c := newCells(t, lease)
+	var workers []*process
 	for i, f := range c.fleets {
 		for w := range 2 {
-			f.worker(fmt.Sprintf("%s-%d", cellNames[i], w))
+			workers = append(workers, f.launch(fmt.Sprintf("%s-%d", cellNames[i], w)))
 		}
+	}
+	for _, w := range workers {
+		w.waitReady()
 	}
 	heard := c.listen()
 	loading, stop := context.WithCancel(t.Context())
@@ -264,10 +268,17 @@ func (c *cells) lose(i int, away time.Duration) {
 	if err := c.federation.KillCluster(i); err != nil {
 		c.t.Fatal(err)
 	}
-	begun := time.Now()
 	left.worker(cellNames[1-i] + "-meanwhile")
-	c.t.Logf("cluster %s is lost; a worker of cell %s was ready after %s", cellNames[i], cellNames[1-i], time.Since(begun).Round(time.Millisecond))
 	linger(c.t.Context(), time.Until(out.Start.Add(away)))
+	ctx, cancel := context.WithTimeout(c.t.Context(), 15*time.Second)
+	defer cancel()
+	events, err := left.js.Stream(ctx, left.names.EventsStream())
+	if err == nil {
+		_, err = events.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
+	}
+	if err != nil {
+		c.t.Errorf("cell %s while the other is lost: no consumer can be made, as a live job needs one: %v", cellNames[1-i], err)
+	}
 	if n := left.count(final) - done; n < int(away/time.Second) {
 		c.t.Errorf("cell %s had %d outcomes in %s while the other was lost", cellNames[1-i], n, away)
 	} else {
@@ -276,9 +287,9 @@ func (c *cells) lose(i int, away time.Duration) {
 	if err := insist(func() error { return c.federation.StartCluster(i) }); err != nil {
 		c.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	back, cancel := context.WithTimeout(c.t.Context(), time.Minute)
 	defer cancel()
-	if err := c.federation.WaitReady(ctx); err != nil {
+	if err := c.federation.WaitReady(back); err != nil {
 		c.t.Fatal(err)
 	}
 	out.End = time.Now().Add(reconnect)
