@@ -270,13 +270,7 @@ func (c *cells) lose(i int, away time.Duration) {
 	}
 	left.worker(cellNames[1-i] + "-meanwhile")
 	linger(c.t.Context(), time.Until(out.Start.Add(away)))
-	ctx, cancel := context.WithTimeout(c.t.Context(), 15*time.Second)
-	defer cancel()
-	events, err := left.js.Stream(ctx, left.names.EventsStream())
-	if err == nil {
-		_, err = events.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
-	}
-	if err != nil {
+	if err := insist(func() error { return left.newConsumer(c.t.Context()) }); err != nil {
 		c.t.Errorf("cell %s while the other is lost: no consumer can be made, as a live job needs one: %v", cellNames[1-i], err)
 	}
 	if n := left.count(final) - done; n < int(away/time.Second) {
@@ -294,6 +288,17 @@ func (c *cells) lose(i int, away time.Duration) {
 	}
 	out.End = time.Now().Add(reconnect)
 	lost.fault(out)
+}
+
+// newConsumer makes a consumer, which takes a leader of all clusters.
+func (f *fleet) newConsumer(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	events, err := f.js.Stream(ctx, f.names.EventsStream())
+	if err == nil {
+		_, err = events.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
+	}
+	return err
 }
 
 // listen follows both cells as a listener does, connected to the second cluster.
