@@ -28,6 +28,7 @@ import (
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/alert"
 	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/session"
@@ -96,7 +97,7 @@ func New(o Options) (*App, error) {
 	registry := prometheus.NewRegistry()
 	a.gather = registry
 	a.metrics = telemetry.NewMetrics(registry,
-		telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Region: a.c.Backend.Region, Version: o.Version},
+		telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Outputs: jobspec.Outputs(), Region: a.c.Backend.Region, Version: o.Version},
 		telemetry.Readings{
 			Ready:   func() bool { return a.Ready() == nil },
 			Waiting: func() (retrying, held int) { return a.waiting.count(time.Now()) },
@@ -441,22 +442,33 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 	a.onStop("storage", func(context.Context) error { stopLooking(); looks.Wait(); return nil })
 	c := a.c
 	options := jobs.Options{
-		NC: nc, JS: js, Names: a.names,
-		Jobs: h.Jobs, Events: h.Events, State: h.State, Fleet: h.Fleet, Consumer: a.consumer(js),
-		Name: a.name, ID: a.id, Version: a.o.Version, Queues: queues(c),
-		Concurrency: c.Worker.Concurrency, AckWait: lease(h, c), Drain: c.Worker.DrainTimeout,
-		AudioConvert: c.Audio.Convert, AudioMaxBytes: int64(c.Audio.MaxBytes),
-		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c), Limits: sessionLimits(c),
-		Started: a.reportStarted,
-		CheckKey: func(ctx context.Context, app string) error {
-			return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
+		Stores: jobs.Stores{
+			NC: nc, JS: js, Names: a.names,
+			Jobs: h.Jobs, Events: h.Events, State: h.State, Fleet: h.Fleet, Consumer: a.consumer(js),
 		},
-		Retry:   lifecycle.RetryPolicy{MaxAttempts: c.Retry.MaxAttempts, Initial: c.Retry.Initial, Max: c.Retry.Max},
-		Circuit: circuit.Config{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown},
-		MaxHold: c.Circuit.MaxHold, PerApp: c.Backend.ConsoleURL != "" && c.Backend.IngressURL != "",
-		Alerts: alert.Config{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
-		Table:  table, Runner: stores, Storage: stores, DeadLetters: dlq.NewWriter(js, a.names),
-		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: failpoint.Now, Random: rand.Float64,
+		Profile: jobs.Profile{
+			Name: a.name, ID: a.id, Version: a.o.Version, Queues: queues(c),
+			Concurrency: c.Worker.Concurrency, AckWait: lease(h, c), Drain: c.Worker.DrainTimeout,
+			AudioConvert: c.Audio.Convert, AudioMaxBytes: int64(c.Audio.MaxBytes),
+		},
+		Accounts: jobs.Accounts{
+			DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c), Limits: sessionLimits(c),
+			Storage: stores,
+			CheckKey: func(ctx context.Context, app string) error {
+				return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
+			},
+		},
+		Policy: jobs.Policy{
+			Retry:   lifecycle.RetryPolicy{MaxAttempts: c.Retry.MaxAttempts, Initial: c.Retry.Initial, Max: c.Retry.Max},
+			Circuit: circuit.Config{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown},
+			MaxHold: c.Circuit.MaxHold, PerApp: c.Backend.ConsoleURL != "" && c.Backend.IngressURL != "",
+			Alerts: alert.Config{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
+			Table:  table,
+		},
+		Parts: jobs.Parts{
+			Started: a.reportStarted, Runner: stores, DeadLetters: dlq.NewWriter(js, a.names),
+			Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: failpoint.Now, Random: rand.Float64,
+		},
 	}
 	var worker *jobs.Worker
 	err = a.retryUntilDone(ctx, "could not create the worker", func() (err error) {

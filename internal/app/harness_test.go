@@ -34,7 +34,7 @@ import (
 // object was stored before that goroutine first ran (nats.go 1.55,
 // jetStream.cleanupReplySub sets its channel to nil).
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
 }
 
 // patience bounds every wait of a test.

@@ -78,16 +78,16 @@ func (s *storage) add(stream string, probes ...string) {
 	s.stores[stream] = &store{js: s.js, stream: stream, probes: probes, rooms: make(map[string]*room)}
 }
 
-// Check implements jobs.Storage.
-func (s *storage) Check(ctx context.Context, job *jobspec.Job, done int) error {
+// Reserve implements jobs.Storage.
+func (s *storage) Reserve(ctx context.Context, job *jobspec.Job, done int) error {
 	for _, stream := range s.reads(job) {
 		if err := s.stores[stream].look(ctx); err != nil {
 			return err
 		}
 	}
-	target := s.writes(job)
-	if target == nil {
-		return nil
+	target, err := s.writes(job.OutputKind())
+	if target == nil || err != nil {
+		return err
 	}
 	if err := target.look(ctx); err != nil {
 		return err
@@ -133,7 +133,10 @@ func (s *storage) run(ctx context.Context) {
 
 // Run implements jobs.Runner.
 func (s *storage) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
-	target := s.writes(a.Job)
+	target, err := s.writes(a.Job.OutputKind())
+	if err != nil {
+		return jobs.Report{}, err
+	}
 	if target != nil {
 		target.start(a.Job.ID)
 	}
@@ -149,15 +152,17 @@ func (s *storage) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error)
 	return report, err
 }
 
-// writes is the store that the job's output goes to; nil: none.
-func (s *storage) writes(job *jobspec.Job) *store {
-	switch job.OutputKind() {
+// writes returns the store that outputs of this kind go to; nil: none of ours.
+func (s *storage) writes(kind string) (*store, error) {
+	switch kind {
 	case jobspec.OutputFrames:
-		return s.stores[s.names.FramesStream()]
+		return s.stores[s.names.FramesStream()], nil
 	case jobspec.OutputObject:
-		return s.stores["OBJ_"+s.names.RecordingsBucket()]
+		return s.stores["OBJ_"+s.names.RecordingsBucket()], nil
+	case jobspec.OutputLiveKit, jobspec.OutputAgora, jobspec.OutputDiscard:
+		return nil, nil
 	default:
-		return nil
+		return nil, fmt.Errorf("no store is known for the output %q; this is a fault of the worker: report it", kind)
 	}
 }
 

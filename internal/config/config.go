@@ -166,7 +166,7 @@ type Alerts struct {
 
 // Policy overrides what is done about one error code.
 type Policy struct {
-	Action   string `yaml:"action"`   // retry, dead_letter or hold; "": as the table says
+	Action   string `yaml:"action"`   // one of errors.PolicyActions; "": as the table says
 	Attempts int    `yaml:"attempts"` // failures with this code in all; 0: as the table says
 	Alert    *bool  `yaml:"alert"`    // nil: as the table says
 }

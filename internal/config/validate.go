@@ -308,8 +308,9 @@ func (v *validator) apps() {
 	}
 }
 
-// limitKeys are what a session limit may count by, beside labels.
-var limitKeys = []string{"app_id", "avatar_id", "region", "queue"}
+// LimitKeys lists what a session limit may count by, beside label.<name>. It is the
+// same as limit.Keys (test/contract compares them).
+func LimitKeys() []string { return []string{"app_id", "avatar_id", "region", "queue"} }
 
 // limits checks the session limits.
 func (v *validator) limits() {
@@ -328,9 +329,9 @@ func (v *validator) limits() {
 func (v *validator) limitKey(at, key string) {
 	name, isLabel := strings.CutPrefix(key, "label.")
 	switch {
-	case !isLabel && slices.Contains(limitKeys, key):
+	case !isLabel && slices.Contains(LimitKeys(), key):
 	case !isLabel:
-		v.fail(at, "is %s: give one of %s, or label.<name>", quote(key), strings.Join(limitKeys, ", "))
+		v.fail(at, "is %s: give one of %s, or label.<name>", quote(key), strings.Join(LimitKeys(), ", "))
 	case name == "" || len(name) > maxLabelName || !utf8.ValidString(name):
 		v.fail(at, "is %s: name a label after the dot, 1 to %d bytes, such as label.room", quote(key), maxLabelName)
 	}
@@ -434,7 +435,7 @@ func (v *validator) policy() {
 			v.fail(key, "is not an error code: the nearest is %s (avatarworker errors lists them)", best)
 		}
 		if p.Action != "" {
-			v.oneOf(key+".action", p.Action, "retry", "dead_letter", "hold")
+			v.oneOf(key+".action", p.Action, actions()...)
 		}
 		v.between(key+".attempts", p.Attempts, 0, 100)
 	}

@@ -50,7 +50,7 @@ var errEffectsWait = errors.New("what follows from the job's state can't be told
 // repeatEffects does again what follows from an outcome that is there already.
 func (f effects) repeatEffects() error {
 	if !f.freeSlot() {
-		f.postponeFor("effects")
+		f.backToQueue("effects")
 		return nil
 	}
 	ctx, cancel := f.settling()

@@ -21,13 +21,13 @@ const saveAfter = 2 * time.Second
 
 // run runs the job against the backend, until its session is closed.
 func (e *execution) run() {
-	p := e.start()
+	p := e.announceStart()
 	defer e.closed(p)
 	e.session.report, e.session.err = e.w.o.Runner.Run(e.session.ctx, e.attempt(p))
 }
 
-// start says that the session starts.
-func (e *execution) start() *progress {
+// announceStart says that the session starts.
+func (e *execution) announceStart() *progress {
 	record := e.working(e.session.cancel)
 	e.w.o.Observer.TakenOver(e.session.started)
 	if record.Session == 1 && !record.PublishedAt.IsZero() {

@@ -32,6 +32,15 @@ import (
 // Options are what a Worker is made of. All fields are required but where they
 // say otherwise.
 type Options struct {
+	Stores
+	Profile
+	Accounts
+	Policy
+	Parts
+}
+
+// Stores are the connection to NATS and what the worker uses there.
+type Stores struct {
 	NC    *nats.Conn
 	JS    jetstream.JetStream
 	Names topology.Names
@@ -43,7 +52,10 @@ type Options struct {
 	// Consumer looks that the consumer of a queue is there, and makes it again if
 	// it was deleted.
 	Consumer func(ctx context.Context, queue string) error
+}
 
+// Profile is what the worker is called, what it takes and how long.
+type Profile struct {
 	Name        string // of the worker
 	ID          string // its name and start: no two starts have the same
 	Version     string
@@ -59,7 +71,10 @@ type Options struct {
 	// presence tells publishers.
 	AudioConvert  bool
 	AudioMaxBytes int64
+}
 
+// Accounts are the apps that jobs run under, and how much they may use.
+type Accounts struct {
 	DefaultApp    string
 	DefaultRegion string
 	KnownApp      func(app string) bool // has credentials
@@ -72,7 +87,10 @@ type Options struct {
 	// Storage looks after our own streams and buckets; nil: they always take what
 	// jobs make.
 	Storage Storage
+}
 
+// Policy is what follows from a failure.
+type Policy struct {
 	Retry    lifecycle.RetryPolicy
 	Circuit  circuit.Config
 	PerApp   bool          // one circuit for all regions of an app
@@ -80,7 +98,10 @@ type Options struct {
 	Patience time.Duration // for the bucket that keeps the circuits; 0: 10 s
 	Alerts   alert.Config
 	Table    *errors.Table
+}
 
+// Parts are what the worker calls.
+type Parts struct {
 	// Started is called once, when the worker begins to take jobs. It may be nil.
 	Started func()
 
@@ -168,6 +189,11 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	}
 	if o.Storage == nil {
 		o.Storage = endless{}
+	}
+	for _, rule := range o.Limits {
+		if err := rule.Check(); err != nil {
+			return nil, err
+		}
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
@@ -310,7 +336,7 @@ func (w *Worker) started() {
 
 // leaseChanged begins a new presence with each lease, and rests while there is
 // none.
-func (w *Worker) leaseChanged(holder *lease.Holder) {
+func (w *Worker) leaseChanged(holder *lease.Lease) {
 	if holder != nil {
 		w.fleet.Rename(w.base, holder.ID)
 	}

@@ -51,6 +51,17 @@ func recordsKept(bucket string, have jetstream.StreamConfig) error {
 	return nil
 }
 
+// leasesEnd refuses a bucket in which a worker's lease would outlast its window. A
+// server that keeps several values of a key raises every TTL to that of its delete
+// markers, so the jobs of a worker that died would wait so long.
+func leasesEnd(bucket string, have jetstream.StreamConfig, window time.Duration) error {
+	if have.MaxMsgsPerSubject == 1 || have.SubjectDeleteMarkerTTL <= window {
+		return nil
+	}
+	return unusable("bucket "+bucket, fmt.Sprintf("its history is %s, not 1, so a worker's lease would last %s (subject_delete_marker_ttl) and not %s: "+
+		"set it to 1 with 'avatarworker setup --apply'; the newest value of each key stays", text(limitOf(have.MaxMsgsPerSubject)), have.SubjectDeleteMarkerTTL, window))
+}
+
 // usable refuses what would lose jobs.
 func usable(have, want jetstream.StreamConfig) error {
 	object := "stream " + have.Name

@@ -97,6 +97,7 @@ func (s Settings) parts(n Names, maxJob int32) []part {
 		parts = append(parts, part{
 			object, jetstream.StreamConfig{
 				Name: "KV_" + want.Bucket, MaxAge: want.TTL, MaxBytes: want.MaxBytes, MaxMsgSize: want.MaxValueSize, Replicas: want.Replicas, Placement: want.Placement, AllowMsgTTL: want.LimitMarkerTTL != 0,
+				MaxMsgsPerSubject: int64(want.History),
 			},
 			func(have jetstream.StreamConfig) []Difference { return compareKeyValue(object, have, want) },
 		})
@@ -190,7 +191,7 @@ func change(next *jetstream.StreamConfig, want jetstream.StreamConfig, state jet
 	case "max_msgs":
 		next.MaxMsgs = want.MaxMsgs // no limit is wanted anywhere
 		return ""
-	case "max_msgs_per_subject":
+	case "max_msgs_per_subject", "history": // only a key's newest value is read
 		next.MaxMsgsPerSubject = want.MaxMsgsPerSubject
 		return ""
 	case "max_msg_size", "max_value_size": // what is there stays

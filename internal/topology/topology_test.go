@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/natsserver"
@@ -18,11 +17,12 @@ import (
 	"avatarworker/internal/topology"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 var names = topology.Names{Prefix: "avatar"}
 
 func TestNamesAreThoseOfTheContract(t *testing.T) {
+	t.Parallel()
 	n := topology.Names{}
 	for got, want := range map[string]string{
 		n.Jobs("default"):                         "avatar.jobs.default",
@@ -35,7 +35,7 @@ func TestNamesAreThoseOfTheContract(t *testing.T) {
 		n.Frames("j-1"):                           "avatar.frames.j-1",
 		n.Audio("j-1"):                            "avatar.audio.j-1",
 		n.Control("j-1"):                          "avatar.control.j-1",
-		n.WorkerSubject("host.example/1"):         "avatar.workers.host=2Eexample=2F1",
+		n.WorkerState("host.example/1"):           "avatar.workers.host=2Eexample=2F1.state",
 		n.JobsStream():                            "AVATAR_JOBS",
 		n.AudioFilesBucket():                      "AVATAR_AUDIO_FILES",
 		n.StateBucket():                           "AVATAR_STATE",
@@ -48,6 +48,7 @@ func TestNamesAreThoseOfTheContract(t *testing.T) {
 }
 
 func TestTokensNeverReachAnotherSubject(t *testing.T) {
+	t.Parallel()
 	seen := map[string]string{}
 	for _, text := range []string{"", "=", "*", ">", "a.b", "a b", "a=2Eb", "a_b", "ä", "\x00", "a"} {
 		token := topology.Token(text)
@@ -62,6 +63,7 @@ func TestTokensNeverReachAnotherSubject(t *testing.T) {
 }
 
 func TestQueueOfTakesOnlyJobSubjects(t *testing.T) {
+	t.Parallel()
 	for subject, want := range map[string]string{"avatar.jobs.q": "q", "avatar.jobs.q.r": "", "avatar.dlq.q": "", "avatar.jobs.*": "", "avatar.jobs": ""} {
 		if got, ok := names.QueueOf(subject); ok != (want != "") || ok && got != want {
 			t.Errorf("%s: got %q, %t", subject, got, ok)
@@ -79,6 +81,7 @@ func ensure(t *testing.T, js jetstream.JetStream, s topology.Settings) (topology
 }
 
 func TestFirstStartMakesEverythingAndTheSecondFindsNothingDifferent(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	s := topology.DefaultSettings()
 	s.Queues = []string{"default", "bulk"}
@@ -125,6 +128,7 @@ func checkJobsStream(t *testing.T, js jetstream.JetStream) {
 }
 
 func TestRacingFirstStartsAllSucceed(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	var wg sync.WaitGroup
 	failures := make(chan error, 8)
@@ -150,6 +154,7 @@ func TestRacingFirstStartsAllSucceed(t *testing.T) {
 }
 
 func TestDifferencesAreReportedSettingBySettingAndLeftAlone(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	s := topology.DefaultSettings()
 	ensure(t, js, s)
@@ -177,6 +182,7 @@ func TestDifferencesAreReportedSettingBySettingAndLeftAlone(t *testing.T) {
 }
 
 func TestStartIsRefusedWhereJobsCouldBeLost(t *testing.T) {
+	t.Parallel()
 	good := jetstream.StreamConfig{Name: "AVATAR_JOBS", Subjects: []string{"avatar.jobs.*"}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew}
 	for name, tc := range map[string]struct {
 		change func(*jetstream.StreamConfig)
@@ -205,6 +211,7 @@ func TestStartIsRefusedWhereJobsCouldBeLost(t *testing.T) {
 }
 
 func TestStartIsRefusedWhereAConsumerWouldLoseJobs(t *testing.T) {
+	t.Parallel()
 	good := jetstream.ConsumerConfig{Durable: "default", FilterSubject: "avatar.jobs.default", AckPolicy: jetstream.AckExplicitPolicy, MaxDeliver: -1}
 	for name, tc := range map[string]struct {
 		change func(*jetstream.ConsumerConfig)
@@ -234,6 +241,7 @@ func TestStartIsRefusedWhereAConsumerWouldLoseJobs(t *testing.T) {
 }
 
 func TestDeletedConsumerIsMended(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	s := topology.DefaultSettings()
 	h, _ := ensure(t, js, s)
@@ -254,6 +262,7 @@ func TestDeletedConsumerIsMended(t *testing.T) {
 }
 
 func TestErrorsNameWhatToDo(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "MINE", Subjects: []string{"avatar.>"}}); err != nil {
 		t.Fatal(err)
@@ -281,6 +290,7 @@ func TestErrorsNameWhatToDo(t *testing.T) {
 }
 
 func TestTooSmallAPayloadLimitIsRefused(t *testing.T) {
+	t.Parallel()
 	srv := natstest.StartWith(t, natsserver.Options{Port: natsserver.RandomPort, MaxPayload: 64 << 10})
 	js, err := jetstream.New(natstest.Connect(t, srv))
 	if err != nil {
@@ -293,6 +303,7 @@ func TestTooSmallAPayloadLimitIsRefused(t *testing.T) {
 }
 
 func TestReplicasAndPlacementOnACluster(t *testing.T) {
+	t.Parallel()
 	c := natstest.Cluster(t, 3)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -36,23 +36,8 @@ var ErrBusy = errors.New("all sessions that a limit allows are taken")
 // backend may count a session slightly longer than it takes to close it.
 const cooldown = 50 * time.Millisecond
 
-// labels begins the key of a rule that counts by a label.
-const labels = "label."
-
 // Prefix begins the keys of session limits. No job id has a dot.
 const Prefix = "limit."
-
-// Rule limits the sessions of all jobs that have the same value under Key.
-type Rule struct {
-	Key string // app_id, avatar_id, region, queue, or label.<name>
-	Max int
-}
-
-// Job is the part of a job that limits depend on.
-type Job struct {
-	ID, App, Avatar, Region, Queue string
-	Labels                         map[string]string
-}
 
 // Options configure Limits. All fields are required, except where stated
 // otherwise.
@@ -168,25 +153,11 @@ func (l *Limits) limitsOf(job Job) []jobLimit {
 	}
 	add("app_id", job.App, l.o.Apps[job.App])
 	for _, rule := range l.o.Rules {
-		add(rule.Key, job.value(rule.Key), rule.Max)
+		value, _ := job.Value(rule.Key) // Rule.Check has refused other keys
+		add(rule.Key, value, rule.Max)
 	}
 	slices.SortFunc(list, func(a, b jobLimit) int { return strings.Compare(a.name, b.name) })
 	return list
-}
-
-func (j Job) value(key string) string {
-	switch key {
-	case "app_id":
-		return j.App
-	case "avatar_id":
-		return j.Avatar
-	case "region":
-		return j.Region
-	case "queue":
-		return j.Queue
-	default:
-		return j.Labels[strings.TrimPrefix(key, labels)]
-	}
 }
 
 // Acquire waits until it holds one key of each limit that applies to the job, or

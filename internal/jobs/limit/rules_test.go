@@ -11,6 +11,7 @@ var bucketKey = regexp.MustCompile(`^[-/_=.a-zA-Z0-9]+$`)
 // Names and values of labels are any text: their keys have to be keys of a
 // bucket, and different for different texts.
 func TestEveryLabelHasAKeyOfItsOwn(t *testing.T) {
+	t.Parallel()
 	labels := []string{"room", "room.a", "room/a", "room a", "room=20a", "räum", "a*", "a>", "label.x", "app_id"}
 	seen := make(map[string]string)
 	for _, name := range labels {
@@ -33,6 +34,7 @@ func TestEveryLabelHasAKeyOfItsOwn(t *testing.T) {
 }
 
 func TestAJobIsUnderTheLimitsOfWhatItSays(t *testing.T) {
+	t.Parallel()
 	l := New(Options{Apps: map[string]int{"a": 4}, Rules: []Rule{{Key: "app_id", Max: 2}, {Key: "queue", Max: 9}, {Key: "label.room", Max: 1}}})
 	got := l.limitsOf(Job{App: "a", Queue: "vip", Labels: map[string]string{"tier": "gold"}})
 	want := []jobLimit{{"app_id/a", 2}, {"queue/vip", 9}}
