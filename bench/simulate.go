@@ -25,17 +25,18 @@ var embeddedCosts []byte
 
 // plan says what a fleet is to carry, and on which machines.
 type plan struct {
-	sessions  string
-	seconds   int           // of a session
-	output    string        // frames or discard
-	perWorker int           // sessions of a worker process
-	replicas  int           // 1 or 3
-	cores     int           // of a NATS node, and of a host of workers
-	memory    int           // GiB of a host of workers
-	disk      int           // GiB of a NATS node
-	network   float64       // Gbit/s of each machine and way
-	keep      time.Duration // records and events
-	use       float64       // how much of each is to be used
+	sessions   string
+	seconds    int           // of a session
+	output     string        // frames or discard
+	perWorker  int           // sessions of a worker process
+	replicas   int           // 1 or 3
+	cores      int           // of a NATS node, and of a host of workers
+	memory     int           // GiB of a host of workers
+	disk       int           // GiB of a NATS node
+	network    float64       // Gbit/s of each machine and way
+	keep       time.Duration // records and events
+	keepFrames time.Duration
+	use        float64 // how much of each is to be used
 }
 
 func (p *plan) flags(f *flag.FlagSet) {
@@ -49,19 +50,19 @@ func (p *plan) flags(f *flag.FlagSet) {
 	f.IntVar(&p.disk, "disk", 1000, "with -simulate: GiB of disk of a NATS node")
 	f.Float64Var(&p.network, "network", 10, "with -simulate: Gbit/s of each machine, each way")
 	f.DurationVar(&p.keep, "keep", 168*time.Hour, "with -simulate: nats.state_ttl and streams.events.max_age")
+	f.DurationVar(&p.keepFrames, "keep-frames", time.Hour, "with -simulate: streams.frames.max_age")
 	f.Float64Var(&p.use, "use", 0.5, "with -simulate: the share of each limit that is to be used")
 }
 
 // Facts that are not measured here.
 const (
-	firstFrame     = 2       // seconds of motion in a session's first frame
-	otherFrames    = 4       // in each other
-	frameBytes     = 49_868  // docs/protocol.md, section 4
-	speechBytesSec = 32_000  // 16 kHz PCM
-	renewEvery     = 7.5     // seconds: a quarter of lease.ack_wait
-	framesKept     = 3_600.0 // seconds: streams.frames.max_age
-	fileLimit      = 65_536  // LimitNOFILE of deploy/systemd
-	portsOfAHost   = 28_232  // Linux's range for outgoing connections to one address
+	firstFrame     = 2      // seconds of motion in a session's first frame
+	otherFrames    = 4      // in each other
+	frameBytes     = 49_868 // docs/protocol.md, section 4
+	speechBytesSec = 32_000 // 16 kHz PCM
+	renewEvery     = 7.5    // seconds: a quarter of lease.ack_wait
+	fileLimit      = 65_536 // LimitNOFILE of deploy/systemd
+	portsOfAHost   = 28_232 // Linux's range for outgoing connections to one address
 )
 
 func (p plan) validate() ([]int, error) {
@@ -78,8 +79,8 @@ func (p plan) validate() ([]int, error) {
 		return nil, fmt.Errorf("-replicas: is %d: 1 and 3 were measured", p.replicas)
 	case p.output != "frames" && p.output != "discard":
 		return nil, fmt.Errorf("-output: is %q: frames or discard", p.output)
-	case p.seconds < 1 || p.perWorker < 1 || p.cores < 1 || p.memory < 1 || p.disk < 1 || p.network <= 0 || p.keep <= 0 || p.use <= 0 || p.use > 1:
-		return nil, fmt.Errorf("-session-seconds, -per-worker, -cores, -memory, -disk, -network, -keep: give more than 0; -use: at most 1")
+	case p.seconds < 1 || p.perWorker < 1 || p.cores < 1 || p.memory < 1 || p.disk < 1 || p.network <= 0 || p.keep <= 0 || p.keepFrames <= 0 || p.use <= 0 || p.use > 1:
+		return nil, fmt.Errorf("-session-seconds, -per-worker, -cores, -memory, -disk, -network, -keep, -keep-frames: give more than 0; -use: at most 1")
 	}
 	return list, nil
 }
@@ -107,8 +108,8 @@ func simulate(costsFile string, p plan, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(out, "Unit costs of %s on %s.\n", c.Measured, c.Machine)
-	fmt.Fprintf(out, "Sessions of %d s to %s, %d a worker; R%d; machines of %d cores, %d GiB of memory, %d GiB of disk, %g Gbit/s, used to %g %%; records and events kept for %s.\n",
-		p.seconds, p.output, p.perWorker, p.replicas, p.cores, p.memory, p.disk, p.network, p.use*100, p.keep)
+	fmt.Fprintf(out, "Sessions of %d s to %s, %d a worker; R%d; machines of %d cores, %d GiB of memory, %d GiB of disk, %g Gbit/s, used to %g %%; records and events kept for %s, frames for %s.\n",
+		p.seconds, p.output, p.perWorker, p.replicas, p.cores, p.memory, p.disk, p.network, p.use*100, p.keep, p.keepFrames)
 	for _, n := range list {
 		if err := fleetFor(c, p, n).print(out); err != nil {
 			return err
@@ -235,7 +236,7 @@ func cellNeeds(c unitCosts, p plan, f fleetSize) []need {
 	// The node that leads the streams has each frame come in, and go out to the
 	// other replicas and to one listener.
 	bytes := jobs*(r.InPerJob+r.OutPerJob)/nodes + f.peak.frames*frameBytes*nodes
-	kept := f.jobs/cells*r.BytesPerJob*p.keep.Seconds() + f.framesASecond(p)/cells*r.BytesPerFrame*framesKept
+	kept := f.jobs/cells*r.BytesPerJob*p.keep.Seconds() + f.framesASecond(p)/cells*r.BytesPerFrame*p.keepFrames.Seconds()
 	cell := func(what, unit string, busiest, carries float64) need {
 		return need{what: what, unit: unit, all: busiest * cells, one: carries, units: busiest / carries * cells}
 	}
