@@ -352,13 +352,63 @@ func TestAFileThatIsNoJobIsAnsweredWithWhereAndWhy(t *testing.T) {
 	}
 }
 
+func TestFramesOfAJobThatDidNotCompleteAreSavedAsTheyCame(t *testing.T) {
+	fields := event.JobFields{JobID: "j1", Run: 1}
+	frames := [][]byte{envelope("a", true), envelope("b", false), []byte("no envelope")}
+	for name, end := range map[string]event.Body{
+		"dead-lettered": event.DeadLettered{JobFields: fields, Code: "protocolError", Class: "protocol"},
+		"cancelled":     event.Cancelled{JobFields: fields},
+		"expired":       event.Expired{JobFields: fields},
+		"interrupted":   nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			out := filepath.Join(t.TempDir(), "out.rec")
+			c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out)...)
+			c.out.await(t, "j1")
+			for i, frame := range frames {
+				b.frame("j1", 1, 1, 1+i/2, i+1, frame)
+			}
+			if end != nil {
+				b.event("end", end)
+			} else {
+				b.event("e", event.Started{JobFields: fields}) // whose line shows that it reads
+				c.stderr.await(t, "started")
+				awaitPart(t, out, len(recordingOf(frames...)))
+				c.interrupt()
+			}
+			if code := c.wait(); code != 1 || !strings.Contains(c.stderr.String(), "saved "+out) || !strings.Contains(c.stderr.String(), "3 frames") {
+				t.Errorf("exit %d: %s", code, c.stderr)
+			}
+			got, err := os.ReadFile(out)
+			if err != nil || !bytes.Equal(got, recordingOf(frames...)) {
+				t.Errorf("%v: the file has %q", err, got)
+			}
+		})
+	}
+}
+
+// awaitPart returns when the unfinished file beside out has so many bytes.
+func awaitPart(t *testing.T, out string, size int) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		parts, err := filepath.Glob(filepath.Join(filepath.Dir(out), partName(out)))
+		if err != nil || len(parts) != 1 {
+			continue
+		}
+		if info, err := os.Stat(parts[0]); err == nil && info.Size() == int64(size) {
+			return
+		}
+	}
+	t.Fatalf("the frames of %s did not come", out)
+}
+
 func TestWaitFailsUnlessTheJobCompleted(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	out := filepath.Join(t.TempDir(), "out.rec")
 	c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out, "--json")...)
 	c.stderr.await(t, "no worker serves")
-	b.frame("j1", 1, 1, 1, 1, envelope("a", false))
 	b.event("d", event.DeadLettered{JobFields: event.JobFields{JobID: "j1", Run: 1}, Code: "avatarNotFound", Class: "config", Message: "no such avatar"})
 	if code := c.wait(); code != 1 {
 		t.Errorf("exit %d, want 1", code)

@@ -28,9 +28,11 @@ import (
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/alert"
 	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/session"
+	"avatarworker/internal/storage"
 	"avatarworker/internal/telemetry"
 	"avatarworker/internal/topology"
 )
@@ -96,7 +98,7 @@ func New(o Options) (*App, error) {
 	registry := prometheus.NewRegistry()
 	a.gather = registry
 	a.metrics = telemetry.NewMetrics(registry,
-		telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Region: a.c.Backend.Region, Version: o.Version},
+		telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Outputs: jobspec.Outputs(), Region: a.c.Backend.Region, Version: o.Version},
 		telemetry.Readings{
 			Ready:   func() bool { return a.Ready() == nil },
 			Waiting: func() (retrying, held int) { return a.waiting.count(time.Now()) },
@@ -397,12 +399,19 @@ func Settings(c *config.Config) topology.Settings {
 		storage = jetstream.MemoryStorage
 	}
 	return topology.Settings{
-		Replicas: c.NATS.Replicas, Storage: storage, StateTTL: c.NATS.StateTTL, AckWait: c.Lease.AckWait,
+		Replicas: c.NATS.Replicas, Placement: placement(c.NATS.Placement), Storage: storage, StateTTL: c.NATS.StateTTL, AckWait: c.Lease.AckWait,
 		Queues: queueNames(c), JobsMaxBytes: int64(c.Streams.Jobs.MaxBytes),
 		StateMaxBytes: int64(c.Streams.State.MaxBytes), FleetMaxBytes: int64(c.Streams.Fleet.MaxBytes),
 		Events: limit(c.Streams.Events), DLQ: limit(c.Streams.DLQ), Frames: limit(c.Streams.Frames), Audio: limit(c.Streams.Audio),
 		AudioFiles: limit(c.Streams.AudioFiles), Recordings: limit(c.Streams.Recordings),
 	}
+}
+
+func placement(p config.Placement) *jetstream.Placement {
+	if p.Cluster == "" && len(p.Tags) == 0 {
+		return nil
+	}
+	return &jetstream.Placement{Cluster: p.Cluster, Tags: p.Tags}
 }
 
 // newWorker joins the other packages to a worker.
@@ -427,11 +436,11 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		JS: js, Names: a.names, Sessions: sessions, Audio: speech,
 		APIKey: a.apiKey, MaxSession: a.c.Backend.MaxSession, Logger: a.log,
 	})
-	stores := newStorage(js, a.names, speech, runner)
-	looking, stopLooking := context.WithCancel(context.WithoutCancel(ctx))
-	var looks sync.WaitGroup
-	looks.Go(func() { stores.run(looking) })
-	a.onStop("storage", func(context.Context) error { stopLooking(); looks.Wait(); return nil })
+	stores := storage.New(storage.Options{JS: js, Names: a.names, Speech: speech, Runner: runner})
+	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
+	var watch sync.WaitGroup
+	watch.Go(func() { stores.Watch(watching) })
+	a.onStop("storage", func(context.Context) error { stopWatching(); watch.Wait(); return nil })
 	c := a.c
 	options := jobs.Options{
 		Stores: jobs.Stores{

@@ -3,6 +3,7 @@ package contract
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -70,6 +71,26 @@ func (f *following) control(ctx context.Context, request string, id map[string]s
 		if got := reply.Field(name); got != fmt.Sprint(value) {
 			f.t.Errorf("%s: %s is %q in %s, want %q", request, name, got, reply.Body, value)
 		}
+	}
+}
+
+func TestWhoFollowsOnlyTheDocumentDrainsAWorker(t *testing.T) {
+	ctx := limited(t)
+	f := follow(ctx, t, true)
+	job := f.job("inline", "ok-avatar")
+	events := f.listen("tellEvent", f.id(job))
+	f.store(ctx, "takeJob", "Job", nil, job)
+	heard := f.until(ctx, events, "Completed")
+	worker := heard[len(heard)-1].Field("worker_id")
+	token := regexp.MustCompile(`[^A-Za-z0-9_-]`).ReplaceAllStringFunc(worker, func(s string) string { return fmt.Sprintf("=%02X", s) })
+	id := map[string]string{"worker_id": token}
+	state := f.send(ctx, "report", "StateRequest", id, f.example("report", "StateRequest", "state"))
+	if state.Field("worker_id") != worker || state.Field("ready") != "true" {
+		t.Errorf("the state is %s", state.Body)
+	}
+	reply := f.send(ctx, "drain", "DrainRequest", id, f.example("drain", "DrainRequest", "drain"))
+	if reply.Field("worker_id") != worker {
+		t.Errorf("the answer is %s", reply.Body)
 	}
 }
 

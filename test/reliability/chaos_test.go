@@ -251,7 +251,7 @@ func (c *chaos) workerSteps(f fault) (begin, end func()) {
 	return func() { since = time.Now(); w.process.signal(syscall.SIGSTOP) }, func() {
 		w.process.signal(syscall.SIGCONT)
 		if id := w.process.workerID(); id != "" {
-			c.fault(invariant.Fault{Kind: f.kind, WorkerID: id, Start: since, End: time.Now(), Lasting: true})
+			c.fault(invariant.Fault{Kind: f.kind, WorkerID: id, Start: since, End: time.Now().Add(wake), Lasting: true})
 		}
 	}
 }
@@ -283,6 +283,10 @@ func (c *chaos) nodeUp(f fault) {
 		c.t.Error(err)
 	}
 }
+
+// wake is how long a worker that was frozen may take to notice that its lease is
+// gone. A take-over that was on its way lands meanwhile, and is given back at once.
+const wake = time.Second
 
 // reconnect is how long a client may take to notice that a cut is mended.
 const reconnect = 3 * time.Second

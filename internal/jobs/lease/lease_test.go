@@ -51,7 +51,7 @@ type worker struct {
 	*Manager
 	nc      *nats.Conn
 	proxy   *proxy
-	changes chan *Holder
+	changes chan *Lease
 	renewed chan bool
 }
 
@@ -101,7 +101,7 @@ func (e *env) worker(id string, with ...func(*Options)) *worker {
 	e.t.Helper()
 	nc := natstest.Connect(e.t, e.server)
 	prefix := "proxy-" + id
-	w := &worker{nc: nc, proxy: &proxy{}, changes: make(chan *Holder, 100), renewed: make(chan bool, 1000)}
+	w := &worker{nc: nc, proxy: &proxy{}, changes: make(chan *Lease, 100), renewed: make(chan bool, 1000)}
 	between := natstest.Connect(e.t, e.server)
 	_, err := between.Subscribe(prefix+".>", func(m *nats.Msg) {
 		subject := strings.TrimPrefix(m.Subject, prefix+".")
@@ -132,7 +132,7 @@ func (e *env) worker(id string, with ...func(*Options)) *worker {
 	}
 	o := Options{
 		NC: nc, Store: kv.NewStore(js, bucket, window/8), ID: id, Window: window, Now: time.Now,
-		Changed: func(h *Holder) { w.changes <- h },
+		Changed: func(h *Lease) { w.changes <- h },
 		Renewed: func(ok bool) { w.renewed <- ok },
 		Log:     zerolog.New(zerolog.NewTestWriter(e.t)),
 	}
@@ -144,7 +144,7 @@ func (e *env) worker(id string, with ...func(*Options)) *worker {
 }
 
 // start starts the worker, and stops it when the test ends.
-func (e *env) start(w *worker) *Holder {
+func (e *env) start(w *worker) *Lease {
 	e.t.Helper()
 	w.Start(e.t.Context())
 	e.t.Cleanup(w.Stop)
@@ -152,7 +152,7 @@ func (e *env) start(w *worker) *Holder {
 }
 
 // next waits for the next change of the worker's lease.
-func (e *env) next(w *worker) *Holder {
+func (e *env) next(w *worker) *Lease {
 	e.t.Helper()
 	return receive(e.t, w.changes)
 }
