@@ -68,10 +68,10 @@ type Limits struct {
 	writing       sync.Mutex // held while a key of this worker is written again or removed
 
 	mu      sync.Mutex
-	pools   map[string]*pool   // by limit
+	pools   map[string]*pool    // by limit
 	held    map[limitKey]holder // keys that this worker holds
-	waiting int                // waiting jobs
-	listed  bool               // the watch has listed all keys
+	waiting int                 // waiting jobs
+	listed  bool                // the watch has listed all keys
 }
 
 // pool is the keys of one limit.
