@@ -399,12 +399,19 @@ func Settings(c *config.Config) topology.Settings {
 		storage = jetstream.MemoryStorage
 	}
 	return topology.Settings{
-		Replicas: c.NATS.Replicas, Storage: storage, StateTTL: c.NATS.StateTTL, AckWait: c.Lease.AckWait,
+		Replicas: c.NATS.Replicas, Placement: placement(c.NATS.Placement), Storage: storage, StateTTL: c.NATS.StateTTL, AckWait: c.Lease.AckWait,
 		Queues: queueNames(c), JobsMaxBytes: int64(c.Streams.Jobs.MaxBytes),
 		StateMaxBytes: int64(c.Streams.State.MaxBytes), FleetMaxBytes: int64(c.Streams.Fleet.MaxBytes),
 		Events: limit(c.Streams.Events), DLQ: limit(c.Streams.DLQ), Frames: limit(c.Streams.Frames), Audio: limit(c.Streams.Audio),
 		AudioFiles: limit(c.Streams.AudioFiles), Recordings: limit(c.Streams.Recordings),
 	}
+}
+
+func placement(p config.Placement) *jetstream.Placement {
+	if p.Cluster == "" && len(p.Tags) == 0 {
+		return nil
+	}
+	return &jetstream.Placement{Cluster: p.Cluster, Tags: p.Tags}
 }
 
 // newWorker joins the other packages to a worker.

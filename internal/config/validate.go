@@ -88,7 +88,9 @@ var (
 	// Tokens of a subject without wildcards.
 	inboxPrefix = regexp.MustCompile(`^[^\s.*>\x00-\x1f]+(\.[^\s.*>\x00-\x1f]+)*$`)
 	apiPrefix   = regexp.MustCompile(`^[^\s.*>\x00-\x1f]+(\.[^\s.*>\x00-\x1f]+)*\.?$`)
-	dnsName     = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$`)
+	// A cluster's name or a server's tag.
+	placementName = regexp.MustCompile(`^[^\s,\x00-\x1f]{1,128}$`)
+	dnsName       = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$`)
 )
 
 const (
@@ -107,6 +109,12 @@ func (v *validator) nats() {
 	v.natsURLs(n.URL)
 	v.matches("nats.prefix", n.Prefix, token, tokenWant)
 	v.between("nats.replicas", n.Replicas, 1, 5)
+	if n.Placement.Cluster != "" {
+		v.matches("nats.placement.cluster", n.Placement.Cluster, placementName, "give the name of a NATS cluster, as its servers' cluster block has it")
+	}
+	for i, tag := range n.Placement.Tags {
+		v.matches(fmt.Sprintf("nats.placement.tags[%d]", i), tag, placementName, "give a tag without spaces, as servers have it in server_tags")
+	}
 	v.oneOf("nats.storage", n.Storage, "file", "memory")
 	if n.StoreDir == "" {
 		v.fail("nats.store_dir", "is empty: name a directory")

@@ -3,6 +3,7 @@ package topology_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -296,12 +297,12 @@ func TestTooSmallAPayloadLimitIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, err = topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
-	if err == nil || !strings.Contains(err.Error(), "max_payload is 65536") {
+	if !errors.Is(err, topology.ErrServer) || !strings.Contains(err.Error(), "max_payload is 65536") {
 		t.Fatalf("got %v", err)
 	}
 }
 
-func TestThreeReplicasOnACluster(t *testing.T) {
+func TestReplicasAndPlacementOnACluster(t *testing.T) {
 	t.Parallel()
 	c := natstest.Cluster(t, 3)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -320,5 +321,39 @@ func TestThreeReplicasOnACluster(t *testing.T) {
 		if n := h.Jobs.CachedInfo().Config.Replicas; n != 3 {
 			t.Fatalf("%d replicas", n)
 		}
+	}
+	placed, here := topology.Names{Prefix: "placed"}, topology.DefaultSettings()
+	here.Placement = &jetstream.Placement{Cluster: "avatar", Tags: []string{"node:n1"}}
+	for range 2 {
+		if _, differences, err := topology.Ensure(ctx, js, placed, here); err != nil || len(differences) != 0 {
+			t.Fatalf("got %v, %v", differences, err)
+		}
+	}
+	const objects = 9
+	made := 0
+	for info := range js.ListStreams(ctx).Info() {
+		if strings.Contains(info.Config.Name, "PLACED_") {
+			if made++; info.Cluster.Leader != "n1" {
+				t.Errorf("stream %s is on %s, want n1", info.Config.Name, info.Cluster.Leader)
+			}
+		}
+	}
+	if made != objects {
+		t.Errorf("%d streams and buckets, want %d", made, objects)
+	}
+	elsewhere := here
+	elsewhere.Placement = &jetstream.Placement{Tags: []string{"node:n2"}}
+	_, differences, err := topology.Ensure(ctx, js, placed, elsewhere)
+	if err != nil || len(differences) != 2*objects { // the cluster and the tags of each
+		t.Errorf("got %v, %v", differences, err)
+	}
+	steps, err := topology.Setup(ctx, js, placed, elsewhere, topology.SetupOptions{Apply: true})
+	if err != nil || len(steps) != 2*objects || slices.ContainsFunc(steps, func(s topology.Step) bool { return s.Action != topology.StepKept }) {
+		t.Errorf("setup moved streams: %v, %v", steps, err)
+	}
+	nowhere := here
+	nowhere.Placement = &jetstream.Placement{Tags: []string{"node:none"}}
+	if _, _, err := topology.Ensure(ctx, js, topology.Names{Prefix: "nowhere"}, nowhere); err == nil || !strings.Contains(err.Error(), "nats.placement") {
+		t.Errorf("a placement that no server has: %v", err)
 	}
 }

@@ -22,8 +22,14 @@ var binary = struct {
 }{}
 
 func TestMain(m *testing.M) {
-	zerolog.SetGlobalLevel(zerolog.Disabled) // toxiproxy's toxics log to a global logger at every level
-	natstest.Parallel(10)
+	zerolog.SetGlobalLevel(zerolog.Disabled)                                       // toxiproxy's toxics log to a global logger at every level
+	for _, role := range []string{"WORKER", "PUBLISHER", "LISTENER", "OPERATOR"} { // of deploy/nats/cells.conf
+		if err := os.Setenv("AVATAR_"+role+"_PASSWORD", natsPassword); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	natstest.Parallel(8)
 	// toxiproxy leaves the toxics of a connection, and who reads it, behind that is
 	// cut while they are taken off it.
 	toxic := goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run")
