@@ -79,6 +79,7 @@ func completed(id string) event.Body {
 }
 
 func TestSubmitUploadsSpeechAndPublishesAValidJob(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	stdout := expect(t, 0, []string{"no worker serves queue default"}, b.args("submit", "--avatar", "ok", "--audio", helloWAV, "--audio", helloWAV,
 		"--label", "order=17", "--extra", "k=v", "--deadline", "10m", "--max-attempts", "2", "--output", "object", "--output-name", "rec")...)
@@ -110,6 +111,7 @@ func TestSubmitUploadsSpeechAndPublishesAValidJob(t *testing.T) {
 }
 
 func TestSubmitTakesAFileAndFlagsWin(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	c := start(t, `{"id":"mine","avatar_id":"a","labels":{"x":"1","y":"2"},"audio":{"url":"http://h/a.wav"}}`,
 		b.args("submit", "-f", "-", "--avatar", "other", "--label", "y=3", "--json")...)
@@ -128,6 +130,7 @@ func TestSubmitTakesAFileAndFlagsWin(t *testing.T) {
 }
 
 func TestWhatAWorkerWouldRefuseIsNotPublished(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	broken := writeFile(t, "broken.wav", []byte("RIFF\x00\x00\x00\x00WAVE"))
 	typo := writeFile(t, "typo.json", []byte(`{"avatar":"a"}`))
@@ -158,6 +161,7 @@ func TestWhatAWorkerWouldRefuseIsNotPublished(t *testing.T) {
 }
 
 func TestSpeechIsCheckedByWhatTheFleetTakes(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	mono, err := os.ReadFile(helloWAV)
 	if err != nil {
@@ -200,12 +204,14 @@ func TestSpeechIsCheckedByWhatTheFleetTakes(t *testing.T) {
 }
 
 func TestWithoutAStreamSubmitSaysSo(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	expect(t, 1, []string{"no stream takes jobs on other.jobs.default"},
 		b.args("submit", "--prefix", "other", "--avatar", "a", "--audio-url", "http://h/a")...)
 }
 
 func TestWaitSavesEachUtteranceOnceFromTheHighestSession(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	out := filepath.Join(t.TempDir(), "out.rec")
 	b.frame("j1", 1, 9, 1, 1, envelope("old", true)) // of an earlier job with this id
@@ -242,6 +248,7 @@ func TestWaitSavesEachUtteranceOnceFromTheHighestSession(t *testing.T) {
 }
 
 func TestFramesAreSavedAsTheyCameAlsoThoseThatCannotBeRead(t *testing.T) {
+	t.Parallel()
 	for _, frames := range [][][]byte{
 		{envelope("a", false), []byte("no envelope"), envelope("a", true)},
 		{{0x32, 0x80}, {0xff}},
@@ -272,6 +279,7 @@ func TestFramesAreSavedAsTheyCameAlsoThoseThatCannotBeRead(t *testing.T) {
 const jobBody = `{"avatar_id":"a","audio":{"url":"http://h/a.wav"}`
 
 func TestAFileOfSeveralJobsIsSubmittedWhole(t *testing.T) {
+	t.Parallel()
 	for name, file := range map[string]string{
 		"array":    "[" + jobBody + "},\n " + jobBody + `,"id":"second"},` + jobBody + "}]\n",
 		"NDJSON":   jobBody + "}\r\n\n" + jobBody + `,"id":"second"}` + "\n" + jobBody + "}",
@@ -297,6 +305,7 @@ func TestAFileOfSeveralJobsIsSubmittedWhole(t *testing.T) {
 }
 
 func TestWaitFollowsEachJobOfAFile(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	path := writeFile(t, "jobs", []byte(jobBody+`,"id":"j1"}`+jobBody+`,"id":"j2"}`))
 	c := start(t, "", b.args("submit", path, "--wait")...)
@@ -309,6 +318,7 @@ func TestWaitFollowsEachJobOfAFile(t *testing.T) {
 }
 
 func TestAFileThatIsNoJobIsAnsweredWithWhereAndWhy(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	wav, err := os.ReadFile(helloWAV)
 	if err != nil {
@@ -394,6 +404,7 @@ func awaitPart(t *testing.T, out string, size int) {
 }
 
 func TestWaitFailsUnlessTheJobCompleted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	out := filepath.Join(t.TempDir(), "out.rec")
 	c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out, "--json")...)
@@ -411,6 +422,7 @@ func TestWaitFailsUnlessTheJobCompleted(t *testing.T) {
 }
 
 func TestWaitEndsWithTimeoutInterruptOrAnUsedID(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	job := []string{"submit", "--avatar", "a", "--audio-url", "http://h/a", "--wait"}
 	expect(t, 1, []string{"no outcome within 50ms", "goes on"}, b.args(append(job, "--timeout", "50ms")...)...)
@@ -425,6 +437,7 @@ func TestWaitEndsWithTimeoutInterruptOrAnUsedID(t *testing.T) {
 }
 
 func TestLiveSpeechIsPublishedToItsEnd(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	speech := bytes.Repeat([]byte{1, 2}, 16000/2)
 	c := start(t, string(speech), b.args("submit", "--id", "l1", "--avatar", "a", "--live", "-", "--sample-rate", "16000")...)
@@ -460,6 +473,7 @@ func TestLiveSpeechIsPublishedToItsEnd(t *testing.T) {
 }
 
 func TestLiveSessionIsClosedWhenThePublisherIsInterrupted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	in, feed := io.Pipe()
 	defer feed.Close() // never fails
@@ -499,6 +513,7 @@ func TestLiveSessionIsClosedWhenThePublisherIsInterrupted(t *testing.T) {
 }
 
 func TestRecordingInfoSaysWhatIsNotWhole(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	whole := recordingOf(envelope("a", false), envelope("a", true))
 	if _, err := b.h.Recordings.PutBytes(t.Context(), "rec", whole); err != nil {
@@ -516,6 +531,7 @@ func TestRecordingInfoSaysWhatIsNotWhole(t *testing.T) {
 }
 
 func TestSimulatorPrintsItsURLsAndServesUntilInterrupted(t *testing.T) {
+	t.Parallel()
 	c := start(t, "", "simulator", "--addr", "127.0.0.1:0", "--json")
 	c.out.await(t, "}")
 	urls := decode[map[string]string](t, c.out.String())
@@ -537,6 +553,7 @@ func TestSimulatorPrintsItsURLsAndServesUntilInterrupted(t *testing.T) {
 }
 
 func TestSimulatorServesTLSWithACertificateOfItsOwn(t *testing.T) {
+	t.Parallel()
 	c := start(t, "", "simulator", "--addr", "127.0.0.1:0", "--tls", "--json")
 	c.out.await(t, "}")
 	urls := decode[map[string]string](t, c.out.String())

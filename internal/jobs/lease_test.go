@@ -108,6 +108,7 @@ func (k *link) drop() {
 
 func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
 	h := newHouse(t)
+	const window = 3 * time.Second
 	k := newLink(t, h.url)
 	var lost time.Time
 	began, ended := make(chan struct{}, 4), make(chan time.Time, 4)
@@ -120,12 +121,12 @@ func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
 		}
 		ended <- time.Now()
 		return err
-	}), func(o *options) { o.url, o.Drain = k.url(), time.Millisecond })
+	}), h.leaseOf(window), func(o *options) { o.url, o.Drain = k.url(), time.Millisecond })
 	h.submit("default", job("j1"))
 	receive(t, began, "session")
 	lost = time.Now()
 	k.silence(true)
-	if took := receive(t, ended, "end").Sub(lost); took > testAckWait {
+	if took := receive(t, ended, "end").Sub(lost); took > window {
 		t.Errorf("the session ended %s after the last answer, later than its lease", took)
 	}
 	before := h.record("j1")
@@ -150,7 +151,7 @@ type slowStore struct {
 	proceed chan struct{}
 }
 
-func (s slowStore) Check(ctx context.Context, _ *jobspec.Job, _ int) error {
+func (s slowStore) Reserve(ctx context.Context, _ *jobspec.Job, _ int) error {
 	s.looked <- struct{}{}
 	select {
 	case <-s.proceed:
@@ -249,7 +250,7 @@ func (h *house) leaseOfWorker(id string, life time.Duration) {
 
 func TestTakeOversCountACrashOnlyOnceTheLeaseIsGone(t *testing.T) {
 	h := newHouse(t)
-	const life = 3 * time.Second
+	const life = 5 * time.Second
 	h.leaseOfWorker("alive", life)
 	since := time.Now()
 	for _, id := range []string{"alive", "vanished"} {

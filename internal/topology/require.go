@@ -244,7 +244,7 @@ func hint(err error) string {
 	case codeNoStorage, codeNoMemory, codeNoClusterRoom:
 		return ": the server has less room than the size limits need; lower them or give JetStream more"
 	case codeNoPeers, codeReplicas:
-		return ": nats.replicas needs more servers than the cluster has running"
+		return ": nats.replicas needs more servers than are running, or than nats.placement leaves"
 	case codeAccountFull:
 		return ": the account may keep less than the size limits need; lower streams.*.max_bytes or raise the account's limit"
 	case codeStreams:

@@ -26,6 +26,7 @@ func setUp(t *testing.T, js jetstream.JetStream, s topology.Settings, o topology
 }
 
 func TestSetupMakesWhatIsMissingUnlessItIsADryRun(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	s := topology.DefaultSettings()
 	all := len(topology.Names{}.Kept()) + len(s.Queues)
@@ -73,6 +74,7 @@ func otherwise(t *testing.T, js jetstream.JetStream) {
 }
 
 func TestSetupChangesWhatCanBeChangedWithoutLossAndOnlyWhenAskedTo(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	otherwise(t, js)
 	s := topology.DefaultSettings()
@@ -85,7 +87,6 @@ func TestSetupChangesWhatCanBeChangedWithoutLossAndOnlyWhenAskedTo(t *testing.T)
 		"stream AVATAR_DLQ duplicate_window":    topology.StepChanged,
 		"stream AVATAR_EVENTS max_age":          topology.StepKept,
 		"stream AVATAR_EVENTS duplicate_window": topology.StepKept,
-		"consumer default paused":               topology.StepKept,
 	}
 	for _, o := range []topology.SetupOptions{{DryRun: true}, {}, {DryRun: true, Apply: true}, {Apply: true}} {
 		steps := setUp(t, js, s, o)

@@ -9,6 +9,7 @@ import (
 )
 
 func TestWhoFollowsOnlyTheDocumentCancelsAJob(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("live", "ok-avatar")
@@ -31,6 +32,7 @@ func TestWhoFollowsOnlyTheDocumentCancelsAJob(t *testing.T) {
 }
 
 func TestWhoFollowsOnlyTheDocumentInterruptsAnUtterance(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("inline", "hang-avatar") // says nothing, until it is interrupted
@@ -93,6 +95,7 @@ func TestWhoFollowsOnlyTheDocumentDrainsAWorker(t *testing.T) {
 }
 
 func TestWhoFollowsOnlyTheDocumentSeesAJobGivenUp(t *testing.T) {
+	t.Parallel()
 	for _, message := range []string{"Job", "JobProtobuf"} {
 		ctx := limited(t)
 		f := follow(ctx, t, true)
@@ -114,6 +117,7 @@ func TestWhoFollowsOnlyTheDocumentSeesAJobGivenUp(t *testing.T) {
 }
 
 func TestWhoFollowsOnlyTheDocumentSeesAnAppWait(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("inline", "fail-creditsExhausted")
@@ -124,6 +128,7 @@ func TestWhoFollowsOnlyTheDocumentSeesAnAppWait(t *testing.T) {
 }
 
 func TestWhoFollowsOnlyTheDocumentLearnsOfADuplicate(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("object", "ok-avatar")
@@ -145,6 +150,7 @@ func TestWhoFollowsOnlyTheDocumentLearnsOfADuplicate(t *testing.T) {
 }
 
 func TestAJobThatIsTooLargeIsRefusedAsTheDocumentSays(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("inline", "ok-avatar")
@@ -156,6 +162,7 @@ func TestAJobThatIsTooLargeIsRefusedAsTheDocumentSays(t *testing.T) {
 }
 
 func TestWithoutAWorkerNobodyAnswersAsTheDocumentSays(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, false)
 	job := f.job("inline", "ok-avatar")

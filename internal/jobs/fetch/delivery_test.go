@@ -12,6 +12,7 @@ import (
 )
 
 func TestAckSubjectsAreRead(t *testing.T) {
+	t.Parallel()
 	want := jetstream.MsgMetadata{
 		Sequence: jetstream.SequencePair{Stream: 20, Consumer: 31}, NumDelivered: 4, NumPending: 5,
 		Timestamp: time.Unix(0, 1764336576000000001), Stream: "S", Consumer: "q",
@@ -56,6 +57,7 @@ func FuzzAckSubject(f *testing.F) {
 }
 
 func TestTheServersStatusesEndARequestAsTheyShould(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		status, text string
 		over, moved  bool
