@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -308,8 +309,7 @@ func (c *cells) listen() (heard func() map[string]bool) {
 	nc := natstest.ConnectURL(c.t, c.urls(1), nats.UserInfo("listener", natsPassword), nats.MaxReconnects(-1))
 	var mu sync.Mutex
 	ids := map[string]bool{}
-	completed := topology.Names{}.Events("completed", "")
-	_, err := nc.Subscribe(strings.TrimSuffix(completed, "=")+"*", func(m *nats.Msg) {
+	_, err := nc.Subscribe(topology.Names{}.EventsFilter("completed", ""), func(m *nats.Msg) {
 		mu.Lock()
 		defer mu.Unlock()
 		ids[m.Subject[strings.LastIndexByte(m.Subject, '.')+1:]] = true
@@ -320,7 +320,11 @@ func (c *cells) listen() (heard func() map[string]bool) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return func() map[string]bool { mu.Lock(); defer mu.Unlock(); return ids }
+	return func() map[string]bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return maps.Clone(ids)
+	}
 }
 
 // finish waits until both cells have settled everything, and checks them.
