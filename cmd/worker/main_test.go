@@ -232,6 +232,7 @@ func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
 		{2, "need --output livekit or agora", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--output", "discard", "--egress-room", "r"}},
 		{2, "--timeout needs --wait", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--timeout", "1m"}},
 		{2, "--max-silence needs --live", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--max-silence", "5s"}},
+		{2, "--live -", []string{"submit", "--avatar", "a", "--audio", "-"}},
 		{2, "--label", []string{"submit", "--avatar", "a", "--label", "x"}},
 		{2, "--deadline", []string{"submit", "--avatar", "a", "--deadline", "soon"}},
 		{2, "--speed", []string{"simulator", "--speed", "-1"}},

@@ -218,6 +218,9 @@ func (d *document) speech(s *submission) error {
 		if sp.url != "" {
 			a["url"] = sp.url
 		} else {
+			if sp.file == "-" {
+				return usagef("--audio -: want a file; --live - publishes speech from stdin")
+			}
 			if info, err := os.Stat(sp.file); err != nil {
 				return err
 			} else if !info.Mode().IsRegular() {

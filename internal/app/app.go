@@ -32,6 +32,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/session"
+	"avatarworker/internal/storage"
 	"avatarworker/internal/telemetry"
 	"avatarworker/internal/topology"
 )
@@ -435,11 +436,11 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		JS: js, Names: a.names, Sessions: sessions, Audio: speech,
 		APIKey: a.apiKey, MaxSession: a.c.Backend.MaxSession, Logger: a.log,
 	})
-	stores := newStorage(js, a.names, speech, runner)
-	looking, stopLooking := context.WithCancel(context.WithoutCancel(ctx))
-	var looks sync.WaitGroup
-	looks.Go(func() { stores.run(looking) })
-	a.onStop("storage", func(context.Context) error { stopLooking(); looks.Wait(); return nil })
+	stores := storage.New(storage.Options{JS: js, Names: a.names, Speech: speech, Runner: runner})
+	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
+	var watch sync.WaitGroup
+	watch.Go(func() { stores.Watch(watching) })
+	a.onStop("storage", func(context.Context) error { stopWatching(); watch.Wait(); return nil })
 	c := a.c
 	options := jobs.Options{
 		Stores: jobs.Stores{

@@ -116,7 +116,7 @@ func (f *fleet) configAt(url string) *config.Config {
 	c.Backend.StallTimeout, c.Backend.HandshakeTimeout = 5*time.Second, 2*time.Second
 	c.Retry.Initial, c.Retry.Max = 20*time.Millisecond, 100*time.Millisecond
 	c.Circuit.Cooldown = 100 * time.Millisecond
-	c.Lease.AckWait = 3 * time.Second
+	c.Lease.AckWait = 8 * time.Second
 	c.Audio.EgressMargin = 200 * time.Millisecond
 	c.Admin.Addr = ""
 	return c

@@ -42,12 +42,12 @@ type permits struct {
 type sessionRun struct {
 	permits
 
-	ctx     context.Context // of the session
-	cancel  context.CancelCauseFunc
-	stops   []func() bool   // what no longer cancels it
-	permit  *circuit.Permit // of its app's circuit; nil: not asked yet
-	before  int             // session number before this one; 0: there was none
-	started string          // why the job had no session
+	ctx             context.Context // of the session
+	cancel          context.CancelCauseFunc
+	stops           []func() bool   // what no longer cancels it
+	permit          *circuit.Permit // of its app's circuit; nil: not asked yet
+	previousSession int             // session number before this one; 0: there was none
+	startedAs       string          // why the job had no session
 
 	// What became of the attempt, once its session is closed.
 	report Report
@@ -112,7 +112,7 @@ func (a admission) prepareSession(from, draft *lifecycle.Record, holder *lease.L
 		return context.AfterFunc(by, func() { cancel(context.Cause(by)) })
 	}
 	a.session = sessionRun{
-		before: draft.Session - 1, started: lifecycle.StartedAs(a.record.Current(), from),
+		previousSession: draft.Session - 1, startedAs: lifecycle.StartedAs(a.record.Current(), from),
 		ctx: ctx, cancel: cancel, stops: []func() bool{end(a.w.drained), end(holder.Context())},
 	}
 }
@@ -229,8 +229,8 @@ func (a admission) notStarted(draft *lifecycle.Record, err error) {
 	}
 }
 
-// backToQueue hands the job back for as long as the number of jobs that wait for
-// the same asks for.
+// backToQueue hands the job back. waitsFor names what it waits for: the more jobs
+// wait for the same, the later it comes again.
 func (e *execution) backToQueue(waitsFor string) {
 	if e.deliveries > 1 {
 		e.w.pull.Returned(e.msg.Queue)

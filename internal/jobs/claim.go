@@ -112,10 +112,11 @@ func (c claim) refresh(ctx context.Context, record *lifecycle.Record) error {
 	}
 }
 
-// decide looks further where the record is another message's that has no
-// outcome. That message may have been purged: then it will not be delivered, and
-// this one takes its place. One that is gone because it was acknowledged had its
-// outcome written before, and then no write by this record's revision succeeds.
+// decide returns what lifecycle.Decide says, and looks further where the record
+// has no outcome and belongs to another message of the job. If that message was
+// purged it will not be delivered, and this one takes its place. If it was
+// acknowledged, its outcome was written before that: the record has a later
+// revision, and no write by the revision that was read here succeeds.
 func (c claim) decide(ctx context.Context, record *lifecycle.Record, now time.Time) (lifecycle.Step, time.Duration, error) {
 	if before := afterSeq(c.msg.Headers()); before != 0 {
 		if exists, err := c.w.messageExists(ctx, before, c.id.ID); exists || err != nil {
@@ -201,8 +202,8 @@ func (c claim) ownerGone(ctx context.Context, record *lifecycle.Record) (crashed
 	return true, !stands && err == nil, err
 }
 
-// settleOrStart checks everything that ends a job before it starts, and reports whether
-// it may start.
+// settleOrStart settles a job that ends, or is held, before it starts, and reports
+// whether it may start.
 func (c claim) settleOrStart(ctx context.Context, from *lifecycle.Record, now time.Time) (bool, error) {
 	if err := c.finishedBefore(ctx, from); err != nil {
 		return false, err

@@ -33,7 +33,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	natstest.Parallel(8) // leases of a second need some of the processor in time
+	natstest.Parallel(6) // leases of a second need the processor in time
 	natstest.Main(m)
 }
 

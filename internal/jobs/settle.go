@@ -135,8 +135,8 @@ func (s settlement) lettersBefore(ctx context.Context) uint64 {
 	return last
 }
 
-// commitAndFreeSlot writes a settlement: of a session by its fence, else by the revision
-// that was read. Then the next job may start.
+// commitAndFreeSlot writes a settlement: of a session by its fence, else by the
+// revision that was read. Then it frees the slot for the next job.
 func (s settlement) commitAndFreeSlot(ctx context.Context, next *lifecycle.Record) error {
 	write := s.record.Put
 	if now := s.record.Current(); now != nil && now.State == lifecycle.StateRunning && s.w.lease.Own(now.WorkerID) && now.Session == next.Session {
@@ -317,9 +317,8 @@ func (s settlement) superseded(r *lifecycle.Record) {
 	}
 }
 
-// giveUp dead-letters a job without an attempt. It counts and logs only when
-// that is written: a message that is looked at for the first time may be a
-// duplicate, which the write finds out.
+// giveUp dead-letters a job without an attempt. It counts and logs only
+// after the write: a first delivery may be a duplicate, and then the write fails.
 func (s settlement) giveUp(ctx context.Context, from *lifecycle.Record, fault *errors.Error, reason string) error {
 	next := s.unstartedRecord(from)
 	decision := s.w.o.Table.Decide(fault, false)

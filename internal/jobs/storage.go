@@ -14,9 +14,10 @@ var ErrStorage = errors.New("the worker's own storage failed")
 // Storage looks after the streams and buckets that jobs read from and write to.
 // Its methods may be called from several goroutines.
 type Storage interface {
-	// Reserve reports why a store can't do for the job what it needs: the job is
-	// held. The error is an *errors.Error with code invalidJob where that never
-	// changes. done is the number of utterances that are stored already.
+	// Reserve keeps space for what the job has left to store. An error says why a
+	// store can't do for the job what it needs: the job is held. The error is an
+	// *errors.Error with code invalidJob where that never changes. done is the
+	// number of utterances that are stored already.
 	Reserve(ctx context.Context, job *jobspec.Job, done int) error
 	// Err returns what the worker can't do at the moment for want of a store;
 	// nil: nothing.

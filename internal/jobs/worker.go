@@ -61,7 +61,7 @@ type Profile struct {
 	Version     string
 	Queues      []fetch.Queue
 	Concurrency int           // sessions at a time
-	AckWait     time.Duration // the lease
+	AckWait     time.Duration // of a message; a lease lasts as long
 	Drain       time.Duration // how long sessions may go on after a drain begins
 	// SettleTimeout bounds writing what became of a job, and what a session has
 	// reached. 0: 30 s.
@@ -122,7 +122,7 @@ type Worker struct {
 	// refresh is the age at which a record without an outcome is written again,
 	// before its bucket forgets it; 0: it never does.
 	refresh time.Duration
-	leaves
+	parts
 	lifetime
 	pool
 	faults  faults
@@ -139,8 +139,8 @@ type Worker struct {
 	paused  bool             // fetching rests: see pauseFetching
 }
 
-// leaves are what a worker is joined from.
-type leaves struct {
+// parts are what a worker is joined from.
+type parts struct {
 	publisher *event.Publisher
 	lease     *lease.Manager
 	circuits  *circuit.Circuits
@@ -197,7 +197,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
-		leaves:  leaves{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},
+		parts:   parts{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},
 		pool:    newPool(o.Concurrency),
 		alarms:  make(chan event.Event, 1024),
 		running: make(map[string]*execution),
@@ -214,13 +214,13 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Now: o.Now, Changed: w.leaseChanged, Renewed: o.Observer.LeaseExtended, Log: o.Logger,
 	})
 	w.limits = limit.New(limit.Options{
-		Store: w.store, Bucket: o.State, Worker: w.leaseID, Stands: w.lease.Stands, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
+		Store: w.store, Bucket: o.State, Worker: w.currentWorkerID, Stands: w.lease.Stands, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
 		Apps: o.MaxSessions, Rules: o.Limits, MaxWaiting: max(1, o.Concurrency/2), Log: o.Logger,
 	})
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
 	w.circuits = circuit.New(circuit.Options{
-		Store: shared, Bucket: o.Fleet, Config: o.Circuit, PerApp: o.PerApp, Leases: w.lease, Window: o.AckWait, Worker: w.leaseID,
+		Store: shared, Bucket: o.Fleet, Config: o.Circuit, PerApp: o.PerApp, Leases: w.lease, Window: o.AckWait, Worker: w.currentWorkerID,
 		Now: w.now, Random: o.Random, Timeout: o.Patience, Publish: w.tellCircuit, Changed: w.circuitChanged, Log: o.Logger,
 	})
 	w.pace = pace.New(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
@@ -240,11 +240,11 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 // now is the time by the clock of the server that keeps the records.
 func (w *Worker) now() time.Time { return w.lease.Now().UTC() }
 
-// workerID is the id that the worker has at the moment, or had last.
-func (w *Worker) workerID() string { return w.fleet.Self().WorkerID }
+// lastWorkerID is the worker_id that the worker has at the moment, or had last.
+func (w *Worker) lastWorkerID() string { return w.fleet.Self().WorkerID }
 
-// leaseID is the id of the lease that the worker holds; "": it has none.
-func (w *Worker) leaseID() string {
+// currentWorkerID is the worker_id while the worker holds a lease; "": it has none.
+func (w *Worker) currentWorkerID() string {
 	if holder := w.lease.Current(); holder != nil {
 		return holder.ID
 	}

@@ -753,18 +753,19 @@ func TestRoom(t *testing.T) {
 		{"old", 950_000, false, true},
 		{"open", 1 << 40, true, false},
 	} {
-		err := output.Room(b.ctx, b.js, c.stream, c.need)
-		var room *output.RoomError
+		space, err := output.Look(b.ctx, b.js, c.stream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = space.For(c.need)
+		var room *output.NoSpaceError
 		if c.room != (err == nil) || err != nil && (!errors.As(err, &room) || room.Never() != c.never || room.Stream != c.stream || room.Need != c.need) {
 			t.Errorf("%d bytes in %s: %v", c.need, c.stream, err)
 		}
 	}
-	var room *output.RoomError
-	if err := output.Room(b.ctx, b.js, "none", 1); err == nil || errors.As(err, &room) {
+	var room *output.NoSpaceError
+	if _, err := output.Look(b.ctx, b.js, "none"); err == nil || errors.As(err, &room) {
 		t.Errorf("a stream that is not there: %v", err)
-	}
-	if err := b.recordings().Room(b.ctx, 1<<40); err != nil {
-		t.Errorf("a bucket without a limit: %v", err)
 	}
 }
 

@@ -224,6 +224,8 @@ func compareObjects(object string, have jetstream.StreamConfig, want jetstream.O
 	return d.found
 }
 
+// compareConsumers leaves out whether the consumer is paused: that is an operator's
+// doing, and readiness and status tell of it.
 func compareConsumers(object string, have, want jetstream.ConsumerConfig) []Difference {
 	d := differ{object: object}
 	d.add("ack_wait", have.AckWait, want.AckWait)
@@ -234,6 +236,5 @@ func compareConsumers(object string, have, want jetstream.ConsumerConfig) []Diff
 	d.add("inactive_threshold", have.InactiveThreshold, want.InactiveThreshold)
 	d.add("mem_storage", have.MemoryStorage, want.MemoryStorage)
 	d.add("max_batch", limitOf(have.MaxRequestBatch), limitOf(want.MaxRequestBatch))
-	d.add("paused", have.PauseUntil != nil && !have.PauseUntil.IsZero(), false)
 	return d.found
 }

@@ -96,7 +96,7 @@ func unlimited(n int64) int64 {
 // jobMaxSize is the largest job message, headers and body together, in bytes.
 func jobMaxSize(payload int64) (int32, error) {
 	if payload < minPayload {
-		return 0, fmt.Errorf("the NATS server's max_payload is %d bytes: at least %d are needed, so that a job can become a dead letter with its headers", payload, minPayload)
+		return 0, fmt.Errorf("%w: its max_payload is %d bytes, and at least %d are needed, so that a job can become a dead letter with its headers: raise it", ErrServer, payload, minPayload)
 	}
 	return int32(min(payload, 64<<20)) - letterRoom, nil
 }

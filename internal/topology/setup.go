@@ -241,10 +241,7 @@ func (s Settings) lookAtConsumers(ctx context.Context, js jetstream.JetStream, n
 			return steps, fmt.Errorf("%s: %w", object, err)
 		}
 		for _, d := range compareConsumers(object, c.CachedInfo().Config, want) {
-			why := "a change may make waiting jobs come at once: delete the consumer while no worker runs, and the next start makes it again"
-			if d.Setting == "paused" {
-				why = "an operator has paused the queue: avatarworker queue resume " + queue
-			}
+			const why = "a change may make waiting jobs come at once: delete the consumer while no worker runs, and the next start makes it again"
 			steps = append(steps, Step{Object: d.Object, Setting: d.Setting, Have: d.Have, Want: d.Want, Action: StepKept, Why: why})
 		}
 	}

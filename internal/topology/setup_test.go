@@ -87,7 +87,6 @@ func TestSetupChangesWhatCanBeChangedWithoutLossAndOnlyWhenAskedTo(t *testing.T)
 		"stream AVATAR_DLQ duplicate_window":    topology.StepChanged,
 		"stream AVATAR_EVENTS max_age":          topology.StepKept,
 		"stream AVATAR_EVENTS duplicate_window": topology.StepKept,
-		"consumer default paused":               topology.StepKept,
 	}
 	for _, o := range []topology.SetupOptions{{DryRun: true}, {}, {DryRun: true, Apply: true}, {Apply: true}} {
 		steps := setUp(t, js, s, o)

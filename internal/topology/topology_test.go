@@ -297,7 +297,7 @@ func TestTooSmallAPayloadLimitIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, err = topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
-	if err == nil || !strings.Contains(err.Error(), "max_payload is 65536") {
+	if !errors.Is(err, topology.ErrServer) || !strings.Contains(err.Error(), "max_payload is 65536") {
 		t.Fatalf("got %v", err)
 	}
 }

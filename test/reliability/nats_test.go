@@ -37,7 +37,7 @@ func (f *fleet) proxy(name, target string) *toxiproxy.Proxy {
 }
 
 // clusters bounds those at once: their elections need the processor in time.
-var clusters = make(chan struct{}, 3)
+var clusters = make(chan struct{}, 4)
 
 // newCluster runs a cluster of three until the test ends; its files are under
 // the directory.

@@ -72,6 +72,7 @@ func TestTheServersStatusesEndARequestAsTheyShould(t *testing.T) {
 		{"409", "Server Shutdown", true, true, ""},
 		{"409", "Consumer Deleted", true, false, "consumer deleted"},
 		{"409", "Exceeded MaxWaiting", true, false, "409 Exceeded MaxWaiting"},
+		{"409", "Exceeded MaxRequestBatch of many", true, false, "MaxRequestBatch"},
 		{"409", "Message Size Exceeds MaxBytes", true, false, "Message Size"},
 		{"400", "Bad Request", true, false, "400 Bad Request"},
 		{"503", "", true, false, nats.ErrNoResponders.Error()},

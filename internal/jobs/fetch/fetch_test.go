@@ -568,6 +568,32 @@ func TestMaxAckPendingOfAnExistingConsumerStallsNoOtherQueue(t *testing.T) {
 	receive(t, e.got, "the next message of the limited queue")
 }
 
+// An account's or a server's limit for one request is in the consumer's
+// configuration.
+func TestAConsumerThatGivesFewToOneRequestIsAskedForFew(t *testing.T) {
+	e := newEnv(t, natstest.JetStream(t), "b")
+	if _, err := e.js.CreateConsumer(t.Context(), "S", jetstream.ConsumerConfig{
+		Durable: "a", FilterSubject: "s.a", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute, MaxAckPending: -1, MaxRequestBatch: 4,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, queues := range [][]string{{"a"}, {"a", "b"}} {
+		o := e.options(16, queues...)
+		o.Consumer = func(context.Context, string) error { return nil }
+		_, stop := e.start(o)
+		e.publish("a", 16, nil, "x")
+		for range 16 { // all slots are used
+			e.ack(receive(t, e.got, "a message"))
+		}
+		stop()
+		for len(e.bad) > 0 {
+			if err := <-e.bad; err != nil {
+				t.Errorf("%d queues: %v", len(queues), err)
+			}
+		}
+	}
+}
+
 // serve runs a server with options that natsserver does not have.
 func serve(t *testing.T, o *server.Options) *server.Server {
 	t.Helper()

@@ -11,7 +11,7 @@ import (
 type Step int
 
 const (
-	StepProceed   Step = iota // no worker runs the job: run it
+	StepProceed   Step = iota // no worker runs the job: start it, or end it if it may not start
 	StepDuplicate             // another message's job: acknowledge and drop
 	StepEffects               // the outcome is recorded: repeat its effects
 	StepWait                  // not yet: nak with a delay

@@ -21,8 +21,8 @@ func TestEveryLabelHasAKeyOfItsOwn(t *testing.T) {
 			if len(names) != 1 {
 				t.Fatalf("label %q=%q is under %v", name, value, names)
 			}
-			key := slotKey{names[0], 1}.key()
-			if p, ok := parseSlotKey(key); !bucketKey.MatchString(key) || !ok || p != (slotKey{names[0], 1}) {
+			key := limitKey{names[0], 1}.key()
+			if p, ok := parseLimitKey(key); !bucketKey.MatchString(key) || !ok || p != (limitKey{names[0], 1}) {
 				t.Errorf("label %q=%q has the key %q, which is read as %v", name, value, key, p)
 			}
 			if other := seen[key]; other != "" {
