@@ -25,6 +25,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/jobs/pace"
+	"avatarworker/internal/jobs/suspect"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/topology"
 )
@@ -128,7 +129,7 @@ type Worker struct {
 	faults  faults
 	alarms  chan event.Event // alerts on their way out
 	alarmed alarmed          // those given lately; guarded by mu
-	crashed crashed
+	crashed suspect.Jobs
 
 	startedOnce sync.Once
 
