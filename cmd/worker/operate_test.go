@@ -121,11 +121,11 @@ func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered, CreatedAt: time.Now(), UpdatedAt: time.Now(),
 		LastError: &event.Error{Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"},
 	})
-	b.event("1", event.Started{JobFields: fields})
+	b.event("1", event.Started{JobFields: fields, Crashes: 1})
 	b.event("2", event.Error{JobID: "other", Code: errors.CodeInternal, Class: errors.ClassInternal})
 	b.event("3", event.Error{JobID: "j1", Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"})
 	b.event("4", event.DeadLettered{JobFields: fields, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig})
-	expect(t, 0, []string{"dead_lettered", "no such avatar", "what to do", "avatarworker dlq show --job j1"}, b.args("status", "j1")...)
+	expect(t, 0, []string{"dead_lettered", "after 1 crash", "no such avatar", "what to do", "avatarworker dlq show --job j1"}, b.args("status", "j1")...)
 	j := decode[status.Job](t, expect(t, 0, nil, b.args("status", "j1", "--json")...))
 	var ids []string
 	for _, e := range j.History {
