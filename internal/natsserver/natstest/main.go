@@ -2,6 +2,7 @@ package natstest
 
 import (
 	"flag"
+	"fmt"
 	"runtime"
 	"strconv"
 	"testing"
@@ -31,6 +32,6 @@ func Parallel(n int) {
 		return
 	}
 	if err := p.Value.Set(strconv.Itoa(max(n, runtime.GOMAXPROCS(0)))); err != nil {
-		panic(err) // a number that the flag does not take
+		panic(fmt.Sprintf("test.parallel: %v", err))
 	}
 }
