@@ -125,22 +125,6 @@ func (a *App) AdminAddr() net.Addr {
 	return a.addr
 }
 
-const (
-	// maxUnacknowledged bounds the asynchronous publishes on their way.
-	maxUnacknowledged = 4096
-	// maxAckWait is how long one of them counts as on its way: longer than an
-	// election. Without this limit, publishes whose acknowledgement was lost would
-	// count for ever and leave no room for others.
-	maxAckWait = 30 * time.Second
-)
-
-func publishLimits(ackWait time.Duration) []jetstream.JetStreamOpt {
-	return []jetstream.JetStreamOpt{
-		jetstream.WithPublishAsyncMaxPending(maxUnacknowledged),
-		jetstream.WithPublishAsyncTimeout(ackWait),
-	}
-}
-
 // Run works until ctx ends, then drains and stops. It survives any outage of
 // NATS. It returns an error only for what a person has to correct.
 func (a *App) Run(ctx context.Context) (err error) {
@@ -284,7 +268,7 @@ func (a *App) connect(ctx context.Context) (*nats.Conn, jetstream.JetStream, err
 	options.InProcess = a.o.InProcess
 	options.Logger = a.log
 	options.OnState = a.connectionChanged
-	nc, js, err := natsconn.Open(ctx, options, publishLimits(maxAckWait)...)
+	nc, js, err := natsconn.Open(ctx, options)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -79,7 +79,7 @@ func (e *execution) attempt(p *progress) *Attempt {
 // announce publishes that a session starts. Nothing waits for it: the outcome is
 // what counts.
 func (e *execution) announce(r *lifecycle.Record) {
-	_, err := e.w.publisher.PublishAsync(e.event(event.TypeStarted, r, event.Started{
+	err := e.w.publisher.Send(e.event(event.TypeStarted, r, event.Started{
 		JobFields: e.fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
 		Output: e.job.OutputKind(), Checkpoint: r.Checkpoint,
 	}))

@@ -171,7 +171,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
-		leaves:  leaves{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},
+		leaves:  leaves{publisher: event.NewPublisher(o.NC, o.Names, o.Name, o.Logger)},
 		pool:    newPool(o.Concurrency),
 		alarms:  make(chan event.Event, 1024),
 		running: make(map[string]*execution),
@@ -215,7 +215,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 func (w *Worker) now() time.Time { return w.lease.Now().UTC() }
 
 // workerID is the id that the worker has at the moment, or had last.
-func (w *Worker) workerID() string { return w.fleet.Self().WorkerID }
+func (w *Worker) workerID() string { return w.fleet.WorkerID() }
 
 // leaseID is the id of the lease that the worker holds; "": it has none.
 func (w *Worker) leaseID() string {
