@@ -34,6 +34,7 @@ type answer struct {
 	Console string `json:"console,omitempty"`
 	Ingress string `json:"ingress,omitempty"`
 	Page    string `json:"page,omitempty"`
+	Trust   string `json:"trust,omitempty"` // file of the certificate that clients must trust; "": no TLS
 
 	Elapsed time.Duration `json:"elapsed_ns,omitempty"` // of the work itself
 	Stats   stats         `json:"stats,omitzero"`
@@ -56,6 +57,11 @@ type params struct {
 	Concurrency int     `json:"concurrency,omitempty"`
 	Frames      int     `json:"frames,omitempty"` // of each utterance of the simulated backend
 	Speed       float64 `json:"speed,omitempty"`  // of the simulated backend
+	TLS         bool    `json:"tls,omitempty"`    // of the simulated backend
+	Trust       string  `json:"trust,omitempty"`  // file of the certificate to trust
+	Node        int     `json:"node,omitempty"`   // of a NATS cluster
+	Routes      []int   `json:"routes,omitempty"` // ports of its nodes
+	Replicas    int     `json:"replicas,omitempty"`
 	Profiles    string  `json:"profiles,omitempty"`
 }
 
@@ -116,6 +122,9 @@ func spawn(ctx context.Context, p params) (*child, error) {
 	}
 	cmd := exec.CommandContext(ctx, self, "child", string(arg)) // #nosec G204 -- this program itself
 	cmd.Stderr = os.Stderr
+	if p.Trust != "" {
+		cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+p.Trust)
+	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
