@@ -111,7 +111,10 @@ type child struct {
 }
 
 // spawn starts a child and waits until it is up.
-func spawn(ctx context.Context, p params) (*child, error) {
+func spawn(ctx context.Context, p params) (*child, error) { return spawnWith(ctx, p, os.Stderr) }
+
+// spawnWith is spawn with another stderr.
+func spawnWith(ctx context.Context, p params, stderr io.Writer, env ...string) (*child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -121,9 +124,9 @@ func spawn(ctx context.Context, p params) (*child, error) {
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, self, "child", string(arg)) // #nosec G204 -- this program itself
-	cmd.Stderr = os.Stderr
+	cmd.Stderr, cmd.Env = stderr, append(os.Environ(), env...)
 	if p.Trust != "" {
-		cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+p.Trust)
+		cmd.Env = append(cmd.Env, "SSL_CERT_FILE="+p.Trust)
 	}
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -72,13 +72,18 @@ func (s *stage) withBackend(ctx context.Context, p params) (err error) {
 
 // with starts the process that is measured.
 func (s *stage) with(ctx context.Context, p params) (*child, error) {
+	return s.spawn(ctx, s.addresses(p))
+}
+
+// addresses returns the parameters with the addresses of the other processes.
+func (s *stage) addresses(p params) params {
 	if s.nats != nil {
 		p.NATS = s.nats.said.NATS
 	}
 	if s.backend != nil {
 		p.Console, p.Ingress, p.Trust = s.backend.said.Console, s.backend.said.Ingress, s.backend.said.Trust
 	}
-	return s.spawn(ctx, p)
+	return p
 }
 
 // close stops the processes, the measured one first.
