@@ -411,7 +411,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		JS: js, Names: a.names, Sessions: sessions, Audio: speech,
 		APIKey: a.apiKey, MaxSession: a.c.Backend.MaxSession, Logger: a.log,
 	})
-	stores := newStorage(js, a.names, speech, runner)
+	stores := newStorage(js, a.names, speech)
 	looking, stopLooking := context.WithCancel(context.WithoutCancel(ctx))
 	var looks sync.WaitGroup
 	looks.Go(func() { stores.run(looking) })
@@ -432,7 +432,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Circuit: circuit.Config{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown},
 		MaxHold: c.Circuit.MaxHold, PerApp: c.Backend.ConsoleURL != "" && c.Backend.IngressURL != "",
 		Alerts: alert.Config{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
-		Table:  table, Runner: stores, Storage: stores, DeadLetters: dlq.NewWriter(js, a.names),
+		Table:  table, Runner: runner, Storage: stores, DeadLetters: dlq.NewWriter(js, a.names),
 		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: failpoint.Now, Random: rand.Float64,
 	}
 	var worker *jobs.Worker

@@ -44,10 +44,9 @@ const (
 )
 
 // storage looks whether the streams and buckets that a job reads and writes can
-// serve it, before a session is paid for. It wraps the Runner, so that it learns
-// when a session has failed for a store.
+// serve it, before a session is paid for, and learns when a session has failed for
+// a store.
 type storage struct {
-	jobs.Runner
 	js     jetstream.JetStream
 	names  topology.Names
 	speech *audio.Opener
@@ -55,13 +54,10 @@ type storage struct {
 	stores map[string]*store
 }
 
-var (
-	_ jobs.Storage = (*storage)(nil)
-	_ jobs.Runner  = (*storage)(nil)
-)
+var _ jobs.Storage = (*storage)(nil)
 
-func newStorage(js jetstream.JetStream, names topology.Names, speech *audio.Opener, runner jobs.Runner) *storage {
-	s := &storage{Runner: runner, js: js, names: names, speech: speech, stores: make(map[string]*store)}
+func newStorage(js jetstream.JetStream, names topology.Names, speech *audio.Opener) *storage {
+	s := &storage{js: js, names: names, speech: speech, stores: make(map[string]*store)}
 	recordings := "$O." + names.RecordingsBucket()
 	s.add(names.FramesStream(), strings.TrimSuffix(names.AllFrames(), "*")+probeToken)
 	s.add("OBJ_"+names.RecordingsBucket(), recordings+".C."+probeToken, recordings+".M."+probeToken)
@@ -131,22 +127,23 @@ func (s *storage) run(ctx context.Context) {
 	}
 }
 
-// Run implements jobs.Runner.
-func (s *storage) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
-	target := s.writes(a.Job)
-	if target != nil {
-		target.start(a.Job.ID)
+// Started implements jobs.Storage.
+func (s *storage) Started(job *jobspec.Job) {
+	if target := s.writes(job); target != nil {
+		target.start(job.ID)
 	}
-	report, err := s.Runner.Run(ctx, a)
-	if target != nil {
-		target.end(a.Job.ID, err)
+}
+
+// Ended implements jobs.Storage.
+func (s *storage) Ended(job *jobspec.Job, err error) {
+	if target := s.writes(job); target != nil {
+		target.end(job.ID, err)
 	}
 	if e := errors.Of(err); e != nil && e.Code == errors.CodeAudioUnavailable {
-		for _, stream := range s.reads(a.Job) {
+		for _, stream := range s.reads(job) {
 			s.stores[stream].forget()
 		}
 	}
-	return report, err
 }
 
 // writes is the store that the job's output goes to; nil: none.

@@ -34,6 +34,7 @@ func (e *execution) start() *progress {
 		e.w.o.Observer.FirstStarted(e.id.Queue, record.StartedAt.Sub(record.PublishedAt))
 	}
 	e.announce(record)
+	e.w.o.Storage.Started(e.job)
 	return &progress{e: e, ctx: e.session.ctx}
 }
 
@@ -44,6 +45,7 @@ func (e *execution) closed(p *progress) {
 		e.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker in an attempt")
 		e.session.err = errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "fault of the worker: %v", v)
 	}
+	e.w.o.Storage.Ended(e.job, e.session.err)
 	failpoint.Here("session_closed")
 	if e.session.ctx.Err() != nil {
 		e.session.cause = context.Cause(e.session.ctx)

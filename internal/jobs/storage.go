@@ -18,6 +18,10 @@ type Storage interface {
 	// held. The error is an *errors.Error with code invalidJob where that never
 	// changes. done is the number of utterances that are stored already.
 	Check(ctx context.Context, job *jobspec.Job, done int) error
+	// Started is called when a session of the job starts, Ended when it is closed;
+	// err is the Runner's.
+	Started(job *jobspec.Job)
+	Ended(job *jobspec.Job, err error)
 	// Err returns what the worker can't do at the moment for want of a store;
 	// nil: nothing.
 	Err() error
@@ -27,4 +31,6 @@ type Storage interface {
 type endless struct{}
 
 func (endless) Check(context.Context, *jobspec.Job, int) error { return nil }
+func (endless) Started(*jobspec.Job)                           {}
+func (endless) Ended(*jobspec.Job, error)                      {}
 func (endless) Err() error                                     { return nil }
