@@ -26,13 +26,13 @@ func TestADelayedRequestTakesItsRoundTrips(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.close()
+	begun := time.Now()
 	c, err := net.Dial("tcp", d.listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
 	for i, least := range []time.Duration{4 * delay, 2 * delay} { // the first one connects
-		begun := time.Now()
 		if _, err := c.Write([]byte("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -45,5 +45,6 @@ func TestADelayedRequestTakesItsRoundTrips(t *testing.T) {
 		if n := <-writes; n != i+1 {
 			t.Errorf("write %d was counted as %d", i+1, n)
 		}
+		begun = time.Now()
 	}
 }
