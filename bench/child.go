@@ -37,6 +37,7 @@ type answer struct {
 	Trust   string `json:"trust,omitempty"` // file of the certificate that clients must trust; "": no TLS
 
 	Elapsed time.Duration `json:"elapsed_ns,omitempty"` // of the work itself
+	Counts  counts        `json:"counts,omitzero"`      // of a NATS node
 	Stats   stats         `json:"stats,omitzero"`
 }
 
@@ -59,10 +60,9 @@ type params struct {
 	Speed       float64 `json:"speed,omitempty"`  // of the simulated backend
 	TLS         bool    `json:"tls,omitempty"`    // of the simulated backend
 	Trust       string  `json:"trust,omitempty"`  // file of the certificate to trust
-	Node        int     `json:"node,omitempty"`   // of a NATS cluster
-	Routes      []int   `json:"routes,omitempty"` // ports of its nodes
 	Replicas    int     `json:"replicas,omitempty"`
 	Profiles    string  `json:"profiles,omitempty"`
+	Node        *node   `json:"node,omitempty"` // of a NATS node
 }
 
 // serve plays a role until the input ends.

@@ -64,6 +64,26 @@ func (s *stage) withNATS(ctx context.Context) (err error) {
 	return err
 }
 
+// withCluster starts a NATS cluster of three nodes.
+func (s *stage) withCluster(ctx context.Context) error {
+	c, err := startNATS(ctx, replicas)
+	if err != nil {
+		return err
+	}
+	s.nats, s.nodes, s.children = c.nats, c.nodes, append(s.children, c.children...)
+	return nil
+}
+
+// replicas of the rows that have a cluster.
+const replicas = 3
+
+// settings are the worker's own, with that many replicas (0: one).
+func settings(n int) topology.Settings {
+	s := topology.DefaultSettings()
+	s.Replicas = max(n, 1)
+	return s
+}
+
 // withBackend starts the simulated backend: frames, speed and TLS are p's.
 func (s *stage) withBackend(ctx context.Context, p params) (err error) {
 	s.backend, err = s.spawn(ctx, params{Role: "backend", Frames: p.Frames, Speed: p.Speed, TLS: p.TLS})
@@ -445,10 +465,12 @@ func roleOf(name string) (role, error) {
 	switch name {
 	case "nats":
 		return &natsRole{}, nil
-	case "nats node":
-		return &nodeRole{}, nil
 	case "backend":
 		return &backendRole{}, nil
+	case "nats node":
+		return &nodeRole{}, nil
+	case "workers":
+		return &workersRole{}, nil
 	case "queue bare":
 		return &bareQueue{}, nil
 	case "queue asyncjobs":

@@ -78,8 +78,8 @@ func suite(z sizes) []measurement {
 		queue("our worker", z.jobs, params{Role: "queue worker", Concurrency: concurrency}),
 		// A worker finishes as many jobs beside those that it runs.
 		queue("our worker, 16 jobs in hand", z.jobs, params{Role: "queue worker", Concurrency: concurrency / 2}),
-		queue("bare nats.go loop, 3 replicas", z.clusterJobs, params{Role: "queue bare", Concurrency: concurrency, Replicas: nodes}),
-		queue("our worker, 3 replicas", z.clusterJobs, params{Role: "queue worker", Concurrency: concurrency, Replicas: nodes}),
+		queue("bare nats.go loop, 3 replicas", z.clusterJobs, params{Role: "queue bare", Concurrency: concurrency, Replicas: replicas}),
+		queue("our worker, 3 replicas", z.clusterJobs, params{Role: "queue worker", Concurrency: concurrency, Replicas: replicas}),
 		relayed("bare reader", "", z.frames, params{Role: "reader"}),
 		relayed("our session client", "", z.frames, params{Role: "client"}),
 		relayed("our worker to discard", "discard", z.frames, params{Role: "worker"}),

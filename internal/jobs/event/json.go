@@ -67,6 +67,7 @@ func (f Started) AppendJSON(b []byte) ([]byte, error) {
 	o.OptInt("max_attempts", int64(f.MaxAttempts))
 	o.Text("output", f.Output)
 	o.OptInt("checkpoint", int64(f.Checkpoint))
+	o.OptInt("crashes", int64(f.Crashes))
 	return o.End()
 }
 

@@ -35,6 +35,7 @@ func testContext(t *testing.T, d time.Duration) context.Context {
 }
 
 func TestPublishedEventIsStoredOnceHoweverOftenItIsTold(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t, 30*time.Second)
 	js := natstest.JetStream(t)
 	stream := eventsStream(ctx, t, js)
@@ -80,6 +81,7 @@ func (f *firstTry) Write(p []byte) (int, error) {
 }
 
 func TestPublishOutlastsAStreamThatIsNotThereYet(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t, 30*time.Second)
 	js := natstest.JetStream(t)
 	logged := &firstTry{seen: make(chan struct{})}
@@ -97,6 +99,7 @@ func TestPublishOutlastsAStreamThatIsNotThereYet(t *testing.T) {
 }
 
 func TestPublishOutlastsARestartOfTheServer(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t, 60*time.Second)
 	options := natsserver.Options{StoreDir: t.TempDir(), Port: natstest.Port(t)}
 	first := natstest.StartWith(t, options)
@@ -122,6 +125,7 @@ func TestPublishOutlastsARestartOfTheServer(t *testing.T) {
 }
 
 func TestPublishGivesUpWithItsContextAndSaysWhy(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	logged := &firstTry{seen: make(chan struct{})}
 	publisher := NewPublisher(js.Conn(), testSubjects{}, "w", zerolog.New(logged))
@@ -138,6 +142,7 @@ func TestPublishGivesUpWithItsContextAndSaysWhy(t *testing.T) {
 }
 
 func TestPublishFailsAtOnceWhereNoTryCouldHelp(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t, 30*time.Second)
 	js := natstest.JetStream(t)
 	eventsStream(ctx, t, js)

@@ -20,6 +20,7 @@ func (r *Record) AppendJSON(b []byte) ([]byte, error) {
 	o.Int("attempt", int64(r.Attempt))
 	o.Int("max_attempts", int64(r.MaxAttempts))
 	o.Int("crashes", int64(r.Crashes))
+	o.OptInt("crashes_past", int64(r.CrashesPast))
 	o.Text("worker_id", r.WorkerID)
 	o.Bool("cancel_requested", r.CancelRequested)
 	o.Time("created_at", r.CreatedAt)
