@@ -532,7 +532,7 @@ func filesPerSession(ctx context.Context, n int) (files float64, err error) {
 	if err := s.withNATS(ctx); err != nil {
 		return 0, err
 	}
-	if err := s.withBackend(ctx, 1, 0); err != nil {
+	if err := s.withBackend(ctx, params{Frames: 1, Speed: 0}); err != nil {
 		return 0, err
 	}
 	c, err := s.with(ctx, params{Role: "worker", Concurrency: n})
@@ -546,7 +546,7 @@ func filesPerSession(ctx context.Context, n int) (files float64, err error) {
 	if err := fill(ctx, s.nats.said.NATS, n, func(i int) []byte { return job("open"+strconv.Itoa(i), "hang", "discard") }); err != nil {
 		return 0, err
 	}
-	if err := untilOpen(ctx, s.backend.said.Page, n); err != nil {
+	if err := s.untilOpen(ctx, n); err != nil {
 		return 0, err
 	}
 	after, err := openFiles(c)
