@@ -41,15 +41,62 @@ func TestTargetsCompareMedians(t *testing.T) {
 		got  float64
 		met  bool
 	}{
-		{of(10, 900, 1000), 0.9, true},
+		{of(10, 950, 1000), 0.95, true},
 		{of(100, 700, 5000), 0.7, false},
-		{of(700, 900), 0.8, true},
+		{of(920, 940), 0.93, true},
 	} {
-		all := results{"queue/our worker": c.ours, "queue/bare nats.go loop": of(1000, 1, 1e6)}
+		all := results{"queue/our worker, 16 jobs in hand": c.ours, "queue/bare nats.go loop": of(1000, 1, 1e6)}
 		got := targets(nil, all)
 		if len(got) != 1 || got[0].Got != c.got || got[0].Met != c.met {
 			t.Errorf("%v: %+v, want %v (%t)", c.ours, got, c.got, c.met)
 		}
+	}
+}
+
+func TestAnIdleSessionIsJudgedByItsWorstRound(t *testing.T) {
+	all := results{"idle/our worker": {{memoryPerIdle: 30}, {memoryPerIdle: 41}, {memoryPerIdle: 31}}}
+	if got := targets(nil, all); len(got) != 1 || got[0].Got != 41 || got[0].Met {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAMissedTargetFailsTheRunAndIsNamed(t *testing.T) {
+	r := report{Targets: []target{
+		{What: "one", Got: 1, Limit: 2, Met: true},
+		{What: "two", Got: 3, Limit: 2},
+		{What: "three", Got: 0.5, Limit: 0.92, Least: true},
+	}}
+	err := r.missed()
+	if err == nil {
+		t.Fatal("a run that misses its targets goes well")
+	}
+	const want = "missed: two: 3.00, want ≤ 2.00\nmissed: three: 0.500, want ≥ 0.920"
+	if err.Error() != want {
+		t.Errorf("%q, want %q", err, want)
+	}
+	r.Targets = r.Targets[:1]
+	if err := r.missed(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Each target needs the rows that it compares: a name that no row has would never
+// be checked.
+func TestEveryTargetFindsItsRows(t *testing.T) {
+	all := make(results)
+	list := suite(fullSizes)
+	for _, m := range list {
+		all[m.key()] = []sample{{}}
+	}
+	for _, m := range list {
+		for _, metric := range []string{
+			jobsPerSecond, cpuPerJob, cpuPerFrame, memoryPerIdle, startMedian, startP99, coldStart, warmStart, firstFrameMedian, firstFrameP99, cpuPerSession,
+		} {
+			all[m.key()][0][metric] = 1
+		}
+	}
+	if got := targets(list, all); len(got) != 20 {
+		t.Errorf("%d targets", len(got))
 	}
 }
 

@@ -34,6 +34,7 @@ type answer struct {
 	Console string `json:"console,omitempty"`
 	Ingress string `json:"ingress,omitempty"`
 	Page    string `json:"page,omitempty"`
+	Trust   string `json:"trust,omitempty"` // file of the certificate that clients must trust; "": no TLS
 
 	Elapsed time.Duration `json:"elapsed_ns,omitempty"` // of the work itself
 	Counts  counts        `json:"counts,omitzero"`      // of a NATS node
@@ -57,6 +58,9 @@ type params struct {
 	Concurrency int     `json:"concurrency,omitempty"`
 	Frames      int     `json:"frames,omitempty"` // of each utterance of the simulated backend
 	Speed       float64 `json:"speed,omitempty"`  // of the simulated backend
+	TLS         bool    `json:"tls,omitempty"`    // of the simulated backend
+	Trust       string  `json:"trust,omitempty"`  // file of the certificate to trust
+	Replicas    int     `json:"replicas,omitempty"`
 	Profiles    string  `json:"profiles,omitempty"`
 	Node        *node   `json:"node,omitempty"` // of a NATS node
 }
@@ -107,7 +111,10 @@ type child struct {
 }
 
 // spawn starts a child and waits until it is up.
-func spawn(ctx context.Context, p params) (*child, error) {
+func spawn(ctx context.Context, p params) (*child, error) { return spawnWith(ctx, p, os.Stderr) }
+
+// spawnWith is spawn with another stderr.
+func spawnWith(ctx context.Context, p params, stderr io.Writer, env ...string) (*child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -117,7 +124,10 @@ func spawn(ctx context.Context, p params) (*child, error) {
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, self, "child", string(arg)) // #nosec G204 -- this program itself
-	cmd.Stderr = os.Stderr
+	cmd.Stderr, cmd.Env = stderr, append(os.Environ(), env...)
+	if p.Trust != "" {
+		cmd.Env = append(cmd.Env, "SSL_CERT_FILE="+p.Trust)
+	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err

@@ -76,10 +76,14 @@ func begin(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 		return err
 	}
 	r := reportOf(list, all, *rounds)
+	show := r.print
 	if *asJSON {
-		return r.printJSON(stdout)
+		show = r.printJSON
 	}
-	return r.print(stdout)
+	if err := show(stdout); err != nil {
+		return err
+	}
+	return r.missed()
 }
 
 func chosen(list []measurement, only string) ([]measurement, error) {

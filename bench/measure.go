@@ -24,6 +24,7 @@ type sample map[string]float64
 const (
 	jobsPerSecond   = "jobs/s"
 	cpuPerJob       = "µs CPU/job"
+	allocsPerJob    = "allocs/job"
 	natsPerJob      = "µs CPU/job of NATS"
 	storedPerJob    = "messages/job"
 	bytesPerJob     = "bytes kept/job"
@@ -44,6 +45,7 @@ const (
 // stage is the processes around one measurement.
 type stage struct {
 	nats, backend *child
+	nodes         []*child // of NATS; nil: it is one
 	children      []*child
 }
 
@@ -58,24 +60,50 @@ func (s *stage) spawn(ctx context.Context, p params) (*child, error) {
 // withNATS starts NATS.
 func (s *stage) withNATS(ctx context.Context) (err error) {
 	s.nats, err = s.spawn(ctx, params{Role: "nats"})
+	s.nodes = []*child{s.nats}
 	return err
 }
 
-// withBackend starts the simulated backend.
-func (s *stage) withBackend(ctx context.Context, frames int, speed float64) (err error) {
-	s.backend, err = s.spawn(ctx, params{Role: "backend", Frames: frames, Speed: speed})
+// withCluster starts a NATS cluster of three nodes.
+func (s *stage) withCluster(ctx context.Context) error {
+	c, err := startNATS(ctx, replicas)
+	if err != nil {
+		return err
+	}
+	s.nats, s.nodes, s.children = c.nats, c.nodes, append(s.children, c.children...)
+	return nil
+}
+
+// replicas of the rows that have a cluster.
+const replicas = 3
+
+// settings are the worker's own, with that many replicas (0: one).
+func settings(n int) topology.Settings {
+	s := topology.DefaultSettings()
+	s.Replicas = max(n, 1)
+	return s
+}
+
+// withBackend starts the simulated backend: frames, speed and TLS are p's.
+func (s *stage) withBackend(ctx context.Context, p params) (err error) {
+	s.backend, err = s.spawn(ctx, params{Role: "backend", Frames: p.Frames, Speed: p.Speed, TLS: p.TLS})
 	return err
 }
 
 // with starts the process that is measured.
 func (s *stage) with(ctx context.Context, p params) (*child, error) {
+	return s.spawn(ctx, s.addresses(p))
+}
+
+// addresses returns the parameters with the addresses of the other processes.
+func (s *stage) addresses(p params) params {
 	if s.nats != nil {
 		p.NATS = s.nats.said.NATS
 	}
 	if s.backend != nil {
-		p.Console, p.Ingress = s.backend.said.Console, s.backend.said.Ingress
+		p.Console, p.Ingress, p.Trust = s.backend.said.Console, s.backend.said.Ingress, s.backend.said.Trust
 	}
-	return s.spawn(ctx, p)
+	return p
 }
 
 // close stops the processes, the measured one first.
@@ -91,7 +119,11 @@ func (s *stage) close() error {
 func measureQueue(ctx context.Context, p params, n int) (out sample, err error) {
 	s := &stage{}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if err := s.withNATS(ctx); err != nil {
+	start := s.withNATS
+	if p.Replicas > 1 {
+		start = s.withCluster
+	}
+	if err := start(ctx); err != nil {
 		return nil, err
 	}
 	c, err := s.with(ctx, p)
@@ -107,7 +139,7 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	if err != nil {
 		return nil, err
 	}
-	before, err := statsOf(c, s.nats)
+	before, err := statsOf(append(s.nodes, c)...)
 	if err != nil {
 		return nil, err
 	}
@@ -115,14 +147,20 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	if err != nil {
 		return nil, err
 	}
-	after, err := statsOf(c, s.nats)
+	after, err := statsOf(append(s.nodes, c)...)
 	if err != nil {
 		return nil, err
 	}
-	out = sample{
-		jobsPerSecond: float64(n) / done.Elapsed.Seconds(),
-		cpuPerJob:     micros(after[0].CPU-before[0].CPU) / float64(n),
-		natsPerJob:    micros(after[1].CPU-before[1].CPU) / float64(n),
+	out = sample{jobsPerSecond: float64(n) / done.Elapsed.Seconds()}
+	for i := range after {
+		metric := natsPerJob
+		if i == len(s.nodes) {
+			metric = cpuPerJob
+		}
+		out[metric] += micros(after[i].CPU-before[i].CPU) / float64(n)
+		if metric == cpuPerJob {
+			out[allocsPerJob] = float64(after[i].Mallocs-before[i].Mallocs) / float64(n)
+		}
 	}
 	if !ours {
 		return out, nil
@@ -161,7 +199,7 @@ func measureRelay(ctx context.Context, r relay) (out sample, err error) {
 	if err := s.withNATS(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.withBackend(ctx, r.frames, 0); err != nil {
+	if err := s.withBackend(ctx, params{Frames: r.frames, TLS: r.TLS}); err != nil {
 		return nil, err
 	}
 	c, err := s.with(ctx, r.params)
@@ -219,7 +257,7 @@ func measureIdle(ctx context.Context, p params, worker bool, n int) (out sample,
 	if err := s.withNATS(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.withBackend(ctx, 1, 0); err != nil {
+	if err := s.withBackend(ctx, params{Frames: 1, TLS: p.TLS}); err != nil {
 		return nil, err
 	}
 	c, err := s.with(ctx, p)
@@ -237,7 +275,7 @@ func measureIdle(ctx context.Context, p params, worker bool, n int) (out sample,
 		_, err = c.call(command{Do: "open", N: n})
 	}
 	if err == nil {
-		err = untilOpen(ctx, s.backend.said.Page, n)
+		err = s.untilOpen(ctx, n)
 	}
 	if err != nil {
 		return nil, err
@@ -272,9 +310,9 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // untilOpen waits until the backend has confirmed n sessions.
-func untilOpen(ctx context.Context, page string, n int) error {
+func (s *stage) untilOpen(ctx context.Context, n int) error {
 	for {
-		b, err := readBook(ctx, page)
+		b, err := s.readBook(ctx)
 		if err != nil || b.Confirmed >= n {
 			return err
 		}
@@ -284,13 +322,18 @@ func untilOpen(ctx context.Context, page string, n int) error {
 	}
 }
 
-func readBook(ctx context.Context, page string) (simulator.SessionLogPage, error) {
+func (s *stage) readBook(ctx context.Context) (simulator.SessionLogPage, error) {
 	var b simulator.SessionLogPage
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, page+"/book", nil)
+	client, err := clientFor(s.backend.said.Trust)
 	if err != nil {
 		return b, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.backend.said.Page+"/book", nil)
+	if err != nil {
+		return b, err
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		return b, err
 	}
@@ -301,18 +344,28 @@ func readBook(ctx context.Context, page string) (simulator.SessionLogPage, error
 // measureStart publishes n jobs, one after the other, to an idle worker, and
 // takes the time until each one's upgrade request is at the backend.
 func measureStart(ctx context.Context, profiles string, n int) (out sample, err error) {
-	const warm = 20
 	s := &stage{}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.withNATS(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.withBackend(ctx, 1, 0); err != nil {
+	if err := s.withBackend(ctx, params{Frames: 1}); err != nil {
 		return nil, err
 	}
 	if _, err := s.with(ctx, params{Role: "worker", Concurrency: concurrency, Profiles: profiles}); err != nil {
 		return nil, err
 	}
+	took, err := s.starts(ctx, n, "start")
+	if err != nil {
+		return nil, err
+	}
+	return sample{startMedian: quantile(took, 0.5), startP99: quantile(took, 0.99)}, nil
+}
+
+// starts publishes n jobs, one after the other, and returns the milliseconds
+// until each one's upgrade request was at the backend.
+func (s *stage) starts(ctx context.Context, n int, prefix string) ([]float64, error) {
+	const warm = 20
 	ended, err := listen(s.nats.said.NATS)
 	if err != nil {
 		return nil, err
@@ -321,9 +374,10 @@ func measureStart(ctx context.Context, profiles string, n int) (out sample, err 
 	published := make(map[string]time.Time, n)
 	for i := range n + warm {
 		avatar := "ok-" + strconv.Itoa(i)
-		at, err := publishOne(ended.nc, job("start"+strconv.Itoa(i), avatar, "discard"))
+		id := prefix + strconv.Itoa(i)
+		at, err := publishOne(ended.nc, job(id, avatar, "discard"))
 		if err == nil {
-			err = ended.wait(ctx, 1)
+			err = ended.waitJob(ctx, id)
 		}
 		// Wait until the worker is idle.
 		if err == nil {
@@ -336,7 +390,7 @@ func measureStart(ctx context.Context, profiles string, n int) (out sample, err 
 			published[avatar] = at
 		}
 	}
-	b, err := readBook(ctx, s.backend.said.Page)
+	b, err := s.readBook(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -346,11 +400,16 @@ func measureStart(ctx context.Context, profiles string, n int) (out sample, err 
 			took = append(took, micros(session.Opened.Sub(at))/1e3)
 		}
 	}
-	slices.Sort(took)
 	if len(took) != n {
 		return nil, fmt.Errorf("the backend saw %d of %d sessions", len(took), n)
 	}
-	return sample{startMedian: took[n/2], startP99: took[n*99/100]}, nil
+	return took, nil
+}
+
+// quantile returns the value below which that part of the values lies.
+func quantile(values []float64, part float64) float64 {
+	slices.Sort(values)
+	return values[int(part*float64(len(values)-1)+0.5)]
 }
 
 // publishOne sends a job at once and says when.
@@ -373,7 +432,7 @@ func measureScale(ctx context.Context, profiles string, n int) (out sample, err 
 	if err := s.withNATS(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.withBackend(ctx, scaleFrames, 1); err != nil {
+	if err := s.withBackend(ctx, params{Frames: scaleFrames, Speed: 1}); err != nil {
 		return nil, err
 	}
 	c, err := s.with(ctx, params{Role: "worker", Concurrency: n, Profiles: profiles})
@@ -391,7 +450,7 @@ func measureScale(ctx context.Context, profiles string, n int) (out sample, err 
 	if err != nil {
 		return nil, err
 	}
-	b, err := readBook(ctx, s.backend.said.Page)
+	b, err := s.readBook(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -42,7 +42,7 @@ func (r *workerQueue) start(ctx context.Context, p params) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	settings := topology.DefaultSettings()
+	settings := settings(p.Replicas)
 	h, _, err := topology.Ensure(ctx, js, r.names, settings)
 	if err != nil {
 		return answer{}, err

@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"strconv"
 	"text/tabwriter"
+
+	"avatarworker/internal/errors"
 )
 
 // row is one metric of one measurement.
@@ -66,16 +68,32 @@ func targets(list []measurement, all results) []target {
 	ratio := func(what, metric, ours, theirs string, limit float64, least bool) {
 		add(what, median(ours, metric)/median(theirs, metric), limit, least)
 	}
-	ratio("no-op jobs/s, worker to bare loop", jobsPerSecond, "queue/our worker", "queue/bare nats.go loop", 0.8, true)
-	ratio("no-op jobs/s, worker to asyncjobs", jobsPerSecond, "queue/our worker", "queue/choria-io/asyncjobs", 2, true)
-	ratio("CPU a frame, session client to bare reader", cpuPerFrame, "relay/our session client", "relay/bare reader", 1.3, false)
-	ratio("CPU a frame, worker to discard to bare reader", cpuPerFrame, "relay/our worker to discard", "relay/bare reader", 1.6, false)
-	ratio("CPU a frame, worker to frames to bare reader that publishes", cpuPerFrame, "relay/our worker to frames", "relay/bare reader that publishes", 1.3, false)
-	ratio("CPU a frame, worker to object to bare reader that puts", cpuPerFrame, "relay/our worker to object", "relay/bare reader that puts an object", 1.5, false)
-	ratio("memory of an idle session, client to bare reader", memoryPerIdle, "idle/our session client", "idle/bare reader", 1.25, false)
-	add("KiB of an idle session, worker", median("idle/our worker", memoryPerIdle), 40, false)
+	most := func(what, metric, ours, theirs string, limit float64) {
+		ratio(what, metric, ours, theirs, limit, false)
+	}
+	const bareQueue, ours16 = "queue/bare nats.go loop", "queue/our worker, 16 jobs in hand"
+	most("CPU a no-op job, worker to bare loop", cpuPerJob, "queue/our worker", bareQueue, 1.25)
+	ratio("no-op jobs/s with 16 jobs in hand, worker to bare loop", jobsPerSecond, ours16, bareQueue, 0.92, true)
+	ratio("no-op jobs/s, worker to asyncjobs", jobsPerSecond, "queue/our worker", "queue/choria-io/asyncjobs", 3.5, true)
+	most("CPU a frame, session client to bare reader", cpuPerFrame, "relay/our session client", "relay/bare reader", 1.3)
+	most("CPU a frame, worker to discard to bare reader", cpuPerFrame, "relay/our worker to discard", "relay/bare reader", 1.6)
+	most("CPU a frame with TLS, session client to bare reader", cpuPerFrame, "relay/our session client, TLS", "relay/bare reader, TLS", 1.05)
+	most("CPU a frame, worker to frames to bare reader that publishes", cpuPerFrame, "relay/our worker to frames", "relay/bare reader that publishes", 1.3)
+	most("CPU a frame, worker to object to bare reader that puts", cpuPerFrame, "relay/our worker to object", "relay/bare reader that puts an object", 1.5)
+	most("memory of an idle session, client to bare reader", memoryPerIdle, "idle/our session client", "idle/bare reader", 1.25)
+	most("memory of an idle session with TLS, client to bare reader", memoryPerIdle, "idle/our session client, TLS", "idle/bare reader, TLS", 1.25)
+	if samples := all["idle/our worker"]; len(samples) > 0 {
+		add("KiB of an idle session, worker, in the worst round", spreadOf(samples, memoryPerIdle).Max, 40, false)
+	}
 	add("ms from publish to upgrade, median", median("start/our worker", startMedian), 5, false)
 	add("ms from publish to upgrade, p99", median("start/our worker", startP99), 25, false)
+	add("ms from publish to the first message, 100 ms each way, cold", median("start/our worker, 100 ms each way", coldStart), 3*roundTrip+20, false)
+	add("ms from publish to the first message, 100 ms each way, warm", median("start/our worker, 100 ms each way", warmStart), 2*roundTrip+20, false)
+	add("ms from publish to upgrade with a crowd of held jobs, median", median("start/our worker, with a crowd of held jobs", startMedian), 5, false)
+	add("ms from publish to upgrade with a crowd of held jobs, p99", median("start/our worker, with a crowd of held jobs", startP99), 25, false)
+	add("ms to the first frame of live speech beyond a bare relay's, median",
+		median("live/our worker", firstFrameMedian)-median("live/bare relay", firstFrameMedian), 0.25, false)
+	most("p99 to the first frame of live speech, worker to bare relay", firstFrameP99, "live/our worker", "live/bare relay", 2)
 	var scales []measurement
 	for _, m := range list {
 		if m.group == "scale" {
@@ -89,6 +107,25 @@ func targets(list []measurement, all results) []target {
 	return out
 }
 
+// missed returns an error that names each target that was missed, its figure and
+// its limit; nil: none was.
+func (r report) missed() error {
+	var list []error
+	for _, x := range r.Targets {
+		if !x.Met {
+			list = append(list, fmt.Errorf("missed: %s: %s, want %s", x.What, short(x.Got), x.want()))
+		}
+	}
+	return errors.Join(list...)
+}
+
+func (x target) want() string {
+	if x.Least {
+		return "≥ " + short(x.Limit)
+	}
+	return "≤ " + short(x.Limit)
+}
+
 func (r report) print(w io.Writer) error {
 	if _, err := fmt.Fprintf(w, "%s, %s, %d CPUs, medians of %d\n\n", r.Go, r.System, r.CPUs, r.Rounds); err != nil {
 		return err
@@ -100,15 +137,11 @@ func (r report) print(w io.Writer) error {
 	}
 	fmt.Fprintln(t, "\t\t\t\t\t\ntarget\t\tgot\tlimit\t\tmet")
 	for _, x := range r.Targets {
-		sign := "≤ "
-		if x.Least {
-			sign = "≥ "
-		}
 		met := "yes"
 		if !x.Met {
 			met = "NO"
 		}
-		fmt.Fprintf(t, "%s\t\t%s\t%s%s\t\t%s\n", x.What, short(x.Got), sign, short(x.Limit), met)
+		fmt.Fprintf(t, "%s\t\t%s\t%s\t\t%s\n", x.What, short(x.Got), x.want(), met)
 	}
 	return t.Flush()
 }

@@ -2,10 +2,15 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"net/http"
+	"os"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/simulator"
 )
@@ -30,16 +35,52 @@ func (r *natsRole) stop() { _ = r.server.Shutdown() } // its files are temporary
 
 // backendRole is the simulated backend. It answers each utterance with
 // envelopes of the real size, made once.
-type backendRole struct{ server *simulator.Server }
+type backendRole struct {
+	server *simulator.Server
+	trust  string // file of its certificate; "": it has none
+}
 
 func (r *backendRole) start(ctx context.Context, p params) (answer, error) {
-	r.server = simulator.New(simulator.Options{
-		Addr: "127.0.0.1:0", Speed: p.Speed, Replay: exchange(p.Frames), SessionLogLimit: 10_000,
-	})
+	o := simulator.Options{Addr: "127.0.0.1:0", Speed: p.Speed, Replay: exchange(p.Frames), SessionLogLimit: 10_000}
+	if p.TLS {
+		cert, authority, err := simulator.NewCertificate()
+		if err != nil {
+			return answer{}, err
+		}
+		if r.trust, err = writeTemp(authority); err != nil {
+			return answer{}, err
+		}
+		o.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	}
+	r.server = simulator.New(o)
 	if err := r.server.Start(ctx); err != nil {
 		return answer{}, err
 	}
-	return answer{Console: r.server.ConsoleURL(), Ingress: r.server.IngressURL(), Page: r.server.URL()}, nil
+	return answer{Console: r.server.ConsoleURL(), Ingress: r.server.IngressURL(), Page: r.server.URL(), Trust: r.trust}, nil
+}
+
+func writeTemp(data []byte) (name string, err error) {
+	f, err := os.CreateTemp("", "bench-ca-*.pem")
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(data)
+	return f.Name(), errors.Join(err, f.Close())
+}
+
+// clientFor is an HTTP client that trusts the certificate in the file; "": none
+// but those of the system.
+func clientFor(trust string) (*http.Client, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if trust != "" {
+		authority, err := os.ReadFile(trust) // #nosec G304 -- written by the backend's process
+		if err != nil {
+			return nil, err
+		}
+		config.RootCAs = x509.NewCertPool()
+		config.RootCAs.AppendCertsFromPEM(authority)
+	}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: config}}, nil
 }
 
 func (r *backendRole) do(ctx context.Context, c command) (answer, error) {
@@ -52,7 +93,12 @@ func (r *backendRole) do(ctx context.Context, c command) (answer, error) {
 	}
 }
 
-func (r *backendRole) stop() { r.server.Stop() }
+func (r *backendRole) stop() {
+	r.server.Stop()
+	if r.trust != "" {
+		_ = os.Remove(r.trust) // it is in the directory of temporary files
+	}
+}
 
 // The shape of real traffic (docs/protocol.md, section 4): key
 // frames of 498 bytes, 2 s of motion in the first envelope, 4 s in the others,

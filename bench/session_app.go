@@ -30,6 +30,7 @@ func (r *appRole) start(ctx context.Context, p params) (answer, error) {
 	c.NATS.URL = p.NATS
 	c.Worker.Name, c.Worker.Concurrency, c.Worker.DrainTimeout = "bench", p.Concurrency, time.Second
 	c.App.ID, c.App.APIKey = "app", "bench"
+	c.Apps = map[string]*config.App{crowdApp: {ID: crowdApp, APIKey: "bench"}}
 	c.Backend.ConsoleURL, c.Backend.IngressURL = p.Console, p.Ingress
 	// Idle sessions of the memory measurement owe speech, for as long as that
 	// takes.
@@ -64,11 +65,16 @@ func (r *appRole) stop() {
 	r.ended.Wait()
 }
 
+// crowdApp is another app, whose jobs wait.
+const crowdApp = "crowd"
+
 // job is the body of a job with as little speech as the other readers send.
-func job(id, avatar, output string) []byte {
+func job(id, avatar, output string) []byte { return jobOf("app", id, avatar, output) }
+
+func jobOf(app, id, avatar, output string) []byte {
 	speech := base64.StdEncoding.EncodeToString(make([]byte, speechBytes))
-	return fmt.Appendf(nil, `{"id":%q,"avatar_id":%q,"audio":{"inline":%q,"format":"pcm_s16le","sample_rate":16000},"output":{%q:{}}}`,
-		id, avatar, speech, output)
+	return fmt.Appendf(nil, `{"id":%q,"app_id":%q,"avatar_id":%q,"audio":{"inline":%q,"format":"pcm_s16le","sample_rate":16000},"output":{%q:{}}}`,
+		id, app, avatar, speech, output)
 }
 
 // noopJob is the body of a job whose session does nothing.
@@ -117,6 +123,26 @@ func (o *outcomes) wait(ctx context.Context, n int) error {
 		}
 	}
 	return nil
+}
+
+// waitJob returns when that job has completed, whatever other jobs do.
+func (o *outcomes) waitJob(ctx context.Context, id string) error {
+	for {
+		msg, err := o.sub.NextMsgWithContext(ctx)
+		if err != nil {
+			return fmt.Errorf("job %s has not ended: %w", id, err)
+		}
+		if msg.Header.Get("ce-subject") != id {
+			continue
+		}
+		switch kind := msg.Header.Get("ce-type"); kind {
+		case "avatar.job.started":
+		case "avatar.job.completed":
+			return nil
+		default:
+			return fmt.Errorf("a job did not complete: %s: %s", kind, msg.Data)
+		}
+	}
 }
 
 func (o *outcomes) close() { o.nc.Close() }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -30,23 +31,28 @@ const speechBytes = 640
 // bareReader is the least that can be a session: token, upgrade, configuration,
 // one message of speech, and reading into a pooled buffer. It parses nothing.
 type bareReader struct {
-	p       params
-	http    *http.Client
-	buffers sync.Pool
-	publish bool // each frame to the frames stream, as the worker does
-	record  bool // each session's frames to one object, by the client's own Put
+	p        params
+	http     *http.Client // for tokens
+	upgrades *http.Client // HTTP/1.1
+	buffers  sync.Pool
+	publish  bool // each frame to the frames stream, as the worker does
+	record   bool // each session's frames to one object, by the client's own Put
 
 	nc    *nats.Conn
 	js    jetstream.JetStream
 	store jetstream.ObjectStore
 
-	mu   sync.Mutex
-	open []*websocket.Conn
-	idle sync.WaitGroup
+	mu       sync.Mutex
+	open     []*websocket.Conn
+	idle     sync.WaitGroup
+	stopLive func()
 }
 
 func (r *bareReader) start(ctx context.Context, p params) (answer, error) {
 	r.p, r.http = p, session.NewHTTPClient()
+	r.upgrades = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, ClientSessionCache: tls.NewLRUClientSessionCache(256),
+	}}}
 	r.buffers.New = func() any { b := make([]byte, 64<<10); return &b }
 	if !r.publish && !r.record {
 		return answer{}, nil
@@ -61,6 +67,9 @@ func (r *bareReader) start(ctx context.Context, p params) (answer, error) {
 }
 
 func (r *bareReader) stop() {
+	if r.stopLive != nil {
+		r.stopLive()
+	}
 	for _, c := range r.open {
 		_ = c.CloseNow() // measured already
 	}
@@ -76,6 +85,8 @@ func (r *bareReader) do(ctx context.Context, c command) (answer, error) {
 		return together(c.N, func(i int) error { return r.speak(ctx, i, c.Frames) })
 	case "open":
 		return together(c.N, func(int) error { return r.openIdle(ctx) })
+	case "live":
+		return answer{}, r.live(ctx)
 	default:
 		return answer{}, fmt.Errorf("%s: not a command of a reader", c.Do)
 	}
@@ -107,16 +118,7 @@ func (r *bareReader) speak(ctx context.Context, i, frames int) error {
 	if err != nil {
 		return err
 	}
-	speech, err := proto.Marshal(&avatarpb.Message{
-		Type: avatarpb.MessageType_MESSAGE_TYPE_CLIENT_AUDIO_INPUT,
-		Data: &avatarpb.Message_ClientAudioInput{ClientAudioInput: &avatarpb.ClientAudioInput{
-			ReqId: recordedRequest, End: true, Audio: make([]byte, speechBytes),
-		}},
-	})
-	if err != nil {
-		return err
-	}
-	if err := c.Write(ctx, websocket.MessageBinary, speech); err != nil {
+	if err := speakTo(ctx, c, quiet[:]); err != nil {
 		return err
 	}
 	forward, finish := r.forward, func(err error) error { return err }
@@ -139,7 +141,7 @@ func (r *bareReader) connect(ctx context.Context) (*websocket.Conn, error) {
 		return nil, err
 	}
 	header := http.Header{"X-App-ID": {"app"}, "X-Session-Key": {token}}
-	c, _, err := websocket.Dial(ctx, r.p.Ingress+"/websocket?id=ok", &websocket.DialOptions{HTTPClient: r.http, HTTPHeader: header})
+	c, _, err := websocket.Dial(ctx, r.p.Ingress+"/websocket?id=ok", &websocket.DialOptions{HTTPClient: r.upgrades, HTTPHeader: header})
 	if err != nil {
 		return nil, err
 	}
@@ -204,17 +206,8 @@ func (r *bareReader) forward(ctx context.Context, i, seq int, end bool, b []byte
 	if !r.publish {
 		return nil
 	}
-	id, number := "bare"+strconv.Itoa(i), strconv.Itoa(seq)
-	h := nats.Header{
-		"Avatar-Run": {"1"}, "Avatar-Session": {"1"}, "Avatar-Attempt": {"1"}, "Avatar-Utterance": {"1"},
-		"Avatar-Req-Id": {recordedRequest}, "Avatar-Seq": {number},
-		jetstream.MsgIDHeader: {id + ".run1.s1.frame" + number},
-	}
-	if end {
-		h["Avatar-End"] = []string{"true"}
-	}
-	_, err := r.js.PublishMsg(ctx, &nats.Msg{Subject: topology.Names{}.Frames(id), Header: h, Data: b})
-	return err
+	id := "bare" + strconv.Itoa(i)
+	return r.publishFrame(ctx, topology.Names{}.Frames(id), id, seq, end, b)
 }
 
 // recording puts a session's frames into one object while they come.

@@ -21,7 +21,7 @@ func soak(ctx context.Context, n int, profiles string, out io.Writer) (err error
 	if err := s.withNATS(ctx); err != nil {
 		return err
 	}
-	if err := s.withBackend(ctx, 1, 0); err != nil {
+	if err := s.withBackend(ctx, params{Frames: 1}); err != nil {
 		return err
 	}
 	c, err := s.with(ctx, params{Role: "worker", Concurrency: 4 * concurrency, Profiles: profiles})

@@ -127,22 +127,6 @@ func (a *App) AdminAddr() net.Addr {
 	return a.addr
 }
 
-const (
-	// maxUnacknowledged bounds the asynchronous publishes on their way.
-	maxUnacknowledged = 4096
-	// maxAckWait is how long one of them counts as on its way: longer than an
-	// election. Without this limit, publishes whose acknowledgement was lost would
-	// count for ever and leave no room for others.
-	maxAckWait = 30 * time.Second
-)
-
-func publishLimits(ackWait time.Duration) []jetstream.JetStreamOpt {
-	return []jetstream.JetStreamOpt{
-		jetstream.WithPublishAsyncMaxPending(maxUnacknowledged),
-		jetstream.WithPublishAsyncTimeout(ackWait),
-	}
-}
-
 // Run works until ctx ends, then drains and stops. It survives any outage of
 // NATS. It returns an error only for what a person has to correct.
 func (a *App) Run(ctx context.Context) (err error) {
@@ -286,7 +270,7 @@ func (a *App) connect(ctx context.Context) (*nats.Conn, jetstream.JetStream, err
 	options.InProcess = a.o.InProcess
 	options.Logger = a.log
 	options.OnState = a.connectionChanged
-	nc, js, err := natsconn.Open(ctx, options, publishLimits(maxAckWait)...)
+	nc, js, err := natsconn.Open(ctx, options)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -436,7 +420,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		JS: js, Names: a.names, Sessions: sessions, Audio: speech,
 		APIKey: a.apiKey, MaxSession: a.c.Backend.MaxSession, Logger: a.log,
 	})
-	stores := storage.New(storage.Options{JS: js, Names: a.names, Speech: speech, Runner: runner})
+	stores := storage.New(storage.Options{JS: js, Names: a.names, Speech: speech})
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
 	var watch sync.WaitGroup
 	watch.Go(func() { stores.Watch(watching) })
@@ -467,7 +451,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 			Table:  table,
 		},
 		Parts: jobs.Parts{
-			Started: a.reportStarted, Runner: stores, DeadLetters: dlq.NewWriter(js, a.names),
+			Started: a.reportStarted, Runner: runner, DeadLetters: dlq.NewWriter(js, a.names),
 			Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: failpoint.Now, Random: rand.Float64,
 		},
 	}

@@ -11,6 +11,8 @@ import (
 	"avatarworker/internal/audio"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobpb"
+	"avatarworker/internal/jobs/jobspec"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -44,9 +46,11 @@ type panickingProgress struct{ jobs.Progress }
 func (panickingProgress) Speaking(context.Context, int, uint64) error { panic("oops") }
 
 func TestAFaultInNotingLiveSpeechFailsItsJobAlone(t *testing.T) {
-	p := &run{ctx: t.Context(), a: &jobs.Attempt{Progress: panickingProgress{}}, utterance: &utterance{liveBegun: 1}}
+	job := &jobspec.Job{Job: &jobpb.Job{}}
+	p := &run{ctx: t.Context(), a: &jobs.Attempt{Job: job, Progress: panickingProgress{}}, utterance: &utterance{liveBegun: 1}}
 	if err := p.begin(); err != nil {
 		t.Fatal(err)
 	}
-	wantPanicError(t, p.begunStored())
+	p.begun.start()
+	wantPanicError(t, p.begun.wait())
 }

@@ -8,6 +8,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/output"
 	"avatarworker/internal/session"
 )
@@ -25,11 +26,11 @@ type run struct {
 	egress  bool
 
 	// The utterance in flight.
-	utterance   *utterance
-	number      int // in the job, from 1
-	call        session.Call
-	begunStored func() error // waits until the record says that the utterance has begun
-	delivery    *delivery    // of this utterance
+	utterance *utterance
+	number    int // in the job, from 1
+	call      session.Call
+	begun     *begun    // of live speech; nil: there is nothing to record
+	delivery  *delivery // of this utterance
 
 	interrupted atomic.Pointer[delivery] // of the last utterance that was interrupted
 
@@ -99,11 +100,11 @@ func (p *run) start() (done <-chan struct{}, err error) {
 	if err := p.begin(); err != nil {
 		return nil, err
 	}
-	number, current := p.number, &delivery{done: make(chan struct{})}
+	number, begun, current := p.number, p.begun, &delivery{done: make(chan struct{})}
 	p.delivery = current
 	p.call = p.session.Start(p.ctx, session.Utterance{
 		Speech:      p.utterance.speech,
-		OnFrame:     func(f session.Frame) error { return p.frame(number, f) },
+		OnFrame:     func(f session.Frame) error { return p.frame(number, begun, f) },
 		OnInterrupt: func() { p.interrupted.Store(current) },
 	})
 	return p.call.Done(), nil
@@ -124,7 +125,7 @@ func (p *run) deliver() (err error) {
 		close(p.delivery.done)
 	}()
 	spoken, err := p.call.Wait()
-	if storeErr := p.begunStored(); err == nil {
+	if storeErr := p.begun.wait(); err == nil {
 		err = storeErr
 	}
 	p.frames += spoken.Frames
@@ -168,30 +169,31 @@ func (p *run) recorded() (*event.Recorded, error) {
 }
 
 // begin records that the utterance has begun. For live speech the record is
-// written while the speech is sent, because each millisecond counts.
+// written later, because each millisecond counts.
 func (p *run) begin() error {
-	p.begunStored = func() error { return nil }
+	p.begun = nil
 	if p.utterance.liveBegun == 0 {
 		return p.a.Progress.Speaking(p.ctx, p.number, 0)
 	}
-	stored := make(chan error, 1) // begunStored waits for it
-	number, begun := p.number, p.utterance.liveBegun
-	go func() {
-		var err error
-		defer func() { stored <- err }()
-		defer errors.Recover(&err, errors.PhaseAudio)
-		err = p.a.Progress.Speaking(p.ctx, number, begun)
-	}()
-	p.begunStored = func() error { return <-stored }
+	number, first := p.number, p.utterance.liveBegun
+	if p.a.Job.Resume() == jobspec.OnRedeliveryGiveUp {
+		return p.a.Progress.Speaking(p.ctx, number, first)
+	}
+	p.begun = newBegun(func() error { return p.a.Progress.Speaking(p.ctx, number, first) })
 	return nil
 }
 
-func (p *run) frame(utterance int, f session.Frame) error {
+func (p *run) frame(utterance int, begun *begun, f session.Frame) error {
 	if p.egress {
 		return nil // egress envelopes carry no data
 	}
 	p.reportWorking()
-	return p.sink.Write(p.ctx, output.Envelope{Utterance: utterance, ReqID: f.ReqID, End: f.End, Data: f.Data})
+	if f.End {
+		begun.start()
+	}
+	err := p.sink.Write(p.ctx, output.Envelope{Utterance: utterance, ReqID: f.ReqID, End: f.End, Data: f.Data})
+	begun.start()
+	return err
 }
 
 // reportWorking reports, once, that the session works: at its first frame or, in

@@ -71,12 +71,12 @@ func (w *Writer) Write(ctx context.Context, d jobs.DeadLetter) error {
 }
 
 // store publishes the letter under that message id.
-func (w *Writer) store(ctx context.Context, d jobs.DeadLetter, id string) (*jetstream.PubAck, error) {
+func (w *Writer) store(ctx context.Context, d jobs.DeadLetter, id string) (jetstream.PubAck, error) {
 	msg, err := w.compose(d, id)
 	if err != nil {
-		return nil, err
+		return jetstream.PubAck{}, err
 	}
-	return event.PublishStored(ctx, w.js, msg, nil)
+	return event.PublishStored(ctx, w.js.Conn(), msg, nil)
 }
 
 func (w *Writer) compose(d jobs.DeadLetter, id string) (*nats.Msg, error) {

@@ -46,4 +46,6 @@ type fullStore struct{}
 func (fullStore) Reserve(context.Context, *jobspec.Job, int) error {
 	return errors.New("the bucket is full")
 }
-func (fullStore) Err() error { return nil }
+func (fullStore) Started(*jobspec.Job)      {}
+func (fullStore) Ended(*jobspec.Job, error) {}
+func (fullStore) Err() error                { return nil }

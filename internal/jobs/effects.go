@@ -10,6 +10,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
 	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 )
 
@@ -93,8 +94,8 @@ func (w *Worker) eventStored(ctx context.Context, ev event.Event, since time.Tim
 // last: if it is stored, all else is done. It may be repeated: events have ids,
 // dead letters too.
 func (f effects) emitEffects(r *lifecycle.Record) error {
-	if r.State.Final() && f.job != nil {
-		if err := f.effect(f.ctx, effectRecording, finishTimeout, func(ctx context.Context) error {
+	if r.State.Final() && f.job != nil && f.job.OutputKind() == jobspec.OutputObject {
+		if err := f.effect(effectRecording, finishTimeout, func(ctx context.Context) error {
 			return f.completeOutput(ctx, r)
 		}); err != nil {
 			return err
@@ -105,13 +106,13 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 		if r.NoAttempt { // the session of this number may have told a failure of its own
 			ev.ID = event.ID(r.JobID, r.Run, r.Session, event.TypeError, r.Reason)
 		}
-		if err := f.tell(f.ctx, effectErrorEvent, ev); err != nil {
+		if err := f.tell(effectErrorEvent, ev); err != nil {
 			return err
 		}
 		failpoint.Here("error_event")
 	}
 	if r.State == lifecycle.StateDeadLettered {
-		if err := f.effect(f.ctx, effectDeadLetter, f.w.o.SettleTimeout, func(ctx context.Context) error {
+		if err := f.effect(effectDeadLetter, f.w.o.SettleTimeout, func(ctx context.Context) error {
 			return f.w.o.DeadLetters.Write(ctx, f.deadLetter(r))
 		}); err != nil {
 			return err
@@ -119,26 +120,34 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 		f.w.o.Observer.DeadLettered(r.LastError.Code)
 		failpoint.Here("dead_letter")
 	}
-	err := f.tell(f.ctx, effectEvent, f.lastEvent(r))
+	err := f.tell(effectEvent, f.lastEvent(r))
 	failpoint.Here("event")
 	return err
 }
 
-func (f effects) tell(ctx context.Context, what string, ev event.Event) error {
-	return f.effect(ctx, what, f.w.o.SettleTimeout, func(ctx context.Context) error { return f.w.publisher.Publish(ctx, ev) })
+// tell publishes an event, and notes whether it can be published.
+func (f effects) tell(what string, ev event.Event) error {
+	err := f.w.publisher.PublishWithin(f.ctx, f.limit(what, f.w.o.SettleTimeout), ev)
+	f.w.faults.Note(what, err)
+	return err
 }
 
 // effect does one thing that follows, and notes whether it can be done: a worker
 // for which it can't is not ready.
-func (f effects) effect(ctx context.Context, what string, limit time.Duration, do func(context.Context) error) error {
-	if f.w.faults.Has(what) {
-		limit = min(limit, faultyTimeout)
-	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+func (f effects) effect(what string, limit time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(f.ctx, f.limit(what, limit))
 	defer cancel()
 	err := do(ctx)
 	f.w.faults.Note(what, err)
 	return err
+}
+
+// limit bounds an effect; ordinary is the bound of one that has not failed before.
+func (f effects) limit(what string, ordinary time.Duration) time.Duration {
+	if f.w.faults.Has(what) {
+		return min(ordinary, faultyTimeout)
+	}
+	return ordinary
 }
 
 func (f effects) completeOutput(ctx context.Context, r *lifecycle.Record) error {

@@ -214,7 +214,7 @@ func (e *execution) end(why error) {
 // abortProbe ends a probe that told nothing of the app; reached says whether it
 // got as far as the backend.
 func (e *execution) abortProbe(reached bool) {
-	if e.session.permit == nil {
+	if e.session.permit == nil || !e.session.permit.Probe() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(e.w.base, storeTimeout)
@@ -242,15 +242,19 @@ func (e *execution) nakWithBackoff(err error) {
 
 // acknowledge takes the message off the queue.
 func (e *execution) acknowledge() {
-	ctx, cancel := e.settling()
-	defer cancel()
 	failpoint.Here("before_ack")
-	acked := func(err error) bool { return errors.Is(err, jetstream.ErrMsgAlreadyAckd) }
-	err := retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second}, acked, func() error {
+	confirm := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 		defer cancel()
 		return e.msg.DoubleAck(ctx)
-	})
+	}
+	acked := func(err error) bool { return errors.Is(err, jetstream.ErrMsgAlreadyAckd) }
+	err := confirm(e.ctx)
+	if err != nil && !acked(err) {
+		ctx, cancel := e.settling()
+		defer cancel()
+		err = retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second}, acked, func() error { return confirm(ctx) })
+	}
 	if err != nil && !acked(err) {
 		e.log().Warn().Err(err).Msg("the acknowledgement was not confirmed; the job may be delivered again, and will find its outcome")
 		return

@@ -159,7 +159,9 @@ func (s slowStore) Reserve(ctx context.Context, _ *jobspec.Job, _ int) error {
 	}
 	return nil
 }
-func (slowStore) Err() error { return nil }
+func (slowStore) Started(*jobspec.Job)      {}
+func (slowStore) Ended(*jobspec.Job, error) {}
+func (slowStore) Err() error                { return nil }
 
 func TestNoJobIsTakenOverUnderALeaseThatIsLost(t *testing.T) {
 	h := newHouse(t)

@@ -263,7 +263,7 @@ func TestRedeliveryAfterTheOutcomeOnlyRepeatsWhatFollows(t *testing.T) {
 	// As if a worker had died between writing the outcome and telling it.
 	for i, state := range []lifecycle.State{lifecycle.StateCompleted, lifecycle.StateDeadLettered, lifecycle.StateExpired, lifecycle.StateCancelled} {
 		id := fmt.Sprintf("j%d", i)
-		seq := h.submit("default", job(id))
+		seq := h.submit("default", job(id, `"output":{"object":{}}`))
 		h.put(&lifecycle.Record{
 			JobID: id, Run: 1, StreamSeq: seq, Session: 1, State: state, Outcome: state, Queue: "default", AppID: "app1",
 			Attempt: 1, MaxAttempts: 5, WorkerID: "dead", Reason: lifecycle.ReasonPermanent, UpdatedAt: time.Now().UTC(),
@@ -287,6 +287,22 @@ func TestRedeliveryAfterTheOutcomeOnlyRepeatsWhatFollows(t *testing.T) {
 	}
 	if len(runner.ran()) != 0 || len(finished) != 4 {
 		t.Errorf("ran %v", runner.ran())
+	}
+}
+
+// A job without a recording shows nothing about whether recordings can be made.
+func TestAWorkerThatCannotFinishRecordingsIsNotReadyWhateverOtherJobsDo(t *testing.T) {
+	h := newHouse(t)
+	runner := &script{}
+	runner.finish = func(context.Context, *jobspec.Job, jobs.Finished) error { return errors.New("the bucket is gone") }
+	w := h.start(runner)
+	h.submit("default", job("recorded", `"output":{"object":{}}`))
+	h.eventually("the worker is not ready", func() bool { return w.Ready() != nil })
+	h.submit("default", job("counted", `"output":{"discard":{}}`))
+	h.outcome("counted", lifecycle.StateCompleted)
+	h.wantTypes("counted", "started", "completed")
+	if err := w.Ready(); err == nil || !strings.Contains(err.Error(), "recordings") {
+		t.Errorf("ready: %v", err)
 	}
 }
 

@@ -253,7 +253,7 @@ func TestTheNextJobStartsWhileTheLastOnesRecordingIsAssembled(t *testing.T) {
 	}
 	w := h.start(runner, func(o *options) { o.Concurrency = 1 })
 	for _, id := range []string{"a", "b", "c"} {
-		h.submit("default", job(id))
+		h.submit("default", job(id, `"output":{"object":{}}`))
 	}
 	first, second := receive(t, started, "a session"), receive(t, started, "another, while the first is being assembled")
 	receive(t, assembling, "the first recording")

@@ -34,6 +34,7 @@ func (e *execution) announceStart() *progress {
 		e.w.o.Observer.FirstStarted(e.id.Queue, record.StartedAt.Sub(record.PublishedAt))
 	}
 	e.publishStarted(record)
+	e.w.o.Storage.Started(e.job)
 	return &progress{e: e, ctx: e.session.ctx}
 }
 
@@ -44,6 +45,7 @@ func (e *execution) closed(p *progress) {
 		e.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker in an attempt")
 		e.session.err = errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "fault of the worker: %v", v)
 	}
+	e.w.o.Storage.Ended(e.job, e.session.err)
 	failpoint.Here("session_closed")
 	if e.session.ctx.Err() != nil {
 		e.session.cause = context.Cause(e.session.ctx)
@@ -79,7 +81,7 @@ func (e *execution) attempt(p *progress) *Attempt {
 // publishStarted publishes that a session starts. Nothing waits for it: the outcome is
 // what counts.
 func (e *execution) publishStarted(r *lifecycle.Record) {
-	_, err := e.w.publisher.PublishAsync(e.event(event.TypeStarted, r, event.Started{
+	err := e.w.publisher.Send(e.event(event.TypeStarted, r, event.Started{
 		JobFields: e.fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
 		Output: e.job.OutputKind(), Checkpoint: r.Checkpoint, Crashes: r.AllCrashes(),
 	}))

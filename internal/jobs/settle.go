@@ -339,7 +339,7 @@ func (s settlement) duplicate(ctx context.Context, r *lifecycle.Record) error {
 	ev := s.event(event.TypeDuplicate, r, event.Duplicate{JobFields: fields, StreamSeq: s.id.StreamSeq, KeptSeq: r.StreamSeq, CurrentRun: r.Run})
 	ev.ID = event.ID(s.id.ID, s.id.Run, 0, event.TypeDuplicate, s.id.StreamSeq)
 	ev.Time = fields.Time
-	if err := s.effects().tell(ctx, effectEvent, ev); err != nil {
+	if err := s.effects().tell(effectEvent, ev); err != nil {
 		return err
 	}
 	s.log().Info().Uint64("kept_seq", r.StreamSeq).Int("current_run", r.Run).Msg("duplicate dropped")

@@ -19,6 +19,10 @@ type Storage interface {
 	// *errors.Error with code invalidJob where that never changes. done is the
 	// number of utterances that are stored already.
 	Reserve(ctx context.Context, job *jobspec.Job, done int) error
+	// Started is called when a session of the job starts, Ended when it is closed;
+	// err is the Runner's.
+	Started(job *jobspec.Job)
+	Ended(job *jobspec.Job, err error)
 	// Err returns what the worker can't do at the moment for want of a store;
 	// nil: nothing.
 	Err() error
@@ -28,4 +32,6 @@ type Storage interface {
 type endless struct{}
 
 func (endless) Reserve(context.Context, *jobspec.Job, int) error { return nil }
+func (endless) Started(*jobspec.Job)                             {}
+func (endless) Ended(*jobspec.Job, error)                        {}
 func (endless) Err() error                                       { return nil }

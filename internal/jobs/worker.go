@@ -199,7 +199,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
-		parts:   parts{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},
+		parts:   parts{publisher: event.NewPublisher(o.NC, o.Names, o.Name, o.Logger)},
 		pool:    newPool(o.Concurrency),
 		alarms:  make(chan event.Event, 1024),
 		running: make(map[string]*execution),
@@ -243,7 +243,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 func (w *Worker) now() time.Time { return w.lease.Now().UTC() }
 
 // lastWorkerID is the worker_id that the worker has at the moment, or had last.
-func (w *Worker) lastWorkerID() string { return w.fleet.Self().WorkerID }
+func (w *Worker) lastWorkerID() string { return w.fleet.WorkerID() }
 
 // currentWorkerID is the worker_id while the worker holds a lease; "": it has none.
 func (w *Worker) currentWorkerID() string {

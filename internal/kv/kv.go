@@ -10,11 +10,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/ack"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/leader"
 	"avatarworker/internal/retry"
@@ -88,7 +90,7 @@ func (s *Store) Put(ctx context.Context, key string, v any, revision uint64) (ui
 // PutTTL is Put of a value that the server removes after ttl, by its own clock.
 // It is rounded up to seconds; 0 keeps the value as long as the bucket does.
 func (s *Store) PutTTL(ctx context.Context, key string, v any, revision uint64, ttl time.Duration) (uint64, error) {
-	data, err := json.Marshal(v)
+	data, err := marshal(v)
 	if err != nil {
 		return 0, fmt.Errorf("encode %s: %w", key, err)
 	}
@@ -126,6 +128,22 @@ func (s *Store) PutTTL(ctx context.Context, key string, v any, revision uint64, 
 	}
 }
 
+// appender is a value that writes its own JSON, with the bytes that json.Marshal
+// would return.
+type appender interface {
+	AppendJSON(b []byte) ([]byte, error)
+}
+
+// sizeHint is about the size of a value that writes its own JSON, in bytes.
+const sizeHint = 512
+
+func marshal(v any) ([]byte, error) {
+	if a, ok := v.(appender); ok {
+		return a.AppendJSON(make([]byte, 0, sizeHint))
+	}
+	return json.Marshal(v)
+}
+
 // lasting reports whether the same write can never succeed.
 func lasting(err error) bool {
 	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, jetstream.ErrInvalidKey) || errors.Is(err, nats.ErrConnectionClosed) || HasCode(err, codeTTLDisabled, codeTTLInvalid)
@@ -147,15 +165,12 @@ func (s *Store) write(ctx context.Context, key string, data []byte, revision uin
 func (s *Store) publish(ctx context.Context, key string, data []byte, revision uint64, ttl time.Duration) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	opts := []jetstream.PublishOpt{jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithRetryAttempts(0)}
+	header := nats.Header{jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(revision, 10)}}
 	if ttl > 0 {
-		opts = append(opts, jetstream.WithMsgTTL(ttl))
+		header[jetstream.MsgTTLHeader] = []string{ttl.String()}
 	}
-	ack, err := s.js.PublishMsg(ctx, &nats.Msg{Subject: s.prefix + key, Data: data, Header: nats.Header{}}, opts...)
-	if err != nil {
-		return 0, err
-	}
-	return ack.Sequence, nil
+	stored, err := ack.Publish(ctx, s.js.Conn(), &nats.Msg{Subject: s.prefix + key, Data: data, Header: header})
+	return stored.Sequence, err
 }
 
 // Remove removes key if its revision is still the given one. It returns

@@ -48,12 +48,10 @@ type Options struct {
 	JS     jetstream.JetStream
 	Names  topology.Names
 	Speech *audio.Opener // for the length of speech
-	Runner jobs.Runner   // what it wraps
 }
 
 // Storage looks after the stores of a worker.
 type Storage struct {
-	jobs.Runner
 	names  topology.Names
 	speech *audio.Opener
 
@@ -61,17 +59,14 @@ type Storage struct {
 	frames, recordings, live, uploads Store
 }
 
-var (
-	_ jobs.Storage = (*Storage)(nil)
-	_ jobs.Runner  = (*Storage)(nil)
-)
+var _ jobs.Storage = (*Storage)(nil)
 
 // New returns a Storage of the worker's own streams and buckets. Run looks after
 // those at fault.
 func New(o Options) *Storage {
 	recordings := "$O." + o.Names.RecordingsBucket()
 	return &Storage{
-		Runner: o.Runner, names: o.Names, speech: o.Speech,
+		names: o.Names, speech: o.Speech,
 		frames:     newStream(o.JS, o.Names.FramesStream(), strings.TrimSuffix(o.Names.AllFrames(), "*")+probeToken),
 		recordings: newStream(o.JS, "OBJ_"+o.Names.RecordingsBucket(), recordings+".C."+probeToken, recordings+".M."+probeToken),
 		live:       newStream(o.JS, o.Names.AudioStream()),
@@ -157,23 +152,21 @@ func (s *Storage) Watch(ctx context.Context) {
 	}
 }
 
-// Run implements jobs.Runner.
-func (s *Storage) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
-	target, err := s.writes(a.Job.OutputKind())
-	if err != nil {
-		return jobs.Report{}, err
+// Started implements jobs.Storage.
+func (s *Storage) Started(job *jobspec.Job) {
+	if target, err := s.writes(job.OutputKind()); err == nil && target != nil {
+		target.Begin(job.ID)
 	}
-	if target != nil {
-		target.Begin(a.Job.ID)
-	}
-	report, err := s.Runner.Run(ctx, a)
-	if target != nil {
-		target.End(a.Job.ID, err)
+}
+
+// Ended implements jobs.Storage.
+func (s *Storage) Ended(job *jobspec.Job, err error) {
+	if target, writesErr := s.writes(job.OutputKind()); writesErr == nil && target != nil {
+		target.End(job.ID, err)
 	}
 	if e := errors.Of(err); e != nil && e.Code == errors.CodeAudioUnavailable {
-		if source := s.reads(a.Job); source != nil {
+		if source := s.reads(job); source != nil {
 			source.Distrust()
 		}
 	}
-	return report, err
 }

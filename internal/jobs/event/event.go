@@ -4,8 +4,6 @@
 package event
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -106,41 +104,38 @@ func (e Event) Message(names Subjects, source string) (*nats.Msg, error) {
 	if err != nil {
 		return nil, fmt.Errorf("event %s: %w", e.ID, err)
 	}
-	// Header keys are set as they are: nats.Header keeps their case.
-	header := nats.Header{
-		"ce-specversion":      {"1.0"},
-		"ce-id":               {e.ID},
-		"ce-source":           {source},
-		"ce-type":             {e.Body.ceType()},
-		"ce-time":             {e.Time.UTC().Format(time.RFC3339Nano)},
-		"Content-Type":        {"application/json"},
-		jetstream.MsgIDHeader: {e.ID},
-	}
-	if id := e.Body.jobID(); id != "" {
-		header["ce-subject"] = []string{id}
-	}
-	if e.TraceParent != "" {
-		header[jobspec.HeaderTraceParent] = []string{e.TraceParent}
-		if e.TraceState != "" {
-			header[jobspec.HeaderTraceState] = []string{e.TraceState}
+	return &nats.Msg{Subject: e.Body.subject(names), Header: e.header(source), Data: data}, nil
+}
+
+// header returns the event's attributes. Keys are set as they are: nats.Header
+// keeps their case.
+func (e Event) header(source string) nats.Header {
+	const most = 10
+	header := make(nats.Header, most)
+	values := make([]string, 0, most) // one array for all
+	set := func(key, value string) {
+		if value != "" {
+			values = append(values, value)
+			header[key] = values[len(values)-1 : len(values) : len(values)]
 		}
 	}
-	return &nats.Msg{Subject: e.Body.subject(names), Header: header, Data: data}, nil
+	set("ce-specversion", "1.0")
+	set("ce-id", e.ID)
+	set("ce-source", source)
+	set("ce-type", e.Body.ceType())
+	set("ce-time", e.Time.UTC().Format(time.RFC3339Nano))
+	set("ce-subject", e.Body.jobID())
+	set("Content-Type", "application/json")
+	set(jetstream.MsgIDHeader, e.ID)
+	set(jobspec.HeaderTraceParent, e.TraceParent)
+	if e.TraceParent != "" {
+		set(jobspec.HeaderTraceState, e.TraceState)
+	}
+	return header
 }
 
 // Source returns the ce-source of a worker's events.
 func Source(worker string) string { return "/avatarworker/" + url.PathEscape(worker) }
-
-// marshal writes JSON for people: <, > and & stay as they are.
-func marshal(v any) ([]byte, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
-}
 
 // maxEventText bounds each text of an error event: a backend's error body may
 // have a MiB, and the event has to fit a message. Bytes.

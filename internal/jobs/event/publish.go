@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"avatarworker/internal/ack"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/retry"
 )
@@ -19,43 +20,55 @@ const (
 	publishTimeout = 2 * time.Second
 	publishInitial = 100 * time.Millisecond
 	publishMaxWait = 2 * time.Second
+	// unlimited leaves it to the context when to give up.
+	unlimited = 10 * 365 * 24 * time.Hour
 )
 
 // Publisher publishes events and waits until the stream has stored them. It is
 // safe for concurrent use and starts no goroutines.
 type Publisher struct {
-	js     jetstream.JetStream
+	nc     *nats.Conn
 	names  Subjects
 	source string
 	log    zerolog.Logger
 }
 
 // NewPublisher returns a Publisher whose events name the worker as their source.
-func NewPublisher(js jetstream.JetStream, names Subjects, worker string, log zerolog.Logger) *Publisher {
-	return &Publisher{js: js, names: names, source: Source(worker), log: log}
+func NewPublisher(nc *nats.Conn, names Subjects, worker string, log zerolog.Logger) *Publisher {
+	return &Publisher{nc: nc, names: names, source: Source(worker), log: log}
 }
 
 // Publish returns nil once the stream has acknowledged the event. It repeats as
 // PublishStored does.
 func (p *Publisher) Publish(ctx context.Context, ev Event) error {
-	_, err := p.PublishNew(ctx, ev)
+	_, err := p.publish(ctx, unlimited, ev)
+	return err
+}
+
+// PublishWithin is Publish that gives up after limit.
+func (p *Publisher) PublishWithin(ctx context.Context, limit time.Duration, ev Event) error {
+	_, err := p.publish(ctx, limit, ev)
 	return err
 }
 
 // PublishNew is Publish, and reports whether the event was new to the stream.
 func (p *Publisher) PublishNew(ctx context.Context, ev Event) (fresh bool, err error) {
+	return p.publish(ctx, unlimited, ev)
+}
+
+func (p *Publisher) publish(ctx context.Context, limit time.Duration, ev Event) (fresh bool, err error) {
 	msg, err := ev.Message(p.names, p.source)
 	if err != nil {
 		return false, err
 	}
-	ack, err := PublishStored(ctx, p.js, msg, func(err error) {
+	stored, err := publishUntil(ctx, time.Now().Add(limit), p.nc, msg, func(err error) {
 		p.log.Warn().Err(err).Str("event", ev.ID).Str("subject", msg.Subject).
 			Msg("event not acknowledged yet; publishing it again")
 	})
 	if err != nil {
 		return false, fmt.Errorf("publish event %s: %w", ev.ID, err)
 	}
-	return !ack.Duplicate, nil
+	return !stored.Duplicate, nil
 }
 
 // PublishStored publishes msg, which has a Nats-Msg-Id, until its stream has
@@ -64,42 +77,51 @@ func (p *Publisher) PublishNew(ctx context.Context, ev Event) (fresh bool, err e
 // stores once. Only a permanent error, such as a message larger than the server
 // accepts, fails at once. unanswered, if not nil, is called with the error of the
 // first failed attempt.
-func PublishStored(ctx context.Context, js jetstream.JetStream, msg *nats.Msg, unanswered func(error)) (*jetstream.PubAck, error) {
+func PublishStored(ctx context.Context, nc *nats.Conn, msg *nats.Msg, unanswered func(error)) (jetstream.PubAck, error) {
+	return publishUntil(ctx, time.Now().Add(unlimited), nc, msg, unanswered)
+}
+
+// publishUntil is PublishStored that gives up at the deadline. It makes one timer
+// for each attempt, and none for all of them together.
+func publishUntil(ctx context.Context, deadline time.Time, nc *nats.Conn, msg *nats.Msg, unanswered func(error)) (jetstream.PubAck, error) {
 	wait := publishInitial
 	for attempt := 1; ; attempt++ {
-		ack, err := publishOnce(ctx, js, msg)
+		stored, err := publishOnce(ctx, min(time.Until(deadline), publishTimeout), nc, msg)
 		if err == nil || !retryable(err) {
-			return ack, err
+			return stored, err
 		}
 		if attempt == 1 && unanswered != nil {
 			unanswered(err)
 		}
-		if err := retry.Pause(ctx, wait, err); err != nil {
-			return nil, fmt.Errorf("not acknowledged after %d attempts: %w", attempt, err)
+		if wait < time.Until(deadline) {
+			err = retry.Pause(ctx, wait, err)
+		} else {
+			err = errors.Join(context.DeadlineExceeded, err)
+		}
+		if err != nil {
+			return jetstream.PubAck{}, fmt.Errorf("not acknowledged after %d attempts: %w", attempt, err)
 		}
 		wait = min(2*wait, publishMaxWait)
 	}
 }
 
-func publishOnce(ctx context.Context, js jetstream.JetStream, msg *nats.Msg) (*jetstream.PubAck, error) {
-	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+func publishOnce(ctx context.Context, limit time.Duration, nc *nats.Conn, msg *nats.Msg) (jetstream.PubAck, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return js.PublishMsg(ctx, msg)
+	return ack.Publish(ctx, nc, msg)
 }
 
-// PublishAsync sends the event and returns a future of its acknowledgement, for
-// events that nothing depends on. The caller handles the future, or accepts the
-// loss.
-func (p *Publisher) PublishAsync(ev Event) (jetstream.PubAckFuture, error) {
+// Send sends the event and asks for no acknowledgement, for events that nothing
+// depends on: one that the stream can't store now is lost.
+func (p *Publisher) Send(ev Event) error {
 	msg, err := ev.Message(p.names, p.source)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = p.nc.PublishMsg(msg)
 	}
-	future, err := p.js.PublishMsgAsync(msg)
 	if err != nil {
-		return nil, fmt.Errorf("publish event %s: %w", ev.ID, err)
+		return fmt.Errorf("publish event %s: %w", ev.ID, err)
 	}
-	return future, nil
+	return nil
 }
 
 // retryable reports whether the same message may be stored if it is published

@@ -112,7 +112,7 @@ func (f *Fleet) Run(ctx context.Context) {
 // Rename publishes a new presence under another worker ID and removes the old
 // one.
 func (f *Fleet) Rename(ctx context.Context, workerID string) {
-	if f.Self().WorkerID != workerID {
+	if f.WorkerID() != workerID {
 		f.remove(ctx)
 	}
 	f.mu.Lock()
@@ -155,6 +155,13 @@ func (f *Fleet) Publish() {
 	case f.changed <- struct{}{}:
 	default:
 	}
+}
+
+// WorkerID returns the ID that the presence has now.
+func (f *Fleet) WorkerID() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.self.WorkerID
 }
 
 // Self returns this worker's presence as it is now.

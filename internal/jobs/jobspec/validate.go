@@ -272,6 +272,9 @@ func (p *problems) bounds(job *jobpb.Job) {
 }
 
 func (p *problems) params(params map[string]string, path string) {
+	if len(params) == 0 {
+		return
+	}
 	if len(params) > maxParams {
 		p.add(path, "at most %d, got %d", maxParams, len(params))
 		return
@@ -285,6 +288,9 @@ func (p *problems) params(params map[string]string, path string) {
 }
 
 func (p *problems) labels(labels map[string]string) {
+	if len(labels) == 0 {
+		return
+	}
 	if len(labels) > maxLabels {
 		p.add("labels", "at most %d, got %d", maxLabels, len(labels))
 		return

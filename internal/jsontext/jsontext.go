@@ -1,0 +1,174 @@
+// Package jsontext appends JSON objects member by member, with the bytes that
+// encoding/json writes for a struct of the same members, for the few values that a
+// worker writes for each job. It owns quoting, numbers and times. It must not know
+// what the members mean.
+package jsontext
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+	"time"
+)
+
+// Escape says which characters of texts are escaped.
+type Escape bool
+
+const (
+	// EscapeHTML escapes as json.Marshal does: also <, > and &.
+	EscapeHTML Escape = true
+	// EscapeNone escapes only what JSON requires, as an encoder with
+	// SetEscapeHTML(false) does.
+	EscapeNone Escape = false
+)
+
+// Object is a JSON object under construction. The methods append one member each;
+// those that begin with Opt append nothing for a zero value.
+type Object struct {
+	b      []byte
+	html   Escape
+	filled bool // it has a member
+	err    error
+}
+
+// Begin returns an object that is appended to b.
+func Begin(b []byte, escape Escape) Object { return Object{b: append(b, '{'), html: escape} }
+
+// End returns the bytes, or the first error of a member.
+func (o *Object) End() ([]byte, error) {
+	if o.err != nil {
+		return nil, o.err
+	}
+	return append(o.b, '}'), nil
+}
+
+// name appends the name of a member, which needs no escapes.
+func (o *Object) name(name string) {
+	if o.filled {
+		o.b = append(o.b, ',')
+	}
+	o.filled = true
+	o.b = append(o.b, '"')
+	o.b = append(o.b, name...)
+	o.b = append(o.b, '"', ':')
+}
+
+// Text appends a string.
+func (o *Object) Text(name, v string) {
+	o.name(name)
+	if !o.plain(v) {
+		o.encode(v)
+		return
+	}
+	o.b = append(o.b, '"')
+	o.b = append(o.b, v...)
+	o.b = append(o.b, '"')
+}
+
+// OptText appends a string.
+func (o *Object) OptText(name, v string) {
+	if v != "" {
+		o.Text(name, v)
+	}
+}
+
+// plain reports whether a text consists of ASCII that is written as it is.
+func (o *Object) plain(v string) bool {
+	for i := range len(v) {
+		switch c := v[i]; {
+		case c < ' ' || c > '~' || c == '"' || c == '\\':
+			return false
+		case bool(o.html) && (c == '<' || c == '>' || c == '&'):
+			return false
+		}
+	}
+	return true
+}
+
+// Int appends a number.
+func (o *Object) Int(name string, v int64) {
+	o.name(name)
+	o.b = strconv.AppendInt(o.b, v, 10)
+}
+
+// OptInt appends a number.
+func (o *Object) OptInt(name string, v int64) {
+	if v != 0 {
+		o.Int(name, v)
+	}
+}
+
+// Uint appends a number.
+func (o *Object) Uint(name string, v uint64) {
+	o.name(name)
+	o.b = strconv.AppendUint(o.b, v, 10)
+}
+
+// OptUint appends a number.
+func (o *Object) OptUint(name string, v uint64) {
+	if v != 0 {
+		o.Uint(name, v)
+	}
+}
+
+// Bool appends true or false.
+func (o *Object) Bool(name string, v bool) {
+	o.name(name)
+	o.b = strconv.AppendBool(o.b, v)
+}
+
+// OptBool appends true.
+func (o *Object) OptBool(name string, v bool) {
+	if v {
+		o.Bool(name, v)
+	}
+}
+
+// Time appends a time in RFC 3339.
+func (o *Object) Time(name string, v time.Time) {
+	o.name(name)
+	o.b = append(o.b, '"')
+	b, err := v.AppendText(o.b)
+	if err != nil {
+		o.fail(err)
+		return
+	}
+	o.b = append(b, '"')
+}
+
+// OptTime appends a time in RFC 3339.
+func (o *Object) OptTime(name string, v time.Time) {
+	if !v.IsZero() {
+		o.Time(name, v)
+	}
+}
+
+// EmptyList appends a list without elements.
+func (o *Object) EmptyList(name string) {
+	o.name(name)
+	o.b = append(o.b, '[', ']')
+}
+
+// Value appends any value, by encoding/json. Its caller decides whether the member
+// is left out.
+func (o *Object) Value(name string, v any) {
+	o.name(name)
+	o.encode(v)
+}
+
+func (o *Object) encode(v any) {
+	var text bytes.Buffer
+	e := json.NewEncoder(&text)
+	e.SetEscapeHTML(bool(o.html))
+	if err := e.Encode(v); err != nil {
+		o.fail(err)
+		return
+	}
+	o.b = append(o.b, bytes.TrimSuffix(text.Bytes(), []byte("\n"))...)
+}
+
+func (o *Object) fail(err error) {
+	if o.err == nil {
+		o.err = err
+	}
+}
