@@ -145,6 +145,7 @@ func (*counter) AttemptDone(errors.Code, errors.Class, errors.Phase) {}
 func (*counter) TakenOver(string)                                    {}
 func (*counter) SessionOpened(string)                                {}
 func (*counter) SessionClosed(string, time.Duration)                 {}
+func (*counter) Used(string, string, time.Duration, int64)           {}
 func (*counter) Utterance(event.Utterance)                           {}
 func (*counter) FramesOut(string, int, int64)                        {}
 func (*counter) LeaseExtended(bool)                                  {}

@@ -11,6 +11,7 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/fetch"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/session"
 	"avatarworker/internal/topology"
 )
@@ -96,4 +97,21 @@ func maxSessions(c *config.Config) map[string]int {
 		}
 	}
 	return limits
+}
+
+// ledgerOptions are the ledger's under a configuration. Streams that existed keep
+// their own duplicate windows.
+func ledgerOptions(c *config.Config, js jetstream.JetStream, names topology.Names, h topology.Handles) usage.Options {
+	window := topology.UsageDuplicates
+	for _, stream := range []jetstream.Stream{h.Usage, h.Totals} {
+		window = min(window, stream.CachedInfo().Config.Duplicates)
+	}
+	return usage.Options{
+		JS: js, Names: names, Labels: c.TotalLabels(), Window: window, Now: time.Now, Tariff: Tariff(c),
+	}
+}
+
+// Tariff is how connected time is counted under a configuration.
+func Tariff(c *config.Config) usage.Tariff {
+	return usage.Tariff{Credit: c.Cost.Credit, Minimum: int64(c.Cost.Minimum)}
 }

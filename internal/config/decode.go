@@ -83,7 +83,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 		n = n.Alias
 	}
 	switch {
-	case v.Type() == reflect.TypeFor[Queue]() && n.Kind == yaml.ScalarNode:
+	case (v.Type() == reflect.TypeFor[Queue]() || v.Type() == reflect.TypeFor[Budget]()) && n.Kind == yaml.ScalarNode:
 		d.scalar(n, v, path)
 	case v.Kind() == reflect.Struct:
 		d.section(n, v, path)
@@ -174,8 +174,11 @@ func (d *decoder) list(n *yaml.Node, v reflect.Value, path string) {
 	before := len(d.problems)
 	items := reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content))
 	for i, item := range n.Content {
-		if q, ok := items.Index(i).Addr().Interface().(*Queue); ok {
-			q.Weight = 1
+		switch entry := items.Index(i).Addr().Interface().(type) {
+		case *Queue:
+			entry.Weight = 1
+		case *Budget:
+			entry.Per, entry.Warn = "month", defaultWarn
 		}
 		d.value(item, items.Index(i), fmt.Sprintf("%s[%d]", path, i))
 	}

@@ -87,6 +87,9 @@ func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err err
 			return nil, false, err
 		}
 		from = lifecycle.Resume(record, c.id, crashed, now)
+		if crashed && from != nil && c.w.o.Ledger != nil {
+			from.Lost(c.w.lease.Ended(ctx, record.WorkerID), now)
+		}
 	default:
 		if err := c.finishRunBefore(ctx, record); err != nil {
 			return nil, false, err

@@ -15,6 +15,7 @@ import (
 // What follows from the state of a record, by the names that readiness and logs
 // use.
 const (
+	effectUsage      = "usage records"
 	effectRecording  = "recordings"
 	effectErrorEvent = "error events"
 	effectDeadLetter = "dead letters"
@@ -77,6 +78,9 @@ func (f effects) ensureEffects(ctx context.Context) error {
 // the last event's presence proves the rest. It may be repeated: events have ids,
 // dead letters too.
 func (f effects) emitEffects(r *lifecycle.Record) error {
+	if err := f.ledger().store(r); err != nil {
+		return err
+	}
 	if r.State.Final() && f.job != nil {
 		if err := f.effect(f.ctx, effectRecording, finishTimeout, func(ctx context.Context) error {
 			return f.completeOutput(ctx, r)

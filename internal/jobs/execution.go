@@ -144,7 +144,7 @@ func (e *execution) giveUpSession(reason string) {
 		return
 	}
 	next := r.Clone()
-	next.Closed(e.session.report.Connected)
+	next.Closed(e.session.report.Connected, e.sessionCode(), e.w.now())
 	next.Release(reason)
 	record := e.record
 	e.w.background.Go(func() {
@@ -155,6 +155,9 @@ func (e *execution) giveUpSession(reason string) {
 				return errors.Is(err, lifecycle.ErrSuperseded) || errors.Is(err, nats.ErrConnectionClosed)
 			},
 			func() error { return record.PutFenced(ctx, next.Clone()) })
+		if errors.Is(err, lifecycle.ErrSuperseded) {
+			e.ledger().correct(ctx, next)
+		}
 		if err != nil && !errors.Is(err, lifecycle.ErrSuperseded) {
 			e.log().Warn().Err(err).Msg("could not write that the job was given up; it is taken over once this worker's lease ends")
 		}

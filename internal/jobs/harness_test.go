@@ -341,6 +341,7 @@ func (quiet) AttemptDone(errors.Code, errors.Class, errors.Phase) {}
 func (quiet) TakenOver(string)                                    {}
 func (quiet) SessionOpened(string)                                {}
 func (quiet) SessionClosed(string, time.Duration)                 {}
+func (quiet) Used(string, string, time.Duration, int64)           {}
 func (quiet) Utterance(event.Utterance)                           {}
 func (quiet) FramesOut(string, int, int64)                        {}
 func (quiet) LeaseExtended(bool)                                  {}

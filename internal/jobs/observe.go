@@ -19,6 +19,8 @@ type Observer interface {
 	SessionOpened(app string)
 	SessionClosed(app string, connected time.Duration)
 	Utterance(u event.Utterance)
+	// Used is told of each session that the ledger has taken.
+	Used(app, queue string, connected time.Duration, credits int64)
 	FramesOut(output string, frames int, bytes int64)
 	LeaseExtended(ok bool)
 	SlotsBusy(busy, all int)

@@ -32,7 +32,7 @@ func (s settlement) settle() {
 	defer cancel()
 	ctx, span := s.w.o.Tracer.Start(ctx, "settle")
 	next := s.record.Current().Clone()
-	next.Closed(s.session.report.Connected)
+	next.Closed(s.session.report.Connected, s.sessionCode(), s.w.now())
 	err := s.verdict(ctx, next)
 	endSpan(span, err)
 	switch {
@@ -243,7 +243,7 @@ func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor)
 	next := s.unstarted(from)
 	crowd := h.reason + " " + next.AppID + " " + next.Region
 	wait := s.w.pace.Next(crowd, s.begun, h.wait)
-	if h.reason != lifecycle.HeldStorage {
+	if lifecycle.HoldCounts(h.reason) {
 		wait = s.untilGivenUp(from, now, wait)
 	}
 	wait = s.inTime(wait)
@@ -305,9 +305,10 @@ func (s settlement) release(ctx context.Context, next *lifecycle.Record, reason 
 func (s settlement) superseded(r *lifecycle.Record) {
 	s.log().Warn().Int("session", r.Session).Str("connection_id", r.ConnectionID).
 		Msg("another worker has taken the job over: the session is closed and its result dropped")
-	ctx, cancel := context.WithTimeout(s.w.base, storeTimeout)
+	ctx, cancel := context.WithTimeout(s.w.base, s.w.o.SettleTimeout)
 	defer cancel()
 	s.ackWait.Release()
+	s.ledger().correct(ctx, r)
 	body := event.Released{JobFields: s.fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
 	if err := s.w.publisher.Publish(ctx, s.event(event.TypeReleased, r, body)); err != nil {
 		s.log().Debug().Err(err).Msg("could not tell that the job was released")

@@ -69,6 +69,8 @@ type Options struct {
 	// CheckKey mints a token with this worker's own key of an app; nil: the keys
 	// are not looked at.
 	CheckKey func(ctx context.Context, app string) error
+	// Ledger keeps what each session used; nil: nothing does.
+	Ledger Ledger
 	// Storage reports why our own stores can't take what the job makes; nil: they
 	// can. A nil function stands for stores that always can.
 	Storage func(ctx context.Context, job *jobspec.Job) error

@@ -38,6 +38,8 @@ type Metrics struct {
 	leaseExtensions *prometheus.CounterVec
 	deadLetters     *prometheus.CounterVec
 	alerts          *prometheus.CounterVec
+	connected       *prometheus.CounterVec
+	credits         *prometheus.CounterVec
 	frames          map[string]frameCounters // by output; looked up once a frame
 
 	sessions      *prometheus.GaugeVec
@@ -86,6 +88,8 @@ func (m *Metrics) counters(r registrar) {
 		m.deadLetters.WithLabelValues(string(code)) // from 0, so that the first ones count as an increase
 	}
 	m.alerts = r.counters("alerts_total", "Alerts published, by kind and error code.", "kind", "code")
+	m.connected = r.counters("connected_seconds_total", "Connected time of sessions that the ledger has taken: what is billed.", "app", "queue")
+	m.credits = r.counters("credits_total", "Credits of sessions that the ledger has taken.", "app", "queue")
 	frames := r.counters("frames_total", "Frame envelopes received, by the kind of output they went to.", "output")
 	frameBytes := r.counters("frame_bytes_total", "Bytes of frame envelopes received, by the kind of output they went to.", "output")
 	m.frames = map[string]frameCounters{}
@@ -153,6 +157,10 @@ func (m *Metrics) zero() {
 		if m.labels.Region != "" {
 			m.SetCircuit(app, m.labels.Region, false)
 		}
+		for _, queue := range m.labels.Queues {
+			m.connected.WithLabelValues(app, queue)
+			m.credits.WithLabelValues(app, queue)
+		}
 	}
 	for _, code := range errors.Codes() {
 		m.alerts.WithLabelValues("recurring", string(code))
@@ -215,6 +223,13 @@ func (m *Metrics) SessionEnded(app string, connected time.Duration) {
 	if connected > 0 {
 		m.session.Observe(connected.Seconds())
 	}
+}
+
+// Used counts a session that the ledger has taken.
+func (m *Metrics) Used(app, queue string, connected time.Duration, credits int64) {
+	app, queue = known(app, m.labels.Apps), known(queue, m.labels.Queues)
+	m.connected.WithLabelValues(app, queue).Add(max(connected, 0).Seconds())
+	m.credits.WithLabelValues(app, queue).Add(float64(max(credits, 0)))
 }
 
 // FirstFrame takes the time from an utterance's first speech to its first frame.

@@ -6,6 +6,7 @@ package topology
 import (
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -65,6 +66,30 @@ func Token(text string) string {
 		}
 	}
 	return b.String()
+}
+
+// textOf gives the text back that Token was given.
+func textOf(token string) (string, bool) {
+	if token == "=" {
+		return "", true
+	}
+	var b strings.Builder
+	for i := 0; i < len(token); i++ {
+		if token[i] != '=' {
+			b.WriteByte(token[i])
+			continue
+		}
+		if i+3 > len(token) {
+			return "", false
+		}
+		c, err := strconv.ParseUint(token[i+1:i+3], 16, 8)
+		if err != nil {
+			return "", false
+		}
+		b.WriteByte(byte(c))
+		i += 2
+	}
+	return b.String(), true
 }
 
 func isPlain(text string) bool {
@@ -179,6 +204,57 @@ func (n Names) Control(jobID string) string { return n.subject("control", Token(
 // AllControl matches the control requests of every job.
 func (n Names) AllControl() string { return n.subject("control", "*") }
 
+// Usage is where the usage record of a session goes.
+func (n Names) Usage(app, queue string) string { return n.subject("usage", Token(app), Token(queue)) }
+
+// UsageFilter matches the usage records of an app and a queue; empty text matches
+// any.
+func (n Names) UsageFilter(app, queue string) string {
+	return n.subject("usage", wild(app), wild(queue))
+}
+
+// AllUsage matches every usage record.
+func (n Names) AllUsage() string { return n.subject("usage", "*", "*") }
+
+// Totals is the counter of a day's sessions of an app and a queue, and of those of
+// them that have the labels, each "name=value". day is YYYY-MM-DD, UTC.
+func (n Names) Totals(day, app, queue string, labels ...string) string {
+	tokens := []string{day, Token(app), Token(queue)}
+	for _, l := range labels {
+		tokens = append(tokens, Token(l))
+	}
+	return n.subject("totals", tokens...)
+}
+
+// TotalsOf gives back what Totals was given; false where the subject is not one
+// that Totals gives.
+func (n Names) TotalsOf(subject string) (day, app, queue string, labels []string, ok bool) {
+	rest, ok := strings.CutPrefix(subject, n.subject("totals")+".")
+	tokens := strings.Split(rest, ".")
+	if !ok || len(tokens) < 3 {
+		return "", "", "", nil, false
+	}
+	for _, t := range tokens[1:] {
+		text, ok := textOf(t)
+		if !ok {
+			return "", "", "", nil, false
+		}
+		labels = append(labels, text)
+	}
+	return tokens[0], labels[0], labels[1], labels[2:], true
+}
+
+// TotalsFilter matches the totals of a day; an empty one matches any.
+func (n Names) TotalsFilter(day string) string {
+	if day == "" {
+		return n.AllTotals()
+	}
+	return n.subject("totals", day, ">")
+}
+
+// AllTotals matches every counter of a day's sessions.
+func (n Names) AllTotals() string { return n.subject("totals", ">") }
+
 // WorkerSubject begins the subjects on which one worker answers (request/reply,
 // kept nowhere).
 func (n Names) WorkerSubject(workerID string) string { return n.subject("workers", Token(workerID)) }
@@ -199,6 +275,12 @@ func (n Names) FramesStream() string { return n.kept("FRAMES") }
 
 // AudioStream keeps live speech until it ages out.
 func (n Names) AudioStream() string { return n.kept("AUDIO") }
+
+// UsageStream keeps one record for each session that was confirmed.
+func (n Names) UsageStream() string { return n.kept("USAGE") }
+
+// TotalsStream keeps the counters of each day's sessions.
+func (n Names) TotalsStream() string { return n.kept("TOTALS") }
 
 // StateBucket is the key-value bucket of job records, by job id, and of the keys
 // that workers hold: their leases and session limits.

@@ -13,12 +13,13 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// LeastServer is the oldest NATS server that a fleet can use: keys with a life
-// of their own (Nats-TTL, delete markers) and consumer pause came with it.
-const LeastServer = "2.11"
+// LeastServer is the oldest NATS server that a fleet can use: counters
+// (Nats-Incr) came with it, and with the one before keys with a life of their own
+// (Nats-TTL, delete markers) and consumer pause.
+const LeastServer = "2.12"
 
 // leastLevel is JetStream's API level of LeastServer. Older servers give none.
-const leastLevel = 1
+const leastLevel = 2
 
 // levelKey is what a server of LeastServer or later adds to a stream's metadata
 // when it is asked for it.
@@ -247,7 +248,7 @@ func hint(err error) string {
 	case codeAccountFull:
 		return ": the account may keep less than the size limits ask for; lower streams.*.max_bytes or raise the account's limit"
 	case codeStreams:
-		return ": the account may have no more streams; workers need 9 streams and buckets in all"
+		return ": the account may have no more streams; workers need 11 streams and buckets in all"
 	case codeConsumers:
 		return ": the account or the stream may have no more consumers; workers need one for each queue, and some for a short time"
 	case codeBytesRequired:

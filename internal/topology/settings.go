@@ -16,6 +16,12 @@ const (
 
 	dlqDuplicates = 24 * time.Hour
 	duplicates    = 2 * time.Minute
+	// UsageDuplicates is how long the ledger's streams recognise a message that
+	// was stored before.
+	UsageDuplicates = time.Hour
+	// TotalsHistory is how many increments of a counter are kept: they show after
+	// the duplicate window whether a session was counted.
+	TotalsHistory = 1000
 	markerLife    = time.Minute
 
 	// fetchTime is the longest wait of a request for jobs.
@@ -42,6 +48,8 @@ type Settings struct {
 	StateMaxBytes, FleetMaxBytes int64
 
 	Events     Limit
+	Usage      Limit
+	Totals     Limit
 	DLQ        Limit
 	Frames     Limit
 	Audio      Limit
@@ -59,6 +67,8 @@ func DefaultSettings() Settings {
 		AckWait:    30 * time.Second,
 		Queues:     []string{"default"},
 		Events:     Limit{MaxAge: 7 * 24 * time.Hour},
+		Usage:      Limit{MaxAge: 400 * 24 * time.Hour},
+		Totals:     Limit{MaxAge: 400 * 24 * time.Hour},
 		DLQ:        Limit{MaxAge: 30 * 24 * time.Hour},
 		Frames:     Limit{MaxAge: time.Hour, MaxBytes: 1 << 30},
 		Audio:      Limit{MaxAge: time.Hour, MaxBytes: 256 << 20},
@@ -121,7 +131,20 @@ func (s Settings) streams(n Names, maxJob int32) []jetstream.StreamConfig {
 	frames.AllowDirect = true
 	audio := s.stream(n.AudioStream(), "Speech of live jobs", s.Audio, n.AllAudio())
 	audio.AllowDirect = true
-	return []jetstream.StreamConfig{jobs, events, dlq, frames, audio}
+
+	usage := s.stream(n.UsageStream(), "Usage records: one for each confirmed session", s.Usage, n.AllUsage())
+	usage.AllowDirect, usage.Duplicates = true, usageWindow(s.Usage)
+	totals := s.stream(n.TotalsStream(), "Counters of each day's sessions", s.Totals, n.AllTotals())
+	totals.AllowDirect, totals.Duplicates = true, usageWindow(s.Totals)
+	totals.AllowMsgCounter, totals.MaxMsgsPerSubject = true, TotalsHistory
+	return []jetstream.StreamConfig{jobs, events, dlq, frames, audio, usage, totals}
+}
+
+func usageWindow(limit Limit) time.Duration {
+	if limit.MaxAge > 0 {
+		return min(UsageDuplicates, limit.MaxAge)
+	}
+	return UsageDuplicates
 }
 
 func (s Settings) stream(name, description string, limit Limit, subjects ...string) jetstream.StreamConfig {

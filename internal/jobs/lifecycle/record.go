@@ -5,6 +5,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/usage"
 )
 
 // State says how a job stands: on its way, or one of the outcomes.
@@ -97,6 +98,14 @@ type Record struct {
 	Labels         map[string]string `json:"labels,omitempty"`
 	PublishedAt    time.Time         `json:"published_at,omitzero"`
 
+	// TakenAt is when the session under way was begun, ConfirmedAt when the backend
+	// confirmed it; zero: it has not, or that is not written yet.
+	TakenAt     time.Time `json:"taken_at,omitzero"`
+	ConfirmedAt time.Time `json:"confirmed_at,omitzero"`
+	// Usage are the sessions of this run that are not known to be in the ledger,
+	// and those whose end was estimated, which may be corrected.
+	Usage []usage.Session `json:"usage,omitempty"`
+
 	// The sequence of the newest dead letter before this outcome was written:
 	// what tells this job's letter from one of an earlier job with its id.
 	LettersBefore uint64 `json:"letters_before,omitempty"`
@@ -135,17 +144,21 @@ const (
 	HeldRefused   = "refused"   // the backend refuses one more session of the app
 	HeldPolicy    = "policy"    // the configuration's policy holds jobs that fail so
 	HeldStorage   = "storage"   // a store of our own can't take what the job makes
+	HeldBudget    = "budget"    // what its app or customer may cost is spent
 	HeldUnsettled = "unsettled" // its sessions end without a result
 )
 
 // heldTotal is the time that the job has been held in all. Holds for our own
-// storage do not count: no job is given up for them.
+// storage or for a budget do not count: no job is given up for them.
 func (r *Record) HeldTotal(now time.Time) time.Duration {
-	if r.HeldSince == nil || r.HeldReason == HeldStorage {
+	if r.HeldSince == nil || !HoldCounts(r.HeldReason) {
 		return r.HeldFor
 	}
 	return r.HeldFor + now.Sub(*r.HeldSince)
 }
+
+// HoldCounts reports whether jobs held for that reason are given up in the end.
+func HoldCounts(reason string) bool { return reason != HeldStorage && reason != HeldBudget }
 
 // HoldCode is the code of the dead letter of a job that was held too long.
 func (r *Record) HoldCode() errors.Code {
@@ -166,7 +179,7 @@ func (r *Record) HeldText() string {
 		return "the backend refuses one more session of the app while others live; set max_sessions"
 	case HeldPolicy:
 		return "policy holds jobs that fail with " + string(r.HoldCode()) + "; it is tried again from time to time"
-	case HeldStorage, HeldUnsettled:
+	case HeldStorage, HeldUnsettled, HeldBudget:
 		return r.HeldWhy
 	default:
 		return "the circuit of the app is open: sessions of it are not started until a probe succeeds"
@@ -208,6 +221,7 @@ func (r *Record) Clone() *Record {
 	c := *r
 	c.Utterances = append([]event.Utterance(nil), r.Utterances...)
 	c.ConnectionIDs = append([]string(nil), r.ConnectionIDs...)
+	c.Usage = append([]usage.Session(nil), r.Usage...)
 	if r.Failures != nil {
 		c.Failures = make(map[errors.Code]int, len(r.Failures))
 		for code, n := range r.Failures {

@@ -6,6 +6,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/usage"
 )
 
 // Settlement is the record to settle a job by that is not started: a copy of from,
@@ -14,6 +15,7 @@ func Settlement(from *Record, id jobspec.Identity, job *jobspec.Job, d Defaults,
 	next := &Record{CreatedAt: now, JobID: id.ID, Run: id.Run}
 	if from != nil {
 		next = from.Clone()
+		next.keepUsage()
 	}
 	if job != nil {
 		next.Identify(job, d)
@@ -39,7 +41,8 @@ func (r *Record) Adopt(seq uint64) *Record {
 }
 
 // Connected notes a session that the backend has confirmed.
-func (r *Record) Connected(connectionID, region string) {
+func (r *Record) Connected(connectionID, region string, at time.Time) {
+	r.ConfirmedAt = at
 	r.ConnectionID = connectionID
 	r.ConnectionIDs = event.Newest(append(r.ConnectionIDs, connectionID), event.MaxConnections)
 	if region != "" {
@@ -53,8 +56,85 @@ func (r *Record) Speak(utterance int, liveBegun uint64) {
 	r.Speaking, r.LiveBegun = utterance, liveBegun
 }
 
-// Closed adds a session's connected time.
-func (r *Record) Closed(connected time.Duration) { r.SessionTime += connected }
+// Closed adds what a session has used that the backend had confirmed. code says how
+// it ended; see usage.Session.
+func (r *Record) Closed(connected time.Duration, code string, now time.Time) {
+	r.SessionTime += connected
+	if !r.ConfirmedAt.IsZero() {
+		r.Usage = append(r.Usage, r.used(r.ConfirmedAt, connected, code, now))
+	}
+}
+
+// Lost adds the most that a session can have used whose worker is gone: from its
+// confirm, or where that was not written from its start, until ended.
+func (r *Record) Lost(ended, now time.Time) {
+	from := r.ConfirmedAt
+	if from.IsZero() {
+		from = r.TakenAt
+	}
+	if from.IsZero() { // taken over by a worker of a version that kept neither
+		from = r.UpdatedAt
+	}
+	lost := r.used(from, max(ended.Sub(from), 0), string(errors.CodeWorkerLost), now)
+	lost.Estimated = true
+	r.Usage = append(r.Usage, lost)
+}
+
+func (r *Record) used(confirmed time.Time, connected time.Duration, code string, now time.Time) usage.Session {
+	return usage.Session{
+		Session: r.Session, Attempt: r.Attempt, AppID: r.AppID, Region: r.Region, WorkerID: r.WorkerID, ConnectionID: r.ConnectionID,
+		ConfirmedAt: confirmed, Connected: connected, OutcomeCode: code, NotedAt: now,
+	}
+}
+
+// maxEstimates bounds the estimates that a record keeps for a correction.
+const maxEstimates = 16
+
+// keepUsage drops the sessions that are in the ledger. What followed from a record
+// that says that no worker runs the job was done before the job goes on from it.
+func (r *Record) keepUsage() {
+	var kept []usage.Session
+	for _, s := range r.Usage {
+		s.Stored = s.Stored || r.State != StateRunning
+		if s.Estimated || !s.Stored {
+			kept = append(kept, s)
+		}
+	}
+	for i := 0; len(kept) > maxEstimates && i < len(kept); {
+		if kept[i].Stored {
+			kept = append(kept[:i], kept[i+1:]...)
+			continue
+		}
+		i++
+	}
+	r.Usage = kept
+}
+
+// UsageStored notes that the sessions are in the ledger.
+func (r *Record) UsageStored() {
+	for i := range r.Usage {
+		r.Usage[i].Stored = true
+	}
+}
+
+// UsageOf is the usage record of one of the job's sessions.
+func (r *Record) UsageOf(s usage.Session, credits func(time.Duration) int64) usage.Record {
+	return usage.Record{
+		JobID: r.JobID, Run: r.Run, Session: s.Session, Attempt: s.Attempt, AppID: s.AppID, Queue: r.Queue, AvatarID: r.AvatarID,
+		Labels: r.Labels, Region: s.Region, WorkerID: s.WorkerID, ConnectionID: s.ConnectionID, ConfirmedAt: s.ConfirmedAt.UTC(),
+		ConnectedMS: s.Connected.Milliseconds(), Credits: credits(s.Connected), OutcomeCode: s.OutcomeCode, Estimated: s.Estimated,
+	}
+}
+
+// Estimate is the estimate of a session that the record keeps; nil: none.
+func (r *Record) Estimate(session int) *usage.Session {
+	for i := range r.Usage {
+		if r.Usage[i].Session == session && r.Usage[i].Estimated {
+			return &r.Usage[i]
+		}
+	}
+	return nil
+}
 
 // Record names the object that keeps the frames; "": the output is another.
 func (r *Record) Record(name string) { r.Recording = name }

@@ -1,0 +1,144 @@
+package jobs
+
+import (
+	"context"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
+)
+
+// Ledger keeps what each session used, once, however often it is told.
+type Ledger interface {
+	// Credits is what so much connected time costs.
+	Credits(connected time.Duration) int64
+	// Store writes a session's record, and reports whether it is new. notedAt is
+	// when the session was written into its job's record.
+	Store(ctx context.Context, r usage.Record, notedAt time.Time) (fresh bool, err error)
+	// Correct replaces an estimate by what the session really used.
+	Correct(ctx context.Context, estimate, r usage.Record) error
+	// Find looks for the records of a session that were stored since a time; nil:
+	// there is none.
+	Find(ctx context.Context, r usage.Record, since time.Time) (estimate, exactly *usage.Record, err error)
+}
+
+// ledger writes what the sessions of an execution's job used.
+type ledger struct{ *execution }
+
+// ledger returns the execution as what tells the ledger.
+func (e *execution) ledger() ledger { return ledger{e} }
+
+// sessionCode says how the session ended, as the ledger has it.
+func (e *execution) sessionCode() string {
+	err, cause := e.session.err, e.session.cause
+	switch {
+	case err == nil:
+		return usage.CodeCompleted
+	case errors.Is(cause, errCancelled):
+		return usage.CodeCancelled
+	case errors.Is(cause, errDrained), errors.Is(cause, errUnrecorded), errors.Is(cause, lease.ErrLost),
+		errors.Is(err, lifecycle.ErrSuperseded), errors.Is(cause, lifecycle.ErrSuperseded):
+		return usage.CodeReleased
+	case errors.Is(err, ErrStorage):
+		return usage.CodeStorage
+	default:
+		return string(errors.Of(err).Code)
+	}
+}
+
+// store writes the sessions of a record that are not known to be in the ledger. It
+// comes before all else that is told: where that is stored the ledger has them.
+func (l ledger) store(r *lifecycle.Record) error {
+	if l.w.o.Ledger == nil {
+		return nil
+	}
+	for _, s := range r.Usage {
+		if s.Stored {
+			continue
+		}
+		err := l.effects().effect(l.ctx, effectUsage, l.w.o.SettleTimeout, func(ctx context.Context) error { return l.write(ctx, r.UsageOf(s, l.w.o.Ledger.Credits), s.NotedAt) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l ledger) write(ctx context.Context, u usage.Record, notedAt time.Time) error {
+	fresh, err := l.w.o.Ledger.Store(ctx, u, notedAt)
+	if fresh {
+		l.w.o.Observer.Used(u.AppID, u.Queue, time.Duration(u.ConnectedMS)*time.Millisecond, u.Credits)
+	}
+	return err
+}
+
+// estimated writes the sessions that were lost with their workers at once, while
+// the next session runs, which may take long. If that fails they are written with
+// what follows from that one.
+func (l ledger) estimated(r *lifecycle.Record) {
+	if l.w.o.Ledger == nil || len(r.Usage) == 0 {
+		return
+	}
+	record := l.record
+	l.w.background.Go(func() {
+		ctx, cancel := context.WithTimeout(l.w.base, l.w.o.SettleTimeout)
+		defer cancel()
+		for _, s := range r.Usage {
+			if s.Stored {
+				continue
+			}
+			if err := l.write(ctx, r.UsageOf(s, l.w.o.Ledger.Credits), s.NotedAt); err != nil {
+				l.log().Debug().Err(err).Msg("could not write the usage of a session that was lost yet")
+				return
+			}
+		}
+		record.UpdateLocal(func(now *lifecycle.Record) {
+			if now.Session == r.Session && now.State == lifecycle.StateRunning {
+				now.UsageStored()
+			}
+		})
+	})
+}
+
+// correct is for a session whose job was taken from it: r is the record as this
+// worker would have left it. Where the ledger has an estimate of it, or will have
+// one, what it really used replaces that.
+func (l ledger) correct(ctx context.Context, r *lifecycle.Record) {
+	if l.w.o.Ledger == nil {
+		return
+	}
+	for _, s := range r.Usage {
+		if s.Session != r.Session || s.Estimated {
+			continue
+		}
+		if err := l.replace(ctx, r, s); err != nil {
+			l.log().Warn().Err(err).Int("session", s.Session).Str("connection_id", s.ConnectionID).
+				Msg("could not write what a session used whose job was taken over: the ledger keeps the estimate")
+		}
+	}
+}
+
+func (l ledger) replace(ctx context.Context, r *lifecycle.Record, s usage.Session) error {
+	exact := r.UsageOf(s, l.w.o.Ledger.Credits)
+	var now lifecycle.Record
+	revision, err := l.w.store.Get(ctx, r.JobID, &now)
+	if err != nil {
+		return err
+	}
+	if revision != 0 && now.Run == r.Run {
+		if e := now.Estimate(s.Session); e != nil {
+			return l.w.o.Ledger.Correct(ctx, now.UsageOf(*e, l.w.o.Ledger.Credits), exact)
+		}
+	}
+	estimate, stored, err := l.w.o.Ledger.Find(ctx, exact, s.ConfirmedAt)
+	switch {
+	case err != nil || stored != nil:
+		return err
+	case estimate != nil:
+		return l.w.o.Ledger.Correct(ctx, *estimate, exact)
+	default: // it was handed back without a crash
+		return l.write(ctx, exact, s.NotedAt)
+	}
+}

@@ -1,0 +1,161 @@
+// Package usage is the ledger of connected time: one record for each session that
+// the backend confirmed, in the stream AVATAR_USAGE, and counters of each day's
+// sessions beside it, in AVATAR_TOTALS. docs/cost.md says how it counts.
+//
+// It knows nothing of how jobs are run.
+package usage
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"avatarworker/internal/topology"
+)
+
+// Outcome codes of sessions that did not fail. That of one that did is its error
+// code, or CodeStorage.
+const (
+	CodeCompleted = "completed"
+	CodeCancelled = "cancelled" // the publisher wanted the job to end
+	CodeReleased  = "released"  // the worker handed the job back: a drain, a lost lease
+	CodeStorage   = "storage"   // a store of our own kept the session from going on
+)
+
+// Session is what one session of a job used, as the job's record keeps it until it
+// is known to be in the ledger.
+type Session struct {
+	Session      int           `json:"session"`
+	Attempt      int           `json:"attempt"`
+	AppID        string        `json:"app_id"`
+	Region       string        `json:"region,omitempty"`
+	WorkerID     string        `json:"worker_id"`
+	ConnectionID string        `json:"connection_id,omitempty"` // "": not known
+	ConfirmedAt  time.Time     `json:"confirmed_at"`
+	Connected    time.Duration `json:"connected_ns"`
+	OutcomeCode  string        `json:"outcome_code"`
+	// Estimated: the session was lost with its worker; Connected is the most that
+	// it can have been.
+	Estimated bool `json:"estimated,omitempty"`
+	// NotedAt is when it was written into the job's record; Stored: it is in the
+	// ledger.
+	NotedAt time.Time `json:"noted_at"`
+	Stored  bool      `json:"stored,omitempty"`
+}
+
+// Record is the body of a usage record.
+type Record struct {
+	JobID        string            `json:"job_id"`
+	Run          int               `json:"run"`
+	Session      int               `json:"session"`
+	Attempt      int               `json:"attempt"`
+	AppID        string            `json:"app_id"`
+	Queue        string            `json:"queue"`
+	AvatarID     string            `json:"avatar_id"`
+	Labels       map[string]string `json:"labels"`
+	Region       string            `json:"region"`
+	WorkerID     string            `json:"worker_id"`
+	ConnectionID string            `json:"connection_id"` // "": the worker died before it was written down
+	ConfirmedAt  time.Time         `json:"confirmed_at"`  // UTC
+	ConnectedMS  int64             `json:"connected_ms"`
+	Credits      int64             `json:"credits"`
+	OutcomeCode  string            `json:"outcome_code"`
+	Estimated    bool              `json:"estimated"` // an upper bound
+}
+
+// ID names the session: "J.run1.s2". It is the record's Nats-Msg-Id, with
+// ".exact" for one that replaces an estimate.
+func (r Record) ID() string {
+	return r.JobID + ".run" + strconv.Itoa(r.Run) + ".s" + strconv.Itoa(r.Session)
+}
+
+// Day is the UTC day that the session counts for, YYYY-MM-DD: that of its confirm.
+func (r Record) Day() string { return Day(r.ConfirmedAt) }
+
+// Day is the UTC day of a time, YYYY-MM-DD.
+func Day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
+
+// Failed reports whether the session's money was lost to a failure, or to the death
+// of its worker.
+func (r Record) Failed() bool {
+	switch r.OutcomeCode {
+	case CodeCompleted, CodeCancelled, CodeReleased:
+		return false
+	default:
+		return true
+	}
+}
+
+// Totals are what the session adds to sums.
+func (r Record) Totals() Totals {
+	t := Totals{Sessions: 1, ConnectedMS: r.ConnectedMS, Credits: r.Credits}
+	if r.Estimated {
+		t.EstimatedCredits = r.Credits
+	}
+	if r.Failed() {
+		t.FailedCredits = r.Credits
+	}
+	return t
+}
+
+// Tariff turns connected time into credits.
+type Tariff struct {
+	Credit  time.Duration // connected time that one credit pays for; 0: 6 s
+	Minimum int64         // credits of the shortest session
+}
+
+// Credits is what so much connected time costs: each credit that was begun.
+func (t Tariff) Credits(connected time.Duration) int64 {
+	credit := t.Credit
+	if credit <= 0 {
+		credit = 6 * time.Second
+	}
+	connected = max(connected, 0)
+	return max(int64((connected+credit-1)/credit), t.Minimum)
+}
+
+// maxLabel bounds a label's value in the subject of a counter.
+const maxLabel = 64
+
+// LabelValue is a label's value as counters have it: at most its first 64 bytes.
+func LabelValue(value string) string { return value[:min(len(value), maxLabel)] }
+
+// Counter is the subject of the counter that a record belongs to. labels are the
+// names by which days are added up, in order; one that the record has not is left
+// out.
+func Counter(names topology.Names, r Record, labels []string) string {
+	return names.Totals(r.Day(), r.AppID, r.Queue, pairs(r.Labels, labels)...)
+}
+
+func pairs(values map[string]string, labels []string) []string {
+	var pairs []string
+	for _, name := range labels {
+		if value, ok := values[name]; ok {
+			pairs = append(pairs, name+"="+LabelValue(value))
+		}
+	}
+	return pairs
+}
+
+// Group is what one counter is about.
+type Group struct {
+	Day, App, Queue string
+	Labels          map[string]string
+}
+
+// GroupOf reads a counter's subject; false where it is none.
+func GroupOf(names topology.Names, subject string) (Group, bool) {
+	day, app, queue, pairs, ok := names.TotalsOf(subject)
+	g := Group{Day: day, App: app, Queue: queue}
+	for _, pair := range pairs {
+		name, value, found := strings.Cut(pair, "=")
+		if !found {
+			return Group{}, false
+		}
+		if g.Labels == nil {
+			g.Labels = make(map[string]string, len(pairs))
+		}
+		g.Labels[name] = value
+	}
+	return g, ok
+}
