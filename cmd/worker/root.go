@@ -76,6 +76,7 @@ func commands(c *cli) []*cobra.Command {
 		newErrorsCommand(c),
 		newSimulatorCommand(c),
 		newRecordingCommand(c),
+		newCostCommand(c),
 		newCheckConfigCommand(c),
 		newVersionCommand(c),
 	}
