@@ -429,7 +429,8 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Concurrency: c.Worker.Concurrency, AckWait: lease(h, c), Drain: c.Worker.DrainTimeout,
 		AudioConvert: c.Audio.Convert, AudioMaxBytes: int64(c.Audio.MaxBytes),
 		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c),
-		Started: a.tellStarted, Ledger: usage.NewLedger(ledgerOptions(c, js, a.names, h)),
+		Started: a.tellStarted, Budgets: Budgets(c), CostLeast: int64(c.Cost.Minimum),
+		Ledger: usage.NewLedger(ledgerOptions(c, js, a.names, h)),
 		CheckKey: func(ctx context.Context, app string) error {
 			return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
 		},

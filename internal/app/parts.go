@@ -10,6 +10,7 @@ import (
 	"avatarworker/internal/audio"
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/session"
@@ -114,4 +115,13 @@ func ledgerOptions(c *config.Config, js jetstream.JetStream, names topology.Name
 // Tariff is how connected time is counted under a configuration.
 func Tariff(c *config.Config) usage.Tariff {
 	return usage.Tariff{Credit: c.Cost.Credit, Minimum: int64(c.Cost.Minimum)}
+}
+
+// Budgets are the budgets of a configuration.
+func Budgets(c *config.Config) []budget.Rule {
+	var rules []budget.Rule
+	for _, b := range c.Budgets {
+		rules = append(rules, budget.Rule{Key: b.Key, Credits: int64(b.Credits), Per: b.Per, Warn: b.Warn})
+	}
+	return rules
 }

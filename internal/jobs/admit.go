@@ -40,12 +40,15 @@ type permits struct {
 type sessionRun struct {
 	permits
 
-	ctx     context.Context // of the session
-	cancel  context.CancelCauseFunc
-	stops   []func() bool   // what no longer cancels it
-	permit  *circuit.Permit // of its app's circuit; nil: not asked yet
-	before  int             // session number before this one; 0: there was none
-	started string          // why the job had no session
+	ctx    context.Context // of the session
+	cancel context.CancelCauseFunc
+	stops  []func() bool   // what no longer cancels it
+	permit *circuit.Permit // of its app's circuit; nil: not asked yet
+	before int             // session number before this one; 0: there was none
+	// reserved gives back what is reserved of its budgets, once the ledger has what
+	// it cost; nil: nothing is.
+	reserved func()
+	started  string // why the job had no session
 
 	// What became of the attempt, once its session is closed.
 	report Report
@@ -83,6 +86,9 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 	if err := a.acquire(draft); err != nil {
 		a.notStarted(draft, err)
 		return false, nil
+	}
+	if enough, err := a.afford(from, draft); !enough || err != nil {
+		return false, err
 	}
 	if allowed, err := a.allowed(from, draft); !allowed || err != nil {
 		return false, err
@@ -166,6 +172,10 @@ func (e *execution) leave() {
 	e.w.deregister(e)
 	e.abortProbe(false)
 	e.releasePermits()
+	if e.session.reserved != nil {
+		e.session.reserved()
+		e.session.reserved = nil
+	}
 	for _, stop := range e.session.stops {
 		stop()
 	}

@@ -49,8 +49,12 @@ const alarmEvery = 5 * time.Minute
 func (w *Worker) alarm(alert event.WorkerAlert, about string) {
 	alert.Worker, alert.WorkerID, alert.Time = w.o.Name, w.workerID(), w.now()
 	id := event.AlertID(alert.Kind, alert.Time.Truncate(alarmEvery), topology.Token(about))
+	w.sendAlarm(event.Event{ID: id, Time: alert.Time, Body: alert}, alert)
+}
+
+func (w *Worker) sendAlarm(ev event.Event, alert event.WorkerAlert) {
 	select {
-	case w.alarms <- event.Event{ID: id, Time: alert.Time, Body: alert}:
+	case w.alarms <- ev:
 	default:
 		w.log.Error().Str("kind", alert.Kind).Str("what", alert.What).Msg("too many alerts wait to be published: this one is dropped. " + alert.Message)
 	}

@@ -230,6 +230,9 @@ func (c claim) begin(ctx context.Context, from *lifecycle.Record, now time.Time)
 	if refusal := c.w.circuits.Peek(draft.AppID, draft.Region, c.id.ID); refusal != nil {
 		return false, c.settlement().hold(ctx, from, heldByCircuit(refusal))
 	}
+	if refusal := c.w.peekBudget(draft); refusal != nil {
+		return false, c.settlement().hold(ctx, from, c.w.heldByBudget(refusal))
+	}
 	return true, nil
 }
 

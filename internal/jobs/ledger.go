@@ -2,16 +2,23 @@ package jobs
 
 import (
 	"context"
+	"fmt"
+	"strconv"
 	"time"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lease"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/topology"
 )
 
 // Ledger keeps what each session used, once, however often it is told.
 type Ledger interface {
+	// Sequence is the newest sequence of the counters that this worker has written.
+	Sequence() uint64
 	// Credits is what so much connected time costs.
 	Credits(connected time.Duration) int64
 	// Store writes a session's record, and reports whether it is new. notedAt is
@@ -141,4 +148,71 @@ func (l ledger) replace(ctx context.Context, r *lifecycle.Record, s usage.Sessio
 	default: // it was handed back without a crash
 		return l.write(ctx, exact, s.NotedAt)
 	}
+}
+
+// budgetPause is about how long a job of a budget that is spent waits before it is
+// looked at again: the budget may have been raised. reservedPause is for one that
+// others may leave something of.
+const (
+	budgetPause   = 5 * time.Second
+	reservedPause = time.Second
+)
+
+func budgeted(r *lifecycle.Record) budget.Job { return budget.Job{App: r.AppID, Labels: r.Labels} }
+
+// peekBudget is the budget that keeps the job from starting as far as is known; nil:
+// none.
+func (w *Worker) peekBudget(r *lifecycle.Record) *budget.Refusal {
+	if w.budgets == nil {
+		return nil
+	}
+	return w.budgets.Peek(budgeted(r))
+}
+
+// heldByBudget makes a job wait for its budget.
+func (w *Worker) heldByBudget(r *budget.Refusal) holdFor {
+	pause := budgetPause
+	if r.Spent < r.Credits {
+		pause = reservedPause
+	}
+	return holdFor{reason: lifecycle.HeldBudget, wait: w.pace.Spread(pause), why: r.String(), crowd: "budget " + r.Key + " " + r.Value}
+}
+
+// afford reserves the session under the budgets of its job; false: there is not
+// enough left, and the job is held.
+func (a admission) afford(from, draft *lifecycle.Record) (bool, error) {
+	if a.w.budgets == nil {
+		return true, nil
+	}
+	ctx, cancel := a.settling()
+	defer cancel()
+	release, refusal, err := a.w.budgets.Reserve(ctx, budgeted(draft))
+	if err != nil {
+		return false, err
+	}
+	if refusal != nil {
+		return false, a.settlement().hold(ctx, from, a.w.heldByBudget(refusal))
+	}
+	a.session.reserved = release
+	return true, nil
+}
+
+// alarmBudget alerts when a share of a budget is spent. Every worker sees it; the id
+// makes it one alert.
+func (w *Worker) alarmBudget(b budget.Warning) {
+	what, text := "warning", "jobs of it are held once it is"
+	if b.Over {
+		what, text = "spent", "jobs of it are held until then or until it is raised (avatarworker cost budget)"
+	}
+	alert := event.WorkerAlert{
+		Kind: event.AlertBudget, What: what,
+		Message: fmt.Sprintf("%d of the %d credits per %s for %s %q are spent, with the period ending at %s: %s",
+			b.Spent, b.Credits, b.Per, b.Key, b.Value, b.Until.Format(time.RFC3339), text),
+		Worker: w.o.Name, WorkerID: w.workerID(), Time: w.now(),
+	}
+	if b.Key == "app_id" {
+		alert.AppID = b.Value
+	}
+	id := event.AlertID(alert.Kind, b.Since, what, topology.Token(b.Key), topology.Token(b.Value), b.Per, strconv.FormatInt(b.Credits, 10))
+	w.sendAlarm(event.Event{ID: id, Time: alert.Time, Body: alert}, alert)
 }

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"time"
@@ -231,6 +232,7 @@ type holdFor struct {
 	code   errors.Code // of what opened the circuit; "": it is not for a circuit
 	wait   time.Duration
 	why    string // in words, for people; "": as the reason says
+	crowd  string // those that wait for the same; "": by reason, app and region
 }
 
 func heldByCircuit(r *circuit.Refusal) holdFor {
@@ -241,7 +243,7 @@ func heldByCircuit(r *circuit.Refusal) holdFor {
 func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor) error {
 	now := s.w.now()
 	next := s.unstarted(from)
-	crowd := h.reason + " " + next.AppID + " " + next.Region
+	crowd := cmp.Or(h.crowd, h.reason+" "+next.AppID+" "+next.Region)
 	wait := s.w.pace.Next(crowd, s.begun, h.wait)
 	if lifecycle.HoldCounts(h.reason) {
 		wait = s.untilGivenUp(from, now, wait)

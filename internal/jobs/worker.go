@@ -14,6 +14,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/alert"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/event"
@@ -66,6 +67,8 @@ type Options struct {
 	Apps          []string              // that there are credentials for
 	MaxSessions   map[string]int        // by app, over the fleet; absent: no limit
 	Limits        []limit.Rule          // further session limits
+	Budgets       []budget.Rule         // may be nil; they need a Ledger
+	CostLeast     int64                 // credits that a session costs at least
 	// CheckKey mints a token with this worker's own key of an app; nil: the keys
 	// are not looked at.
 	CheckKey func(ctx context.Context, app string) error
@@ -125,6 +128,7 @@ type leaves struct {
 	lease     *lease.Manager
 	circuits  *circuit.Circuits
 	limits    *limit.Limits
+	budgets   *budget.Budgets // nil: there are none
 	fleet     *fleet.Fleet
 	alerts    *alert.Counter
 	keys      *key.Keys
@@ -187,6 +191,12 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Store: w.store, Bucket: o.State, Worker: w.leaseID, Stands: w.lease.Stands, Look: o.AckWait / 4, Keep: w.refresh,
 		Apps: o.MaxSessions, Rules: o.Limits, Room: max(1, o.Concurrency/2), Log: o.Logger,
 	})
+	if len(o.Budgets) > 0 && o.Ledger != nil {
+		w.budgets = budget.New(budget.Options{
+			Rules: o.Budgets, JS: o.JS, Names: o.Names, State: w.store, Fleet: o.Fleet, Least: o.CostLeast,
+			Worker: w.leaseID, Stands: w.lease.Stands, Written: o.Ledger.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
+		})
+	}
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
 	w.circuits = circuit.New(circuit.Options{
@@ -273,6 +283,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	others.Go(func() { w.fleet.Run(background) })
 	others.Go(func() { w.limits.Run(background) })
 	others.Go(func() { w.circuits.Run(background) })
+	if w.budgets != nil {
+		others.Go(func() { w.budgets.Run(background) })
+	}
 	others.Go(func() { w.alerts.Run(background) })
 	others.Go(func() { w.tell(background) })
 	if w.o.CheckKey != nil {

@@ -135,7 +135,7 @@ func (m *Metrics) histograms(r registrar) {
 func outcomes() []string { return []string{"completed", "dead_lettered", "expired", "cancelled"} }
 func reasons() []string  { return []string{"new", "retry", "held", "crash", "released"} }
 func results() []string  { return []string{"ok", "failed", "lost"} }
-func kinds() []string    { return []string{"recurring", "circuit_opened", "circuit_closed"} }
+func kinds() []string    { return []string{"recurring", "circuit_opened", "circuit_closed", "budget"} }
 func outputs() []string  { return []string{"frames", "object", "livekit", "agora", "discard"} }
 
 // zero makes the series that are known beforehand: a rate needs its first
