@@ -43,6 +43,8 @@ func crashPoints() map[string][]string {
 		"before_nak":       {retried},
 		"before_outcome":   {completing, dying, recorded},
 		"outcome":          {completing, dying, recorded},
+		"usage_record":     {completing, dying, retried, recorded},
+		"usage":            {completing, dying, retried, recorded},
 		"error_event":      {dying, retried},
 		"dead_letter":      {dying},
 		"event":            {completing, dying, retried},

@@ -77,7 +77,7 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 	settings := topology.DefaultSettings()
 	settings.AckWait, settings.Replicas = lease, replicas
 	settings.JobsMaxBytes = 256 << 20
-	for _, limit := range []*topology.Limit{&settings.Events, &settings.DLQ, &settings.Frames, &settings.Audio, &settings.AudioFiles, &settings.Recordings} {
+	for _, limit := range []*topology.Limit{&settings.Events, &settings.DLQ, &settings.Usage, &settings.Totals, &settings.Frames, &settings.Audio, &settings.AudioFiles, &settings.Recordings} {
 		limit.MaxBytes = 128 << 20
 	}
 	if _, _, err := topology.Ensure(t.Context(), f.js, f.names, settings); err != nil {

@@ -64,15 +64,18 @@ type Report struct {
 	Crashes    int // counted against jobs
 	Failures   int // attempts that failed
 	Repeated   int // events stored a second time under the same id
+	Exact      int // sessions of the backend's book in the ledger
+	Estimated  int // those with an upper bound
+	Unseen     int // those that ended as soon as they were confirmed, and are not in it
 	Violations []string
 }
 
 // String is the report on one line, without the violations.
 func (r Report) String() string {
 	return fmt.Sprintf("jobs %d, completed %d, dead-lettered %d, expired %d, cancelled %d; sessions %d, failed attempts %d, "+
-		"handed back %d, held at a fault %d, run again %d, crashes counted %d, events repeated %d, violations %d",
+		"handed back %d, held at a fault %d, run again %d, crashes counted %d, events repeated %d, %s, violations %d",
 		r.Jobs, r.Outcomes[lifecycle.StateCompleted], r.Outcomes[lifecycle.StateDeadLettered], r.Outcomes[lifecycle.StateExpired],
-		r.Outcomes[lifecycle.StateCancelled], r.Sessions, r.Failures, r.Released, r.Held, r.Again, r.Crashes, r.Repeated, len(r.Violations))
+		r.Outcomes[lifecycle.StateCancelled], r.Sessions, r.Failures, r.Released, r.Held, r.Again, r.Crashes, r.Repeated, r.ledgerText(), len(r.Violations))
 }
 
 // Check compares what was seen after the run with what was promised.
@@ -88,6 +91,7 @@ func Check(run Run, seen Seen) Report {
 		c.job(id)
 	}
 	c.leftOver()
+	c.ledger()
 	return c.report
 }
 
