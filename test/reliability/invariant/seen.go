@@ -64,6 +64,9 @@ const History = 64
 func CreateState(ctx context.Context, js jetstream.JetStream, names topology.Names, replicas int) error {
 	_, err := js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
 		Bucket: names.StateBucket(), History: History, Replicas: replicas, Storage: jetstream.FileStorage,
+		// A server gives no key of a bucket with history a shorter life than its
+		// markers have, and leases are to expire in time.
+		LimitMarkerTTL: time.Second,
 	})
 	return err
 }
