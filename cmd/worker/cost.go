@@ -79,7 +79,7 @@ come from counters and are read at once; all else is summed from the records.`,
 	jsonFlag(cmd, &asJSON)
 	cmd.Flags().BoolVar(&asCSV, "csv", false, "print CSV")
 	cmd.MarkFlagsMutuallyExclusive("json", "csv")
-	cmd.AddCommand(newCostCheckCommand(c, withLedger), newCostRebuildCommand(c, withLedger))
+	cmd.AddCommand(newCostCheckCommand(c, withLedger), newCostRebuildCommand(c, withLedger), newCostBudgetCommand(c, withLedger))
 	return cmd
 }
 
@@ -92,10 +92,8 @@ func (c *cli) withLedger(ctx context.Context, name string, store func(*link) *co
 		return err
 	}
 	defer l.close()
-	for _, stream := range []string{l.names.UsageStream(), l.names.TotalsStream()} {
-		if _, err := l.js.Stream(ctx, stream); err != nil {
-			return l.missing("stream "+stream, err)
-		}
+	if _, err := l.js.Stream(ctx, l.names.UsageStream()); err != nil {
+		return l.missing("stream "+l.names.UsageStream(), err)
 	}
 	return f(l, store(l))
 }

@@ -143,6 +143,13 @@ func (s *Store) counters(ctx context.Context, f func(subject string, seq uint64,
 	})
 }
 
+// Credits returns the credits of each counter, by its subject.
+func (s *Store) Credits(ctx context.Context) (map[string]int64, error) {
+	credits := make(map[string]int64)
+	err := s.counters(ctx, func(subject string, _ uint64, t usage.Totals) { credits[subject] = t.Credits })
+	return credits, err
+}
+
 func (s *Store) fromRecords(ctx context.Context, q Query, label string) (map[string]usage.Totals, error) {
 	sums := make(map[string]usage.Totals)
 	err := s.Records(ctx, q.Since, q.Until, func(r usage.Record, t usage.Totals) {

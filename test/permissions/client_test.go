@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -12,9 +13,11 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/audio"
+	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
@@ -249,11 +252,29 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			_, err = jobs.RequestCancel(ctx, c.nc, kv.NewStore(c.js, bucket, time.Second), names.Control("R"), "R")
 			return must(err, "cancel")
 		},
+		func(ctx context.Context) error { return costs(ctx, c) },
 		func(ctx context.Context) error {
 			_, err := c.nc.RequestWithContext(ctx, "$SRV.PING", nil)
 			return must(err, "ping the services")
 		},
 	)
+}
+
+// costs reads the ledger, brings its counters in order, and changes a budget.
+func costs(ctx context.Context, c client) error {
+	store := cost.NewStore(c.js, names, nil)
+	if corrected, _, err := store.Rebuild(ctx); err != nil || len(corrected) != 1 {
+		return must(errors.Join(err, fmt.Errorf("%d counters corrected, want 1", len(corrected))), "rebuild the counters")
+	}
+	if _, err := store.Sum(ctx, cost.Query{By: cost.ByApp}); err != nil {
+		return must(err, "sum what it costs")
+	}
+	fleet, err := c.js.KeyValue(ctx, names.FleetBucket())
+	if err != nil {
+		return must(err, "open the fleet's bucket")
+	}
+	_, err = fleet.Put(ctx, budget.SettingKey("app_id", budget.Month), []byte(`{"credits":1}`))
+	return must(err, "change a budget")
 }
 
 // leaveTraces publishes a job that is taken, one that waits, and what is told of
@@ -268,6 +289,9 @@ func leaveTraces(ctx context.Context, admin client, handles topology.Handles) er
 		}
 	}
 	if _, err := admin.js.PublishMsg(ctx, failure); err != nil {
+		return err
+	}
+	if _, err := admin.js.Publish(ctx, names.Usage("app", "default"), []byte(`{"job_id":"R","run":1,"session":1,"app_id":"app","queue":"default"}`), jetstream.WithMsgID("R.run1.s1")); err != nil {
 		return err
 	}
 	_, err := handles.Consumers["default"].Next(jetstream.FetchMaxWait(5 * time.Second))

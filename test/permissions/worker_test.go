@@ -24,6 +24,7 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/simulator"
 )
 
@@ -114,6 +115,7 @@ func beWorker(url string) error {
 	c.Retry.Initial, c.Retry.Max = 50*time.Millisecond, 100*time.Millisecond
 	c.Lease.AckWait = 2 * time.Second
 	c.Alerts.Threshold = 1
+	c.Budgets = []config.Budget{{Key: "app_id", Credits: 1000, Per: "day", Warn: 0.8}}
 	c.Admin.Addr = ""
 	c.Worker.Concurrency, c.Worker.DrainTimeout = 16, 0
 	log := zerolog.New(os.Stdout)
@@ -162,6 +164,7 @@ func waitingJobs() map[string]map[string]any {
 		"live":    {"avatar_id": "drop-1", "live": live, "max_attempts": 2},
 		"failing": {"avatar_id": "fail-serverError", "audio": speech, "max_attempts": 1, "output": map[string]any{"object": map[string]any{}}},
 		"lost":    {"avatar_id": "ok", "audio": speech},
+		"late":    {"avatar_id": "ok", "audio": speech},
 	}
 }
 
@@ -195,6 +198,19 @@ func publishAll(ctx context.Context, admin client) error {
 		ack, err := admin.js.Publish(ctx, names.Jobs("default"), data)
 		if err != nil {
 			return err
+		}
+		if id == "late" { // what its session used was not told to the ledger for long
+			record, err := json.Marshal(lifecycle.Record{
+				JobID: id, Run: 1, StreamSeq: ack.Sequence, State: lifecycle.StateReleased, Session: 1, Attempt: 1, MaxAttempts: 5, WorkerID: "gone",
+				Queue: "default", AppID: "app", AvatarID: "ok", Reason: "drain", CreatedAt: time.Now(), UpdatedAt: time.Now(),
+				Usage: []usage.Session{{Session: 1, Attempt: 1, AppID: "app", ConnectionID: "c", ConfirmedAt: time.Now().Add(-4 * time.Hour), NotedAt: time.Now().Add(-3 * time.Hour), OutcomeCode: usage.CodeReleased}},
+			})
+			if err != nil {
+				return err
+			}
+			if _, err := kv.Put(ctx, id, record); err != nil {
+				return err
+			}
 		}
 		if id == "lost" { // another worker is said to run it; it is not there any more
 			record, err := json.Marshal(lifecycle.Record{JobID: id, Run: 1, StreamSeq: ack.Sequence, State: lifecycle.StateRunning, Session: 1, Attempt: 1, MaxAttempts: 5, WorkerID: "gone"})
