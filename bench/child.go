@@ -57,6 +57,8 @@ type params struct {
 	Frames      int     `json:"frames,omitempty"` // of each utterance of the simulated backend
 	Speed       float64 `json:"speed,omitempty"`  // of the simulated backend
 	Profiles    string  `json:"profiles,omitempty"`
+	Confirmed   bool    `json:"confirmed,omitempty"` // the sessions are confirmed before they are over
+	Ledger      string  `json:"ledger,omitempty"`    // "on": what they used is written
 }
 
 // serve plays a role until the input ends.

@@ -22,6 +22,7 @@ import (
 	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/topology"
 )
 
@@ -66,7 +67,7 @@ func (r *workerQueue) start(ctx context.Context, p params) (answer, error) {
 		Circuit: circuit.Config{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 5 * time.Minute},
 		MaxHold: 24 * time.Hour,
 		Alerts:  alert.Config{Threshold: 5, Window: time.Minute},
-		Table:   table, Runner: idle{}, DeadLetters: dlq.NewWriter(js, r.names),
+		Table:   table, Runner: p.runner(), Ledger: p.ledger(js, r.names), DeadLetters: dlq.NewWriter(js, r.names),
 		Observer: &r.counts, Tracer: noop.NewTracerProvider().Tracer(""),
 		Logger: zerolog.New(io.Discard).Level(zerolog.InfoLevel), Now: time.Now, Random: rand.Float64,
 	})
@@ -119,6 +120,31 @@ func emptied(ctx context.Context, stream jetstream.Stream) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// ledger is the worker's, where the measurement asks for one.
+func (p params) ledger(js jetstream.JetStream, names topology.Names) jobs.Ledger {
+	if p.Ledger == "" {
+		return nil
+	}
+	return usage.NewLedger(usage.Options{JS: js, Names: names, Tariff: usage.Tariff{Minimum: 1}, Window: topology.UsageDuplicates, Now: time.Now})
+}
+
+// runner is a session that is over at once; where the ledger is compared, one that
+// was confirmed before.
+func (p params) runner() jobs.Runner {
+	if p.Confirmed {
+		return confirmed{}
+	}
+	return idle{}
+}
+
+// confirmed is a session that is over as soon as it is confirmed.
+type confirmed struct{ idle }
+
+func (confirmed) Run(_ context.Context, a *jobs.Attempt) (jobs.Report, error) {
+	a.Progress.Connected("c", "us-west")
+	return jobs.Report{ConnectionID: "c", Connected: time.Millisecond}, nil
 }
 
 // idle is a session that is over at once.

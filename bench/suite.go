@@ -43,6 +43,11 @@ func suite(z sizes) []measurement {
 			return measureQueue(ctx, params{Role: role, Concurrency: concurrency, Profiles: profiles}, n)
 		}}
 	}
+	confirmed := func(name, ledger string, n int) measurement {
+		return measurement{"queue", name, func(ctx context.Context, profiles string) (sample, error) {
+			return measureQueue(ctx, params{Role: "queue worker", Concurrency: concurrency, Profiles: profiles, Confirmed: true, Ledger: ledger}, n)
+		}}
+	}
 	relayed := func(name, role, output string, frames int) measurement {
 		return measurement{"relay", name, func(ctx context.Context, profiles string) (sample, error) {
 			return measureRelay(ctx, relay{
@@ -60,6 +65,8 @@ func suite(z sizes) []measurement {
 		queue("bare nats.go loop", "queue bare", z.jobs),
 		queue("choria-io/asyncjobs", "queue asyncjobs", z.asyncJobs),
 		queue("our worker", "queue worker", z.jobs),
+		confirmed("our worker, sessions confirmed, no ledger", "", z.jobs),
+		confirmed("our worker, sessions confirmed, with ledger", "on", z.jobs),
 		relayed("bare reader", "reader", "", z.frames),
 		relayed("our session client", "client", "", z.frames),
 		relayed("our worker to discard", "worker", "discard", z.frames),

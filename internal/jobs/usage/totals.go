@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/big"
+	"strconv"
 )
 
 // Totals are sums over sessions.
@@ -69,6 +70,22 @@ func Unpack(n *big.Int) Totals {
 	return Totals{Sessions: fields[0], ConnectedMS: fields[1], Credits: fields[2], EstimatedCredits: fields[3], FailedCredits: fields[4]}
 }
 
+// parseDigits is Unpack of a number that is not negative and not too long, which is
+// what nearly every counter is: a year's sum reads many.
+func parseDigits(text string) (Totals, bool) {
+	const half = 1_000_000_000_000_000_000 / 2
+	var fields [5]int64
+	for i := len(fields) - 1; i >= 0 && text != ""; i-- {
+		from := max(len(text)-digits, 0)
+		n, err := strconv.ParseUint(text[from:], 10, 63)
+		if err != nil || n >= half {
+			return Totals{}, false // one that is negative borrowed from the next
+		}
+		fields[i], text = int64(n), text[:from]
+	}
+	return Totals{Sessions: fields[0], ConnectedMS: fields[1], Credits: fields[2], EstimatedCredits: fields[3], FailedCredits: fields[4]}, text == ""
+}
+
 // ParseCounter reads the body of a counter's message, {"val":"…"}.
 func ParseCounter(data []byte) (Totals, error) {
 	var body struct {
@@ -76,6 +93,9 @@ func ParseCounter(data []byte) (Totals, error) {
 	}
 	if err := json.Unmarshal(data, &body); err != nil {
 		return Totals{}, fmt.Errorf("counter: %w", err)
+	}
+	if t, ok := parseDigits(body.Value); ok {
+		return t, nil
 	}
 	n, ok := new(big.Int).SetString(body.Value, 10)
 	if !ok {

@@ -1,0 +1,215 @@
+package cost_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+
+	"avatarworker/internal/cost"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/internal/topology"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	names = topology.Names{Prefix: "avatar"}
+	march = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+)
+
+// ledger holds six sessions over three days: one estimated and one whose estimate
+// was replaced.
+func ledger(t *testing.T) (*cost.Store, jetstream.JetStream) {
+	t.Helper()
+	js, err := jetstream.New(natstest.ConnectURL(t, natstest.Start(t).ClientURL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings()); err != nil {
+		t.Fatal(err)
+	}
+	l := usage.NewLedger(usage.Options{JS: js, Names: names, Tariff: usage.Tariff{Minimum: 1}, Labels: []string{"customer"}, Window: time.Hour, Now: time.Now})
+	write := func(n int, credits int64, change func(*usage.Record)) usage.Record {
+		r := usage.Record{
+			JobID: "J", Run: 1, Session: n, AppID: "app", Queue: "default", AvatarID: "a", ConnectionID: fmt.Sprintf("c%d", n),
+			ConfirmedAt: march.AddDate(0, 0, n/2).Add(12 * time.Hour), ConnectedMS: credits * 6000, Credits: credits, OutcomeCode: "completed",
+			Labels: map[string]string{"customer": "acme", "room": "r" + fmt.Sprint(n%2)},
+		}
+		change(&r)
+		if _, err := l.Store(t.Context(), r, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	write(0, 1, func(*usage.Record) {})
+	write(1, 2, func(r *usage.Record) { r.AppID = "shop" })
+	write(2, 4, func(r *usage.Record) { r.Queue, r.OutcomeCode = "vip", "serverError" })
+	write(3, 8, func(r *usage.Record) { r.Labels = nil })
+	write(4, 16, func(r *usage.Record) { r.Estimated, r.ConnectionID, r.OutcomeCode = true, "", "workerLost" })
+	lost := write(5, 1000, func(r *usage.Record) { r.Estimated, r.OutcomeCode = true, "workerLost" })
+	exact := lost
+	exact.Estimated, exact.ConnectedMS, exact.Credits, exact.OutcomeCode = false, 32*6000, 32, "released"
+	if err := l.Correct(t.Context(), lost, exact); err != nil {
+		t.Fatal(err)
+	}
+	return cost.NewStore(js, names, []string{"customer"}), js
+}
+
+func TestSumsAreTheSameFromCountersAndFromRecords(t *testing.T) {
+	s, js := ledger(t)
+	records := cost.NewStore(js, names, nil) // knows of no label in the counters
+	for by, want := range map[string]string{
+		"app":            "app=61 shop=2",
+		"queue":          "default=59 vip=4",
+		"day":            "2026-03-01=3 2026-03-02=12 2026-03-03=48",
+		"avatar":         "a=63",
+		"label:customer": "acme=55 =8",
+		"label:room":     "r1=34 r0=21 =8",
+	} {
+		for _, store := range []*cost.Store{s, records} {
+			if got := sum(t, store, cost.Query{By: by}); got != want {
+				t.Errorf("by %s: %s, want %s", by, got, want)
+			}
+		}
+	}
+	one := cost.Query{By: "app", Since: march.AddDate(0, 0, 1), Until: march.AddDate(0, 0, 2)}
+	if got := sum(t, s, one); got != "app=12" {
+		t.Errorf("one day: %s", got)
+	}
+	one.Since = one.Since.Add(13 * time.Hour) // a part of a day is summed from the records
+	if got := sum(t, s, one); got != "" {
+		t.Errorf("an afternoon: %s", got)
+	}
+	rows, err := s.Sum(t.Context(), cost.Query{By: "avatar"})
+	if err != nil || len(rows) != 1 || rows[0].Totals != (usage.Totals{Sessions: 6, ConnectedMS: 63 * 6000, Credits: 63, EstimatedCredits: 16, FailedCredits: 20}) {
+		t.Errorf("%+v, %v", rows, err)
+	}
+	for _, by := range []string{"", "apps", "label:"} {
+		if _, err := s.Sum(t.Context(), cost.Query{By: by}); !errors.Is(err, cost.ErrBy) {
+			t.Errorf("by %q: %v", by, err)
+		}
+	}
+}
+
+func sum(t *testing.T, s *cost.Store, q cost.Query) string {
+	t.Helper()
+	rows, err := s.Sum(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var texts []string
+	for _, r := range rows {
+		texts = append(texts, fmt.Sprintf("%s=%d", r.Key, r.Credits))
+	}
+	return strings.Join(texts, " ")
+}
+
+func TestARebuiltCounterIsWhatItsRecordsAddUpTo(t *testing.T) {
+	s, js := ledger(t)
+	if c, err := s.Compare(t.Context()); err != nil || len(c.Differences) > 0 || c.Records != 6 || c.Totals.Credits != 63 {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	// One counter is wrong, one was never written, one has no records.
+	wrong := names.Totals("2026-03-01", "app", "default", "customer=acme")
+	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: wrong, Header: nats.Header{"Nats-Incr": {"77"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: names.Totals("2026-03-09", "app", "default"), Header: nats.Header{"Nats-Incr": {"5"}}}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := json.Marshal(usage.Record{JobID: "K", Run: 1, Session: 1, AppID: "app", Queue: "q", ConfirmedAt: march, Credits: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), names.Usage("app", "q"), data, jetstream.WithMsgID("K.run1.s1")); err != nil {
+		t.Fatal(err)
+	}
+	corrected, after, err := s.Rebuild(t.Context())
+	if err != nil || len(corrected) != 3 || len(after.Differences) > 0 || after.Totals.Credits != 66 {
+		t.Fatalf("corrected %+v; then %+v, %v", corrected, after, err)
+	}
+	if got := sum(t, s, cost.Query{By: "queue"}); got != "default=59 vip=4 q=3" {
+		t.Errorf("by queue: %s", got)
+	}
+}
+
+func TestAVendorsListIsHeldAgainstTheLedger(t *testing.T) {
+	s, _ := ledger(t)
+	list := "\xef\xbb\xbfCredits,Connection_ID,connected_seconds\n1,c0,6.9\n2,c1,12\n,c2,99\n8,c3,\n9,c9,1\n1,c0,6\n"
+	charges, err := cost.ReadCharges(strings.NewReader(list))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.Check(t.Context(), charges, march, march.AddDate(0, 1, 0), time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, f := range c.Findings {
+		found = append(found, f.ConnectionID+" "+f.What)
+	}
+	want := "[c2 differs c9 not_in_ledger c0 twice_on_list c5 not_on_list]"
+	if c.OK || fmt.Sprint(found) != want || c.Same != 3 || c.WithoutID != 1 || c.OurCredits != 47 || c.TheirCredits != 21 {
+		t.Errorf("%v of %+v, want %s", found, c, want)
+	}
+}
+
+func TestAnEstimateIsTheSameUpToItsBound(t *testing.T) {
+	_, js := ledger(t)
+	l := usage.NewLedger(usage.Options{JS: js, Names: names, Window: time.Hour, Now: time.Now})
+	r := usage.Record{JobID: "E", Run: 1, Session: 1, AppID: "e", Queue: "q", ConnectionID: "e1", ConfirmedAt: march, ConnectedMS: 60_000, Credits: 10, Estimated: true}
+	if _, err := l.Store(t.Context(), r, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	s := cost.NewStore(js, names, nil)
+	for ms, want := range map[int64]bool{1000: true, 60_500: true, 62_000: false} {
+		c, err := s.Check(t.Context(), []cost.Charge{{ConnectionID: "e1", ConnectedMS: ms, Credits: -1}}, march, march.Add(time.Second), time.Second)
+		if err != nil || c.OK != want {
+			t.Errorf("%d ms: %+v, %v", ms, c, err)
+		}
+	}
+}
+
+func TestAListThatCanNotBeReadNamesItsLine(t *testing.T) {
+	for list, want := range map[string]string{
+		"":                              "empty",
+		"id,credits\nc,1\n":             "connection_id",
+		"connection_id,credits\n,1\n":   "line 2",
+		"connection_id,credits\nc,x\n":  `line 2: credits is "x"`,
+		"connection_id,credits\nc,-1\n": "line 2",
+		"connection_id,seconds\nc,1\n":  "line 2: it has none",
+		"connection_id,credits\nc\n":    "line 2",
+		"{\"connection_id\":\"c\"}\n":   "line 1: it has none",
+		"{\"connection_id\":\"c\",\n":   "line 1",
+		"{\"connection_id\":\"c\",\"credits\":1,\"confirmed_at\":\"x\"}": "confirmed_at",
+	} {
+		if _, err := cost.ReadCharges(strings.NewReader(list)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", list, err, want)
+		}
+	}
+	charges, err := cost.ReadCharges(strings.NewReader("{\"connection_id\":\"c\",\"connected_ms\":41700,\"credits\":7,\"x\":null}\n\n"))
+	if err != nil || len(charges) != 1 || charges[0].ConnectedMS != 41700 || charges[0].Credits != 7 {
+		t.Errorf("%+v, %v", charges, err)
+	}
+}
+
+func FuzzReadCharges(f *testing.F) {
+	f.Add("connection_id,credits\nc,1\n")
+	f.Add("{\"connection_id\":\"c\",\"connected_ms\":1e3}\n")
+	f.Fuzz(func(t *testing.T, list string) {
+		charges, err := cost.ReadCharges(strings.NewReader(list))
+		for _, c := range charges {
+			if err == nil && (c.ConnectionID == "" || c.ConnectedMS < -1 || c.Credits < -1 || c.ConnectedMS < 0 && c.Credits < 0) {
+				t.Errorf("%q gave %+v", list, c)
+			}
+		}
+	})
+}
