@@ -69,15 +69,27 @@ func (l *Ledger) Store(ctx context.Context, r Record, notedAt time.Time) (fresh 
 			return false, err
 		}
 	}
+	// Both are on their way before either is waited for.
+	var writing, counting func(context.Context) (*jetstream.PubAck, error)
 	if !recorded {
-		if fresh, err = l.record(ctx, r, r.ID()); err != nil {
+		if writing, err = l.record(r, r.ID()); err != nil {
 			return false, err
 		}
-		failpoint.Here("usage_record")
 	}
+	failpoint.Here("usage_record")
 	if !counted {
-		if err := l.count(ctx, r, r.Totals(), r.ID()); err != nil {
+		counting = l.count(r, r.Totals(), r.ID())
+	}
+	if writing != nil {
+		ack, err := writing(ctx)
+		if err != nil {
 			return false, err
+		}
+		fresh = !ack.Duplicate
+	}
+	if counting != nil {
+		if _, err := counting(ctx); err != nil {
+			return fresh, err
 		}
 	}
 	failpoint.Here("usage")
@@ -88,17 +100,23 @@ func (l *Ledger) Store(ctx context.Context, r Record, notedAt time.Time) (fresh 
 // the session, which is not estimated and counts instead of the first.
 func (l *Ledger) Correct(ctx context.Context, estimate, r Record) error {
 	id := r.ID() + exact
-	if _, err := l.record(ctx, r, id); err != nil {
+	writing, err := l.record(r, id)
+	if err == nil {
+		_, err = writing(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	// The counter of the estimate takes the difference; the day may be another.
 	if Counter(l.o.Names, estimate, l.o.Labels) == Counter(l.o.Names, r, l.o.Labels) {
-		return l.count(ctx, r, r.Totals().Minus(estimate.Totals()), id)
-	}
-	if err := l.count(ctx, estimate, Totals{}.Minus(estimate.Totals()), r.ID()+".void"); err != nil {
+		_, err = l.count(r, r.Totals().Minus(estimate.Totals()), id)(ctx)
 		return err
 	}
-	return l.count(ctx, r, r.Totals(), id)
+	if _, err := l.count(estimate, Totals{}.Minus(estimate.Totals()), r.ID()+".void")(ctx); err != nil {
+		return err
+	}
+	_, err = l.count(r, r.Totals(), id)(ctx)
+	return err
 }
 
 // Find looks for the records of a session that were stored since a time; estimate
@@ -119,34 +137,70 @@ func (l *Ledger) Find(ctx context.Context, r Record, since time.Time) (estimate,
 	return estimate, exactly, err
 }
 
-func (l *Ledger) record(ctx context.Context, r Record, id string) (fresh bool, err error) {
+// record sends a usage record; wait returns when it is stored.
+func (l *Ledger) record(r Record, id string) (wait func(context.Context) (*jetstream.PubAck, error), err error) {
 	data, err := json.Marshal(r)
 	if err != nil {
-		return false, fmt.Errorf("usage record %s: %w", id, err)
+		return nil, fmt.Errorf("usage record %s: %w", id, err)
 	}
-	ack, err := l.publish(ctx, &nats.Msg{Subject: l.o.Names.Usage(r.AppID, r.Queue), Data: data, Header: nats.Header{}}, id)
-	if err != nil {
-		return false, fmt.Errorf("stream %s: %w", l.o.Names.UsageStream(), err)
-	}
-	return !ack.Duplicate, nil
+	return l.send(l.o.Names.UsageStream(), &nats.Msg{Subject: l.o.Names.Usage(r.AppID, r.Queue), Data: data, Header: nats.Header{}}, id), nil
 }
 
-func (l *Ledger) count(ctx context.Context, r Record, add Totals, id string) error {
+// count sends an increment; wait returns when it is stored.
+func (l *Ledger) count(r Record, add Totals, id string) (wait func(context.Context) (*jetstream.PubAck, error)) {
 	msg := &nats.Msg{Subject: Counter(l.o.Names, r, l.o.Labels), Header: nats.Header{headerIncrement: {add.Number().String()}}}
-	ack, err := l.publish(ctx, msg, id)
-	if err != nil {
-		return fmt.Errorf("stream %s: %w", l.o.Names.TotalsStream(), err)
-	}
-	for {
-		known := l.seq.Load()
-		if ack.Sequence <= known || l.seq.CompareAndSwap(known, ack.Sequence) {
-			return nil
+	sent := l.send(l.o.Names.TotalsStream(), msg, id)
+	return func(ctx context.Context) (*jetstream.PubAck, error) {
+		ack, err := sent(ctx)
+		for err == nil {
+			known := l.seq.Load()
+			if ack.Sequence <= known || l.seq.CompareAndSwap(known, ack.Sequence) {
+				break
+			}
 		}
+		return ack, err
 	}
 }
 
-// publish tries until there is an answer. Because of the id a repeat is stored once.
-func (l *Ledger) publish(ctx context.Context, msg *nats.Msg, id string) (ack *jetstream.PubAck, err error) {
+// send publishes; wait returns the answer. Without one it publishes again until
+// there is: because of the id that is stored once.
+func (l *Ledger) send(stream string, msg *nats.Msg, id string) (wait func(context.Context) (*jetstream.PubAck, error)) {
+	sent, sendErr := l.o.JS.PublishMsgAsync(msg, jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
+	return func(ctx context.Context) (ack *jetstream.PubAck, err error) {
+		if err = sendErr; err == nil {
+			if ack, err = answer(ctx, sent); err == nil {
+				return ack, nil
+			}
+		}
+		if !final(err) {
+			ack, err = l.again(ctx, &nats.Msg{Subject: msg.Subject, Header: msg.Header, Data: msg.Data}, id)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("stream %s: %w", stream, err)
+		}
+		return ack, nil
+	}
+}
+
+func answer(ctx context.Context, sent jetstream.PubAckFuture) (*jetstream.PubAck, error) {
+	timer := time.NewTimer(tryTimeout)
+	defer timer.Stop()
+	select {
+	case ack := <-sent.Ok():
+		return ack, nil
+	case err := <-sent.Err():
+		return nil, err
+	case <-timer.C:
+		return nil, errUnanswered
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+var errUnanswered = errors.New("the publish was not acknowledged in time")
+
+// again publishes until there is an answer.
+func (l *Ledger) again(ctx context.Context, msg *nats.Msg, id string) (ack *jetstream.PubAck, err error) {
 	err = retry.Until(ctx, retry.Backoff{Initial: tryPause, Max: time.Second}, final, func() error {
 		ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 		defer cancel()
