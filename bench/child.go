@@ -151,8 +151,8 @@ func (c *child) listen() (answer, error) {
 	return a, nil
 }
 
-// ask gives a command and waits for its answer.
-func (c *child) ask(cmd command) (answer, error) {
+// call sends a command and waits for its answer.
+func (c *child) call(cmd command) (answer, error) {
 	line, err := json.Marshal(cmd)
 	if err != nil {
 		return answer{}, err
@@ -163,13 +163,13 @@ func (c *child) ask(cmd command) (answer, error) {
 	return c.listen()
 }
 
-// stats asks what the process has used; settled: after the garbage is gone.
+// stats returns what the process has used; settled: after a garbage collection.
 func (c *child) stats(settled bool) (stats, error) {
 	do := "stats"
 	if settled {
 		do = "settled stats"
 	}
-	a, err := c.ask(command{Do: do})
+	a, err := c.call(command{Do: do})
 	return a.Stats, err
 }
 

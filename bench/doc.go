@@ -1,5 +1,5 @@
-// Command bench measures the worker beside the least that could do its work:
-// a bare nats.go loop, another queue over JetStream, a bare WebSocket reader.
+// Command bench compares the worker with the simplest programs for the same work: a
+// bare nats.go loop, another queue over JetStream, a bare WebSocket reader.
 // docs/performance.md has its table and says how to read it.
 //
 // Every measurement runs in processes of its own: the one that is measured,

@@ -102,7 +102,7 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	if ours {
 		err = fill(ctx, s.nats.said.NATS, n, func(i int) []byte { return noopJob("job" + strconv.Itoa(i)) })
 	} else {
-		_, err = c.ask(command{Do: "fill", N: n})
+		_, err = c.call(command{Do: "fill", N: n})
 	}
 	if err != nil {
 		return nil, err
@@ -111,7 +111,7 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	if err != nil {
 		return nil, err
 	}
-	done, err := c.ask(command{Do: "run", N: n})
+	done, err := c.call(command{Do: "run", N: n})
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +133,7 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	return out, err
 }
 
-// statsOf asks several processes.
+// statsOf adds up the stats of several processes.
 func statsOf(children ...*child) ([]stats, error) {
 	list := make([]stats, len(children))
 	for i, c := range children {
@@ -195,7 +195,7 @@ func measureRelay(ctx context.Context, r relay) (out sample, err error) {
 // runSessions runs n sessions at once to their end.
 func runSessions(ctx context.Context, s *stage, c *child, r relay, n int, prefix string) (time.Duration, error) {
 	if r.output == "" {
-		a, err := c.ask(command{Do: "run", N: n, Frames: r.frames})
+		a, err := c.call(command{Do: "run", N: n, Frames: r.frames})
 		return a.Elapsed, err
 	}
 	ended, err := listen(s.nats.said.NATS)
@@ -231,10 +231,10 @@ func measureIdle(ctx context.Context, p params, worker bool, n int) (out sample,
 		return nil, err
 	}
 	if worker {
-		// The avatar confirms and says nothing: its sessions wait for a frame.
+		// This avatar confirms and sends no frames, so its sessions wait.
 		err = fill(ctx, s.nats.said.NATS, n, func(i int) []byte { return job("idle"+strconv.Itoa(i), "hang", "discard") })
 	} else {
-		_, err = c.ask(command{Do: "open", N: n})
+		_, err = c.call(command{Do: "open", N: n})
 	}
 	if err == nil {
 		err = untilOpen(ctx, s.backend.said.Page, n)
@@ -284,8 +284,8 @@ func untilOpen(ctx context.Context, page string, n int) error {
 	}
 }
 
-func readBook(ctx context.Context, page string) (simulator.BookPage, error) {
-	var b simulator.BookPage
+func readBook(ctx context.Context, page string) (simulator.SessionLogPage, error) {
+	var b simulator.SessionLogPage
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, page+"/book", nil)
 	if err != nil {
 		return b, err
@@ -325,7 +325,7 @@ func measureStart(ctx context.Context, profiles string, n int) (out sample, err 
 		if err == nil {
 			err = ended.wait(ctx, 1)
 		}
-		// A moment of peace: the worker is to be idle.
+		// Wait until the worker is idle.
 		if err == nil {
 			err = pause(ctx, 5*time.Millisecond)
 		}

@@ -16,7 +16,7 @@ import (
 )
 
 // Sizes of what the worker writes for a no-op job; the table shows the stored
-// bytes of both, so that nobody has to believe them.
+// bytes of both, so that anyone can check them.
 const (
 	recordBytes    = 420
 	outcomeBytes   = 410

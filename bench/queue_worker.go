@@ -169,6 +169,7 @@ func (c *counter) JobDone(string, lifecycle.State) {
 
 func (*counter) AttemptDone(errors.Code, errors.Class, errors.Phase) {}
 func (*counter) TakenOver(string)                                    {}
+func (*counter) FirstStarted(string, time.Duration)                  {}
 func (*counter) SessionOpened(string)                                {}
 func (*counter) SessionClosed(string, time.Duration)                 {}
 func (*counter) Used(string, string, time.Duration, int64)           {}

@@ -18,7 +18,7 @@ type row struct {
 	spread
 }
 
-// target is one promise of speed and what came of it.
+// target is one goal and what was measured.
 type target struct {
 	What  string  `json:"what"`
 	Got   float64 `json:"got"`
@@ -48,7 +48,7 @@ func reportOf(list []measurement, all results, rounds int) report {
 	return r
 }
 
-// targets holds the medians of this run against what was promised.
+// targets compares the medians of this run with the goals.
 func targets(list []measurement, all results) []target {
 	median := func(key, metric string) float64 {
 		samples := all[key]

@@ -34,7 +34,7 @@ type backendRole struct{ server *simulator.Server }
 
 func (r *backendRole) start(ctx context.Context, p params) (answer, error) {
 	r.server = simulator.New(simulator.Options{
-		Addr: "127.0.0.1:0", Speed: p.Speed, Replay: exchange(p.Frames), BookLimit: 10_000,
+		Addr: "127.0.0.1:0", Speed: p.Speed, Replay: exchange(p.Frames), SessionLogLimit: 10_000,
 	})
 	if err := r.server.Start(ctx); err != nil {
 		return answer{}, err
@@ -45,7 +45,7 @@ func (r *backendRole) start(ctx context.Context, p params) (answer, error) {
 func (r *backendRole) do(ctx context.Context, c command) (answer, error) {
 	switch c.Do {
 	case "reset":
-		r.server.ResetBook()
+		r.server.ResetSessionLog()
 		return answer{}, nil
 	default:
 		return answer{}, fmt.Errorf("%s: not a command of the backend", c.Do)

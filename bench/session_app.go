@@ -76,7 +76,7 @@ func noopJob(id string) []byte {
 	return fmt.Appendf(nil, `{"id":%q,"avatar_id":"ok","audio":{"object":"speech.wav"},"output":{"discard":{}}}`, id)
 }
 
-// outcomes hears how jobs end.
+// outcomes counts how jobs end.
 type outcomes struct {
 	nc  *nats.Conn
 	sub *nats.Subscription

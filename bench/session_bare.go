@@ -23,12 +23,12 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// speechBytes is 20 ms of PCM at 16 kHz: as little as can be
-// said, so that what is measured is the way back and no job's own bytes.
+// speechBytes is 20 ms of PCM at 16 kHz: as little as possible, so that a run
+// measures the frames and not the speech.
 const speechBytes = 640
 
 // bareReader is the least that can be a session: token, upgrade, configuration,
-// one message of speech, and reading into a pooled buffer. It looks at nothing.
+// one message of speech, and reading into a pooled buffer. It parses nothing.
 type bareReader struct {
 	p       params
 	http    *http.Client

@@ -27,7 +27,7 @@ type stats struct {
 }
 
 // collections that a settled process has had: each gives back half of a stack
-// that is no longer needed.
+// that is not needed any more.
 const collections = 5
 
 // readStats reads them; settled: after some collections and what they free.
@@ -49,7 +49,7 @@ func readStats(settled bool) stats {
 	return s
 }
 
-// resident is 0 where the system does not tell.
+// resident is 0 where the system does not report it.
 func resident() uint64 {
 	data, err := os.ReadFile("/proc/self/statm")
 	if err != nil {

@@ -136,8 +136,8 @@ func sorted[V any](m map[string]V) []string {
 	return keys
 }
 
-// sameWork holds the bare loop against the worker: both have to leave the same
-// number of messages for each job, or they were not compared.
+// sameWork returns an error unless the bare loop and the worker have left the same
+// number of messages for each job: otherwise they did not do the same work.
 func sameWork(all results) error {
 	bare, ok1 := all["queue/bare nats.go loop"]
 	ours, ok2 := all["queue/our worker"]

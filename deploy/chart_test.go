@@ -264,6 +264,8 @@ func TestSchemaRefusesWhatCannotWork(t *testing.T) {
 		"an app's key in the ConfigMap":    {"--set", "config.apps.shop.api_key=k"},
 		"drain in milliseconds":            {"--set", "config.worker.drain_timeout=100ms"},
 		"drain without a unit":             {"--set-string", "config.worker.drain_timeout=300"},
+		"a limit of nothing known":         {"--set", "config.limits[0].key=room,config.limits[0].max=1"},
+		"a limit without a maximum":        {"--set", "config.limits[0].key=label.room"},
 		"no margin":                        {"--set", "terminationMargin=0"},
 		"runbooks without a slash":         {"--set", "prometheusRule.runbookBaseURL=https://example.com"},
 	} {

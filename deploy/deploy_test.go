@@ -238,7 +238,7 @@ func TestRunbooksNameKeysThatExist(t *testing.T) {
 		for _, m := range keyLike.FindAllStringSubmatch(read(t, page), -1) {
 			found++
 			if !keys[m[1]] {
-				t.Errorf("%s names %s, which is no key", page, m[1])
+				t.Errorf("%s names %s, which is not a key", page, m[1])
 			}
 		}
 	}

@@ -2,78 +2,51 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
-	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/status"
 )
 
-// storeTry bounds one round trip to a bucket, cancelTime a whole request.
-const (
-	storeTry   = 5 * time.Second
-	cancelTime = 20 * time.Second
-)
+// storeTimeout bounds one round trip to a bucket.
+const storeTimeout = 5 * time.Second
 
 func newCancelCommand(c *cli) *cobra.Command {
-	var asJSON, ifUnknown bool
+	var (
+		bf        bulkFlags
+		ifUnknown bool
+	)
 	cmd := &cobra.Command{
-		Use: "cancel JOB", Short: "End a job, running or not",
-		Long: `Ends a job. Answers "cancelled", "requested" (it will be, when it is next
-delivered), "finished" with the outcome (it is too late) or "unknown": no record
-and no waiting job has this id. With the last two the exit code is 1.`,
-		Args: cobra.ExactArgs(1),
+		Use: "cancel [JOB…]", Short: "End jobs, running or not",
+		Long: `Ends jobs. Give job ids, filters, or --all; filters choose among the jobs that
+have no outcome yet, those that only wait in their queue among them. Answers
+"cancelled", "requested" (it will be, when it is next delivered), "finished" with
+the outcome (it is too late) or "unknown": no record and no waiting job has this
+id. With the last two the exit code is 1. It may be repeated.`,
+		ValidArgsFunction: c.completeJobs(onTheWay()),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.cancel(cmd.Context(), args[0], ifUnknown, asJSON)
+			return c.runBulk(cmd.Context(), "cancel", args, &bf, bulk{verb: "Cancel", states: onTheWay(), change: c.canceller(ifUnknown)})
 		},
 	}
-	cmd.Flags().BoolVar(&ifUnknown, "if-unknown", false, "note it for a job that is yet to be published, too")
-	jsonFlag(cmd, &asJSON)
+	bf.register(c, cmd, "without an outcome")
+	cmd.Flags().BoolVar(&ifUnknown, "if-unknown", false, "also cancel a job that has not been published yet")
 	return cmd
 }
 
-func (c *cli) cancel(ctx context.Context, jobID string, ifUnknown, asJSON bool) error {
-	if err := checkJobID(jobID); err != nil {
-		return err
-	}
-	l, err := c.connect(ctx, "cancel")
-	if err != nil {
-		return err
-	}
-	defer l.close()
-	bucket, err := l.js.KeyValue(ctx, l.names.StateBucket())
-	if err != nil {
-		return l.missing("bucket "+l.names.StateBucket(), err)
-	}
-	ctx, done := context.WithTimeout(ctx, cancelTime)
-	defer done()
-	store := kv.NewStore(l.js, bucket, storeTry)
-	if !ifUnknown {
-		if unknown, err := c.unknownJob(ctx, l, store, jobID); err != nil {
-			return err
-		} else if unknown {
-			reply := control.Reply{JobID: jobID, Status: statusUnknown, Message: "no record and no waiting job has this id; --if-unknown cancels it when it comes"}
-			return errors.Join(c.printCancel(reply, asJSON), errShown)
+// records opens the bucket of records.
+func (l *link) records(ctx context.Context) (*kv.Store, error) {
+	if l.store == nil {
+		bucket, err := l.js.KeyValue(ctx, l.names.StateBucket())
+		if err != nil {
+			return nil, l.names.Unavailable("bucket "+l.names.StateBucket(), err)
 		}
+		l.store = kv.NewStore(l.js, bucket, storeTimeout)
 	}
-	reply, err := jobs.RequestCancel(ctx, l.nc, store, l.names.Control(jobID), jobID)
-	if err != nil {
-		return fmt.Errorf("cancelling job %s: %w", jobID, err)
-	}
-	if err := c.printCancel(reply, asJSON); err != nil {
-		return err
-	}
-	if reply.Status != control.StatusCancelled && reply.Status != control.StatusRequested {
-		return errShown
-	}
-	return nil
+	return l.store, nil
 }
 
 // statusUnknown is the answer for a job that was never published, or long ago.
@@ -89,30 +62,15 @@ func (c *cli) unknownJob(ctx context.Context, l *link, store *kv.Store, id strin
 	if absent, err := noRecord(); err != nil || !absent {
 		return false, err
 	}
-	found, all, err := status.NewStore(l.js, l.names, c.now, 0).Waiting(ctx, id)
+	found, looked, err := status.NewStore(l.js, l.names, c.now, 0).Waiting(ctx, id)
 	if err != nil {
 		l.log.Debug().Err(err).Msg("looking for the job in its queue")
 		return false, nil
 	}
-	if found != nil || !all {
+	if found != nil || !looked.All {
 		return false, nil
 	}
 	return noRecord() // it may have been taken meanwhile
-}
-
-func (c *cli) printCancel(reply control.Reply, asJSON bool) error {
-	if asJSON {
-		return c.printJSON(reply)
-	}
-	text := reply.Status
-	if reply.Outcome != "" && reply.Status == control.StatusFinished {
-		text += fmt.Sprintf(" (%s)", reply.Outcome)
-	}
-	if reply.Message != "" {
-		text += ": " + plain(reply.Message)
-	}
-	_, err := fmt.Fprintln(c.stdout, text)
-	return err
 }
 
 func checkJobID(id string) error {

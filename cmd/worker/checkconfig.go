@@ -9,12 +9,12 @@ import (
 
 func newCheckConfigCommand(c *cli) *cobra.Command {
 	return &cobra.Command{
-		Use: "check-config", Short: "Load the configuration as run would, and print it whole",
+		Use: "check-config", Short: "Check the configuration as run would, and print all of it",
 		Long: `Loads the configuration as 'avatarworker run' would, from defaults, file, environment
-and flags, and prints every key, secrets hidden. Exit code 78 where it is
-wrong, and where a file of a secret or of the login to NATS can't be read. It
-does not connect. One that only lacks what a deployment adds, the app and its
-key, is right, with a warning.`,
+and flags, and prints every key with secrets hidden. It does not connect. The exit
+code is 78 if the configuration is wrong, or if a file with a secret or with the
+login to NATS can't be read. A missing app or API key, which a deployment may add
+later, is only a warning.`,
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			c.secrets = true
@@ -33,7 +33,7 @@ key, is right, with a warning.`,
 				return err
 			}
 			if err := cfg.RequireApp(); err != nil {
-				c.note("avatarworker: right so far, but a worker would not start with it: %s", err)
+				c.note("avatarworker: valid so far, but a worker would not start with it: %s", err)
 			}
 			return nil
 		},

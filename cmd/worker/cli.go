@@ -13,9 +13,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/app"
+	"avatarworker/internal/client"
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/kv"
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/telemetry"
 	"avatarworker/internal/topology"
@@ -36,8 +38,9 @@ type cli struct {
 	configFile string            // -c; "": defaultConfigFile where there is one
 	overrides  map[string]string // flags that set a key of the configuration
 	flags      map[string]string // by key: the flag that set it, unless that was --set
-	secrets    bool              // the configuration's secrets are looked at too
-	started    bool              // the command line was understood
+	colours    bool              // stdout is copied to a terminal with colours
+	secrets    bool              // check the configuration's secrets too
+	started    bool              // the command line was valid
 	loaded     *config.Config
 }
 
@@ -131,8 +134,8 @@ func (c *cli) loggerFor(cfg *config.Config) (zerolog.Logger, error) {
 	return telemetry.NewLogger(c.stderr, cfg.Log.Level, cfg.Log.Format, isTerminal(c.stderr))
 }
 
-// quietLogger is for commands that a person waits for: only warnings, unless
-// this command line asks for more.
+// quietLogger is for commands that a person waits for: only warnings, unless the
+// command line sets log.level.
 func (c *cli) quietLogger() (zerolog.Logger, error) {
 	log, err := c.logger()
 	if _, asked := c.overrides["log.level"]; err == nil && !asked {
@@ -150,11 +153,13 @@ func natsOptions(cfg *config.Config, name string, log zerolog.Logger) (natsconn.
 
 // link is a command's connection to the queue.
 type link struct {
-	cfg   *config.Config
-	log   zerolog.Logger
-	nc    *nats.Conn
-	js    jetstream.JetStream
-	names topology.Names
+	cfg    *config.Config
+	log    zerolog.Logger
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	names  topology.Names
+	client *client.Client
+	store  *kv.Store // of job records, once it is opened
 
 	served struct { // what serving has read
 		known   bool
@@ -163,7 +168,7 @@ type link struct {
 	}
 }
 
-// connect loads the configuration and connects, once: somebody is waiting.
+// connect loads the configuration and connects, trying once: a person is waiting.
 func (c *cli) connect(ctx context.Context, command string) (*link, error) {
 	cfg, err := c.config()
 	if err != nil {
@@ -184,9 +189,13 @@ func (c *cli) connect(ctx context.Context, command string) (*link, error) {
 		return nil, err
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w\nIs it running? --nats-url, NATS_URL or nats.url say where it is", err)
+		return nil, fmt.Errorf("%w\nIs it running? Set its address with --nats-url, NATS_URL or nats.url", err)
 	}
-	return &link{cfg: cfg, log: log, nc: nc, js: js, names: topology.Names{Prefix: cfg.NATS.Prefix}}, nil
+	names := topology.Names{Prefix: cfg.NATS.Prefix}
+	return &link{
+		cfg: cfg, log: log, nc: nc, js: js, names: names,
+		client: client.New(client.Options{JetStream: js, Names: names, Now: c.now, Log: log}),
+	}, nil
 }
 
 // close sends what was published and closes.
@@ -198,20 +207,8 @@ func (l *link) close() {
 	}
 }
 
-// missing turns the error about a stream or bucket that is not there into one
-// that says why, and leaves others as they are.
-func (l *link) missing(what string, err error) error {
-	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrBucketNotFound) {
-		return fmt.Errorf("there is no %s: no worker has run here with nats.prefix %q yet ('avatarworker run' makes it)", what, l.cfg.NATS.Prefix)
-	}
-	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
-		return fmt.Errorf("%s: JetStream is not enabled on this NATS server, or not for this account", what)
-	}
-	return fmt.Errorf("%s: %w", what, err)
-}
-
 // note writes a line for people. It is not data: a pipe that is closed loses
 // nothing.
 func (c *cli) note(format string, args ...any) {
-	_, _ = fmt.Fprintf(c.stderr, format+"\n", args...) // there is nobody left to tell
+	_, _ = fmt.Fprintf(c.stderr, format+"\n", args...) // it can only fail for good
 }

@@ -70,7 +70,7 @@ come from counters and are read at once; all else is summed from the records.`,
 				if err != nil {
 					return err
 				}
-				return c.printCost(by, rows, asJSON, asCSV)
+				return c.printSums(by, rows, asJSON, asCSV)
 			})
 		},
 	}
@@ -93,12 +93,12 @@ func (c *cli) withLedger(ctx context.Context, name string, store func(*link) *co
 	}
 	defer l.close()
 	if _, err := l.js.Stream(ctx, l.names.UsageStream()); err != nil {
-		return l.missing("stream "+l.names.UsageStream(), err)
+		return l.names.Unavailable("stream "+l.names.UsageStream(), err)
 	}
 	return f(l, store(l))
 }
 
-func (c *cli) printCost(by string, rows []cost.Row, asJSON, asCSV bool) error {
+func (c *cli) printSums(by string, rows []cost.Row, asJSON, asCSV bool) error {
 	switch {
 	case asJSON:
 		return c.printJSON(rows)

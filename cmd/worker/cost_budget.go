@@ -76,7 +76,7 @@ func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bo
 func (l *link) budgetSettings(ctx context.Context) (map[string]int64, error) {
 	bucket, err := l.js.KeyValue(ctx, l.names.FleetBucket())
 	if err != nil {
-		return nil, l.missing("bucket "+l.names.FleetBucket(), err)
+		return nil, l.names.Unavailable("bucket "+l.names.FleetBucket(), err)
 	}
 	watch, err := bucket.Watch(ctx, budget.Prefix+">", jetstream.IgnoreDeletes())
 	if err != nil {
@@ -107,7 +107,7 @@ func (c *cli) setBudget(ctx context.Context, l *link, key, per string, credits i
 	}
 	bucket, err := l.js.KeyValue(ctx, l.names.FleetBucket())
 	if err != nil {
-		return l.missing("bucket "+l.names.FleetBucket(), err)
+		return l.names.Unavailable("bucket "+l.names.FleetBucket(), err)
 	}
 	name := budget.SettingKey(key, per)
 	if reset {

@@ -22,11 +22,11 @@ import (
 
 const aboutDemo = `Start NATS with JetStream, a simulated avatar backend and one worker in this
 process, publish sample jobs that end each way, and show what happens to them.
-Nothing is kept, and nothing outside this machine is asked.`
+Nothing is kept, and nothing outside this machine is used.`
 
 const (
 	demoApp = "demo-app"
-	// demoKey is no secret: the simulator takes any.
+	// demoKey is not a secret: the simulator takes any.
 	demoKey = "demo-api-key"
 	// demoSpeed is how much faster than real time the simulator moves.
 	demoSpeed = 8
@@ -37,10 +37,10 @@ const (
 func newDemoCommand(c *cli) *cobra.Command {
 	var stay, asJSON bool
 	cmd := &cobra.Command{
-		Use: "demo", Short: "Show the whole thing working, in this process", Long: aboutDemo, Args: noArgs,
+		Use: "demo", Short: "Run everything in this process, with sample jobs", Long: aboutDemo, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.demo(cmd.Context(), stay, asJSON) },
 	}
-	cmd.Flags().BoolVar(&stay, "stay", false, "keep it running, and say how to talk to it")
+	cmd.Flags().BoolVar(&stay, "stay", false, "keep it running, and print how to use it")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
@@ -97,7 +97,7 @@ func (c *cli) newStage(ctx context.Context, quiet bool) (_ *stage, err error) {
 			s.close()
 		}
 	}()
-	log := zerolog.Nop() // the show tells what happens; logs only where they are asked for
+	log := zerolog.Nop() // the demo prints what happens; logs only with --log-level
 	if _, asked := c.overrides["log.level"]; asked {
 		if log, err = c.logger(); err != nil {
 			return nil, err
@@ -125,8 +125,7 @@ func (c *cli) newStage(ctx context.Context, quiet bool) (_ *stage, err error) {
 	return s, err
 }
 
-// config is the defaults, but for where things are and for waits that would
-// bore.
+// config is the defaults, but for addresses and for waits too long for a demo.
 func (s *stage) config() *config.Config {
 	cfg := config.Defaults()
 	cfg.NATS.URL = s.server.ClientURL()
@@ -185,15 +184,15 @@ func (s *stage) close() {
 	}
 }
 
-// say prints a line of the show.
-func (s *stage) say(format string, args ...any) {
+// printf prints a line of the demo.
+func (s *stage) printf(format string, args ...any) {
 	if !s.quiet {
-		// A reader that went away does not stop the show.
+		// A reader that went away does not stop the demo.
 		_, _ = fmt.Fprintf(s.c.stdout, format+"\n", args...)
 	}
 }
 
-// explain says how to talk to a demo that stays.
+// explain prints how to use a demo that keeps running.
 func (s *stage) explain() {
 	url := s.server.ClientURL()
 	s.c.note(`

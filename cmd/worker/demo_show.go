@@ -58,13 +58,13 @@ func demoJobs(now time.Time) []*demoJob {
 		job("demo-egress", "the backend publishes into a LiveKit room", "ok", lifecycle.StateCompleted, "", 1, map[string]any{"output": map[string]any{"livekit": room}}),
 		job("demo-talk", "two utterances in one session", "ok", lifecycle.StateCompleted, "", 1, map[string]any{"utterances": []any{speech, speech}}),
 		job("demo-flaky", "the connection breaks twice, then holds", "flaky-connectionClosed-2", lifecycle.StateCompleted, "", 3, nil),
-		job("demo-unknown-avatar", "a mistake that no retry mends", "fail-avatarNotFound", lifecycle.StateDeadLettered, errors.CodeAvatarNotFound, 1, nil),
+		job("demo-unknown-avatar", "a mistake that no retry corrects", "fail-avatarNotFound", lifecycle.StateDeadLettered, errors.CodeAvatarNotFound, 1, nil),
 		job("demo-typo", "a field that is not known", "ok", lifecycle.StateDeadLettered, errors.CodeInvalidJob, 0, map[string]any{"avatar_idd": "ok"}),
 		job("demo-late", "its deadline has passed", "ok", lifecycle.StateExpired, "", 0, map[string]any{"deadline": now.Add(-time.Minute).UTC().Format(time.RFC3339)}),
 	}
 }
 
-// show publishes the jobs, tells what happens to them and checks how they end.
+// show publishes the jobs, prints what happens to them and checks how they end.
 type show struct {
 	stage   *stage
 	started time.Time
@@ -74,7 +74,7 @@ type show struct {
 func (s *show) run(ctx context.Context) (ok bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, demoTimeout, fmt.Errorf("not all jobs ended within %s", demoTimeout))
 	defer cancel()
-	s.stage.say("NATS at %s, a simulated backend at %s, one worker. Eight jobs:\n", s.stage.server.ClientURL(), s.stage.backend.URL())
+	s.stage.printf("NATS at %s, a simulated backend at %s, one worker. Eight jobs:\n", s.stage.server.ClientURL(), s.stage.backend.URL())
 	news := make(chan *nats.Msg, 1024)
 	for _, subject := range []string{s.stage.names.AllEvents(), s.stage.names.AllErrors(), s.stage.names.AllAlerts()} {
 		if _, err := s.stage.nc.ChanSubscribe(subject, news); err != nil { // until the connection closes
@@ -86,16 +86,16 @@ func (s *show) run(ctx context.Context) (ok bool, err error) {
 		if _, err := s.stage.js.PublishMsg(ctx, msg); err != nil {
 			return false, fmt.Errorf("publish %s: %w", j.id, err)
 		}
-		s.stage.say("  %-20s %s", j.id, j.about)
+		s.stage.printf("  %-20s %s", j.id, j.about)
 	}
-	s.stage.say("")
+	s.stage.printf("")
 	if err := s.follow(ctx, news); err != nil {
 		return false, err
 	}
 	return s.check(ctx)
 }
 
-// follow tells what happens until every job has its outcome.
+// follow prints what happens until every job has its outcome.
 func (s *show) follow(ctx context.Context, news <-chan *nats.Msg) error {
 	open := make(map[string]bool, len(s.jobs))
 	for _, j := range s.jobs {
@@ -104,7 +104,7 @@ func (s *show) follow(ctx context.Context, news <-chan *nats.Msg) error {
 	for len(open) > 0 {
 		select {
 		case msg := <-news:
-			s.tell(msg)
+			s.printEvent(msg)
 			if lifecycle.State(token(msg.Subject, 2)).Final() {
 				delete(open, token(msg.Subject, 3))
 			}
@@ -126,8 +126,8 @@ func token(subject string, n int) string {
 	return string(parts[n])
 }
 
-// tell prints an event in a line.
-func (s *show) tell(msg *nats.Msg) {
+// printEvent prints an event in a line.
+func (s *show) printEvent(msg *nats.Msg) {
 	var e struct {
 		JobID   string     `json:"job_id"`
 		AppID   string     `json:"app_id"`
@@ -140,7 +140,7 @@ func (s *show) tell(msg *nats.Msg) {
 		Action  string     `json:"action"`
 	}
 	if err := json.Unmarshal(msg.Data, &e); err != nil {
-		return // not one of ours
+		return // not a worker's
 	}
 	kind := token(msg.Subject, 2)
 	var what string
@@ -160,7 +160,7 @@ func (s *show) tell(msg *nats.Msg) {
 			what = e.Reason
 		}
 	}
-	s.stage.say("%6.2fs  %-20s %s  %s", time.Since(s.started).Seconds(), plain(e.JobID),
+	s.stage.printf("%6.2fs  %-20s %s  %s", time.Since(s.started).Seconds(), plain(e.JobID),
 		s.stage.c.colour(s.stage.c.stdout, kindColour(kind), fmt.Sprintf("%-13s", kind)), plain(what))
 }
 
@@ -177,7 +177,7 @@ func kindColour(kind string) string {
 	}
 }
 
-// check looks at what is stored of each job.
+// check compares what is stored of each job with what was announced.
 func (s *show) check(ctx context.Context) (ok bool, err error) {
 	ok = true
 	for _, j := range s.jobs {
@@ -211,7 +211,7 @@ func (s *show) inspect(ctx context.Context, j *demoJob) error {
 	case j.got.Attempt != j.attempts && j.expected == lifecycle.StateCompleted:
 		j.wrong = fmt.Sprintf("%d attempts instead of %d", j.got.Attempt, j.attempts)
 	case j.code != "" && (j.got.LastError == nil || j.got.LastError.Code != j.code):
-		j.wrong = fmt.Sprintf("not given up for %s", j.code)
+		j.wrong = fmt.Sprintf("not dead-lettered for %s", j.code)
 	}
 	if j.expected == lifecycle.StateDeadLettered && j.got.LastError != nil {
 		return s.inspectLetter(ctx, j)
@@ -219,7 +219,7 @@ func (s *show) inspect(ctx context.Context, j *demoJob) error {
 	return nil
 }
 
-// inspectLetter looks whether the dead letter has the job's own bytes.
+// inspectLetter checks that the dead letter has the job's own bytes.
 func (s *show) inspectLetter(ctx context.Context, j *demoJob) error {
 	stream, err := s.stage.js.Stream(ctx, s.stage.names.DLQStream())
 	if err != nil {
@@ -231,7 +231,7 @@ func (s *show) inspectLetter(ctx context.Context, j *demoJob) error {
 		return fmt.Errorf("dead letter on %s: %w", j.letter, err)
 	}
 	if !bytes.Equal(msg.Data, j.body) {
-		j.wrong = "the dead letter has not the job's own bytes"
+		j.wrong = "the dead letter does not have the job's own bytes"
 	}
 	return nil
 }
@@ -273,7 +273,7 @@ func (s *show) summary(ok bool) demoSummary {
 }
 
 func (s *show) printSummary(ok bool) error {
-	s.stage.say("")
+	s.stage.printf("")
 	t := newTable(s.stage.c.stdout, "JOB", "OUTCOME", "LAST ERROR", "ATTEMPTS", "FRAMES", "BYTES", "DEAD LETTER")
 	for _, r := range s.summary(ok).Jobs {
 		t.row(r.ID, r.Outcome, orDash(string(r.Code)), r.Attempts, r.Frames, r.Bytes, orDash(r.DeadLetter))
@@ -281,14 +281,14 @@ func (s *show) printSummary(ok bool) error {
 	if err := t.end(); err != nil {
 		return err
 	}
-	s.stage.say("")
+	s.stage.printf("")
 	for _, j := range s.jobs {
 		if j.wrong != "" {
-			s.stage.say("%s: %s", j.id, j.wrong)
+			s.stage.printf("%s: %s", j.id, j.wrong)
 		}
 	}
 	if ok {
-		s.stage.say("Every job ended as announced.")
+		s.stage.printf("Every job ended as announced.")
 	}
 	return nil
 }

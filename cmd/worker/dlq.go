@@ -35,18 +35,18 @@ func newDLQCommand(c *cli) *cobra.Command {
 
 func (lf *letterFlags) register(cmd *cobra.Command, limit int) {
 	f := cmd.Flags()
-	f.StringSliceVar(&lf.codes, "code", nil, "with this error `CODE`; may be repeated, as the next three")
-	f.StringSliceVar(&lf.classes, "class", nil, "with this error `CLASS`")
-	f.StringSliceVar(&lf.apps, "app", nil, "of the app with this `ID`")
-	f.StringSliceVar(&lf.jobs, "job", nil, "of the job with this `ID`")
-	f.StringVar(&lf.before, "before", "", "that failed before this `TIME` (RFC 3339, or a duration ago such as 2h)")
-	f.StringVar(&lf.after, "after", "", "that failed at this `TIME` or later")
+	f.StringSliceVar(&lf.codes, "code", nil, "only with this error `CODE`; may be repeated, as --class, --app and --job")
+	f.StringSliceVar(&lf.classes, "class", nil, "only with this error `CLASS`")
+	f.StringSliceVar(&lf.apps, "app", nil, "only of the app with this `ID`")
+	f.StringSliceVar(&lf.jobs, "job", nil, "only of the job with this `ID`")
+	f.StringVar(&lf.before, "before", "", "only those that failed before this `TIME` (RFC 3339, or a duration ago such as 2h)")
+	f.StringVar(&lf.after, "after", "", "only those that failed at this `TIME` or later")
 	f.BoolVar(&lf.newest, "newest", false, "newest first")
 	f.IntVar(&lf.limit, "limit", limit, "at most `N` (0: no limit)")
 	jsonFlag(cmd, &lf.asJSON)
 }
 
-// chooses tells whether any flag narrows the choice.
+// chooses reports whether any flag narrows the choice.
 func (lf *letterFlags) chooses() bool {
 	return len(lf.codes)+len(lf.classes)+len(lf.apps)+len(lf.jobs) > 0 || lf.before != "" || lf.after != "" || lf.limit > 0
 }
@@ -70,8 +70,8 @@ func (lf *letterFlags) filter(now time.Time) (dlq.Filter, error) {
 	return f, err
 }
 
-// warnUnknown tells of codes that this version does not know: a typing error,
-// or dead letters of a newer worker.
+// warnUnknown warns of codes that this version does not know: a typing error, or
+// dead letters of a newer worker.
 func (c *cli) warnUnknown(f dlq.Filter) {
 	for _, code := range f.Codes {
 		if !code.Known() {
@@ -101,14 +101,14 @@ func sequences(args []string) ([]uint64, error) {
 	for _, arg := range args {
 		seq, err := strconv.ParseUint(arg, 10, 64)
 		if err != nil || seq == 0 {
-			return nil, usagef("%q is no SEQ: want a number as 'avatarworker dlq ls' shows it", arg)
+			return nil, usagef("%q is not a SEQ: want a number as 'avatarworker dlq ls' shows it", arg)
 		}
 		seqs = append(seqs, seq)
 	}
 	return seqs, nil
 }
 
-// which reads which letters are meant: by SEQ arguments, by flags.
+// which returns the letters that SEQ arguments or flags choose.
 func (c *cli) which(args []string, lf *letterFlags) ([]uint64, dlq.Filter, error) {
 	seqs, err := sequences(args)
 	if err != nil {
@@ -148,13 +148,13 @@ func (c *cli) listLetters(cmd *cobra.Command, lf *letterFlags) error {
 	if lf.all && !chosen {
 		limit = 0
 	}
-	ask := limit
+	want := limit
 	if limit > 0 {
-		ask++ // one more tells whether there are more
+		want++ // with one more it is known whether there are more
 	}
 	show, end := c.letterList(lf.asJSON)
 	given, more := 0, false
-	for e, listErr := range dlq.NewStore(l.js, l.names, c.now).List(cmd.Context(), filter, ask) {
+	for e, listErr := range dlq.NewStore(l.js, l.names, c.now).List(cmd.Context(), filter, want) {
 		if err = listErr; err != nil {
 			break
 		}

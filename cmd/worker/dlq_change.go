@@ -11,7 +11,7 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Statuses beside those of dlq.Replay.
+// Statuses in addition to those of dlq.Replay.
 const (
 	statusFailed      = "failed"
 	statusRemoved     = "removed"
@@ -27,18 +27,32 @@ type changed struct {
 func newDLQReplayCommand(c *cli) *cobra.Command {
 	var (
 		lf             letterFlags
+		fix            correction
 		ignoreDeadline bool
 	)
 	cmd := &cobra.Command{
 		Use: "replay [SEQ…]", Short: "Publish dead letters' jobs again",
-		Long: `Publishes the jobs of dead letters again, each with its id, its next run and a
-fresh budget; a letter is removed once its job is back in the queue. Give SEQs,
-filters, or --all. On a terminal it asks before more than one is replayed. It may
-be interrupted and repeated: no job runs twice for it.
-A job whose deadline has passed is skipped and reported.`,
+		Long: `Publishes the jobs of dead letters again, each with its id, its next run and all its
+attempts. A letter is removed once its job is back in the queue. Give SEQs, filters,
+or --all. On a terminal it asks before it replays more than one. It may be
+interrupted and repeated: that runs no job twice.
+A job whose deadline has passed is skipped and reported.
+
+A job may be corrected before it is published: --set changes a field of it, --body replaces it,
+--edit opens it in $VISUAL or $EDITOR. The corrected job is validated before anything
+is published, keeps its id, and has the header Avatar-Corrected with the digest of
+its original bytes. Here --set does not change the program's settings: those come
+from the configuration file and AVATAR_ variables.`,
+		Example: `  avatarworker dlq replay 17 --set avatar_id=ok-42 --set audio.format=wav
+  avatarworker dlq replay --code avatarNotFound --app a1 --set avatar_id=ok-42 --dry-run
+  avatarworker dlq replay 17 --set deadline=null      # without a deadline`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			correct, err := fix.prepare(cmd.Context(), c, args)
+			if err != nil {
+				return err
+			}
 			return c.changeLetters(cmd, args, &lf, func(ctx context.Context, store *dlq.Store, e dlq.Entry) (changed, error) {
-				r, err := store.Replay(ctx, e.Seq, dlq.ReplayOptions{IgnoreDeadline: ignoreDeadline, DryRun: lf.dryRun})
+				r, err := store.Replay(ctx, e.Seq, dlq.ReplayOptions{IgnoreDeadline: ignoreDeadline, DryRun: lf.dryRun, Correct: correct})
 				if r.Seq == 0 {
 					r.Seq, r.JobID = e.Seq, e.JobID
 				}
@@ -47,6 +61,7 @@ A job whose deadline has passed is skipped and reported.`,
 		},
 	}
 	lf.registerChange(cmd)
+	fix.register(cmd)
 	cmd.Flags().BoolVar(&ignoreDeadline, "ignore-deadline", false, "replay also what is past its deadline, and let it run")
 	return cmd
 }
@@ -164,7 +179,7 @@ func named(seqs []uint64) iter.Seq2[dlq.Entry, error] {
 func (l *link) lettersNow(ctx context.Context, store *dlq.Store, filter dlq.Filter, limit int) (iter.Seq2[dlq.Entry, error], error) {
 	stream, err := l.js.Stream(ctx, l.names.DLQStream())
 	if err != nil {
-		return nil, l.missing("stream "+l.names.DLQStream(), err)
+		return nil, l.names.Unavailable("stream "+l.names.DLQStream(), err)
 	}
 	last := stream.CachedInfo().State.LastSeq
 	return func(yield func(dlq.Entry, error) bool) {
@@ -191,7 +206,7 @@ func (c *cli) changeEach(ctx context.Context, l *link, store *dlq.Store, letters
 		if stopped = errors.Join(err, ctx.Err()); stopped != nil {
 			break
 		}
-		one, cancel := context.WithTimeout(context.WithoutCancel(ctx), letterTime)
+		one, cancel := context.WithTimeout(context.WithoutCancel(ctx), letterTimeout)
 		r, err := change(one, store, e)
 		cancel()
 		if err != nil {
@@ -241,6 +256,9 @@ func (r *changeReport) add(ch changed) error {
 	switch ch.Status {
 	case dlq.StatusReplayed, dlq.StatusWouldReplay:
 		line += fmt.Sprintf("  run %d on %s", ch.Run, ch.Subject)
+		if ch.Corrected != "" {
+			line += ", corrected"
+		}
 	case dlq.StatusAlready:
 		line += fmt.Sprintf("  run %d is in the queue, or was", ch.Run)
 	case dlq.StatusDeadlinePassed:

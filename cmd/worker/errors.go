@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -19,17 +20,24 @@ import (
 func newErrorsCommand(c *cli) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "errors", Short: "Print what is done about each error code", Args: noArgs,
-		Long: `Prints every error code with its class and what a worker does about it, as it
-stands under the configuration: 'policy' changes it.`,
-		RunE: func(*cobra.Command, []string) error { return c.printErrors(asJSON) },
+		Use: "errors [CODE]", Short: "Print what error codes mean, and what the worker does about each", Args: cobra.MaximumNArgs(1),
+		Long: `Prints every error code with its class, what a worker does about it, and its owner:
+who can correct it. The table includes what 'policy' in the configuration changes.
+With a CODE: what the code means, its owner, and what to do.`,
+		ValidArgsFunction: cobra.FixedCompletions(codeNames(), cobra.ShellCompDirectiveNoFileComp),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return c.explainCode(cmd, args[0], asJSON)
+			}
+			return c.printErrors(asJSON)
+		},
 	}
 	jsonFlag(cmd, &asJSON)
 	cmd.AddCommand(&cobra.Command{
 		Use: "classify [FILE|-]", Short: "Say which code each recorded failure is", Args: cobra.MaximumNArgs(1),
 		Long: `Reads failures, one JSON object a line, from FILE or stdin, and prints for each
 {"id","code","class","action","server_code","server_title","server_detail"}.
-A line that is no failure is named on stderr, and the exit code is then 1.`,
+A line that is not a failure is reported on stderr, and the exit code is then 1.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return c.classify(cmd.Context(), args) },
 	})
 	return cmd
@@ -61,9 +69,9 @@ func (c *cli) printErrors(asJSON bool) error {
 	if asJSON {
 		return c.printJSON(rows)
 	}
-	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "WHOSE FAULT", "UNLESS")
+	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "OWNER", "EXCEPTION")
 	for _, r := range rows {
-		out.row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), orDash(r.Owner), r.Unless)
+		out.row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), orDash(r.Owner), r.Exception)
 	}
 	if err := out.end(); err != nil {
 		return err
@@ -75,6 +83,91 @@ func (c *cli) printErrors(asJSON bool) error {
 		}
 	}
 	return err
+}
+
+// explainedCode is a code with all that is known of it.
+type explainedCode struct {
+	errors.Row
+	Meaning  string   `json:"meaning"`
+	Remedy   string   `json:"remedy"`
+	Commands []string `json:"commands"`
+}
+
+func (c *cli) explainCode(cmd *cobra.Command, name string, asJSON bool) error {
+	code := findCode(name)
+	if code == "" {
+		// Cobra compares a name with those of commands only.
+		known := &cobra.Command{}
+		for _, code := range errors.Codes() {
+			known.AddCommand(&cobra.Command{Use: string(code), Run: func(*cobra.Command, []string) {}})
+		}
+		return usagef("there is no error code %q%s; '%s' lists the codes", name, didYouMean("", append(suggestions(cmd, name), suggestions(known, name)...)), cmd.CommandPath())
+	}
+	t, err := c.errorTable()
+	if err != nil {
+		return err
+	}
+	x := explainedCode{Meaning: errors.Explain(code).Meaning, Remedy: errors.Explain(code).Remedy, Commands: remedies(code)}
+	for _, row := range t.Rows() {
+		if row.Code == code {
+			x.Row = row
+		}
+	}
+	if asJSON {
+		return c.printJSON(x)
+	}
+	out := newTable(c.stdout)
+	out.row("code", x.Code)
+	out.row("class", x.Class)
+	out.row("meaning", x.Meaning)
+	out.row("owner", orDash(x.Owner))
+	out.row("what the worker does", mark(string(x.Action), x.Overridden)+exception(x.Exception))
+	out.row("what to do", x.Remedy)
+	for i, command := range x.Commands {
+		label := ""
+		if i == 0 {
+			label = "commands"
+		}
+		out.row(label, command)
+	}
+	return out.end()
+}
+
+func exception(text string) string {
+	if text == "" {
+		return ""
+	}
+	return "; " + text
+}
+
+// findCode finds a code whatever the case of its letters; "": there is none.
+func findCode(name string) errors.Code {
+	for _, code := range errors.Codes() {
+		if strings.EqualFold(string(code), name) {
+			return code
+		}
+	}
+	return ""
+}
+
+// remedies are the commands that help with a code.
+func remedies(code errors.Code) []string {
+	list := []string{"avatarworker jobs ls --code " + string(code), "avatarworker dlq show --code " + string(code)}
+	replay := "avatarworker dlq replay --code " + string(code)
+	switch code {
+	case errors.CodeBillingRequired, errors.CodeCreditsExhausted:
+		return append(list, "avatarworker circuit ls", "avatarworker circuit probe APP")
+	case errors.CodeAvatarNotFound:
+		return append(list, replay+" --set avatar_id=ID")
+	case errors.CodeAppIDUnrecognized, errors.CodeAppIDMismatch:
+		return append(list, replay, "avatarworker dlq replay SEQ --set app_id=ID")
+	case errors.CodeInvalidJob, errors.CodeInvalidRequest, errors.CodeInvalidEgressConfig, errors.CodeUnsupportedSampleRate, errors.CodeAudioUnavailable:
+		return append(list, "avatarworker dlq replay SEQ --set PATH=VALUE", "avatarworker dlq replay SEQ --edit")
+	case errors.CodeDeadlineExceeded:
+		return list[:1]
+	default:
+		return append(list, replay)
+	}
 }
 
 func mark(text string, marked bool) string {
@@ -119,7 +212,7 @@ func (c *cli) classify(ctx context.Context, args []string) error {
 	return nil
 }
 
-// classifyLines counts the lines that are no failures.
+// classifyLines returns the number of lines that are not failures.
 func (c *cli) classifyLines(ctx context.Context, t *errors.Table, in io.Reader, name string, out io.Writer) (bad int, err error) {
 	lines := bufio.NewReader(in)
 	results := &cli{stdout: out}

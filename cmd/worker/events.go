@@ -61,7 +61,7 @@ func newEventsCommand(c *cli) *cobra.Command {
 	fl.BoolVar(&errs, "errors", false, "error events, one for each failed attempt")
 	fl.BoolVar(&alerts, "alerts", false, "alerts")
 	fl.BoolVar(&jobs, "jobs", false, "job events: started, completed, …")
-	fl.BoolVar(&f.once, "no-follow", false, "print what there is and end")
+	fl.BoolVar(&f.once, "no-follow", false, "print past events and end")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
@@ -74,7 +74,7 @@ func (c *cli) events(ctx context.Context, f eventFilter, asJSON bool) error {
 	defer l.close()
 	stream, err := l.js.Stream(ctx, l.names.EventsStream())
 	if err != nil {
-		return l.missing("stream "+l.names.EventsStream(), err)
+		return l.names.Unavailable("stream "+l.names.EventsStream(), err)
 	}
 	show := func(e status.Event) error {
 		switch {
@@ -116,8 +116,9 @@ func (f eventFilter) keeps(e status.Event) bool {
 	}
 	var body struct {
 		Code string `json:"code"`
+		What string `json:"what"` // of an alert about a worker's key: the code
 	}
-	return json.Unmarshal(e.Data, &body) == nil && body.Code == f.code
+	return json.Unmarshal(e.Data, &body) == nil && (body.Code == f.code || body.What == f.code)
 }
 
 func (c *cli) pastEvents(ctx context.Context, stream jetstream.Stream, f eventFilter, subjects []string, show func(status.Event) error) error {
@@ -134,36 +135,9 @@ func (c *cli) pastEvents(ctx context.Context, stream jetstream.Stream, f eventFi
 func (c *cli) followEvents(ctx context.Context, stream jetstream.Stream, f eventFilter, subjects []string, show func(status.Event) error) error {
 	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: subjects}
 	cfg.DeliverPolicy, cfg.OptStartTime = f.start(c.now())
-	return follow(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	return status.Follow(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		return show(status.NewEvent(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream, meta.Timestamp))
 	})
-}
-
-// follow hands over a stream's messages as they come, until take fails or ctx
-// ends. It outlives an absent server.
-func follow(ctx context.Context, stream jetstream.Stream, cfg jetstream.OrderedConsumerConfig, take func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
-	consumer, err := stream.OrderedConsumer(ctx, cfg)
-	if err != nil {
-		return fmt.Errorf("following %s: %w", stream.CachedInfo().Config.Name, err)
-	}
-	messages, err := consumer.Messages()
-	if err != nil {
-		return fmt.Errorf("following %s: %w", stream.CachedInfo().Config.Name, err)
-	}
-	defer messages.Stop()
-	for {
-		msg, err := messages.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return errors.Join(err, ctx.Err())
-		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return err
-		}
-		if err := take(msg, meta); err != nil {
-			return err
-		}
-	}
 }
 
 // printEvent writes an event as one line for people.
@@ -185,6 +159,7 @@ func (c *cli) eventLine(w io.Writer, e status.Event) string {
 		"error": red, event.TypeDeadLettered: red, event.TypeCompleted: green, event.TypeExpired: yellow,
 		event.TypeRetrying: yellow, event.TypeHeld: yellow, "alert." + event.AlertRecurring: red,
 		"alert." + event.AlertCircuitOpened: red, "alert." + event.AlertCircuitClosed: green,
+		"alert." + event.AlertStorage: red, "alert." + event.AlertWorkerKey: red, "alert." + event.AlertUnsettled: red,
 	}[name]
 	label := fmt.Sprintf("%-22s", orDash(name))
 	if colour != "" {
@@ -203,6 +178,7 @@ type eventFields struct {
 	Attempts   int        `json:"attempts"`
 	Max        int        `json:"max_attempts"`
 	Code       string     `json:"code"`
+	What       string     `json:"what"`
 	Class      string     `json:"class"`
 	Phase      string     `json:"phase"`
 	Message    string     `json:"message"`
@@ -234,10 +210,11 @@ func describeEvent(e status.Event) string {
 	}
 	add(f.Code != "" && f.Class != "", "%s (%s)", f.Code, f.Class)
 	add(f.Code != "" && f.Class == "", "%s", f.Code)
+	add(f.What != "", "%s", f.What)
 	add(f.Phase != "", "in %s", f.Phase)
 	add(f.Count > 0, "%d within %s", f.Count, f.Window)
 	add(e.JobID != "" && f.AvatarID != "", "avatar %s", f.AvatarID)
-	add(e.JobID == "" && f.AppID != "", "app %s", f.AppID)
+	add((e.JobID == "" || f.What != "") && f.AppID != "", "app %s", f.AppID)
 	add(f.Queue != "", "queue %s", f.Queue)
 	add(f.Attempt > 0 && f.Attempts == 0 && f.Max > 0, "attempt %d/%d", f.Attempt, f.Max)
 	add(f.Attempt > 0 && f.Attempts == 0 && f.Max == 0, "attempt %d", f.Attempt)

@@ -20,10 +20,10 @@ const (
 	exitConfig = 78
 )
 
-// errShown ends a command with exit code 1 when all there is to say was said.
+// errShown ends a command with exit code 1 after everything has been printed.
 var errShown = errors.New("failed")
 
-// usageError is a command line that can't be meant.
+// usageError is an invalid command line.
 type usageError struct{ text string }
 
 func (e *usageError) Error() string { return e.text }
@@ -32,7 +32,7 @@ func usagef(format string, args ...any) error {
 	return &usageError{fmt.Sprintf(format, args...)}
 }
 
-// configError is a configuration with which the command can't go on.
+// configError is a configuration with which the command can't run.
 type configError struct{ err error }
 
 func (e *configError) Error() string { return e.err.Error() }

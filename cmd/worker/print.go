@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -106,7 +108,8 @@ func count(n int, thing string) string {
 	return fmt.Sprintf("%d %ss", n, thing)
 }
 
-// short cuts a text to n characters.
+// short cuts a text to n characters, not bytes: it is for columns of a screen.
+// errors.Cut is for bytes.
 func short(text string, n int) string {
 	runes := []rune(text)
 	if len(runes) <= n {
@@ -115,13 +118,8 @@ func short(text string, n int) string {
 	return string(runes[:n-1]) + "…"
 }
 
-// orDash stands for what is not known.
-func orDash(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return text
-}
+// orDash returns text, or "-" if it is empty.
+func orDash(text string) string { return cmp.Or(text, "-") }
 
 // ago is how long before now a time is, for people: "12s", "3m", "5h", "4d".
 func ago(now, t time.Time) string {
@@ -156,10 +154,15 @@ const (
 
 // colour marks text where a person looks at w and wants colours.
 func (c *cli) colour(w io.Writer, code, text string) string {
-	if !isTerminal(w) || c.env("NO_COLOR") != "" || c.env("TERM") == "dumb" {
+	if !c.coloured(w) {
 		return text
 	}
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+// coloured reports whether what is written to w has colours.
+func (c *cli) coloured(w io.Writer) bool {
+	return c.colours || isTerminal(w) && c.env("NO_COLOR") == "" && c.env("TERM") != "dumb"
 }
 
 // env is the value of an environment variable.
@@ -170,4 +173,15 @@ func (c *cli) env(name string) string {
 		}
 	}
 	return ""
+}
+
+// encode is JSON with <, > and & as they are. v is something that can be encoded.
+func encode(v any) json.RawMessage {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return json.RawMessage(`null`)
+	}
+	return bytes.TrimSpace(b.Bytes())
 }

@@ -1,34 +1,193 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
-	"avatarworker/internal/audio"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/output"
 )
 
 func newRecordingCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "recording", Short: "Look into recordings", Args: noArgs, RunE: showHelp,
+		Use: "recording", Short: "List, fetch and inspect recordings", Args: noArgs, RunE: showHelp,
 	}
 	var asJSON bool
 	info := &cobra.Command{
-		Use: "info FILE|OBJECT", Short: "Print what a recording holds, and check that it is whole",
-		Long: `Reads a recording from a file or, where there is no such file, from the object
-of that name in the bucket of recordings. Exit code 1 where it is not whole.`,
+		Use: "info FILE|OBJECT", Short: "Print what a recording holds, and check that it is complete",
+		Long: `Reads a recording from a file or, where no such file exists, from the object
+of that name in the bucket of recordings. Exit code 1 if it is not whole.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return c.recordingInfo(cmd.Context(), args[0], asJSON) },
 	}
 	jsonFlag(info, &asJSON)
-	cmd.AddCommand(info)
+	cmd.AddCommand(newRecordingListCommand(c), newRecordingGetCommand(c), info)
 	return cmd
+}
+
+// recordingEntry is a recording as a list shows it.
+type recordingEntry struct {
+	Name     string    `json:"name"`
+	JobID    string    `json:"job_id"` // "": it was not stored by a worker
+	Bytes    uint64    `json:"bytes"`
+	StoredAt time.Time `json:"stored_at"`
+	Digest   string    `json:"digest"`
+}
+
+func newRecordingListCommand(c *cli) *cobra.Command {
+	var (
+		limit  int
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List recordings, newest first", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if limit < 0 {
+				return usagef("--limit %d: want 0 (no limit) or more", limit)
+			}
+			return c.listRecordings(cmd.Context(), limit, cmd.Flags().Changed("limit"), asJSON)
+		},
+	}
+	cmd.Flags().IntVar(&limit, "limit", defaultList, "at most `N` (0: no limit)")
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func (c *cli) listRecordings(ctx context.Context, limit int, limited, asJSON bool) error {
+	l, err := c.connect(ctx, "recording ls")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	list, err := l.recordings(ctx)
+	if err != nil {
+		return err
+	}
+	more := limit > 0 && len(list) > limit
+	if more {
+		list = list[:limit]
+	}
+	t := newTable(c.stdout, "RECORDING", "JOB", "STORED", "BYTES")
+	for _, r := range list {
+		if asJSON {
+			if err := c.printLine(r); err != nil {
+				return err
+			}
+			continue
+		}
+		t.row(r.Name, orDash(r.JobID), ago(c.now(), r.StoredAt)+" ago", r.Bytes)
+	}
+	switch {
+	case len(list) == 0 && !asJSON:
+		c.note("no recordings")
+		return nil
+	case more && !limited:
+		c.note("there are more: --limit N shows them")
+	}
+	if asJSON {
+		return nil
+	}
+	return t.end()
+}
+
+// recordings lists what is complete, newest first: what a session under way has
+// stored has no name of a recording yet.
+func (l *link) recordings(ctx context.Context) ([]recordingEntry, error) {
+	bucket := l.names.RecordingsBucket()
+	store, err := l.js.ObjectStore(ctx, bucket)
+	if err != nil {
+		return nil, l.names.Unavailable("bucket "+bucket, err)
+	}
+	objects, err := store.List(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
+		return nil, fmt.Errorf("bucket %s: %w", bucket, err)
+	}
+	list := []recordingEntry{}
+	for _, o := range objects {
+		list = append(list, recordingEntry{Name: o.Name, JobID: o.Metadata[output.MetaJobID], Bytes: o.Size, StoredAt: o.ModTime.UTC(), Digest: o.Digest})
+	}
+	slices.SortFunc(list, func(a, b recordingEntry) int {
+		return cmp.Or(b.StoredAt.Compare(a.StoredAt), cmp.Compare(a.Name, b.Name))
+	})
+	return list, nil
+}
+
+func newRecordingGetCommand(c *cli) *cobra.Command {
+	var out string
+	cmd := &cobra.Command{
+		Use: "get NAME", Short: "Fetch a recording", Args: cobra.ExactArgs(1),
+		Long: `Fetches a recording to the file of its name, to --out FILE, or with --out - to
+stdout. A file that is there already is left alone, unless --out names it; one that
+could not be fetched whole is not left behind.`,
+		ValidArgsFunction: func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+			var names []string
+			c.lookUp(cmd.Context(), func(ctx context.Context, l *link) {
+				list, err := l.recordings(ctx)
+				if err != nil {
+					return
+				}
+				for _, r := range list {
+					names = append(names, r.Name)
+				}
+			})
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return c.getRecording(cmd.Context(), args[0], out) },
+	}
+	cmd.Flags().StringVar(&out, "out", "", "write to this `FILE`, - for stdout")
+	return cmd
+}
+
+func (c *cli) getRecording(ctx context.Context, name, out string) error {
+	l, err := c.connect(ctx, "recording get")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	if out == "" {
+		// A name may look like a path. It must not lead out of this directory.
+		if out = filepath.Base(name); out != name || out == "." || out == ".." {
+			return usagef("recording %s: its name can't be a file's here: say --out FILE", name)
+		}
+		if _, err := os.Lstat(out); err == nil {
+			return fmt.Errorf("there is a file %s already: say --out FILE to write it, or another one", out)
+		}
+	}
+	body, err := l.client.Recording(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer body.Close() // it was only read
+	if out == "-" {
+		_, err := io.Copy(c.raw(), body)
+		return wrapRecording(name, err)
+	}
+	saved, err := saveFile(out, func(w io.Writer) error {
+		_, err := io.Copy(w, body)
+		return err
+	})
+	if err != nil {
+		return wrapRecording(name, err)
+	}
+	c.note("%s: %d bytes", saved.File, saved.Bytes)
+	return nil
+}
+
+func wrapRecording(name string, err error) error {
+	if err != nil {
+		return fmt.Errorf("recording %s: %w", name, err)
+	}
+	return nil
 }
 
 func (c *cli) recordingInfo(ctx context.Context, name string, asJSON bool) error {
@@ -45,29 +204,15 @@ func (c *cli) recordingInfo(ctx context.Context, name string, asJSON bool) error
 	}
 	l, err := c.connect(ctx, "recording info")
 	if err != nil {
-		return fmt.Errorf("there is no file %s, and the bucket of recordings can't be reached: %w", name, err)
+		return fmt.Errorf("no file %s, and the bucket of recordings can't be reached: %w", name, err)
 	}
 	defer l.close()
-	body, err := l.openRecording(ctx, name)
+	body, err := l.client.Recording(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer body.Close() // it was only read
 	return c.describeRecording(body, name, asJSON)
-}
-
-// openRecording opens an object of the bucket of recordings; reading it to its
-// end checks its digest.
-func (l *link) openRecording(ctx context.Context, name string) (io.ReadCloser, error) {
-	bucket := l.names.RecordingsBucket()
-	body, _, err := audio.JetStreamObjects(l.js)(ctx, bucket, name)
-	if errors.Is(err, audio.ErrNoObject) {
-		return nil, fmt.Errorf("there is no recording %s in bucket %s: it may have aged out, or its job has not completed", name, bucket)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("recording %s in bucket %s: %w", name, bucket, err)
-	}
-	return body, nil
 }
 
 func (c *cli) describeRecording(r io.Reader, name string, asJSON bool) error {

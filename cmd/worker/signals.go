@@ -9,8 +9,8 @@ import (
 
 // withSignals returns a context that ends with the first SIGINT, SIGTERM or, for
 // a terminal that went away, SIGHUP (not under nohup, which ignores it). A second
-// one has its usual effect and ends the process at once: whatever was under way
-// is redelivered or repeated.
+// one has its usual effect and ends the process at once: what was running is
+// redelivered or repeated.
 func withSignals(parent context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(parent)
 	first, done := make(chan os.Signal, 1), make(chan struct{})
@@ -24,7 +24,7 @@ func withSignals(parent context.Context) (context.Context, context.CancelFunc) {
 		case <-first:
 		case <-ctx.Done():
 		}
-		// Before anybody can know of the first, so that no second one is lost.
+		// Before the first one can have an effect, so that no second one is lost.
 		signal.Stop(first)
 		cancel()
 	}()
@@ -34,7 +34,7 @@ func withSignals(parent context.Context) (context.Context, context.CancelFunc) {
 	}
 }
 
-// outliveReaders lets the process go on when whoever read its stdout or stderr
-// has gone (run | head): writing there fails then, and without this the write
-// would end it.
+// outliveReaders lets the process go on when the reader of its stdout or stderr has
+// gone (run | head). Writing there fails then; without this, SIGPIPE would end the
+// process.
 func outliveReaders() { signal.Ignore(syscall.SIGPIPE) }

@@ -43,10 +43,10 @@ func newSimulatorCommand(c *cli) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Addr, "addr", simulator.DefaultAddr, "`HOST:PORT` to listen at; port 0 takes a free one")
-	f.Float64Var(&o.Speed, "speed", 1, "how fast motion comes: 1 is real time, 0 as fast as it can")
+	f.Float64Var(&o.Speed, "speed", 1, "`FACTOR` of real time at which motion comes; 0: as fast as possible")
 	f.StringVar(&replay, "replay", "", "answer each utterance with the recorded exchange in `FILE`, byte for byte")
 	f.BoolVar(&o.ReplayPatch, "replay-patch", false, "put the session's own ids into what is replayed")
-	f.IntVar(&o.MaxSessions, "max-sessions", 0, "sessions of one app at a time (0: no limit)")
+	f.IntVar(&o.MaxSessions, "max-sessions", 0, "at most `N` sessions of one app at a time (0: no limit)")
 	f.BoolVar(&o.SingleUseTokens, "single-use-tokens", false, "a session token opens one session only")
 	f.BoolVar(&secure, "tls", false, "serve https and wss with a certificate of its own, and print the file that a worker has to trust (SSL_CERT_FILE)")
 	jsonFlag(cmd, &asJSON)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -10,57 +11,114 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"avatarworker/internal/app"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
 )
 
 func newStatusCommand(c *cli) *cobra.Command {
 	var (
-		asJSON   bool
-		countFor time.Duration
+		asJSON, watch bool
+		every         time.Duration
+		countFor      time.Duration
 	)
 	cmd := &cobra.Command{
-		Use: "status [JOB]", Short: "Show how a job stands, or the whole fleet", Args: cobra.MaximumNArgs(1),
+		Use: "status [JOB]", Short: "Show the state of a job, or of the whole fleet", Args: cobra.MaximumNArgs(1),
 		Long: `With a JOB: its record, and its events and errors in order.
 
-Without: queues (waiting: never delivered; delivered: without an outcome yet,
-which are running, retrying, held or released by the jobs' records), workers
-(sessions: open now; slots: jobs at a time), circuits, and dead letters by code.
-A queue that has jobs but no worker is listed too. Records are read newest first
-and no longer than --count-for; where that was not enough, the states say "≥".`,
+Without: the queues, workers, circuits, and dead letters by code.
+  queues    WAITING: jobs never delivered. DELIVERED: jobs delivered and without an
+            outcome; the next columns say in which state they are. A queue with
+            jobs but no worker is listed too.
+  workers   SESSIONS: open now. SLOTS: jobs at a time.
+Job records are read newest first, for --count-for at most. Where that was too
+short, the numbers begin with "≥".`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if err := checkJobID(args[0]); err != nil {
 					return err
 				}
 			}
+			if every < minEvery {
+				return usagef("--every %s: want at least %s", every, minEvery)
+			}
 			l, err := c.connect(cmd.Context(), "status")
 			if err != nil {
 				return err
 			}
 			defer l.close()
-			store := status.NewStore(l.js, l.names, c.now, countFor)
-			if len(args) == 1 {
-				return c.jobStatus(cmd.Context(), l, store, args[0], asJSON)
+			store := status.NewStore(l.js, l.names, c.now, countFor).WithTariff(app.Tariff(l.cfg))
+			show := func(c *cli) error {
+				if len(args) == 1 {
+					return c.jobStatus(cmd.Context(), l, store, args[0], asJSON)
+				}
+				return c.fleetStatus(cmd.Context(), l, store, asJSON)
 			}
-			return c.fleetStatus(cmd.Context(), l, store, asJSON)
+			if watch {
+				return c.watch(cmd.Context(), every, asJSON, show)
+			}
+			return show(c)
 		},
+		ValidArgsFunction: c.completeJobs(nil),
 	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "show it again and again until interrupted; on a terminal it is redrawn")
+	cmd.Flags().DurationVar(&every, "every", 2*time.Second, "with --watch: the `TIME` between two looks")
 	jsonFlag(cmd, &asJSON)
 	cmd.Flags().DurationVar(&countFor, "count-for", status.DefaultCountFor, "longest `TIME` for reading records or error events")
 	return cmd
 }
 
+// minEvery is the shortest time between two looks.
+const minEvery = 200 * time.Millisecond
+
+// watch shows something again and again until ctx ends. On a terminal each time
+// replaces the last one, at once: it is drawn when it is whole. An error ends it,
+// unless something was shown before: NATS may be away for a while.
+func (c *cli) watch(ctx context.Context, every time.Duration, asJSON bool, show func(*cli) error) error {
+	redraw := isTerminal(c.stdout) && !asJSON
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for shown := false; ; {
+		var picture bytes.Buffer
+		drawer := *c
+		drawer.stdout, drawer.colours = &picture, c.coloured(c.stdout)
+		err := show(&drawer)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !shown:
+			return err
+		case err != nil:
+			c.note("%s", plainLines(err.Error()))
+		default:
+			shown = true
+			before := ""
+			if redraw {
+				before = "\x1b[H\x1b[2J"
+			}
+			if _, err := fmt.Fprintf(c.stdout, "%s%s", before, picture.Bytes()); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
 func (c *cli) fleetStatus(ctx context.Context, l *link, store *status.Store, asJSON bool) error {
 	f, err := store.Fleet(ctx)
 	if err != nil {
-		return l.missing("stream "+l.names.JobsStream(), err)
+		return l.names.Unavailable("stream "+l.names.JobsStream(), err)
 	}
 	if asJSON {
 		return c.printJSON(f)
 	}
-	if err := errors.Join(c.printQueues(f), c.printWorkers(f), c.printCircuits(f), c.printCounts(f)); err != nil {
+	if err := errors.Join(c.printQueues(f), c.printWorkers(f), c.printCircuits(f), c.printCounts(f), c.printStorage(f)); err != nil {
 		return err
 	}
 	for _, w := range f.Warnings {
@@ -88,10 +146,14 @@ func (c *cli) printQueues(f *status.Fleet) error {
 	if !f.CountedAll {
 		atLeast = "≥"
 	}
-	t := newTable(c.stdout, "QUEUE", "WORKERS", "WAITING", "OLDEST WAITS", "DELIVERED", "RUNNING", "RETRYING", "HELD", "RELEASED")
+	t := newTable(c.stdout, "QUEUE", "WORKERS", "WAITING", "OLDEST WAITS", "DELIVERED", "RUNNING", "RETRYING", "HELD", "RELEASED", "PAUSED")
 	for _, q := range f.Queues {
+		paused := "-"
+		if !q.PausedUntil.IsZero() {
+			paused = pausedText(f.At, q.PausedUntil)
+		}
 		n := func(count int) string { return fmt.Sprintf("%s%d", atLeast, count) }
-		t.row(q.Name, q.Served, q.Waiting, ago(f.At, q.OldestWaiting), q.Taken, n(q.Running), n(q.Retrying), n(q.Held), n(q.Released))
+		t.row(q.Name, q.Served, q.Waiting, ago(f.At, q.OldestWaiting), q.Taken, n(q.Running), n(q.Retrying), n(q.Held), n(q.Released), paused)
 	}
 	return t.end()
 }
@@ -117,6 +179,8 @@ func workerState(w status.Worker) string {
 		return "lost"
 	case w.Draining:
 		return "draining"
+	case w.NotReady != "":
+		return "not ready"
 	}
 	return "up"
 }
@@ -141,9 +205,13 @@ func (c *cli) printCircuits(f *status.Fleet) error {
 	if err := c.heading("\nCircuits"); err != nil {
 		return err
 	}
+	return c.printCircuitTable(f.At, f.Circuits)
+}
+
+func (c *cli) printCircuitTable(now time.Time, list []circuit.Circuit) error {
 	t := newTable(c.stdout, "APP", "REGION", "STATE", "OPENED BY", "OPEN FOR", "NEXT PROBE")
-	for _, cc := range f.Circuits {
-		t.row(cc.App, cc.Region, cc.State, cc.Code, ago(f.At, cc.OpenedAt), cc.RetryAt.UTC().Format(time.RFC3339))
+	for _, cc := range list {
+		t.row(cc.App, cc.Region, cc.State, cc.Code, ago(now, cc.OpenedAt), cc.RetryAt.UTC().Format(time.RFC3339))
 	}
 	return t.end()
 }
@@ -156,11 +224,39 @@ func (c *cli) printCounts(f *status.Fleet) error {
 		_, err := fmt.Fprintln(c.stdout, "none")
 		return err
 	}
-	t := newTable(c.stdout, "DEAD LETTERS", "CODE", "CLASS", "WHOSE FAULT", "TO SEE ONE")
+	t := newTable(c.stdout, "COUNT", "CODE", "CLASS", "OWNER", "TO SEE ONE")
 	for _, n := range f.DeadLetters {
 		t.row(n.Letters, n.Code, n.Class, orDash(errors.Explain(n.Code).Owner), fmt.Sprintf("avatarworker dlq show --code %s", n.Code))
 	}
 	return t.end()
+}
+
+func (c *cli) printStorage(f *status.Fleet) error {
+	if err := c.heading("\nStorage"); err != nil {
+		return err
+	}
+	t := newTable(c.stdout, "KEPT IN", "MESSAGES", "BYTES", "LIMIT", "FULL")
+	for _, s := range f.Storage {
+		limit, full := "none", "-"
+		if s.MaxBytes > 0 {
+			limit, full = sizeText(s.MaxBytes), fmt.Sprintf("%.0f %%", 100*s.Fill)
+		}
+		t.row(s.Object, s.Messages, sizeText(s.Bytes), limit, full)
+	}
+	return t.end()
+}
+
+// sizeText is a number of bytes for people.
+func sizeText(n int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	size, unit := float64(n), 0
+	for size >= 1024 && unit < len(units)-1 {
+		size, unit = size/1024, unit+1
+	}
+	if unit == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", size, units[unit])
 }
 
 func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id string, asJSON bool) error {
@@ -169,11 +265,11 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 	case errors.Is(err, status.ErrNoJob):
 		return err
 	case err != nil:
-		return l.missing("job "+id, err)
+		return l.names.Unavailable("job "+id, err)
 	case asJSON:
 		return c.printJSON(j)
 	case j.Waiting != nil:
-		return c.printWaiting(id, j.Waiting)
+		return c.printWaiting(ctx, store, id, j.Waiting)
 	}
 	if j.Record != nil {
 		if err := c.printRecord(j.Record); err != nil {
@@ -191,19 +287,79 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 	if !j.Whole {
 		c.note("looking for error events took longer than --count-for: some may be missing")
 	}
-	if j.Record != nil && j.Record.Outcome == lifecycle.StateDeadLettered {
-		_, err = fmt.Fprintf(c.stdout, "\nIts dead letter: avatarworker dlq show --job %s\n", id)
+	if err := c.printCost(j.Cost); err != nil {
+		return err
 	}
+	if j.Record == nil {
+		return nil
+	}
+	for _, advice := range advise(j.Record) {
+		if _, err := fmt.Fprintln(c.stdout, plain(advice)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printCost shows what a job's sessions cost so far.
+func (c *cli) printCost(cost status.Cost) error {
+	if cost.Sessions == 0 && cost.SessionMS == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(c.stdout, "\nCost: %s, %s connected, at least %s\n",
+		count(cost.Sessions, "session"), (time.Duration(cost.SessionMS) * time.Millisecond).Round(100*time.Millisecond), count(int(cost.Credits), "credit"))
 	return err
 }
 
-// printWaiting shows a job that no worker has taken yet.
-func (c *cli) printWaiting(id string, w *status.Waiting) error {
+// advise names the commands that help with a job as it stands.
+func advise(r *lifecycle.Record) []string {
+	id := r.JobID
+	switch r.State {
+	case lifecycle.StateDeadLettered:
+		return []string{
+			"\nIts dead letter: avatarworker dlq show --job " + id,
+			"To run it again: avatarworker dlq replay --job " + id + " (--set PATH=VALUE corrects it)",
+		}
+	case lifecycle.StateHeld, lifecycle.StateRetrying:
+		advice := []string{"\nTo run it now: avatarworker retry " + id}
+		if r.State == lifecycle.StateHeld && r.HeldReason == lifecycle.HeldCircuit {
+			advice[0] += " --probe (its circuit is open: avatarworker circuit ls)"
+		}
+		return append(advice, "To end it: avatarworker cancel "+id)
+	case lifecycle.StateRunning:
+		return []string{"\nTo end it: avatarworker cancel " + id}
+	case lifecycle.StateCompleted:
+		if r.Recording != "" {
+			return []string{"\nIts recording: avatarworker recording get " + r.Recording}
+		}
+	}
+	return nil
+}
+
+// printWaiting shows a job that no worker has taken yet, and what it waits for.
+func (c *cli) printWaiting(ctx context.Context, store *status.Store, id string, w *status.Waiting) error {
 	t := newTable(c.stdout)
 	t.row("job", id)
 	t.row("state", "waiting: not delivered to a worker yet")
 	t.row("queue", w.Queue)
 	t.row("published", when(c.now(), w.Published))
+	if f, err := store.Fleet(ctx); err != nil {
+		c.note("how its queue stands could not be read: %s", plain(err.Error()))
+	} else {
+		for _, q := range f.Queues {
+			if q.Name != w.Queue {
+				continue
+			}
+			t.row("waiting in the queue", q.Waiting)
+			t.row("workers of the queue", q.Served)
+			switch {
+			case !q.PausedUntil.IsZero():
+				t.row("what to do", "the queue is paused "+pausedText(f.At, q.PausedUntil)+": avatarworker queue resume "+q.Name)
+			case q.Served == 0:
+				t.row("what to do", "no worker serves the queue: start one with worker.queues "+q.Name)
+			}
+		}
+	}
 	return t.end()
 }
 
@@ -226,6 +382,9 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	row("crashes", r.Crashes)
 	row("utterances done", r.UtterancesDone)
 	row("worker", r.WorkerID)
+	if r.State == lifecycle.StateRunning {
+		row("running since", when(c.now(), r.StartedAt))
+	}
 	row("connection", r.ConnectionID)
 	row("recording", r.Recording)
 	row("published", when(c.now(), r.PublishedAt))
@@ -234,7 +393,16 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	if r.CancelRequested && !r.State.Final() {
 		row("cancel", "requested")
 	}
-	row("reason", r.Reason)
+	why, remedy := heldBecause(r)
+	row("held because", why)
+	row("  what to do", remedy)
+	if r.Unsettled > 1 && !r.State.Final() {
+		row("sessions without a result", fmt.Sprintf("%d in a row", r.Unsettled))
+	}
+	if r.Recorded != nil {
+		row("recorded", count(r.Recorded.Utterances, "utterance"))
+	}
+	row("reason", releasedBecause(r))
 	for _, name := range slices.Sorted(maps.Keys(r.Labels)) {
 		row("label "+name, r.Labels[name])
 	}
@@ -247,14 +415,58 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	return t.end()
 }
 
-// nextAttempt is when a job that waits is tried again. One whose hold lasts is
-// asked for again and again, and its record is not written anew for that.
+// heldBecause says why a job is held, and what a person can do about it; "": it
+// is not held.
+func heldBecause(r *lifecycle.Record) (why, remedy string) {
+	if r.State != lifecycle.StateHeld {
+		return "", ""
+	}
+	switch r.HeldReason {
+	case lifecycle.HeldRefused:
+		return "the backend refuses one more session of app " + r.AppID + " while others live",
+			"Set max_sessions of the app to what its plan allows. The job is tried again by itself."
+	case lifecycle.HeldPolicy:
+		return fmt.Sprintf("the configuration's policy holds jobs that fail with %s", r.HeldCode),
+			errors.Explain(r.HeldCode).Remedy
+	case lifecycle.HeldStorage:
+		return "the worker's own storage can't take what the job makes: " + r.HeldWhy,
+			"Make room in the stream or bucket, or bring it back. The job goes on by itself, and is never given up for this."
+	case lifecycle.HeldUnsettled:
+		return r.HeldWhy,
+			"Find out why its sessions end (its history below, and the workers' logs). Then cancel it and publish it again under another id."
+	}
+	why = fmt.Sprintf("no sessions of app %s are started in %s: the circuit is open", r.AppID, orDash(r.Region))
+	if r.HeldCode == "" {
+		return why, ""
+	}
+	return why + ", because of " + string(r.HeldCode), errors.Explain(r.HeldCode).Remedy
+}
+
+// releasedBecause is the reason of a record with what it means where that is not
+// plain.
+func releasedBecause(r *lifecycle.Record) string {
+	meaning := map[string]string{
+		"drain":      "its worker stopped; another takes it over",
+		"unrecorded": "its record could not be written, so its session was closed",
+		"lease_lost": "its worker could not renew its lease in time, so its session was closed",
+		"worker_key": "the backend refuses that worker's API key; another worker takes it over",
+		"fault":      "a fault of the worker, not of the job; see that worker's log",
+		"crash":      "its workers died while they ran it",
+	}[r.Reason]
+	if r.State != lifecycle.StateReleased || meaning == "" {
+		return r.Reason
+	}
+	return r.Reason + ": " + meaning
+}
+
+// nextAttempt is when a job that waits has its next attempt. A job that stays held
+// is delivered again and again without a new record, so its time may have passed.
 func nextAttempt(now time.Time, r *lifecycle.Record) string {
 	switch {
 	case r.NextAttemptAt == nil || r.State.Final():
 		return ""
 	case r.State == lifecycle.StateHeld && r.NextAttemptAt.Before(now):
-		return "still held: asked for again within a minute"
+		return "still held: checked again within a minute, or later where many wait"
 	}
 	return r.NextAttemptAt.UTC().Format(time.RFC3339)
 }

@@ -4,15 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
-	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nuid"
 	"github.com/spf13/cobra"
 
+	"avatarworker/internal/client"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/jobspec"
@@ -20,10 +16,10 @@ import (
 	"avatarworker/internal/topology"
 )
 
-const aboutSubmit = `Publishes a job, from flags or a JSON FILE (- is stdin; flags win), and prints
-its id. The job is checked here first, as a worker would. A FILE may hold several
-jobs, in an array or one after the other (NDJSON): all are checked before the
-first is published.
+const aboutSubmit = `Publishes a job and prints its id. The job comes from flags, from a JSON FILE (- is
+stdin), or from both: flags override the file. The command first checks the job as
+a worker would. A FILE may hold several jobs, in an array or one after the other
+(NDJSON): all are checked before the first is published.
 
   avatarworker submit --avatar a1 --audio hello.wav --wait --out hello.rec
   avatarworker submit job.json --label order=17
@@ -58,13 +54,13 @@ func newSubmitCommand(c *cli) *cobra.Command {
 	s.jobFlags.register(cmd)
 	f := cmd.Flags()
 	f.StringVar(&s.queue, "queue", "default", "`NAME` of the queue")
-	f.StringVarP(&s.file, "file", "f", "", "the same as the argument")
+	f.StringVarP(&s.file, "file", "f", "", "the `FILE`, in place of the argument")
 	f.BoolVar(&s.noCheck, "no-check", false, "publish it even if it is not a valid job")
 	f.BoolVar(&s.wait, "wait", false, "follow it to its outcome; exit code 1 unless it completed")
 	f.DurationVar(&s.timeout, "timeout", 0, "longest `TIME` to wait (0: as long as it takes)")
-	f.StringVar(&s.out, "out", "", "wait, and save its frames in `FILE` as in a recording")
+	f.StringVar(&s.out, "out", "", "wait, and save its frames as a recording in `FILE`")
 	f.StringVar(&s.live, "live", "", "publish the speech in `FILE` (- is raw PCM on stdin) while the job runs")
-	f.StringVar(&s.pace, "pace", "realtime", "of a --live file: realtime or fast")
+	f.StringVar(&s.pace, "pace", "realtime", "`PACE` of a --live file: realtime (as fast as it is spoken) or fast")
 	jsonFlag(cmd, &s.asJSON)
 	return cmd
 }
@@ -94,9 +90,9 @@ func (s *submission) check() error {
 	case s.timeout < 0:
 		return usagef("--timeout %s: want a positive duration", s.timeout)
 	case s.timeout > 0 && !s.wait && s.out == "":
-		return usagef("--timeout is how long to --wait: give that too")
+		return usagef("--timeout needs --wait")
 	case s.maxSilence != "" && s.live == "":
-		return usagef("--max-silence is of --live speech: give that too")
+		return usagef("--max-silence needs --live")
 	}
 	if err := topology.ValidQueue(s.queue); err != nil {
 		return usagef("--%s", err)
@@ -107,7 +103,7 @@ func (s *submission) check() error {
 	return nil
 }
 
-// whole: the flags alone make a job. What a file says is judged as a job is.
+// whole returns an error if neither a file nor the flags make a job.
 func (s *submission) whole() error {
 	switch {
 	case s.file != "" || s.noCheck:
@@ -122,12 +118,7 @@ func (s *submission) whole() error {
 
 // published is what submit prints.
 type published struct {
-	JobID     string `json:"job_id"`
-	Queue     string `json:"queue"`
-	Subject   string `json:"subject"`
-	Stream    string `json:"stream"`
-	Seq       uint64 `json:"seq"`
-	Duplicate bool   `json:"duplicate,omitempty"` // it was published before, under this id
+	client.Published
 
 	// With --wait.
 	Outcome lifecycle.State `json:"outcome,omitempty"`
@@ -162,11 +153,11 @@ func (c *cli) submit(cmd *cobra.Command, s *submission) error {
 		return unpublished(err)
 	}
 	if s.out != "" && job != nil && !savesFrames(job) {
-		return usagef("--out: with output %s there are no frames to save", job.OutputKind())
+		return usagef("--out: with output %s no frames can be saved", job.OutputKind())
 	}
 	var file *frameFile
 	if s.out != "" { // before anything is published: it may be no place for a file
-		if file, err = newFrameFile(s.out, 1); err != nil {
+		if file, err = newFrameFile(s.out); err != nil {
 			return err
 		}
 		defer file.close()
@@ -188,10 +179,10 @@ func savesFrames(job *jobspec.Job) bool {
 }
 
 func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc *document, live *liveSpeech, file *frameFile) error {
-	var from marks
+	var from client.Position
 	var err error
 	if s.wait {
-		if from, err = l.marks(ctx); err != nil {
+		if from, err = l.client.Position(ctx); err != nil {
 			return err
 		}
 	}
@@ -199,7 +190,7 @@ func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc 
 	if err != nil {
 		return err
 	}
-	l.warnUnserved(ctx, c, s.queue)
+	c.warnUnserved(ctx, l, s.queue)
 	if s.wait {
 		return c.waitFor(ctx, l, s, p, from, live, file)
 	}
@@ -214,24 +205,24 @@ func (c *cli) publishAndFollow(ctx context.Context, l *link, s *submission, doc 
 
 // publishOne uploads a job's speech, publishes it, and prints its id.
 func (c *cli) publishOne(ctx context.Context, l *link, s *submission, doc *document) (*published, error) {
-	if err := l.upload(ctx, doc.uploads); err != nil {
+	if err := l.client.Upload(ctx, doc.uploads); err != nil {
 		return nil, err
 	}
-	p, err := l.publish(ctx, s.queue, doc)
+	p, err := l.client.Publish(ctx, s.queue, doc.id, doc.data)
 	if err != nil {
-		l.removeUploads(ctx, doc.uploads)
+		l.client.RemoveUploads(ctx, doc.uploads)
 		return nil, err
 	}
 	if p.Duplicate {
-		c.note("job %s was published before: nothing new was", p.JobID)
+		c.note("job %s was published before: it was not published again", p.JobID)
 	}
 	if !s.asJSON {
 		_, err = fmt.Fprintln(c.stdout, p.JobID)
 	}
-	return p, err
+	return &published{Published: p}, err
 }
 
-// unpublished adds to what is wrong with a job what became of it.
+// unpublished adds to an error about a job that it was not published.
 func unpublished(err error) error {
 	return fmt.Errorf("%w\nNothing was published; --no-check publishes it anyway", err)
 }
@@ -258,9 +249,9 @@ func (c *cli) submitAll(ctx context.Context, s *submission, docs []*document) er
 	if err := c.checkUploads(ctx, l, s, docs[0].uploads); err != nil { // the others have the same
 		return err
 	}
-	var from marks
+	var from client.Position
 	if s.wait {
-		if from, err = l.marks(ctx); err != nil {
+		if from, err = l.client.Position(ctx); err != nil {
 			return err
 		}
 	}
@@ -268,7 +259,7 @@ func (c *cli) submitAll(ctx context.Context, s *submission, docs []*document) er
 	for _, doc := range docs {
 		p, err := c.publishOne(ctx, l, s, doc)
 		if err != nil {
-			return fmt.Errorf("%s: %w\nPublished were the %d before it, and none after", doc.where, err, len(all))
+			return fmt.Errorf("%s: %w\nThe %d jobs before it were published, and none after it", doc.where, err, len(all))
 		}
 		if s.asJSON && !s.wait {
 			if err := c.printLine(p); err != nil {
@@ -277,7 +268,7 @@ func (c *cli) submitAll(ctx context.Context, s *submission, docs []*document) er
 		}
 		all = append(all, p)
 	}
-	l.warnUnserved(ctx, c, s.queue)
+	c.warnUnserved(ctx, l, s.queue)
 	c.note("published: %s", count(len(all), "job"))
 	if !s.wait {
 		return nil
@@ -294,128 +285,21 @@ func (c *cli) submitAll(ctx context.Context, s *submission, docs []*document) er
 	return failed
 }
 
-// newJobID makes an id that no other job has.
-func newJobID() string { return "job-" + strings.ToLower(nuid.Next()) }
-
-// publish gives the job to the jobs stream; when it returns, the job is kept.
-func (l *link) publish(ctx context.Context, queue string, doc *document) (*published, error) {
-	msg := nats.NewMsg(l.names.Jobs(queue))
-	msg.Data = doc.data
-	ack, err := l.js.PublishMsg(ctx, msg, jetstream.WithMsgID(doc.id), jetstream.WithExpectStream(l.names.JobsStream()))
-	if err != nil {
-		return nil, l.publishError(err, msg)
-	}
-	return &published{
-		JobID: doc.id, Queue: queue, Subject: msg.Subject, Stream: ack.Stream, Seq: ack.Sequence, Duplicate: ack.Duplicate,
-	}, nil
-}
-
-// codeStoreFailed answers a publish into a full stream.
-const codeStoreFailed = 10077
-
-func (l *link) publishError(err error, msg *nats.Msg) error {
-	var api *jetstream.APIError
-	switch {
-	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
-		return fmt.Errorf("no stream takes jobs on %s: no worker has run here with nats.prefix %q yet ('avatarworker run' makes it)", msg.Subject, l.cfg.NATS.Prefix)
-	case errors.Is(err, nats.ErrMaxPayload):
-		return fmt.Errorf("the job has %d bytes, more than the NATS server takes (%d): upload its speech with --audio", len(msg.Data), l.nc.MaxPayload())
-	case errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum:
-		return fmt.Errorf("the job has %d bytes, more than stream %s takes: upload its speech with --audio", len(msg.Data), l.names.JobsStream())
-	case errors.As(err, &api) && api.ErrorCode == codeStoreFailed:
-		return fmt.Errorf("stream %s is full or takes nothing: repeat when jobs have been done: %w", l.names.JobsStream(), err)
-	}
-	return fmt.Errorf("publishing on %s: %w", msg.Subject, err)
-}
-
-// warnUnserved says when nobody will take the job soon. What can't be found out
-// is no reason to fail: the job is published.
-func (l *link) warnUnserved(ctx context.Context, c *cli, queue string) {
-	workers, err := l.serving(ctx, c, queue)
+// warnUnserved notes that no worker serves the queue now. Where that can't be
+// found out it notes nothing: the job is published.
+func (c *cli) warnUnserved(ctx context.Context, l *link, queue string) {
+	workers, err := l.serving(ctx, queue)
 	if err == nil && len(workers) == 0 {
 		c.note("no worker serves queue %s now: the job waits until one does", queue)
 	}
 }
 
-// serving returns the live workers that serve the queue, as they were when it was
-// first asked for: without the permission to read them the answer takes seconds.
-func (l *link) serving(ctx context.Context, c *cli, queue string) ([]fleet.Presence, error) {
+// serving returns the live workers that serve the queue. It reads them once:
+// without the permission to read them the answer takes seconds.
+func (l *link) serving(ctx context.Context, queue string) ([]fleet.Presence, error) {
 	if !l.served.known {
-		l.served.workers, l.served.err = l.readServing(ctx, c, queue)
+		l.served.workers, l.served.err = l.client.Workers(ctx, queue)
 		l.served.known = true
 	}
 	return l.served.workers, l.served.err
-}
-
-func (l *link) readServing(ctx context.Context, c *cli, queue string) ([]fleet.Presence, error) {
-	kv, err := l.js.KeyValue(ctx, l.names.FleetBucket())
-	if err != nil {
-		return nil, err
-	}
-	watcher, err := kv.Watch(ctx, "worker.>", jetstream.IgnoreDeletes())
-	if err != nil {
-		return nil, err
-	}
-	defer watcher.Stop() //nolint:errcheck // the connection's end does it too
-	var workers []fleet.Presence
-	for {
-		select {
-		case entry, open := <-watcher.Updates():
-			if !open || entry == nil {
-				return workers, nil
-			}
-			if p, ok := serves(entry.Value(), queue, entry.Created(), c.now()); ok {
-				workers = append(workers, p)
-			}
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// upload puts the job's speech into its bucket.
-func (l *link) upload(ctx context.Context, uploads []upload) error {
-	if len(uploads) == 0 {
-		return nil
-	}
-	bucket := l.names.AudioFilesBucket()
-	store, err := l.js.ObjectStore(ctx, bucket)
-	if err != nil {
-		return l.missing("bucket "+bucket, err)
-	}
-	for i, u := range uploads {
-		if err := putFile(ctx, store, u); err != nil {
-			l.removeUploads(ctx, uploads[:i])
-			return fmt.Errorf("uploading %s to bucket %s: %w", u.file, bucket, err)
-		}
-	}
-	return nil
-}
-
-func putFile(ctx context.Context, store jetstream.ObjectStore, u upload) error {
-	f, err := os.Open(u.file)
-	if err != nil {
-		return err
-	}
-	defer f.Close() // it was only read
-	_, err = store.Put(ctx, jetstream.ObjectMeta{Name: u.object, Description: "Speech of a job"}, f)
-	return err
-}
-
-// removeUploads takes back what no job will name; where that fails it ages out.
-func (l *link) removeUploads(ctx context.Context, uploads []upload) {
-	if len(uploads) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTry)
-	defer cancel()
-	store, err := l.js.ObjectStore(ctx, l.names.AudioFilesBucket())
-	if err != nil {
-		return
-	}
-	for _, u := range uploads {
-		if err := store.Delete(ctx, u.object); err != nil {
-			l.log.Debug().Err(err).Str("object", u.object).Msg("removing an upload")
-		}
-	}
 }

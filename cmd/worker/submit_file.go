@@ -60,7 +60,7 @@ func (c *cli) readJobs(s *submission) ([]jobPart, error) {
 	return parts, nil
 }
 
-// notAJob is nil where there is no error.
+// notAJob returns nil if err is nil.
 func notAJob(name string, err *errors.Error) error {
 	if err == nil {
 		return nil
@@ -131,7 +131,7 @@ func splitJobs(name string, data []byte) ([]jobPart, error) {
 	case len(faults) > 0:
 		return nil, errors.Join(faults...)
 	case len(parts) == 0:
-		return nil, fmt.Errorf("%s: there is no job in it: want a JSON object", name)
+		return nil, fmt.Errorf("%s holds no job: want a JSON object", name)
 	}
 	return parts, nil
 }

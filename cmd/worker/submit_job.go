@@ -6,16 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
-	"github.com/nats-io/nuid"
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/audio"
+	"avatarworker/internal/client"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobspec"
 )
@@ -60,19 +58,19 @@ func (j *jobFlags) register(cmd *cobra.Command) {
 		return nil
 	})
 	f.IntVar(&j.sampleRate, "sample-rate", 0, "of the speech, in `HZ`; needed for raw PCM")
-	f.StringVar(&j.format, "format", "", "of the speech: wav, pcm_s16le or ogg_opus (default: by content)")
+	f.StringVar(&j.format, "format", "", "`FORMAT` of the speech: wav, pcm_s16le or ogg_opus (default: by content)")
 	f.StringVar(&j.maxSilence, "max-silence", "", "with --live: end the session after this `TIME` without speech")
-	f.StringVar(&j.output, "output", "", "where frames go: frames, object, discard, livekit or agora (default frames)")
+	f.StringVar(&j.output, "output", "", "`KIND` of output, where frames go: frames, object, discard, livekit or agora (default frames)")
 	f.StringVar(&j.outputName, "output-name", "", "`NAME` of the recording, with --output object (default: the job's id)")
 	f.StringArrayVar(&j.labels, "label", nil, "a `KEY=VALUE` that is copied into every event; may be repeated")
 	f.StringArrayVar(&j.extra, "extra", nil, "a `KEY=VALUE` of extra_params for the backend; may be repeated")
-	f.StringVar(&j.deadline, "deadline", "", "not to be started after this `TIME` (RFC 3339, or from now such as 10m)")
-	f.IntVar(&j.maxAttempts, "max-attempts", 0, "attempts in all, at most the worker's limit")
-	f.StringVar(&j.onRedelivery, "on-redelivery", "", "what a later session does about what was spoken: resume, restart or give_up")
+	f.StringVar(&j.deadline, "deadline", "", "latest `TIME` to start the job (RFC 3339, or from now such as 10m)")
+	f.IntVar(&j.maxAttempts, "max-attempts", 0, "at most `N` attempts in all, within the worker's limit")
+	f.StringVar(&j.onRedelivery, "on-redelivery", "", "`POLICY` of a later session for what was spoken before: resume, restart or give_up")
 	e := &j.egress
 	f.StringVar(&e.url, "egress-url", "", "`URL` of LiveKit")
 	f.StringVar(&e.room, "egress-room", "", "`NAME` of the LiveKit room or the Agora channel")
-	f.StringVar(&e.token, "egress-token", "", "`TOKEN` of LiveKit or Agora; others on this machine may see it, unlike a file's")
+	f.StringVar(&e.token, "egress-token", "", "`TOKEN` of LiveKit or Agora; other users of this machine can see it; see --egress-token-file")
 	f.StringVar(&e.tokenFile, "egress-token-file", "", "`FILE` with the token")
 	f.StringVar(&e.publisher, "egress-publisher", "", "publisher `ID`")
 	f.Uint32Var(&e.uid, "egress-uid", 0, "Agora `UID`")
@@ -80,16 +78,13 @@ func (j *jobFlags) register(cmd *cobra.Command) {
 	f.StringArrayVar(&e.attributes, "egress-attribute", nil, "a `KEY=VALUE` of LiveKit's extra_attributes; may be repeated")
 }
 
-// upload is a file that becomes an object.
-type upload struct{ file, object string }
-
 // document is a job on its way to be published.
 type document struct {
 	id      string
 	where   string                     // in a file of several: "jobs.ndjson, job 2 (line 5)"
-	fields  map[string]json.RawMessage // nil: the file is no JSON object, and is published as it is
+	fields  map[string]json.RawMessage // nil: the file is not a JSON object, and is published as it is
 	data    []byte
-	uploads []upload
+	uploads []client.Upload
 	now     time.Time
 }
 
@@ -118,7 +113,7 @@ func (c *cli) documents(s *submission, given func(flag string) bool) ([]*documen
 func (c *cli) complete(doc *document, s *submission, given func(flag string) bool) error {
 	if doc.fields == nil {
 		if doc.id = s.id; doc.id == "" {
-			doc.id = newJobID()
+			doc.id = client.NewJobID()
 		}
 		return nil
 	}
@@ -134,7 +129,7 @@ func (c *cli) complete(doc *document, s *submission, given func(flag string) boo
 	}
 	doc.id = doc.textOf("id")
 	if doc.id == "" {
-		doc.id = newJobID()
+		doc.id = client.NewJobID()
 		doc.set("id", doc.id)
 	}
 	err := errors.Join(
@@ -166,7 +161,7 @@ func (d *document) pairs(field, flag string, pairs []string) error {
 	}
 	values := map[string]any{}
 	if old := d.fields[field]; old != nil && json.Unmarshal(old, &values) != nil {
-		return fmt.Errorf("%s of the file is no object, so that %s can't add to it", field, flag)
+		return fmt.Errorf("%s of the file is not an object, so %s can't add to it", field, flag)
 	}
 	added, err := keyValues(flag, pairs)
 	if err != nil {
@@ -228,9 +223,9 @@ func (d *document) speech(s *submission) error {
 			} else if !info.Mode().IsRegular() {
 				return fmt.Errorf("%s is not a file; --live publishes speech from elsewhere", sp.file)
 			}
-			up := upload{file: sp.file, object: objectName(sp.file)}
+			up := client.NewUpload(sp.file)
 			d.uploads = append(d.uploads, up)
-			a["object"] = up.object
+			a["object"] = up.Object
 		}
 		spoken = append(spoken, a)
 	}
@@ -245,32 +240,17 @@ func (d *document) speech(s *submission) error {
 	return nil
 }
 
-// objectName is a name that no other upload has, and that still says which file
-// it was.
-func objectName(file string) string {
-	base := strings.Map(func(r rune) rune {
-		if unicode.IsSpace(r) || unicode.IsControl(r) || r == '/' || r == '\\' {
-			return '_'
-		}
-		return r
-	}, filepath.Base(file))
-	if len(base) > 100 {
-		base = strings.ToValidUTF8(base[len(base)-100:], "")
-	}
-	return nuid.Next() + "-" + base
-}
-
 // speechLimits are what workers take as speech.
 type speechLimits struct {
 	convert  bool
 	maxBytes int64
 }
 
-// speechLimits are those of the workers that serve the queue: what one of them
-// would refuse is refused, for the job may come to it. Where none says what it
-// takes, this command's own configuration stands in.
+// speechLimits are the strictest of the workers that serve the queue: the job may
+// come to any of them. Where none publishes its limits, this command's own
+// configuration is used.
 func (c *cli) speechLimits(ctx context.Context, l *link, queue string) speechLimits {
-	workers, err := l.serving(ctx, c, queue)
+	workers, err := l.serving(ctx, queue)
 	if err != nil {
 		l.log.Debug().Err(err).Msg("reading which workers there are")
 	}
@@ -287,12 +267,12 @@ func (c *cli) speechLimits(ctx context.Context, l *link, queue string) speechLim
 	if limits.maxBytes > 0 {
 		return limits
 	}
-	c.note("no worker of queue %s says what speech it takes: it is checked by audio.convert and audio.max_bytes as configured here", queue)
+	c.note("no worker of queue %s publishes its limits for speech: the files are checked by audio.convert and audio.max_bytes as configured here", queue)
 	return speechLimits{l.cfg.Audio.Convert, int64(l.cfg.Audio.MaxBytes)}
 }
 
 // checkUploads finds what a worker would refuse in the files of --audio.
-func (c *cli) checkUploads(ctx context.Context, l *link, s *submission, uploads []upload) error {
+func (c *cli) checkUploads(ctx context.Context, l *link, s *submission, uploads []client.Upload) error {
 	if s.noCheck || len(uploads) == 0 {
 		return nil
 	}
@@ -300,27 +280,27 @@ func (c *cli) checkUploads(ctx context.Context, l *link, s *submission, uploads 
 	opener := audio.New(audio.Options{MaxBytes: limits.maxBytes, Convert: limits.convert})
 	defer opener.Close()
 	for _, up := range uploads {
-		info, err := os.Stat(up.file)
+		info, err := os.Stat(up.File)
 		if err != nil {
 			return err
 		}
 		if info.Size() > limits.maxBytes {
-			return fmt.Errorf("%s has %d bytes, more than audio.max_bytes (%d); --no-check uploads it anyway", up.file, info.Size(), limits.maxBytes)
+			return fmt.Errorf("%s has %d bytes, more than audio.max_bytes (%d); --no-check uploads it anyway", up.File, info.Size(), limits.maxBytes)
 		}
-		data, err := os.ReadFile(up.file)
+		data, err := os.ReadFile(up.File)
 		if err != nil {
 			return err
 		}
 		err = opener.Check(audio.Spec{Inline: data, HasInline: true, Format: s.format, SampleRate: s.sampleRate, Field: speechField})
 		if err != nil {
-			return fmt.Errorf("a worker would refuse %s: %s; --no-check uploads it anyway", up.file, inFlags(err))
+			return fmt.Errorf("a worker would refuse %s: %s; --no-check uploads it anyway", up.File, inFlags(err))
 		}
 	}
 	return nil
 }
 
-// speechField is how the audio package names what it looks at, in errors that
-// inFlags puts into the words of the command line.
+// speechField is the field that the audio package names in its errors, which
+// inFlags translates into the flags of the command line.
 const speechField = "audio"
 
 func inFlags(err error) string {
@@ -390,8 +370,8 @@ func (e *egressFlags) fields(kind string) (map[string]any, error) {
 	return all, nil
 }
 
-// job checks the document as a worker would. nil without an error: it is no
-// valid job, and --no-check publishes it anyway.
+// job checks the document as a worker would. It returns nil without an error for
+// an invalid job that --no-check publishes anyway.
 func (d *document) job(noCheck bool) (*jobspec.Job, error) {
 	body, invalid := jobspec.Decode(nil, d.data)
 	switch {

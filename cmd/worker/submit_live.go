@@ -6,14 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"time"
-
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/audio"
-	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/jobspec"
 )
 
@@ -120,74 +114,10 @@ func (v *liveSpeech) close() {
 	}
 }
 
-// publish publishes the speech to its end, and then the session's end: also
-// when it is interrupted, for a session that waits for speech is paid for.
+// publish publishes the speech of a live job to its end.
 func (v *liveSpeech) publish(ctx context.Context, l *link, jobID string) error {
 	if v == nil {
 		return nil
 	}
-	subject := l.names.Audio(jobID)
-	err := v.chunks(ctx, l, subject)
-	last := nats.NewMsg(subject)
-	last.Header.Set(audio.HeaderEnd, "true")
-	last.Header.Set(audio.HeaderClose, "true")
-	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTry)
-	defer cancel()
-	if _, endErr := l.js.PublishMsg(short, last); endErr != nil && err == nil {
-		err = fmt.Errorf("publishing the end of the speech on %s: %w", subject, endErr)
-	}
-	return err
-}
-
-func (v *liveSpeech) chunks(ctx context.Context, l *link, subject string) error {
-	start := time.Now()
-	var spoken time.Duration
-	for {
-		data, length, err := v.speech.Next(ctx)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("--live: %w", err)
-		}
-		if err := v.due(ctx, start.Add(spoken)); err != nil {
-			return err
-		}
-		spoken += length
-		if _, err := l.js.Publish(ctx, subject, data); err != nil {
-			return l.publishLiveError(err, subject)
-		}
-	}
-}
-
-func (l *link) publishLiveError(err error, subject string) error {
-	if errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse) {
-		return fmt.Errorf("no stream takes live speech on %s", subject)
-	}
-	return fmt.Errorf("publishing speech on %s: %w", subject, err)
-}
-
-// due waits until a chunk's time has come.
-func (v *liveSpeech) due(ctx context.Context, at time.Time) error {
-	if !v.realtime {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(time.Until(at))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// serves reads a worker's presence, stored at that time, and reports whether it
-// serves the queue.
-func serves(presence []byte, queue string, stored, now time.Time) (p fleet.Presence, ok bool) {
-	if json.Unmarshal(presence, &p) != nil {
-		return p, false
-	}
-	_, has := p.Queues[queue]
-	return p, has && !p.Draining && fleet.Fresh(stored, now)
+	return l.client.Speak(ctx, jobID, v.speech, v.realtime)
 }

@@ -141,7 +141,7 @@ func TestWhatAWorkerWouldRefuseIsNotPublished(t *testing.T) {
 		{"--live " + junk + ": --sample-rate: raw PCM needs", []string{"--avatar", "a", "--live", junk}},
 		{"but --format says wav", []string{"--avatar", "a", "--audio", junk, "--format", "wav"}},
 		{"no such file", []string{"--avatar", "a", "--audio-url", "http://h/a", "--out", filepath.Join(t.TempDir(), "none", "out.rec")}},
-		{"and no file", []string{"--avatar", "a", "--audio-url", "http://h/a", "--out", t.TempDir()}},
+		{"not a regular file", []string{"--avatar", "a", "--audio-url", "http://h/a", "--out", t.TempDir()}},
 		{"avatar", []string{"--file", typo}},
 		{junk + ": not JSON: line 1, column 1:", []string{"--file", junk}},
 		{"output.livekit.url", []string{"--avatar", "a", "--audio-url", "http://h/a", "--output", "livekit", "--egress-room", "r"}},
@@ -318,8 +318,8 @@ func TestAFileThatIsNoJobIsAnsweredWithWhereAndWhy(t *testing.T) {
 		{"{\n  \"avatar_id\": \"a\",\n  \"audio\": {\"url\" \"http://h\"}\n}", "file: not JSON: line 3, column 19: "},
 		{"{\"avatar_id\": \"a\",", "file: not JSON: line 1, column 18: unexpected end"},
 		{"avatar_id: a", "file: not JSON: line 1, column 1: "},
-		{"", "there is no job in it"},
-		{"[]", "there is no job in it"},
+		{"", "holds no job"},
+		{"[]", "holds no job"},
 		{"\xef\xbb\xbf{}", "byte order mark"},
 		{`{"avatar_id":"a","avatar_id":"b"}`, `field "avatar_id" is given twice`},
 		{`{"avatar_idd":"a"}`, `did you mean "avatar_id"?`},
@@ -460,7 +460,7 @@ func TestRecordingInfoSaysWhatIsNotWhole(t *testing.T) {
 	}
 	dir := t.TempDir()
 	expect(t, 1, []string{dir + " is a directory"}, "recording", "info", dir)
-	expect(t, 1, []string{"no recording gone"}, b.args("recording", "info", "gone")...)
+	expect(t, 1, []string{"recording gone not found"}, b.args("recording", "info", "gone")...)
 	expect(t, 1, []string{"not whole"}, "recording", "info", writeFile(t, "cut", whole[:len(whole)-3]))
 	expect(t, 1, []string{"not whole"}, "recording", "info", writeFile(t, "open", recordingOf(envelope("a", false))))
 }

@@ -90,7 +90,7 @@ func isASCII(p []byte) bool {
 	return true
 }
 
-// raw is where the bytes of a job go as they are, unless a person is looking.
+// raw is where the bytes of a job go unchanged, unless stdout is a terminal.
 func (c *cli) raw() io.Writer {
 	if s, ok := c.stdout.(*screenWriter); ok && !isTerminal(s) {
 		return s.to
@@ -110,7 +110,8 @@ func isTerminal(stream any) bool {
 // interactive reports whether a person can be asked.
 func (c *cli) interactive() bool { return isTerminal(c.stdin) && isTerminal(c.stderr) }
 
-// ask puts a question to the person at the terminal; no answer is a no.
+// ask puts a question to the person at the terminal; without an answer it returns
+// false.
 func (c *cli) ask(ctx context.Context, question string) (yes bool, err error) {
 	if _, err := fmt.Fprintf(c.stderr, "%s [y/N] ", question); err != nil {
 		return false, err

@@ -31,7 +31,7 @@ type Options struct {
 	Live     func() error        // nil: alive whenever it answers
 	Ready    func() error        // the error says why not; nil: ready whenever it answers
 	Note     func() string       // what to know though it is ready; nil or "": nothing
-	Hosts    []string            // names by which it may be asked, beside addresses, localhost and this host's name
+	Hosts    []string            // names that requests may use, beside addresses, localhost and this host's name
 	PProf    bool                // serve /debug/pprof/
 	Logger   zerolog.Logger
 }
@@ -48,7 +48,7 @@ type Server struct {
 
 const (
 	defaultAddr = "127.0.0.1:8080"
-	// profileTime is the longest profile that can be asked for, with some room;
+	// profileTime is the longest profile that can be requested, with some room;
 	// nothing else takes nearly as long.
 	profileTime = 2 * time.Minute
 )
@@ -81,7 +81,7 @@ func (l errorLog) Write(text []byte) (int, error) {
 }
 
 // Start listens and serves until Stop. It returns the address that it listens
-// at, which tells the port where 0 was asked for.
+// at, with the port that was chosen for port 0.
 func (s *Server) Start() (net.Addr, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -169,7 +169,7 @@ func (s *Server) knownHost(next http.Handler) http.Handler {
 		}
 		host = hostName(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
 		if _, err := netip.ParseAddr(host); err != nil && host != "" && !known[host] && !strings.HasSuffix(host, ".localhost") {
-			http.Error(w, "this name is not served here: ask by address, or add the name to admin.hosts", http.StatusMisdirectedRequest)
+			http.Error(w, "this name is not served here: use an address, or add the name to admin.hosts", http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -251,11 +251,11 @@ func write(w http.ResponseWriter, status int, contentType, body string) {
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Add("Vary", "Accept")
 	w.WriteHeader(status)
-	// A caller that has gone away is not our fault, and there is nobody to tell.
+	// Writing fails only where the caller has gone away.
 	_, _ = w.Write([]byte(body))
 }
 
-// wantsJSON tells whether JSON is asked for by name before plain text: probes
+// wantsJSON reports whether JSON is requested by name before plain text: probes
 // and browsers send */* or nothing and get text.
 func wantsJSON(r *http.Request) bool {
 	for entry := range strings.SplitSeq(strings.Join(r.Header.Values("Accept"), ","), ",") {

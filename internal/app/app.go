@@ -24,6 +24,7 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/alert"
 	"avatarworker/internal/jobs/circuit"
@@ -42,12 +43,13 @@ type Options struct {
 	Version string
 	// InProcess is the server to connect to in this process; nil: nats.url.
 	InProcess nats.InProcessConnProvider
-	// OnReady is told when the worker begins to take jobs; may be nil.
+	// OnReady is called when the worker begins to take jobs; may be nil.
 	OnReady func()
-	// LookEvery is how often it is looked whether the streams and buckets are
-	// still there; 0: 10s.
-	LookEvery time.Duration
-	// Spans takes the traces, whatever the OTEL_* variables say; nil: they say.
+	// CheckEvery is how often the worker checks that its streams and buckets still
+	// exist; 0: 10s.
+	CheckEvery time.Duration
+	// Spans takes the traces, whatever the OTEL_* variables say; nil: the variables
+	// decide.
 	Spans sdktrace.SpanExporter
 }
 
@@ -58,7 +60,7 @@ type App struct {
 	log     zerolog.Logger
 	names   topology.Names
 	name    string // of the worker
-	id      string // its name and start
+	id      string // name with a suffix that is new at each start
 	metrics *telemetry.Metrics
 	waiting *postponed
 	pauses  pauses
@@ -68,8 +70,8 @@ type App struct {
 	mu        sync.Mutex
 	connected bool
 	worker    *jobs.Worker
-	starting  error // why there is no worker yet
-	missing   error // what was deleted underneath the worker
+	starting  error // why the worker has not started yet
+	missing   error // what was deleted while the worker runs
 	addr      net.Addr
 	cleanups  []cleanup
 }
@@ -114,10 +116,10 @@ func workerName(name string) string {
 	return host
 }
 
-// ID is the worker's name and start.
+// ID is the worker's name with a suffix that is new at each start.
 func (a *App) ID() string { return a.id }
 
-// AdminAddr is where the admin server listens; nil: it does not.
+// AdminAddr is where the admin server listens, nil if it does not.
 func (a *App) AdminAddr() net.Addr {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -125,11 +127,11 @@ func (a *App) AdminAddr() net.Addr {
 }
 
 const (
-	// maxUnacknowledged bounds the publishes that nobody waits for.
+	// maxUnacknowledged bounds the asynchronous publishes on their way.
 	maxUnacknowledged = 4096
 	// maxAckWait is how long one of them counts as on its way: longer than an
-	// election. Without a limit one whose acknowledgement was lost would count
-	// for good, and in the end there would be no room for another.
+	// election. Without this limit, publishes whose acknowledgement was lost would
+	// count for ever and leave no room for others.
 	maxAckWait = 30 * time.Second
 )
 
@@ -140,8 +142,8 @@ func publishLimits(ackWait time.Duration) []jetstream.JetStreamOpt {
 	}
 }
 
-// Run works until ctx ends, then drains and stops. It outlives any outage of
-// NATS; the error is one that only a person can mend.
+// Run works until ctx ends, then drains and stops. It survives any outage of
+// NATS. It returns an error only for what a person has to correct.
 func (a *App) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.stop(ctx)) }()
 	if err := a.startAdmin(); err != nil {
@@ -149,7 +151,7 @@ func (a *App) Run(ctx context.Context) (err error) {
 	}
 	nc, js, err := a.connect(ctx)
 	if ctx.Err() != nil {
-		return nil // told to stop before it began
+		return nil // stopped before it began
 	}
 	if err != nil {
 		return err
@@ -160,7 +162,7 @@ func (a *App) Run(ctx context.Context) (err error) {
 	}
 	worker, err := a.newWorker(ctx, nc, js, handles)
 	if worker == nil && ctx.Err() != nil {
-		return nil // told to stop before it began
+		return nil // stopped before it began
 	}
 	if err != nil {
 		return err
@@ -168,21 +170,26 @@ func (a *App) Run(ctx context.Context) (err error) {
 	a.started(worker)
 	service, err := a.serveMicro(nc)
 	if err != nil {
-		a.log.Warn().Err(err).Msg("not registered as a NATS micro service; the worker works without")
+		a.log.Warn().Err(err).Msg("could not register as a NATS micro service; the worker runs without it")
 	} else if service != nil {
 		a.onStop("micro service", func(context.Context) error { return service.Stop() })
 	}
+	working, drain := context.WithCancel(ctx)
+	defer drain()
+	if err := a.serveDrain(nc, drain); err != nil {
+		a.log.Warn().Err(err).Msg("requests to drain are not answered; the worker works without")
+	}
 	beside, stopBeside := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
-	wg.Go(func() { a.watchQueues(beside, handles) })
-	wg.Go(func() { a.newKeeper(js).run(beside) })
+	wg.Go(func() { a.watchQueues(beside, js, handles) })
+	wg.Go(func() { a.newWatchdog(js).run(beside) })
 	defer wg.Wait()
 	defer stopBeside()
-	return worker.Run(ctx)
+	return worker.Run(working)
 }
 
-// tellStarted says that the worker takes jobs.
-func (a *App) tellStarted() {
+// reportStarted logs that the worker takes jobs, and calls OnReady.
+func (a *App) reportStarted() {
 	a.log.Info().Strs("queues", queueNames(a.c)).Int("concurrency", a.c.Worker.Concurrency).
 		Str("version", a.o.Version).Msg("worker started")
 	if a.o.OnReady != nil {
@@ -232,7 +239,7 @@ func (a *App) startAdmin() error {
 	return nil
 }
 
-// Ready says why the worker is not ready to take jobs; nil: it is.
+// Ready returns nil if the worker is ready to take jobs, and otherwise why not.
 func (a *App) Ready() error {
 	a.mu.Lock()
 	connected, worker, starting, missing := a.connected, a.worker, a.starting, a.missing
@@ -262,13 +269,13 @@ func (a *App) setMissing(err error) {
 	a.missing = err
 }
 
-func (a *App) notYet(err error) {
+func (a *App) setStarting(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.starting = err
 }
 
-// connect waits until NATS is there.
+// connect waits until NATS can be reached.
 func (a *App) connect(ctx context.Context) (*nats.Conn, jetstream.JetStream, error) {
 	options, err := ConnOptions(a.c)
 	if err != nil {
@@ -289,7 +296,7 @@ func (a *App) connect(ctx context.Context) (*nats.Conn, jetstream.JetStream, err
 	return nc, js, nil
 }
 
-// ConnOptions says how to reach NATS under a configuration.
+// ConnOptions returns how to reach NATS under a configuration.
 func ConnOptions(c *config.Config) (natsconn.Options, error) {
 	password, token, err := c.NATS.Login()
 	if err != nil {
@@ -321,7 +328,7 @@ func (a *App) connectionChanged(connected bool) {
 // ensure opens streams and buckets.
 func (a *App) ensure(ctx context.Context, js jetstream.JetStream) (topology.Handles, error) {
 	var handles topology.Handles
-	err := a.patiently(ctx, "streams and buckets are not there yet", func() error {
+	err := a.retryUntilDone(ctx, "could not open the streams and buckets", func() error {
 		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 		defer cancel()
 		opened, differences, err := topology.Ensure(ctx, js, a.names, Settings(a.c))
@@ -334,22 +341,22 @@ func (a *App) ensure(ctx context.Context, js jetstream.JetStream) (topology.Hand
 	return handles, err
 }
 
-// patiently tries until it works: a cluster that is starting has no JetStream
-// yet, and NATS may go away while we start. Only what no waiting mends is an
-// error; that ctx ended is none.
-func (a *App) patiently(ctx context.Context, what string, try func() error) error {
+// retryUntilDone calls try until it succeeds: a cluster that is starting has no
+// JetStream yet, and NATS may go away during the start. It returns an error only
+// where trying again is pointless, and nil if ctx ends.
+func (a *App) retryUntilDone(ctx context.Context, what string, try func() error) error {
 	for last := ""; ; {
 		err := try()
 		switch {
 		case err == nil, ctx.Err() != nil:
 			return nil
-		case final(err):
+		case permanent(err):
 			return err
 		}
-		a.notYet(err)
+		a.setStarting(err)
 		level := zerolog.WarnLevel
 		if err.Error() == last {
-			level = zerolog.DebugLevel // it was said
+			level = zerolog.DebugLevel // it was logged before
 		}
 		last = err.Error()
 		a.log.WithLevel(level).Err(err).Msg(what + "; trying again")
@@ -361,8 +368,8 @@ func (a *App) patiently(ctx context.Context, what string, try func() error) erro
 	}
 }
 
-// final tells whether trying again is pointless.
-func final(err error) bool {
+// permanent reports whether trying again is pointless.
+func permanent(err error) bool {
 	var api *jetstream.APIError
 	if errors.As(err, &api) {
 		return api.Code < 500
@@ -378,10 +385,10 @@ func (a *App) reportDifferences(differences []topology.Difference) {
 	for i, d := range differences {
 		list[i] = d.String()
 	}
-	a.log.Warn().Strs("differences", list).Msg("what exists has other settings than the configuration; it is left as it is")
+	a.log.Warn().Strs("differences", list).Msg("existing streams, consumers or buckets differ from the configuration; they are left unchanged")
 }
 
-// Settings are the streams' and buckets' under a configuration.
+// Settings returns the settings of streams and buckets under a configuration.
 func Settings(c *config.Config) topology.Settings {
 	limit := func(l config.Limits) topology.Limit {
 		return topology.Limit{MaxAge: l.MaxAge, MaxBytes: int64(l.MaxBytes)}
@@ -399,7 +406,7 @@ func Settings(c *config.Config) topology.Settings {
 	}
 }
 
-// newWorker joins the packages.
+// newWorker joins the other packages to a worker.
 func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, h topology.Handles) (*jobs.Worker, error) {
 	table, err := Table(a.c)
 	if err != nil {
@@ -421,6 +428,11 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		JS: js, Names: a.names, Sessions: sessions, Audio: speech,
 		APIKey: a.apiKey, MaxSession: a.c.Backend.MaxSession, Logger: a.log,
 	})
+	stores := newStorage(js, a.names, speech, runner)
+	looking, stopLooking := context.WithCancel(context.WithoutCancel(ctx))
+	var looks sync.WaitGroup
+	looks.Go(func() { stores.run(looking) })
+	a.onStop("storage", func(context.Context) error { stopLooking(); looks.Wait(); return nil })
 	c := a.c
 	options := jobs.Options{
 		NC: nc, JS: js, Names: a.names,
@@ -428,8 +440,8 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Name: a.name, ID: a.id, Version: a.o.Version, Queues: queues(c),
 		Concurrency: c.Worker.Concurrency, AckWait: lease(h, c), Drain: c.Worker.DrainTimeout,
 		AudioConvert: c.Audio.Convert, AudioMaxBytes: int64(c.Audio.MaxBytes),
-		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c),
-		Started: a.tellStarted, Budgets: Budgets(c), CostLeast: int64(c.Cost.Minimum),
+		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c), Limits: sessionLimits(c),
+		Started: a.reportStarted, Budgets: Budgets(c), CostLeast: int64(c.Cost.Minimum),
 		Ledger: usage.NewLedger(ledgerOptions(c, js, a.names, h)),
 		CheckKey: func(ctx context.Context, app string) error {
 			return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
@@ -438,18 +450,18 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Circuit: circuit.Config{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown},
 		MaxHold: c.Circuit.MaxHold, PerApp: c.Backend.ConsoleURL != "" && c.Backend.IngressURL != "",
 		Alerts: alert.Config{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
-		Table:  table, Runner: runner, DeadLetters: dlq.NewWriter(js, a.names),
-		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: time.Now, Random: rand.Float64,
+		Table:  table, Runner: stores, Storage: stores, DeadLetters: dlq.NewWriter(js, a.names),
+		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: failpoint.Now, Random: rand.Float64,
 	}
 	var worker *jobs.Worker
-	err = a.patiently(ctx, "the worker can't be made yet", func() (err error) {
+	err = a.retryUntilDone(ctx, "could not create the worker", func() (err error) {
 		worker, err = jobs.New(ctx, options)
 		return err
 	})
 	return worker, err
 }
 
-// Table is the action table under a configuration.
+// Table returns the action table under a configuration.
 func Table(c *config.Config) (*errors.Table, error) {
 	policy := make(errors.Policy, len(c.Policy))
 	for code, p := range c.Policy {
@@ -458,7 +470,7 @@ func Table(c *config.Config) (*errors.Table, error) {
 	return errors.NewTable(policy)
 }
 
-// consumer looks that a queue's consumer is there, and makes it again if it was
+// consumer returns a function that makes a queue's consumer again if it was
 // deleted.
 func (a *App) consumer(js jetstream.JetStream) func(context.Context, string) error {
 	return func(ctx context.Context, queue string) error {

@@ -105,7 +105,7 @@ func TestBrokenJobsAreGivenUpAtOnceByNameAndTheWorkerGoesOn(t *testing.T) {
 			t.Errorf("%s: %v", c.name, h)
 		}
 	}
-	if n := len(f.backend.Book()); n != 0 {
+	if n := len(f.backend.SessionLog()); n != 0 {
 		t.Errorf("%d sessions were opened for broken jobs", n)
 	}
 	f.publish("healthy", "ok", nil)
@@ -128,7 +128,7 @@ func TestARateThatTheBackendDoesNotTakeIsRefusedBeforeAnySession(t *testing.T) {
 			t.Errorf("%s: %+v", id, r.LastError)
 		}
 	}
-	if n := len(f.backend.Book()); n != 0 {
+	if n := len(f.backend.SessionLog()); n != 0 {
 		t.Errorf("%d sessions", n)
 	}
 }
@@ -145,7 +145,7 @@ func TestAudioThatIsNotThereIsGivenUp(t *testing.T) {
 			t.Errorf("%s at %d: %+v", id, r.Checkpoint, r.LastError)
 		}
 	}
-	if n := len(f.backend.Book()); n != 0 {
+	if n := len(f.backend.SessionLog()); n != 0 {
 		t.Errorf("%d sessions were paid for", n)
 	}
 }

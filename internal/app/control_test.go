@@ -72,7 +72,7 @@ func TestInterruptOfWhatDoesNotSpeakSaysSo(t *testing.T) {
 	f.publish("over", "ok", nil)
 	f.outcome("over")
 	for id, state := range map[string]lifecycle.State{
-		"waits": lifecycle.StateRetrying, "silent": lifecycle.StateRunning, "over": lifecycle.StateCompleted, "nobody": "",
+		"waits": lifecycle.StateRetrying, "silent": lifecycle.StateRunning, "over": lifecycle.StateCompleted, "absent": "",
 	} {
 		got := f.control(id, "interrupt")
 		if got.Status != control.StatusNotRunning || got.State != string(state) || got.Message == "" {

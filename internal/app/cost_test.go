@@ -32,7 +32,7 @@ func (f *fleet) used() map[string]usage.Record {
 	return found
 }
 
-// balanced holds the ledger against the backend's book and the counters against the
+// balanced holds the ledger against the backend's session log and the counters against the
 // records.
 func (f *fleet) balanced(labels ...string) map[string]usage.Record {
 	f.t.Helper()
@@ -44,7 +44,7 @@ func (f *fleet) balanced(labels ...string) map[string]usage.Record {
 		byConnection[r.ConnectionID] = r
 	}
 	confirmed := 0
-	for _, s := range f.backend.Book() {
+	for _, s := range f.backend.SessionLog() {
 		if s.Confirmed.IsZero() {
 			continue
 		}
@@ -56,7 +56,7 @@ func (f *fleet) balanced(labels ...string) map[string]usage.Record {
 		}
 		off := time.Duration(r.ConnectedMS)*time.Millisecond - s.Closed.Sub(s.Confirmed)
 		if !r.Estimated && off.Abs() > 250*time.Millisecond || r.Estimated && off < 0 {
-			f.t.Errorf("%s (estimated %t) is %d ms, the backend's book says %s", r.ID(), r.Estimated, r.ConnectedMS, s.Closed.Sub(s.Confirmed))
+			f.t.Errorf("%s (estimated %t) is %d ms, the backend's session log says %s", r.ID(), r.Estimated, r.ConnectedMS, s.Closed.Sub(s.Confirmed))
 		}
 	}
 	if len(byConnection) != confirmed {

@@ -8,6 +8,7 @@ import (
 
 	"avatarworker/internal/config"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/operate"
 )
 
 func TestADrainFinishesWhatRunsAndTakesNothingNew(t *testing.T) {
@@ -73,5 +74,42 @@ func TestWhatDoesNotFinishInTimeIsHandedBackAndRunElsewhereAsTheSameAttempt(t *t
 		if s.CloseCode != 1000 || s.ClosedBy != "client" {
 			t.Errorf("%+v", s)
 		}
+	}
+}
+
+func TestAWorkerThatIsAskedToDrainEndsAsAfterATermination(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	w := f.worker(worker{config: func(c *config.Config) { c.Worker.DrainTimeout = 30 * time.Second }})
+	other := f.worker(worker{config: func(c *config.Config) { c.Worker.Name = "other" }})
+	f.publish("talk", "ok", live("10s"))
+	f.say("talk", silence(3*time.Second), end)
+	r := f.state("talk", func(r lifecycle.Record) bool { return r.Checkpoint == 1 })
+	if r.WorkerID == other.app.ID() {
+		w, other = other, w
+	}
+	o, err := operate.Open(f.ctx, f.js.Conn(), f.js, f.names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // it may be repeated
+		if d, err := o.Drain(f.ctx, r.WorkerID); err != nil || d.WorkerID != r.WorkerID || d.Running != 1 {
+			t.Fatalf("%+v, %v", d, err)
+		}
+	}
+	f.publish("later", "ok-later", nil)
+	if done := f.completed("later"); done.WorkerID != other.app.ID() {
+		t.Errorf("ran on %s", done.WorkerID)
+	}
+	f.say("talk", silence(3*time.Second), closing)
+	if err := o.Empty(f.ctx, r.WorkerID); err != nil {
+		t.Fatal(err)
+	}
+	if r := f.record("talk"); r.State != lifecycle.StateCompleted || r.Session != 1 {
+		t.Errorf("%+v", r)
+	}
+	<-w.done
+	if err := o.Empty(f.ctx, r.WorkerID); err != nil {
+		t.Errorf("of a worker that is gone: %v", err)
 	}
 }

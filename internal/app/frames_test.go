@@ -16,7 +16,6 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
-	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/lifecycle"
@@ -261,30 +260,6 @@ func TestFramesOfAJobWithoutThemAreNotKept(t *testing.T) {
 	}
 	if n := len(f.frames("nothing")) + len(f.objects()); n != 0 {
 		t.Errorf("%d frames or objects", n)
-	}
-}
-
-func TestFramesThatNobodyKeepsEndTheSessionInsteadOfKeepingItOpen(t *testing.T) {
-	t.Parallel()
-	f := newFleet(t, nil)
-	f.worker(worker{config: func(c *config.Config) { c.Streams.Frames.MaxBytes = 1 << 20 }})
-	stream, err := f.js.Stream(f.ctx, f.names.FramesStream())
-	if err != nil {
-		t.Fatal(err)
-	}
-	// A stream that refuses for good: nothing fits it.
-	sc := stream.CachedInfo().Config
-	sc.MaxMsgSize = 100
-	if _, err := f.js.UpdateStream(f.ctx, sc); err != nil {
-		t.Fatal(err)
-	}
-	f.publish("refused", "ok", nil)
-	r := f.outcome("refused")
-	if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeInternal || r.Attempt != 2 {
-		t.Errorf("%s after %d: %+v", r.State, r.Attempt, r.LastError)
-	}
-	if n := f.backend.OpenSessions(); n != 0 {
-		t.Errorf("%d sessions still open", n)
 	}
 }
 

@@ -48,6 +48,7 @@ type fleet struct {
 	t       testing.TB
 	ctx     context.Context
 	server  *natsserver.Server
+	url     string // for workers; "": the server's
 	backend *simulator.Server
 	nc      *nats.Conn
 	js      jetstream.JetStream
@@ -62,7 +63,16 @@ func newFleet(t testing.TB, change func(*simulator.Options)) *fleet {
 
 func newFleetWith(t testing.TB, o natsserver.Options, change func(*simulator.Options)) *fleet {
 	t.Helper()
-	f := &fleet{t: t, server: natstest.StartWith(t, o), names: topology.Names{Prefix: "avatar"}}
+	f := &fleet{t: t, server: natstest.StartWith(t, o)}
+	f.open(f.server.ClientURL(), change)
+	return f
+}
+
+// open connects the fleet to NATS and starts its backend.
+func (f *fleet) open(url string, change func(*simulator.Options)) {
+	t := f.t
+	t.Helper()
+	f.names = topology.Names{Prefix: "avatar"}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	f.ctx = ctx
@@ -75,17 +85,21 @@ func newFleetWith(t testing.TB, o natsserver.Options, change func(*simulator.Opt
 		t.Fatal(err)
 	}
 	t.Cleanup(f.backend.Stop)
-	f.nc = natstest.Connect(t, f.server)
+	f.nc = natstest.ConnectURL(t, url)
 	js, err := jetstream.New(f.nc)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.js = js
-	return f
 }
 
 // config is a worker's, made for tests: short waits, small streams in memory.
-func (f *fleet) config() *config.Config { return f.configAt(f.server.ClientURL()) }
+func (f *fleet) config() *config.Config {
+	if f.url != "" {
+		return f.configAt(f.url)
+	}
+	return f.configAt(f.server.ClientURL())
+}
 
 func (f *fleet) configAt(url string) *config.Config {
 	c := config.Defaults()
@@ -110,10 +124,10 @@ func (f *fleet) configAt(url string) *config.Config {
 
 // worker says how one is started; the zero value is fine.
 type worker struct {
-	config func(*config.Config)
-	log    io.Writer // nil: the test's log
-	spans  sdktrace.SpanExporter
-	look   time.Duration // how often it looks for what was deleted; 0: as by default
+	config     func(*config.Config)
+	log        io.Writer // nil: the test's log
+	spans      sdktrace.SpanExporter
+	checkEvery time.Duration // how often it looks for what was deleted; 0: as by default
 }
 
 // running is a worker under way.
@@ -136,7 +150,7 @@ func (f *fleet) worker(w worker) *running {
 		log = zerolog.New(w.log)
 	}
 	ready := make(chan struct{})
-	a, err := app.New(app.Options{Config: c, Logger: log, Version: "1.2.3", OnReady: func() { close(ready) }, Spans: w.spans, LookEvery: w.look})
+	a, err := app.New(app.Options{Config: c, Logger: log, Version: "1.2.3", OnReady: func() { close(ready) }, Spans: w.spans, CheckEvery: w.checkEvery})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -214,7 +228,7 @@ func (f *fleet) publishRaw(msg *nats.Msg) {
 	}
 }
 
-// orphanOf makes a job that a worker which is no more was running in its first
+// orphanOf makes a job that a lost worker was running in its first
 // session.
 func (f *fleet) orphanOf(id string, job fields, change func(*lifecycle.Record)) {
 	f.t.Helper()
@@ -249,7 +263,7 @@ func (f *fleet) watch(stream, filter string, enough func(jetstream.Msg) bool) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.ctx, patience)
 	defer cancel()
-	consumer, err := f.js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}})
+	consumer, err := f.js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}, InactiveThreshold: 5 * time.Second})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -446,7 +460,7 @@ func (f *fleet) sessions(avatar string) []simulator.Session {
 	for enough := time.After(time.Second); ; {
 		open := false
 		var out []simulator.Session
-		for _, s := range f.backend.Book() {
+		for _, s := range f.backend.SessionLog() {
 			if s.AvatarID == avatar {
 				out = append(out, s)
 				open = open || s.Closed.IsZero()

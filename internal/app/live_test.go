@@ -181,7 +181,7 @@ func TestARedeliveredLiveJobGoesOnWithTheFirstChunkOfTheUnfinishedUtterance(t *t
 	}
 }
 
-// orphanLive makes a live job that a worker which is no more was running.
+// orphanLive makes a live job that a lost worker was running.
 func (f *fleet) orphanLive(id string, change func(*lifecycle.Record)) {
 	f.t.Helper()
 	job := live("2s")

@@ -8,10 +8,10 @@ import (
 )
 
 // serveMicro registers the worker as a NATS micro service, so that `nats micro`
-// finds it; nil: that is switched off.
+// finds it. It returns nil if that is switched off.
 func (a *App) serveMicro(nc *nats.Conn) (micro.Service, error) {
 	if !a.c.Worker.Micro {
-		return nil, nil //nolint:nilnil // switched off, and that is no error
+		return nil, nil //nolint:nilnil // switched off, which is not an error
 	}
 	service, err := micro.AddService(nc, micro.Config{
 		Name: "avatarworker", Version: microVersion(a.o.Version),
@@ -31,7 +31,7 @@ func (a *App) serveMicro(nc *nats.Conn) (micro.Service, error) {
 
 var semver = regexp.MustCompile(`^\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$`)
 
-// microVersion is the version as micro services want it.
+// microVersion is the version as NATS micro services require it.
 func microVersion(version string) string {
 	if len(version) > 0 && version[0] == 'v' {
 		version = version[1:]

@@ -12,11 +12,12 @@ import (
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/leader"
 	"avatarworker/internal/telemetry"
 	"avatarworker/internal/topology"
 )
 
-// observer hands what the worker tells on to the metrics.
+// observer turns the worker's reports into metrics.
 type observer struct {
 	m       *telemetry.Metrics
 	waiting *postponed
@@ -28,7 +29,10 @@ func (o observer) JobDone(queue string, outcome lifecycle.State) { o.m.JobDone(q
 func (o observer) AttemptDone(code errors.Code, class errors.Class, phase errors.Phase) {
 	o.m.Attempt(code, class, phase)
 }
-func (o observer) TakenOver(why string)     { o.m.TakeOver(why) }
+func (o observer) TakenOver(why string) { o.m.TakeOver(why) }
+func (o observer) FirstStarted(queue string, wait time.Duration) {
+	o.m.StartWait(queue, wait)
+}
 func (o observer) SessionOpened(app string) { o.m.SessionStarted(app) }
 func (o observer) SessionClosed(app string, connected time.Duration) {
 	o.m.SessionEnded(app, connected)
@@ -59,15 +63,15 @@ func (o observer) LeaseExtended(ok bool) {
 func (o observer) SlotsBusy(busy, all int)                   { o.m.SetSlots(busy, all-busy) }
 func (o observer) CircuitOpen(app, region string, open bool) { o.m.SetCircuit(app, region, open) }
 func (o observer) DeadLettered(code errors.Code)             { o.m.DeadLetter(code) }
-func (o observer) Alerted(kind string, code errors.Code)     { o.m.Alert(kind, code) }
+func (o observer) Alerted(kind string, code errors.Code)     { o.m.Alert(kind, string(code)) }
 
 func (o observer) Postponed(jobID string, state lifecycle.State, wait time.Duration) {
 	o.waiting.add(jobID, state, time.Now().Add(wait))
 }
 
-// postponed remembers the jobs that this worker handed back for a while. Which
-// worker gets one next nobody knows, so each is forgotten when its time is up:
-// the sum over the fleet is what waits.
+// postponed remembers the jobs that this worker has handed back with a delay. Any
+// worker may get one next, so each is forgotten when its delay has passed: the sum
+// over the fleet is the number of jobs that wait.
 type postponed struct {
 	mu   sync.Mutex
 	jobs map[string]postponedJob
@@ -86,7 +90,7 @@ func (p *postponed) add(jobID string, state lifecycle.State, until time.Time) {
 	p.jobs[jobID] = postponedJob{state, until}
 }
 
-// count tells how many jobs wait for a retry and how many are held.
+// count returns how many jobs wait for a retry and how many are held.
 func (p *postponed) count(now time.Time) (retrying, held int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -102,7 +106,8 @@ func (p *postponed) count(now time.Time) (retrying, held int) {
 	return retrying, held
 }
 
-// forget drops the jobs whose time is up: nobody may ever ask for the count.
+// forget drops the jobs whose delay has passed. It bounds the map where count is
+// never called.
 func (p *postponed) forget(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -113,13 +118,13 @@ func (p *postponed) forget(now time.Time) {
 const queuesEvery = 5 * time.Second
 
 // watchQueues keeps the gauges of the queues up to date until ctx ends.
-func (a *App) watchQueues(ctx context.Context, h topology.Handles) {
+func (a *App) watchQueues(ctx context.Context, js jetstream.JetStream, h topology.Handles) {
 	ticker := time.NewTicker(queuesEvery)
 	defer ticker.Stop()
 	for {
 		a.waiting.forget(time.Now())
 		for queue, consumer := range h.Consumers {
-			a.measure(ctx, h.Jobs, queue, consumer)
+			a.measure(ctx, js, queue, consumer)
 		}
 		select {
 		case <-ctx.Done():
@@ -129,24 +134,26 @@ func (a *App) watchQueues(ctx context.Context, h topology.Handles) {
 	}
 }
 
-// measure looks at one queue. What can't be read is left as it was.
-func (a *App) measure(ctx context.Context, stream jetstream.Stream, queue string, consumer jetstream.Consumer) {
+// measure updates the gauges of one queue. What can't be read stays as it was.
+func (a *App) measure(ctx context.Context, js jetstream.JetStream, queue string, consumer jetstream.Consumer) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	info, err := consumer.Info(ctx)
 	if err != nil {
-		a.log.Debug().Err(err).Str("queue", queue).Msg("could not look at the queue")
+		a.log.Debug().Err(err).Str("queue", queue).Msg("could not read the queue's consumer")
 		return
 	}
-	if until, changed := a.pauses.set(queue, info); changed {
+	until, changed := a.pauses.set(queue, info)
+	if changed {
 		a.logPause(queue, until)
 	}
 	state := telemetry.QueueState{
 		Waiting:  int(info.NumPending),
 		Runnable: int(info.NumPending) + a.worker.InFleet(queue),
+		Paused:   !until.IsZero(),
 	}
 	if info.NumPending > 0 {
-		next, err := stream.GetMsg(ctx, info.Delivered.Stream+1, jetstream.WithGetMsgSubject(a.names.Jobs(queue)))
+		next, err := leader.Next(ctx, js, a.names.JobsStream(), info.Delivered.Stream+1, a.names.Jobs(queue))
 		if err == nil {
 			state.Oldest = time.Since(next.Time)
 		}

@@ -86,7 +86,7 @@ func TestASessionThatLastsTooLongIsClosedAndGoesOnWhereItGotFurther(t *testing.T
 	if r.State != lifecycle.StateDeadLettered || r.LastError.Code != errors.CodeSessionDurationExceeded || r.Attempt != 1 {
 		t.Errorf("%s after %d: %+v", r.State, r.Attempt, r.LastError)
 	}
-	for _, s := range f.backend.Book() {
+	for _, s := range f.backend.SessionLog() {
 		if s.Closed.Sub(s.Confirmed) > 3*time.Second || s.CloseCode != 1000 {
 			t.Errorf("%+v", s)
 		}

@@ -12,6 +12,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/fetch"
+	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/session"
 	"avatarworker/internal/topology"
@@ -50,8 +51,8 @@ func (a *App) knownApp(app string) bool {
 	return ok
 }
 
-// lease is the shortest ack wait of the queues' consumers: one that existed
-// keeps its own. jobs.New looks at those of the slots.
+// lease is the shortest ack wait of the queues' consumers: a consumer that existed
+// before keeps its own.
 func lease(h topology.Handles, c *config.Config) time.Duration {
 	shortest := c.Lease.AckWait
 	for _, consumer := range h.Consumers {
@@ -87,6 +88,14 @@ func appIDs(c *config.Config) []string {
 		list = append(list, id)
 	}
 	slices.Sort(list)
+	return list
+}
+
+func sessionLimits(c *config.Config) []limit.Rule {
+	list := make([]limit.Rule, len(c.Limits))
+	for i, l := range c.Limits {
+		list[i] = limit.Rule{Key: l.Key, Max: l.Max}
+	}
 	return list
 }
 

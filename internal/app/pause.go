@@ -12,14 +12,14 @@ import (
 )
 
 // pauses are the queues that an operator has paused (JetStream's consumer
-// pause), as they were when last looked at. A pause is not a fault.
+// pause), as of the last check. A paused queue does not make the worker unready.
 type pauses struct {
 	mu    sync.Mutex
 	until map[string]time.Time // by queue
 }
 
-// set keeps what a queue's consumer says. until is zero where it is not paused;
-// changed reports whether it was otherwise before.
+// set takes in a queue's consumer. until is zero if it is not paused; changed
+// reports whether it was different before.
 func (p *pauses) set(queue string, info *jetstream.ConsumerInfo) (until time.Time, changed bool) {
 	if info.Paused {
 		until = time.Now().Add(info.PauseRemaining)
@@ -42,7 +42,7 @@ func (p *pauses) set(queue string, info *jetstream.ConsumerInfo) (until time.Tim
 	return until, !until.Equal(before)
 }
 
-// String says which queues are paused; "" where none is.
+// String lists the paused queues with their times; "" if there are none.
 func (p *pauses) String() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -137,7 +137,7 @@ func TestASessionThatEndsForItsDurationGoesOnAsLongAsItGetsFurther(t *testing.T)
 	}
 }
 
-// orphan makes a job of two utterances that a worker which is no more was
+// orphan makes a job of two utterances that a lost worker was
 // running in its session number last, and of which done were delivered.
 func (f *fleet) orphan(id string, last, done int) {
 	f.t.Helper()
@@ -173,7 +173,7 @@ func TestAnUtteranceWhoseLastFrameIsStoredIsNotRepeatedAfterACrash(t *testing.T)
 		{"finished", 1, 0, [][3]int{{1, 1, 0}, {1, 1, 1}}, 1},
 		{"unfinished", 1, 0, [][3]int{{1, 1, 0}}, 2},
 		{"empty-between", 3, 0, [][3]int{{1, 1, 0}, {1, 1, 1}}, 1},
-		{"superseded", 2, 0, [][3]int{{2, 1, 0}, {1, 1, 1}}, 2}, // nobody who listens took the last one
+		{"superseded", 2, 0, [][3]int{{2, 1, 0}, {1, 1, 1}}, 2}, // no listener took the last one
 		{"none", 1, 0, nil, 2},
 		{"last", 1, 1, [][3]int{{1, 1, 1}, {1, 2, 1}}, 0},
 	} {

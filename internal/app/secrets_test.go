@@ -174,7 +174,7 @@ func (f *fleet) publishSecrets(backend string) (ids []string) {
 		ids = append(ids, id)
 	}
 	// Not valid, with a token in the wrong place.
-	// A message that is no valid job has its id from its headers.
+	// A message that is not a valid job has its id from its headers.
 	f.publishRaw(&nats.Msg{
 		Subject: f.names.Jobs("default"), Header: nats.Header{"Nats-Msg-Id": {"invalid"}},
 		Data: []byte(`{"avatar_id":"ok","audio":{"inline":"AAAA"},"output":{"livekit":{"url":"wss://x.example/?` + secretQuery + `","room_name":"","api_token":"` + secretEgress + `"}}}`),

@@ -134,7 +134,7 @@ func TestAWorkerThatNATSDoesNotHearClosesItsSessionsBeforeAnotherOpensThem(t *te
 	if got := f.objects(); !slices.Equal(got, []string{"film"}) {
 		t.Errorf("objects: %v", got)
 	}
-	book := f.backend.Book()
+	book := f.backend.SessionLog()
 	if len(book) != 4 {
 		t.Fatalf("%d sessions", len(book))
 	}

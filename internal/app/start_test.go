@@ -24,7 +24,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// freePort is one that nobody listens on.
+// freePort is a port without a listener.
 func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -133,7 +133,7 @@ func TestAJobsStreamThatCannotKeepThePromisesIsRefused(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := a.Run(ctx); err == nil || !strings.Contains(err.Error(), names.JobsStream()) {
-		t.Errorf("a stream that is no work queue: %v", err)
+		t.Errorf("a stream that is not a work queue: %v", err)
 	}
 }
 
@@ -165,8 +165,8 @@ func TestWhatExistsWithOtherSettingsIsLeftAloneAndToldOnce(t *testing.T) {
 	if age := stream.CachedInfo().Config.MaxAge; age != 7*time.Minute {
 		t.Errorf("the stream was rewritten: max age %s", age)
 	}
-	if n := strings.Count(log.String(), "it is left as it is"); n != 1 || !strings.Contains(log.String(), "7m0s") {
-		t.Errorf("told %d times:\n%s", n, log.String())
+	if n := strings.Count(log.String(), "they are left unchanged"); n != 1 || !strings.Contains(log.String(), "7m0s") {
+		t.Errorf("logged %d times:\n%s", n, log.String())
 	}
 }
 

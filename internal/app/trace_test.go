@@ -75,7 +75,7 @@ func TestOneTraceGoesFromTheJobThroughItsAttemptsToTheBackendTheEventsAndTheLog(
 			}
 		default:
 			if s.Parent().SpanID() != process[len(process)-1].SpanContext().SpanID() {
-				t.Errorf("%s is no child of its process span", s.Name())
+				t.Errorf("%s is not a child of its process span", s.Name())
 			}
 		}
 		if s.Name() == "utterance" {
@@ -100,7 +100,7 @@ func TestOneTraceGoesFromTheJobThroughItsAttemptsToTheBackendTheEventsAndTheLog(
 		for _, parent := range s.TraceParents {
 			heard++
 			if !utterances[parent] {
-				t.Errorf("the backend was given %s, which is no utterance's span", parent)
+				t.Errorf("the backend was given %s, which is not an utterance's span", parent)
 			}
 		}
 	}

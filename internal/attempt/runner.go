@@ -1,10 +1,13 @@
-// Package attempt runs one attempt of a job: its speech goes into a session, the
-// frames that come back go where the job wants them, and the job's checkpoint
-// moves with each utterance.
+// Package attempt runs one attempt of a job: it sends the job's speech into a
+// session, writes the frames that come back to the job's output, and moves the
+// checkpoint after each utterance. It owns the session and its sources and sinks
+// for that time, and keeps nothing between attempts. It knows nothing of queues,
+// records, retries or leases.
 package attempt
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -20,14 +23,15 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// Options are what a Runner is made of; all are required but where they say
+// Options configure a Runner. All fields are required, except where stated
 // otherwise.
 type Options struct {
 	JS       jetstream.JetStream
 	Names    topology.Names
 	Sessions *session.Client
 	Audio    *audio.Opener
-	// APIKey gives the key of an app, read anew each time.
+	// APIKey returns the key of an app. It is called for each token, so a key
+	// file can change.
 	APIKey     func(app string) (string, error)
 	MaxSession time.Duration // 0: no limit
 	Logger     zerolog.Logger
@@ -49,22 +53,30 @@ func New(o Options) *Runner {
 
 // Run implements jobs.Runner.
 func (r *Runner) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
-	p := r.performance(ctx, a)
+	p := r.newRun(ctx, a)
 	defer p.release()
 	err := p.open()
 	if err == nil {
-		err = p.perform()
+		err = p.loop()
 	}
-	return p.close(err)
+	return p.close(blameStorage(err))
 }
 
-func (r *Runner) performance(ctx context.Context, a *jobs.Attempt) *performance {
-	p := &performance{r: r, a: a, sink: r.sink(a), egress: egress(a.Job)}
-	p.ctx, p.end = r.limited(ctx)
+// blameStorage marks an error of one of our own stores as what it is.
+func blameStorage(err error) error {
+	if errors.Is(err, output.ErrStorage) {
+		return fmt.Errorf("%w: %w", jobs.ErrStorage, err)
+	}
+	return err
+}
+
+func (r *Runner) newRun(ctx context.Context, a *jobs.Attempt) *run {
+	p := &run{r: r, a: a, sink: r.sink(a), egress: egress(a.Job)}
+	p.ctx, p.cancel = r.limited(ctx)
 	return p
 }
 
-// limited ends a session after backend.max_session.
+// limited returns a context that ends after backend.max_session.
 func (r *Runner) limited(ctx context.Context) (context.Context, context.CancelFunc) {
 	if r.o.MaxSession == 0 {
 		return ctx, func() {}
@@ -82,7 +94,7 @@ func (r *Runner) overtime(ctx context.Context, err error) error {
 		"the session was closed after %s: backend.max_session", r.o.MaxSession)
 }
 
-// sink is where the job wants the frames.
+// sink returns the job's output.
 func (r *Runner) sink(a *jobs.Attempt) output.Sink {
 	id := output.SessionID{JobID: a.Job.ID, Run: a.Job.Run, Session: a.Session, Attempt: a.Number}
 	switch a.Job.OutputKind() {
@@ -95,28 +107,28 @@ func (r *Runner) sink(a *jobs.Attempt) output.Sink {
 	}
 }
 
-// script is the job's speech from the checkpoint on.
-func (r *Runner) script(ctx context.Context, a *jobs.Attempt) (script, error) {
+// source returns the job's speech from the checkpoint on.
+func (r *Runner) source(ctx context.Context, a *jobs.Attempt) (source, error) {
 	if a.Job.GetLive() != nil {
 		return newLive(ctx, r.o.JS, r.o.Names, a)
 	}
 	return newClips(ctx, r.o.Audio, a)
 }
 
-// egress tells whether the backend publishes into a room, and no frames come
-// back.
+// egress reports whether the backend publishes into a room, so that no frames
+// come back.
 func egress(job *jobspec.Job) bool {
 	kind := job.OutputKind()
 	return kind == jobspec.OutputLiveKit || kind == jobspec.OutputAgora
 }
 
-func (r *Runner) params(a *jobs.Attempt, script script) session.Params {
+func (r *Runner) params(a *jobs.Attempt, src source) session.Params {
 	p := session.Params{
 		AppID:       a.AppID,
 		APIKey:      func() (string, error) { return r.o.APIKey(a.AppID) },
 		AvatarID:    a.Job.GetAvatarId(),
 		Region:      a.Region,
-		Config:      script.config,
+		Config:      src.config,
 		ExtraParams: a.Job.GetExtraParams(),
 		TraceParent: a.Job.TraceParent,
 		TraceState:  a.Job.TraceState,
@@ -134,8 +146,8 @@ func (r *Runner) params(a *jobs.Attempt, script script) session.Params {
 	return p
 }
 
-// Finish implements jobs.Runner: it makes a completed job's recording visible,
-// and removes what there is of any other's.
+// Finish implements jobs.Runner. It publishes the recording of a completed job,
+// and removes that of any other job.
 func (r *Runner) Finish(ctx context.Context, job *jobspec.Job, f jobs.Finished) error {
 	if job.OutputKind() != jobspec.OutputObject {
 		return nil
@@ -150,9 +162,9 @@ func (r *Runner) Finish(ctx context.Context, job *jobspec.Job, f jobs.Finished) 
 	err := r.recordings.Publish(ctx, recording(job), f.Session, f.Utterances, at)
 	var taken *output.TakenError
 	if errors.Is(err, output.ErrChunksMissing) || errors.As(err, &taken) {
-		// It has been removed or has aged out, or somebody has put an object in
-		// its place: there is nothing to wait for.
-		r.o.Logger.Error().Err(err).Str("job_id", job.ID).Int("run", job.Run).Msg("the job is done, but its recording can't be made any more")
+		// The chunks were removed or have aged out, or another object has the
+		// name: waiting would not help.
+		r.o.Logger.Error().Err(err).Str("job_id", job.ID).Int("run", job.Run).Msg("the job is done, but its recording can't be published any more; it is removed")
 		return r.recordings.Sweep(ctx, recording(job))
 	}
 	return err

@@ -21,7 +21,7 @@ type DialFunc func(ctx context.Context, network, address string) (net.Conn, erro
 // tried.
 const dialTimeout = 10 * time.Second
 
-// forbiddenError says that a host leads where no job may go.
+// forbiddenError means that a host has a forbidden address.
 type forbiddenError struct {
 	host string
 	addr netip.Addr
@@ -35,9 +35,9 @@ func (e *forbiddenError) Error() string {
 }
 
 // guardedDial returns a dial function that looks the host up once, drops the
-// addresses that are not public, and connects to one of those it looked at: a
-// name that resolves differently the next time can't slip past the check. It
-// is called for redirects too.
+// addresses that are not public, and connects to one of the rest. A name that
+// resolves differently the next time can't bypass the check. Redirects use it
+// too.
 func guardedDial(opts Options) DialFunc {
 	resolver, dial := opts.Resolver, opts.Dial
 	if resolver == nil {

@@ -1,9 +1,12 @@
-// Package audio says where speech comes from (inline, object, URL) and what it
-// is (WAV, raw PCM, Ogg Opus), and hands it out in chunks for the backend.
+// Package audio opens speech from its source (inline, object, URL or live
+// messages), detects its format (WAV, raw PCM, Ogg Opus), and returns it in
+// chunks for the backend. It owns formats, conversion, and the checks that keep
+// wrong speech from being billed. It must not know about sessions, queues or
+// retries.
 //
-// Speech from an object or a URL is streamed: a Speech holds one read buffer
-// and one chunk, however long it is. What the backend takes is in
-// docs/protocol.md, section 6.
+// Speech from an object or a URL is streamed: a Speech holds one read buffer and
+// one chunk, whatever its length. docs/protocol.md, section 6, says what the
+// backend accepts.
 package audio
 
 import (
@@ -20,8 +23,8 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Format is an encoding that the backend takes. The numbers are those of its
-// wire (avatar.proto, AudioFormat).
+// Format is an encoding that the backend accepts. The numbers are those of its
+// wire format (avatar.proto, AudioFormat).
 type Format int
 
 // The backend's formats.
@@ -45,8 +48,8 @@ const (
 	formatOpus = "ogg_opus"
 )
 
-// rates are the sample rates that the backend takes for a format, in Hz, from
-// low to high (docs/protocol.md, section 6).
+// rates returns the sample rates that the backend accepts for a format, in Hz,
+// ascending (docs/protocol.md, section 6).
 func (f Format) rates() []int {
 	if f == OggOpus {
 		return []int{8000, 12000, 16000, 24000, 48000}
@@ -72,18 +75,18 @@ type Options struct {
 	MaxBytes int64
 	// FetchTimeout limits the time spent waiting for an object or a URL: each
 	// wait by itself, and all waits together by FetchTimeout plus the length of
-	// the speech already handed out. Time in which nobody calls Next does not
-	// count, so that a session at real-time pace is never cut. Default 30 s.
+	// the speech already returned. Time between calls of Next does not count, so
+	// that a session at real-time pace is never cut. Default 30 s.
 	FetchTimeout time.Duration
 	// AllowPrivateURLs lets URLs reach private, loopback and link-local
 	// addresses.
 	AllowPrivateURLs bool
-	// Convert brings stereo and 8, 24, 32-bit and float WAVs to 16-bit mono
+	// Convert converts stereo and 8, 24, 32-bit and float WAVs to 16-bit mono
 	// instead of refusing them.
 	Convert bool
 	// Chunk is the length of speech that Next aims at. Default 100 ms.
 	Chunk time.Duration
-	// Objects opens objects; nil: a job that names one is refused. See
+	// Objects opens objects; if nil, a job that names one is refused. See
 	// JetStreamObjects.
 	Objects ObjectOpener
 	// DefaultBucket holds the objects that are named without a bucket.
@@ -103,8 +106,8 @@ const (
 	defaultFetchTimeout = 30 * time.Second
 	defaultChunk        = 100 * time.Millisecond
 
-	// maxSpeech is longer than any session: speech said to be longer than this
-	// comes from a broken header.
+	// maxSpeech is longer than any session. Longer speech comes from a broken
+	// header.
 	maxSpeech = 24 * time.Hour
 	// noLimit is the most bytes of a source that another limit bounds.
 	noLimit = 1 << 62
@@ -119,7 +122,7 @@ type Opener struct {
 	transport *http.Transport
 }
 
-// New returns an Opener. Close it when its speeches are closed.
+// New returns an Opener. Close it after its speeches are closed.
 func New(opts Options) *Opener {
 	if opts.MaxBytes <= 0 {
 		opts.MaxBytes = defaultMaxBytes
@@ -141,9 +144,9 @@ func (o *Opener) Close() {
 	o.transport.CloseIdleConnections()
 }
 
-// Check finds what is wrong with a spec without reading anything from outside:
-// inline speech is read to its end, an object's name and a URL are parsed. The
-// error is an *errors.Error: invalidJob in phase job, or unsupportedSampleRate.
+// Check validates a spec without reading anything from outside: it reads inline
+// speech to its end and parses an object's name or a URL. The error is an
+// *errors.Error: invalidJob in phase job, or unsupportedSampleRate.
 func (o *Opener) Check(spec Spec) error {
 	in, err := o.input(spec)
 	if err != nil {
@@ -160,8 +163,8 @@ func (o *Opener) Check(spec Spec) error {
 }
 
 // Open reads the header, so that format and rate are known, and leaves the rest
-// to Next. ctx governs the whole speech, not only Open: when it ends, so does
-// the speech. The caller closes the speech.
+// to Next. ctx governs the whole speech, not only Open. The caller closes the
+// speech.
 //
 // The error is an *errors.Error, or the cause of ctx when that ended: invalidJob
 // for speech that is broken (phase job for inline, else audio),
@@ -184,7 +187,7 @@ func (o *Opener) Open(ctx context.Context, spec Spec) (*Speech, error) {
 	return o.openURL(ctx, in)
 }
 
-// kind is where speech comes from, as the job names it.
+// kind is the source of speech, as the job names it.
 type kind string
 
 const (
@@ -230,7 +233,7 @@ func (in *input) checkShape() error {
 	switch in.Format {
 	case "", formatWAV, formatPCM, formatOpus:
 	default:
-		return invalid("%s.format: unknown format %q: give wav, pcm_s16le or ogg_opus, or leave it out", in.Field, short(in.Format))
+		return invalid("%s.format: unknown format %q: give wav, pcm_s16le or ogg_opus, or leave it out", in.Field, shorten(in.Format))
 	}
 	if in.SampleRate < 0 {
 		return invalid("%s.sample_rate: %d is not a rate in Hz", in.Field, in.SampleRate)
@@ -246,7 +249,8 @@ func (in *input) checkShape() error {
 	}
 }
 
-// checkGivenRate refuses what can be told before anything is fetched.
+// checkGivenRate refuses rates that are known to be wrong before anything is
+// fetched.
 func checkGivenRate(in *input) error {
 	switch {
 	case in.SampleRate == 0 && in.Format == formatPCM:
@@ -268,8 +272,8 @@ func (in *input) checkRate(rate int, format Format) error {
 	return CheckRate(in.Field+"."+string(in.kind), format, rate)
 }
 
-// CheckRate refuses a rate that the backend does not take: the error is
-// unsupportedSampleRate and names the field.
+// CheckRate returns unsupportedSampleRate, naming the field, if the backend does
+// not accept the rate.
 func CheckRate(field string, format Format, rate int) error {
 	rates := format.rates()
 	if slices.Contains(rates, rate) {
@@ -283,7 +287,8 @@ func CheckRate(field string, format Format, rate int) error {
 		"%s: %d Hz: for %s the backend takes %s Hz", field, rate, format, strings.Join(names, ", "))
 }
 
-// broken is speech that no retry will mend. Inline speech is part of the job.
+// broken is the error of speech that no retry can help. Inline speech is part of
+// the job.
 func (in *input) broken(format string, args ...any) error {
 	phase := errors.PhaseAudio
 	if in.kind == kindInline {
@@ -292,12 +297,13 @@ func (in *input) broken(format string, args ...any) error {
 	return errors.Newf(errors.CodeInvalidJob, phase, "%s.%s: "+format, slices.Concat([]any{in.Field, in.kind}, args)...)
 }
 
-// unavailable is a source that can't be read and never will be.
+// unavailable is the error of a source that can't be read, now or later.
 func (in *input) unavailable(format string, args ...any) *errors.Error {
 	return errors.Newf(errors.CodeAudioUnavailable, errors.PhaseAudio, "%s.%s: "+format, slices.Concat([]any{in.Field, in.kind}, args)...)
 }
 
-// unreachable is a fault between the worker and the source, which may go away.
+// unreachable is the error of a fault between the worker and the source, which
+// may be temporary.
 func (in *input) unreachable(cause error, format string, args ...any) *errors.Error {
 	e := in.unavailable(format, args...)
 	e.Network = true
@@ -309,27 +315,21 @@ func invalid(format string, args ...any) error {
 	return errors.Newf(errors.CodeInvalidJob, errors.PhaseJob, format, args...)
 }
 
-// short keeps foreign text in errors short.
-func short(s string) string {
-	const most = 120
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
-}
+// shorten bounds foreign text in errors.
+func shorten(s string) string { return errors.Cut(strings.ToValidUTF8(s, ""), 123) }
 
 func (o *Opener) openInline(ctx context.Context, in *input) (*Speech, error) {
 	if len(in.Inline) == 0 {
 		return nil, in.broken("is empty")
 	}
 	if size := int64(len(in.Inline)); size > o.opts.MaxBytes {
-		return nil, in.broken("is %d bytes long: at most %d are taken", size, o.opts.MaxBytes)
+		return nil, in.broken("is %d bytes long: at most %d are accepted", size, o.opts.MaxBytes)
 	}
 	speech, err := o.newSpeech(in, inlineSource(ctx, in))
 	if err != nil || speech.known {
 		return speech, err
 	}
-	// Ogg tells its length at its end, which is at hand here.
+	// The length of Ogg is known only at its end, which is in memory here.
 	ahead, err := o.newSpeech(in, inlineSource(ctx, in))
 	if err != nil {
 		return nil, err

@@ -5,8 +5,8 @@ import (
 	"math"
 )
 
-// converter brings mono or stereo samples of any depth to 16-bit mono. Samples
-// pass through 32 bits, so that a mix is rounded once.
+// converter converts mono or stereo samples of any depth to 16-bit mono. It
+// computes with 32 bits, so that a mix is rounded once.
 func converter(h *wavHeader) func(out, in []byte) {
 	sample, width := sampleReader(h), h.bits/8
 	if h.channels == 1 {
@@ -46,8 +46,8 @@ func sampleReader(h *wavHeader) func(b []byte) int32 {
 	}
 }
 
-// fromFloat takes -1 to 1 as full scale; what is louder is clipped, and what is
-// no number is silence.
+// fromFloat treats -1 to 1 as full scale. It clips louder samples, and returns
+// silence for NaN.
 func fromFloat(f float64) int32 {
 	f = math.Round(f * (1 << 31))
 	switch {

@@ -18,10 +18,10 @@ import (
 // maxRedirects is how many redirects a fetch follows.
 const maxRedirects = 5
 
-// newTransport speaks HTTP/1.1 only: streams of one HTTP/2 connection share a
-// window, so that a session at real-time pace would hold up its neighbours, and
-// each may buffer 4 MiB. No proxy is taken from the environment: it would dial
-// in the worker's place, unchecked.
+// newTransport uses HTTP/1.1 only. The streams of one HTTP/2 connection share a
+// window, so a session at real-time pace would delay the others, and each may
+// buffer 4 MiB. It uses no proxy from the environment, which would dial in the
+// worker's place, unchecked.
 func newTransport(opts Options) *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -37,7 +37,7 @@ func newTransport(opts Options) *http.Transport {
 	}
 }
 
-// redirectError refuses a redirect, in words that are fit to be shown.
+// redirectError refuses a redirect, with a text that is safe to show.
 type redirectError string
 
 func (e redirectError) Error() string { return string(e) }
@@ -46,12 +46,13 @@ func newClient(transport *http.Transport) *http.Client {
 	return &http.Client{
 		Transport: transport,
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
-			// It would hand the first URL's query, often a signature, to others.
+			// It would send the first URL's query, often a signature, to another
+			// host.
 			req.Header.Del("Referer")
 			if len(via) > maxRedirects {
 				return redirectError("more than " + strconv.Itoa(maxRedirects) + " redirects")
 			}
-			if wrong := wrongURL(req.URL); wrong != "" {
+			if wrong := checkURL(req.URL); wrong != "" {
 				return redirectError("redirected to a URL that " + wrong)
 			}
 			return nil
@@ -65,14 +66,14 @@ func parseURL(in *input) (*url.URL, error) {
 		// The parser's own text repeats parts of the URL, secrets included.
 		return nil, invalid("%s.url: can't be read as a URL: give an absolute http or https URL", in.Field)
 	}
-	if wrong := wrongURL(u); wrong != "" {
+	if wrong := checkURL(u); wrong != "" {
 		return nil, invalid("%s.url: the URL %s", in.Field, wrong)
 	}
 	return u, nil
 }
 
-// wrongURL says why a URL is not fetched; empty where it is.
-func wrongURL(u *url.URL) string {
+// checkURL returns why a URL is not fetched, or "" if it is.
+func checkURL(u *url.URL) string {
 	port, err := strconv.Atoi(u.Port())
 	switch {
 	case u.Scheme != "http" && u.Scheme != "https":
@@ -87,9 +88,9 @@ func wrongURL(u *url.URL) string {
 	return ""
 }
 
-// shownURL is a URL without what may be secret.
+// shownURL returns a URL without its secret parts.
 func shownURL(u *url.URL) string {
-	return short((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
+	return shorten((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
 }
 
 func (o *Opener) openURL(ctx context.Context, in *input) (*Speech, error) {
@@ -108,7 +109,7 @@ func (o *Opener) openURL(ctx context.Context, in *input) (*Speech, error) {
 	src.size = res.ContentLength
 	if err := in.checkResponse(src.name, res); err != nil {
 		if cerr := src.close(); cerr != nil {
-			return nil, err // the answer is what to tell of
+			return nil, err // the reply's error matters
 		}
 		return nil, err
 	}
@@ -138,8 +139,8 @@ func (o *Opener) get(src *source, u *url.URL) (*http.Response, error) {
 	}
 }
 
-// checkResponse takes 200 alone; what the others mean is for the table of
-// codes.
+// checkResponse accepts only status 200. The table of codes says what the others
+// mean.
 func (in *input) checkResponse(name string, res *http.Response) error {
 	encoding := res.Header.Get("Content-Encoding")
 	switch {
@@ -149,12 +150,13 @@ func (in *input) checkResponse(name string, res *http.Response) error {
 		e.RetryAfter = retryAfter(res.Header.Get("Retry-After"), time.Now())
 		return e
 	case encoding != "" && !strings.EqualFold(encoding, "identity"):
-		return in.unavailable("%s: the server sent it in the encoding %q without being asked", name, short(encoding))
+		return in.unavailable("%s: the server sent it in the encoding %q without being asked", name, shorten(encoding))
 	}
 	return nil
 }
 
-// retryAfter reads seconds or a date; 0: none, or not in the future.
+// retryAfter parses seconds or a date. It returns 0 if there is none, or if it is
+// not in the future.
 func retryAfter(value string, now time.Time) time.Duration {
 	if seconds, err := strconv.ParseInt(value, 10, 32); err == nil {
 		return time.Duration(max(seconds, 0)) * time.Second
@@ -166,8 +168,8 @@ func retryAfter(value string, now time.Time) time.Duration {
 	return max(at.Sub(now), 0)
 }
 
-// fetchFault words a failed request or read. Only errors known to be free of
-// the URL are quoted: net/http's own carry all of it.
+// fetchFault returns the error of a failed request or read. It quotes only errors
+// known not to contain the URL; net/http's own contain all of it.
 func (in *input) fetchFault(name string, err error) error {
 	var (
 		forbidden *forbiddenError

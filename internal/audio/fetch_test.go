@@ -343,7 +343,7 @@ func TestDrippingServerIsCutOff(t *testing.T) {
 	}
 }
 
-// What the session does between two calls of Next is no fault of the source.
+// Time between two calls of Next does not count against the source.
 func TestSlowSessionIsNotCutOff(t *testing.T) {
 	long := plainWAV(make([]byte, 4<<20)).bytes()
 	net := serve(t, func(w http.ResponseWriter, _ *http.Request) { write(t, w, long) })
@@ -381,7 +381,7 @@ func TestWrongLengthIsToldFromABrokenFile(t *testing.T) {
 func TestUnreachableHostIsANetworkFaultWithoutSecrets(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	url := server.URL
-	server.Close() // nobody listens there now
+	server.Close() // nothing listens there now
 	refused := newOpener(t, Options{AllowPrivateURLs: true})
 	unknown := newOpener(t, Options{Resolver: &names{at: func(int, string) []netip.Addr { return nil }}})
 	for _, c := range []struct {

@@ -10,8 +10,8 @@ import (
 	"avatarworker/internal/leader"
 )
 
-// JetStreamObjects opens objects of JetStream's object stores, as the bucket's
-// leader knows them: speech may be uploaded, or replaced, just before its job
+// JetStreamObjects opens objects of JetStream's object stores. It reads from the
+// bucket's leader, because speech may be uploaded or replaced just before its job
 // is published.
 func JetStreamObjects(js jetstream.JetStream) ObjectOpener {
 	return func(ctx context.Context, bucket, name string) (io.ReadCloser, int64, error) {
@@ -27,7 +27,7 @@ func JetStreamObjects(js jetstream.JetStream) ObjectOpener {
 	}
 }
 
-// objectInfo looks an object up, through one link.
+// objectInfo looks an object up, following one link.
 func objectInfo(ctx context.Context, js jetstream.JetStream, bucket, name string) (*jetstream.ObjectInfo, error) {
 	for range 2 {
 		info, err := leader.ObjectInfo(ctx, js, bucket, name)

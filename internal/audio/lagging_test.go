@@ -108,7 +108,7 @@ func laggingLive(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
 	say(nil)
 	spec.Begun = last
 	natstest.Together(atOnce, func(int) {
-		if err := stillThere(ctx, js, spec); err != nil {
+		if err := checkBegun(ctx, js, spec); err != nil {
 			t.Error(err)
 		}
 	})
@@ -127,5 +127,5 @@ func laggingLive(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
 	})
 
 	spec.Begun = last + 1
-	wantError(t, stillThere(ctx, js, spec), errors.CodeAudioUnavailable, errors.PhaseAudio, "aged out")
+	wantError(t, checkBegun(ctx, js, spec), errors.CodeAudioUnavailable, errors.PhaseAudio, "aged out")
 }

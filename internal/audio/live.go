@@ -19,8 +19,8 @@ const (
 	HeaderClose = "Avatar-Close" // the session ends with this message
 )
 
-// liveWindow is how many messages are fetched ahead: enough to hide a round
-// trip, and a bounded amount of memory.
+// liveWindow is how many messages are fetched ahead: enough to hide a round trip,
+// with bounded memory.
 const liveWindow = 16
 
 // LiveSpec is the speech of a live job.
@@ -34,27 +34,27 @@ type LiveSpec struct {
 	MaxSilence time.Duration // ends the session
 }
 
-// Live is speech that is published while it is spoken. It is used from one
-// goroutine at a time; its Next gives the chunks of one utterance.
+// Live is speech that is published while it is played. Use it from one goroutine
+// at a time. Its Next returns the chunks of one utterance.
 type Live struct {
-	js     jetstream.JetStream
-	spec   LiveSpec
-	feed   *leader.Feed
-	first  *jetstream.RawStreamMsg
-	open   bool      // within an utterance
-	closed bool      // the publisher ended the session
-	silent bool      // silence did
-	last   uint64    // sequence of the last message taken or passed over
-	old    uint64    // up to this sequence what was published is passed over
-	begun  uint64    // of the first of this utterance
-	meter  opusMeter // of this utterance, where it is Ogg Opus
-	check  liveCheck // of this utterance
+	js       jetstream.JetStream
+	spec     LiveSpec
+	feed     *leader.Feed
+	first    *jetstream.RawStreamMsg
+	open     bool      // within an utterance
+	closed   bool      // the publisher ended the session
+	silent   bool      // silence ended it
+	last     uint64    // sequence of the last message taken or skipped
+	skipUpTo uint64    // messages up to this sequence are skipped
+	begun    uint64    // of the first of this utterance
+	meter    opusMeter // of this utterance, where it is Ogg Opus
+	check    liveCheck // of this utterance
 }
 
-// OpenLive starts reading. The error is audioUnavailable where speech that the
-// job still needs has aged out.
+// OpenLive starts reading. The error is audioUnavailable if speech that the job
+// still needs has aged out.
 func OpenLive(ctx context.Context, js jetstream.JetStream, spec LiveSpec) (*Live, error) {
-	if err := stillThere(ctx, js, spec); err != nil {
+	if err := checkBegun(ctx, js, spec); err != nil {
 		return nil, err
 	}
 	feed, err := leader.OpenFeed(ctx, js, leader.FeedConfig{
@@ -66,16 +66,16 @@ func OpenLive(ctx context.Context, js jetstream.JetStream, spec LiveSpec) (*Live
 	return &Live{js: js, spec: spec, feed: feed, last: max(spec.From, 1) - 1}, nil
 }
 
-// stillThere checks that the utterance that a session before this one began is
-// still kept from its beginning.
-func stillThere(ctx context.Context, js jetstream.JetStream, spec LiveSpec) error {
+// checkBegun checks that the utterance that an earlier session started is still
+// stored from its beginning.
+func checkBegun(ctx context.Context, js jetstream.JetStream, spec LiveSpec) error {
 	if spec.Begun == 0 {
 		return nil
 	}
 	_, err := leader.Message(ctx, js, spec.Stream, spec.Begun)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return errors.Newf(errors.CodeAudioUnavailable, errors.PhaseAudio,
-			"live: the speech from message %d of stream %s on has aged out; publish the job anew", spec.Begun, spec.Stream)
+			"live: the speech from message %d of stream %s on has aged out; publish the job again", spec.Begun, spec.Stream)
 	}
 	if err != nil {
 		return liveFault(err, "read "+spec.Subject)
@@ -83,8 +83,8 @@ func stillThere(ctx context.Context, js jetstream.JetStream, spec LiveSpec) erro
 	return nil
 }
 
-// Closes reports whether a live message ended the session. One that has aged out
-// did not, as far as anybody knows.
+// Closes reports whether a live message ended the session. It returns false for a
+// message that has aged out.
 func Closes(ctx context.Context, js jetstream.JetStream, stream string, seq uint64) (bool, error) {
 	msg, err := leader.Message(ctx, js, stream, seq)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -97,7 +97,7 @@ func Closes(ctx context.Context, js jetstream.JetStream, stream string, seq uint
 	return closes, liveHeaderFault(err, seq, msg.Subject)
 }
 
-// EndOfUtterance is the sequence of the last message of the utterance that
+// EndOfUtterance returns the sequence of the last message of the utterance that
 // begins with spec.Begun.
 func EndOfUtterance(ctx context.Context, js jetstream.JetStream, spec LiveSpec) (uint64, error) {
 	spec.From = spec.Begun
@@ -123,11 +123,11 @@ func liveFault(err error, what string) *errors.Error {
 	return e
 }
 
-// Close ends the reading.
+// Close stops reading.
 func (l *Live) Close() { l.feed.Close() }
 
-// Begin waits for the next utterance; false: there is none, the publisher closed
-// the session or said nothing for too long.
+// Begin waits for the next utterance. It returns false if there is none because
+// the publisher closed the session or was silent for too long.
 func (l *Live) Begin(ctx context.Context) (bool, error) {
 	for l.first == nil && !l.Closed() {
 		msg, err := l.take(ctx)
@@ -150,17 +150,17 @@ func (l *Live) Begin(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// Begun is the sequence of the utterance's first message.
+// Begun returns the sequence of the utterance's first message.
 func (l *Live) Begun() uint64 { return l.begun }
 
-// Last is the sequence of the last message taken or passed over.
+// Last returns the sequence of the last message taken or skipped.
 func (l *Live) Last() uint64 { return l.last }
 
 // Closed reports whether no utterance follows the one that just ended.
 func (l *Live) Closed() bool { return l.closed || l.silent }
 
-// Next gives the utterance's next chunk as it was published; io.EOF with or
-// after the last. Silence ends the utterance too.
+// Next returns the utterance's next chunk as it was published, and io.EOF with or
+// after the last one. Silence also ends the utterance.
 func (l *Live) Next(ctx context.Context) ([]byte, time.Duration, error) {
 	if !l.open {
 		return nil, 0, io.EOF
@@ -195,7 +195,7 @@ func (l *Live) ends(msg *jetstream.RawStreamMsg) bool {
 	return flag(msg, HeaderEnd) || flag(msg, HeaderClose)
 }
 
-// length is how long the bytes take to be spoken.
+// length returns how long the bytes take to be played.
 func (l *Live) length(data []byte) time.Duration {
 	if l.spec.Format != PCM {
 		return l.meter.measure(data)
@@ -203,11 +203,12 @@ func (l *Live) length(data []byte) time.Duration {
 	return time.Duration(len(data)/2) * time.Second / time.Duration(l.spec.SampleRate)
 }
 
-// Skip passes over the rest of the utterance in flight, which was interrupted:
-// all of it that is stored at some moment during the call. What is stored after
-// Skip has returned is new speech.
+// Skip skips the rest of the utterance in flight, which was interrupted:
+// everything that is stored at some moment during the call. Speech stored after
+// Skip has returned is new.
 func (l *Live) Skip(ctx context.Context) error {
-	// Whoever interrupts has more to say: only silence after it ends the session.
+	// After an interrupt new speech is expected, so only later silence ends the
+	// session.
 	l.silent = false
 	if !l.open {
 		return nil
@@ -225,7 +226,7 @@ func (l *Live) Skip(ctx context.Context) error {
 		switch {
 		case err != nil:
 			return err
-		case msg == nil || msg.Sequence > last: // the last ones have been removed meanwhile
+		case msg == nil || msg.Sequence > last: // the last messages were removed meanwhile
 			l.first, l.last = msg, last
 		case l.ends(msg):
 			l.closed = flag(msg, HeaderClose)
@@ -235,8 +236,8 @@ func (l *Live) Skip(ctx context.Context) error {
 	return nil
 }
 
-// skipRemoved passes over an utterance that is not in the stream any more, as
-// its publisher may have removed it. Some of it may have been fetched before.
+// skipRemoved skips an utterance that is no longer in the stream; its publisher
+// may have removed it. Some of it may have been fetched before.
 func (l *Live) skipRemoved(ctx context.Context) error {
 	var stream jetstream.Stream
 	err := leader.Try(ctx, l.spec.Stream, func(ctx context.Context) (err error) {
@@ -244,14 +245,15 @@ func (l *Live) skipRemoved(ctx context.Context) error {
 		return err
 	})
 	if err != nil {
-		return liveFault(err, "look at stream "+l.spec.Stream)
+		return liveFault(err, "query stream "+l.spec.Stream)
 	}
-	l.old = stream.CachedInfo().State.LastSeq
-	l.last = max(l.last, l.old)
+	l.skipUpTo = stream.CachedInfo().State.LastSeq
+	l.last = max(l.last, l.skipUpTo)
 	return nil
 }
 
-// published is the sequence of the subject's last message; 0: there is none.
+// published returns the sequence of the subject's last message, or 0 if there is
+// none.
 func (l *Live) published(ctx context.Context) (uint64, error) {
 	msg, err := leader.Last(ctx, l.js, l.spec.Stream, l.spec.Subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -263,7 +265,8 @@ func (l *Live) published(ctx context.Context) (uint64, error) {
 	return msg.Sequence, nil
 }
 
-// take waits for the next message; nil: none was stored for MaxSilence.
+// take waits for the next message. It returns nil if none was stored for
+// MaxSilence.
 func (l *Live) take(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 	silence := time.NewTimer(l.spec.MaxSilence)
 	defer silence.Stop()
@@ -273,14 +276,14 @@ func (l *Live) take(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 			if !open {
 				return nil, liveFault(fmt.Errorf("the subscription ended: %w", l.feed.Err()), "read "+l.spec.Subject)
 			}
-			if msg.Sequence <= l.old {
+			if msg.Sequence <= l.skipUpTo {
 				continue
 			}
 			l.last = msg.Sequence
 			return msg, checkLiveHeaders(msg)
 		case <-silence.C:
-			// Nothing came; but is nothing there? It may be on its way, after a
-			// connection that was lost.
+			// Nothing arrived, but a message may be stored and delayed by a lost
+			// connection.
 			stored, err := l.published(ctx)
 			if err != nil || stored <= l.last {
 				return nil, err
@@ -292,8 +295,8 @@ func (l *Live) take(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 	}
 }
 
-// checkLiveHeaders refuses what is neither true nor false: taken for a no, it
-// would leave a session open that is paid for.
+// checkLiveHeaders refuses values that are neither true nor false: treated as
+// false, they would leave a paid session open.
 func checkLiveHeaders(msg *jetstream.RawStreamMsg) error {
 	for _, name := range []string{HeaderEnd, HeaderClose} {
 		if _, err := header.Flag(msg.Header, name); err != nil {
@@ -310,7 +313,7 @@ func liveHeaderFault(err error, seq uint64, subject string) error {
 	return errors.Newf(errors.CodeInvalidJob, errors.PhaseAudio, "live: message %d on %s: %s", seq, subject, err)
 }
 
-// flag is a header that checkLiveHeaders has seen.
+// flag returns a header that checkLiveHeaders has checked.
 func flag(msg *jetstream.RawStreamMsg, name string) bool {
 	on, _ := header.Flag(msg.Header, name)
 	return on

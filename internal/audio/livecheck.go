@@ -10,19 +10,19 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// liveSniffed is how much of an utterance is looked at to find out what it is.
+// liveSniffed is how much of an utterance is examined to detect its kind.
 const liveSniffed = 4 << 10
 
-// liveCheck looks at an utterance as it passes. What is not the speech that the
-// job announced is refused before the backend hears it: it would be spoken as
-// noise, and billed.
+// liveCheck examines an utterance as it passes. Anything other than the announced
+// kind of speech is refused before it reaches the backend, where it would be
+// played as noise and billed.
 type liveCheck struct {
 	head []byte // of the utterance, as far as it is looked at; nil: looked at
 	seen bool   // the head was
 	wav  wavInside
 }
 
-// chunk looks at the next message of the utterance.
+// chunk checks the next message of the utterance.
 func (c *liveCheck) chunk(spec LiveSpec, msg *jetstream.RawStreamMsg) error {
 	refuse := func(format string, args ...any) error {
 		return errors.Newf(errors.CodeInvalidJob, errors.PhaseAudio, "live: message %d on %s "+format,
@@ -35,11 +35,11 @@ func (c *liveCheck) chunk(spec LiveSpec, msg *jetstream.RawStreamMsg) error {
 }
 
 func (c *liveCheck) pcm(spec LiveSpec, data []byte, refuse func(string, ...any) error) error {
-	look := data[:min(len(data), liveSniffed)] // each message may be a file of its own
+	look := data[:min(len(data), liveSniffed)] // each message may be a separate file
 	if c.begin(data) {
 		look = c.head
 	}
-	if kind, found := whatIs(look); found {
+	if kind, found := detectKind(look); found {
 		return refuse("is %s, and the job says raw PCM; %s", kind.name, kind.liveHint(spec.SampleRate))
 	}
 	c.end(len(c.head) >= liveSniffed)
@@ -58,7 +58,7 @@ func (c *liveCheck) opus(spec LiveSpec, data []byte, refuse func(string, ...any)
 	}
 	const mark = "OggS"
 	if !bytes.HasPrefix([]byte(mark), c.head[:min(len(c.head), len(mark))]) {
-		kind, found := whatIs(c.head)
+		kind, found := detectKind(c.head)
 		if !found {
 			kind.name = "not the beginning of an Ogg file"
 		}
@@ -81,7 +81,7 @@ func (c *liveCheck) opus(spec LiveSpec, data []byte, refuse func(string, ...any)
 	return nil
 }
 
-// begin adds data to the head; false: the head has been looked at.
+// begin adds data to the head. It returns false if the head was examined already.
 func (c *liveCheck) begin(data []byte) bool {
 	if c.seen || len(data) == 0 {
 		return false
@@ -90,14 +90,14 @@ func (c *liveCheck) begin(data []byte) bool {
 	return true
 }
 
-// end lets the head go once enough of it was there.
+// end drops the head once enough of it was examined.
 func (c *liveCheck) end(enough bool) {
 	if enough {
 		c.seen, c.head = true, nil
 	}
 }
 
-// liveHint is what to do about live speech that is no PCM.
+// liveHint returns what to do about live speech that is not PCM.
 func (k kindOfFile) liveHint(rate int) string {
 	if k.remedy == remedyConvert {
 		return fmt.Sprintf("publish the samples alone; to convert it: ffmpeg -i FILE -ac 1 -ar %d -f s16le -", rate)

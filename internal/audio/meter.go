@@ -6,19 +6,19 @@ import (
 	"time"
 )
 
-// opusMost is the longest that a packet may be (RFC 6716, 2.1.4), in samples at
-// opusClock.
-const opusMost = 120 * opusClock / 1000
+// maxOpusPacket is the maximum length of a packet (RFC 6716, 2.1.4), in samples
+// at opusClock.
+const maxOpusPacket = 120 * opusClock / 1000
 
-// opusMeter tells how long live Ogg Opus is as it passes, page by page, however
-// it is cut into messages. It judges nothing: what it can't read has no length,
-// and goes to the backend like the rest.
+// opusMeter measures live Ogg Opus as it passes, page by page, however it is
+// divided into messages. It judges nothing: data that it can't read has no length
+// and is sent on.
 type opusMeter struct {
 	rest []byte // of a page that is not whole yet; at most oggMaxPage
 	skip int64  // samples at the beginning that are not heard (RFC 7845, 4.2)
 }
 
-// measure gives the length of the pages that data brings to an end.
+// measure returns the length of the pages that data completes.
 func (m *opusMeter) measure(data []byte) time.Duration {
 	b := data
 	if len(m.rest) > 0 {
@@ -37,7 +37,7 @@ func (m *opusMeter) measure(data []byte) time.Duration {
 	return pcmLength(samples, opusClock)
 }
 
-// fromPage passes over what is no page. The beginning of one may be at the end.
+// fromPage skips data up to the next page. The start of a page may be at the end.
 func fromPage(b []byte) []byte {
 	const mark = "OggS"
 	if i := bytes.Index(b, []byte(mark)); i >= 0 {
@@ -55,7 +55,7 @@ func (m *opusMeter) page(p *oggPage) int64 {
 			m.skip = int64(binary.LittleEndian.Uint16(packet[10:]))
 		case bytes.HasPrefix(packet, []byte("OpusTags")):
 		default:
-			samples += min(opusSamples(packet), opusMost)
+			samples += min(opusSamples(packet), maxOpusPacket)
 		}
 	})
 	unheard := min(m.skip, samples)

@@ -25,11 +25,11 @@ func checkObjectName(in *input) error {
 		return nil
 	}
 	if bucket == "" || name == "" {
-		return invalid("%s.object: %q: give name or bucket/name", in.Field, short(in.Object))
+		return invalid("%s.object: %q: give name or bucket/name", in.Field, shorten(in.Object))
 	}
 	for _, c := range []byte(bucket) {
 		if !isBucketByte(c) {
-			return invalid("%s.object: bucket %q: letters, digits, _ and - only (a name with a slash needs its bucket before it)", in.Field, short(bucket))
+			return invalid("%s.object: bucket %q: letters, digits, _ and - only (a name with a slash needs its bucket before it)", in.Field, shorten(bucket))
 		}
 	}
 	return nil
@@ -41,13 +41,13 @@ func isBucketByte(c byte) bool {
 
 func (o *Opener) openObject(ctx context.Context, in *input) (*Speech, error) {
 	if o.opts.Objects == nil {
-		return nil, in.unavailable("there is no object store here")
+		return nil, in.unavailable("objects are not available: no object store is configured")
 	}
 	bucket, name, hasBucket := strings.Cut(in.Object, "/")
 	if !hasBucket {
 		bucket, name = o.opts.DefaultBucket, in.Object
 	}
-	src := o.remoteSource(ctx, in, short(bucket+"/"+name))
+	src := o.remoteSource(ctx, in, shorten(bucket+"/"+name))
 	src.fault = func(err error) error { return in.objectFault(src.name, err) }
 	err := src.wait(func() (err error) {
 		src.body, src.size, err = o.opts.Objects(src.ctx, bucket, name)
@@ -66,9 +66,9 @@ func (o *Opener) openObject(ctx context.Context, in *input) (*Speech, error) {
 func (in *input) objectFault(name string, err error) error {
 	if errors.Is(err, ErrNoObject) {
 		if bucket, rest, named := strings.Cut(in.Object, "/"); named {
-			return in.unavailable("%s: there is no such object: %s was looked for in bucket %s (a name with a slash needs its bucket before it)", name, short(rest), short(bucket))
+			return in.unavailable("%s: no such object: looked for %s in bucket %s (a name with a slash needs its bucket before it)", name, shorten(rest), shorten(bucket))
 		}
-		return in.unavailable("%s: there is no such object", name)
+		return in.unavailable("%s: no such object", name)
 	}
 	return in.unreachable(err, "%s: the object store failed: %v", name, err)
 }

@@ -74,7 +74,7 @@ func TestObjectThatIsNotThereIsNotTriedAgain(t *testing.T) {
 			t.Errorf("%s would be tried again", name)
 		}
 	}
-	wantError(t, openAndHear(t, o, object("dir/x.wav")), errors.CodeAudioUnavailable, errors.PhaseAudio, "x.wav was looked for in bucket dir")
+	wantError(t, openAndHear(t, o, object("dir/x.wav")), errors.CodeAudioUnavailable, errors.PhaseAudio, "looked for x.wav in bucket dir")
 	e := wantError(t, openAndHear(t, newOpener(t, Options{}), object("x")), errors.CodeAudioUnavailable, errors.PhaseAudio, "no object store")
 	if e.Network {
 		t.Error("it would be tried again")

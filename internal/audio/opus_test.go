@@ -31,7 +31,7 @@ func pages(t testing.TB, file []byte) [][]byte {
 	}
 }
 
-// seal sets a page's checksum anew.
+// seal recomputes a page's checksum.
 func seal(page []byte) []byte {
 	o := &oggReader{buf: page, crc: crcTable()}
 	binary.LittleEndian.PutUint32(page[22:], o.checksum())
@@ -223,7 +223,7 @@ func TestPacketLengthsAreThoseOfTheRFC(t *testing.T) {
 }
 
 // FuzzOgg: no input panics, a stream that is taken comes out as it went in, and
-// no chunk is larger than its bound. Checksums are set anew first: a fuzzer
+// no chunk is larger than its bound. Checksums are recomputed first: a fuzzer
 // does not find them.
 func FuzzOgg(f *testing.F) {
 	f.Add(clip.Opus)

@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// pcmDecoder cuts samples into chunks, converting them on the way.
+// pcmDecoder divides samples into chunks and converts them.
 type pcmDecoder struct {
 	in      *input
 	what    string // "WAV" or "PCM"
 	r       *bufio.Reader
 	left    int64                  // bytes still to come; -1: up to the end of the file
 	size    int64                  // what left was at the start
-	open    func(there int64) bool // whether left was a length that nobody knew, if so much is there; nil: no
+	open    func(there int64) bool // reports whether the length was unknown to its writer, given how much there is; nil: no
 	frame   int                    // bytes of one sample of all channels, as they come in
 	convert func(out, in []byte)
 	rate    int
@@ -26,7 +26,7 @@ type pcmDecoder struct {
 	out []byte // one chunk as it goes out; nil where nothing is converted
 }
 
-// pcmSpeech is raw PCM up to the end of r.
+// pcmSpeech returns raw PCM up to the end of r.
 func pcmSpeech(in *input, src *source, r *bufio.Reader, chunk time.Duration) (*Speech, error) {
 	if err := in.checkRate(in.SampleRate, PCM); err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
 		want = want[:min(int64(len(want)), d.left)]
 	}
 	if len(want) == 0 {
-		return nil, 0, d.over()
+		return nil, 0, d.afterSamples()
 	}
 	n, err := io.ReadFull(d.r, want)
 	if err != nil {
@@ -68,7 +68,7 @@ func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
 	if d.left >= 0 {
 		d.left -= int64(n)
 	}
-	// Where a header says how many samples there are, they may have any value.
+	// If a header gives the number of samples, they may have any value.
 	if d.left < 0 || d.open != nil && d.open(0) {
 		if at := d.inside.find(want[:n]); at >= 0 {
 			return nil, 0, d.joined(at)
@@ -77,9 +77,9 @@ func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
 	return d.chunk(want[:n])
 }
 
-// over looks at what follows the samples of a WAV: io.EOF unless it is another
-// WAV, which would not be spoken.
-func (d *pcmDecoder) over() error {
+// afterSamples checks what follows the samples of a WAV. It returns io.EOF unless
+// that is another WAV, which would not be played.
+func (d *pcmDecoder) afterSamples() error {
 	if d.after < wavBegins {
 		return io.EOF
 	}
@@ -100,8 +100,8 @@ func (d *pcmDecoder) joined(at int64) error {
 	return d.in.broken("%s has the header of another WAV file in it, after %d bytes of samples: join the samples and not the files, or send each as an utterance of its own", d.what, at)
 }
 
-// end judges a file that ended after n more bytes: nil where these are a last,
-// shorter chunk.
+// end handles a file that ended after n more bytes. It returns nil if these are a
+// last, shorter chunk.
 func (d *pcmDecoder) end(n int, err error) error {
 	switch {
 	case !endOfFile(err):
@@ -123,14 +123,15 @@ func (d *pcmDecoder) chunk(data []byte) ([]byte, time.Duration, error) {
 		d.convert(out, data)
 		data = out
 	}
-	// The difference of two positions: the lengths add up to the total.
+	// Use the difference of two positions, so that the lengths add up to the
+	// total.
 	before := pcmLength(d.samples, d.rate)
 	d.samples += int64(samples)
 	return data, pcmLength(d.samples, d.rate) - before, nil
 }
 
-// pcmLength is how long so many samples take. It saturates: a header may say
-// anything.
+// pcmLength returns how long that many samples take. It saturates, because a
+// header may contain any number.
 func pcmLength(samples int64, rate int) time.Duration {
 	hi, lo := bits.Mul64(uint64(max(samples, 0)), uint64(time.Second))
 	if hi >= uint64(rate) {
@@ -144,7 +145,7 @@ func (in *input) oddBytes(what string, size int64, frame int) error {
 	if frame == 2 {
 		return in.broken("%s has an odd number of bytes (%d): 16-bit samples take two each", what, size)
 	}
-	return in.broken("%s has %d bytes of samples, which is no multiple of %d, the size of one sample of all channels", what, size, frame)
+	return in.broken("%s has %d bytes of samples, which is not a multiple of %d, the size of one sample of all channels", what, size, frame)
 }
 
 func (in *input) cutShort(says, has int64) error {

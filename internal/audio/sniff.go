@@ -50,10 +50,10 @@ func (k kindOfFile) hint(rate int) string {
 	}
 }
 
-// whatIs finds out what a file is that begins with head, or is head. It is false
+// detectKind finds out what a file is that begins with head, or is head. It is false
 // for what may be raw PCM: a file is only called something else where far more
 // than its first few bytes say so, for samples may have any value.
-func whatIs(head []byte) (kindOfFile, bool) {
+func detectKind(head []byte) (kindOfFile, bool) {
 	if len(head) > 0 && strings.IndexByte(signatureStarts, head[0]) >= 0 {
 		for _, s := range signatures() {
 			if s.is(head) {
@@ -73,9 +73,9 @@ func whatIs(head []byte) (kindOfFile, bool) {
 	return kindOfFile{}, false
 }
 
-// mayBe finds out what a file is by its first four bytes alone. A job that names
+// guessKind finds out what a file is by its first four bytes alone. A job that names
 // its format is believed against them.
-func mayBe(head []byte) (kindOfFile, bool) {
+func guessKind(head []byte) (kindOfFile, bool) {
 	for _, s := range []signature{
 		{kindOfFile{"a FLAC file", remedyConvert}, "fLaC", nil},
 		{kindOfFile{"an MP3 file (with an ID3 tag)", remedyConvert}, "ID3\x02", nil},

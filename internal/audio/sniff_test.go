@@ -211,7 +211,7 @@ func TestPCMIsNeverTakenForAnythingElse(t *testing.T) {
 			}
 		}
 		head := b[:min(len(b), sniffed)]
-		if kind, found := whatIs(head); found {
+		if kind, found := detectKind(head); found {
 			t.Fatalf("seed %d: %d bytes %x… are taken for %s", seed, len(b), b[:min(len(b), 24)], kind.name)
 		}
 		var w wavInside
@@ -244,7 +244,7 @@ func FuzzWhatIs(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		kind, found := whatIs(data)
+		kind, found := detectKind(data)
 		if found == (kind.name == "") {
 			t.Errorf("%t %+v", found, kind)
 		}

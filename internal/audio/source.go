@@ -19,15 +19,15 @@ const (
 	errClosed  endedError = "the speech is closed"
 )
 
-// source is the bytes under a Speech, with their limits. Its errors other than
-// io.EOF are final and fit to be handed on: *errors.Error, or the cause with
-// which the caller's context ended.
+// source is the bytes of a Speech, with their limits. Its errors other than
+// io.EOF are permanent: an *errors.Error, or the cancellation cause of the
+// caller's context.
 type source struct {
 	in   *input
-	name string // what errors call it: an object's name, a URL without its query
+	name string // for errors: an object's name, or a URL without its query
 	body io.ReadCloser
 	size int64 // bytes in all; -1: not known
-	max  int64 // most bytes taken
+	max  int64 // maximum number of bytes
 
 	ctx     context.Context // body's: when it ends, a Read that waits ends
 	cancel  context.CancelCauseFunc
@@ -36,13 +36,13 @@ type source struct {
 
 	read   int64
 	waited time.Duration // in all waits together
-	spoken time.Duration // length of the speech handed out so far
+	spoken time.Duration // length of the speech returned so far
 	err    error
 }
 
-// remoteSource is a source that has yet to be opened: body and size follow. Its
-// context has a deadline, though none that is ever met, because the JetStream
-// client gives up after 5 s under one that has none.
+// remoteSource returns a source that has yet to be opened; the caller sets body
+// and size. Its context has a deadline far in the future, because the JetStream
+// client gives up after 5 s without one.
 func (o *Opener) remoteSource(ctx context.Context, in *input, name string) *source {
 	src := &source{in: in, name: name, size: -1, max: o.opts.MaxBytes, timeout: o.opts.FetchTimeout}
 	dated, stop := context.WithTimeout(ctx, maxSpeech)
@@ -55,8 +55,8 @@ func (o *Opener) remoteSource(ctx context.Context, in *input, name string) *sour
 	return src
 }
 
-// buffered reads through a buffer, no larger than what there is to be read and
-// no smaller than what a parser looks at.
+// buffered returns a reader with a buffer, no larger than the source and no
+// smaller than what a parser examines.
 func (s *source) buffered() *bufio.Reader {
 	size := int64(readBuffer)
 	if s.size >= 0 {
@@ -65,10 +65,10 @@ func (s *source) buffered() *bufio.Reader {
 	return bufio.NewReaderSize(s, int(size))
 }
 
-// wait runs do, which ends when s.ctx does, within the time that is left.
+// wait runs do, which returns when s.ctx ends, within the remaining time.
 func (s *source) wait(do func() error) error {
 	if s.ctx.Err() != nil {
-		return s.ended()
+		return s.cause()
 	}
 	if s.timeout == 0 {
 		return do()
@@ -76,7 +76,7 @@ func (s *source) wait(do func() error) error {
 	limit := min(s.timeout, s.timeout+s.spoken-s.waited)
 	if limit <= 0 {
 		s.cancel(errStalled)
-		return s.ended()
+		return s.cause()
 	}
 	start := time.Now()
 	timer := time.AfterFunc(limit, func() { s.cancel(errStalled) })
@@ -84,13 +84,13 @@ func (s *source) wait(do func() error) error {
 	timer.Stop()
 	s.waited += time.Since(start)
 	if err != nil && err != io.EOF && s.ctx.Err() != nil {
-		return s.ended()
+		return s.cause()
 	}
 	return err
 }
 
-// ended says why s.ctx is over.
-func (s *source) ended() error {
+// cause returns why s.ctx has ended.
+func (s *source) cause() error {
 	cause := context.Cause(s.ctx)
 	if cause != errStalled {
 		return cause
@@ -104,7 +104,7 @@ func (s *source) Read(p []byte) (int, error) {
 	if s.err != nil {
 		return 0, s.err
 	}
-	// One byte more than allowed is asked for: it tells too much from enough.
+	// Read one byte more than allowed, to notice that there is more.
 	if room := s.max - s.read + 1; int64(len(p)) > room {
 		p = p[:room]
 	}
@@ -135,8 +135,8 @@ func (s *source) close() error {
 	return s.body.Close()
 }
 
-// follow lets ctx end the source as well, until stop is called.
-func (s *source) follow(ctx context.Context) (stop func() bool) {
+// cancelWith makes ctx end the source as well, until stop is called.
+func (s *source) cancelWith(ctx context.Context) (stop func() bool) {
 	if s.cancel == nil {
 		return func() bool { return true }
 	}
@@ -147,8 +147,8 @@ func (in *input) tooLarge(name string, limit int64) error {
 	return in.unavailable("%s: is larger than audio.max_bytes (%d bytes)", name, limit)
 }
 
-// endOfFile reports whether a parser met the end of its input where it wanted
-// more, as opposed to a source that failed (whose cause may be an EOF as well).
+// endOfFile reports whether a parser reached the end of its input early, as
+// opposed to a source that failed (whose cause may be an EOF as well).
 func endOfFile(err error) bool {
 	var failed *errors.Error
 	if errors.As(err, &failed) {

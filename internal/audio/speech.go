@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Speech is one utterance's speech. It is used from one goroutine at a time.
+// Speech is the speech of one utterance. Use it from one goroutine at a time.
 type Speech struct {
 	src       *source
 	decoder   decoder
@@ -19,35 +19,35 @@ type Speech struct {
 	err       error
 }
 
-// decoder cuts a source into chunks for the backend.
+// decoder divides a source into chunks for the backend.
 type decoder interface {
 	// next returns a chunk, valid until the following call, and the length of
 	// the speech in it; io.EOF alone after the last.
 	next() (data []byte, length time.Duration, err error)
 }
 
-// Format is the encoding of the chunks.
+// Format returns the encoding of the chunks.
 func (s *Speech) Format() Format { return s.format }
 
-// SampleRate is the rate in Hz to configure the session with. Opus has no rate
-// of its own: see opusRate.
+// SampleRate returns the rate in Hz for the session's configuration. Opus has no
+// rate of its own: see opusRate.
 func (s *Speech) SampleRate() int { return s.rate }
 
-// Converted says what Options.Convert did, as "stereo 24-bit to mono 16-bit";
-// empty where the speech goes out as it came in.
+// Converted returns what Options.Convert did, such as "stereo 24-bit to mono
+// 16-bit", or "" if the speech is unchanged.
 func (s *Speech) Converted() string { return s.converted }
 
-// Total is the length of the whole speech, where it is known: from the start
-// where header or size tell it, else after the last chunk.
+// Total returns the length of the whole speech, if known: from the start if
+// header or size give it, else after the last chunk.
 func (s *Speech) Total() (time.Duration, bool) { return s.total, s.known }
 
-// Next returns the next chunk: about Options.Chunk of PCM, or as many whole Ogg
-// pages as make up about as much (the first with the stream's headers; a page
-// that is longer goes out by itself). data is valid until the next call; length
-// is how long it takes to be spoken. After the last chunk err is io.EOF.
+// Next returns the next chunk: about Options.Chunk of PCM, or whole Ogg pages of
+// about that length (the first chunk includes the stream's headers; a longer page
+// is a chunk of its own). data is valid until the next call; length is its
+// playing time. After the last chunk err is io.EOF.
 //
-// Other errors are as Open's, and final; so is the end of ctx while Next waits
-// for an object or a URL.
+// Other errors are as Open's and permanent, and so is the end of ctx while Next
+// waits for an object or a URL.
 func (s *Speech) Next(ctx context.Context) (data []byte, length time.Duration, err error) {
 	if s.err != nil {
 		return nil, 0, s.err
@@ -55,7 +55,7 @@ func (s *Speech) Next(ctx context.Context) (data []byte, length time.Duration, e
 	if ctx.Err() != nil {
 		return nil, 0, context.Cause(ctx)
 	}
-	stop := s.src.follow(ctx)
+	stop := s.src.cancelWith(ctx)
 	data, length, err = s.decoder.next()
 	stop()
 	if err != nil {
@@ -66,8 +66,8 @@ func (s *Speech) Next(ctx context.Context) (data []byte, length time.Duration, e
 	return data, length, nil
 }
 
-// finish ends the speech. Its buffers go: the session waits for the backend's
-// answer with the speech still open, and thousands may do so at once.
+// finish ends the speech and frees its buffers: thousands of sessions may wait
+// for the backend's answer with the speech still open.
 func (s *Speech) finish(err error) {
 	s.err = err
 	s.decoder = nil
@@ -76,7 +76,7 @@ func (s *Speech) finish(err error) {
 	}
 }
 
-// Close releases the source. It may be called at any time, also twice.
+// Close releases the source. It may be called at any time, and twice.
 func (s *Speech) Close() error {
 	if s.err == nil {
 		s.err = errClosed
@@ -84,9 +84,9 @@ func (s *Speech) Close() error {
 	return s.src.close()
 }
 
-// NewPCM returns raw 16-bit mono PCM at rate Hz, of any length, in chunks of
-// 100 ms. Close closes r where that is an io.Closer; Next waits as long as r
-// does, whatever its context.
+// NewPCM returns raw 16-bit mono PCM at rate Hz, of any length, in chunks of 100
+// ms. Close closes r if it is an io.Closer. Next blocks while r does, whatever
+// its context.
 func NewPCM(r io.Reader, rate int) (*Speech, error) {
 	body, ok := r.(io.ReadCloser)
 	if !ok {
@@ -101,13 +101,12 @@ func NewPCM(r io.Reader, rate int) (*Speech, error) {
 	return pcmSpeech(in, src, src.buffered(), defaultChunk)
 }
 
-// newSpeech looks at the first bytes and reads the header. It closes src where
-// it fails.
+// newSpeech detects the format and reads the header. It closes src if it fails.
 func (o *Opener) newSpeech(in *input, src *source) (*Speech, error) {
 	s, err := o.parse(in, src)
 	if err != nil {
 		if cerr := src.close(); cerr != nil {
-			return nil, err // the first failure is the one to tell of
+			return nil, err // the first error matters
 		}
 		return nil, err
 	}
@@ -140,8 +139,8 @@ func (o *Opener) parse(in *input, src *source) (*Speech, error) {
 	}
 }
 
-// detect decides what the bytes are: by their beginning where the job does not
-// say, and never against what their beginning says.
+// detect returns the format of the bytes: the detected one if the job names none,
+// and otherwise the job's, unless the bytes contradict it.
 func (in *input) detect(head []byte) (string, error) {
 	if len(head) == 0 {
 		return "", in.broken("is empty")
@@ -150,9 +149,9 @@ func (in *input) detect(head []byte) (string, error) {
 	if found != "" && (in.Format == "" || in.Format == found) {
 		return found, nil
 	}
-	kind, known := whatIs(head)
+	kind, known := detectKind(head)
 	if !known && in.Format == "" {
-		kind, known = mayBe(head)
+		kind, known = guessKind(head)
 	}
 	raw := in.Format == "" || in.Format == formatPCM
 	switch {
@@ -170,8 +169,7 @@ func (in *input) detect(head []byte) (string, error) {
 	return formatPCM, nil
 }
 
-// container is the format of a file that begins so, of those that hold speech;
-// "": none of them.
+// container returns the format of a speech file that starts with head, or "".
 func container(head []byte) string {
 	switch {
 	case bytes.HasPrefix(head, []byte("RIFF")):

@@ -311,7 +311,7 @@ func TestConvertBringsWAVsTo16BitMono(t *testing.T) {
 	w.channels = 6
 	wantError(t, o.Check(inline(w.bytes())), errors.CodeInvalidJob, errors.PhaseJob, "6 channels")
 	w.channels, w.bits, w.data = 2, 24, make([]byte, 100)
-	wantError(t, o.Check(inline(w.bytes())), errors.CodeInvalidJob, errors.PhaseJob, "no multiple of 6")
+	wantError(t, o.Check(inline(w.bytes())), errors.CodeInvalidJob, errors.PhaseJob, "not a multiple of 6")
 }
 
 // FuzzWAV: no input panics or yields more than it holds, and a valid WAV's

@@ -15,6 +15,7 @@ type Config struct {
 	Lease   Lease              `yaml:"lease"`
 	App     App                `yaml:"app"`
 	Apps    map[string]*App    `yaml:"apps"` // more apps, by id; their own ID field is set by Load
+	Limits  []SessionLimit     `yaml:"limits"`
 	Backend Backend            `yaml:"backend"`
 	Audio   Audio              `yaml:"audio"`
 	Circuit Circuit            `yaml:"circuit"`
@@ -103,7 +104,7 @@ type Retry struct {
 	Max         time.Duration `yaml:"max"`
 }
 
-// Lease is the time a worker has for a job before it must ask for more.
+// Lease is how long a worker may have a job without renewing its lease on it.
 type Lease struct {
 	AckWait time.Duration `yaml:"ack_wait"`
 }
@@ -184,7 +185,7 @@ type Budget struct {
 // Admin is the HTTP listener for health and metrics.
 type Admin struct {
 	Addr  string   `yaml:"addr"`  // host:port; "": no listener
-	Hosts []string `yaml:"hosts"` // names that it may be asked by, beside addresses and localhost
+	Hosts []string `yaml:"hosts"` // names that requests may use, beside addresses and localhost
 	PProf bool     `yaml:"pprof"`
 }
 

@@ -82,7 +82,7 @@ func readSecret(key string, secret Secret, file string) (string, error) {
 	case file != "" && text == "":
 		return "", fmt.Errorf("%s_file: %s is empty", key, file)
 	case strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || r == unicode.ReplacementChar }):
-		// It would be no HTTP header, and the error of the HTTP client would
+		// It can't be an HTTP header, and the error of the HTTP client would
 		// show it.
 		return "", fmt.Errorf("%s holds a line break or another control character: give the key alone", key)
 	}

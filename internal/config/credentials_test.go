@@ -37,7 +37,7 @@ func TestCredentialsAreThoseOfTheApp(t *testing.T) {
 		}
 	}
 	if _, ok := c.Credentials("c"); ok {
-		t.Error("an app that nobody configured has credentials")
+		t.Error("an app that is not configured has credentials")
 	}
 	if _, ok := Defaults().Credentials(""); ok {
 		t.Error("no app has credentials")

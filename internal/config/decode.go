@@ -18,7 +18,7 @@ import (
 // knows no key paths.
 type decoder struct {
 	source   string // file or variable, for messages
-	isFile   bool   // only a file has lines worth telling
+	isFile   bool   // only a file has lines to report
 	set      map[string]origin
 	problems []Problem
 }
@@ -83,7 +83,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 		n = n.Alias
 	}
 	switch {
-	case (v.Type() == reflect.TypeFor[Queue]() || v.Type() == reflect.TypeFor[Budget]()) && n.Kind == yaml.ScalarNode:
+	case hasShortForm(v.Type()) && n.Kind == yaml.ScalarNode:
 		d.scalar(n, v, path)
 	case v.Kind() == reflect.Struct:
 		d.section(n, v, path)
@@ -94,6 +94,12 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 	default:
 		d.scalar(n, v, path)
 	}
+}
+
+// hasShortForm reports whether a section of this type may also be written as one
+// text, as the environment gives it.
+func hasShortForm(t reflect.Type) bool {
+	return t == reflect.TypeFor[Queue]() || t == reflect.TypeFor[SessionLimit]()
 }
 
 // section reads a mapping into a struct. An empty section is one whose keys
@@ -180,7 +186,9 @@ func (d *decoder) list(n *yaml.Node, v reflect.Value, path string) {
 		case *Budget:
 			entry.Per, entry.Warn = "month", defaultWarn
 		}
-		d.value(item, items.Index(i), fmt.Sprintf("%s[%d]", path, i))
+		at := fmt.Sprintf("%s[%d]", path, i)
+		d.record(item, at) // for what is missing in it
+		d.value(item, items.Index(i), at)
 	}
 	if len(d.problems) > before {
 		return // half a list would break rules that the whole one may keep

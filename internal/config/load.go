@@ -16,7 +16,7 @@ import (
 // defaults.
 type Source struct {
 	File      string            // YAML; "": none
-	FileNamed bool              // somebody asked for File: it must exist
+	FileNamed bool              // File was named explicitly: it must exist
 	Environ   []string          // NAME=value, as os.Environ gives it
 	Overrides map[string]string // flags by key path; the strongest
 	Secrets   bool              // check also what the files of secrets hold now
@@ -48,7 +48,7 @@ func Load(src Source) (*Config, []Warning, error) {
 		v.secrets()
 		problems = append(problems, v.found...)
 	}
-	warnings = append(warnings, l.c.unheeded()...)
+	warnings = append(warnings, l.c.ineffectivePolicies()...)
 	if err := asError(problems); err != nil {
 		return nil, warnings, err
 	}
@@ -78,8 +78,7 @@ func (l *loading) layer(set map[string]origin) {
 	}
 }
 
-// onlyOne sees to it that of a secret and its file the one from the stronger
-// source holds.
+// onlyOne drops a secret or its file, whichever comes from the weaker source.
 func (l *loading) onlyOne(path, other string, o origin, set map[string]origin) {
 	byPath := map[string]leaf{}
 	for _, leaf := range leaves(l.c) {

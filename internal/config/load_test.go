@@ -77,7 +77,7 @@ func TestDefaultsAreValid(t *testing.T) {
 func TestAFileThatWasNamedMustExist(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "none.yaml")
 	if got := load(t, Source{File: missing}); !same(got, Defaults()) {
-		t.Error("a missing file that nobody named changes something")
+		t.Error("a missing file that was not named changes something")
 	}
 	_, _, err := Load(Source{File: missing, FileNamed: true})
 	var bad *Error
@@ -115,7 +115,7 @@ func TestFlagOverEnvironmentOverFileOverDefault(t *testing.T) {
 func sample(k Key) string {
 	switch special := map[string]string{
 		"nats.url": "nats://a:1,nats://b:2", "nats.storage": "memory", "nats.state_ttl": "200h",
-		"worker.queues": "default,vip:3", "worker.micro": "false", "retry.max": "70s", "retry.initial": "70ms",
+		"worker.queues": "default,vip:3", "limits": "label.room:1,avatar_id:4", "worker.micro": "false", "retry.max": "70s", "retry.initial": "70ms",
 		"backend.fallback_regions": "eu-west,cn-beijing", "backend.region": "auto", "backend.auth": "query",
 		"backend.console_url": "http://127.0.0.1:1/v1/console", "backend.ingress_url": "ws://127.0.0.1:1/v2",
 		"backend.bootstrap_url": "https://b.example/x", "nats.api_prefix": "$JS.hub.API", "nats.inbox_prefix": "_INBOX.me", "audio.pace": "realtime", "audio.chunk": "20ms",
@@ -241,7 +241,7 @@ func TestBadEnvironmentAndFlagsAreNamed(t *testing.T) {
 	_, _, err := Load(Source{
 		Environ: []string{
 			"AVATAR_WORKER_CONCURRENCY=x", "AVATAR_WORKER_QUEUES=a,,b", "SPATIUS_REGION=US",
-			"AVATAR_APPS={nope", `AVATAR_POLICY={"unknwn": {}}`,
+			"AVATAR_LIMITS=label.room", "AVATAR_APPS={nope", `AVATAR_POLICY={"unknwn": {}}`,
 		},
 		Overrides: map[string]string{"lease.ack_wait": "500ms", "retry.initail": "1s", "log.level": "loud"},
 	})
@@ -251,6 +251,7 @@ func TestBadEnvironmentAndFlagsAreNamed(t *testing.T) {
 	for _, want := range []string{
 		`AVATAR_WORKER_CONCURRENCY: worker.concurrency: "x" is not a whole number`,
 		`AVATAR_WORKER_QUEUES: worker.queues: "a,,b" has an empty entry`,
+		`AVATAR_LIMITS: limits: "label.room" is not a session limit: write key:max`,
 		`SPATIUS_REGION: backend.region: is "US"`,
 		`AVATAR_APPS: apps: is not valid YAML`,
 		`AVATAR_POLICY: policy.unknwn: is not an error code: the nearest is unknown`,
@@ -284,6 +285,20 @@ func TestQueuesTakeBothForms(t *testing.T) {
 	}
 }
 
+func TestSessionLimitsTakeBothForms(t *testing.T) {
+	want := []SessionLimit{{"label.room", 1}, {"avatar_id", 4}, {"label.a:b.c", 2}}
+	for name, src := range map[string]Source{
+		"sections":    {File: write(t, "limits: [{key: label.room, max: 1}, {key: avatar_id, max: 4}, {key: 'label.a:b.c', max: 2}]\n")},
+		"texts":       {File: write(t, "limits: ['label.room:1', 'avatar_id: 4', 'label.a:b.c:2']\n")},
+		"environment": {Environ: []string{"AVATAR_LIMITS=label.room:1, avatar_id:4,label.a:b.c:2"}},
+		"flag":        {Overrides: map[string]string{"limits": "label.room:1,avatar_id:4,label.a:b.c:2"}},
+	} {
+		if c := load(t, src); !slices.Equal(c.Limits, want) {
+			t.Errorf("%s: got %v", name, c.Limits)
+		}
+	}
+}
+
 func TestAdminCanBeSwitchedOff(t *testing.T) {
 	if c := load(t, Source{Environ: []string{"AVATAR_ADMIN_ADDR=off"}}); c.Admin.Addr != "" {
 		t.Errorf("got %q", c.Admin.Addr)
@@ -296,6 +311,7 @@ nats: {url: "nats://me:hunter2@a:4222,nats://b:4222", token: hunter2}
 app: {id: "007", api_key: hunter2, max_sessions: 4}
 apps: {shop: {api_key: hunter2}, other: {api_key_file: /run/other}}
 worker: {queues: [default, {name: vip, weight: 3}], name: "yes", drain_timeout: 90s}
+limits: [{key: label.room, max: 1}, {key: queue, max: 9}]
 backend: {fallback_regions: [ap-northeast]}
 policy: {internal: {alert: false}, upstreamError: {attempts: 3, action: hold}}
 `)})

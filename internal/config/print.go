@@ -28,7 +28,7 @@ func (c *Config) Print(w io.Writer) error {
 
 func node(v reflect.Value, path string) *yaml.Node {
 	switch {
-	case v.Type() == reflect.TypeFor[Queue](), v.Kind() == reflect.Struct:
+	case v.Kind() == reflect.Struct:
 		return sectionNode(v, path)
 	case v.Kind() == reflect.Map:
 		n := &yaml.Node{Kind: yaml.MappingNode}
@@ -112,14 +112,20 @@ func formatText(v reflect.Value) string {
 		}
 		return strings.Join(texts, ",")
 	case []Queue:
-		texts := make([]string, len(value))
-		for i, q := range value {
-			texts[i] = q.String()
-		}
-		return strings.Join(texts, ",")
+		return joinTexts(value)
+	case []SessionLimit:
+		return joinTexts(value)
 	default: // Secret and Size print themselves
 		return fmt.Sprint(value)
 	}
+}
+
+func joinTexts[T fmt.Stringer](list []T) string {
+	texts := make([]string, len(list))
+	for i, item := range list {
+		texts[i] = item.String()
+	}
+	return strings.Join(texts, ",")
 }
 
 func sortedNames[T any](m map[string]T) []string { return slices.Sorted(maps.Keys(m)) }

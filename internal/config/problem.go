@@ -47,7 +47,8 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// asError sorts problems the way a reader mends them: file lines first.
+// asError sorts problems in the order in which a reader corrects them: lines of
+// the file first.
 func asError(problems []Problem) error {
 	if len(problems) == 0 {
 		return nil
@@ -65,7 +66,7 @@ func asError(problems []Problem) error {
 	return &Error{Problems: problems}
 }
 
-// Warning is something that is probably a mistake and stops nothing.
+// Warning is a probable mistake that does not stop the worker.
 type Warning struct {
 	Name    string // the environment variable, or the key
 	Message string

@@ -15,7 +15,7 @@ type leaf struct {
 
 func (l leaf) secret() bool { return l.v.Type() == reflect.TypeFor[Secret]() }
 
-// isMap tells the keys that hold a whole section by id: apps and policy.
+// isMap reports whether a key holds sections by id: apps and policy.
 func (l leaf) isMap() bool { return l.v.Kind() == reflect.Map }
 
 // leaves lists every key of c in the order of the file, with the entries that
@@ -46,8 +46,8 @@ func collect(v reflect.Value, path string, found *[]leaf) {
 	}
 }
 
-// isAppID tells the one field that has no key: the id of an entry of apps is
-// the entry's name.
+// isAppID reports whether a field is the id of an entry of apps, which has no key:
+// it is the entry's name.
 func isAppID(path, name string) bool {
 	return name == "id" && strings.HasPrefix(path, "apps.")
 }
@@ -164,7 +164,7 @@ func codes() []string {
 }
 
 // nearest returns the candidate with the fewest edits from name; "" where
-// there are no candidates.
+// candidates is empty.
 func nearest(name string, candidates []string) (best string, edits int) {
 	for _, c := range candidates {
 		if d := distance(name, c); best == "" || d < edits {

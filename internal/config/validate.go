@@ -25,6 +25,7 @@ func (c *Config) problems() []Problem {
 	v.worker()
 	v.retries()
 	v.apps()
+	v.limits()
 	v.backend()
 	v.audio()
 	v.policy()
@@ -98,7 +99,8 @@ const (
 
 	forever = 10 * 365 * day
 
-	maxAppID = 128
+	maxAppID     = 128
+	maxLabelName = 256
 )
 
 func (v *validator) nats() {
@@ -296,6 +298,34 @@ func (v *validator) apps() {
 		if id == v.c.App.ID {
 			v.fail(key, "is app.id too: keep one of them")
 		}
+	}
+}
+
+// limitKeys are what a session limit may count by, beside labels.
+var limitKeys = []string{"app_id", "avatar_id", "region", "queue"}
+
+// limits checks the session limits.
+func (v *validator) limits() {
+	var seen []string
+	for i, l := range v.c.Limits {
+		key := fmt.Sprintf("limits[%d]", i)
+		v.limitKey(key+".key", l.Key)
+		if slices.Contains(seen, l.Key) {
+			v.fail(key+".key", "is %s, which is in the list already: keep one", quote(l.Key))
+		}
+		seen = append(seen, l.Key)
+		v.between(key+".max", l.Max, 1, 100_000)
+	}
+}
+
+func (v *validator) limitKey(at, key string) {
+	name, isLabel := strings.CutPrefix(key, "label.")
+	switch {
+	case !isLabel && slices.Contains(limitKeys, key):
+	case !isLabel:
+		v.fail(at, "is %s: give one of %s, or label.<name>", quote(key), strings.Join(limitKeys, ", "))
+	case name == "" || len(name) > maxLabelName || !utf8.ValidString(name):
+		v.fail(at, "is %s: name a label after the dot, 1 to %d bytes, such as label.room", quote(key), maxLabelName)
 	}
 }
 

@@ -104,7 +104,7 @@ func (b Budget) String() string {
 	return text
 }
 
-// defaultWarn is the share of a budget at which an alert is given.
+// defaultWarn is the share of a budget at which an alert is published.
 const defaultWarn = 0.8
 
 func parseBudget(text string) (Budget, error) {
@@ -123,6 +123,27 @@ func parseBudget(text string) (Budget, error) {
 		}
 	}
 	return b, nil
+}
+
+// SessionLimit bounds the sessions that the whole fleet holds at once of all
+// jobs with the same value under Key.
+type SessionLimit struct {
+	Key string `yaml:"key"` // app_id, avatar_id, region, queue or label.<name>
+	Max int    `yaml:"max"`
+}
+
+// String is key:max, as the environment gives it.
+func (l SessionLimit) String() string { return fmt.Sprintf("%s:%d", l.Key, l.Max) }
+
+// parseSessionLimit takes what follows the last colon for the number: the name of
+// a label may have colons.
+func parseSessionLimit(text string) (SessionLimit, error) {
+	colon := strings.LastIndexByte(text, ':')
+	most, err := strconv.Atoi(strings.TrimSpace(text[colon+1:]))
+	if colon < 0 || err != nil {
+		return SessionLimit{}, fmt.Errorf("%s is not a session limit: write key:max, the maximum a whole number, such as label.room:1", quote(text))
+	}
+	return SessionLimit{Key: strings.TrimSpace(text[:colon]), Max: most}, nil
 }
 
 // parseText turns text into a value of type t: one of the types that a key of
@@ -160,6 +181,8 @@ func parseText(t reflect.Type, text string) (any, error) {
 		return parseSize(text)
 	case Queue:
 		return parseQueue(text)
+	case SessionLimit:
+		return parseSessionLimit(text)
 	case []string:
 		return splitList(text, func(s string) (string, error) { return s, nil })
 	case Budget:
@@ -168,6 +191,8 @@ func parseText(t reflect.Type, text string) (any, error) {
 		return splitList(text, parseBudget)
 	case []Queue:
 		return splitList(text, parseQueue)
+	case []SessionLimit:
+		return splitList(text, parseSessionLimit)
 	}
 	return nil, fmt.Errorf("a value of type %s can't be read from text", t)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/dlq"
+	"avatarworker/internal/leader"
 )
 
 // twins writes letters of n jobs that had the same id one after the other.
@@ -418,7 +419,7 @@ func TestNoHeaderOfAJobActsOnItsLetterOrItsReplay(t *testing.T) {
 		}
 	}
 	replay(t, b, m.Sequence, dlq.ReplayOptions{})
-	job, err := b.h.Jobs.GetLastMsgForSubject(t.Context(), "avatar.jobs.default")
+	job, err := leader.Last(t.Context(), b.js, names.JobsStream(), "avatar.jobs.default")
 	if err != nil {
 		t.Fatal(err)
 	}

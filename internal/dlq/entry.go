@@ -58,7 +58,7 @@ type stored struct {
 	size    int
 }
 
-// entry reads the headers. A message that somebody else put into the stream
+// entry reads the headers. A message that something else put into the stream
 // still gives an entry, so that it can be seen and removed.
 func entry(names topology.Names, m stored) Entry {
 	h := m.header

@@ -5,28 +5,17 @@ import (
 	"encoding/json"
 	"maps"
 	"strings"
-	"unicode/utf8"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
 )
 
-const (
-	ellipsis  = "…"
-	shortText = 32 // bytes below which no text of an event is cut further
-)
+// shortText is the size in bytes below which no text of an event is cut further.
+const shortText = 32
 
-// cut shortens text to at most limit bytes, whole characters, and marks it.
+// cut is errors.Cut for text that may not be valid UTF-8.
 func cut(text string, limit int) string {
-	text = strings.ToValidUTF8(text, "\uFFFD")
-	if len(text) <= limit {
-		return text
-	}
-	end := max(limit-len(ellipsis), 0)
-	for end > 0 && !utf8.RuneStart(text[end]) {
-		end--
-	}
-	return text[:end] + ellipsis
+	return errors.Cut(strings.ToValidUTF8(text, "\uFFFD"), limit)
 }
 
 // eventJSON gives the event as JSON of at most limit bytes: the longest texts
@@ -54,8 +43,8 @@ func marshal(e event.Error) (string, error) {
 	return strings.TrimSuffix(b.String(), "\n"), nil
 }
 
-// texts are the event's texts that anybody's input can make long. The job's id
-// is not among them: it has at most 64 bytes, and says whose event it is.
+// texts are the event's texts that input from outside can make long. The job's id
+// is not among them: it has at most 64 bytes, and says which job's event it is.
 func texts(e *event.Error) []*string {
 	return []*string{
 		&e.Message, &e.ServerDetail, &e.ServerTitle, &e.CloseReason, &e.ServerCode,

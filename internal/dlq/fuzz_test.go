@@ -40,7 +40,7 @@ func FuzzEventIsValidJSONWithinItsLimit(f *testing.F) {
 func FuzzCutKeepsWholeCharacters(f *testing.F) {
 	f.Add("ä€😀", 4)
 	f.Fuzz(func(t *testing.T, text string, limit int) {
-		limit = max(limit%200, len(ellipsis))
+		limit = max(limit%200, len("…"))
 		got := cut(text, limit)
 		if len(got) > limit || !utf8.ValidString(got) {
 			t.Fatalf("%q, at most %d", got, limit)
@@ -69,7 +69,7 @@ func FuzzForeignLetterIsRead(f *testing.F) {
 			t.Fatalf("%+v", e)
 		}
 		if plain, err := body(h, data); err == nil {
-			deadline(Letter{Entry: e, Header: h, Data: plain})
+			deadline(replayed{Letter: Letter{Entry: e}, header: h, body: plain})
 		}
 	})
 }

@@ -1,5 +1,6 @@
-// Package dlq keeps the jobs that are given up, and gives operators what they
-// need for them: list, show, count, replay, remove.
+// Package dlq stores the jobs that failed for good, and lets operators list, show,
+// count, replay and remove them. It owns the dead letter stream and what may be
+// shown of a letter. It knows nothing of sessions.
 package dlq
 
 import (
@@ -29,7 +30,7 @@ const (
 	HeaderError     = "Avatar-Error"  // the error event's body
 	HeaderMsgID     = "Avatar-Msg-Id" // the job's own Nats-Msg-Id
 
-	// HeaderDropped names headers of the job that there was no room for.
+	// HeaderDropped names headers of the job that did not fit.
 	HeaderDropped = "Avatar-Headers-Dropped"
 	// HeaderEncoding is "gzip" where the job's bytes had to be compressed to
 	// fit. Show and Replay give them back as they were.
@@ -38,7 +39,7 @@ const (
 	// enough; it can't be replayed then.
 	HeaderOmitted = "Avatar-Body-Omitted"
 
-	// HeaderIgnoreDeadline on a replayed job tells the worker to run it although
+	// HeaderIgnoreDeadline on a replayed job makes the worker run it although
 	// its deadline has passed. The value is "true".
 	HeaderIgnoreDeadline = jobspec.HeaderIgnoreDeadline
 
@@ -47,6 +48,11 @@ const (
 	// had not ended. A worker lets the job wait while that message is there: a
 	// run that begins drops the earlier ones that have not.
 	HeaderAfterSeq = jobspec.HeaderAfterSeq
+
+	// HeaderCorrected on a replayed job is the digest of the bytes that the dead
+	// letter had, where the job was corrected: once for each correction, the last
+	// one last. It stays with the job.
+	HeaderCorrected = "Avatar-Corrected"
 
 	// origPrefix stands before the name of a header that the NATS server or its
 	// clients act on, and that must not take effect for the dead letter.

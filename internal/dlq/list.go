@@ -93,7 +93,7 @@ func (l lister) window(ctx context.Context, start, end uint64) ([]Entry, error) 
 	return found, err
 }
 
-// read hands on what the consumer delivers until keep returns false or all
+// read passes on what the consumer delivers until keep returns false or all
 // there is has been read.
 func (l lister) read(ctx context.Context, cfg jetstream.ConsumerConfig, batch int, keep func(Entry) bool) error {
 	cfg.FilterSubjects = l.filter.subjects(l.names)
@@ -134,10 +134,10 @@ func (l lister) forget(ctx context.Context, c jetstream.Consumer) {
 	_ = l.stream.DeleteConsumer(short, c.CachedInfo().Name) // see above
 }
 
-// fetch hands on one batch. Each delivery has the number after the last one:
+// fetch passes on one batch. Deliveries are numbered one after the other:
 // a gap is a message that was lost on its way.
 func (l lister) fetch(ctx context.Context, p *puller, received uint64, keep func(Entry) bool) (int, bool, error) {
-	if err := p.ask(); err != nil {
+	if err := p.request(); err != nil {
 		return 0, false, err
 	}
 	n := 0
@@ -164,7 +164,7 @@ func (l lister) fetch(ctx context.Context, p *puller, received uint64, keep func
 	return n, true, nil
 }
 
-// atEnd says whether a batch that came short was the last one.
+// atEnd reports whether an incomplete batch was the last one.
 func atEnd(ctx context.Context, c jetstream.Consumer, received uint64) (bool, error) {
 	info, err := c.Info(ctx)
 	if err != nil {
@@ -177,5 +177,5 @@ func atEnd(ctx context.Context, c jetstream.Consumer, received uint64) (bool, er
 }
 
 func errInterrupted() error {
-	return fmt.Errorf("the connection to NATS was interrupted, the list is not whole: run it again")
+	return fmt.Errorf("the connection to NATS was interrupted and the list is incomplete: run the command again")
 }

@@ -20,7 +20,7 @@ const (
 	pullTime = 10 * time.Second
 )
 
-// puller asks a consumer for batches over an inbox of its own. The client's Fetch
+// puller requests batches from a consumer over an inbox of its own. The client's Fetch
 // takes a message without a body that has a Status header for an answer of the
 // server, and in a list every letter is without its body.
 type puller struct {
@@ -43,8 +43,8 @@ func newPuller(js jetstream.JetStream, consumer *jetstream.ConsumerInfo, batch i
 
 func (p *puller) close() { _ = p.sub.Unsubscribe() } // it fails where the connection is closed: then it is gone too
 
-// ask asks for a batch of what is there now.
-func (p *puller) ask() error {
+// request requests a batch of what is there now.
+func (p *puller) request() error {
 	request, err := json.Marshal(struct {
 		Batch  int  `json:"batch"`
 		NoWait bool `json:"no_wait"`
@@ -67,7 +67,7 @@ func (p *puller) next(ctx context.Context) (*nats.Msg, error) {
 		case strings.HasPrefix(msg.Reply, ackPrefix):
 			return msg, nil
 		}
-		return nil, nil // the server's answer: there is no more, or the consumer is gone
+		return nil, nil // the server's answer: nothing is left, or the consumer is gone
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	case <-limit.C:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -37,6 +38,9 @@ const (
 type ReplayOptions struct {
 	IgnoreDeadline bool // replay also what is past its deadline, and let it run
 	DryRun         bool // say what would be done, change nothing
+	// Correct returns the job to publish instead of the letter's own bytes, as
+	// JSON; nil: those. It is validated before anything is changed.
+	Correct func(Letter) ([]byte, error)
 }
 
 // Result is what became of one letter.
@@ -47,24 +51,32 @@ type Result struct {
 	Subject  string     `json:"subject"`
 	Status   Status     `json:"status"`
 	Deadline *time.Time `json:"deadline,omitempty"` // the job's
+	// Corrected is the digest of the letter's own bytes where another job is
+	// published in their place.
+	Corrected string `json:"corrected,omitempty"`
 }
 
 // Replay publishes the letter's job again on its original subject, as its next
 // run, and removes the letter once the publish is acknowledged. It may be
-// interrupted and repeated: the job does not run twice for it, since every
-// repetition is the same run of the same job. Two letters with one job id, which
-// is free again after nats.state_ttl, are two runs. Where the job was published
-// but that could not be noted, or the letter not removed, both the result
-// (StatusReplayed) and the error are set.
+// interrupted and repeated without a second run, since every repetition is the same
+// run of the same job. Two letters with one job id, which is free again after
+// nats.state_ttl, are two runs. If the job was published but the letter could not
+// be removed, or the claim not written, both the result (StatusReplayed) and the
+// error are set.
 func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result, error) {
 	letter, err := s.Show(ctx, seq)
 	if err != nil {
 		return Result{}, err
 	}
-	r := Result{Seq: seq, JobID: letter.JobID, Run: letter.Run + 1, Subject: letter.Subject, Deadline: deadline(letter)}
-	if err := s.replayable(letter); err != nil {
+	r := Result{Seq: seq, JobID: letter.JobID, Run: letter.Run + 1, Subject: letter.Subject}
+	if err := s.replayable(letter, o.Correct != nil); err != nil {
 		return r, fmt.Errorf("dead letter %d: %w", seq, err)
 	}
+	job, err := jobOf(letter, o)
+	if err != nil {
+		return r, fmt.Errorf("dead letter %d: %w", seq, err)
+	}
+	r.Deadline, r.Corrected = deadline(job), job.corrected
 	runs, err := s.openRuns(ctx, letter)
 	if err != nil {
 		return r, err
@@ -87,7 +99,7 @@ func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result
 		return r, nil
 	}
 	if r.Status == StatusWouldReplay {
-		if r.Run, r.Status, err = s.publish(ctx, runs, letter, o); err != nil {
+		if r.Run, r.Status, err = s.publish(ctx, runs, job, o); err != nil {
 			return r, err
 		}
 	}
@@ -98,9 +110,11 @@ func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result
 	return r, nil
 }
 
-func (s *Store) replayable(l Letter) error {
-	if omitted := l.Header.Get(HeaderOmitted); omitted != "" {
-		return fmt.Errorf("the job's bytes (%s) did not fit into it: publish the job anew", omitted)
+// replayable returns an error if the letter can't be replayed. corrected means that
+// another job is published instead of the letter's own.
+func (s *Store) replayable(l Letter, corrected bool) error {
+	if omitted := l.Header.Get(HeaderOmitted); omitted != "" && !corrected {
+		return fmt.Errorf("the job's bytes (%s) did not fit into it: replay it with --body FILE, or publish the job again", omitted)
 	}
 	if l.JobID == "" || l.Run < 1 {
 		return fmt.Errorf("it has no %s and %s: it was not written by a worker", HeaderJobID, HeaderRun)
@@ -109,10 +123,10 @@ func (s *Store) replayable(l Letter) error {
 		return fmt.Errorf("its %s %q names no job: it was not written by a worker", HeaderJobID, cut(l.JobID, maxText))
 	}
 	if l.Run >= jobspec.MaxRun {
-		return fmt.Errorf("a job has at most %d runs, and this one's next would be %d: publish the job anew under another id", jobspec.MaxRun, l.Run+1)
+		return fmt.Errorf("a job has at most %d runs, and this one's next would be %d: publish the job again under another id", jobspec.MaxRun, l.Run+1)
 	}
 	if _, ok := s.names.QueueOf(l.Subject); !ok {
-		return fmt.Errorf("its %s %q is no subject for jobs under this nats.prefix", HeaderSubject, l.Subject)
+		return fmt.Errorf("its %s %q is not a subject for jobs under this nats.prefix", HeaderSubject, l.Subject)
 	}
 	return nil
 }
@@ -121,7 +135,7 @@ func (s *Store) replayable(l Letter) error {
 const maxTaken = 100
 
 // publish claims a run for the letter and publishes it.
-func (s *Store) publish(ctx context.Context, runs *runs, l Letter, o ReplayOptions) (int, Status, error) {
+func (s *Store) publish(ctx context.Context, runs *runs, l replayed, o ReplayOptions) (int, Status, error) {
 	after := 0 // the run whose message id is another message's
 	for range maxTaken {
 		own, done, err := runs.claim(ctx, after)
@@ -155,10 +169,9 @@ func (s *Store) publish(ctx context.Context, runs *runs, l Letter, o ReplayOptio
 		l.JobID, maxTaken, l.JobID, after, s.names.JobsStream())
 }
 
-func (s *Store) publishRun(ctx context.Context, l Letter, run int, before uint64, o ReplayOptions) (*jetstream.PubAck, error) {
+func (s *Store) publishRun(ctx context.Context, l replayed, run int, before uint64, o ReplayOptions) (*jetstream.PubAck, error) {
 	msg := nats.NewMsg(l.Subject)
-	msg.Header = restored(l.Header, l.Data)
-	msg.Data = l.Data
+	msg.Header, msg.Data = maps.Clone(l.header), l.body
 	msg.Header.Set(HeaderJobID, l.JobID)
 	msg.Header.Set(HeaderRun, strconv.Itoa(run))
 	if before != 0 {
@@ -179,7 +192,7 @@ func (s *Store) publishRun(ctx context.Context, l Letter, run int, before uint64
 // isOwn reports whether the message that the jobs stream has under the id of a
 // replay is this letter's: an earlier try of the same replay. Publishers choose
 // message ids freely, so another job's message may have that id.
-func (s *Store) isOwn(ctx context.Context, seq uint64, l Letter, run int, runs *runs) (bool, error) {
+func (s *Store) isOwn(ctx context.Context, seq uint64, l replayed, run int, runs *runs) (bool, error) {
 	msg, err := leader.Message(ctx, s.js, s.names.JobsStream(), seq)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		// It was taken. A worker writes the record before it acknowledges, and
@@ -191,10 +204,12 @@ func (s *Store) isOwn(ctx context.Context, seq uint64, l Letter, run int, runs *
 		return false, fmt.Errorf("replaying job %s: %w", l.JobID, err)
 	}
 	h := msg.Header
-	return h.Get(HeaderJobID) == l.JobID && number(h, HeaderRun) == run && bytes.Equal(msg.Data, l.Data), nil
+	// Another operator may have corrected the letter otherwise.
+	own := bytes.Equal(msg.Data, l.Data) || correctedFrom(h) == digest(l.Data)
+	return h.Get(HeaderJobID) == l.JobID && number(h, HeaderRun) == run && own, nil
 }
 
-// codeStoreFailed answers a publish into a full stream.
+// codeStoreFailed is the server's error code for a publish into a full stream.
 const codeStoreFailed = 10077
 
 func publishHint(err error, stream string) string {
@@ -205,17 +220,16 @@ func publishHint(err error, stream string) string {
 	case api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum:
 		return fmt.Sprintf(": with the headers of a replay the job is larger than max_msg_size of %s: raise that by 1 KiB", stream)
 	case api.ErrorCode == codeStoreFailed:
-		return fmt.Sprintf(": %s is full or takes nothing: repeat when jobs have been done", stream)
+		return fmt.Sprintf(": %s is full or can't store messages: repeat when jobs have been done", stream)
 	}
 	return ""
 }
 
-// deadline reads the job's deadline and nothing else: of a job that is not
-// valid no more is known than that.
-func deadline(l Letter) *time.Time {
-	if jobspec.IsProtobuf(l.Header) {
+// deadline reads only the job's deadline, which also an invalid job may have.
+func deadline(l replayed) *time.Time {
+	if jobspec.IsProtobuf(l.header) {
 		var job jobpb.Job
-		if proto.Unmarshal(l.Data, &job) != nil || !job.GetDeadline().IsValid() {
+		if proto.Unmarshal(l.body, &job) != nil || !job.GetDeadline().IsValid() {
 			return nil
 		}
 		at := job.GetDeadline().AsTime()
@@ -224,7 +238,7 @@ func deadline(l Letter) *time.Time {
 	var job struct {
 		Deadline *time.Time `json:"deadline"`
 	}
-	if json.Unmarshal(l.Data, &job) != nil {
+	if json.Unmarshal(l.body, &job) != nil {
 		return nil
 	}
 	return job.Deadline

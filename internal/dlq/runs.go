@@ -59,7 +59,7 @@ func (s *Store) openRuns(ctx context.Context, l Letter) (*runs, error) {
 	name := s.names.StateBucket()
 	bucket, err := s.js.KeyValue(ctx, name)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		return nil, fmt.Errorf("there is no bucket %s, which says what has been replayed: start a worker, which makes it", name)
+		return nil, fmt.Errorf("bucket %s not found, which records what has been replayed: start a worker, which makes it", name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", name, err)

@@ -37,17 +37,14 @@ func NewStore(js jetstream.JetStream, names topology.Names, now func() time.Time
 
 func (s *Store) stream(ctx context.Context) (jetstream.Stream, error) {
 	stream, err := s.js.Stream(ctx, s.names.DLQStream())
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return nil, s.noStream()
-	}
 	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", s.names.DLQStream(), err)
+		return nil, s.unavailable(err)
 	}
 	return stream, nil
 }
 
-func (s *Store) noStream() error {
-	return fmt.Errorf("there is no stream %s: no worker has run here with this nats.prefix yet", s.names.DLQStream())
+func (s *Store) unavailable(err error) error {
+	return s.names.Unavailable("stream "+s.names.DLQStream(), err)
 }
 
 // List gives the letters that the filter keeps, at most limit (0: all of
@@ -153,7 +150,7 @@ func (s *Store) message(ctx context.Context, seq uint64) (*jetstream.RawStreamMs
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return nil, fmt.Errorf("dead letter %d: %w", seq, ErrNoLetter)
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return nil, s.noStream()
+		return nil, s.unavailable(err)
 	case err != nil:
 		return nil, fmt.Errorf("dead letter %d: %w", seq, err)
 	}

@@ -17,6 +17,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobpb"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/leader"
 	"avatarworker/internal/natsserver/natstest"
 )
 
@@ -109,10 +110,10 @@ func TestForeignMessageInTheStreamIsListedAndCanBeRemovedButNotReplayed(t *testi
 	}
 }
 
-func TestMissingStreamIsSaidClearly(t *testing.T) {
+func TestAMissingStreamIsNamed(t *testing.T) {
 	store := dlq.NewStore(natstest.JetStream(t), names, nil)
 	for _, err := range store.List(t.Context(), dlq.Filter{}, 0) {
-		if err == nil || !strings.Contains(err.Error(), "no stream AVATAR_DLQ") {
+		if err == nil || !strings.Contains(err.Error(), "stream AVATAR_DLQ not found") {
 			t.Fatalf("got %v", err)
 		}
 	}
@@ -160,7 +161,7 @@ func TestReplayPublishesTheJobAsItsNextRunAndRemovesTheLetter(t *testing.T) {
 		t.Fatalf("got %+v", r)
 	}
 	expectCounts(t, b, 0, 1)
-	m, err := b.h.Jobs.GetLastMsgForSubject(t.Context(), "avatar.jobs.default")
+	m, err := leader.Last(t.Context(), b.js, names.JobsStream(), "avatar.jobs.default")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +258,7 @@ func TestJobPastItsDeadlineIsSkippedUnlessIgnored(t *testing.T) {
 			if r := replay(t, b, 1, dlq.ReplayOptions{IgnoreDeadline: tc.passed}); r.Status != dlq.StatusReplayed {
 				t.Fatalf("got %+v", r)
 			}
-			m, err := b.h.Jobs.GetLastMsgForSubject(t.Context(), "avatar.jobs.default")
+			m, err := leader.Last(t.Context(), b.js, names.JobsStream(), "avatar.jobs.default")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -273,7 +274,7 @@ func TestLetterOfTheLastRunIsKeptNotReplayed(t *testing.T) {
 	write(t, b, letter("j1", jobspec.MaxRun))
 	write(t, b, letter("j2", math.MaxInt32))
 	for seq := range uint64(2) {
-		if _, err := b.store.Replay(t.Context(), seq+1, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "publish the job anew under another id") {
+		if _, err := b.store.Replay(t.Context(), seq+1, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "publish the job again under another id") {
 			t.Errorf("got %v", err)
 		}
 	}

@@ -315,7 +315,7 @@ func TestBytesThatCannotFitAreLeftOutWithANote(t *testing.T) {
 	if want := fmt.Sprintf("%d bytes", len(d.Data)); m.Header.Get(dlq.HeaderOmitted) != want || len(m.Data) != 0 {
 		t.Fatalf("got %q, %d bytes", m.Header.Get(dlq.HeaderOmitted), len(m.Data))
 	}
-	if _, err := b.store.Replay(t.Context(), m.Sequence, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "publish the job anew") {
+	if _, err := b.store.Replay(t.Context(), m.Sequence, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "--body FILE, or publish the job again") {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -347,7 +347,7 @@ func TestLetterIsWrittenAgainUntilItIsStored(t *testing.T) {
 	if err := b.js.DeleteStream(ctx, names.DLQStream()); err != nil {
 		t.Fatal(err)
 	}
-	// The client itself asks three times before it says that nobody answers.
+	// The client itself asks three times before it says that there is no answer.
 	tries := make(chan *nats.Msg, 64)
 	if _, err := b.js.Conn().ChanSubscribe(names.AllDLQ(), tries); err != nil {
 		t.Fatal(err)

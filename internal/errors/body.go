@@ -18,7 +18,7 @@ type serverFields struct{ code, title, detail string }
 type payload struct{ value any }
 
 // fieldsOfText reads an upgrade's answer: JSON, or else a text that is all
-// detail (the oracle takes null for no JSON). Other JSON that is no object says
+// detail (the oracle treats null as not JSON). Other JSON that is not an object says
 // nothing.
 func fieldsOfText(text string) serverFields {
 	p, ok := parseJSON(text)
@@ -52,7 +52,7 @@ func (p payload) serverFields() serverFields {
 	return serverFields{}
 }
 
-// reportsErrors tells whether an answer under HTTP 200 is a failure after all.
+// reportsErrors reports whether an answer with HTTP 200 is a failure.
 func (p payload) reportsErrors() bool {
 	o, ok := p.value.(*object)
 	return ok && truthy(o.get("errors"))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -146,7 +147,7 @@ func FromCut(phase Phase, err error) *Error {
 	return Wrap(CodeConnectionClosed, phase, err, "the connection broke without a close frame")
 }
 
-// FromFrame says that a binary message is no envelope, or not the one that is
+// FromFrame says that a binary message is not an envelope, or not the one that is
 // due. err says why, and may be nil.
 func FromFrame(phase Phase, err error) *Error {
 	return Wrap(CodeProtocolError, phase, err, "the backend sent a message that can't be understood")
@@ -283,16 +284,11 @@ func lower(text string) string {
 }
 
 func containsAny(text string, phrases ...string) bool {
-	for _, p := range phrases {
-		if strings.Contains(text, p) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(phrases, func(phrase string) bool { return strings.Contains(text, phrase) })
 }
 
-// maxRetryAfter keeps an absurd header from overflowing a Duration; what counts
-// of it is the table's to say.
+// maxRetryAfter keeps an absurd header from overflowing a Duration. The table
+// decides how much of it counts.
 const maxRetryAfter = 365 * 24 * time.Hour
 
 // retryAfter reads Retry-After, in seconds or as an HTTP date. A date is

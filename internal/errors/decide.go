@@ -14,8 +14,8 @@ type Rule struct {
 	Action   Action
 	Attempts int  // failures with this code in all; 0: the job's own limit
 	Alert    bool // counts towards the recurring alert
-	// Unless says in words where class or action differ; "" where they never do.
-	Unless string
+	// Exception says in words where class or action differ; "" where they never do.
+	Exception string
 }
 
 // Override changes what the table does about a code. A zero field changes
@@ -46,7 +46,7 @@ type Decision struct {
 	// Raises: Attempts is the policy's, and counts also where it lies above the
 	// limit of all jobs.
 	Raises bool
-	// NotBefore is how long the backend asked to be left alone, at most 1 h; 0
+	// NotBefore is how long the backend asked not to be called, at most 1 h; 0
 	// where it did not, or where the job is not tried again.
 	NotBefore time.Duration
 	// AppWide: the failure concerns the whole app and counts for its circuit.
@@ -96,7 +96,7 @@ func (o Override) validate(code Code) error {
 	switch o.Action {
 	case "", ActionRetry, ActionDeadLetter, ActionHold:
 	default:
-		faults = append(faults, fmt.Errorf("policy.%s.action: %q is no action; want retry, dead_letter or hold", code, o.Action))
+		faults = append(faults, fmt.Errorf("policy.%s.action: %q is not an action; want retry, dead_letter or hold", code, o.Action))
 	}
 	if o.Attempts < 0 {
 		faults = append(faults, fmt.Errorf("policy.%s.attempts: %d is below 0; want how many failures with this code end a job, or 0 for the job's own limit", code, o.Attempts))
@@ -127,14 +127,14 @@ func defaultRule(code Code) Rule {
 	}
 	switch code {
 	case CodeEgressUnavailable:
-		r.Unless = `class config and dead_letter where the text says "not configured"`
+		r.Exception = `class config and dead_letter where the text says "not configured"`
 	case CodeInvalidEgressConfig, CodeInvalidRequest:
-		r.Unless = "before the handshake: class auth for HTTP 401 or 403, class transient and retry for HTTP 5xx"
+		r.Exception = "before the handshake: class auth for HTTP 401 or 403, class transient and retry for HTTP 5xx"
 	case CodeSessionDurationExceeded:
 		r.Action = ActionDeadLetter
-		r.Unless = "retry where an utterance was finished since the last attempt"
+		r.Exception = "retry where an utterance was finished since the last attempt"
 	case CodeAudioUnavailable:
-		r.Unless = "class transient and retry for a network fault, HTTP 5xx, 408, 425 or 429"
+		r.Exception = "class transient and retry for a network fault, HTTP 5xx, 408, 425 or 429"
 	case CodeDeadlineExceeded:
 		r.Action = ActionExpire
 	}
@@ -277,7 +277,7 @@ type Row struct {
 	Action     Action `json:"action"`
 	Attempts   int    `json:"attempts"` // 0: the job's own limit
 	Alert      bool   `json:"alert"`
-	Unless     string `json:"unless,omitempty"` // where class or action differ
+	Exception  string `json:"unless,omitempty"` // where class or action differ
 	Overridden bool   `json:"overridden"`       // the policy changed something
 	Explanation
 }
@@ -292,10 +292,10 @@ func (t *Table) Rows() []Row {
 		o.apply(&d)
 		row := Row{
 			Code: code, Class: d.Class, Action: d.Action, Attempts: d.Attempts, Alert: d.Alert,
-			Unless: rule.Unless, Overridden: overridden && o != Override{}, Explanation: Explain(code),
+			Exception: rule.Exception, Overridden: overridden && o != Override{}, Explanation: Explain(code),
 		}
 		if o.Action != "" {
-			row.Unless = "" // the policy's action holds in every case
+			row.Exception = "" // the policy's action holds in every case
 		}
 		rows = append(rows, row)
 	}

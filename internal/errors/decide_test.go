@@ -153,7 +153,7 @@ func TestPrecedence(t *testing.T) {
 		{"audio: 429", nil, Error{Code: CodeAudioUnavailable, HTTPStatus: 429}, false, want{ClassTransient, ActionRetry, 0, false}},
 		{"audio: 404", nil, Error{Code: CodeAudioUnavailable, HTTPStatus: 404}, false, want{ClassJob, ActionDeadLetter, 0, false}},
 		{"network counts for audio only", nil, Error{Code: CodeAvatarNotFound, Network: true}, false, want{ClassConfig, ActionDeadLetter, 0, false}},
-		{"a code that nobody knows", nil, Error{Code: "other"}, false, want{ClassInternal, ActionRetry, 2, true}},
+		{"an unknown code", nil, Error{Code: "other"}, false, want{ClassInternal, ActionRetry, 2, true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := table(t, c.policy).Decide(&c.e, c.progressed)
@@ -259,7 +259,7 @@ func TestRowsShowThePolicy(t *testing.T) {
 	for _, r := range rows {
 		switch {
 		case r.Code == CodeEgressUnavailable:
-			if r.Action != ActionHold || r.Attempts != 7 || !r.Alert || !r.Overridden || r.Unless != "" {
+			if r.Action != ActionHold || r.Attempts != 7 || !r.Alert || !r.Overridden || r.Exception != "" {
 				t.Errorf("%+v", r)
 			}
 		case r.Overridden:

@@ -96,7 +96,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// text is the message, with the cause where the message does not tell it.
+// text is the message, with the cause where the message does not contain it.
 func (e *Error) text() string {
 	r := newRedactor(nil)
 	message := r.bounded(e.Message, r.own)
@@ -141,15 +141,24 @@ func (e *Error) fields() []string {
 	return out
 }
 
-// shown is text on one line, cut at maxShown bytes on a character's border.
+// shown is text on one line, cut to about maxShown bytes.
 func shown(text string) string {
 	text = strings.Join(strings.Fields(strings.ToValidUTF8(text, "\uFFFD")), " ")
-	if len(text) <= maxShown {
+	return Cut(text, maxShown+len(ellipsis))
+}
+
+const ellipsis = "…"
+
+// Cut returns text unchanged if it has at most limit bytes. Otherwise it returns
+// the beginning of text and an ellipsis, together at most limit bytes and without
+// half a character at the cut. limit is at least 3, the bytes of the ellipsis.
+func Cut(text string, limit int) string {
+	if len(text) <= limit {
 		return text
 	}
-	cut := maxShown
-	for cut > 0 && !utf8.RuneStart(text[cut]) {
-		cut--
+	end := max(limit-len(ellipsis), 0)
+	for end > 0 && !utf8.RuneStart(text[end]) {
+		end--
 	}
-	return text[:cut] + "…"
+	return text[:end] + ellipsis
 }

@@ -139,7 +139,7 @@ func TestRedactReachesEveryTextAndTheCause(t *testing.T) {
 		t.Error("As still finds the unredacted cause")
 	}
 	if !Is(clean, context.Canceled) || clean.HTTPStatus != 500 {
-		t.Error("Redact lost what is no secret")
+		t.Error("Redact lost what is not a secret")
 	}
 	if e.Message != secret || e.Err != cause {
 		t.Error("Redact changed the original")

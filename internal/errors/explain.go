@@ -3,11 +3,11 @@ package errors
 // Explanation says in words what a code is.
 type Explanation struct {
 	Meaning string `json:"meaning"`
-	Owner   string `json:"owner"` // whose it is: backend, network, account, configuration, publisher, worker
+	Owner   string `json:"owner"` // who can correct it: backend, network, account, configuration, publisher, worker
 	Remedy  string `json:"remedy"`
 }
 
-// Explain says what a code means, whose it is and what to do. A code that is
+// Explain says what a code means, who can correct it and how. A code that is
 // not known has an empty explanation.
 func Explain(code Code) Explanation {
 	if e, ok := explainSession(code); ok {
@@ -50,7 +50,7 @@ func explainSession(code Code) (Explanation, bool) {
 	return Explanation{}, false
 }
 
-// explainSetup has what stays until somebody changes something.
+// explainSetup has the faults that stay until a setting or an account is changed.
 func explainSetup(code Code) (Explanation, bool) {
 	switch code {
 	case CodeSessionTokenExpired:
@@ -94,8 +94,8 @@ func explainSetup(code Code) (Explanation, bool) {
 func explainOwn(code Code) Explanation {
 	switch code {
 	case CodeInvalidJob:
-		return Explanation{"The message is no valid job; the error text names the field. Its id is that of its headers (`Avatar-Job-Id`, `Nats-Msg-Id`), or is made by the worker: never that of its body, where the corrected job will have it.", "publisher",
-			"Correct what publishes the jobs and publish anew: a replay of the same bytes fails the same way."}
+		return Explanation{"The message is not a valid job; the error text names the field. Its id is that of its headers (`Avatar-Job-Id`, `Nats-Msg-Id`), or is made by the worker: never that of its body, where the corrected job will have it.", "publisher",
+			"Correct what publishes the jobs and publish again: a replay of the same bytes fails the same way."}
 	case CodeAudioUnavailable:
 		return Explanation{"The speech could not be fetched.", "publisher",
 			"Check that the object or URL is there, public enough and within the size limit; then replay the dead letters."}

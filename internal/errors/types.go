@@ -34,7 +34,7 @@ const (
 	CodeInternal         Code = "internal"
 )
 
-// Class groups codes by whose fault a failure is.
+// Class groups codes by the cause of the failure.
 type Class string
 
 const (

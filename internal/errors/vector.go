@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Vector is a failure as somebody recorded it: what `avatarworker errors classify`
+// Vector is a recorded failure: what `avatarworker errors classify`
 // reads, one JSON object a line. Which fields count depends on Kind; a null
 // field is an absent one, unknown fields are ignored.
 type Vector struct {
@@ -75,7 +75,7 @@ func (v Vector) validate() error {
 		return fmt.Errorf("field phase: missing; want one of %v", Phases())
 	}
 	if !slices.Contains(Phases(), v.Phase) {
-		return fmt.Errorf("field phase: %q is no phase; want one of %v", v.Phase, Phases())
+		return fmt.Errorf("field phase: %q is not a phase; want one of %v", v.Phase, Phases())
 	}
 	needs := func(field string, present bool) error {
 		if present {
@@ -95,7 +95,7 @@ func (v Vector) validate() error {
 	case "":
 		return New("field kind: missing; want http, server_error, close, transport, frame or text_frame")
 	}
-	return fmt.Errorf("field kind: %q is no kind; want http, server_error, close, transport, frame or text_frame", v.Kind)
+	return fmt.Errorf("field kind: %q is not a kind; want http, server_error, close, transport, frame or text_frame", v.Kind)
 }
 
 // Classify says which failure it is. The error says what is wrong with v.
@@ -133,7 +133,7 @@ func (v Vector) classifyHTTP(body []byte) (*Error, error) {
 	}
 	_, e := ParseTokenAnswer(*v.HTTPStatus, nil, body)
 	if e == nil {
-		return nil, New("field body: the answer holds a usable session token; this is no failure")
+		return nil, New("field body: the answer holds a usable session token; this is not a failure")
 	}
 	return e, nil
 }

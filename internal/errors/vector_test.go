@@ -66,9 +66,9 @@ func TestBadFailureIsRefusedByName(t *testing.T) {
 		{"two values", `{"kind":"transport","phase":"job"} {}`, "more than one JSON value"},
 		{"rubbish after", `{"kind":"transport","phase":"job"}]`, "more than one JSON value"},
 		{"no phase", `{"kind":"http","http_status":500}`, "field phase: missing"},
-		{"unknown phase", `{"kind":"http","phase":"connect","http_status":500}`, `"connect" is no phase`},
+		{"unknown phase", `{"kind":"http","phase":"connect","http_status":500}`, `"connect" is not a phase`},
 		{"no kind", `{"phase":"session_token"}`, "field kind: missing"},
-		{"unknown kind", `{"phase":"session_token","kind":"htp"}`, `"htp" is no kind`},
+		{"unknown kind", `{"phase":"session_token","kind":"htp"}`, `"htp" is not a kind`},
 		{"no status", `{"phase":"session_token","kind":"http"}`, "field http_status: missing"},
 		{"status as text", `{"phase":"session_token","kind":"http","http_status":"500"}`, "field http_status"},
 		{"body no text", `{"phase":"session_token","kind":"http","http_status":500,"body":{}}`, "field body"},
@@ -77,7 +77,7 @@ func TestBadFailureIsRefusedByName(t *testing.T) {
 		{"close code as text", `{"phase":"websocket_runtime","kind":"close","close_code":"1006"}`, "field close_code"},
 		{"no frame", `{"phase":"websocket_runtime","kind":"frame"}`, "field frame_hex: missing"},
 		{"frame no hex", `{"phase":"websocket_runtime","kind":"frame","frame_hex":"xy"}`, "field frame_hex: not hexadecimal"},
-		{"no failure", `{"phase":"session_token","kind":"http","http_status":200,"body":"{\"sessionToken\":\"t\"}"}`, "no failure"},
+		{"no failure", `{"phase":"session_token","kind":"http","http_status":200,"body":"{\"sessionToken\":\"t\"}"}`, "not a failure"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := tab.ClassifyLine([]byte(c.line))

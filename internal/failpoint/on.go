@@ -1,7 +1,8 @@
 //go:build failpoint
 
-// Package failpoint names the points between pulling a job and acknowledging it
-// at which a test can kill the worker.
+// Package failpoint names the points between fetching a job and acknowledging it
+// at which a test can kill the worker, and lets a test set the worker's clock
+// wrong.
 package failpoint
 
 import (
@@ -10,11 +11,24 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
-// Env names the point at which the process dies, and at which passing of it:
-// "outcome" or "outcome:3".
+// Env names the point at which the process dies, and optionally which passage of
+// it: "outcome" or "outcome:3".
 const Env = "AVATAR_FAILPOINT"
+
+// ClockEnv is how far the process's clock is ahead, as "45m" or "-1h".
+const ClockEnv = "AVATAR_FAILPOINT_CLOCK"
+
+// Now returns the time by this process's clock.
+func Now() time.Time {
+	offset, err := time.ParseDuration(os.Getenv(ClockEnv))
+	if err != nil {
+		offset = 0
+	}
+	return time.Now().Add(offset)
+}
 
 var (
 	mu     sync.Mutex

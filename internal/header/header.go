@@ -1,5 +1,6 @@
-// Package header reads headers that publishers set on NATS messages: clients
-// differ in how they spell names, which NATS tells apart by case, and booleans.
+// Package header reads headers that publishers set on NATS messages. Header names
+// are case-sensitive in NATS and clients spell them differently; they also write
+// booleans in several ways. The package must not know what a header means.
 package header
 
 import (
@@ -10,9 +11,9 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// Value returns the first value of name, "" if there is none. The exact name
-// wins; another case is taken too. Of several other spellings the first by name
-// is taken, so that every worker takes the same one.
+// Value returns the first value of name, or "" if there is none. The exact name
+// wins over another case. Of several other spellings the first in alphabetical
+// order is taken, so that every worker takes the same one.
 func Value(h nats.Header, name string) string {
 	value, _ := lookup(h, name)
 	return value
@@ -32,8 +33,8 @@ func lookup(h nats.Header, name string) (value string, found bool) {
 }
 
 // Flag returns a boolean header: true, yes, on, 1, t, or false, no, off, 0, f, in
-// any case. Without the header it is false. For anything else the error names
-// the header and what is wanted.
+// any case. It returns false without the header. For any other value the error
+// names the header and the values that are allowed.
 func Flag(h nats.Header, name string) (bool, error) {
 	text, found := lookup(h, name)
 	if !found {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
 	"avatarworker/internal/jobs/circuit"
@@ -67,15 +69,14 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 		a.nak(nakPause)
 		return false, nil
 	}
+	if a.freed != nil { // the circuit has closed meanwhile
+		a.nak(0)
+		return false, nil
+	}
 	draft := a.draft(from, holder.ID)
 	if a.w.keys.Refused(draft.AppID) {
 		a.nak(a.w.pace.Next("key "+draft.AppID, a.begun, a.w.pace.Spread(keyPause)))
 		return false, nil
-	}
-	if fault := a.w.o.Storage(a.ctx, a.job); fault != nil {
-		ctx, cancel := a.settling()
-		defer cancel()
-		return false, a.settlement().holdForStorage(ctx, from, fault)
 	}
 	a.openSession(from, draft, holder)
 	defer func() {
@@ -87,6 +88,9 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 		a.notStarted(draft, err)
 		return false, nil
 	}
+	if fault := a.w.o.Storage.Check(a.ctx, a.job, draft.Checkpoint); fault != nil {
+		return false, a.notStored(from, fault)
+	}
 	if enough, err := a.afford(from, draft); !enough || err != nil {
 		return false, err
 	}
@@ -94,6 +98,16 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 		return false, err
 	}
 	return a.takeOver(draft)
+}
+
+// notStored ends a job that can never be stored, and holds one that can't be now.
+func (a admission) notStored(from *lifecycle.Record, fault error) error {
+	ctx, cancel := a.settling()
+	defer cancel()
+	if err := errors.Of(fault); err.Code == errors.CodeInvalidJob {
+		return a.settlement().giveUp(ctx, from, err, lifecycle.ReasonInvalidJob)
+	}
+	return a.settlement().holdForStorage(ctx, from, fault)
 }
 
 // openSession prepares what ends the session: the drain, and the loss of the
@@ -196,13 +210,16 @@ func (e *execution) releasePermits() {
 // written, so any worker could do what is left. No more jobs are left so than the
 // worker runs sessions; it reports false for one too many, which keeps its slot.
 func (e *execution) freeSlot() bool {
-	if e.freed {
-		return true
-	}
-	if !e.w.finalizing.TryAcquire(1) {
+	return e.freed != nil || e.freeSlotFor(e.w.finalizing)
+}
+
+// freeSlotFor gives the slot back and takes a place of another kind, if there is
+// one.
+func (e *execution) freeSlotFor(places *semaphore.Weighted) bool {
+	if !places.TryAcquire(1) {
 		return false
 	}
-	e.freed = true
+	e.freed = places
 	e.releasePermits()
 	e.w.freeSlot()
 	return true
@@ -270,6 +287,7 @@ func (a admission) takeOver(draft *lifecycle.Record) (bool, error) {
 	// count a crash.
 	ctx, cancel := a.settling()
 	defer cancel()
+	draft.Begin(a.w.now())
 	if err := a.record.Put(ctx, draft); err != nil {
 		return false, err
 	}

@@ -48,16 +48,39 @@ const alarmEvery = 5 * time.Minute
 // from others of its kind.
 func (w *Worker) alarm(alert event.WorkerAlert, about string) {
 	alert.Worker, alert.WorkerID, alert.Time = w.o.Name, w.workerID(), w.now()
-	id := event.AlertID(alert.Kind, alert.Time.Truncate(alarmEvery), topology.Token(about))
-	w.sendAlarm(event.Event{ID: id, Time: alert.Time, Body: alert}, alert)
+	window := alert.Time.Truncate(alarmEvery)
+	w.sendAlarm(window, event.AlertID(alert.Kind, window, topology.Token(about)), alert)
 }
 
-func (w *Worker) sendAlarm(ev event.Event, alert event.WorkerAlert) {
+// sendAlarm publishes an alert, once for its ID as far as this worker knows.
+func (w *Worker) sendAlarm(window time.Time, id string, alert event.WorkerAlert) {
+	w.mu.Lock()
+	known := w.alarmed.add(window, id)
+	w.mu.Unlock()
+	if known {
+		return
+	}
 	select {
-	case w.alarms <- ev:
+	case w.alarms <- event.Event{ID: id, Time: alert.Time, Body: alert}:
 	default:
 		w.log.Error().Str("kind", alert.Kind).Str("what", alert.What).Msg("too many alerts wait to be published: this one is dropped. " + alert.Message)
 	}
+}
+
+// alarmed are the alerts that this worker has given in the current window.
+type alarmed struct {
+	window time.Time
+	ids    map[string]bool
+}
+
+// add notes an alert, and reports whether it was given before.
+func (a *alarmed) add(window time.Time, id string) bool {
+	if a.ids == nil || !a.window.Equal(window) {
+		a.window, a.ids = window, make(map[string]bool)
+	}
+	known := a.ids[id]
+	a.ids[id] = true
+	return known
 }
 
 func (w *Worker) alarmStorage(output string, fault error) {
@@ -90,13 +113,18 @@ func (w *Worker) tell(ctx context.Context) {
 func (w *Worker) told(ctx context.Context, ev event.Event) bool {
 	ctx, cancel := context.WithTimeout(ctx, alarmTimeout)
 	defer cancel()
-	if err := w.publisher.Publish(ctx, ev); err != nil {
+	// The stream drops the same message again for two minutes only.
+	if stored, err := w.eventStored(ctx, ev, time.Time{}); err == nil && stored {
+		return true
+	}
+	fresh, err := w.publisher.PublishNew(ctx, ev)
+	if err != nil {
 		if ctx.Err() == nil {
 			w.log.Error().Err(err).Msg("could not publish an alert")
 		}
 		return retry.Pause(ctx, time.Second, nil) != nil && ctx.Err() == nil
 	}
-	if alert, ok := ev.Body.(event.WorkerAlert); ok {
+	if alert, ok := ev.Body.(event.WorkerAlert); ok && fresh {
 		w.o.Observer.Alerted(alert.Kind, errors.Code(alert.What))
 	}
 	return true

@@ -38,7 +38,7 @@ func (c claim) claim() bool {
 	for range maxClaims {
 		from, starts, err := c.dispatch(look)
 		if starts {
-			starts, err = admission{c.execution}.admit(from)
+			starts, err = admission(c).admit(from)
 		}
 		look = true
 		if err == nil {

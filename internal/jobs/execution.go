@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"runtime/debug"
@@ -11,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/semaphore"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
@@ -62,8 +64,8 @@ type execution struct {
 	deliveries uint64 // of the message, as the server counts them: a hint
 
 	record  *lifecycle.Handle
-	session sessionRun // while the job is this worker's
-	freed   bool       // its slot was given to another job already
+	session sessionRun          // while the job is this worker's
+	freed   *semaphore.Weighted // what it has in place of its slot, which is another job's already; nil: it has its slot
 	done    chan struct{}
 
 	mu      sync.Mutex              // guards what follows
@@ -103,10 +105,7 @@ func (e *execution) process() {
 
 // open reads the message and begins its span.
 func (e *execution) open() {
-	e.id, e.job, e.invalid = jobspec.Read(e.msg)
-	if e.job != nil {
-		e.job.ID = e.id.ID
-	}
+	e.read()
 	if meta, err := e.msg.Metadata(); err == nil {
 		e.deliveries = meta.NumDelivered
 	}
@@ -114,6 +113,32 @@ func (e *execution) open() {
 		Store: e.w.store, JobID: e.id.ID, Now: e.w.now, CancelSeen: func() { e.end(errCancelled) },
 	})
 	e.ctx, e.span = e.w.startProcess(e.ctx, e.msg.Headers(), e.id, e.deliveries)
+}
+
+// read reads the message, once.
+func (e *execution) read() {
+	if e.id.ID != "" {
+		return
+	}
+	e.id, e.job, e.invalid = jobspec.Read(e.msg)
+	if e.job != nil {
+		e.job.ID = e.id.ID
+	}
+}
+
+// refused reports whether the circuit of the job's app is known to be open.
+func (e *execution) refused() (open bool) {
+	if !e.w.circuits.AnyOpen() {
+		return false
+	}
+	var err error
+	defer errors.Recover(&err, errors.PhaseJob) // it comes again where it is processed
+	e.read()
+	if e.job == nil {
+		return false
+	}
+	d := e.w.defaults()
+	return e.w.circuits.Peek(cmp.Or(e.job.GetAppId(), d.AppID), cmp.Or(e.job.GetRegion(), d.Region), e.id.ID) != nil
 }
 
 func (e *execution) close() {
@@ -143,6 +168,7 @@ func (e *execution) giveUpSession(reason string) {
 	if r == nil || r.State != lifecycle.StateRunning || !e.w.lease.Own(r.WorkerID) {
 		return
 	}
+	failpoint.Here("giving_up")
 	next := r.Clone()
 	next.Closed(e.session.report.Connected, e.sessionCode(), e.w.now())
 	next.Release(reason)
@@ -158,6 +184,7 @@ func (e *execution) giveUpSession(reason string) {
 		if errors.Is(err, lifecycle.ErrSuperseded) {
 			e.ledger().correct(ctx, next)
 		}
+		failpoint.Here("given_up")
 		if err != nil && !errors.Is(err, lifecycle.ErrSuperseded) {
 			e.log().Warn().Err(err).Msg("could not write that the job was given up; it is taken over once this worker's lease ends")
 		}

@@ -339,6 +339,7 @@ type quiet struct{}
 func (quiet) JobDone(string, lifecycle.State)                     {}
 func (quiet) AttemptDone(errors.Code, errors.Class, errors.Phase) {}
 func (quiet) TakenOver(string)                                    {}
+func (quiet) FirstStarted(string, time.Duration)                  {}
 func (quiet) SessionOpened(string)                                {}
 func (quiet) SessionClosed(string, time.Duration)                 {}
 func (quiet) Used(string, string, time.Duration, int64)           {}
@@ -560,9 +561,14 @@ func (h *house) messages(stream string) uint64 {
 // eventually waits for something that only the server knows.
 func (h *house) eventually(what string, holds func() bool) {
 	h.t.Helper()
+	h.eventuallyWithin(60*time.Second, what, holds)
+}
+
+func (h *house) eventuallyWithin(limit time.Duration, what string, holds func() bool) {
+	h.t.Helper()
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()
-	deadline := time.After(60 * time.Second)
+	deadline := time.After(limit)
 	for !holds() {
 		select {
 		case <-ticker.C:

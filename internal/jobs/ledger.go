@@ -214,5 +214,5 @@ func (w *Worker) alarmBudget(b budget.Warning) {
 		alert.AppID = b.Value
 	}
 	id := event.AlertID(alert.Kind, b.Since, what, topology.Token(b.Key), topology.Token(b.Value), b.Per, strconv.FormatInt(b.Credits, 10))
-	w.sendAlarm(event.Event{ID: id, Time: alert.Time, Body: alert}, alert)
+	w.sendAlarm(alert.Time, id, alert)
 }

@@ -23,12 +23,12 @@ type openEnded struct {
 	began chan string // job ids
 	mu    sync.Mutex
 	end   map[string]chan struct{}
-	open  int
+	open  map[string]bool
 	most  int
 }
 
 func newOpenEnded() *openEnded {
-	return &openEnded{began: make(chan string, 1000), end: make(map[string]chan struct{})}
+	return &openEnded{began: make(chan string, 1000), end: make(map[string]chan struct{}), open: make(map[string]bool)}
 }
 
 func (s *openEnded) ending(id string) chan struct{} {
@@ -40,11 +40,26 @@ func (s *openEnded) ending(id string) chan struct{} {
 	return s.end[id]
 }
 
-func (s *openEnded) count(n int) {
+// lives notes that the job's session is open, or that it is not any more.
+func (s *openEnded) lives(id string, open bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open += n
-	s.most = max(s.most, s.open)
+	if open {
+		s.open[id] = true
+	} else {
+		delete(s.open, id)
+	}
+	s.most = max(s.most, len(s.open))
+}
+
+// oneOpen is the job of a session that is open; "": there is none.
+func (s *openEnded) oneOpen() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.open {
+		return id
+	}
+	return ""
 }
 
 func (s *openEnded) peak() int {
@@ -55,8 +70,8 @@ func (s *openEnded) peak() int {
 
 func (s *openEnded) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
 	connect(a)
-	s.count(1)
-	defer s.count(-1)
+	s.lives(a.Job.ID, true)
+	defer s.lives(a.Job.ID, false)
 	end := s.ending(a.Job.ID)
 	s.began <- a.Job.ID
 	select {
@@ -81,6 +96,12 @@ func (l *logged) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.lines.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lines.String()
 }
 
 func (l *logged) count(text string) int {

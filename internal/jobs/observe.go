@@ -16,6 +16,9 @@ type Observer interface {
 	AttemptDone(code errors.Code, class errors.Class, phase errors.Phase)
 	// TakenOver: why: new, retry, held, released or crash.
 	TakenOver(why string)
+	// FirstStarted is told of a job's first session: how long after the job was
+	// published it starts.
+	FirstStarted(queue string, wait time.Duration)
 	SessionOpened(app string)
 	SessionClosed(app string, connected time.Duration)
 	Utterance(u event.Utterance)

@@ -16,12 +16,14 @@ type pool struct {
 	idle       atomic.Int32
 	noMore     chan struct{}       // closed when there is nothing more to process
 	finalizing *semaphore.Weighted // executions whose slot is another's already
+	waiting    *semaphore.Weighted // executions that look at a job only to hold it
 }
 
 func newPool(slots int) pool {
 	return pool{
 		next: make(chan *execution), noMore: make(chan struct{}),
 		finalizing: semaphore.NewWeighted(int64(slots)),
+		waiting:    semaphore.NewWeighted(int64(max(slots, minWaiting))),
 	}
 }
 
@@ -30,6 +32,9 @@ func (w *Worker) handle(d fetch.Delivery) {
 	w.count(1)
 	w.executions.Add(1)
 	e := &execution{w: w, msg: d, done: make(chan struct{})}
+	if e.refused() {
+		e.freeSlotFor(w.waiting) // it only waits on: the next message may be a job that can run
+	}
 	select {
 	case w.next <- e: // a goroutine waits, its stack grown already
 	default:
@@ -70,8 +75,8 @@ func (w *Worker) another() *execution {
 // leave gives back what the execution still has.
 func (w *Worker) leave(e *execution) {
 	defer w.executions.Done()
-	if e.freed {
-		w.finalizing.Release(1)
+	if e.freed != nil {
+		e.freed.Release(1)
 		return
 	}
 	w.freeSlot()

@@ -31,6 +31,9 @@ func (e *execution) run() {
 func (e *execution) start() *progress {
 	record := e.working(e.session.cancel)
 	e.w.o.Observer.TakenOver(e.session.started)
+	if record.Session == 1 && !record.PublishedAt.IsZero() {
+		e.w.o.Observer.FirstStarted(e.id.Queue, record.StartedAt.Sub(record.PublishedAt))
+	}
 	e.announce(record)
 	e.ledger().estimated(record)
 	return &progress{e: e, ctx: e.session.ctx}

@@ -14,10 +14,6 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// ErrStorage is in the chain of a Runner's error if a store of our own, and not
-// the backend, kept the session from going on. That is no failure of the job.
-var ErrStorage = errors.New("the worker's own storage failed")
-
 // settlement writes what became of an execution's job.
 type settlement struct{ *execution }
 
@@ -72,6 +68,7 @@ func (s settlement) verdict(ctx context.Context, next *lifecycle.Record) error {
 		return s.release(ctx, next, "unrecorded", 0)
 	case errors.Is(s.session.err, ErrStorage):
 		s.abortProbe(true)
+		s.begun = time.Now() // the look at the job ends here; what follows is another
 		return s.holdForStorage(ctx, next, s.session.err)
 	default:
 		return s.failed(ctx, next, errors.Of(s.session.err))
@@ -269,7 +266,7 @@ func (s settlement) holdForStorage(ctx context.Context, from *lifecycle.Record, 
 
 // storagePause is about how long a job waits for storage before it is looked at
 // again.
-const storagePause = 10 * time.Second
+const storagePause = 5 * time.Second
 
 // unsettledPause is how long a job whose sessions end without a result is left
 // before it is looked at again: it does not change by itself.

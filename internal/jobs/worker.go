@@ -74,9 +74,9 @@ type Options struct {
 	CheckKey func(ctx context.Context, app string) error
 	// Ledger keeps what each session used; nil: nothing does.
 	Ledger Ledger
-	// Storage reports why our own stores can't take what the job makes; nil: they
-	// can. A nil function stands for stores that always can.
-	Storage func(ctx context.Context, job *jobspec.Job) error
+	// Storage looks after our own streams and buckets; nil: they always take what
+	// jobs make.
+	Storage Storage
 
 	Retry    lifecycle.RetryPolicy
 	Circuit  circuit.Config
@@ -111,6 +111,7 @@ type Worker struct {
 	pool
 	faults  faults
 	alarms  chan event.Event // alerts on their way out
+	alarmed alarmed          // those given lately; guarded by mu
 	crashed crashed
 
 	startedOnce sync.Once
@@ -155,6 +156,11 @@ type lifetime struct {
 // and is waited out by trying again.
 const storeTimeout = 2 * time.Second
 
+// minWaiting is the least number of jobs that a worker looks at beside those in
+// its slots, only to hold them: each waits for a few round trips, and NATS may be
+// far.
+const minWaiting = 16
+
 // errDrained is the cause with which sessions end that outlive the drain time.
 var errDrained = errors.New("the worker stops and the drain time is up")
 
@@ -167,7 +173,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		o.Patience = alarmTimeout
 	}
 	if o.Storage == nil {
-		o.Storage = func(context.Context, *jobspec.Job) error { return nil }
+		o.Storage = endless{}
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
@@ -188,8 +194,8 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Now: o.Now, Changed: w.leaseChanged, Renewed: o.Observer.LeaseExtended, Log: o.Logger,
 	})
 	w.limits = limit.New(limit.Options{
-		Store: w.store, Bucket: o.State, Worker: w.leaseID, Stands: w.lease.Stands, Look: o.AckWait / 4, Keep: w.refresh,
-		Apps: o.MaxSessions, Rules: o.Limits, Room: max(1, o.Concurrency/2), Log: o.Logger,
+		Store: w.store, Bucket: o.State, Worker: w.leaseID, Stands: w.lease.Stands, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
+		Apps: o.MaxSessions, Rules: o.Limits, MaxWaiting: max(1, o.Concurrency/2), Log: o.Logger,
 	})
 	if len(o.Budgets) > 0 && o.Ledger != nil {
 		w.budgets = budget.New(budget.Options{
@@ -201,7 +207,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
 	w.circuits = circuit.New(circuit.Options{
 		Store: shared, Bucket: o.Fleet, Config: o.Circuit, PerApp: o.PerApp, Leases: w.lease, Window: o.AckWait, Worker: w.leaseID,
-		Now: w.now, Random: o.Random, Patience: o.Patience, Tell: w.tellCircuit, Changed: w.circuitChanged, Log: o.Logger,
+		Now: w.now, Random: o.Random, Timeout: o.Patience, Publish: w.tellCircuit, Changed: w.circuitChanged, Log: o.Logger,
 	})
 	w.pace = pace.New(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
 	w.keys = key.New(key.Options{Check: o.CheckKey, Apps: o.Apps, Others: w.othersHaveKey, Changed: w.keyChanged})
@@ -211,7 +217,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Raised: func(code errors.Code) { o.Observer.Alerted(event.AlertRecurring, code) },
 	})
 	w.pull = fetch.New(fetch.Options{
-		JS: o.JS, Stream: o.Names.JobsStream(), Queues: o.Queues, Places: o.Concurrency, Window: o.AckWait,
+		JS: o.JS, Stream: o.Names.JobsStream(), Queues: o.Queues, Slots: o.Concurrency, Window: o.AckWait,
 		Consumer: o.Consumer, Handle: w.handle, Health: w.setHealth, Log: o.Logger,
 	})
 	return w, nil
@@ -389,7 +395,7 @@ func (w *Worker) Ready() error {
 	if err := w.fetchFault(); err != nil {
 		return err
 	}
-	return errors.Join(w.lease.Ready(), w.keys.Err(), w.faults.err())
+	return errors.Join(w.lease.Ready(), w.keys.Err(), w.faults.err(), w.o.Storage.Err())
 }
 
 func (w *Worker) fetchFault() error {

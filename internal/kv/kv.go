@@ -1,6 +1,8 @@
-// Package kv keeps JSON values in a key-value bucket and changes them only by
-// compare-and-set on their revision. It reads from the bucket's leader: a
-// replica that lags behind would mislead a caller that decides by what it reads.
+// Package kv stores JSON values in a key-value bucket and changes them only by
+// compare-and-set on their revision. It reads from the bucket's leader, because a
+// lagging replica would mislead a caller that decides by what it reads. It owns
+// the handling of conflicts and of writes whose reply was lost. It must not know
+// what the values mean.
 package kv
 
 import (
@@ -23,11 +25,10 @@ import (
 var ErrConflict = errors.New("changed by another writer")
 
 const (
-	// RetryPause is the wait before a write or read without an answer is tried
-	// again.
+	// RetryPause is the wait before a write or read without a reply is repeated.
 	RetryPause = 100 * time.Millisecond
 	// MaxStale is how often a read is repeated that returns less than an earlier
-	// write stored. Only a leader that was just elected may be behind.
+	// write stored. Only a newly elected leader can be behind.
 	MaxStale = 30
 	// markerLife is how long the marker of a removed key is kept, so that
 	// watchers see it.
@@ -101,8 +102,7 @@ func (s *Store) PutTTL(ctx context.Context, key string, v any, revision uint64, 
 		case lasting(err):
 			return 0, fmt.Errorf("write %s: %w", key, err)
 		case !Conflicts(err):
-			// It may have landed. Writing again shows, because it conflicts with
-			// itself.
+			// It may have landed. If so, the next attempt conflicts with it.
 			if err := retry.Pause(ctx, RetryPause, err); err != nil {
 				return 0, err
 			}
@@ -144,7 +144,7 @@ func (s *Store) write(ctx context.Context, key string, data []byte, revision uin
 	if revision != 0 || !Conflicts(err) {
 		return next, err
 	}
-	// A removed key has no value, but a revision all the same.
+	// A removed key has no value, but it still has a revision.
 	msg, readErr := s.last(ctx, key)
 	if readErr != nil || msg == nil || !Removed(msg) {
 		return 0, err
@@ -166,9 +166,9 @@ func (s *Store) publish(ctx context.Context, key string, data []byte, revision u
 	return ack.Sequence, nil
 }
 
-// Remove removes key if its revision is still the given one. ErrConflict: it is
-// not, or the key has no value any more. A removal that timed out may have
-// landed; the caller may repeat it.
+// Remove removes key if its revision is still the given one. It returns
+// ErrConflict if the revision is another, or if the key has no value. A removal
+// that timed out may have landed; the caller may repeat it.
 func (s *Store) Remove(ctx context.Context, key string, revision uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -179,23 +179,23 @@ func (s *Store) Remove(ctx context.Context, key string, revision uint64) error {
 	return err
 }
 
-// last reads the key's last message from the bucket's leader; nil if there is
-// none. It tries until an answer comes or ctx ends.
+// last reads the key's last message from the bucket's leader, or returns nil if
+// there is none. It tries until a reply comes or ctx ends.
 func (s *Store) last(ctx context.Context, key string) (*jetstream.RawStreamMsg, error) {
 	msg, err := leader.Last(ctx, s.js, s.stream, subjectOf(s.bucket.Bucket(), key))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil, nil //nolint:nilnil // no message, and that is no error
+		return nil, nil //nolint:nilnil // nil means that there is no message
 	}
 	return msg, err
 }
 
-// Removed reports whether msg is no value of its key: nil, or the marker that a
-// deletion or an expiry leaves in a bucket.
+// Removed reports whether msg holds no value of its key: it is nil, or the marker
+// that a deletion or an expiry leaves in a bucket.
 func Removed(msg *jetstream.RawStreamMsg) bool {
 	return msg == nil || msg.Header.Get("KV-Operation") != "" || msg.Header.Get("Nats-Marker-Reason") != ""
 }
 
-// Codes of the server's answers.
+// Error codes of the JetStream API.
 const (
 	codeWrongLastSequence           = 10071
 	codeWrongLastSequenceReplicated = 10164
@@ -203,13 +203,13 @@ const (
 	codeTTLDisabled                 = 10166
 )
 
-// Conflicts reports whether err is a refused compare-and-set. A replicated
-// bucket refuses with another code than a single one.
+// Conflicts reports whether err is a refused compare-and-set. A replicated bucket
+// refuses with another code than a bucket with one replica.
 func Conflicts(err error) bool {
 	return HasCode(err, codeWrongLastSequence, codeWrongLastSequenceReplicated)
 }
 
-// HasCode reports whether err is an answer of the JetStream API with one of the
+// HasCode reports whether err is an error of the JetStream API with one of the
 // codes.
 func HasCode(err error, codes ...jetstream.ErrorCode) bool {
 	var api *jetstream.APIError

@@ -19,12 +19,13 @@ import (
 const (
 	// feedExpires is how long the server keeps one request for messages.
 	feedExpires = 30 * time.Second
-	// feedHeartbeat is how often the server says that a request still waits.
+	// feedHeartbeat is how often the server confirms that a request still waits.
 	feedHeartbeat = 5 * time.Second
-	// feedSilence without a word from the server means that the request is lost.
+	// feedSilence is the time without a message from the server after which the
+	// request is assumed lost.
 	feedSilence = 2*feedHeartbeat + 2*time.Second
-	// feedForgotten is how long the server keeps a consumer without a reader.
-	feedForgotten = 30 * time.Second
+	// feedInactive is how long the server keeps a consumer that nothing reads.
+	feedInactive = 30 * time.Second
 
 	feedWindow = 64
 )
@@ -41,11 +42,10 @@ type FeedConfig struct {
 // Feed reads a subject's messages in order, each once. It survives lost
 // connections, elections and restarts of the server.
 //
-// It exists beside the client's ordered consumer because that takes any empty
-// message with a Status header for the server's own: one published by a user
-// makes it create its consumer again, without end. A message of the stream
-// always has a reply subject for its acknowledgement; what the server says by
-// itself never has.
+// It replaces the client's ordered consumer, which takes any empty message with a
+// Status header for one of the server: a user who publishes such a message makes
+// it recreate its consumer endlessly. A message of the stream always has a reply
+// subject for its acknowledgement; the server's own messages never have one.
 type Feed struct {
 	js      jetstream.JetStream
 	cfg     FeedConfig
@@ -56,20 +56,20 @@ type Feed struct {
 	err     error // set before out is closed
 
 	// The consumer in use, and the request to it.
-	consumer string
-	sub      *nats.Subscription
-	in       chan *nats.Msg
-	pulls    int
-	reply    string // of the last request
-	wanted   int    // messages that it has still to bring
-	taken    uint64 // consumer sequence of the last message
-	stale    bool   // it has to be replaced
+	consumer  string
+	sub       *nats.Subscription
+	in        chan *nats.Msg
+	pulls     int
+	reply     string // of the last request
+	wanted    int    // messages still to come
+	delivered uint64 // consumer sequence of the last message
+	stale     bool   // the consumer has to be replaced
 
-	next  uint64 // stream sequence that comes next at the earliest
-	ahead []*jetstream.RawStreamMsg
+	next     uint64 // stream sequence that comes next at the earliest
+	buffered []*jetstream.RawStreamMsg
 }
 
-// OpenFeed begins to read. The caller closes the Feed.
+// OpenFeed starts reading. The caller must close the Feed.
 func OpenFeed(ctx context.Context, js jetstream.JetStream, cfg FeedConfig) (*Feed, error) {
 	if cfg.Window <= 0 {
 		cfg.Window = feedWindow
@@ -88,13 +88,14 @@ func OpenFeed(ctx context.Context, js jetstream.JetStream, cfg FeedConfig) (*Fee
 	return f, nil
 }
 
-// Messages gives the messages. It is closed when the Feed ends: see Err.
+// Messages returns the channel of messages. It is closed when the Feed ends; see
+// Err.
 func (f *Feed) Messages() <-chan *jetstream.RawStreamMsg { return f.out }
 
-// Err says why Messages was closed; nil after Close.
+// Err returns why the channel was closed, or nil after Close.
 func (f *Feed) Err() error { return f.err }
 
-// Close ends the reading. The server forgets the consumer by itself.
+// Close stops reading. The server removes the consumer by itself.
 func (f *Feed) Close() {
 	f.end()
 	for range f.out { // until run has returned
@@ -108,8 +109,8 @@ func (f *Feed) run() {
 	silence := time.NewTimer(feedSilence)
 	defer silence.Stop()
 	for {
-		// What has come is handed out before the rest is asked for again.
-		if f.stale && len(f.ahead) == 0 {
+		// Deliver what was received before requesting the rest again.
+		if f.stale && len(f.buffered) == 0 {
 			if err := f.renew(); err != nil {
 				if f.life.Err() == nil {
 					f.err = err
@@ -117,7 +118,7 @@ func (f *Feed) run() {
 				return
 			}
 		}
-		if !f.stale && f.wanted == 0 && len(f.ahead) < f.cfg.Window {
+		if !f.stale && f.wanted == 0 && len(f.buffered) < f.cfg.Window {
 			f.pull()
 			silence.Reset(feedSilence)
 			if f.stale {
@@ -130,14 +131,14 @@ func (f *Feed) run() {
 	}
 }
 
-// wait waits for the next thing to happen; false: the Feed is closed.
+// wait waits for the next event. It returns false if the Feed is closed.
 func (f *Feed) wait(silence *time.Timer) bool {
 	var out chan<- *jetstream.RawStreamMsg
 	var first *jetstream.RawStreamMsg
-	if len(f.ahead) > 0 {
-		out, first = f.out, f.ahead[0]
+	if len(f.buffered) > 0 {
+		out, first = f.out, f.buffered[0]
 	}
-	var lost <-chan time.Time // nothing is owed while no request is out
+	var lost <-chan time.Time // no timeout without a request
 	if f.wanted > 0 {
 		lost = silence.C
 	}
@@ -145,12 +146,12 @@ func (f *Feed) wait(silence *time.Timer) bool {
 	case <-f.life.Done():
 		return false
 	case out <- first:
-		f.ahead[0] = nil
-		f.ahead = f.ahead[1:]
+		f.buffered[0] = nil
+		f.buffered = f.buffered[1:]
 	case msg := <-f.in:
 		silence.Reset(feedSilence)
 		f.take(msg)
-	case _, open := <-f.changed: // what was sent while the connection was lost is gone
+	case _, open := <-f.changed: // messages sent during the outage are lost
 		f.stale = true
 		if !open {
 			f.changed = nil
@@ -161,7 +162,8 @@ func (f *Feed) wait(silence *time.Timer) bool {
 	return true
 }
 
-// take sorts what has come: messages have a reply subject to acknowledge them.
+// take handles a received message. Messages of the stream have a reply subject
+// for their acknowledgement.
 func (f *Feed) take(msg *nats.Msg) {
 	if f.stale {
 		return
@@ -171,39 +173,39 @@ func (f *Feed) take(msg *nats.Msg) {
 		return
 	}
 	meta, err := msg.Metadata()
-	if err != nil || meta.Sequence.Consumer != f.taken+1 {
+	if err != nil || meta.Sequence.Consumer != f.delivered+1 {
 		f.stale = true // one is missing
 		return
 	}
-	f.taken++
+	f.delivered++
 	f.wanted--
 	f.next = meta.Sequence.Stream + 1
-	f.ahead = append(f.ahead, &jetstream.RawStreamMsg{
+	f.buffered = append(f.buffered, &jetstream.RawStreamMsg{
 		Subject: msg.Subject, Sequence: meta.Sequence.Stream, Header: msg.Header, Data: msg.Data, Time: meta.Timestamp,
 	})
 }
 
-// status obeys the server's own word on a request.
+// status handles the server's status of a request.
 func (f *Feed) status(msg *nats.Msg) {
 	if msg.Subject != f.reply {
 		return
 	}
 	switch msg.Header.Get("Status") {
-	case "100": // it still waits
-		if last, err := strconv.ParseUint(msg.Header.Get("Nats-Last-Consumer"), 10, 64); err == nil && last > f.taken {
-			f.stale = true // what it has sent did not arrive
+	case "100": // the request still waits
+		if last, err := strconv.ParseUint(msg.Header.Get("Nats-Last-Consumer"), 10, 64); err == nil && last > f.delivered {
+			f.stale = true // messages were lost
 		}
-	case "404", "408": // it is over
+	case "404", "408": // the request is over
 		f.wanted = 0
 	default:
 		f.stale = true
 	}
 }
 
-// pull asks for as many messages as there is room for.
+// pull requests as many messages as there is room for.
 func (f *Feed) pull() {
 	f.pulls++
-	f.wanted = f.cfg.Window - len(f.ahead)
+	f.wanted = f.cfg.Window - len(f.buffered)
 	f.reply = strings.TrimSuffix(f.sub.Subject, "*") + strconv.Itoa(f.pulls)
 	body, err := json.Marshal(map[string]int64{
 		"batch": int64(f.wanted), "expires": int64(feedExpires), "idle_heartbeat": int64(feedHeartbeat),
@@ -216,26 +218,26 @@ func (f *Feed) pull() {
 	}
 }
 
-// renew replaces the consumer, for as long as it takes.
+// renew replaces the consumer, and tries until that succeeds.
 func (f *Feed) renew() error {
 	for {
 		select {
 		case <-f.life.Done():
 			return f.life.Err()
-		case <-time.After(tryPause): // whatever the fault is, it may be there still
+		case <-time.After(retryPause): // the fault may persist
 		}
 		f.unsubscribe()
 		err := f.subscribe(f.life)
-		if err == nil || final(err) || f.life.Err() != nil {
+		if err == nil || permanent(err) || f.life.Err() != nil {
 			return err
 		}
 	}
 }
 
-// subscribe makes a consumer that begins with the message that comes next.
+// subscribe creates a consumer that starts with the next message.
 func (f *Feed) subscribe(ctx context.Context) error {
-	// Room for a window and for what the server says between its messages: run
-	// takes from it all the time, except while it replaces the consumer.
+	// Room for a window and for the server's own messages. run always receives,
+	// except while it replaces the consumer.
 	in := make(chan *nats.Msg, 2*f.cfg.Window+16)
 	sub, err := f.js.Conn().ChanSubscribe(f.js.Conn().NewInbox()+".*", in)
 	if err != nil {
@@ -244,13 +246,13 @@ func (f *Feed) subscribe(ctx context.Context) error {
 	cfg := jetstream.ConsumerConfig{
 		FilterSubject: f.cfg.Subject, HeadersOnly: f.cfg.HeadersOnly,
 		DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckNonePolicy, MaxDeliver: -1,
-		MemoryStorage: true, Replicas: 1, InactiveThreshold: feedForgotten,
+		MemoryStorage: true, Replicas: 1, InactiveThreshold: feedInactive,
 	}
 	if f.next > 1 {
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, f.next
 	}
 	err = Try(ctx, f.cfg.Stream, func(ctx context.Context) error {
-		cfg.Name = nuid.Next() // a request that was lost may have been heard
+		cfg.Name = nuid.Next() // a request whose reply was lost may have succeeded
 		_, err := f.js.CreateConsumer(ctx, f.cfg.Stream, cfg)
 		return err
 	})
@@ -258,11 +260,11 @@ func (f *Feed) subscribe(ctx context.Context) error {
 		return errors.Join(err, sub.Unsubscribe())
 	}
 	f.consumer, f.sub, f.in = cfg.Name, sub, in
-	f.reply, f.wanted, f.taken, f.stale = "", 0, 0, false
+	f.reply, f.wanted, f.delivered, f.stale = "", 0, 0, false
 	return nil
 }
 
-// unsubscribe ends the subscription, and with it the request to the server.
+// unsubscribe ends the subscription, and with it the request.
 func (f *Feed) unsubscribe() {
 	if f.sub == nil {
 		return

@@ -1,10 +1,11 @@
-// Package leader reads streams and object buckets where their leader answers.
+// Package leader reads streams and object buckets from their leader. It must not
+// know what the messages mean.
 //
-// The client's own reads of a stream with direct access are answered by any of
-// its replicas, which may lag behind what somebody has been told is stored. "Not
-// found" then means "not here yet", and an object may be one that has been
-// replaced since. Whoever decides something by what is stored, or by what is
-// not, asks here. A Feed follows a subject's messages as they are stored.
+// The client's own reads of a stream with direct access may be answered by any
+// replica, which may lag behind what a publisher was told is stored. "Not found"
+// then means "not here yet", and an object may have been replaced since. Callers
+// that decide by what is or is not stored must read through this package. A Feed
+// follows a subject's messages as they are stored.
 package leader
 
 import (
@@ -22,29 +23,29 @@ import (
 )
 
 const (
-	// tryLimit is one request: where there is no leader nobody answers.
-	tryLimit = 2 * time.Second
-	// tryPause is the wait before a request is made again.
-	tryPause = 200 * time.Millisecond
-	// patience is how long an answer is waited for: longer than an election.
-	patience = 30 * time.Second
+	// requestTimeout bounds one request: without a leader there is no reply.
+	requestTimeout = 2 * time.Second
+	// retryPause is the wait before a request is repeated.
+	retryPause = 200 * time.Millisecond
+	// answerTimeout is how long a reply is waited for: longer than an election.
+	answerTimeout = 30 * time.Second
 )
 
-// Last reads the last message of a subject; jetstream.ErrMsgNotFound: there is
-// none. Like all reads of this package it waits out an election: it tries until
-// an answer comes, ctx ends, or half a minute is over.
+// Last reads the last message of a subject. It returns jetstream.ErrMsgNotFound
+// if there is none. Like all reads of this package it waits out an election: it
+// tries until a reply comes, ctx ends, or half a minute is over.
 func Last(ctx context.Context, js jetstream.JetStream, stream, subject string) (*jetstream.RawStreamMsg, error) {
 	return get(ctx, js, stream, query{LastOf: subject})
 }
 
-// Message reads the message with that sequence; jetstream.ErrMsgNotFound: there
-// is none.
+// Message reads the message with that sequence. It returns
+// jetstream.ErrMsgNotFound if there is none.
 func Message(ctx context.Context, js jetstream.JetStream, stream string, seq uint64) (*jetstream.RawStreamMsg, error) {
 	return get(ctx, js, stream, query{Seq: seq})
 }
 
-// Next reads the first message of a subject that has at least that sequence;
-// jetstream.ErrMsgNotFound: there is none.
+// Next reads the first message of a subject whose sequence is at least seq. It
+// returns jetstream.ErrMsgNotFound if there is none.
 func Next(ctx context.Context, js jetstream.JetStream, stream string, seq uint64, subject string) (*jetstream.RawStreamMsg, error) {
 	return get(ctx, js, stream, query{Seq: seq, NextOf: subject})
 }
@@ -64,47 +65,48 @@ func get(ctx context.Context, js jetstream.JetStream, stream string, q query) (*
 	}
 	var msg *jetstream.RawStreamMsg
 	err = Try(ctx, stream, func(ctx context.Context) (err error) {
-		msg, err = ask(ctx, js, stream, body)
+		msg, err = request(ctx, js, stream, body)
 		return err
 	})
 	return msg, err
 }
 
-// Try asks about a stream until an answer comes, which may be a refusal, ctx
-// ends, or half a minute is over. Each request has a short limit of its own: the
-// client never fails one that was lost with its connection or with a node.
+// Try repeats a request about a stream until there is a reply (which may be a
+// refusal), ctx ends, or half a minute is over. Each request has a short timeout
+// of its own, because the client never fails one that was lost with its
+// connection or with a node.
 func Try(ctx context.Context, stream string, request func(ctx context.Context) error) error {
 	for since := time.Now(); ; {
 		err := limited(ctx, request)
 		switch {
-		case err == nil || final(err):
+		case err == nil || permanent(err):
 			return err
 		case ctx.Err() != nil:
 			return errors.Join(context.Cause(ctx), err)
-		case time.Since(since) > patience:
-			return fmt.Errorf("stream %s did not answer for %s: %w", stream, patience, err)
+		case time.Since(since) > answerTimeout:
+			return fmt.Errorf("stream %s did not answer for %s: %w", stream, answerTimeout, err)
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(tryPause):
+		case <-time.After(retryPause):
 		}
 	}
 }
 
 // limited makes one request.
 func limited(ctx context.Context, request func(ctx context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, tryLimit)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	return request(ctx)
 }
 
-// final tells whether asking again is of no use.
-func final(err error) bool {
+// permanent reports whether repeating the request would not help.
+func permanent(err error) bool {
 	var api *jetstream.APIError
 	return errors.Is(err, nats.ErrConnectionClosed) || errors.As(err, &api) && api.Code < http.StatusInternalServerError
 }
 
-func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte) (*jetstream.RawStreamMsg, error) {
+func request(ctx context.Context, js jetstream.JetStream, stream string, body []byte) (*jetstream.RawStreamMsg, error) {
 	reply, err := js.Conn().RequestWithContext(ctx, topology.APIPrefix(js)+"STREAM.MSG.GET."+stream, body)
 	if err != nil {
 		return nil, err
@@ -130,8 +132,8 @@ func ask(ctx context.Context, js jetstream.JetStream, stream string, body []byte
 	m := answer.Message
 	msg := &jetstream.RawStreamMsg{Subject: m.Subject, Sequence: m.Sequence, Data: m.Data, Time: m.Time, Header: nats.Header{}}
 	if len(m.Header) > 0 {
-		// Headers that are none, which a publisher may have sent, are left out,
-		// as the client does for messages that it gets.
+		// Malformed headers, which a publisher may have sent, are dropped, as the
+		// client does for messages that it receives.
 		if h, err := nats.DecodeHeadersMsg(m.Header); err == nil {
 			msg.Header = h
 		}

@@ -16,12 +16,13 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// objectStream is the stream that a bucket's objects are kept in.
+// objectStream returns the stream that holds a bucket's objects.
 func objectStream(bucket string) string { return "OBJ_" + bucket }
 
-// ObjectInfo looks an object up; it follows no links. jetstream.ErrObjectNotFound
-// and jetstream.ErrBucketNotFound are the leader's word; a name that no bucket or
-// object can have is jetstream.ErrInvalidStoreName or jetstream.ErrNameRequired.
+// ObjectInfo looks an object up; it follows no links. It returns
+// jetstream.ErrObjectNotFound or jetstream.ErrBucketNotFound as the leader
+// reports them, and jetstream.ErrInvalidStoreName or jetstream.ErrNameRequired
+// for invalid names.
 func ObjectInfo(ctx context.Context, js jetstream.JetStream, bucket, name string) (*jetstream.ObjectInfo, error) {
 	switch {
 	case bucket == "" || strings.ContainsFunc(bucket, notOfABucket):
@@ -55,13 +56,13 @@ func notOfABucket(r rune) bool {
 }
 
 // OpenObject reads the object that ObjectInfo found. Its Read ends when ctx does
-// and compares the digest at the end; nothing needs to be closed.
+// and compares the digest at the end; it needs no closing.
 //
-// It asks for one chunk (128 KiB unless its writer chose otherwise) at a time,
-// any replica first: a chunk never changes. The client's own Get has the server
-// push the whole object, which then waits in memory when it is read slowly, its
-// Read can't be interrupted, and it pushes from any one replica, which may not
-// have it all yet.
+// It requests one chunk (128 KiB by default) at a time, from any replica first,
+// because a chunk never changes. The client's own Get has the server push the
+// whole object, which waits in memory if it is read slowly; its Read can't be
+// interrupted; and it reads from one replica, which may not have the whole object
+// yet.
 func OpenObject(ctx context.Context, js jetstream.JetStream, info *jetstream.ObjectInfo) (io.Reader, error) {
 	var stream jetstream.Stream
 	err := Try(ctx, objectStream(info.Bucket), func(ctx context.Context) (err error) {
@@ -85,7 +86,7 @@ type objectReader struct {
 	info    *jetstream.ObjectInfo
 	digest  hash.Hash
 
-	chunk []byte // what is left of the chunk at hand
+	chunk []byte // the unread rest of the current chunk
 	seq   uint64 // stream sequence of that chunk
 	read  uint64
 }
@@ -106,8 +107,8 @@ func (r *objectReader) Read(p []byte) (int, error) {
 }
 
 func (r *objectReader) fetch() error {
-	msg, err := r.near()
-	if err != nil || !r.genuine(msg) { // the replica lags behind, or is gone with the request
+	msg, err := r.fromReplica()
+	if err != nil || !r.genuine(msg) { // the replica lags behind or has failed
 		msg, err = Next(r.ctx, r.js, objectStream(r.info.Bucket), r.seq+1, r.subject)
 	}
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -122,8 +123,8 @@ func (r *objectReader) fetch() error {
 	return err
 }
 
-// near asks any replica for the next chunk, once.
-func (r *objectReader) near() (msg *jetstream.RawStreamMsg, err error) {
+// fromReplica requests the next chunk from any replica, once.
+func (r *objectReader) fromReplica() (msg *jetstream.RawStreamMsg, err error) {
 	err = limited(r.ctx, func(ctx context.Context) (err error) {
 		msg, err = r.stream.GetMsg(ctx, r.seq+1, jetstream.WithGetMsgSubject(r.subject))
 		return err
@@ -131,9 +132,9 @@ func (r *objectReader) near() (msg *jetstream.RawStreamMsg, err error) {
 	return msg, err
 }
 
-// genuine reports whether the client read an answer rightly: it takes sequence
-// and subject from the first headers of these names, which are the message's own
-// where its publisher set them. The leader's answer keeps the two apart.
+// genuine reports whether the client parsed a reply correctly: it takes sequence
+// and subject from the first headers of these names, which may be the
+// publisher's. The leader's reply keeps the two apart.
 func (r *objectReader) genuine(msg *jetstream.RawStreamMsg) bool {
 	for _, name := range []string{jetstream.StreamHeader, jetstream.SubjectHeader, jetstream.SequenceHeader, jetstream.TimeStampHeaer} {
 		if len(msg.Header[name]) > 1 {

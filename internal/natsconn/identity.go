@@ -13,8 +13,8 @@ import (
 	"github.com/nats-io/nkeys"
 )
 
-// serverURLs checks each address, because the library's own complaints quote
-// them with their passwords.
+// serverURLs checks each address, because the library's own errors quote
+// addresses with their passwords.
 func serverURLs(list string) (string, error) {
 	if strings.TrimSpace(list) == "" {
 		return nats.DefaultURL, nil
@@ -26,8 +26,8 @@ func serverURLs(list string) (string, error) {
 			continue
 		}
 		if err := checkURL(text); err != nil {
-			// Not the address itself: where it is malformed nobody can tell its
-			// password from its host.
+			// Don't quote the address: in a malformed one the password can't be
+			// told from the host.
 			return "", fmt.Errorf("nats.url: address %d: %w", i+1, err)
 		}
 		urls = append(urls, text)
@@ -57,8 +57,8 @@ func checkURL(text string) error {
 	return nil
 }
 
-// identity gives the options of who we are. It reads every file once now: the
-// library would read some at each connect only, and try for ever.
+// identity returns the options for authentication. It reads every file now: the
+// library would read some only at each connect, and would try forever.
 func (o Options) identity() ([]nats.Option, error) {
 	if err := o.checkOne(); err != nil {
 		return nil, err
@@ -126,8 +126,8 @@ func checkCreds(path string) error {
 	return nil
 }
 
-// readable reads a context's credentials file: the library does so at each
-// connect only, and would try for ever with one that is not there.
+// readable reads a context's credentials file. The library does so only at each
+// connect, and would try forever with a missing one.
 func readable(o *nats.Options) error {
 	if o.UserJWT == nil {
 		return nil // no file, or read already
@@ -186,8 +186,8 @@ func (t TLS) options() ([]nats.Option, error) {
 	return opts, nil
 }
 
-// expandHome puts the user's directory for a leading "~/", as a shell does: in
-// a config file or an environment variable no shell has done it.
+// expandHome replaces a leading "~/" by the user's home directory, as a shell
+// does: in a config file or an environment variable no shell has done it.
 func expandHome(path string) string {
 	rest, ok := strings.CutPrefix(path, "~/")
 	if !ok {

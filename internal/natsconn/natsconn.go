@@ -1,6 +1,7 @@
-// Package natsconn connects to NATS as people run it: several servers,
-// credentials, nkeys, TLS, the nats tool's contexts, or a server in this
-// process. A connection outlives any outage.
+// Package natsconn connects to NATS with the setups that people use: several
+// servers, credentials, nkeys, TLS, the nats tool's contexts, or a server in this
+// process. A connection survives any outage. The package owns connection options
+// and the redaction of logins, and must not know what is sent.
 package natsconn
 
 import (
@@ -23,18 +24,19 @@ const (
 	reconnectWait = time.Second
 	pingInterval  = 10 * time.Second
 	drainTimeout  = 5 * time.Second
-	// writeTimeout is how long a link may take nothing before it counts as
-	// broken. While a publish waits, all others on the connection do; the shortest
-	// time in which somebody has to know is the one between giving up a lease and
-	// its end, 3 s.
+	// writeTimeout is how long a connection may accept no data before it counts
+	// as broken. While one publish blocks, all others on the connection do. The
+	// shortest time in which a caller must notice is the one between giving up a
+	// lease and its expiry, 3 s.
 	writeTimeout = 2 * time.Second
 )
 
-// TLS names PEM files; each may be empty, but Cert and Key only together.
+// TLS names PEM files. Each may be empty, but Cert and Key must be given
+// together.
 type TLS struct{ Cert, Key, CA string }
 
-// Options say where NATS is and who we are. At most one of Creds, NKey, User
-// and Token is given.
+// Options configure a connection. At most one of Creds, NKey, User and Token is
+// given.
 type Options struct {
 	URLs     string // comma-separated; empty: nats://127.0.0.1:4222
 	Name     string // how the server lists this client
@@ -45,33 +47,34 @@ type Options struct {
 	User     string
 	Password string
 	Token    string
-	// Domain and APIPrefix say where JetStream's API is, at most one of them;
-	// both empty: where the context says, else $JS.API.
+	// Domain and APIPrefix locate JetStream's API; at most one is given. If both
+	// are empty, the context decides, else it is $JS.API.
 	Domain, APIPrefix string
-	// InboxPrefix begins the subjects that answers come to; empty: the
-	// context's, else _INBOX.
+	// InboxPrefix is the prefix of reply subjects. If empty, it is the context's,
+	// else _INBOX.
 	InboxPrefix string
-	// TLSFirst begins with the TLS handshake; else the context decides.
+	// TLSFirst starts with the TLS handshake; otherwise the context decides.
 	TLSFirst bool
 	// InProcess connects to a server in this process instead of URLs.
 	InProcess nats.InProcessConnProvider
-	// Once makes a first connect that fails an error at once, for commands that
-	// a person waits for. Without it Connect returns a connection that goes on
-	// trying: a worker outlives an absent NATS.
+	// Once makes Connect fail at once if the first connect fails, for commands
+	// that a person waits for. Without it Connect returns a connection that keeps
+	// trying: a worker survives an absent NATS.
 	Once   bool
 	Logger zerolog.Logger // the zero value logs nothing
-	// OnState is told of each change, from goroutines of the connection, one at
-	// a time. May be nil.
+	// OnState is called for each change of state, from goroutines of the
+	// connection, one at a time. May be nil.
 	OnState func(connected bool)
 }
 
-// Connect connects, or (unless Once) goes on trying in the background when NATS
-// is away; WaitConnected waits for it. The error names the setting or file that
-// is wrong, never a secret; a *SettingError where that needed no connection.
+// Connect connects or (unless Once) keeps trying in the background while NATS is
+// unreachable; WaitConnected waits for it. The error names the setting or file
+// that is wrong, never a secret. It is a *SettingError if no connection was
+// needed to find it.
 //
 // Nothing is buffered while disconnected: a publish fails at once, so that it
-// can't land after it was reported as failed. On a link that takes nothing any
-// more it fails within 2 s, and the connection is made anew.
+// can't be stored after it was reported as failed. On a stalled connection it
+// fails within 2 s, and the connection is replaced.
 func Connect(ctx context.Context, o Options) (*nats.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -80,8 +83,8 @@ func Connect(ctx context.Context, o Options) (*nats.Conn, error) {
 	return nc, err
 }
 
-// Open connects as Connect does, and opens JetStream where the options or the
-// context say that its API is.
+// Open connects as Connect does, and opens JetStream with the API that the
+// options or the context name.
 func Open(ctx context.Context, o Options, opts ...jetstream.JetStreamOpt) (*nats.Conn, jetstream.JetStream, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
@@ -113,7 +116,7 @@ func (o Options) connect() (*nats.Conn, api, error) {
 	return nc, o.api(), nil
 }
 
-// hint says what to do about errors that do not say it themselves.
+// hint returns what to do about errors that do not say so themselves.
 func (o Options) hint(err error) string {
 	if o.TLSFirst && !errors.Is(err, nats.ErrNoServers) {
 		return " (nats.tls_first is set: does the server begin with the TLS handshake? It needs tls.handshake_first)"
@@ -121,7 +124,7 @@ func (o Options) hint(err error) string {
 	return ""
 }
 
-// api is where JetStream's API is; the zero value is $JS.API.
+// api locates JetStream's API; the zero value is $JS.API.
 type api struct{ domain, prefix string }
 
 func (o Options) api() api { return api{o.Domain, o.APIPrefix} }
@@ -136,8 +139,8 @@ func (a api) open(nc *nats.Conn, opts []jetstream.JetStreamOpt) (jetstream.JetSt
 	return jetstream.New(nc, opts...)
 }
 
-// Check says what Connect would find wrong with the settings before it connects:
-// a *SettingError, or nil.
+// Check returns the *SettingError that Connect would return before it connects,
+// or nil.
 func Check(o Options) error {
 	_, opts, err := o.settings()
 	if err != nil {
@@ -154,14 +157,14 @@ func Check(o Options) error {
 	return contextError(o.Context, err)
 }
 
-// SettingError is a setting with which there is no use in connecting: it can't
-// be meant, or names a file or a context that can't be read.
+// SettingError is a setting with which connecting is pointless: it is invalid, or
+// it names a file or context that can't be read.
 type SettingError struct{ err error }
 
 func (e *SettingError) Error() string { return e.err.Error() }
 func (e *SettingError) Unwrap() error { return e.err }
 
-// settings are the servers and the library's options.
+// settings returns the servers and the library's options.
 func (o Options) settings() (urls string, opts []nats.Option, err error) {
 	if urls, err = serverURLs(o.URLs); err != nil {
 		return "", nil, err
@@ -170,7 +173,7 @@ func (o Options) settings() (urls string, opts []nats.Option, err error) {
 	if err != nil {
 		return "", nil, err
 	}
-	opts = append(o.behaviour(), identity...)
+	opts = append(o.connectionOptions(), identity...)
 	if o.Domain != "" && o.APIPrefix != "" {
 		return "", nil, errors.New("nats.domain and nats.api_prefix are given together: keep one (a domain is the prefix $JS.<domain>.API)")
 	}
@@ -190,7 +193,7 @@ func (o Options) settings() (urls string, opts []nats.Option, err error) {
 	if o.InProcess != nil {
 		opts = append(opts, nats.InProcessServer(o.InProcess))
 	}
-	return urls, append(opts, breakWhenStalled), nil // last: it looks at the others
+	return urls, append(opts, closeWhenStalled), nil // last, because it depends on the others
 }
 
 func (o Options) usesContext() bool { return o.Context != "" && o.InProcess == nil }
@@ -203,8 +206,8 @@ func servers(urls string) nats.Option {
 	}
 }
 
-// connectContext takes the context's servers, identity and JetStream; ours come
-// after, and win.
+// connectContext uses the context's servers, identity and JetStream API. Our
+// options come after them and take precedence.
 func (o Options) connectContext(opts []nats.Option) (*nats.Conn, api, error) {
 	name, settled := o.Context, false
 	nc, settings, err := natscontext.Connect(name, append(opts, readable, func(*nats.Options) error { settled = true; return nil })...)
@@ -224,8 +227,8 @@ func contextError(name string, err error) error {
 	return &SettingError{fmt.Errorf("nats.context %s: %s", name, Redact(err.Error()))}
 }
 
-func (o Options) behaviour() []nats.Option {
-	w := &watcher{log: o.Logger, onState: o.OnState}
+func (o Options) connectionOptions() []nats.Option {
+	w := &stateLogger{log: o.Logger, onState: o.OnState}
 	return []nats.Option{
 		nats.Name(o.Name),
 		nats.Timeout(dialTimeout),
@@ -240,7 +243,7 @@ func (o Options) behaviour() []nats.Option {
 		nats.IgnoreAuthErrorAbort(), // credentials may be rotated while we run
 		nats.ConnectHandler(w.connected),
 		nats.ReconnectHandler(w.connected),
-		nats.ReconnectErrHandler(w.stillAway),
+		nats.ReconnectErrHandler(w.reconnectFailed),
 		nats.DisconnectErrHandler(w.disconnected),
 		nats.ClosedHandler(w.closed),
 		nats.ErrorHandler(w.failed),
@@ -248,8 +251,8 @@ func (o Options) behaviour() []nats.Option {
 	}
 }
 
-// WaitConnected returns nil once connected. When ctx ends first the error says
-// where NATS was looked for and what the last try met.
+// WaitConnected returns nil once connected. If ctx ends first, the error contains
+// the servers' addresses and the last connection error.
 func WaitConnected(ctx context.Context, nc *nats.Conn) error {
 	changes := nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
 	defer nc.RemoveStatusListener(changes)
@@ -273,14 +276,14 @@ func lastError(nc *nats.Conn) string {
 	return "no answer"
 }
 
-// Close hands on what was received, sends what was published and closes; when
-// ctx ends first it closes at once and returns an error. Closing a closed
-// connection is fine.
+// Close delivers what was received, sends what was published and closes the
+// connection. If ctx ends first, it closes at once and returns an error. Closing
+// a closed connection is allowed.
 func Close(ctx context.Context, nc *nats.Conn) error {
 	closed := nc.StatusChanged(nats.CLOSED)
 	defer nc.RemoveStatusListener(closed)
 	if err := nc.Drain(); err != nil {
-		nc.Close() // not connected, or closed already: there is nothing to drain
+		nc.Close() // not connected or already closed: nothing to drain
 		return nil
 	}
 	for !nc.IsClosed() {
@@ -296,8 +299,7 @@ func Close(ctx context.Context, nc *nats.Conn) error {
 
 var userInfo = regexp.MustCompile(`(^|[,\s"'/])([A-Za-z0-9+.-]+://)?[^\s"'/,]+@`)
 
-// Redact hides what stands before an @ in URLs: a user and password, or a
-// token.
+// Redact replaces the login before an @ in URLs: user and password, or a token.
 func Redact(text string) string {
 	return userInfo.ReplaceAllString(text, "${1}${2}xxxxx@")
 }

@@ -6,11 +6,11 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// breakWhenStalled closes a connection that can't be written to for
-// writeTimeout. Alone, the library would report the one write that timed out,
-// throw away with it whatever others had published or subscribed meanwhile
-// without an error, and go on with the connection; a closed one it replaces.
-func breakWhenStalled(o *nats.Options) error {
+// closeWhenStalled closes a connection that can't be written to for writeTimeout.
+// The library alone would report only the write that timed out, silently drop
+// what others published or subscribed meanwhile, and keep the connection. It
+// replaces a closed one.
+func closeWhenStalled(o *nats.Options) error {
 	o.FlusherTimeout = writeTimeout
 	if o.InProcessServer != nil {
 		o.InProcessServer = inProcess{o.InProcessServer}
@@ -28,29 +28,29 @@ type dialer struct{ via nats.CustomDialer }
 
 // Dial is called by the library for each connect.
 func (d dialer) Dial(network, address string) (net.Conn, error) {
-	return breaking(d.via.Dial(network, address))
+	return closing(d.via.Dial(network, address))
 }
 
 type inProcess struct{ server nats.InProcessConnProvider }
 
 // InProcessConn is called by the library for each connect.
-func (p inProcess) InProcessConn() (net.Conn, error) { return breaking(p.server.InProcessConn()) }
+func (p inProcess) InProcessConn() (net.Conn, error) { return closing(p.server.InProcessConn()) }
 
-func breaking(conn net.Conn, err error) (net.Conn, error) {
+func closing(conn net.Conn, err error) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return breakingConn{conn}, nil
+	return closingConn{conn}, nil
 }
 
-// breakingConn is of no use any more after a write that failed.
-type breakingConn struct{ net.Conn }
+// closingConn is a connection that closes when a write fails.
+type closingConn struct{ net.Conn }
 
-// Write closes the connection where it fails.
-func (c breakingConn) Write(p []byte) (int, error) {
+// Write writes p, and closes the connection if that fails.
+func (c closingConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	if err != nil {
-		_ = c.Close() // whoever reads it finds it closed, which is the point
+		_ = c.Close() // so that the reader notices
 	}
 	return n, err
 }

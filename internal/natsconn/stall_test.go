@@ -54,7 +54,7 @@ func (s *stalling) listen(t *testing.T) (url string) {
 				return
 			}
 			if err := s.join(c); err != nil {
-				_ = c.Close() // nobody is there
+				_ = c.Close() // not served
 			}
 		}
 	})
@@ -62,8 +62,8 @@ func (s *stalling) listen(t *testing.T) (url string) {
 	return "nats://" + l.Addr().String()
 }
 
-// InProcessConn gives a connection without any buffer: a write that nobody
-// reads has put out nothing when it times out.
+// InProcessConn returns a connection without any buffer: a write that is not read
+// blocks.
 func (s *stalling) InProcessConn() (net.Conn, error) {
 	client, c := net.Pipe()
 	return client, s.join(c)
@@ -84,7 +84,7 @@ func (s *stalling) join(c net.Conn) error {
 	return nil
 }
 
-// pipe leaves its connections open when it stalls: nobody is told.
+// pipe leaves its connections open when it stalls, so neither side notices.
 func (s *stalling) pipe(to, from net.Conn, stalled <-chan struct{}) {
 	buf := make([]byte, 32<<10)
 	for {
@@ -100,7 +100,7 @@ func (s *stalling) pipe(to, from net.Conn, stalled <-chan struct{}) {
 			_, err = to.Write(buf[:n])
 		}
 		if err != nil {
-			_, _ = to.Close(), from.Close() // both ends, whoever closed first
+			_, _ = to.Close(), from.Close() // both ends, whichever closed first
 			return
 		}
 	}

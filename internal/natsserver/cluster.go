@@ -21,11 +21,11 @@ import (
 
 const clusterName = "avatar"
 
-// Cluster is a JetStream cluster in one process, for tests: its nodes can be
-// stopped, killed, cut off and started again.
+// Cluster is a JetStream cluster in one process, for tests. Its nodes can be
+// stopped, killed, cut off and restarted.
 type Cluster struct {
 	nodes []*node
-	// links[i][j] is the way that node i dials node j; nil for i == j.
+	// links[i][j] is the connection from node i to node j; nil for i == j.
 	links [][]*link
 	once  sync.Once
 	err   error
@@ -81,14 +81,14 @@ func (c *Cluster) start(ctx context.Context) error {
 	return c.WaitReady(ctx)
 }
 
-// StablePorts finds n free ports on the loopback address that nothing else takes
-// while their server is down: they lie below the range from which systems take
-// the ports of outgoing connections.
+// StablePorts finds n free ports on the loopback address that stay free while
+// their server is down: they lie below the range that systems use for outgoing
+// connections.
 func StablePorts(n int) ([]int, error) {
-	var held []net.Listener // so that the ports differ
+	var held []net.Listener // held so that the ports differ
 	defer func() {
 		for _, l := range held {
-			_ = l.Close() // nobody was to connect
+			_ = l.Close() // only held to reserve the port
 		}
 	}()
 	const lowest, highest, tries = 10_000, 30_000, 1_000
@@ -108,8 +108,8 @@ func StablePorts(n int) ([]int, error) {
 	return nil, fmt.Errorf("no %d free ports between %d and %d", n, lowest, highest)
 }
 
-// Start starts a node that is down, with the files that it had, and returns
-// when clients can connect; use WaitReady to wait for the cluster.
+// Start starts a node that is down, with its existing files, and returns when
+// clients can connect. Use WaitReady to wait for the cluster.
 func (c *Cluster) Start(i int) error {
 	n := c.nodes[i]
 	n.mu.Lock()
@@ -132,11 +132,12 @@ func (c *Cluster) Start(i int) error {
 
 func (c *Cluster) serverOptions(i int) *server.Options {
 	opts := serverOptions(c.nodes[i].options)
+	opts.Tags.Add("node:" + c.nodes[i].options.Name) // so that a stream can be placed on it
 	opts.Cluster = server.ClusterOpts{
 		Name: clusterName, Host: "127.0.0.1", Port: c.nodes[i].routePort,
-		// One route for each pair, through the links alone. Nodes tell each other
-		// where a third one is, and would dial it past the links: the address that
-		// they tell is one where nothing listens.
+		// One route for each pair, only through the links. Nodes tell each other
+		// the addresses of third nodes and would dial them past the links, so
+		// they advertise an address where nothing listens.
 		PoolSize: -1, NoAdvertise: true, Advertise: "127.0.0.1:1",
 	}
 	for _, l := range c.links[i] {
@@ -147,7 +148,7 @@ func (c *Cluster) serverOptions(i int) *server.Options {
 	return opts
 }
 
-// Stop stops a node in good order: it hands on what it leads.
+// Stop stops a node cleanly: it hands over its leaderships.
 func (c *Cluster) Stop(i int) error {
 	n := c.nodes[i]
 	n.mu.Lock()
@@ -160,9 +161,9 @@ func (c *Cluster) Stop(i int) error {
 	return err
 }
 
-// Kill stops a node without a farewell: it is cut off from the others first, so
-// that they must notice by themselves and elect anew. Its files stay as they
-// are at that moment, flushed: a lost disk write can't be had in one process.
+// Kill stops a node abruptly: it is cut off from the others first, so that they
+// must notice by themselves and hold an election. Its files stay as they are at
+// that moment, flushed: losing a disk write can't be simulated in one process.
 func (c *Cluster) Kill(i int) error {
 	c.Isolate(i)
 	return c.Stop(i)
@@ -171,7 +172,7 @@ func (c *Cluster) Kill(i int) error {
 // Isolate cuts a node off from the others; its clients stay connected.
 func (c *Cluster) Isolate(i int) { c.setCut(i, true) }
 
-// Heal takes back Isolate.
+// Heal reverts Isolate.
 func (c *Cluster) Heal(i int) { c.setCut(i, false) }
 
 func (c *Cluster) setCut(i int, cut bool) {
@@ -183,12 +184,12 @@ func (c *Cluster) setCut(i int, cut bool) {
 	}
 }
 
-// Delay lets what one node says to another arrive late, by d to twice as much;
-// 0: at once. So a replica lags behind its leader. Less than an election's
-// timeout (4 s) changes nothing else.
+// Delay delays what one node sends to another by d to 2d; 0: no delay. A replica
+// then lags behind its leader. A delay below the election timeout (4 s) changes
+// nothing else.
 func (c *Cluster) Delay(from, to int, d time.Duration) {
-	c.links[from][to].setDelay(there, d)
-	c.links[to][from].setDelay(back, d) // whichever of the two the nodes use
+	c.links[from][to].setDelay(forward, d)
+	c.links[to][from].setDelay(backward, d) // the nodes use one of the two
 }
 
 // Size is how many nodes there are, running or not.

@@ -9,25 +9,25 @@ import (
 	"time"
 )
 
-// link forwards TCP connections from its own port to a target, so that the way
-// between two nodes can be cut without telling either.
+// link forwards TCP connections from its own port to a target, so that the
+// connection between two nodes can be cut without telling either.
 type link struct {
 	listener net.Listener
 	target   string
 	wg       sync.WaitGroup
 
-	mu    sync.Mutex
-	cut   bool
-	slow  [2]time.Duration // how late bytes arrive, by way
-	conns map[net.Conn]struct{}
+	mu     sync.Mutex
+	cut    bool
+	delays [2]time.Duration // how late bytes arrive, by way
+	conns  map[net.Conn]struct{}
 }
 
-// way is a direction of a link.
-type way int
+// direction is a direction of a link.
+type direction int
 
 const (
-	there way = iota // from who dialled to the target
-	back
+	forward direction = iota // from the dialling side to the target
+	backward
 )
 
 func newLink(target string) (*link, error) {
@@ -59,51 +59,52 @@ func (k *link) forward(from net.Conn) {
 	defer k.drop(from)
 	to, err := new(net.Dialer).DialContext(context.Background(), "tcp", k.target)
 	if err != nil || !k.track(to) {
-		return // a node that is down: the dialling one tries again
+		return // the node is down; the dialling one tries again
 	}
 	defer k.drop(to)
 	var wg sync.WaitGroup
-	wg.Go(func() { k.pipe(to, from, there) })
-	wg.Go(func() { k.pipe(from, to, back) })
+	wg.Go(func() { k.pipe(to, from, forward) })
+	wg.Go(func() { k.pipe(from, to, backward) })
 	wg.Wait()
 }
 
-// pipe copies one way and ends both ways when that one ends.
-func (k *link) pipe(to, from net.Conn, w way) {
-	_, _ = io.Copy(&lateWriter{k, to, w}, from) // ends when either side does; the nodes notice by themselves
+// pipe copies in one direction, and closes both connections when that ends.
+func (k *link) pipe(to, from net.Conn, w direction) {
+	_, _ = io.Copy(&delayedWriter{k, to, w}, from) // ends when either side does
 	k.drop(to)
 	k.drop(from)
 }
 
-// lateWriter writes what goes one way of a link when it is due. What comes
-// meanwhile waits and goes out with the next piece.
-type lateWriter struct {
-	link *link
-	to   io.Writer
-	way  way
+// delayedWriter writes one direction of a link with a delay. Data that arrives
+// meanwhile goes out with the next write.
+type delayedWriter struct {
+	link      *link
+	to        io.Writer
+	direction direction
 }
 
 // Write implements io.Writer.
-func (l *lateWriter) Write(p []byte) (int, error) {
-	if d := l.link.delay(l.way); d > 0 {
+func (l *delayedWriter) Write(p []byte) (int, error) {
+	if d := l.link.delay(l.direction); d > 0 {
 		<-time.After(d)
 	}
 	return l.to.Write(p)
 }
 
-func (k *link) delay(w way) time.Duration {
+func (k *link) delay(w direction) time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.slow[w]
+	return k.delays[w]
 }
 
-func (k *link) setDelay(w way, d time.Duration) {
+func (k *link) setDelay(w direction, d time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.slow[w] = d
+	k.delays[w] = d
 }
 
-// track takes a connection in; it closes it where the link is cut.
+// track registers a connection. If the link is cut, it closes the connection and
+// returns false.
 func (k *link) track(c net.Conn) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -122,7 +123,7 @@ func (k *link) drop(c net.Conn) {
 	_ = c.Close() // closed twice on purpose: by both ways of a pipe
 }
 
-// setCut cuts the link, with all its connections, or mends it.
+// setCut cuts the link with all its connections, or restores it.
 func (k *link) setCut(cut bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// dirLock is a file that exists while the process has the directory. Without
+// dirLock is a file that exists while the process uses the directory. Without
 // flock a killed process leaves it behind.
 type dirLock struct {
 	file *os.File

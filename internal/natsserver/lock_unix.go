@@ -11,7 +11,7 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// dirLock is an advisory lock that the kernel gives back when the process ends,
+// dirLock is an advisory lock that the kernel releases when the process ends,
 // however it ends.
 type dirLock struct{ file *os.File }
 

@@ -8,9 +8,9 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// logger hands the server's lines to ours: warnings and errors as warnings, the
-// rest for who debugs. What the server calls fatal is kept for Start, which
-// returns it: a library does not end the program.
+// logger passes the server's log lines to our log: warnings and errors as
+// warnings, the rest at debug level. It keeps what the server calls fatal for
+// Start, which returns it as an error: a library does not end the program.
 type logger struct {
 	to      zerolog.Logger
 	failure atomic.Pointer[string]
@@ -24,7 +24,7 @@ func newLogger(to zerolog.Logger) *logger {
 
 func (l *logger) debug() bool { return l.to.GetLevel() <= zerolog.DebugLevel }
 
-// fatal is what the server gave up with; empty if it did not.
+// fatal returns the server's fatal message, or "" if there is none.
 func (l *logger) fatal() string {
 	if text := l.failure.Load(); text != nil {
 		return *text

@@ -1,5 +1,6 @@
-// Package natsserver runs NATS with JetStream in this process: for the demo,
-// for `run --embedded` and for tests.
+// Package natsserver runs NATS with JetStream in this process: for the demo, for
+// `run --embedded` and for tests. It owns the server, its store directory and the
+// directory's lock, and must not know what is stored.
 package natsserver
 
 import (
@@ -29,7 +30,7 @@ const (
 // RandomPort asks for any free port.
 const RandomPort = -1
 
-// Options say how the server runs.
+// Options configure the server.
 type Options struct {
 	// StoreDir keeps JetStream's files; it is made if missing and belongs to
 	// one process at a time. Empty: a temporary directory, removed at Shutdown.
@@ -56,13 +57,13 @@ type Server struct {
 	shutdown error
 }
 
-// ErrOpen is in the chain of an error about a server that anybody on the network
-// could have used.
+// ErrOpen is in the chain of an error about a server that anyone on the network
+// could use.
 var ErrOpen = errors.New("it would be open to other machines without a login")
 
 // Start runs a server and returns when clients can connect. The error says what
-// to change: the address is taken, another process has the store directory, or
-// the address is not of this machine alone and there is no login (ErrOpen).
+// to change: the address is in use, another process uses the store directory, or
+// the address is reachable from other hosts and no login is set (ErrOpen).
 func Start(o Options) (*Server, error) {
 	opts := serverOptions(o)
 	if !isLoopback(opts.Host) && opts.Username == "" && opts.Authorization == "" {
@@ -113,8 +114,8 @@ func isLoopback(host string) bool {
 	return strings.EqualFold(strings.TrimSuffix(host, "."), "localhost")
 }
 
-// checkAddress binds the address once: the server itself would only log that
-// it is taken.
+// checkAddress binds the address once, because the server itself would only log
+// that it is in use.
 func checkAddress(host string, port int) error {
 	if port == RandomPort {
 		port = 0
@@ -170,15 +171,15 @@ func (s *Server) run(opts *server.Options) error {
 	return nil
 }
 
-// ClientURL is where clients connect, without credentials.
+// ClientURL returns the address for clients, without credentials.
 func (s *Server) ClientURL() string { return s.nats.ClientURL() }
 
 // InProcessConn connects a client of this process without a network: a Server
 // is a nats.InProcessConnProvider.
 func (s *Server) InProcessConn() (net.Conn, error) { return s.nats.InProcessConn() }
 
-// Shutdown stops the server and gives its directory back. It returns within
-// 15 s; calling it again returns the same error.
+// Shutdown stops the server and unlocks its directory. It returns within 15 s;
+// calling it again returns the same error.
 func (s *Server) Shutdown() error {
 	s.once.Do(func() { s.shutdown = s.stop() })
 	return s.shutdown

@@ -13,17 +13,17 @@ import (
 	"avatarworker/internal/leader"
 )
 
-// requestTry is one request: a node may take it along.
-const requestTry = 5 * time.Second
+// requestTimeout bounds one request: a node that fails may take it along.
+const requestTimeout = 5 * time.Second
 
-// errBehind is what is tried again: somebody has changed what was read, or the
-// leader was elected just now and does not have everything yet.
-var errBehind = errors.New("the bucket has changed meanwhile")
+// errChanged means that the operation is to be repeated: somebody changed what
+// was read, or a newly elected leader does not have everything yet.
+var errChanged = errors.New("the bucket has changed meanwhile")
 
 // publish stores a message if the last one on its subject has that sequence (0:
 // there is none).
 func (b *Recordings) publish(ctx context.Context, msg *nats.Msg, behind uint64) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, publishTry)
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(behind, 10)}
 	ack, err := b.js.PublishMsg(ctx, msg)
@@ -33,8 +33,9 @@ func (b *Recordings) publish(ctx context.Context, msg *nats.Msg, behind uint64) 
 	return ack.Sequence, nil
 }
 
-// conflicts reports whether a publish was refused for what it expected. A
-// replicated stream refuses with another code than a single one.
+// conflicts reports whether a publish was refused because of its expected
+// sequence. A replicated stream refuses with another code than one with a single
+// replica.
 func conflicts(err error) bool {
 	var api *jetstream.APIError
 	return errors.As(err, &api) &&
@@ -45,7 +46,7 @@ func (b *Recordings) last(ctx context.Context, subject string) (*jetstream.RawSt
 	return leader.Last(ctx, b.js, b.stream, subject)
 }
 
-// open looks the bucket's stream up, unless that was done before.
+// open looks the bucket's stream up, unless it was looked up before.
 func (b *Recordings) open(ctx context.Context) (jetstream.Stream, error) {
 	b.mu.Lock()
 	handle := b.handle
@@ -65,7 +66,7 @@ func (b *Recordings) open(ctx context.Context) (jetstream.Stream, error) {
 
 // request makes one request to the bucket's stream.
 func (b *Recordings) request(ctx context.Context, f func(ctx context.Context, s jetstream.Stream) error) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTry)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	s, err := b.open(ctx)
 	if err != nil {
@@ -95,7 +96,7 @@ func (b *Recordings) purge(ctx context.Context, subject string, before uint64) e
 }
 
 // removeBetween removes the messages on a subject between two sequences, both
-// exclusive. It tries until that is done, ctx ends, or it is of no use.
+// exclusive. It tries until that is done, ctx ends, or the error is permanent.
 func (b *Recordings) removeBetween(ctx context.Context, subject string, after, before uint64) error {
 	if after == 0 {
 		return retry(ctx, func(ctx context.Context) error { return b.purge(ctx, subject, before) })
@@ -115,7 +116,7 @@ func (b *Recordings) removeBetween(ctx context.Context, subject string, after, b
 	}
 }
 
-// remove removes the message with that sequence, if it is there.
+// remove removes the message with that sequence if it exists.
 func (b *Recordings) remove(ctx context.Context, seq uint64) error {
 	err := b.request(ctx, func(ctx context.Context, s jetstream.Stream) error { return s.DeleteMsg(ctx, seq) })
 	if err == nil {

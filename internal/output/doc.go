@@ -1,10 +1,11 @@
-// Package output takes the backend's envelopes to where a job wants them: the
-// frames stream, a recording, or nowhere. The bytes are never changed.
+// Package output writes the backend's envelopes to a job's output: the frames
+// stream, a recording, or nowhere. It never changes the bytes. It owns the layout
+// of frames and recordings, and must not know about sessions, queues or retries.
 package output
 
 import "context"
 
-// Envelope is one backend envelope on its way out.
+// Envelope is one envelope of the backend.
 type Envelope struct {
 	Utterance int    // from 1
 	ReqID     string // as in the envelope
@@ -12,26 +13,26 @@ type Envelope struct {
 	Data      []byte // as received; valid only during the call
 }
 
-// Sink takes the envelopes of one session, in order.
+// Sink receives the envelopes of one session, in order.
 type Sink interface {
-	// Open is called once, before the session is opened: what it refuses costs
+	// Open is called once, before the session is opened, so that a refusal costs
 	// nothing.
 	Open(ctx context.Context) error
-	// Write takes one envelope, and returns when it is stored (frames) or kept
-	// (object).
+	// Write writes one envelope. It returns when the envelope is stored (frames)
+	// or buffered (object).
 	Write(ctx context.Context, e Envelope) error
-	// Finish stores an utterance: once its checkpoint is kept, a later session
-	// need not speak it.
+	// Finish stores an utterance. Once its checkpoint is recorded, a later
+	// session need not deliver it again.
 	Finish(ctx context.Context, utterance int) error
-	// Checkpoint is what the sink of a later session goes on from; nil: it needs
-	// nothing.
+	// Checkpoint returns the state from which the sink of a later session
+	// continues, or nil if it needs none.
 	Checkpoint() (*Checkpoint, error)
-	// LastSeq is the number of the last envelope published; 0 where that has no
-	// meaning.
+	// LastSeq returns the number of the last envelope published, or 0 if
+	// envelopes have no numbers.
 	LastSeq() int64
 }
 
-// Discard counts nothing and keeps nothing.
+// Discard drops all envelopes.
 type Discard struct{}
 
 var _ Sink = Discard{}

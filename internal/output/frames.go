@@ -27,17 +27,18 @@ const (
 )
 
 const (
-	// publishTry is one publish; an election takes longer and is waited out.
-	publishTry = 5 * time.Second
-	// publishPause is the wait before a publish is tried again.
+	// publishTimeout bounds one publish. An election takes longer; it is waited
+	// out.
+	publishTimeout = 5 * time.Second
+	// publishPause is the wait before a publish is repeated.
 	publishPause = 200 * time.Millisecond
-	// storeLimit is how long the store may refuse what it is given while a
-	// session runs and is paid for: longer than an election. Where NATS is away
-	// altogether, the job's lease ends the session sooner.
+	// storeLimit is how long the store may refuse messages while a paid session
+	// runs: longer than an election. If NATS is unreachable, the worker's lease
+	// ends the session sooner.
 	storeLimit = 30 * time.Second
 )
 
-// SessionID says whose frames these are.
+// SessionID identifies the session that the frames come from.
 type SessionID struct {
 	JobID   string
 	Run     int
@@ -47,12 +48,12 @@ type SessionID struct {
 
 // Frames publishes every envelope of a session on the job's frames subject.
 type Frames struct {
-	js      jetstream.JetStream
-	subject string
-	id      SessionID
-	most    int64 // payload limit of the server, with headers
-	seq     atomic.Int64
-	fixed   nats.Header // what is the same on each frame
+	js         jetstream.JetStream
+	subject    string
+	id         SessionID
+	maxPayload int64 // payload limit of the server, including headers
+	seq        atomic.Int64
+	fixed      nats.Header // headers that are the same on each frame
 }
 
 var _ Sink = (*Frames)(nil)
@@ -60,7 +61,7 @@ var _ Sink = (*Frames)(nil)
 // NewFrames returns the sink of one session.
 func NewFrames(js jetstream.JetStream, subject string, id SessionID) *Frames {
 	return &Frames{
-		js: js, subject: subject, id: id, most: js.Conn().MaxPayload(),
+		js: js, subject: subject, id: id, maxPayload: js.Conn().MaxPayload(),
 		fixed: nats.Header{
 			HeaderRun: {strconv.Itoa(id.Run)}, HeaderSession: {strconv.Itoa(id.Session)}, HeaderAttempt: {strconv.Itoa(id.Attempt)},
 		},
@@ -79,14 +80,14 @@ func (f *Frames) Finish(context.Context, int) error { return nil }
 // Checkpoint implements Sink.
 func (f *Frames) Checkpoint() (*Checkpoint, error) { return nil, nil } //nolint:nilnil // frames need none
 
-// Write implements Sink. It waits for the stream's acknowledgement: the bytes
-// may be reused when it returns, and no frame overtakes another.
+// Write implements Sink. It waits for the stream's acknowledgement, so the bytes
+// may be reused when it returns, and frames stay in order.
 func (f *Frames) Write(ctx context.Context, e Envelope) error {
 	seq := f.seq.Load() + 1
 	msg := &nats.Msg{Subject: f.subject, Header: f.header(e, seq), Data: e.Data}
-	if size := int64(msg.Size()); size > f.most {
+	if size := int64(msg.Size()); size > f.maxPayload {
 		err := errors.Newf(errors.CodeProtocolError, errors.PhaseRuntime,
-			"the backend's envelope of %d bytes does not fit the NATS server's payload limit of %d; raise max_payload", len(e.Data), f.most)
+			"the backend's envelope of %d bytes does not fit the NATS server's payload limit of %d; raise max_payload", len(e.Data), f.maxPayload)
 		err.ReqID = e.ReqID
 		return err
 	}
@@ -106,8 +107,8 @@ func (f *Frames) header(e Envelope, seq int64) nats.Header {
 	h[HeaderUtterance] = []string{strconv.Itoa(e.Utterance)}
 	h[HeaderReqID] = []string{e.ReqID}
 	h[HeaderSeq] = []string{number}
-	// A publish without an answer may have been stored: with an id it can be
-	// repeated.
+	// A publish without a reply may have been stored. The ID makes repeating it
+	// safe.
 	h[jetstream.MsgIDHeader] = []string{f.id.JobID + ".run" + strconv.Itoa(f.id.Run) + ".s" + strconv.Itoa(f.id.Session) + ".frame" + number}
 	if e.End {
 		h[HeaderEnd] = []string{"true"}
@@ -115,7 +116,8 @@ func (f *Frames) header(e Envelope, seq int64) nats.Header {
 	return h
 }
 
-// publish tries until the stream has acknowledged, ctx ends, or it is of no use.
+// publish tries until the stream has acknowledged, ctx ends, or the error is
+// permanent.
 func (f *Frames) publish(ctx context.Context, msg *nats.Msg) error {
 	err := retry(ctx, func(ctx context.Context) error { return f.publishOnce(ctx, msg) })
 	if err == nil || ctx.Err() != nil {
@@ -125,14 +127,14 @@ func (f *Frames) publish(ctx context.Context, msg *nats.Msg) error {
 }
 
 func (f *Frames) publishOnce(ctx context.Context, msg *nats.Msg) error {
-	ctx, cancel := context.WithTimeout(ctx, publishTry)
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	_, err := f.js.PublishMsg(ctx, msg)
 	return err
 }
 
-// retry tries until f succeeds, is refused for good, ctx ends, or storeLimit is
-// over. Where ctx ended its cause is in the error's chain.
+// retry tries until f succeeds, f returns a permanent error, ctx ends, or
+// storeLimit is over. If ctx ended, its cause is in the error's chain.
 func retry(ctx context.Context, f func(context.Context) error) error {
 	for since := time.Now(); ; {
 		err := f(ctx)
@@ -141,7 +143,7 @@ func retry(ctx context.Context, f func(context.Context) error) error {
 			return nil
 		case ctx.Err() != nil:
 			return errors.Join(context.Cause(ctx), err)
-		case refused(err):
+		case permanent(err):
 			return err
 		case time.Since(since) > storeLimit:
 			return fmt.Errorf("tried for %s: %w", storeLimit, err)
@@ -150,7 +152,7 @@ func retry(ctx context.Context, f func(context.Context) error) error {
 	}
 }
 
-// wait is the pause before something is tried again; false: ctx has ended.
+// wait pauses before a repetition. It returns false if ctx has ended.
 func wait(ctx context.Context) bool {
 	select {
 	case <-ctx.Done():
@@ -160,12 +162,12 @@ func wait(ctx context.Context) bool {
 	}
 }
 
-// refused reports whether trying again is of no use.
-func refused(err error) bool {
+// permanent reports whether repeating would not help.
+func permanent(err error) bool {
 	var api *jetstream.APIError
 	var taken *TakenError
 	switch {
-	case errors.Is(err, errBehind):
+	case errors.Is(err, errChanged):
 		return false
 	case errors.Is(err, ErrChunksMissing), errors.Is(err, ErrReplaced), errors.Is(err, nats.ErrMaxPayload), errors.As(err, &taken):
 		return true
@@ -174,7 +176,7 @@ func refused(err error) bool {
 	}
 }
 
-// LastFrame is what the headers of a job's last stored frame say.
+// LastFrame is the content of the headers of a job's last stored frame.
 type LastFrame struct {
 	Run, Session, Utterance int
 	ReqID                   string
@@ -183,8 +185,8 @@ type LastFrame struct {
 	stored uint64 // its sequence
 }
 
-// Last reads the job's last stored frame, as the stream's leader knows it;
-// false: there is none.
+// Last reads the job's last stored frame from the stream's leader. found is false
+// if there is none.
 func Last(ctx context.Context, js jetstream.JetStream, stream, subject string) (last LastFrame, found bool, err error) {
 	msg, err := leader.Last(ctx, js, stream, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -210,9 +212,9 @@ func frameOf(h nats.Header, stored uint64) LastFrame {
 	}
 }
 
-// Superseded tells whether a later session's frames were stored before last:
-// then everybody who listens has dropped it. It reads the headers of all the
-// job's frames.
+// Superseded reports whether a later session's frames were stored before last, in
+// which case listeners have dropped it. It reads the headers of all the job's
+// frames.
 func Superseded(ctx context.Context, js jetstream.JetStream, stream, subject string, last LastFrame) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeLimit)
 	defer cancel()

@@ -17,14 +17,14 @@ import (
 )
 
 const (
-	// chunkSize is the size of a full chunk, the same as other clients use.
+	// chunkSize is the size of a full chunk, as other clients use it.
 	chunkSize = 128 << 10
-	// chunkRoom is what a chunk's headers and subject may add to it.
+	// chunkRoom is the maximum size of a chunk's headers and subject.
 	chunkRoom = 1 << 10
 )
 
-// Checkpoint says how much of a recording is stored for good: whole utterances.
-// The next session of the job goes on behind it.
+// Checkpoint is the part of a recording that is stored for good: whole
+// utterances. The job's next session continues after it.
 type Checkpoint struct {
 	Utterances int    // finished, those without a frame included
 	Size       int64  // bytes of all chunks
@@ -35,19 +35,19 @@ type Checkpoint struct {
 }
 
 // Object stores the envelopes of one session as chunks of the job's recording,
-// each once and in its final place. Every chunk names the one before it, so that
-// a session that has been replaced can't add to the recording any more.
+// each once and in its final place. Every chunk names the previous one, so that a
+// superseded session can't add to the recording any more.
 type Object struct {
 	bucket  *Recordings
 	rec     Recording
-	done    int // utterances that the job's checkpoint counts
+	done    int // utterances counted by the job's checkpoint
 	at      Checkpoint
 	digest  hash.Hash
 	session int
 	chunks  interface {
 		put(ctx context.Context, data []byte, header nats.Header) (seq uint64, err error)
 	}
-	chunk   *bytes.Buffer // not yet stored; nil: nothing
+	chunk   *bytes.Buffer // buffered data; nil: none
 	maxSize int           // of a chunk
 }
 
@@ -91,7 +91,7 @@ func (o *Object) Write(ctx context.Context, e Envelope) error {
 	return o.add(ctx, e.Data)
 }
 
-// AppendEnvelope writes one envelope as it stands in a recording: its length as
+// AppendEnvelope appends one envelope in the format of a recording: its length as
 // a varint, then its bytes.
 func AppendEnvelope(b *bytes.Buffer, envelope []byte) {
 	var length [binary.MaxVarintLen64]byte
@@ -116,8 +116,8 @@ func (o *Object) add(ctx context.Context, data []byte) error {
 	return nil
 }
 
-// flush stores what is buffered as a chunk. It tries until that is acknowledged,
-// ctx ends, or trying again is of no use.
+// flush stores the buffer as a chunk. It tries until that is acknowledged, ctx
+// ends, or the error is permanent.
 func (o *Object) flush(ctx context.Context) error {
 	data := o.chunk.Bytes()
 	seq, err := o.chunks.put(ctx, data, nil)
@@ -137,7 +137,7 @@ func (o *Object) flush(ctx context.Context) error {
 	return nil
 }
 
-// Finish implements Sink: it stores what is left of the utterance.
+// Finish implements Sink: it stores the rest of the utterance.
 func (o *Object) Finish(ctx context.Context, utterance int) error {
 	if o.chunk != nil {
 		if o.chunk.Len() > 0 {
@@ -145,7 +145,7 @@ func (o *Object) Finish(ctx context.Context, utterance int) error {
 				return err
 			}
 		}
-		o.bucket.buffers.Put(o.chunk) // none is held while the session waits
+		o.bucket.buffers.Put(o.chunk) // an idle session holds no buffer
 		o.chunk = nil
 	}
 	o.at.Utterances = utterance
@@ -165,32 +165,32 @@ func (o *Object) Checkpoint() (*Checkpoint, error) {
 	return &at, nil
 }
 
-// Headers of a chunk. Readers of the object pass over them.
+// Headers of a chunk. Readers of the object ignore them.
 const (
 	headerChunkSession = "Avatar-Session"
 	headerCopyOf       = "Avatar-Copy-Of" // sequence of the chunk that this one replaces
 )
 
-// chunkWriter puts chunks behind each other on a recording's subject.
+// chunkWriter appends chunks on a recording's subject.
 type chunkWriter struct {
 	bucket  *Recordings
 	subject string
 	session int
-	last    uint64 // sequence of the last chunk that counts; 0: there is none
-	fenced  bool   // last is this session's: no earlier one can put any more
+	last    uint64 // sequence of the last valid chunk; 0: there is none
+	fenced  bool   // last is this session's chunk: earlier sessions can't add any more
 }
 
-// put stores a chunk behind the last one that counts, and returns its sequence.
-// What earlier sessions have put behind that one is removed.
+// put stores a chunk after the last valid one, and returns its sequence. It
+// removes what earlier sessions have stored after that one.
 func (w *chunkWriter) put(ctx context.Context, data []byte, header nats.Header) (seq uint64, err error) {
 	msg := &nats.Msg{Subject: w.subject, Data: data, Header: nats.Header{headerChunkSession: {strconv.Itoa(w.session)}}}
 	for k, v := range header {
 		msg.Header[k] = v
 	}
-	behind := w.last // what the chunk is put behind
+	behind := w.last // sequence that the chunk follows
 	missing := 0
 	err = retry(ctx, func(ctx context.Context) error {
-		seq, behind, err = w.try(ctx, msg, behind)
+		seq, behind, err = w.tryPut(ctx, msg, behind)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			if missing++; missing == missingTries {
 				return fmt.Errorf("chunk %d: %w", behind, ErrChunksMissing)
@@ -211,9 +211,9 @@ func (w *chunkWriter) put(ctx context.Context, data []byte, header nats.Header) 
 	return seq, nil
 }
 
-// try puts the chunk behind the message with that sequence. After an error it is
-// to be put behind the one returned.
-func (w *chunkWriter) try(ctx context.Context, msg *nats.Msg, behind uint64) (seq, next uint64, err error) {
+// tryPut stores the chunk after the message with sequence behind. If it fails,
+// next is the sequence to use for the next call.
+func (w *chunkWriter) tryPut(ctx context.Context, msg *nats.Msg, behind uint64) (seq, next uint64, err error) {
 	for {
 		seq, err := w.bucket.publish(ctx, msg, behind)
 		if err == nil || !conflicts(err) {
@@ -221,20 +221,20 @@ func (w *chunkWriter) try(ctx context.Context, msg *nats.Msg, behind uint64) (se
 		}
 		last, err := w.bucket.last(ctx, w.subject)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return 0, behind, errors.Join(errBehind, err)
+			return 0, behind, errors.Join(errChanged, err)
 		}
 		if err != nil {
 			return 0, behind, err
 		}
 		session, err := strconv.Atoi(last.Header.Get(headerChunkSession))
 		if err != nil {
-			session = 0 // not a chunk of a session: it does not count
+			session = 0 // not a session's chunk: ignored
 		}
 		switch {
-		case last.Sequence <= behind: // the leader was elected just now
-			return 0, behind, errBehind
+		case last.Sequence <= behind: // the leader was elected just now and lags
+			return 0, behind, errChanged
 		case session == w.session && bytes.Equal(last.Data, msg.Data):
-			return last.Sequence, behind, nil // stored before, its answer was lost
+			return last.Sequence, behind, nil // stored before; the reply was lost
 		case session >= w.session || w.fenced:
 			return 0, behind, fmt.Errorf("chunk %d is session %d's, this is session %d: %w", last.Sequence, session, w.session, ErrReplaced)
 		}
@@ -242,6 +242,6 @@ func (w *chunkWriter) try(ctx context.Context, msg *nats.Msg, behind uint64) (se
 	}
 }
 
-// ErrReplaced is in the chain of an error where a later session of the job has
-// gone on with its recording.
+// ErrReplaced is in the chain of an error if a later session of the job has
+// continued its recording.
 var ErrReplaced = errors.New("a later session of the job has gone on with the recording")

@@ -149,7 +149,7 @@ func TestARecordingTellsWhatItHoldsAndWhereItIsBroken(t *testing.T) {
 	}{
 		"cut in an envelope": {whole[:len(whole)-1], "envelope 3: the recording ends after"},
 		"cut in a length":    {append(slices.Clone(whole), 0x80), "envelope 4: the recording ends within a length"},
-		"no recording":       {[]byte("\xff\xff\xff\xff\x7fx"), "envelope 1: a length of"},
+		"no recording":       {[]byte("\xff\xff\xff\xff\x7fx"), "envelope 1: an envelope length of"},
 		"something else":     {recording([]byte("hello")), "envelope 1: not an animation"},
 	} {
 		info, err := output.ReadRecording(bytes.NewReader(c.data))

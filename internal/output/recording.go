@@ -15,11 +15,11 @@ import (
 // section 4).
 const framesPerSecond = 25
 
-// maxEnvelope is the largest envelope that a recording may hold; the session
+// maxEnvelope is the size of the largest envelope in a recording. The session
 // reads no larger ones.
 const maxEnvelope = 16 << 20
 
-// RecordedUtterance is one utterance of a recording.
+// RecordedUtterance describes one utterance of a recording.
 type RecordedUtterance struct {
 	ReqID     string  `json:"req_id"`
 	Envelopes int     `json:"envelopes"`
@@ -29,7 +29,7 @@ type RecordedUtterance struct {
 	Whole     bool    `json:"whole"` // its last envelope is there
 }
 
-// RecordingInfo is what a recording holds.
+// RecordingInfo describes the contents of a recording.
 type RecordingInfo struct {
 	Utterances []RecordedUtterance `json:"utterances"`
 	Envelopes  int                 `json:"envelopes"`
@@ -39,8 +39,8 @@ type RecordingInfo struct {
 	Whole      bool                `json:"whole"` // every utterance is, and nothing follows the last
 }
 
-// ReadRecording reads a recording to its end. The error says where it is
-// broken; what was read up to there is returned with it.
+// ReadRecording reads a recording to its end. If the recording is damaged, the
+// error says where, and the info covers what was read before.
 func ReadRecording(r io.Reader) (RecordingInfo, error) {
 	info := RecordingInfo{Utterances: []RecordedUtterance{}}
 	in := bufio.NewReader(r)
@@ -68,7 +68,7 @@ func readEnvelope(in *bufio.Reader) ([]byte, error) {
 		return nil, err
 	}
 	if length > maxEnvelope {
-		return nil, fmt.Errorf("a length of %d bytes: this is no recording, or it is damaged", length)
+		return nil, fmt.Errorf("an envelope length of %d bytes: this is not a recording, or it is damaged", length)
 	}
 	envelope := make([]byte, length)
 	if n, err := io.ReadFull(in, envelope); err != nil {
@@ -109,9 +109,9 @@ func (i RecordingInfo) summed(ended bool) RecordingInfo {
 	return i
 }
 
-// inspect looks at an animation envelope (docs/protocol.md, section 4):
-// field 6 of the message, in it req_id=2, end=3 and the animation data=4, in
-// that the repeated key frames=1.
+// inspect parses an animation envelope (docs/protocol.md, section 4): field 6 of
+// the message contains req_id=2, end=3 and the animation data=4, which contains
+// the repeated key frames=1.
 func inspect(envelope []byte) (reqID string, end bool, frames int, err error) {
 	animation, ok := field(envelope, 6)
 	if !ok {
@@ -136,7 +136,7 @@ func inspect(envelope []byte) (reqID string, end bool, frames int, err error) {
 	return string(id), flag(animation, 3), frames, nil
 }
 
-// field is the last value of a length-delimited field.
+// field returns the last value of a length-delimited field.
 func field(b []byte, want protowire.Number) (value []byte, found bool) {
 	each(b, func(num protowire.Number, typ protowire.Type, raw []byte) {
 		if num == want && typ == protowire.BytesType {
@@ -148,7 +148,7 @@ func field(b []byte, want protowire.Number) (value []byte, found bool) {
 	return value, found
 }
 
-// flag is the last value of a boolean field.
+// flag returns the last value of a boolean field.
 func flag(b []byte, want protowire.Number) (on bool) {
 	each(b, func(num protowire.Number, typ protowire.Type, raw []byte) {
 		if num == want && typ == protowire.VarintType {

@@ -22,12 +22,12 @@ import (
 	"avatarworker/internal/leader"
 )
 
-// Metadata of a recording.
+// Metadata keys of a recording.
 const (
 	MetaJobID = "avatar-job-id"
 	MetaRun   = "avatar-run"
-	// MetaReserved is on a name that a job has reserved. To clients the object
-	// is deleted: they do not see it.
+	// MetaReserved marks a name that a job has reserved. To clients the object is
+	// deleted, so they do not see it.
 	MetaReserved = "avatar-reserved"
 	// metaReplaced names the chunks of the recording that this one replaced.
 	metaReplaced = "avatar-replaced"
@@ -42,8 +42,8 @@ type Recording struct {
 	Published time.Time // of the job's message
 }
 
-// nuid names the recording's chunks. It is the same for every session of the
-// run, and no other job has it, one with the same id included.
+// nuid returns the name of the recording's chunks. All sessions of the run use
+// the same one, and no other job does, even one with the same ID.
 func (r Recording) nuid() string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s\n%d\n", r.JobID, r.Run)
@@ -54,15 +54,15 @@ func (r Recording) nuid() string {
 	return fmt.Sprintf("%022s", new(big.Int).SetBytes(h.Sum(nil)[:16]).Text(62))
 }
 
-// emptyMark ends the name of the chunks of a recording without any: no session
-// can put one there.
+// emptyMark ends the chunk name of a recording without chunks, to which no
+// session can add one.
 const emptyMark = "-empty"
 
-// owns reports whether chunks with that name are the recording's.
+// owns reports whether chunks with that name belong to the recording.
 func (r Recording) owns(nuid string) bool { return nuid == r.nuid() || nuid == r.nuid()+emptyMark }
 
-// Recordings is the bucket of recordings. What is in it, and what is not, the
-// leader of its stream says: a replica may lag behind. It is safe for concurrent
+// Recordings is the bucket of recordings. It reads from the leader of the
+// bucket's stream, because a replica may lag behind. It is safe for concurrent
 // use.
 type Recordings struct {
 	js      jetstream.JetStream
@@ -79,9 +79,9 @@ func NewRecordings(js jetstream.JetStream, bucket string) *Recordings {
 	return &Recordings{js: js, bucket: bucket, stream: "OBJ_" + bucket}
 }
 
-// Sink returns the sink of one session. done is the number of utterances that
-// the job's checkpoint counts, from the recording's checkpoint then; nil: nothing
-// is stored.
+// Sink returns the sink of one session. done is the number of utterances counted
+// by the job's checkpoint, and from the recording's checkpoint at that time; nil:
+// nothing is stored.
 func (b *Recordings) Sink(r Recording, session, done int, from *Checkpoint) *Object {
 	o := &Object{
 		bucket: b, rec: r, session: session, done: done, digest: sha256.New(),
@@ -112,11 +112,11 @@ func (b *Recordings) meta(name string) string {
 	return "$O." + b.bucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
 }
 
-// ErrChunksMissing is in the chain of Publish's error where chunks of the
-// recording are not there, and will not come back.
+// ErrChunksMissing is in the chain of Publish's error if chunks of the recording
+// are missing for good.
 var ErrChunksMissing = errors.New("its chunks have aged out or were removed")
 
-// TakenError says that an object has the name of a recording already.
+// TakenError means that another object already has the name of a recording.
 type TakenError struct {
 	Name     string
 	JobID    string // that the name belongs to; empty: no job made the object
@@ -137,7 +137,7 @@ func (e *TakenError) Error() string {
 	}
 }
 
-// entry is what stands under a name.
+// entry is the object stored under a name.
 type entry struct {
 	info jetstream.ObjectInfo
 	seq  uint64 // 0: nothing
@@ -147,16 +147,16 @@ func (e entry) reserved() bool { return e.info.Deleted && e.info.Metadata[MetaRe
 
 func (e entry) visible() bool { return e.seq > 0 && !e.info.Deleted }
 
-// mayTake returns a *TakenError if the name is another job's.
-func (b *Recordings) mayTake(e entry, r Recording) error {
+// checkOwner returns a *TakenError if the name belongs to another job.
+func (b *Recordings) checkOwner(e entry, r Recording) error {
 	if job := e.info.Metadata[MetaJobID]; (e.visible() || e.reserved()) && job != r.JobID {
 		return &TakenError{Name: r.Name, JobID: job, Reserved: e.reserved(), Stream: b.stream, Seq: e.seq}
 	}
 	return nil
 }
 
-// look reads what stands under a name.
-func (b *Recordings) look(ctx context.Context, name string) (entry, error) {
+// lookUp reads the object stored under a name.
+func (b *Recordings) lookUp(ctx context.Context, name string) (entry, error) {
 	msg, err := b.last(ctx, b.meta(name))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return entry{}, nil
@@ -171,17 +171,17 @@ func (b *Recordings) look(ctx context.Context, name string) (entry, error) {
 	return e, nil
 }
 
-// reserve keeps the recording's name from other jobs until Publish or Sweep. It
-// leaves the recording of an earlier run as it is. The error may be a
+// reserve keeps other jobs from using the recording's name until Publish or
+// Sweep. It leaves the recording of an earlier run as it is. The error may be a
 // *TakenError.
 func (b *Recordings) reserve(ctx context.Context, r Recording) error {
 	mine := r.nuid()
 	return retry(ctx, func(ctx context.Context) error {
-		e, err := b.look(ctx, r.Name)
+		e, err := b.lookUp(ctx, r.Name)
 		if err != nil {
 			return err
 		}
-		if err := b.mayTake(e, r); err != nil || e.visible() || e.reserved() && e.info.Metadata[MetaReserved] == mine {
+		if err := b.checkOwner(e, r); err != nil || e.visible() || e.reserved() && e.info.Metadata[MetaReserved] == mine {
 			return err
 		}
 		return b.putInfo(ctx, e.seq, &jetstream.ObjectInfo{
@@ -199,8 +199,8 @@ func (r Recording) metadata(key, value string) map[string]string {
 	return m
 }
 
-// putInfo replaces what stands under a name, if that is still the message with
-// that sequence; if not, the error is errBehind.
+// putInfo replaces the object under a name if its message still has that
+// sequence. Otherwise the error is errChanged.
 func (b *Recordings) putInfo(ctx context.Context, seq uint64, info *jetstream.ObjectInfo) error {
 	data, err := json.Marshal(info)
 	if err != nil {
@@ -208,14 +208,15 @@ func (b *Recordings) putInfo(ctx context.Context, seq uint64, info *jetstream.Ob
 	}
 	msg := &nats.Msg{Subject: b.meta(info.Name), Data: data, Header: nats.Header{jetstream.MsgRollup: {jetstream.MsgRollupSubject}}}
 	if _, err = b.publish(ctx, msg, seq); conflicts(err) {
-		return errors.Join(errBehind, err)
+		return errors.Join(errChanged, err)
 	}
 	return err
 }
 
-// Publish makes the recording visible under its name, as far as at says, and
-// removes the one of an earlier run. session is the run's last session. It may be
-// repeated. It replaces no other job's recording: the error is a *TakenError then.
+// Publish makes the recording visible under its name, up to the checkpoint at,
+// and removes the recording of an earlier run. session is the run's last session.
+// It may be repeated. It does not replace another job's recording: the error is
+// then a *TakenError.
 func (b *Recordings) Publish(ctx context.Context, r Recording, session, utterances int, at Checkpoint) error {
 	if at.Utterances != utterances {
 		return fmt.Errorf("recording %s: it holds %d utterances of %d: %w", r.Name, at.Utterances, utterances, ErrChunksMissing)
@@ -226,22 +227,22 @@ func (b *Recordings) Publish(ctx context.Context, r Recording, session, utteranc
 		case err == nil:
 			return nil
 		case errors.Is(err, ErrChunksMissing) && tries < missingTries && wait(ctx):
-			// A leader that was elected just now may not have everything yet.
+			// A newly elected leader may not have everything yet.
 		default:
 			return fmt.Errorf("recording %s: %w", r.Name, err)
 		}
 	}
 }
 
-// missingTries is how often chunks are looked for that should be there.
+// missingTries is how often missing chunks are looked for.
 const missingTries = 5
 
 func (b *Recordings) publishRecording(ctx context.Context, r Recording, session int, at Checkpoint) error {
-	e, err := b.look(ctx, r.Name)
+	e, err := b.lookUp(ctx, r.Name)
 	if err != nil {
 		return err
 	}
-	switch err := b.mayTake(e, r); {
+	switch err := b.checkOwner(e, r); {
 	case err != nil:
 		return err
 	case e.visible() && r.owns(e.info.NUID): // made before
@@ -273,7 +274,7 @@ func (b *Recordings) publishRecording(ctx context.Context, r Recording, session 
 	return b.removeReplaced(ctx, info)
 }
 
-// chunks names the chunks of an object that is there.
+// chunks returns the chunk name of a visible object.
 func (e entry) chunks() string {
 	if e.visible() {
 		return e.info.NUID
@@ -290,15 +291,15 @@ func (b *Recordings) removeReplaced(ctx context.Context, info jetstream.ObjectIn
 	return b.purge(ctx, b.chunks(old), 0)
 }
 
-// complete checks that the recording's chunks are all there and that nothing is
-// behind them, now and later.
+// complete checks that the recording's chunks are all stored and that no session
+// can add more.
 func (b *Recordings) complete(ctx context.Context, r Recording, session int, at Checkpoint) error {
 	subject := b.chunks(r.nuid())
 	if at.Chunks == 0 {
 		return b.purge(ctx, subject, 0)
 	}
 	there, err := b.count(ctx, subject)
-	// Where the last session has stored nothing it has fenced no earlier one.
+	// If the last session has stored nothing, it has not fenced the earlier ones.
 	if err == nil && (at.Session != session || there > at.Chunks) {
 		if err := b.renewLast(ctx, r, session, at); err != nil {
 			return err
@@ -311,15 +312,15 @@ func (b *Recordings) complete(ctx context.Context, r Recording, session int, at 
 	case there < at.Chunks:
 		return fmt.Errorf("%d chunks of %d are there: %w", there, at.Chunks, ErrChunksMissing)
 	case there > at.Chunks:
-		return errors.Join(errBehind, fmt.Errorf("%d chunks are there, not %d", there, at.Chunks))
+		return errors.Join(errChanged, fmt.Errorf("%d chunks are there, not %d", there, at.Chunks))
 	default:
 		return nil
 	}
 }
 
-// renewLast puts a copy of the last chunk behind everything, and removes the
-// original with all that follows it. No session knows the copy's sequence, so
-// none can put a chunk any more.
+// renewLast appends a copy of the last chunk, and removes the original with all
+// that follows it. No session knows the copy's sequence, so none can append a
+// chunk any more.
 func (b *Recordings) renewLast(ctx context.Context, r Recording, session int, at Checkpoint) error {
 	original := strconv.FormatUint(at.LastSeq, 10)
 	subject := b.chunks(r.nuid())
@@ -346,15 +347,16 @@ func (b *Recordings) renewLast(ctx context.Context, r Recording, session int, at
 	if err != nil {
 		return err
 	}
-	// The original goes last: a repeat finds it, or nothing but the copy. The
-	// copy may be that of another worker, which has removed nothing yet.
+	// Remove the original last, so that a repetition finds either the original or
+	// only the copy. The copy may be that of another worker, which has removed
+	// nothing yet.
 	if err := b.removeBetween(ctx, subject, at.LastSeq, seq); err != nil {
 		return err
 	}
 	return b.remove(ctx, at.LastSeq)
 }
 
-// Sweep removes what there is of a recording that is not to be published: its
+// Sweep removes what is stored of a recording that is not to be published: its
 // chunks, and the reservation of its name. It may be repeated.
 func (b *Recordings) Sweep(ctx context.Context, r Recording) error {
 	err := retry(ctx, func(ctx context.Context) error { return b.sweep(ctx, r) })
@@ -365,7 +367,7 @@ func (b *Recordings) Sweep(ctx context.Context, r Recording) error {
 }
 
 func (b *Recordings) sweep(ctx context.Context, r Recording) error {
-	e, err := b.look(ctx, r.Name)
+	e, err := b.lookUp(ctx, r.Name)
 	if err != nil {
 		return err
 	}

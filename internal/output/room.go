@@ -13,17 +13,18 @@ import (
 )
 
 const (
-	// bytesPerSecond is the size of the envelopes for a second of speech,
-	// whatever its sample rate (docs/protocol.md, section 4).
+	// bytesPerSecond is the size of the envelopes for a second of speech, at any
+	// sample rate (docs/protocol.md, section 4).
 	bytesPerSecond = 12_460
-	// storedPercent is what a stream counts for them: headers, lengths, subjects
-	// and what speech varies by.
+	// storedPercent is what a stream counts for them, in percent: headers,
+	// lengths, subjects and the variation of speech are included.
 	storedPercent = 104
-	// storedOnce is what comes once: the object's entry, or the first frame.
+	// storedOnce is what a stream counts once: the object's entry, or the first
+	// frame.
 	storedOnce = 4 << 10
 )
 
-// EstimateBytes is about how many bytes a stream counts for the frames of so
+// EstimateBytes estimates how many bytes a stream counts for the frames of that
 // much speech, as frames or as a recording.
 func EstimateBytes(speech time.Duration) int64 {
 	if speech <= 0 {
@@ -33,7 +34,7 @@ func EstimateBytes(speech time.Duration) int64 {
 	return int64(math.Ceil(min(bytes, math.MaxInt64/4)))
 }
 
-// RoomError says that a stream has no room for what a job needs.
+// RoomError means that a stream has too little room for a job's output.
 type RoomError struct {
 	Stream string
 	Need   int64 // bytes that the job is expected to store
@@ -41,8 +42,8 @@ type RoomError struct {
 	Max    int64 // max_bytes of the stream
 }
 
-// Never reports whether the job would not fit into the empty stream either:
-// waiting is of no use.
+// Never reports whether the job would not even fit into the empty stream, so that
+// waiting would not help.
 func (e *RoomError) Never() bool { return e.Need > roomIn(e.Max) }
 
 // Error implements error.
@@ -53,14 +54,24 @@ func (e *RoomError) Error() string {
 	return fmt.Sprintf("stream %s has %d bytes left of %d (max_bytes) and the job needs about %d; it waits until something has aged out or was removed, or max_bytes is raised", e.Stream, e.Free, e.Max, e.Need)
 }
 
-// roomIn is what one job may fill of so many free bytes: a sixteenth is left for
-// those that were let in at the same time.
+// roomIn returns how much of the free bytes one job may fill. A sixteenth is left
+// for jobs that were admitted at the same time.
 func roomIn(free int64) int64 { return free - free/16 }
 
-// Room returns a *RoomError if the stream has no room for so many bytes. Any
-// other error means that the stream could not be asked. A stream that discards
-// its oldest messages has room as long as the job alone does not fill it.
-func Room(ctx context.Context, js jetstream.JetStream, stream string, need int64) error {
+// Space is what a stream had left when it was looked at.
+type Space struct {
+	Stream string
+	Free   int64 // bytes left; math.MaxInt64: no limit
+	Max    int64 // max_bytes of the stream; 0: no limit
+	Evicts bool  // the oldest messages make room for new ones
+	// MaxMessage is the size of the largest message that the stream takes; 0: as
+	// large as the server takes.
+	MaxMessage int
+}
+
+// Look asks a stream's leader how much is left. A stream that discards its oldest
+// messages has room as long as one job alone does not fill it.
+func Look(ctx context.Context, js jetstream.JetStream, stream string) (Space, error) {
 	var info *jetstream.StreamInfo
 	err := leader.Try(ctx, stream, func(ctx context.Context) error {
 		s, err := js.Stream(ctx, stream)
@@ -70,20 +81,38 @@ func Room(ctx context.Context, js jetstream.JetStream, stream string, need int64
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("look for room in stream %s: %w", stream, err)
+		return Space{}, fmt.Errorf("look for room in stream %s: %w", stream, err)
 	}
-	limit := info.Config.MaxBytes
-	if limit <= 0 {
+	s := Space{
+		Stream: stream, Free: math.MaxInt64, Max: max(0, info.Config.MaxBytes),
+		Evicts: info.Config.Discard == jetstream.DiscardOld, MaxMessage: int(max(0, info.Config.MaxMsgSize)),
+	}
+	switch {
+	case s.Max == 0:
+	case s.Evicts:
+		s.Free = s.Max
+	default:
+		s.Free = max(0, s.Max-int64(min(info.State.Bytes, math.MaxInt64)))
+	}
+	return s, nil
+}
+
+// For returns a *RoomError if there is no room for so many bytes.
+func (s Space) For(need int64) error {
+	if s.Max == 0 || need <= roomIn(s.Free) {
 		return nil
 	}
-	free := limit
-	if info.Config.Discard == jetstream.DiscardNew {
-		free = max(0, limit-int64(min(info.State.Bytes, math.MaxInt64)))
+	return &RoomError{Stream: s.Stream, Need: need, Free: s.Free, Max: s.Max}
+}
+
+// Room returns a *RoomError if the stream has no room for so many bytes. Any
+// other error means that the stream could not be asked.
+func Room(ctx context.Context, js jetstream.JetStream, stream string, need int64) error {
+	s, err := Look(ctx, js, stream)
+	if err != nil {
+		return err
 	}
-	if need <= roomIn(free) {
-		return nil
-	}
-	return &RoomError{Stream: stream, Need: need, Free: free, Max: limit}
+	return s.For(need)
 }
 
 // Room is the function Room in the bucket of recordings.
@@ -91,8 +120,12 @@ func (b *Recordings) Room(ctx context.Context, need int64) error {
 	return Room(ctx, b.js, b.stream, need)
 }
 
-// StorageError is in the chain of an error where a stream of ours did not take
-// what a session had for it: the fault is neither the job's nor the backend's.
+// ErrStorage is what a *StorageError is, also where only its text is left in an
+// error that was cleared of secrets.
+var ErrStorage = errors.New("a store of ours did not take what it was given")
+
+// StorageError is in the chain of an error if one of our streams did not store a
+// session's output: the fault is neither the job's nor the backend's.
 type StorageError struct {
 	Store string // stream, or the subject it should be kept under
 	Err   error
@@ -101,10 +134,14 @@ type StorageError struct {
 // Error implements error.
 func (e *StorageError) Error() string { return e.Store + ": " + e.Err.Error() }
 
+// Is reports whether target is ErrStorage.
+func (e *StorageError) Is(target error) bool { return target == ErrStorage }
+
 // Unwrap returns the cause.
 func (e *StorageError) Unwrap() error { return e.Err }
 
-// storageError marks err, unless the job itself is why nothing was stored.
+// storageError wraps err in a StorageError, unless the job itself is the reason
+// why nothing was stored.
 func storageError(store string, err error) error {
 	if errors.Is(err, ErrReplaced) || errors.Is(err, ErrChunksMissing) {
 		return err

@@ -1,4 +1,6 @@
-// Package retry waits between the tries of something that may succeed later.
+// Package retry waits between attempts and repeats an operation until it
+// succeeds, fails for good or is cancelled. It must not know what the operation
+// is.
 package retry
 
 import (
@@ -8,8 +10,8 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Pause waits for d. If ctx ends first it returns the cause of that, joined
-// with why, the error that made the pause necessary (nil: none).
+// Pause waits for d. If ctx ends first, it returns the cause joined with why, the
+// error that made the pause necessary (nil: none).
 func Pause(ctx context.Context, d time.Duration, why error) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -21,14 +23,14 @@ func Pause(ctx context.Context, d time.Duration, why error) error {
 	}
 }
 
-// Backoff says how long to wait between tries.
+// Backoff sets the waits between attempts.
 type Backoff struct {
-	Initial time.Duration // before the second try
-	Max     time.Duration // of every wait; the wait doubles up to it
+	Initial time.Duration // before the second attempt
+	Max     time.Duration // the wait doubles up to this
 }
 
-// Until calls f until it returns nil or an error that final reports as lasting,
-// or until ctx ends. final may be nil: then only ctx ends the tries. The error
+// Until calls f until it returns nil, it returns an error that final reports as
+// permanent, or ctx ends. If final is nil, only ctx ends the attempts. The error
 // is f's last one, joined with the cause if ctx ended.
 func Until(ctx context.Context, b Backoff, final func(error) bool, f func() error) error {
 	wait := b.Initial

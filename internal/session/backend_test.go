@@ -98,7 +98,7 @@ func (b *backend) serve(w http.ResponseWriter, r *http.Request) {
 		p.confirm()
 		p.speakAll()
 	}
-	// Whoever's turn it is: see how the client closes.
+	// See how the client closes.
 	for p.sawClose == 0 {
 		if _, _, err := c.Read(context.Background()); err != nil {
 			p.sawClose = websocket.CloseStatus(err)

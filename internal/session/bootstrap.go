@@ -18,13 +18,13 @@ import (
 const (
 	bootstrapTimeout = 5 * time.Second
 	bootstrapTTL     = 300 * time.Second
-	// bootstrapRetry keeps each session from waiting again for a bootstrap
-	// server that does not answer.
+	// bootstrapRetry is the pause after a bootstrap server did not reply, so that
+	// not every session waits for it.
 	bootstrapRetry = 30 * time.Second
 	bootstrapLimit = 64 << 10
 )
 
-// bootstrap asks which region is nearest, for each app id at most once in
+// bootstrap asks for the nearest region, for each app ID at most once per
 // bootstrapTTL (docs/protocol.md, section 1). It never fails a session.
 type bootstrap struct {
 	http *http.Client
@@ -34,7 +34,7 @@ type bootstrap struct {
 	apps map[string]*regionEntry
 }
 
-// regionEntry is what is known for one app id. Whoever holds busy may ask.
+// regionEntry is what is known for one app ID. Holding busy allows a request.
 type regionEntry struct {
 	busy   chan struct{}
 	region string // "" before the first answer
@@ -45,8 +45,8 @@ func newBootstrap(hc *http.Client, url string) *bootstrap {
 	return &bootstrap{http: hc, url: url, apps: make(map[string]*regionEntry)}
 }
 
-// region is the nearest region; without an answer the last one known, else
-// DefaultRegion. It fails only when ctx ends.
+// region returns the nearest region, or the last known one if there is no reply,
+// or else DefaultRegion. It fails only if ctx ends.
 func (b *bootstrap) region(ctx context.Context, appID string, log zerolog.Logger) (string, error) {
 	e := b.entry(appID)
 	select {
@@ -64,7 +64,7 @@ func (b *bootstrap) region(ctx context.Context, appID string, log zerolog.Logger
 	}
 	if err != nil {
 		region = orDefault(e.region, DefaultRegion)
-		log.Warn().Err(withoutURL(err)).Str("region", region).Msg("the bootstrap call gave no region: the last one known is used")
+		log.Warn().Err(withoutURL(err)).Str("region", region).Msg("the bootstrap call returned no region; using the last known one")
 		e.until = time.Now().Add(bootstrapRetry)
 		return region, nil
 	}
@@ -121,7 +121,7 @@ func parseBootstrap(answer []byte) (string, error) {
 	}
 	if err := json.Unmarshal(answer, &a); err != nil {
 		// Not err itself, which may quote the answer.
-		return "", errors.New("the answer is not understood")
+		return "", errors.New("the reply can't be parsed")
 	}
 	if err := checkRegion(a.Region.Current); err != nil {
 		return "", err

@@ -14,8 +14,8 @@ type buffer struct {
 	class int
 }
 
-// bufferPool lends buffers for messages. Nothing is held between messages, so
-// that an idle session costs none.
+// bufferPool provides buffers for messages. A session holds none between
+// messages, so that an idle session uses no buffer memory.
 type bufferPool struct{ classes [len(bufferSizes)]sync.Pool }
 
 func newBufferPool() *bufferPool {
@@ -29,8 +29,8 @@ func newBufferPool() *bufferPool {
 func (p *bufferPool) get(class int) *buffer { return p.classes[class].Get().(*buffer) }
 func (p *bufferPool) put(b *buffer)         { p.classes[b.class].Put(b) }
 
-// classOf is the smallest class with room for n bytes and the one byte more
-// that shows the end of a message without another buffer.
+// classOf returns the smallest class with room for n bytes and one more, which
+// shows the end of a message without another buffer.
 func classOf(n int) int {
 	for i, size := range bufferSizes {
 		if n < size {
@@ -40,9 +40,8 @@ func classOf(n int) int {
 	return len(bufferSizes) - 1
 }
 
-// readMessage reads r to its end into a buffer of class hint, or a larger one
-// where that is too small. The caller puts the buffer back, also after an
-// error.
+// readMessage reads r to its end into a buffer of class hint, or a larger one if
+// needed. The caller returns the buffer to the pool, even after an error.
 func (p *bufferPool) readMessage(r io.Reader, hint int) (*buffer, int, error) {
 	buf, n := p.get(hint), 0
 	for {

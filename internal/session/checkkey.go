@@ -2,12 +2,12 @@ package session
 
 import "context"
 
-// CheckKey mints one token with an app's key, in the first region that a session
-// of it would use, and throws it away: that opens no session and costs nothing. It
-// returns nil if the backend takes the key, else an *errors.Error as Open would:
-// with HTTPStatus 401 the key was refused.
+// CheckKey mints one token with an app's key, in the first region that its
+// sessions would use, and discards it. That opens no session and costs nothing.
+// It returns nil if the backend accepts the key, and otherwise an *errors.Error
+// as Open would; HTTPStatus 401 means that the key was refused.
 func (c *Client) CheckKey(ctx context.Context, app string, key func() (string, error)) error {
-	if err := c.begin(); err != nil {
+	if err := c.beginOpen(); err != nil {
 		return err
 	}
 	defer c.wg.Done()

@@ -14,8 +14,8 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// DefaultRegion is where sessions run when neither job nor configuration says
-// otherwise.
+// DefaultRegion is the region of sessions when neither the job nor the
+// configuration names one.
 const DefaultRegion = "us-west"
 
 // AutoRegion asks the bootstrap call which region is nearest.
@@ -26,16 +26,16 @@ const (
 	// already more than the library's own limit of 32 KiB.
 	readLimit = 16 << 20
 
-	// closeWait is how long a peer has to answer our close frame before the
-	// connection is cut. It stays below the promised second.
+	// closeWait is how long a peer may take to answer our close frame before the
+	// connection is cut. It is below the second that Close promises.
 	closeWait = 800 * time.Millisecond
 
-	// defaultTimeout is that of a connection, of the token call's answer and of
-	// the handshake.
+	// defaultTimeout is the timeout of a connection, of the token call's reply
+	// and of the handshake.
 	defaultTimeout = 10 * time.Second
 )
 
-// Auth says how the upgrade request carries app id and session token.
+// Auth is how the upgrade request carries the app ID and session token.
 type Auth string
 
 const (
@@ -43,15 +43,16 @@ const (
 	AuthQuery  Auth = "query"  // appId and sessionKey, as browsers must
 )
 
-// Pace says how fast speech is sent.
+// Pace is how fast speech is sent.
 type Pace string
 
 const (
 	PaceFast     Pace = "fast"     // back to back
-	PaceRealtime Pace = "realtime" // each chunk when the ones before it have had time to be heard
+	PaceRealtime Pace = "realtime" // each chunk once the ones before it have been played
 )
 
-// Options configure a Client. Every zero value means the default named here.
+// Options configure a Client. The zero value of a field means the default named
+// here.
 type Options struct {
 	// HTTPClient makes the calls to console and bootstrap; nil: one like
 	// NewHTTPClient's, with ConnectTimeout. Its Transport is an *http.Transport,
@@ -79,14 +80,13 @@ type Options struct {
 	EgressMargin time.Duration // 5s; below zero: none
 }
 
-// Client opens sessions. It is safe for concurrent use; Close ends what it
-// opened.
+// Client opens sessions. It is safe for concurrent use. Close ends its sessions.
 type Client struct {
 	o         Options
 	http      *http.Client
 	transport *http.Transport // of http
-	// tls is that of connections to the ingress; transport changes its own as it
-	// works.
+	// tls is the configuration for connections to the ingress. transport modifies
+	// its own while it works.
 	tls        *tls.Config
 	handshakes *handshakes // of those through a proxy
 	ownHTTP    bool
@@ -95,18 +95,18 @@ type Client struct {
 	bufs       *bufferPool
 	pinger     *pinger
 	tokens     *tokenPool
-	life       context.Context // of what is minted ahead; ends with Close
+	life       context.Context // of tokens minted ahead; ends with Close
 	endLife    context.CancelFunc
 
 	mu       sync.Mutex
 	closed   bool
 	sessions map[*Session]struct{}
-	wg       sync.WaitGroup // opens under way and reader goroutines
+	wg       sync.WaitGroup // opens in progress and reader goroutines
 }
 
-// NewHTTPClient returns an HTTP client fit for many sessions against one
-// backend: connections for token calls are kept, TLS sessions are resumed. Each
-// dial and each TLS handshake has 10 s.
+// NewHTTPClient returns an HTTP client for many sessions against one backend: it
+// keeps connections for token calls and resumes TLS sessions. Each dial and each
+// TLS handshake has 10 s.
 func NewHTTPClient() *http.Client {
 	return &http.Client{Transport: newTransport(defaultTimeout)}
 }
@@ -116,8 +116,8 @@ func NewHTTPClient() *http.Client {
 func New(o Options) *Client {
 	c := &Client{ownHTTP: o.HTTPClient == nil, sessions: make(map[*Session]struct{})}
 	c.o = withDefaults(o)
-	// A redirect would carry the API key, in a header that net/http does not
-	// know to be secret, to wherever the answer points.
+	// A redirect would send the API key, in a header that net/http does not treat
+	// as secret, to any host the reply names.
 	hc := *c.o.HTTPClient
 	hc.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	c.http = &hc
@@ -171,8 +171,8 @@ func orDefault[T comparable](v, d T) T {
 }
 
 // Close ends every session with close code 1000, waits until they and their
-// goroutines have ended, and is idempotent. A session whose OnFrame does not
-// return is waited for as long as that takes.
+// goroutines have ended, and is idempotent. It waits for an OnFrame that does not
+// return.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
@@ -196,8 +196,8 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// begin counts an Open under way, so that Close waits for it.
-func (c *Client) begin() error {
+// beginOpen counts an Open in progress, so that Close waits for it.
+func (c *Client) beginOpen() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -207,8 +207,9 @@ func (c *Client) begin() error {
 	return nil
 }
 
-// adopt takes a dialled session in; false if the client was closed meanwhile.
-func (c *Client) adopt(s *Session) bool {
+// register adds a dialled session. It returns false if the client was closed
+// meanwhile.
+func (c *Client) register(s *Session) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -219,14 +220,14 @@ func (c *Client) adopt(s *Session) bool {
 	return true
 }
 
-func (c *Client) forget(s *Session) {
+func (c *Client) unregister(s *Session) {
 	c.pinger.remove(s)
 	c.mu.Lock()
 	delete(c.sessions, s)
 	c.mu.Unlock()
 }
 
-// remoteParent makes the job's own trace the parent where ctx carries none.
+// remoteParent makes the job's own trace the parent if ctx carries none.
 func remoteParent(ctx context.Context, traceParent, traceState string) context.Context {
 	if traceParent == "" || trace.SpanContextFromContext(ctx).IsValid() {
 		return ctx

@@ -21,11 +21,11 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// maxAnswerHead bounds the status line and headers of an answer, in bytes.
+// maxAnswerHead bounds the status line and headers of a reply, in bytes.
 const maxAnswerHead = 64 << 10
 
-// newTransport has the settings of both the calls to the console and the
-// connections to the ingress. timeout bounds each dial and each TLS handshake.
+// newTransport returns a transport for calls to the console and connections to
+// the ingress. timeout bounds each dial and each TLS handshake.
 func newTransport(timeout time.Duration) *http.Transport {
 	tcp := &net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}
 	shakes := newHandshakes(timeout)
@@ -61,14 +61,14 @@ func newTransport(timeout time.Duration) *http.Transport {
 	return t
 }
 
-// upgradeKey finds, in the context of a dial for an upgrade, the *tls.Config to
-// use: http.Transport changes its own as it works, and offers HTTP/2.
+// upgradeKey is the context key of the *tls.Config for an upgrade's dial:
+// http.Transport modifies its own configuration as it works, and offers HTTP/2.
 type upgradeKey struct{}
 
-// handshakes makes TLS handshakes, a bounded number at a time: when thousands of
-// sessions start at once and all shake hands together, none is done in time. A
-// turn is waited for as long as others succeed; where none has within timeout,
-// as with a server that never answers, it is not waited for any longer.
+// handshakes limits concurrent TLS handshakes: if thousands of sessions start at
+// once and all shake hands together, none finishes in time. A handshake waits for
+// its turn as long as others succeed. If none has succeeded within timeout, as
+// with a server that never replies, it proceeds without a turn.
 type handshakes struct {
 	turns   chan struct{}
 	timeout time.Duration // of each handshake
@@ -82,7 +82,7 @@ func newHandshakes(timeout time.Duration) *handshakes {
 	return &handshakes{turns: make(chan struct{}, handshakesAtOnce), timeout: timeout, begun: time.Now()}
 }
 
-// start closes conn if the handshake fails.
+// start shakes hands on conn. It closes conn if that fails.
 func (h *handshakes) start(ctx context.Context, conn net.Conn, config *tls.Config, host string) (net.Conn, error) {
 	config = config.Clone()
 	if config.ServerName == "" {
@@ -116,7 +116,8 @@ func (h *handshakes) do(ctx context.Context, conn *tls.Conn) error {
 	return err
 }
 
-// turn waits for a turn; false: it was not waited for any longer.
+// turn waits for a turn. It returns false if the handshake is to proceed without
+// one.
 func (h *handshakes) turn(ctx context.Context) (bool, error) {
 	wait := time.NewTimer(h.timeout)
 	defer wait.Stop()
@@ -136,8 +137,8 @@ func (h *handshakes) turn(ctx context.Context) (bool, error) {
 	}
 }
 
-// environmentProxy is find, for http.Transport, with an error that does not
-// repeat the proxy's address: it may hold a password.
+// environmentProxy wraps find for http.Transport. Its error does not contain the
+// proxy's address, which may hold a password.
 func environmentProxy(find func(*url.URL) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
 	return func(req *http.Request) (*url.URL, error) {
 		u, err := find(req.URL)
@@ -148,7 +149,7 @@ func environmentProxy(find func(*url.URL) (*url.URL, error)) func(*http.Request)
 	}
 }
 
-// proxyError is a proxy's answer where the backend's was wanted.
+// proxyError is a reply that came from the proxy instead of the backend.
 type proxyError struct {
 	proxy  *url.URL
 	status int
@@ -159,10 +160,10 @@ func (p *proxyError) Error() string {
 	return fmt.Sprintf("the proxy %s answered with HTTP %d", proxyName(p.proxy), p.status)
 }
 
-// proxyName is a proxy's URL without its login.
+// proxyName returns a proxy's URL without its login.
 func proxyName(u *url.URL) string { return (&url.URL{Scheme: u.Scheme, Host: u.Host}).String() }
 
-// refusedConnect keeps what a proxy says of a CONNECT of net/http's.
+// refusedConnect keeps a proxy's reply to a CONNECT request of net/http.
 func refusedConnect(_ context.Context, proxyURL *url.URL, _ *http.Request, resp *http.Response) error {
 	if resp.StatusCode == http.StatusOK {
 		return nil
@@ -170,8 +171,8 @@ func refusedConnect(_ context.Context, proxyURL *url.URL, _ *http.Request, resp 
 	return &proxyError{proxyURL, resp.StatusCode, resp.Header}
 }
 
-// proxyOf is the proxy on the way to u; nil: there is none. ws and wss are
-// http and https to it.
+// proxyOf returns the proxy for u, or nil if there is none. It treats ws and wss
+// as http and https.
 func (c *Client) proxyOf(u *url.URL) (*url.URL, error) {
 	if c.transport.Proxy == nil {
 		return nil, nil //nolint:nilnil // as http.Transport.Proxy has it
@@ -191,8 +192,8 @@ func webScheme(scheme string) string {
 	return scheme
 }
 
-// Proxies says for the log which proxy is on the way to console and ingress of
-// the default region, without its login; "none" where there is none.
+// Proxies returns, for the log, the proxies for console and ingress in the
+// default region, without logins; "none" if there is no proxy.
 func (c *Client) Proxies() (console, ingress string) {
 	region := c.o.DefaultRegion
 	if region == AutoRegion {
@@ -214,9 +215,9 @@ func (c *Client) Proxies() (console, ingress string) {
 	return name(c.o.Endpoints.tokenURL(region)), name(c.o.Endpoints.socketURL(region, "-"))
 }
 
-// connect opens a connection to u's host on which an upgrade can be asked for:
-// TCP, through a proxy if there is one, and TLS. A proxy is always asked for a
-// tunnel, for ws too: one that forwards requests does not forward an upgrade.
+// connect opens a connection to u's host for an upgrade: TCP, through a proxy if
+// there is one, and TLS. It always asks a proxy for a tunnel, for ws too, because
+// a proxy that forwards requests does not forward an upgrade.
 func (c *Client) connect(ctx context.Context, u *url.URL) (net.Conn, error) {
 	via, err := c.proxyOf(u)
 	if err != nil {
@@ -257,12 +258,12 @@ func (c *Client) dialTCP(ctx context.Context, network, addr string) (net.Conn, e
 	return conn, err
 }
 
-// startTLS closes conn if the handshake fails.
+// startTLS starts TLS on conn. It closes conn if that fails.
 func (c *Client) startTLS(ctx context.Context, conn net.Conn, host string) (net.Conn, error) {
 	return c.handshakes.start(ctx, conn, c.tls, host)
 }
 
-// connectVia has a proxy connect to addr.
+// connectVia connects to addr through a proxy.
 func (c *Client) connectVia(ctx context.Context, via *url.URL, addr string) (net.Conn, error) {
 	switch via.Scheme {
 	case "socks5", "socks5h":
@@ -297,13 +298,13 @@ func (c *Client) connectVia(ctx context.Context, via *url.URL, addr string) (net
 	return conn, nil
 }
 
-// dialLimit is ConnectTimeout.
+// dialLimit applies ConnectTimeout.
 func (c *Client) dialLimit(ctx context.Context) (context.Context, context.CancelFunc) {
 	timeout := c.o.ConnectTimeout
 	return context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not connected within %s", timeout))
 }
 
-// dialerFunc is a proxy.Dialer.
+// dialerFunc implements proxy.Dialer.
 type dialerFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
 func (f dialerFunc) Dial(network, addr string) (net.Conn, error) {
@@ -337,7 +338,7 @@ func tunnel(ctx context.Context, conn net.Conn, via *url.URL, addr string) error
 	return nil
 }
 
-// hostPort is u's address, with the scheme's port where it names none.
+// hostPort returns u's address, with the scheme's default port if u has none.
 func hostPort(u *url.URL) string {
 	port := u.Port()
 	if port == "" {
@@ -346,31 +347,31 @@ func hostPort(u *url.URL) string {
 	return net.JoinHostPort(u.Hostname(), port)
 }
 
-// early is a connection that is opened while the session token is minted.
-type early struct {
+// earlyConn is a connection that is opened while the session token is minted.
+type earlyConn struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed once conn or err is set
 	conn   net.Conn
 	err    error
-	since  time.Time // when conn was there
+	since  time.Time // when conn was established
 }
 
-// connectEarly starts to connect to u; stop has to be called. An ingress counts
-// and bills sessions, and neither connections nor upgrades that it refuses.
-func (c *Client) connectEarly(ctx context.Context, u *url.URL) *early {
+// connectEarly starts to connect to u. The caller must call stop. An ingress
+// bills sessions, but not connections or refused upgrades.
+func (c *Client) connectEarly(ctx context.Context, u *url.URL) *earlyConn {
 	ctx, cancel := context.WithCancel(ctx)
-	e := &early{cancel: cancel, done: make(chan struct{})}
+	e := &earlyConn{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(e.done)
-		defer errors.Contain(&e.err, errors.PhaseConnect)
+		defer errors.Recover(&e.err, errors.PhaseConnect)
 		e.conn, e.err = c.connect(ctx, u)
 		e.since = time.Now()
 	}()
 	return e
 }
 
-// take waits for the connection, which is the caller's then.
-func (e *early) take(ctx context.Context) (net.Conn, error) {
+// take waits for the connection and hands it to the caller.
+func (e *earlyConn) take(ctx context.Context) (net.Conn, error) {
 	select {
 	case <-e.done:
 	case <-ctx.Done():
@@ -381,8 +382,8 @@ func (e *early) take(ctx context.Context) (net.Conn, error) {
 	return conn, e.err
 }
 
-// stop ends the dialling, and closes a connection that was not taken.
-func (e *early) stop() {
+// stop ends the dialling, and closes the connection unless it was taken.
+func (e *earlyConn) stop() {
 	e.cancel()
 	<-e.done
 	if e.conn != nil {
@@ -390,35 +391,35 @@ func (e *early) stop() {
 	}
 }
 
-// refusalLimit is how much of a refusal's body is read, and refusalWait for how
-// long.
+// refusalLimit is how much of a refusal's body is read, and refusalWait how long
+// that may take.
 const (
 	refusalLimit = 64 << 10
 	refusalWait  = 3 * time.Second
 )
 
-// exchange is one request and its answer on a connection of its own.
+// exchange is one request and its reply on a connection of its own.
 type exchange struct {
 	conn     net.Conn
-	br       *bufio.Reader // has what was read beyond the answer's head
-	answered bool          // at least a byte of an answer came
-	refusal  []byte        // the first bytes of an answer that is not an upgrade
+	br       *bufio.Reader // holds what was read beyond the reply's headers
+	answered bool          // at least one byte of a reply came
+	refusal  []byte        // the first bytes of a reply that is not an upgrade
 }
 
 var _ http.RoundTripper = (*exchange)(nil)
 
-// RoundTrip asks for an upgrade. The body of an answer 101 is the connection; of
-// any other answer the connection is closed, and the body is in x.refusal.
+// RoundTrip sends an upgrade request. The body of a reply 101 is the connection.
+// After any other reply the connection is closed and the body is in x.refusal.
 func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	ended := x.watch(req.Context())
 	resp, err := x.head(req)
 	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
-		_ = x.conn.SetReadDeadline(time.Now().Add(refusalWait)) // one that is closed fails by itself
-		// What came of the body is what there is to say.
+		_ = x.conn.SetReadDeadline(time.Now().Add(refusalWait)) // a closed one fails by itself
+		// Use whatever part of the body arrived.
 		x.refusal, _ = io.ReadAll(io.LimitReader(resp.Body, refusalLimit))
 		resp.Body = http.NoBody
 		ended()
-		_ = x.conn.Close() // it is of no more use
+		_ = x.conn.Close() // it can't be used again
 		return resp, nil
 	}
 	if ended() {
@@ -432,7 +433,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// ask sends a request and returns its answer without the body.
+// ask sends a request and returns its reply without the body.
 func (x *exchange) ask(ctx context.Context, req *http.Request) (*http.Response, error) {
 	ended := x.watch(ctx)
 	resp, err := x.head(req)
@@ -442,13 +443,13 @@ func (x *exchange) ask(ctx context.Context, req *http.Request) (*http.Response, 
 	return resp, err
 }
 
-// watch fails the connection's reads and writes once ctx ends, until the
-// function that it returns is called, which reports whether it did so.
+// watch makes the connection's reads and writes fail once ctx ends. The returned
+// function stops that, and reports whether ctx has ended.
 func (x *exchange) watch(ctx context.Context) (ended func() bool) {
 	done := make(chan struct{})
 	cancel := context.AfterFunc(ctx, func() {
 		defer close(done)
-		_ = x.conn.SetDeadline(time.Unix(1, 0)) // one that is closed fails by itself
+		_ = x.conn.SetDeadline(time.Unix(1, 0)) // a closed one fails by itself
 	})
 	return func() bool {
 		if cancel() {
@@ -459,7 +460,7 @@ func (x *exchange) watch(ctx context.Context) (ended func() bool) {
 	}
 }
 
-// head sends a request and reads the head of its final answer.
+// head sends a request and reads the status line and headers of the final reply.
 func (x *exchange) head(req *http.Request) (*http.Response, error) {
 	if err := req.Write(x.conn); err != nil {
 		return nil, err
@@ -497,19 +498,19 @@ func (l *limitedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// upgraded is the connection behind an answer 101. The buffer is kept only where
-// it has something.
+// upgraded returns the connection behind a reply 101. It keeps the buffer only if
+// that holds data.
 func (x *exchange) upgraded() io.ReadWriteCloser {
 	n := x.br.Buffered()
 	if n == 0 {
 		x.br = nil
 		return x.conn
 	}
-	rest, _ := x.br.Peek(n) // it is there
+	rest, _ := x.br.Peek(n) // they are buffered
 	return &readAhead{x.conn, bytes.NewReader(rest)}
 }
 
-// readAhead is a connection of which some bytes were read already.
+// readAhead is a connection some of whose bytes were already read.
 type readAhead struct {
 	net.Conn
 	rest *bytes.Reader

@@ -10,7 +10,7 @@ import (
 
 const defaultBootstrapURL = "https://global.spatialwalk.top/bootstrap"
 
-// Endpoints override where the backend is. Empty ones are composed from the
+// Endpoints override the backend's addresses. Empty ones are derived from the
 // region (docs/protocol.md, section 1).
 type Endpoints struct {
 	// ConsoleURL ends in /v1/console; a final /session-tokens is tolerated.
@@ -24,7 +24,7 @@ type Endpoints struct {
 
 func (e Endpoints) explicit() bool { return e.ConsoleURL != "" && e.IngressURL != "" }
 
-// regionPattern is what the JavaScript SDK accepts, and digits.
+// regionPattern is what the JavaScript SDK accepts, plus digits.
 var regionPattern = regexp.MustCompile(`^[a-z0-9]{1,32}(-[a-z0-9]{1,32}){1,4}$`)
 
 func checkRegion(region string) error {
@@ -32,7 +32,7 @@ func checkRegion(region string) error {
 		return nil
 	}
 	return errors.Newf(errors.CodeInvalidJob, errors.PhaseJob,
-		"region %.64q is no region: lowercase words joined by hyphens are, as in us-west", region)
+		"region %.64q is not valid: use lowercase words joined by hyphens, such as us-west", region)
 }
 
 // The vendor's domains.
@@ -48,8 +48,8 @@ func regionDomain(region string) string {
 	return domain
 }
 
-// mayReplay tells whether the ingress may be a simulated one: its address is
-// configured, and is none of the vendor's.
+// mayReplay reports whether the ingress may be a simulated one: its address is
+// configured, and is not one of the vendor's.
 func (e Endpoints) mayReplay() bool {
 	u, err := url.Parse(strings.TrimSpace(e.IngressURL))
 	if err != nil || u.Host == "" {
@@ -59,13 +59,13 @@ func (e Endpoints) mayReplay() bool {
 	return !strings.HasSuffix(host, "."+domain) && !strings.HasSuffix(host, "."+domainCN)
 }
 
-// tokenURL is where session tokens are minted for a region.
+// tokenURL returns where session tokens for a region are minted.
 func (e Endpoints) tokenURL(region string) (*url.URL, error) {
 	base := orDefault(e.ConsoleURL, "https://console."+region+"."+regionDomain(region)+"/v1/console")
 	return parseBase("backend.console_url", base, "session-tokens")
 }
 
-// socketURL is where a region's sessions are opened, without credentials.
+// socketURL returns where a region's sessions are opened, without credentials.
 func (e Endpoints) socketURL(region, avatarID string) (*url.URL, error) {
 	base := orDefault(e.IngressURL, "wss://api."+region+"."+regionDomain(region)+"/v2/driveningress")
 	u, err := parseBase("backend.ingress_url", base, "websocket")

@@ -7,8 +7,8 @@ import (
 	"avatarworker/internal/session/avatarpb"
 )
 
-// envelope is what routing needs of a received message. Its byte slices point
-// into the message.
+// envelope holds the fields of a received message that routing needs. Its byte
+// slices point into the message.
 type envelope struct {
 	kind         avatarpb.MessageType
 	connectionID []byte
@@ -18,11 +18,11 @@ type envelope struct {
 	message      string // of a ServerError
 }
 
-// look reads an envelope's few fields without touching the animation data,
-// which is most of the message and no part of the public schema
-// (docs/protocol.md, section 4). Whatever proto.Unmarshal accepts, look reads
-// alike.
-func look(b []byte) (envelope, error) {
+// decodeEnvelope reads an envelope's few fields without touching the animation
+// data, which is most of the message and not part of the public schema
+// (docs/protocol.md, section 4). It gives the same result as proto.Unmarshal for
+// every message that proto.Unmarshal accepts.
+func decodeEnvelope(b []byte) (envelope, error) {
 	var e envelope
 	for rest := b; len(rest) > 0; {
 		num, typ, n := protowire.ConsumeTag(rest)
@@ -43,12 +43,13 @@ func look(b []byte) (envelope, error) {
 			if n < 0 {
 				return envelope{}, protowire.ParseError(n)
 			}
-			if err := e.lookAnimation(v); err != nil {
+			if err := e.decodeAnimation(v); err != nil {
 				return envelope{}, err
 			}
 			rest = rest[n:]
 		case isOtherBody(num) && typ == protowire.BytesType:
-			// Rare, small, and with the rules of a oneof: leave it to the library.
+			// Rare and small, but with the rules of a oneof: leave it to the
+			// library.
 			return unmarshal(b)
 		default:
 			n := protowire.ConsumeFieldValue(num, typ, rest)
@@ -65,7 +66,7 @@ func isOtherBody(num protowire.Number) bool {
 	return num >= 2 && num <= 5 || num == fieldInterrupt
 }
 
-func (e *envelope) lookAnimation(b []byte) error {
+func (e *envelope) decodeAnimation(b []byte) error {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {

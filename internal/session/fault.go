@@ -15,28 +15,28 @@ import (
 var (
 	errTooBig = errors.New("the message has more than 16 MiB")
 
-	// ErrClosed is in the chain of Speak's error where the session was closed by
-	// its owner.
+	// ErrClosed is in the chain of an utterance's error if its session was closed
+	// by its owner.
 	ErrClosed = errors.New("the session was closed")
 
-	// ErrNoUtterance is Interrupt's answer where nothing is being spoken.
+	// ErrNoUtterance is returned by Interrupt if no utterance is in flight.
 	ErrNoUtterance = errors.New("no utterance is in flight")
 )
 
-// ownError marks an error of the caller's own code, which is handed back as it
-// is but for the redaction of an *errors.Error.
+// ownError marks an error of the caller's own code. It is returned as it is,
+// except that an *errors.Error is redacted.
 type ownError struct{ err error }
 
 func (e *ownError) Error() string { return e.err.Error() }
 func (e *ownError) Unwrap() error { return e.err }
 
-// closedByOwner ends a session whose work is done.
+// closedByOwner is the error of a session that its owner has closed.
 func closedByOwner() error {
 	return errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "no speech can be sent: %w", ErrClosed)
 }
 
-// cancelError is the error of work that a context ended; the cause stays in
-// the chain untouched.
+// cancelError is the error of work that a context ended. The cause stays in the
+// chain unchanged.
 type cancelError struct {
 	what  string
 	cause error
@@ -49,8 +49,8 @@ func cancelled(ctx context.Context, what string) error {
 	return &cancelError{what, context.Cause(ctx)}
 }
 
-// withoutURL drops the URL that net/http puts before its errors: it carries
-// the credentials where Options.Auth is AuthQuery.
+// withoutURL removes the URL that net/http puts before its errors: it contains
+// the credentials if Options.Auth is AuthQuery.
 func withoutURL(err error) error {
 	var u *url.Error
 	if errors.As(err, &u) {
@@ -59,8 +59,8 @@ func withoutURL(err error) error {
 	return err
 }
 
-// unreachable is the error of a request that got no answer. A limit of time
-// that we set is named by the limit.
+// unreachable is the error of a request that got no reply. If one of our own
+// limits ended it, the error names that limit.
 func unreachable(ctx context.Context, phase errors.Phase, err error) error {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -72,10 +72,10 @@ func unreachable(ctx context.Context, phase errors.Phase, err error) error {
 	return errors.FromTransport(phase, withoutURL(err))
 }
 
-// fromProxy reports whether an answer to a request that the proxy via was to
-// forward is the proxy's own. Without TLS to the backend there is no certain
-// sign: it says so itself, or it is an answer that proxies give and is not the
-// JSON that the console writes.
+// fromProxy reports whether a reply to a request through the proxy via came from
+// the proxy itself. Without TLS to the backend there is no certain sign: either
+// the reply says so, or it has a status that proxies return and is not the JSON
+// that the console writes.
 func fromProxy(via *url.URL, resp *http.Response) bool {
 	if via == nil || resp.Request.URL.Scheme != "http" || resp.StatusCode < 400 {
 		return false
@@ -94,8 +94,8 @@ func fromProxy(via *url.URL, resp *http.Response) bool {
 	return false
 }
 
-// broken says what ended a connection that was being read.
-func broken(phase errors.Phase, err error) error {
+// readFailed converts the error that ended a connection while it was read.
+func readFailed(phase errors.Phase, err error) error {
 	var ce websocket.CloseError
 	switch {
 	case errors.As(err, &ce):
@@ -106,7 +106,8 @@ func broken(phase errors.Phase, err error) error {
 	return errors.FromCut(phase, err)
 }
 
-// redactor fills in what is known of the session and removes its secrets.
+// redactor adds what is known of the session to an error and removes the
+// session's secrets.
 type redactor struct {
 	secrets []string
 	region  string
@@ -118,9 +119,9 @@ func (r *redactor) add(secret string) {
 	}
 }
 
-// clean returns err without secrets and with the ids that it lacks. What is no
-// Error of ours is left alone: it is the caller's own, or a cause of
-// cancellation.
+// clean returns err without secrets and with the IDs that it lacks. It leaves an
+// error alone that is not an *errors.Error: that is the caller's own, or a
+// cancellation cause.
 func (r *redactor) clean(err error, connectionID, reqID string) error {
 	var own *ownError
 	if errors.As(err, &own) {
@@ -141,8 +142,8 @@ func (r *redactor) clean(err error, connectionID, reqID string) error {
 	return out.Redact(r.secrets...)
 }
 
-// trimCut removes from the end of a text that was cut whatever a secret begins
-// with: half a secret would not be recognised.
+// trimCut removes any beginning of a secret from the end of a truncated text:
+// half a secret would not be recognised.
 func (r *redactor) trimCut(b []byte) []byte {
 	for _, secret := range r.secrets {
 		for n := min(len(secret), len(b)); n > 0; n-- {

@@ -24,15 +24,16 @@ type opening struct {
 	config func() (AudioConfig, error) // waits for Params.Config
 }
 
-// Open mints a token, dials, configures and waits for the confirm. Where the
-// WebSocket refuses the token it mints once more and tries again; where a
-// connection can't be made it goes on to the next fallback region. Its error is
-// an *errors.Error, Config's own, or has context.Cause(ctx) in its chain.
+// Open mints a token, dials, configures the session and waits for the
+// confirmation. If the WebSocket refuses the token, it mints one more and tries
+// again. If a connection can't be made, it tries the next fallback region. Its
+// error is an *errors.Error, Config's own, or has context.Cause(ctx) in its
+// chain.
 //
-// ctx bounds the whole session and not only its opening: when it ends, the
-// session is closed.
+// ctx bounds the whole session, not only its opening: when ctx ends, the session
+// is closed.
 func (c *Client) Open(ctx context.Context, p Params) (*Session, error) {
-	if err := c.begin(); err != nil {
+	if err := c.beginOpen(); err != nil {
 		return nil, err
 	}
 	defer c.wg.Done()
@@ -51,12 +52,12 @@ func (c *Client) Open(ctx context.Context, p Params) (*Session, error) {
 	prepareCtx, stop := context.WithCancel(spanCtx)
 	defer stop()
 	prepared := o.prepare(prepareCtx)
-	// Config is the caller's code: it has ended before Open returns.
+	// Config is the caller's code: it must have ended before Open returns.
 	defer func() { stop(); <-prepared }()
 	return o.inRegions(ctx, spanCtx, regions)
 }
 
-// prepare runs Params.Config beside the token call.
+// prepare runs Params.Config concurrently with the token call.
 func (o *opening) prepare(ctx context.Context) <-chan struct{} {
 	var (
 		audio AudioConfig
@@ -65,7 +66,7 @@ func (o *opening) prepare(ctx context.Context) <-chan struct{} {
 	)
 	go func() {
 		defer close(done)
-		defer errors.Contain(&err, errors.PhaseAudio)
+		defer errors.Recover(&err, errors.PhaseAudio)
 		audio, err = o.p.Config(ctx)
 	}()
 	o.config = func() (AudioConfig, error) {
@@ -75,16 +76,16 @@ func (o *opening) prepare(ctx context.Context) <-chan struct{} {
 	return done
 }
 
-// regions are those to try, in order.
+// regions returns the regions to try, in order.
 func (o *opening) regions(ctx context.Context) ([]string, error) {
 	region := orDefault(o.p.Region, o.c.o.DefaultRegion)
 	explicit := o.c.o.Endpoints.explicit()
 	switch {
 	case region == AutoRegion && explicit:
-		// Nobody needs to know: both addresses are given.
+		// The region does not matter: both addresses are configured.
 		return []string{DefaultRegion}, nil
 	case region == AutoRegion && (o.c.o.Endpoints.ConsoleURL != "" || o.c.o.Endpoints.IngressURL != ""):
-		// The one address that is not given is composed from the default.
+		// The address that is not configured is derived from the default region.
 		region = DefaultRegion
 	case region == AutoRegion:
 		var err error
@@ -115,17 +116,18 @@ func (o *opening) inRegions(ctx, spanCtx context.Context, regions []string) (*Se
 		if err == nil {
 			return s, nil
 		}
-		if i == len(regions)-1 || !unconnected(err) || ctx.Err() != nil {
+		if i == len(regions)-1 || !unreachableRegion(err) || ctx.Err() != nil {
 			return nil, err
 		}
 		o.c.o.Logger.Warn().Err(err).Str("region", region).Str("next_region", regions[i+1]).
-			Msg("a connection can't be made: the next region is tried")
+			Msg("could not connect; trying the next region")
 	}
 	return nil, errors.Newf(errors.CodeInternal, errors.PhaseConnect, "no region to try")
 }
 
-// unconnected tells a region that can't be reached from one that refuses.
-func unconnected(err error) bool {
+// unreachableRegion reports whether a region could not be reached, as opposed to
+// one that refused.
+func unreachableRegion(err error) bool {
 	var e *errors.Error
 	return errors.As(err, &e) && e.Code == errors.CodeConnectionFailed &&
 		(e.Phase == errors.PhaseToken || e.Phase == errors.PhaseConnect)
@@ -136,23 +138,23 @@ func (o *opening) inRegion(ctx, spanCtx context.Context, region string) (*Sessio
 	if err == nil || !tokenRefused(err) || ctx.Err() != nil {
 		return s, err
 	}
-	o.c.o.Logger.Debug().Err(err).Msg("the WebSocket refused the session token: one more is minted")
+	o.c.o.Logger.Debug().Err(err).Msg("the WebSocket refused the session token; minting another")
 	return o.once(ctx, spanCtx, region, true)
 }
 
-// tokenRefused tells a token that a new one may replace from an API key that
-// none does.
+// tokenRefused reports whether a new token may help. It can't if the API key was
+// refused.
 func tokenRefused(err error) bool {
 	var e *errors.Error
 	if !errors.As(err, &e) || e.Phase != errors.PhaseConnect && e.Phase != errors.PhaseHandshake {
 		return false
 	}
 	return e.Code == errors.CodeSessionTokenExpired || e.Code == errors.CodeSessionTokenInvalid ||
-		e.HTTPStatus == http.StatusUnauthorized // whatever its text made the code
+		e.HTTPStatus == http.StatusUnauthorized // whatever code its text gave
 }
 
-// once tries once; refused: the backend has just refused a token. The
-// connection to the ingress is opened while the token is minted.
+// once makes one attempt. refused means that the backend has just refused a
+// token. The connection to the ingress is opened while the token is minted.
 func (o *opening) once(ctx, spanCtx context.Context, region string, refused bool) (*Session, error) {
 	u, err := o.c.o.Endpoints.socketURL(region, o.p.AvatarID)
 	if err != nil {
@@ -182,25 +184,24 @@ func (o *opening) once(ctx, spanCtx context.Context, region string, refused bool
 	return o.handshake(ctx, spanCtx, region, d, configure)
 }
 
-// dialled is an upgraded connection and the way to cut it.
+// dialled is an upgraded connection and the raw connection beneath it.
 type dialled struct {
 	conn   *websocket.Conn
 	raw    net.Conn
 	replay string // see replayHeader
 }
 
-// replayHeader is what a simulated backend that replays a recorded exchange
-// answers the upgrade with: the req_id that the recorded envelopes name. The
-// real backend has no such header, and req_ids are the client's to choose, so
-// that it counts only where an address of somebody else is configured
-// (docs/protocol.md, section 3).
+// replayHeader is a header by which a simulated backend that replays a recorded
+// exchange names the recorded req_id in its upgrade reply. The real backend does
+// not send it, and a client chooses its own req_ids, so it counts only if an
+// address other than the vendor's is configured (docs/protocol.md, section 3).
 const replayHeader = "Avatar-Replay-Req-Id"
 
-// staleAfter is how long a connection may wait for its request until a server
-// is thought to have dropped it meanwhile.
+// staleAfter is how long a connection may wait for its request before a server is
+// assumed to have dropped it.
 const staleAfter = 2 * time.Second
 
-func (o *opening) dial(parent context.Context, region string, u *url.URL, token string, ahead *early) (d dialled, err error) {
+func (o *opening) dial(parent context.Context, region string, u *url.URL, token string, ahead *earlyConn) (d dialled, err error) {
 	spanCtx, span := o.c.span(parent, spanConnect, region)
 	defer func() { endSpan(span, err) }()
 	o.red.add(token)
@@ -216,7 +217,7 @@ func (o *opening) dial(parent context.Context, region string, u *url.URL, token 
 		header.Set("X-App-ID", o.p.AppID)
 		header.Set("X-Session-Key", token)
 	}
-	raw, err := ahead.take(spanCtx) // it has limits of its own
+	raw, err := ahead.take(spanCtx) // it has its own timeouts
 	if err != nil {
 		return dialled{}, o.red.clean(o.refusal(spanCtx, parent, nil, nil, err), "", "")
 	}
@@ -244,7 +245,7 @@ func (o *opening) dial(parent context.Context, region string, u *url.URL, token 
 	return d, nil
 }
 
-// upgrade asks for a WebSocket on a connection, and closes it if there is none.
+// upgrade upgrades a connection to a WebSocket, and closes it if that fails.
 func upgrade(ctx context.Context, raw net.Conn, u *url.URL, header http.Header) (*websocket.Conn, *http.Response, *exchange, error) {
 	x := &exchange{conn: raw}
 	conn, resp, err := websocket.Dial(ctx, u.String(), &websocket.DialOptions{
@@ -260,7 +261,7 @@ func upgrade(ctx context.Context, raw net.Conn, u *url.URL, header http.Header) 
 	return conn, resp, x, err
 }
 
-// refusal is the error of an upgrade that failed.
+// refusal returns the error of a failed upgrade.
 func (o *opening) refusal(ctx, parent context.Context, x *exchange, resp *http.Response, err error) error {
 	if parent.Err() != nil {
 		return cancelled(parent, "dialling the WebSocket")
@@ -269,7 +270,7 @@ func (o *opening) refusal(ctx, parent context.Context, x *exchange, resp *http.R
 		return unreachable(ctx, errors.PhaseConnect, err)
 	}
 	if resp.StatusCode == http.StatusSwitchingProtocols {
-		return errors.Wrap(errors.CodeProtocolError, errors.PhaseConnect, withoutURL(err), "the upgrade's answer is no WebSocket's")
+		return errors.Wrap(errors.CodeProtocolError, errors.PhaseConnect, withoutURL(err), "the reply to the upgrade is not a WebSocket's")
 	}
 	body := x.refusal
 	if len(body) == refusalLimit {
@@ -283,8 +284,8 @@ func (o *opening) handshake(ctx, parent context.Context, region string, d dialle
 	defer func() { endSpan(span, err) }()
 
 	s := newSession(o, region, d)
-	if !o.c.adopt(s) {
-		_ = d.conn.CloseNow() // the client is closed: nobody asks how this went
+	if !o.c.register(s) {
+		_ = d.conn.CloseNow() // the client is closed; the result does not matter
 		return nil, errors.Newf(errors.CodeInternal, errors.PhaseConnect, "the session client is closed")
 	}
 	s.watch(ctx)

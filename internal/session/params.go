@@ -17,7 +17,7 @@ const (
 	FormatOggOpus               // one continuous logical stream for each utterance, mono
 )
 
-// AudioConfig is what the backend is told of the speech before any comes.
+// AudioConfig describes the speech to the backend before any is sent.
 type AudioConfig struct {
 	SampleRate int // Hz
 	Bitrate    int // bits per second; 0 leaves it open
@@ -42,14 +42,14 @@ type Agora struct {
 // Params are one session's.
 type Params struct {
 	AppID string
-	// APIKey is asked for each token, and again after an answer 401: another
-	// key than before is tried once.
+	// APIKey is called for each token, and again after a reply 401: if it returns
+	// another key, that one is tried once.
 	APIKey   func() (string, error)
 	AvatarID string
 	Region   string // "" is Options.DefaultRegion; "auto" asks the bootstrap call
 
-	// Config is called while the token is minted, and its error is Open's: a
-	// session is only dialled for speech that is known to be there.
+	// Config is called while the token is minted; an error of it is returned by
+	// Open. A session is dialled only once its speech is known to exist.
 	Config func(ctx context.Context) (AudioConfig, error)
 
 	LiveKit *LiveKit // at most one of LiveKit and Agora; neither: frames come back
@@ -74,15 +74,15 @@ func (p *Params) check() error {
 	case p.AvatarID == "":
 		return invalid("avatar_id is empty")
 	case p.APIKey == nil || p.Config == nil:
-		return errors.Newf(errors.CodeInternal, errors.PhaseJob, "session opened without APIKey or Config")
+		return errors.Newf(errors.CodeInternal, errors.PhaseJob, "the session was opened without APIKey or Config")
 	case p.LiveKit != nil && p.Agora != nil:
 		return invalid("output: livekit and agora exclude each other")
 	}
 	return nil
 }
 
-// secrets are the texts that no error of this session may contain, but for
-// the API key and the session token, which are added when they are known.
+// secrets returns the texts that must not appear in this session's errors. The
+// API key and the session token are added when they are known.
 func (p *Params) secrets() []string {
 	all := append([]string(nil), p.Secrets...)
 	if p.LiveKit != nil {

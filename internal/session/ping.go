@@ -10,7 +10,7 @@ import (
 )
 
 // pinger sends the pings of all sessions from one goroutine, which runs while
-// there are sessions to ping. A ping under way has a goroutine until it is
+// there are sessions. A ping in flight has a goroutine of its own until it is
 // answered.
 type pinger struct {
 	interval, timeout time.Duration
@@ -22,7 +22,8 @@ type pinger struct {
 	wg       sync.WaitGroup
 }
 
-// pingState is a session's; the pinger's goroutine owns it but for answered.
+// pingState belongs to a session. The pinger's goroutine owns it, except for
+// answered.
 type pingState struct {
 	due      time.Time
 	sentAt   time.Time     // zero: none under way
@@ -54,7 +55,7 @@ func (p *pinger) add(s *Session) {
 	}
 }
 
-// remove forgets a session; the last one takes the goroutine with it.
+// remove removes a session. The pinger's goroutine ends with the last one.
 func (p *pinger) remove(s *Session) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -113,13 +114,13 @@ func (p *pinger) send(s *Session, now time.Time) {
 	p.wg.Go(func() { answered <- s.conn.Ping(context.Background()) })
 }
 
-// check looks whether a ping was answered in time. Time in which our own
-// OnFrame kept the reader from reading is not the peer's.
+// check ends the session if its ping was not answered in time. Time during which
+// our own OnFrame blocked the reader does not count.
 func (p *pinger) check(s *Session, now time.Time) {
 	select {
 	case err := <-s.ping.answered:
-		// An error without an end is a ping that found no turn to be written
-		// beside a long message: the next one will.
+		// An error while the session lives means that the ping could not be
+		// written beside a long message; the next one will be.
 		_ = err
 		s.ping.sentAt = time.Time{}
 		s.ping.due = now.Add(p.interval)

@@ -10,18 +10,18 @@ import (
 	"avatarworker/internal/session/avatarpb"
 )
 
-// readLoop reads from upgrade to close, so that pings are answered and the
-// backend's close is seen at once. It is the only reader.
+// readLoop reads from upgrade to close, so that pings are answered and a close by
+// the backend is seen at once. It is the only reader.
 func (s *Session) readLoop() {
 	defer s.c.wg.Done()
 	defer close(s.readDone)
 	s.kill(s.read())
 }
 
-// read reads until something ends the session. A panic, in OnFrame for one,
-// ends this session and no other.
+// read reads until something ends the session. A panic, for example in OnFrame,
+// ends only this session.
 func (s *Session) read() (err error) {
-	defer errors.Contain(&err, errors.PhaseRuntime)
+	defer errors.Recover(&err, errors.PhaseRuntime)
 	if err := s.awaitConfirm(); err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func (s *Session) awaitConfirm() error {
 	const phase = errors.PhaseHandshake
 	typ, r, err := s.conn.Reader(s.readCtx)
 	if err != nil {
-		return broken(phase, err)
+		return readFailed(phase, err)
 	}
 	if typ != websocket.MessageBinary {
 		return errors.FromTextFrame(phase)
@@ -45,9 +45,9 @@ func (s *Session) awaitConfirm() error {
 	buf, n, err := s.c.bufs.readMessage(r, classOf(0))
 	defer s.c.bufs.put(buf)
 	if err != nil {
-		return broken(phase, err)
+		return readFailed(phase, err)
 	}
-	e, err := look(buf.b[:n])
+	e, err := decodeEnvelope(buf.b[:n])
 	if err != nil {
 		return errors.FromFrame(phase, err)
 	}
@@ -64,26 +64,26 @@ func (s *Session) awaitConfirm() error {
 	return nil
 }
 
-// next reads and handles one message. It waits without a buffer and allocates
-// nothing for a frame.
+// next reads and handles one message. It holds no buffer while it waits, and
+// allocates nothing for a frame.
 func (s *Session) next(hint int) (int, error) {
 	typ, r, err := s.conn.Reader(s.readCtx)
 	if err != nil {
-		return hint, broken(errors.PhaseRuntime, err)
+		return hint, readFailed(errors.PhaseRuntime, err)
 	}
 	buf, n, err := s.c.bufs.readMessage(r, hint)
 	if err == nil && typ == websocket.MessageBinary {
 		err = s.handle(buf.b[:n])
 	} else if err != nil {
-		err = broken(errors.PhaseRuntime, err)
+		err = readFailed(errors.PhaseRuntime, err)
 	}
 	s.c.bufs.put(buf)
 	return classOf(n), err
 }
 
-// handle routes a message by its few fields. Unknown types are ignored.
+// handle dispatches a message by its few fields. Unknown types are ignored.
 func (s *Session) handle(b []byte) error {
-	e, err := look(b)
+	e, err := decodeEnvelope(b)
 	if err != nil {
 		return errors.FromFrame(errors.PhaseRuntime, err)
 	}
@@ -102,9 +102,9 @@ func serverError(phase errors.Phase, e envelope) error {
 	return err
 }
 
-// maxID bounds the ids that the backend gives, in bytes: real ones have about
-// 30. They are written into records, events and logs, and what did not fit
-// there would fail a session that was paid for, again and again.
+// maxID bounds the backend's IDs, in bytes; real ones have about 30. They are
+// written into records, events and logs. One that did not fit there would fail a
+// paid session again and again.
 const maxID = 256
 
 func backendID(id []byte) string {
@@ -114,8 +114,8 @@ func backendID(id []byte) string {
 	return string(id)
 }
 
-// deliver hands a frame to the utterance it belongs to. Frames of others, and
-// those after the end, are dropped.
+// deliver passes a frame to its utterance. Frames of other utterances, and frames
+// after the end, are dropped.
 func (s *Session) deliver(e envelope, b []byte) error {
 	s.mu.Lock()
 	u := s.cur
@@ -125,15 +125,15 @@ func (s *Session) deliver(e envelope, b []byte) error {
 	}
 	s.delivering <- struct{}{}
 	defer func() { <-s.delivering }()
-	// Asked with the lock held: who sets over and then takes the lock knows
-	// that OnFrame neither runs nor will.
+	// Check with the lock held: after setting over and taking the lock, a caller
+	// knows that OnFrame neither runs nor will run.
 	if u.over.Load() {
 		return nil
 	}
-	return s.handFrame(u, e, b)
+	return s.callOnFrame(u, e, b)
 }
 
-func (s *Session) handFrame(u *utterance, e envelope, b []byte) error {
+func (s *Session) callOnFrame(u *utterance, e envelope, b []byte) error {
 	now := time.Now()
 	u.stall.frame(now)
 	u.frames++
@@ -154,12 +154,12 @@ func (s *Session) handFrame(u *utterance, e envelope, b []byte) error {
 	if e.end {
 		u.ended = true
 		u.endedAt = now
-		u.answer(endingComplete)
+		u.finish(endingComplete)
 	}
 	return nil
 }
 
-// handlerTime is for how long OnFrame has kept the reader from reading.
+// handlerTime returns how long OnFrame has blocked the reader.
 func (s *Session) handlerTime() time.Duration {
 	d := s.handled.Load()
 	if since := s.handling.Load(); since != 0 {

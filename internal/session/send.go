@@ -10,11 +10,11 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// envelopeRoom is more than an envelope adds to its speech.
+// envelopeRoom is more than the envelope adds to its speech.
 const envelopeRoom = 512
 
-// send sends the speech up to its end. It is false where an interrupt or the
-// end of the session stopped it; its error is the source's.
+// send sends the speech to its end. It returns false if an interrupt or the end
+// of the session stopped it. Its error is the source's.
 func (s *Session) send(ctx context.Context, u *utterance) (bool, error) {
 	u.tc = traceOf(ctx, u.tc)
 	for {
@@ -41,13 +41,13 @@ func (s *Session) send(ctx context.Context, u *utterance) (bool, error) {
 	}
 }
 
-// paced waits, at the pace of speech, for the next chunk's turn. The end of
-// speech has none to wait for.
+// paced waits until the next chunk is due if speech is sent at its own pace. The
+// end of speech is sent at once.
 func (s *Session) paced(ctx context.Context, u *utterance) bool {
 	if s.c.o.Pace != PaceRealtime || !u.started {
 		return true
 	}
-	t := time.NewTimer(time.Until(u.heard))
+	t := time.NewTimer(time.Until(u.playedUntil))
 	defer t.Stop()
 	select {
 	case <-t.C:
@@ -57,7 +57,8 @@ func (s *Session) paced(ctx context.Context, u *utterance) bool {
 	}
 }
 
-// write writes one chunk; false if the utterance or the session is over.
+// write writes one chunk. It returns false if the utterance or the session is
+// over.
 func (s *Session) write(u *utterance, data []byte, length time.Duration, last bool) bool {
 	select {
 	case s.sending <- struct{}{}:
@@ -73,18 +74,18 @@ func (s *Session) write(u *utterance, data []byte, length time.Duration, last bo
 		u.started, u.startedAt = true, now
 	}
 	u.audio += length
-	// A source slower than speech leaves gaps that are heard as such.
-	if now.After(u.heard) {
-		u.heard = now
+	// A source slower than speech leaves gaps that listeners hear.
+	if now.After(u.playedUntil) {
+		u.playedUntil = now
 	}
-	u.heard = u.heard.Add(length)
+	u.playedUntil = u.playedUntil.Add(length)
 
 	buf := s.c.bufs.get(classOf(len(data) + envelopeRoom))
 	defer s.c.bufs.put(buf)
 	msg := appendAudio(buf.b[:0], u.reqID, last, data, u.tc)
 	u.tc = traceContext{} // only the first message of an id carries it
-	// Without ctx: the library would cut the connection when it ends, and the
-	// promise is to close it.
+	// Without ctx: the library would cut the connection when ctx ends, but Start
+	// promises to close it.
 	if err := s.conn.Write(context.Background(), websocket.MessageBinary, msg); err != nil {
 		s.sendFailed(errors.PhaseSend, err)
 		return false
@@ -93,10 +94,10 @@ func (s *Session) write(u *utterance, data []byte, length time.Duration, last bo
 	return true
 }
 
-// Interrupt tells the backend to stop the utterance in flight, and gives its
-// req_id. When it returns, no further frame of the utterance is or will be
-// handed out, and its Speak returns with Interrupted. The session goes on. It
-// is ErrNoUtterance if there is none. When ctx ends before the message could be
+// Interrupt tells the backend to stop the utterance in flight and returns its
+// req_id. When it returns, no further frame of the utterance is passed to
+// OnFrame, and its Wait returns with Interrupted. The session goes on. It returns
+// ErrNoUtterance if there is none. If ctx ends before the message could be
 // written, nothing was interrupted.
 func (s *Session) Interrupt(ctx context.Context) (string, error) {
 	s.mu.Lock()
@@ -117,7 +118,7 @@ func (s *Session) Interrupt(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// One frame may be in OnFrame's hands.
+	// OnFrame may still be handling one frame.
 	select {
 	case s.delivering <- struct{}{}:
 		<-s.delivering
@@ -127,7 +128,7 @@ func (s *Session) Interrupt(ctx context.Context) (string, error) {
 	}
 }
 
-// writeInterrupt stops u; the caller holds sending, so that no speech of u
+// writeInterrupt stops u. The caller holds sending, so that no speech of u
 // follows the message.
 func (s *Session) writeInterrupt(u *utterance) error {
 	if u.over.Swap(true) {
@@ -145,6 +146,6 @@ func (s *Session) writeInterrupt(u *utterance) error {
 		u.onInterrupt()
 	}
 	close(u.interrupted)
-	u.answer(endingInterrupt)
+	u.finish(endingInterrupt)
 	return nil
 }

@@ -11,8 +11,8 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Session is one confirmed connection. Speak and Interrupt may be called from
-// different goroutines; utterances follow one another.
+// Session is one confirmed connection. Start and Interrupt may be called from
+// different goroutines. Only one utterance is in flight at a time.
 type Session struct {
 	c     *Client
 	p     *Params
@@ -42,15 +42,16 @@ type Session struct {
 	mu  sync.Mutex
 	cur *utterance // being spoken; nil between utterances
 
-	// sending and delivering are locks that can be waited for with a context.
-	// Whoever holds sending may write speech; whoever holds delivering may call
+	// sending and delivering are locks that can be waited for with a context. The
+	// holder of sending may write speech; the holder of delivering may call
 	// OnFrame.
 	sending    chan struct{}
 	delivering chan struct{}
 
 	ping pingState
-	// handling is since when OnFrame is running, in nanoseconds since born,
-	// plus one; 0 while it is not. handled is for how long it ran in all.
+	// handling is the time at which OnFrame was called, in nanoseconds since
+	// born, plus one; 0 while it is not running. handled is the total time that
+	// it ran.
 	born     time.Time
 	handling atomic.Int64
 	handled  atomic.Int64
@@ -63,21 +64,21 @@ func newSession(o *opening, region string, d dialled) *Session {
 		confirmed: make(chan struct{}), ended: make(chan struct{}), closed: make(chan struct{}), readDone: make(chan struct{}),
 		sending: make(chan struct{}, 1), delivering: make(chan struct{}, 1),
 		born: time.Now(),
-		// A context that can't end costs nothing for each read.
+		// A context that can't end costs nothing on each read.
 		readCtx: context.Background(),
 		force:   func() { _ = d.raw.Close() }, // it may be closed already
 	}
 	return s
 }
 
-// ConnectionID is the id under which the backend bills the session.
+// ConnectionID returns the ID under which the backend bills the session.
 func (s *Session) ConnectionID() string { return s.connectionID }
 
-// Region is the one that serves.
+// Region returns the region that serves the session.
 func (s *Session) Region() string { return s.region }
 
-// Connected is the time since the confirm; for a closed session, until it was
-// closed. It is what is billed.
+// Connected returns the time since the confirmation or, for a closed session,
+// between confirmation and close. This time is billed.
 func (s *Session) Connected() time.Duration {
 	select {
 	case <-s.closed:
@@ -87,12 +88,12 @@ func (s *Session) Connected() time.Duration {
 	}
 }
 
-// Close closes with code 1000 and waits for the peer's answer for less than a
-// second; then it cuts the connection. It ends a Speak under way. It always
-// returns nil, and may be called again.
+// Close closes the session with code 1000 and waits for less than a second for
+// the peer's answer before it cuts the connection. It ends an utterance in
+// flight. It always returns nil, and may be called again.
 func (s *Session) Close() error {
 	s.kill(closedByOwner())
-	// The reader is done unless OnFrame holds it, or is our caller.
+	// The reader is done unless OnFrame blocks it or called Close.
 	t := time.NewTimer(closeWait / 8)
 	defer t.Stop()
 	select {
@@ -102,7 +103,7 @@ func (s *Session) Close() error {
 	return nil
 }
 
-// end says why the session is over; the first to say so is right.
+// end records why the session is over. The first call wins.
 func (s *Session) end(err error) {
 	s.endOnce.Do(func() {
 		s.err = err
@@ -111,26 +112,27 @@ func (s *Session) end(err error) {
 		defer s.mu.Unlock()
 		if s.cur != nil {
 			s.cur.cancel() // the wait for its speech
-			s.cur.answer(endingFailure)
+			s.cur.finish(endingFailure)
 		}
 	})
 }
 
-// kill ends the session and closes its connection, whoever came first.
+// kill ends the session and closes its connection. It may be called several
+// times.
 func (s *Session) kill(err error) {
 	s.end(err)
 	if s.closing.CompareAndSwap(false, true) {
-		s.shut()
+		s.closeConn()
 	}
 	<-s.closed
 }
 
-// shut closes the connection: politely, and in time.
-func (s *Session) shut() {
+// closeConn closes the connection with a close frame, or cuts it after closeWait.
+func (s *Session) closeConn() {
 	defer close(s.closed)
 	cut := time.AfterFunc(closeWait, s.force)
-	// Its error says that the peer was gone or silent: the connection is closed
-	// all the same.
+	// An error means that the peer was gone or silent; the connection is closed
+	// anyway.
 	_ = s.conn.Close(websocket.StatusNormalClosure, "")
 	cut.Stop()
 	s.force()
@@ -141,17 +143,17 @@ func (s *Session) shut() {
 	if unwatch != nil {
 		unwatch()
 	}
-	s.c.forget(s)
+	s.c.unregister(s)
 }
 
 // watch closes the session when ctx ends.
 func (s *Session) watch(ctx context.Context) {
-	s.mu.Lock() // the function may run before its stop is kept
+	s.mu.Lock() // the function may run before unwatch is set
 	defer s.mu.Unlock()
 	s.unwatch = context.AfterFunc(ctx, func() { s.kill(cancelled(ctx, "the session was cancelled")) })
 }
 
-// failure is why the session ended, without secrets; nil while it lives.
+// failure returns why the session ended, without secrets, or nil while it lives.
 func (s *Session) failure(reqID string) error {
 	select {
 	case <-s.ended:
@@ -170,8 +172,9 @@ func (s *Session) connectionIDIfConfirmed() string {
 	}
 }
 
-// sendFailed ends the session after a failed write. What the reader finds, as
-// the backend's own words before it hung up, says more: it is waited for.
+// sendFailed ends the session after a failed write. It first waits for the
+// reader, whose error says more, for example the backend's own words before it
+// closed.
 func (s *Session) sendFailed(phase errors.Phase, err error) {
 	t := time.NewTimer(closeWait)
 	defer t.Stop()

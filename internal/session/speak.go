@@ -10,24 +10,24 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Speech gives an utterance's speech, chunk by chunk.
+// Speech provides an utterance's speech, chunk by chunk.
 type Speech interface {
-	// Next gives the next chunk and the time it takes to be heard (0: not
-	// known). It is io.EOF after the last, alone or with the last chunk. data is
-	// valid until the next call. Next returns when ctx ends.
+	// Next returns the next chunk and its playing time (0: not known). It returns
+	// io.EOF after the last chunk, alone or with the last chunk. data is valid
+	// until the next call. Next returns when ctx ends.
 	Next(ctx context.Context) (data []byte, length time.Duration, err error)
 }
 
 // Utterance is one piece of speech.
 type Utterance struct {
 	Speech Speech
-	// OnFrame gets each envelope, in order, from the session's reader: nothing
-	// is read while it runs, and End does not return before it does. Its error
-	// ends the session and is End's. It must not call Say, End, Interrupt or
-	// Close. nil: frames are counted only.
+	// OnFrame is called with each envelope, in order, by the session's reader:
+	// nothing is read while it runs, and Wait does not return before it does. If
+	// it returns an error, the session ends and Wait returns that error. It must
+	// not call Start, Wait, Interrupt or Close. nil: frames are only counted.
 	OnFrame func(Frame) error
 	// OnInterrupt is called by Interrupt when it has stopped this utterance,
-	// before End returns. It must not block. nil: nothing is called.
+	// before Wait returns. It must not block. nil: nothing is called.
 	OnInterrupt func()
 
 	// W3C, used where the context carries no trace; empty: those of Params.
@@ -41,7 +41,7 @@ type Frame struct {
 	Data  []byte // as received; valid only during the call
 }
 
-// Spoken says how an utterance went.
+// Spoken is the result of an utterance.
 type Spoken struct {
 	ReqID       string        // "" if there was no speech at all
 	Frames      int           // handed to OnFrame
@@ -52,23 +52,24 @@ type Spoken struct {
 	Interrupted bool
 }
 
-// Speak says an utterance and waits for its answer: Say, then End.
+// Speak sends an utterance and waits for the backend's answer: Start, then Wait.
 func (s *Session) Speak(ctx context.Context, in Utterance) (Spoken, error) {
-	return s.Say(ctx, in).End()
+	return s.Start(ctx, in).Wait()
 }
 
-// Saying is an utterance under way.
-type Saying struct {
+// Call is an utterance in flight.
+type Call struct {
 	s *Session
 	u *utterance
 }
 
-// Say sends an utterance's speech. It returns when all of it is sent, or the
-// utterance is over before. When ctx ends before End, the session is closed.
+// Start sends an utterance's speech. It returns when all of it is sent, or when
+// the utterance is over earlier. If ctx ends before Wait returns, the session is
+// closed.
 //
-// It is apart from End because whoever waits for the backend waits long, in
-// thousands of goroutines: on Answered that needs next to no stack.
-func (s *Session) Say(ctx context.Context, in Utterance) Saying {
+// It is separate from Wait because thousands of goroutines may wait for the
+// backend for a long time: waiting on Done needs almost no stack.
+func (s *Session) Start(ctx context.Context, in Utterance) Call {
 	u := s.newUtterance(in)
 	u.ctx = ctx
 	var source context.Context
@@ -83,37 +84,37 @@ func (s *Session) Say(ctx context.Context, in Utterance) Saying {
 	u.speech = nil
 	switch {
 	case u.err != nil:
-		u.answer(endingFailure)
+		u.finish(endingFailure)
 	case u.sent && !u.started:
-		u.answer(endingComplete)
+		u.finish(endingComplete)
 	case u.sent && s.p.egress():
-		u.audible = time.AfterFunc(time.Until(u.heard)+s.c.o.EgressMargin, func() { u.answer(endingComplete) })
+		u.playback = time.AfterFunc(time.Until(u.playedUntil)+s.c.o.EgressMargin, func() { u.finish(endingComplete) })
 	}
-	return Saying{s, u}
+	return Call{s, u}
 }
 
-// Answered is closed when the backend has answered all of the speech: at `end`;
-// in egress, where none may come, when the speech has had time to be heard. It
-// is closed, too, when there is nothing more to wait for.
-func (x Saying) Answered() <-chan struct{} { return x.u.answered }
+// Done is closed when the backend has answered all of the speech: at `end` or, in
+// egress, where no answer may come, when the speech has had time to be played. It
+// is also closed when there is nothing more to wait for.
+func (x Call) Done() <-chan struct{} { return x.u.done }
 
-// End waits for the answer and says how the utterance went. It is to be called
+// Wait waits for the answer and returns the result of the utterance. Call it
 // once. An error ends the session. It is an *errors.Error, the source's,
-// OnFrame's, or has context.Cause(ctx) in its chain; Spoken says how far the
+// OnFrame's, or has context.Cause(ctx) in its chain; Spoken then says how far the
 // utterance got. Speech without any chunk sends nothing.
-func (x Saying) End() (spoken Spoken, err error) {
+func (x Call) Wait() (spoken Spoken, err error) {
 	s, u := x.s, x.u
 	if err = u.err; u.begun {
-		how := s.ending(u)
-		s.finish(u)
+		how := s.waitEnding(u)
+		s.clearCurrent(u)
 		u.unwatch()
-		spoken, err = s.verdict(u, how)
+		spoken, err = s.result(u, how)
 	}
 	endUtterance(u.span, &spoken, err)
 	return spoken, err
 }
 
-// startSpan begins the span of an utterance.
+// startSpan starts the span of an utterance.
 func (s *Session) startSpan(ctx context.Context, u *utterance) (context.Context, trace.Span) {
 	spanCtx, span := s.c.span(remoteParent(ctx, u.tc.parent, u.tc.state), spanUtterance, s.region)
 	span.SetAttributes(attribute.String("avatar.connection_id", s.connectionID), attribute.String("avatar.req_id", u.reqID))
@@ -127,7 +128,7 @@ func endUtterance(span trace.Span, spoken *Spoken, err error) {
 	endSpan(span, err)
 }
 
-// begin makes u the utterance in flight; false: it is not.
+// begin makes u the utterance in flight. It returns false if it can't.
 func (s *Session) begin(u *utterance) (bool, error) {
 	s.mu.Lock()
 	if s.cur != nil {
@@ -136,17 +137,19 @@ func (s *Session) begin(u *utterance) (bool, error) {
 	}
 	s.cur = u
 	s.mu.Unlock()
-	// After cur is set: an end that comes now finds u there to cancel.
+	// Check after setting cur: if the session ends now, end finds u and cancels
+	// it.
 	if err := s.failure(u.reqID); err != nil {
-		s.finish(u)
+		s.clearCurrent(u)
 		s.kill(err)
 		return false, err
 	}
 	return true, nil
 }
 
-// finish leaves no utterance in flight, and OnFrame not running.
-func (s *Session) finish(u *utterance) {
+// clearCurrent ends the utterance in flight. OnFrame is not running when it
+// returns.
+func (s *Session) clearCurrent(u *utterance) {
 	u.over.Store(true)
 	s.mu.Lock()
 	s.cur = nil
@@ -155,11 +158,11 @@ func (s *Session) finish(u *utterance) {
 	<-s.delivering
 }
 
-// watchUtterance closes the session when its context ends or no frame comes for
-// too long, whatever is waited for then. The function returned ends that.
+// watchUtterance closes the session when its context ends or when no frame comes
+// for too long. The returned function stops that.
 func (s *Session) watchUtterance(u *utterance) func() {
 	stop := context.AfterFunc(u.ctx, func() { s.kill(cancelled(u.ctx, "the utterance was cancelled")) })
-	if limit := s.c.o.StallTimeout; !s.p.egress() { // in egress nothing is promised to come back
+	if limit := s.c.o.StallTimeout; !s.p.egress() { // in egress no frames come back
 		u.stall.watch(limit, func() {
 			s.kill(errors.Newf(errors.CodeConnectionClosed, errors.PhaseRuntime, "no frame for %s while speech is owed", limit))
 		})
@@ -181,17 +184,17 @@ const (
 	endingInterrupt
 )
 
-// ending waits for what ends the utterance.
-func (s *Session) ending(u *utterance) ending {
-	<-u.answered
-	if u.audible != nil {
-		u.audible.Stop()
+// waitEnding waits for the end of the utterance.
+func (s *Session) waitEnding(u *utterance) ending {
+	<-u.done
+	if u.playback != nil {
+		u.playback.Stop()
 	}
 	if u.sent || u.err != nil || u.how != endingComplete {
 		return u.how
 	}
-	// The backend was done before it had heard everything: what stopped the
-	// speech says how it ended.
+	// The backend was done before it had received everything: what stopped the
+	// speech decides how it ended.
 	select {
 	case <-u.interrupted:
 		return endingInterrupt
@@ -200,8 +203,8 @@ func (s *Session) ending(u *utterance) ending {
 	}
 }
 
-// verdict says how the utterance went.
-func (s *Session) verdict(u *utterance, how ending) (Spoken, error) {
+// result returns the result of the utterance.
+func (s *Session) result(u *utterance, how ending) (Spoken, error) {
 	out := u.spoken(s.p.egress())
 	out.Interrupted = how == endingInterrupt
 	if how != endingFailure {

@@ -201,7 +201,7 @@ func TestRuntimeFailures(t *testing.T) {
 		{"a cut without a close frame", func(p *peer, _ string) { p.c.CloseNow() }, errors.CodeConnectionClosed, 0},
 		{"no frame at all", func(p *peer, _ string) { p.read() }, errors.CodeConnectionClosed, 0},
 		{"no frame after the first", func(p *peer, id string) { p.sendRaw(frame(p.t, id, false, "x")); p.read() }, errors.CodeConnectionClosed, 0},
-		{"binary that is no envelope", func(p *peer, _ string) { p.sendRaw([]byte{0xff}); p.read() }, errors.CodeProtocolError, 0},
+		{"binary that is not an envelope", func(p *peer, _ string) { p.sendRaw([]byte{0xff}); p.read() }, errors.CodeProtocolError, 0},
 		{"an envelope cut short", func(p *peer, id string) { p.sendRaw(frame(p.t, id, true, "xyz")[:20]); p.read() }, errors.CodeProtocolError, 0},
 		{"a message above the limit", func(p *peer, _ string) { p.sendRaw(make([]byte, readLimit+2)); p.read() }, errors.CodeProtocolError, 0},
 		{"a server error", func(p *peer, _ string) { p.send(errorMessage(4001, "credits exhausted")); p.read() }, errors.CodeCreditsExhausted, 0},
@@ -466,7 +466,7 @@ func TestCaptureIsRelayedByteForByte(t *testing.T) {
 			// The ids have the same length: nothing else changes.
 			msg := bytes.Replace(decode(m), []byte(capture.ReqID), []byte(id), 1)
 			want = append(want, msg)
-			if e, err := look(msg); err != nil || e.end != (i == len(capture.Messages)-1) {
+			if e, err := decodeEnvelope(msg); err != nil || e.end != (i == len(capture.Messages)-1) {
 				p.t.Errorf("frame %d: end %v, %v", i, e.end, err)
 			}
 			p.sendRaw(msg)

@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// minFlow is how long a source of speech may take for its next chunk, whatever
-// the length of the last, before it counts as silent.
+// minFlow is how long a source may take for its next chunk, whatever the length
+// of the last one, before it counts as silent.
 const minFlow = time.Second
 
-// stallClock counts the time without a frame while speech is owed. It stands
-// still while nothing was sent yet, while the source of speech is silent (the
-// backend gives a frame for two to four seconds of speech: docs/protocol.md,
-// section 4) and while our own OnFrame keeps the reader from reading.
+// stallClock counts the time without a frame while the backend still has speech
+// to answer. It stands still before anything is sent, while the source of speech
+// is silent (the backend sends a frame for two to four seconds of speech:
+// docs/protocol.md, section 4) and while our own OnFrame blocks the reader.
 type stallClock struct {
 	mu      sync.Mutex
 	ran     time.Duration // up to at, since the last frame
@@ -20,11 +20,11 @@ type stallClock struct {
 	until   time.Time // the source counts as silent from here; zero: never
 	started bool
 	busy    bool // OnFrame is running
-	over    bool // nothing is owed any more
+	over    bool // no more frames are expected
 	timer   *time.Timer
 }
 
-// watch calls stalled once silence reaches limit.
+// watch calls stalled once the counted time reaches limit.
 func (c *stallClock) watch(limit time.Duration, stalled func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -35,8 +35,8 @@ func (c *stallClock) watch(limit time.Duration, stalled func()) {
 	})
 }
 
-// expired says whether the limit is reached; where it is not, the timer is set
-// to the next moment at which it may be.
+// expired reports whether the limit is reached. If not, it sets the timer to the
+// next moment at which it may be.
 func (c *stallClock) expired(limit time.Duration) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -61,7 +61,7 @@ func (c *stallClock) stop() {
 	}
 }
 
-// advance brings ran up to now.
+// advance counts the time up to now.
 func (c *stallClock) advance(now time.Time) {
 	if c.started && !c.busy && !c.over {
 		to := now
@@ -75,8 +75,8 @@ func (c *stallClock) advance(now time.Time) {
 	c.at = now
 }
 
-// sent says that a chunk has been sent. Unless it was the last, the source is
-// asked for the next one, which is due when this one has been heard.
+// sent records that a chunk was sent. Unless it was the last, the next one is due
+// when this one has been played.
 func (c *stallClock) sent(now time.Time, length time.Duration, last bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,7 +88,7 @@ func (c *stallClock) sent(now time.Time, length time.Duration, last bool) {
 	}
 }
 
-// flowing says that there is speech at hand again: the source is not silent.
+// flowing records that the source has speech again.
 func (c *stallClock) flowing(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -96,7 +96,7 @@ func (c *stallClock) flowing(now time.Time) {
 	c.until = time.Time{}
 }
 
-// frame says that a frame has come and is being handled.
+// frame records that a frame has come and is being handled.
 func (c *stallClock) frame(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -104,7 +104,7 @@ func (c *stallClock) frame(now time.Time) {
 	c.ran, c.busy = 0, true
 }
 
-// handled says that the frame is, and whether it was the last.
+// handled records that the frame was handled, and whether it was the last.
 func (c *stallClock) handled(now time.Time, last bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

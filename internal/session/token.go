@@ -41,7 +41,7 @@ func (o *opening) mint(ctx context.Context, region string, refused bool) (token 
 	if status := errors.Of(err).HTTPStatus; status != http.StatusUnauthorized && status != http.StatusForbidden {
 		return "", err
 	}
-	// The key's file may have changed since it was read.
+	// The key file may have changed since it was read.
 	fresh, keyErr := o.apiKey()
 	if keyErr != nil || fresh == key {
 		return "", err
@@ -90,7 +90,7 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 		if err = withoutURL(err); via != nil {
 			err = fmt.Errorf("through the proxy %s: %w", proxyName(via), err)
 		}
-		return "", lost(parent, ctx, errors.PhaseToken, "minting the session token", err)
+		return "", callFailed(parent, ctx, errors.PhaseToken, "minting the session token", err)
 	}
 	defer func() { _ = resp.Body.Close() }() // nothing is lost with a body that was read
 	if fromProxy(via, resp) {
@@ -98,7 +98,7 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 	}
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, tokenLimit+1))
 	if err != nil {
-		return "", lost(parent, ctx, errors.PhaseToken, "minting the session token", err)
+		return "", callFailed(parent, ctx, errors.PhaseToken, "minting the session token", err)
 	}
 	if len(answer) > tokenLimit {
 		return "", errors.Newf(errors.CodeProtocolError, errors.PhaseToken, "the console's answer has more than 1 MiB")
@@ -111,10 +111,10 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 }
 
 // limitCall bounds a token call: TokenTimeout from when it has a connection. Dial
-// and handshake have limits of their own, ConnectTimeout each; when many sessions
+// and handshake have their own limits, ConnectTimeout each. When many sessions
 // start at once, their handshakes wait for one another, which is not the
-// console's delay. What bounds all of it is only there for a transport or a proxy
-// that has no such limits.
+// console's delay. The overall bound is there only for a transport or proxy
+// without such limits.
 func (c *Client) limitCall(parent context.Context, proxied bool) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(parent)
 	connecting := 12 * c.o.ConnectTimeout
@@ -139,9 +139,9 @@ func (c *Client) limitCall(parent context.Context, proxied bool) (context.Contex
 	}
 }
 
-// lost is the error of a request that got no whole answer: the caller's cause
-// where its context ended, else connectionFailed.
-func lost(parent, ctx context.Context, phase errors.Phase, what string, err error) error {
+// callFailed returns the error of a request that got no complete reply: the
+// caller's cause if its context ended, else connectionFailed.
+func callFailed(parent, ctx context.Context, phase errors.Phase, what string, err error) error {
 	if parent.Err() != nil {
 		return cancelled(parent, what)
 	}

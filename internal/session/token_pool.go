@@ -6,20 +6,20 @@ import (
 )
 
 // tokenPool keeps session tokens minted ahead, so that a session starts without
-// waiting for the console. Each opens one session, as the documents want it
-// (docs/protocol.md, section 2), and none is used after half its lifetime. It is
-// off unless Options.TokenPool says otherwise.
+// waiting for the console. Each token opens one session, as the vendor's
+// documents require (docs/protocol.md, section 2), and none is used after half
+// its lifetime. The pool is off unless Options.TokenPool is set.
 type tokenPool struct {
 	size int           // tokens kept for each use
 	ttl  time.Duration // of a token
 
-	mu    sync.Mutex
-	kept  map[tokenUse][]keptToken // oldest first
-	under map[tokenUse]bool        // being filled
+	mu      sync.Mutex
+	kept    map[tokenUse][]keptToken // oldest first
+	filling map[tokenUse]bool        // being filled
 }
 
-// tokenUse is what a token is good for. The key is part of it: another key's
-// tokens may be of another account.
+// tokenUse is what a token is valid for. The key is part of it: another key's
+// tokens may belong to another account.
 type tokenUse struct{ app, region, key string }
 
 type keptToken struct {
@@ -28,10 +28,10 @@ type keptToken struct {
 }
 
 func newTokenPool(size int, ttl time.Duration) *tokenPool {
-	return &tokenPool{size: size, ttl: ttl, kept: make(map[tokenUse][]keptToken), under: make(map[tokenUse]bool)}
+	return &tokenPool{size: size, ttl: ttl, kept: make(map[tokenUse][]keptToken), filling: make(map[tokenUse]bool)}
 }
 
-// take gives a token that is young enough; false: there is none.
+// take returns a token that is young enough, or false if there is none.
 func (p *tokenPool) take(use tokenUse, now time.Time) (string, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -53,7 +53,8 @@ func (p *tokenPool) expire(use tokenUse, now time.Time) {
 	p.keep(use, list)
 }
 
-// keep leaves nothing of a use that has no tokens: apps and keys come and go.
+// keep stores the tokens of a use, or removes the use if there are none: apps and
+// keys come and go.
 func (p *tokenPool) keep(use tokenUse, list []keptToken) {
 	if len(list) == 0 {
 		delete(p.kept, use)
@@ -62,31 +63,32 @@ func (p *tokenPool) keep(use tokenUse, list []keptToken) {
 	p.kept[use] = list
 }
 
-// drop forgets a use's tokens: the backend has refused one.
+// drop removes a use's tokens: the backend has refused one.
 func (p *tokenPool) drop(use tokenUse) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.kept, use)
 }
 
-// beginFill tells whether the caller is to fill the pool; it calls endFill then.
+// beginFill reports whether the caller is to fill the pool. If so, it must call
+// endFill.
 func (p *tokenPool) beginFill(use tokenUse) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.under[use] || len(p.kept[use]) >= p.size {
+	if p.filling[use] || len(p.kept[use]) >= p.size {
 		return false
 	}
-	p.under[use] = true
+	p.filling[use] = true
 	return true
 }
 
 func (p *tokenPool) endFill(use tokenUse) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.under, use)
+	delete(p.filling, use)
 }
 
-// add keeps a token; false: that was the last one needed.
+// add stores a token. It returns false if no more are needed.
 func (p *tokenPool) add(use tokenUse, token string, minted time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -95,13 +97,13 @@ func (p *tokenPool) add(use tokenUse, token string, minted time.Time) bool {
 	return len(p.kept[use]) < p.size
 }
 
-// refill mints tokens ahead, in the background: only a use that is alive asks
-// for it. What fails is left to the next session, which mints its own.
+// refill mints tokens in the background, only for a use that is active. If it
+// fails, the next session mints its own token.
 func (c *Client) refill(use tokenUse) {
 	if !c.tokens.beginFill(use) {
 		return
 	}
-	if c.begin() != nil { // closed
+	if c.beginOpen() != nil { // closed
 		c.tokens.endFill(use)
 		return
 	}
@@ -123,8 +125,8 @@ func (c *Client) refill(use tokenUse) {
 	}()
 }
 
-// fromPool gives a token minted ahead and sees to its replacement; false: there
-// is no pool, or nothing in it.
+// fromPool returns a token minted ahead and has it replaced. It returns false if
+// there is no pool or the pool is empty.
 func (c *Client) fromPool(use tokenUse) (string, bool) {
 	if c.tokens.size == 0 {
 		return "", false

@@ -23,7 +23,7 @@ func extractTrace(ctx context.Context, parent, state string) context.Context {
 	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": parent, "tracestate": state})
 }
 
-// traceOf is the trace of ctx, else the given one.
+// traceOf returns the trace of ctx, or else the given one.
 func traceOf(ctx context.Context, given traceContext) traceContext {
 	if !trace.SpanContextFromContext(ctx).IsValid() {
 		return given
@@ -38,7 +38,7 @@ func (c *Client) span(ctx context.Context, name, region string) (context.Context
 		trace.WithAttributes(attribute.String("avatar.region", region)))
 }
 
-// endSpan ends a span with an error that is already redacted.
+// endSpan ends a span. err must be redacted already.
 func endSpan(span trace.Span, err error) {
 	if err != nil && span.IsRecording() {
 		var e *errors.Error

@@ -9,7 +9,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// utterance is one in flight.
+// utterance is one utterance in flight.
 type utterance struct {
 	reqID       string
 	speech      Speech
@@ -18,29 +18,29 @@ type utterance struct {
 	stall       stallClock
 	cancel      context.CancelFunc // ends the wait for the source
 
-	over        atomic.Bool   // nothing is sent and no frame handed out any more
+	over        atomic.Bool   // nothing more is sent, and no frame is passed on
 	interrupted chan struct{} // closed once the interrupt is sent
-	answered    chan struct{} // closed when nothing more is waited for
-	answerOnce  sync.Once
-	how         ending // what closed answered: the first to come
+	done        chan struct{} // closed when there is nothing more to wait for
+	doneOnce    sync.Once
+	how         ending // what closed done
 
-	// Say's and End's.
-	ctx     context.Context
-	span    trace.Span
-	begun   bool        // it was the utterance in flight
-	sent    bool        // all of it
-	err     error       // why it could not be said: the source's, or that of a session that is over
-	unwatch func()      // ends the watch over ctx and the backend's silence
-	audible *time.Timer // runs while speech is heard in a room; nil outside egress
+	// Fields of Start and Wait.
+	ctx      context.Context
+	span     trace.Span
+	begun    bool        // it became the utterance in flight
+	sent     bool        // all speech was sent
+	err      error       // why it failed: the source's error, or the session's
+	unwatch  func()      // stops watchUtterance
+	playback *time.Timer // runs while speech is played in a room; nil outside egress
 
-	// The sender's; guarded by Session.sending.
-	tc        traceContext
-	started   bool // something was sent
-	startedAt time.Time
-	audio     time.Duration
-	heard     time.Time // when what was sent will have been heard
+	// Fields of the sender, guarded by Session.sending.
+	tc          traceContext
+	started     bool // something was sent
+	startedAt   time.Time
+	audio       time.Duration
+	playedUntil time.Time // when everything sent so far will have been played
 
-	// The reader's; Speak reads them when finish has seen the reader out.
+	// Fields of the reader. Wait reads them after clearCurrent.
 	ended        bool
 	endedAt      time.Time
 	frames       int
@@ -48,8 +48,8 @@ type utterance struct {
 	firstFrameAt time.Time
 }
 
-// newUtterance makes an utterance under a new req_id, or under the one that a
-// replayed exchange answers to.
+// newUtterance returns an utterance with a new req_id, or with the one of a
+// replayed exchange.
 func (s *Session) newUtterance(in Utterance) *utterance {
 	reqID := s.replay
 	if reqID == "" {
@@ -58,15 +58,15 @@ func (s *Session) newUtterance(in Utterance) *utterance {
 	return &utterance{
 		reqID: reqID, speech: in.Speech, onFrame: in.OnFrame, onInterrupt: in.OnInterrupt,
 		tc:          traceContext{orDefault(in.TraceParent, s.p.TraceParent), orDefault(in.TraceState, s.p.TraceState)},
-		interrupted: make(chan struct{}), answered: make(chan struct{}),
+		interrupted: make(chan struct{}), done: make(chan struct{}),
 	}
 }
 
-// answer ends the wait for the backend; the first to say how is right.
-func (u *utterance) answer(how ending) {
-	u.answerOnce.Do(func() {
+// finish ends the wait for the backend. The first call wins.
+func (u *utterance) finish(how ending) {
+	u.doneOnce.Do(func() {
 		u.how = how
-		close(u.answered)
+		close(u.done)
 	})
 }
 

@@ -19,11 +19,11 @@ const (
 
 const nanoidAlphabet = "useandom-26T198340PX75pxJACKVERYMINDBUSHWOLF_GQZbfghjklqvwyzrict"
 
-// newReqID makes an utterance's id: its second in UTC, `_`, and 12 nanoid
+// newReqID returns an utterance's ID: its second in UTC, `_`, and 12 nanoid
 // characters (docs/protocol.md, section 5).
 func newReqID(now time.Time) string {
 	var b [12]byte
-	// It never fails: crypto/rand ends the program rather than give no bytes.
+	// It never fails: crypto/rand ends the program instead.
 	_, _ = rand.Read(b[:])
 	for i, v := range b {
 		b[i] = nanoidAlphabet[v&63]
@@ -31,11 +31,11 @@ func newReqID(now time.Time) string {
 	return now.UTC().Format("20060102150405_") + string(b[:])
 }
 
-// traceContext is what an utterance's first message says of its trace.
+// traceContext is the trace context in an utterance's first message.
 type traceContext struct{ parent, state string }
 
-// appendAudio appends an envelope with ClientAudioInput to b. It is written by
-// hand so that a chunk of speech is copied once, into a buffer that is kept.
+// appendAudio appends an envelope with ClientAudioInput to b. It is hand-written
+// so that a chunk of speech is copied only once, into a pooled buffer.
 func appendAudio(b []byte, reqID string, end bool, audio []byte, tc traceContext) []byte {
 	tcSize := 0
 	if tc.parent != "" {

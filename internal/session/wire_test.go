@@ -22,11 +22,11 @@ func unhex(t testing.TB, s string) []byte {
 
 // TestKnownAnswers has the bytes of docs/protocol.md, section 4.
 func TestKnownAnswers(t *testing.T) {
-	e, err := look(unhex(t, "08021a100a0e707974686f6e2d636f6e6669726d"))
+	e, err := decodeEnvelope(unhex(t, "08021a100a0e707974686f6e2d636f6e6669726d"))
 	if err != nil || e.kind != 2 || string(e.connectionID) != "python-confirm" {
 		t.Errorf("confirm: %+v, %v", e, err)
 	}
-	e, err = look(unhex(t, "08042a200a03636964120372696418a21f22116475726174696f6e206578636565646564"))
+	e, err = decodeEnvelope(unhex(t, "08042a200a03636964120372696418a21f22116475726174696f6e206578636565646564"))
 	if err != nil || e.kind != 4 || string(e.connectionID) != "cid" || string(e.reqID) != "rid" || e.code != 4002 || e.message != "duration exceeded" {
 		t.Errorf("error: %+v, %v", e, err)
 	}
@@ -86,7 +86,7 @@ func FuzzLookAgreesWithTheLibrary(f *testing.F) {
 	f.Add(append(frame(f, "one", true, "data"), encode(f, confirmMessage("c"))...))
 	f.Add([]byte{0x0b, 0x08, 0x01, 0x0c, 0x32, 0x02, 0x18, 0x7f})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got, err := look(b)
+		got, err := decodeEnvelope(b)
 		var m avatarpb.Message
 		if proto.Unmarshal(b, &m) != nil {
 			return // look may be more patient: it does not check what it does not read

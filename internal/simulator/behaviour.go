@@ -6,26 +6,27 @@ import (
 	"time"
 )
 
-// behaviour is what an avatar id asks for. The zero value runs.
+// behaviour is what an avatar ID selects. The zero value is a session that works.
 type behaviour struct {
 	fault *fault // nil: none
 	times int    // sessions that the fault hits; 0: each
 
-	// after is the number of frames of a session before a runtime fault; 0 is
-	// the first speech. withhold keeps an utterance from ending before it.
+	// after is the number of frames of a session before a runtime fault; 0 means
+	// at the first speech. withhold keeps an utterance from ending before the
+	// fault.
 	after    int
 	withhold bool
 	cut      bool // the fault is a TCP connection that ends
 
-	hang      bool // confirms, then says nothing
+	hang      bool // confirms, then sends nothing
 	mute      bool // never confirms
 	deaf      bool // as hang, and leaves pings unanswered
 	egressEnd bool // sends envelopes without data in egress
 	slow      time.Duration
 }
 
-// parseAvatar reads an avatar id; false if the backend has no such avatar.
-// Anything after a further dash only makes ids differ.
+// parseAvatar parses an avatar ID. It returns false if the backend has no such
+// avatar. Anything after a further dash only makes IDs differ.
 func parseAvatar(id string) (behaviour, bool) {
 	words := strings.Split(id, "-")
 	switch words[0] {
@@ -84,13 +85,13 @@ func parseDrop(words []string) (behaviour, bool) {
 	return b, ok
 }
 
-// failing is the behaviour of a session that f ends: at runtime in the middle
-// of its first utterance.
+// failing returns the behaviour of a session that f ends; a runtime fault comes
+// in the middle of the first utterance.
 func failing(f fault) behaviour {
 	return behaviour{fault: &f, after: 1, withhold: true}
 }
 
-// number reads words[i], at most six digits.
+// number parses words[i], at most six digits.
 func number(words []string, i int) (int, bool) {
 	if i >= len(words) || len(words[i]) > 6 {
 		return 0, false

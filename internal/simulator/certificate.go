@@ -14,12 +14,12 @@ import (
 	"time"
 )
 
-// certificateLife is how long a certificate of our own is good for.
+// certificateLife is how long a generated certificate is valid.
 const certificateLife = 365 * 24 * time.Hour
 
-// NewCertificate makes a certificate of its own authority for localhost, the
-// loopback addresses and the given hosts (names or IP addresses). authority is
-// what a client has to trust, in PEM.
+// NewCertificate returns a self-signed certificate for localhost, the loopback
+// addresses and the given hosts (names or IP addresses). authority is what a
+// client must trust, in PEM.
 func NewCertificate(hosts ...string) (cert tls.Certificate, authority []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

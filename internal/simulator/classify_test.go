@@ -71,7 +71,7 @@ func classifiedToken(a answer, err error) errors.Code {
 	return ""
 }
 
-// everyPhase walks a fault through all phases that it can be given in.
+// The test gives each fault in all phases in which it can occur.
 func TestEachFaultOfTheAccountIsClassifiedAsItsCodeInEveryPhase(t *testing.T) {
 	s := start(t, simulator.Options{})
 	tok := token(t, s)
@@ -165,7 +165,7 @@ func TestTheBookCanBeReadFromAnotherProcess(t *testing.T) {
 	fail(t, s, "ok")
 	fail(t, s, "fail-billingRequired")
 	closed(t, s)
-	var page simulator.BookPage
+	var page simulator.SessionLogPage
 	if err := json.Unmarshal([]byte(get(t, s.URL()+"/book").body), &page); err != nil {
 		t.Fatal(err)
 	}

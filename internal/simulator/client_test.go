@@ -288,7 +288,7 @@ func settled(t *testing.T, s *simulator.Server, n int) {
 func closed(t *testing.T, s *simulator.Server) []simulator.Session {
 	t.Helper()
 	settled(t, s, 0)
-	return s.Book()
+	return s.SessionLog()
 }
 
 func sizes(frames [][]byte) []int {

@@ -19,12 +19,12 @@ const maxTokenLife = 24 * time.Hour
 
 // serveToken answers POST session-tokens (docs/protocol.md, section 2).
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
-	s.book.tokenCall()
+	s.sessionLog.countTokenCall()
 	ok := false
-	// A dropped connection leaves by a panic: it is a refusal too.
+	// dropConnection panics; that is a refusal too.
 	defer func() {
 		if !ok {
-			s.book.tokenRefused()
+			s.sessionLog.countTokenRefused()
 		}
 	}()
 	key := r.Header.Get("X-Api-Key")
@@ -42,7 +42,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if f, hit := s.tokenFault(key, body.AppID); hit {
-		s.book.fault(f.name)
+		s.sessionLog.countFault(f.name)
 		f.writeToken(w)
 		return
 	}
@@ -61,7 +61,8 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]any{"sessionToken": s.tokens.mint(expiry)})
 }
 
-// tokenFault finds the fault of a token call: the key's own, else the account's.
+// tokenFault returns the fault of a token call: the key's own, or else the
+// account's.
 func (s *Server) tokenFault(key, appID string) (fault, bool) {
 	words := strings.Split(key, "-")
 	if words[0] == "fail" {
@@ -71,14 +72,15 @@ func (s *Server) tokenFault(key, appID string) (fault, bool) {
 	}
 	f, _, err := parseFault(words)
 	if err != nil {
-		// The key itself is a secret, perhaps a real one: it isn't repeated.
+		// The key is a secret, perhaps a real one: don't quote it.
 		return fault{
 			name: "refused", status: http.StatusUnauthorized, jsonCode: "INVALID_API_KEY", title: "Invalid API key",
 			text: "the key asks for a failure that the simulator does not have; GET / lists them",
 		}, true
 	}
 	if f, err = f.in(phaseToken); err != nil {
-		// connectionClosed has no form here: a cut call is a failed connection.
+		// A token call has no connectionClosed: a cut call is a failed
+		// connection.
 		return fault{name: f.name, kind: kindDrop}, true
 	}
 	return f, true
@@ -87,11 +89,11 @@ func (s *Server) tokenFault(key, appID string) (fault, bool) {
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	// The client went away: there is nobody left to tell.
+	// Ignore the error: the client is gone.
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// writeTokenError answers in the shape of the console's failures.
+// writeTokenError writes an error in the console's format.
 func writeTokenError(w http.ResponseWriter, status int, code, title, detail string) {
 	if code == "" {
 		code = "ERR"
@@ -101,8 +103,8 @@ func writeTokenError(w http.ResponseWriter, status int, code, title, detail stri
 	}}})
 }
 
-// tokens makes and checks session tokens. They carry their expiry and a
-// signature, so that nothing need be kept of them unless they are single-use.
+// tokens makes and checks session tokens. A token contains its expiry and a
+// signature, so nothing needs to be stored unless tokens are single-use.
 type tokens struct {
 	key    []byte
 	single bool
@@ -126,7 +128,7 @@ func (t *tokens) sign(payload string) string {
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
 }
 
-// tokenState is what is wrong with a token.
+// tokenState is the result of checking a token.
 type tokenState int
 
 const (
@@ -135,7 +137,7 @@ const (
 	tokenExpired
 )
 
-// check says whether a token opens a session now, and uses it up if tokens are
+// check reports whether a token opens a session now, and uses it up if tokens are
 // single-use.
 func (t *tokens) check(token string, now time.Time) tokenState {
 	i := strings.LastIndexByte(token, '.')

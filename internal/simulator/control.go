@@ -8,14 +8,14 @@ import (
 	"strings"
 )
 
-// accountFault is the fault that the whole account has at the moment.
+// accountFault is the current fault of the whole account.
 type accountFault struct {
 	fault *fault
 	phase string // asked for; empty: where the backend gives it
 	appID string // empty: every app
 }
 
-// Control is the body of /control, both ways.
+// Control is the body of /control, in both directions.
 type Control struct {
 	// Fault is a code of the backend, "status-<n>" or "status-<n>-<seconds>";
 	// empty: none.
@@ -24,8 +24,8 @@ type Control struct {
 	Phase string `json:"phase,omitempty"`  // empty: where the backend gives it
 }
 
-// SetFault makes every new session fail, until it is called with an empty
-// Control. Sessions that are open go on.
+// SetFault makes every new session fail until it is called with an empty Control.
+// Open sessions go on.
 func (s *Server) SetFault(c Control) error {
 	var a accountFault
 	if c.Fault != "" {
@@ -49,7 +49,7 @@ func (s *Server) SetFault(c Control) error {
 	return nil
 }
 
-// Fault is the account's fault as SetFault set it.
+// Fault returns the account's fault as SetFault set it.
 func (s *Server) Fault() Control {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,9 +59,9 @@ func (s *Server) Fault() Control {
 	return Control{Fault: s.account.fault.name, AppID: s.account.appID, Phase: s.account.phase}
 }
 
-// accountFor finds the account's fault for a call: phaseToken for a token
-// call, else the fault of a new session, whatever its phase. A bad API key
-// shows in the token call, an outage there and at the upgrade.
+// accountFor returns the account's fault for a call: phaseToken for a token call;
+// otherwise the fault of a new session in any phase. A bad API key shows in the
+// token call, an outage there and at the upgrade.
 func (s *Server) accountFor(call, appID string) (fault, bool) {
 	s.mu.Lock()
 	a := s.account
@@ -74,7 +74,8 @@ func (s *Server) accountFor(call, appID string) (fault, bool) {
 	badKey := f.name == "sessionTokenExpired"
 	switch {
 	case a.phase != "":
-		// An app that a token call doesn't name shows itself at the upgrade.
+		// A token call does not name its app, so the fault of one app shows at
+		// the upgrade.
 		if a.phase == phaseToken && a.appID != "" && call == phaseConnect {
 			g, err := f.in(phaseConnect)
 			return g, err == nil
@@ -96,22 +97,23 @@ func (s *Server) routes() http.Handler {
 		writeJSON(w, http.StatusOK, s.Fault())
 	})
 	mux.HandleFunc("GET /book", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, BookPage{Totals: s.Totals(), List: s.Book()})
+		writeJSON(w, http.StatusOK, SessionLogPage{Totals: s.Totals(), List: s.SessionLog()})
 	})
 	mux.HandleFunc("DELETE /book", func(w http.ResponseWriter, _ *http.Request) {
-		s.ResetBook()
+		s.ResetSessionLog()
 		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		// The client went away: there is nobody left to tell.
+		// Ignore the error: the client is gone.
 		_, _ = io.WriteString(w, Help())
 	})
 	return mux
 }
 
-// BookPage is what GET /book answers: the totals, and the sessions as "list".
-type BookPage struct {
+// SessionLogPage is the reply to GET /book: the totals, and the sessions as
+// "list".
+type SessionLogPage struct {
 	Totals
 	List []Session `json:"list"`
 }
@@ -131,7 +133,7 @@ func (s *Server) serveSetControl(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, s.Fault())
 }
 
-// Help says what the simulator answers to.
+// Help describes the simulator's addresses, avatar IDs and API keys.
 func Help() string {
 	return `Simulated avatar backend.
 
@@ -146,7 +148,7 @@ Avatar ids (any of them may go on after a dash: ok-1, hang-a, flaky-serverError-
   fail-status-<n>     refuses the upgrade with that HTTP status; -<seconds> adds Retry-After
   flaky-<code>-<n>    fails n sessions, then runs
   slow-<ms>           delays each frame
-  hang                confirms, then says nothing
+  hang                confirms, then sends nothing
   deaf                as hang, and leaves pings unanswered
   mute                never confirms
   drop-<n>            cuts the TCP connection after n frames, each session

@@ -8,12 +8,12 @@ import (
 	"github.com/coder/websocket"
 )
 
-// utterance is one piece of speech and how far its answer has come.
+// utterance is one utterance and the progress of its answer.
 type utterance struct {
 	reqID       string
 	meter       meter
-	end         bool // all speech is here
-	abandoned   bool // the next one began before its end
+	end         bool // all speech has been received
+	abandoned   bool // the next one started before its end
 	interrupted bool
 	late        bool      // the last frame after an interrupt is sent
 	start       time.Time // its first envelope was ready
@@ -28,21 +28,22 @@ type piece struct {
 	late     bool
 	bare     bool // without data
 	replay   *replayFrame
-	at       int // key frames that play before it is due
+	at       int // key frames played before it is due
 }
 
-// readiness of an utterance's next piece.
+// readiness is the state of an utterance's next piece.
 type readiness int
 
 const (
 	ready readiness = iota
-	starved
-	over
+	needsSpeech
+	finished
 )
 
-// next is the utterance's next piece of motion. An envelope is held back until
-// more speech than it covers has come, or all of it: so the last one is always
-// the one that ends, and the cut of the speech into messages changes nothing.
+// next returns the utterance's next piece of motion. An envelope is held back
+// until more speech than it covers has come, or all of it. So the last envelope
+// is always the one that ends, and the division of the speech into messages has
+// no effect.
 func (u *utterance) next() (piece, readiness) {
 	size := frameLen
 	if u.pieces == 0 {
@@ -51,7 +52,7 @@ func (u *utterance) next() (piece, readiness) {
 	rest := u.meter.keyFrames() - u.sent
 	switch {
 	case u.interrupted && u.late:
-		return piece{}, over
+		return piece{}, finished
 	case u.interrupted:
 		return piece{first: u.sent, n: min(size, max(1, rest)), late: true}, ready
 	case rest > size:
@@ -61,38 +62,38 @@ func (u *utterance) next() (piece, readiness) {
 	case u.end:
 		return piece{first: u.sent, n: max(1, rest), end: true, at: u.sent}, ready
 	case u.abandoned:
-		return piece{}, over
+		return piece{}, finished
 	}
-	return piece{}, starved
+	return piece{}, needsSpeech
 }
 
-// nextReplay is the next recorded envelope, once all speech is here.
+// nextReplay returns the next recorded envelope, once all speech is there.
 func (u *utterance) nextReplay(frames []replayFrame) (piece, readiness) {
 	switch {
 	case u.interrupted || (u.abandoned && !u.end):
-		return piece{}, over
+		return piece{}, finished
 	case !u.end:
-		return piece{}, starved
+		return piece{}, needsSpeech
 	}
 	f := &frames[u.pieces]
 	return piece{n: f.keyFrames, end: f.end, replay: f, at: u.sent}, ready
 }
 
-// nextEgress is the next sign of life of speech that plays in a room: none,
-// unless the avatar sends an envelope without data at its begin and its end.
+// nextEgress returns the next envelope for speech that plays in a room: none,
+// unless the avatar sends an envelope without data at its start and end.
 func (u *utterance) nextEgress(signs bool) (piece, readiness) {
 	switch {
 	case u.interrupted || (u.abandoned && !u.end) || (u.end && !signs):
-		return piece{}, over
+		return piece{}, finished
 	case signs && u.pieces == 0:
 		return piece{bare: true}, ready
 	case u.end:
 		return piece{bare: true, end: true, at: u.meter.keyFrames()}, ready
 	}
-	return piece{}, starved
+	return piece{}, needsSpeech
 }
 
-// step is what the pump does next.
+// step is the pump's next action.
 type step struct {
 	fail     bool
 	utter    *utterance
@@ -100,9 +101,9 @@ type step struct {
 	envelope []byte
 }
 
-// kick starts the pump unless it runs. The caller holds mu; a session that is
-// not done has its place in the server's count, so the pump is waited for.
-func (c *session) kick() {
+// startPump starts the pump unless it runs. The caller holds mu. A session that
+// is not done is counted by the server, so Stop waits for the pump.
+func (c *session) startPump() {
 	if c.pumping || c.done {
 		return
 	}
@@ -117,10 +118,10 @@ func (c *session) kick() {
 func (c *session) wake() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.kick()
+	c.startPump()
 }
 
-// pump sends what is due, and ends when nothing is.
+// pump sends what is due, and returns when nothing is.
 func (c *session) pump() {
 	defer c.srv.wg.Done()
 	buf := c.srv.envelopes.get()
@@ -131,23 +132,23 @@ func (c *session) pump() {
 			return
 		}
 		if st.fail {
-			// pumping stays set: nothing is sent any more.
-			c.give(*c.does.fault, c.currentReq())
+			// pumping stays set, so that nothing more is sent.
+			c.fail(*c.behaviour.fault, c.currentReq())
 			return
 		}
 		if st.piece.replay == nil {
 			buf = st.envelope
 		}
 		if err := c.write(st.envelope); err != nil {
-			c.hangUp()
+			c.cutConn()
 			return
 		}
 		c.sent(st)
 	}
 }
 
-// next settles the pump's next step; false if there is none for now, and then
-// the pump ends.
+// next returns the pump's next step, or false if there is none now and the pump
+// ends.
 func (c *session) next(buf []byte) (step, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -157,14 +158,14 @@ func (c *session) next(buf []byte) (step, bool) {
 	for len(c.queue) > 0 && !c.done {
 		u := c.queue[0]
 		p, state := c.nextPiece(u)
-		if state == starved {
+		if state == needsSpeech {
 			break
 		}
-		if state == over {
+		if state == finished {
 			c.queue = c.queue[1:]
 			continue
 		}
-		if p.end && c.does.withhold && c.failsAtRuntime() {
+		if p.end && c.behaviour.withhold && c.failsAtRuntime() {
 			return step{fail: true}, true
 		}
 		if wait := c.wait(u, p); wait > 0 {
@@ -180,7 +181,7 @@ func (c *session) next(buf []byte) (step, bool) {
 func (c *session) nextPiece(u *utterance) (piece, readiness) {
 	switch {
 	case c.egress:
-		return u.nextEgress(c.does.egressEnd)
+		return u.nextEgress(c.behaviour.egressEnd)
 	case c.srv.replay != nil:
 		return u.nextReplay(c.srv.replay)
 	}
@@ -188,19 +189,19 @@ func (c *session) nextPiece(u *utterance) (piece, readiness) {
 }
 
 func (c *session) failsAtRuntime() bool {
-	return c.does.fault != nil && c.does.fault.phase == phaseRuntime
+	return c.behaviour.fault != nil && c.behaviour.fault.phase == phaseRuntime
 }
 
-// failsNow says whether the session has come as far as its fault lets it. In
-// egress, where nothing is sent, the first speech is far enough.
+// failsNow reports whether the session has reached its fault. In egress, where
+// nothing is sent, that is at the first speech.
 func (c *session) failsNow() bool {
 	if !c.failsAtRuntime() || c.done || c.latest == nil {
 		return false
 	}
-	return c.egress || c.frames >= c.does.after
+	return c.egress || c.frames >= c.behaviour.after
 }
 
-// wait is how long a piece is not due yet.
+// wait returns the time until a piece is due.
 func (c *session) wait(u *utterance, p piece) time.Duration {
 	now := time.Now()
 	if u.start.IsZero() {
@@ -213,12 +214,12 @@ func (c *session) wait(u *utterance, p piece) time.Duration {
 	if speed := c.srv.opts.Speed; speed > 0 {
 		due = due.Add(time.Duration(float64(p.at) / keyFrameRate / speed * float64(time.Second)))
 	}
-	if c.does.slow > 0 {
+	if c.behaviour.slow > 0 {
 		last := u.start
 		if c.lastSent.After(last) {
 			last = c.lastSent
 		}
-		if slow := last.Add(c.does.slow); slow.After(due) {
+		if slow := last.Add(c.behaviour.slow); slow.After(due) {
 			due = slow
 		}
 	}
@@ -238,7 +239,7 @@ func (c *session) build(buf []byte, u *utterance, p piece) []byte {
 	return appendAnimation(buf, c.id, u.reqID, p.end, data)
 }
 
-// sent notes an envelope that went out.
+// sent records an envelope that was sent.
 func (c *session) sent(st step) {
 	c.mu.Lock()
 	u := st.utter
@@ -251,7 +252,7 @@ func (c *session) sent(st step) {
 	c.frames++
 	c.lastSent = time.Now()
 	c.mu.Unlock()
-	c.srv.book.update(c.rec, func(rec *Session) {
+	c.srv.sessionLog.update(c.rec, func(rec *Session) {
 		rec.Frames++
 		if st.piece.end {
 			rec.Ends++
@@ -283,16 +284,16 @@ func (c *session) writeError(reqID string, code int32, text string) {
 	}
 }
 
-// give ends the session with a fault.
-func (c *session) give(f fault, reqID string) {
-	c.srv.book.fault(f.name)
-	c.srv.book.update(c.rec, func(rec *Session) { rec.Fault = f.name })
+// fail ends the session with a fault.
+func (c *session) fail(f fault, reqID string) {
+	c.srv.sessionLog.countFault(f.name)
+	c.srv.sessionLog.update(c.rec, func(rec *Session) { rec.Fault = f.name })
 	switch {
-	case c.does.cut && f.phase == phaseRuntime:
+	case c.behaviour.cut && f.phase == phaseRuntime:
 		c.cut()
 	case f.kind == kindGarbage:
 		c.stopSending()
-		// A client that is gone already has nothing to decode.
+		// Ignore the error: the client is gone.
 		_ = c.write([]byte{0xff, 0xff, 0xff})
 	case f.kind == kindClose:
 		c.closeWith(f.closeCode, f.text)
@@ -306,46 +307,46 @@ func (c *session) give(f fault, reqID string) {
 	}
 }
 
-// closeWith closes the WebSocket, and the connection if the client doesn't
+// closeWith closes the WebSocket, and cuts the connection if the client doesn't
 // answer in time.
 func (c *session) closeWith(code int, reason string) {
 	c.noteClose(code)
-	c.guardClose()
-	// The answer is noted by the reader; here there is nothing to do about it.
+	c.limitClose()
+	// The reader records the answer; ignore it here.
 	_ = c.conn.Close(websocket.StatusCode(code), reason)
 }
 
-// cut ends the TCP connection without a close frame. Only the sending side is
-// shut at first, so that what was sent before still arrives.
+// cut ends the TCP connection without a close frame. It shuts the sending side
+// first, so that what was sent before still arrives.
 func (c *session) cut() {
 	c.noteClose(1006)
-	c.guardClose()
+	c.limitClose()
 	if tcp, ok := c.net.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
 		return
 	}
-	c.hangUp()
+	c.cutConn()
 }
 
 func (c *session) noteClose(code int) {
 	c.stopSending()
-	c.srv.book.update(c.rec, func(rec *Session) {
+	c.srv.sessionLog.update(c.rec, func(rec *Session) {
 		if rec.CloseCode == 0 {
 			rec.CloseCode, rec.ClosedBy = code, "server"
 		}
 	})
 }
 
-func (c *session) guardClose() {
+func (c *session) limitClose() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.guard == nil {
-		c.guard = time.AfterFunc(closeTimeout, c.hangUp)
+	if c.closeTimer == nil {
+		c.closeTimer = time.AfterFunc(closeTimeout, c.cutConn)
 	}
 }
 
-// hangUp ends the TCP connection now.
-func (c *session) hangUp() {
-	// It may be closed already: that is what is wanted.
+// cutConn closes the TCP connection now.
+func (c *session) cutConn() {
+	// It may be closed already.
 	_ = c.net.Close()
 }
 
@@ -358,16 +359,16 @@ func (c *session) stopSending() {
 	}
 }
 
-// finish frees what the session holds when its reader has ended.
+// finish frees the session's resources when its reader has ended.
 func (c *session) finish() {
 	c.stopSending()
 	c.mu.Lock()
-	for _, t := range []*time.Timer{c.guard, c.heartbeat} {
+	for _, t := range []*time.Timer{c.closeTimer, c.heartbeat} {
 		if t != nil {
 			t.Stop()
 		}
 	}
 	c.mu.Unlock()
-	// Closed from the other side mostly; what matters is that it is now.
+	// Usually the other side has closed it already.
 	_ = c.conn.CloseNow()
 }

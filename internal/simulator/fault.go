@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// The phases of a session, in the words of the worker's error events.
+// Phases of a session, with the names in the worker's error events.
 const (
 	phaseToken     = "session_token"
 	phaseConnect   = "websocket_connect"
@@ -17,18 +17,18 @@ const (
 	phaseRuntime   = "websocket_runtime"
 )
 
-// kind is the way in which a fault shows itself.
+// kind is how a fault shows.
 type kind int
 
 const (
 	kindAnswer  kind = iota // an HTTP answer, or a ServerError once the socket is open
 	kindDrop                // the TCP connection is dropped before an answer
 	kindClose               // the socket is closed with closeCode
-	kindGarbage             // bytes that mean nothing
+	kindGarbage             // bytes that can't be decoded
 )
 
-// fault is one failure as the backend gives it. What a client makes of it is
-// decided by its texts and numbers: docs/protocol.md, section 9.
+// fault is one failure as the backend reports it. How clients classify it depends
+// on its texts and numbers: docs/protocol.md, section 9.
 type fault struct {
 	name  string
 	phase string // where the backend gives it, unless a test asks for another
@@ -47,11 +47,11 @@ type fault struct {
 
 var everyPhase = []string{phaseToken, phaseConnect, phaseHandshake, phaseRuntime}
 
-// faults lists the backend's nineteen codes, each with an answer that a client
-// can only read as that code.
+// faults lists the backend's nineteen codes, each with a reply that clients can
+// classify only as that code.
 //
-// Neither "UNAUTHENTICATED" nor "unauthorized" may appear where a bad API key
-// is meant: clients read both as a bad egress token.
+// Neither "UNAUTHENTICATED" nor "unauthorized" may appear in the text for a bad
+// API key: clients classify both as a bad egress token.
 func faults() []fault {
 	return []fault{
 		{name: "connectionFailed", phase: phaseConnect, also: []string{phaseToken}, kind: kindDrop},
@@ -94,9 +94,9 @@ func faults() []fault {
 	}
 }
 
-// parseFault reads the name of a fault from the front of words: a code, or
-// "status" with a number and, where it is a number too, the seconds of a
-// Retry-After. It returns the words that it did not use.
+// parseFault parses the name of a fault at the start of words: a code, or
+// "status" with a number and optionally the seconds of a Retry-After. It returns
+// the unused words.
 func parseFault(words []string) (fault, []string, error) {
 	if len(words) == 0 || words[0] == "" {
 		return fault{}, nil, fmt.Errorf("no fault named")
@@ -109,7 +109,7 @@ func parseFault(words []string) (fault, []string, error) {
 			return f, words[1:], nil
 		}
 	}
-	return fault{}, nil, fmt.Errorf("%q is no code of the backend (one of %s) and no status-<n>",
+	return fault{}, nil, fmt.Errorf("%q is not a code of the backend (one of %s) or status-<n>",
 		words[0], strings.Join(Codes(), ", "))
 }
 
@@ -119,7 +119,7 @@ func parseStatus(words []string) (fault, []string, error) {
 	}
 	n, err := strconv.Atoi(words[0])
 	if err != nil || n < 300 || n > 599 {
-		return fault{}, nil, fmt.Errorf("status-%s: the status is to be a number from 300 to 599", words[0])
+		return fault{}, nil, fmt.Errorf("status-%s: want a number from 300 to 599", words[0])
 	}
 	f := fault{
 		name: "status-" + words[0], phase: phaseConnect, also: []string{phaseToken}, status: n,
@@ -136,7 +136,7 @@ func parseStatus(words []string) (fault, []string, error) {
 	return f, words, nil
 }
 
-// Codes names the backend's codes, in the order of the table.
+// Codes lists the backend's codes, in the order of the table.
 func Codes() []string {
 	var names []string
 	for _, f := range faults() {
@@ -145,7 +145,7 @@ func Codes() []string {
 	return names
 }
 
-// in returns the fault as it shows itself in another phase.
+// in returns the fault as it shows in another phase.
 func (f fault) in(phase string) (fault, error) {
 	if phase != f.phase && !slices.Contains(f.also, phase) {
 		return f, fmt.Errorf("%s cannot be given in phase %q (its phase is %s; also possible: %s)",
@@ -155,7 +155,7 @@ func (f fault) in(phase string) (fault, error) {
 	return f, nil
 }
 
-// writeToken answers a token call with the fault.
+// writeToken writes the fault as the reply to a token call.
 func (f fault) writeToken(w http.ResponseWriter) {
 	switch f.kind {
 	case kindDrop:
@@ -172,7 +172,7 @@ func (f fault) writeToken(w http.ResponseWriter) {
 	}
 }
 
-// writeUpgrade answers an upgrade with the fault.
+// writeUpgrade writes the fault as the reply to an upgrade.
 func (f fault) writeUpgrade(w http.ResponseWriter) {
 	if f.kind == kindDrop {
 		dropConnection()
@@ -188,8 +188,8 @@ func (f fault) setRetryAfter(w http.ResponseWriter) {
 	}
 }
 
-// dropConnection ends the TCP connection of a request without an answer.
+// dropConnection ends the TCP connection of a request without a reply.
 func dropConnection() {
-	// net/http's own way to cut a connection from a handler; it logs nothing.
+	// This is how a net/http handler cuts its connection; it logs nothing.
 	panic(http.ErrAbortHandler)
 }

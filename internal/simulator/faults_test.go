@@ -115,8 +115,8 @@ func TestRejectionsThatWereObservedAreGivenToTheLetter(t *testing.T) {
 			t.Errorf("%s: %+v", avatar, f.http)
 		}
 	}
-	if s.Refused() != len(tests) || len(s.Book()) != 0 {
-		t.Errorf("refused %d of %d, %d in the book", s.Refused(), len(tests), len(s.Book()))
+	if s.Refused() != len(tests) || len(s.SessionLog()) != 0 {
+		t.Errorf("refused %d of %d, %d in the book", s.Refused(), len(tests), len(s.SessionLog()))
 	}
 }
 
@@ -129,9 +129,9 @@ func TestFlakyFailsItsSessionsThenRuns(t *testing.T) {
 			}
 		}
 	}
-	s.ResetBook()
+	s.ResetSessionLog()
 	if f := fail(t, s, "flaky-billingRequired-2"); f.phase == "completed" {
-		t.Error("a reset did not begin the count anew")
+		t.Error("a reset did not restart the count")
 	}
 }
 

@@ -18,9 +18,9 @@ const (
 	motionLen     = 1000
 )
 
-// motion is a loop of key frames, encoded once and shared by every session.
-// The first frameLen are repeated at the end, so that any envelope's key
-// frames are one slice.
+// motion is a loop of key frames, encoded once and shared by all sessions. The
+// first frameLen are repeated at the end, so that any envelope's key frames are
+// one slice.
 type motion []byte
 
 func newMotion() motion {
@@ -31,14 +31,14 @@ func newMotion() motion {
 	return m
 }
 
-// slice returns n key frames from number first on, as they stand in field 4.
+// slice returns n key frames from number first on, in the encoding of field 4.
 func (m motion) slice(first, n int) []byte {
 	first %= motionLen
 	return m[first*keyFrameSize : (first+n)*keyFrameSize]
 }
 
 // appendKeyFrame appends one key frame: seven packed lists of floats that move
-// as a speaking face does. All waves fit the loop, so that it has no seam.
+// like a speaking face. All waves fit the loop, so it has no seam.
 func appendKeyFrame(b []byte, i int) []byte {
 	wave := func(cycles int, size, offset float64) float32 {
 		return float32(offset + size*math.Sin(2*math.Pi*float64(i*cycles)/motionLen))
@@ -67,8 +67,8 @@ func appendKeyFrame(b []byte, i int) []byte {
 	return protowire.AppendBytes(b, body)
 }
 
-// appendAnimation appends an envelope with a ServerResponseAnimation; data is
-// its field 4, left out when nil.
+// appendAnimation appends an envelope with a ServerResponseAnimation. data is its
+// field 4, omitted if nil.
 func appendAnimation(b []byte, connectionID, reqID string, end bool, data []byte) []byte {
 	size := protowire.SizeTag(1) + protowire.SizeBytes(len(connectionID)) +
 		protowire.SizeTag(2) + protowire.SizeBytes(len(reqID))

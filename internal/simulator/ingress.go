@@ -8,14 +8,14 @@ import (
 	"github.com/coder/websocket"
 )
 
-// serveIngress upgrades to a session, or refuses it as the backend does
+// serveIngress upgrades a request to a session, or refuses it as the backend does
 // (docs/protocol.md, section 3).
 func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
 	admitted := false
-	// A dropped connection leaves by a panic: it is a refusal too.
+	// dropConnection panics; that is a refusal too.
 	defer func() {
 		if !admitted {
-			s.book.refused()
+			s.sessionLog.countRefused()
 		}
 	}()
 	app, token := r.Header.Get("X-App-ID"), r.Header.Get("X-Session-Key")
@@ -24,19 +24,19 @@ func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
 		app, token = query.Get("appId"), query.Get("sessionKey")
 	}
 	c := &session{srv: s, rec: &Session{AppID: app, AvatarID: query.Get("id")}}
-	if !s.mayOpen(w, c, token) {
+	if !s.authorize(w, c, token) {
 		return
 	}
 	c.rec.Opened = s.now()
 	c.rec.ConnectionID = newID(c.rec.Opened)
 	if s.replay != nil && !s.opts.ReplayPatch {
 		c.rec.ConnectionID = s.opts.Replay.ConnectionID
-		// The recorded envelopes name the recorded req_id: a client that sends
-		// its speech under that one gets them byte for byte, and as its own.
+		// The recorded envelopes contain the recorded req_id. A client that uses
+		// it gets them byte for byte.
 		w.Header().Set(ReplayHeader, s.opts.Replay.ReqID)
 	}
 	c.id = c.rec.ConnectionID
-	if !s.book.admit(c.rec, s.opts.MaxSessions) {
+	if !s.sessionLog.admit(c.rec, s.opts.MaxSessions) {
 		writeUpgradeError(w, http.StatusPaymentRequired, "session denied: concurrency")
 		return
 	}
@@ -44,9 +44,9 @@ func (s *Server) serveIngress(w http.ResponseWriter, r *http.Request) {
 	c.run(w, r)
 }
 
-// mayOpen checks token, app, account and avatar in the backend's order and
-// settles what the session will do. If it may not open, it has answered.
-func (s *Server) mayOpen(w http.ResponseWriter, c *session, token string) bool {
+// authorize checks token, app, account and avatar in the backend's order and sets
+// the session's behaviour. If it returns false, it has written the reply.
+func (s *Server) authorize(w http.ResponseWriter, c *session, token string) bool {
 	switch s.tokens.check(token, s.now()) {
 	case tokenBad:
 		writeUpgradeError(w, http.StatusBadRequest, "Invalid session token")
@@ -68,51 +68,51 @@ func (s *Server) mayOpen(w http.ResponseWriter, c *session, token string) bool {
 		writeUpgradeError(w, http.StatusNotFound, "Avatar not found: "+c.rec.AvatarID)
 		return false
 	}
-	c.does = b
-	if b.fault != nil && !s.strike(c.rec.AvatarID, b.times) {
-		c.does.fault = nil
+	c.behaviour = b
+	if b.fault != nil && !s.takeFailure(c.rec.AvatarID, b.times) {
+		c.behaviour.fault = nil
 	}
-	if f := c.does.fault; f != nil && f.phase == phaseConnect {
-		s.book.fault(f.name)
+	if f := c.behaviour.fault; f != nil && f.phase == phaseConnect {
+		s.sessionLog.countFault(f.name)
 		f.writeUpgrade(w)
 		return false
 	}
 	return true
 }
 
-// strike says whether a fault hits one more session of an avatar id; times is
-// 0 if it hits each.
-func (s *Server) strike(avatarID string, times int) bool {
+// takeFailure reports whether a fault hits one more session of an avatar ID, and
+// counts it; times is 0 if it hits every session.
+func (s *Server) takeFailure(avatarID string, times int) bool {
 	if times == 0 {
 		return true
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.hits[avatarID] >= times {
+	if s.failures[avatarID] >= times {
 		return false
 	}
-	s.hits[avatarID]++
+	s.failures[avatarID]++
 	return true
 }
 
-// writeUpgradeError refuses an upgrade in the shape that was observed: a
-// message in JSON, and a newline.
+// writeUpgradeError refuses an upgrade in the observed format: a JSON message and
+// a newline.
 func writeUpgradeError(w http.ResponseWriter, status int, message string) {
 	writeJSON(w, status, map[string]string{"message": message})
 }
 
-// run is the session's life: it returns when the session is closed.
+// run runs the session and returns when it is closed.
 func (c *session) run(w http.ResponseWriter, r *http.Request) {
 	code, by := 1006, "server"
-	defer func() { c.srv.book.closed(c.rec, c.srv.now(), code, by) }()
+	defer func() { c.srv.sessionLog.closed(c.rec, c.srv.now(), code, by) }()
 	nc, ok := r.Context().Value(connKey{}).(net.Conn)
 	if !ok {
-		c.srv.log.Error().Msg("simulator: a request without its connection")
+		c.srv.log.Error().Msg("simulator: the request's context has no connection")
 		return
 	}
 	c.net = nc
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{
-		InsecureSkipVerify: true, // nothing here is worth an origin check
+		InsecureSkipVerify: true, // the simulator needs no origin check
 		OnPingReceived:     c.answerPing,
 	})
 	if err != nil {
@@ -121,12 +121,12 @@ func (c *session) run(w http.ResponseWriter, r *http.Request) {
 	}
 	c.conn = conn
 	conn.SetReadLimit(maxMessage)
-	if !c.srv.enter(c) {
-		// Stop has begun: the connection goes as the listener went.
-		c.hangUp()
+	if !c.srv.register(c) {
+		// Stop was called: close the connection like the listener.
+		c.cutConn()
 		return
 	}
-	defer c.srv.leave(c)
+	defer c.srv.unregister(c)
 	c.startHeartbeat()
 	err = c.serve()
 	if n := websocket.CloseStatus(err); n != -1 {

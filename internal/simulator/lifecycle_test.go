@@ -43,8 +43,8 @@ func TestStopClosesSessionsAndStartGoesOnAtTheSameAddress(t *testing.T) {
 	}
 	<-stopped
 	s.Stop() // a second time: nothing
-	if s.OpenSessions() != 0 || s.Book()[0].CloseCode != 1001 || s.Book()[0].ClosedBy != "server" {
-		t.Errorf("the book says %+v", s.Book())
+	if s.OpenSessions() != 0 || s.SessionLog()[0].CloseCode != 1001 || s.SessionLog()[0].ClosedBy != "server" {
+		t.Errorf("the book says %+v", s.SessionLog())
 	}
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -63,7 +63,7 @@ func TestStopClosesSessionsAndStartGoesOnAtTheSameAddress(t *testing.T) {
 func TestStopDoesNotWaitForAClientThatDoesNotAnswer(t *testing.T) {
 	s := start(t, simulator.Options{})
 	c := open(t, s, "ok")
-	c.say(reqID, pcm(16000, 600000), true) // nobody reads the answer
+	c.say(reqID, pcm(16000, 600000), true) // the answer is not read
 	s.Stop()
 }
 
@@ -87,7 +87,7 @@ func TestMaxSessionsRefusesOneTooManyForEachApp(t *testing.T) {
 }
 
 func TestTheBookForgetsTheOldestClosedSessionsBeyondItsLimit(t *testing.T) {
-	s := start(t, simulator.Options{BookLimit: 10})
+	s := start(t, simulator.Options{SessionLogLimit: 10})
 	live := open(t, s, "ok-live")
 	for i := range 150 {
 		c := open(t, s, fmt.Sprintf("ok-%d", i))
@@ -96,7 +96,7 @@ func TestTheBookForgetsTheOldestClosedSessionsBeyondItsLimit(t *testing.T) {
 			settled(t, s, 1)
 		}
 	}
-	book, totals := s.Book(), s.Totals()
+	book, totals := s.SessionLog(), s.Totals()
 	if len(book) > 10+2+64+1 || len(book)+totals.Dropped != 151 || totals.Sessions != 151 {
 		t.Errorf("%d in the book, totals %+v", len(book), totals)
 	}
@@ -105,8 +105,8 @@ func TestTheBookForgetsTheOldestClosedSessionsBeyondItsLimit(t *testing.T) {
 	}
 	live.close()
 	closed(t, s)
-	s.ResetBook()
-	if len(s.Book()) != 0 || s.Totals().Sessions != 0 {
+	s.ResetSessionLog()
+	if len(s.SessionLog()) != 0 || s.Totals().Sessions != 0 {
 		t.Errorf("after the reset %+v", s.Totals())
 	}
 }
@@ -233,7 +233,7 @@ func TestReplayWithPatchedIDsDiffersInNothingElse(t *testing.T) {
 	x := exchange(3)
 	s := start(t, simulator.Options{Replay: x, ReplayPatch: true})
 	c := open(t, s, "ok")
-	connection := s.Book()[0].ConnectionID
+	connection := s.SessionLog()[0].ConnectionID
 	c.say(reqID, pcm(16000, 100), true)
 	got := c.answerTo(reqID)
 	for i := range got {

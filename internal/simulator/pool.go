@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// envelopePool lends buffers for one envelope each to the pumps that run.
+// envelopePool provides buffers for one envelope each to running pumps.
 type envelopePool struct{ pool sync.Pool }
 
 func (p *envelopePool) get() []byte {
@@ -17,8 +17,8 @@ func (p *envelopePool) get() []byte {
 
 func (p *envelopePool) put(b []byte) { p.pool.Put(&b) }
 
-// bufferPool lends buffers for one message from a client each: a session that
-// is silent holds none.
+// bufferPool provides buffers for one client message each, so that a silent
+// session holds none.
 type bufferPool struct{ pool sync.Pool }
 
 func (p *bufferPool) get() *bytes.Buffer {

@@ -11,8 +11,8 @@ import (
 	"avatarworker/internal/session/avatarpb"
 )
 
-// Exchange is a recorded exchange: one utterance and the envelopes that the
-// backend answered it with.
+// Exchange is a recorded exchange: one utterance and the envelopes of the
+// backend's answer.
 type Exchange struct {
 	SampleRate   int      `json:"sample_rate"` // Hz
 	AudioFormat  string   `json:"audio_format"`
@@ -36,7 +36,7 @@ func LoadExchange(path string) (*Exchange, error) {
 	return x, nil
 }
 
-// ParseExchange is LoadExchange for bytes at hand.
+// ParseExchange is LoadExchange for bytes in memory.
 func ParseExchange(data []byte) (*Exchange, error) {
 	var x Exchange
 	if err := json.Unmarshal(data, &x); err != nil {
@@ -73,7 +73,7 @@ func decodeAnimation(b []byte) (*avatarpb.ServerResponseAnimation, error) {
 	return a, nil
 }
 
-// replayFrame is one recorded envelope with what pacing and patching need.
+// replayFrame is one recorded envelope with the data for pacing and patching.
 type replayFrame struct {
 	envelope  []byte
 	data      []byte // field 4, nil if it is absent
@@ -89,7 +89,7 @@ func (x *Exchange) frames() ([]replayFrame, error) {
 			return nil, err
 		}
 		f := replayFrame{envelope: e, end: a.GetEnd()}
-		// The public schema leaves field 4 out: it is among the unknown fields.
+		// The public schema omits field 4, so it is among the unknown fields.
 		err = fields(a.ProtoReflect().GetUnknown(), func(num protowire.Number, typ protowire.Type, value, _ []byte) error {
 			if num == 4 && typ == protowire.BytesType {
 				f.data = value

@@ -13,32 +13,32 @@ import (
 	"avatarworker/internal/session/avatarpb"
 )
 
-// session is one connection. Its reader is the goroutine of the HTTP request;
-// a second one, the pump, lives only while there is something to send.
+// session is one connection. Its reader is the goroutine of the HTTP request. A
+// second one, the pump, runs only while there is something to send.
 type session struct {
-	srv  *Server
-	id   string // connection id
-	does behaviour
-	rec  *Session // guarded by the book
-	conn *websocket.Conn
-	net  net.Conn
+	srv       *Server
+	id        string // connection id
+	behaviour behaviour
+	rec       *Session // guarded by sessionLog
+	conn      *websocket.Conn
+	net       net.Conn
 
 	egress   bool
 	newMeter func() meter
 
-	mu        sync.Mutex
-	queue     []*utterance // not yet answered in full, oldest first
-	latest    *utterance
-	pumping   bool
-	done      bool        // nothing more is sent
-	timer     *time.Timer // wakes the pump
-	guard     *time.Timer // ends a close that the client leaves unanswered
-	heartbeat *time.Timer
-	frames    int
-	lastSent  time.Time
+	mu         sync.Mutex
+	queue      []*utterance // not fully answered, oldest first
+	latest     *utterance
+	pumping    bool
+	done       bool        // nothing more is sent
+	timer      *time.Timer // wakes the pump
+	closeTimer *time.Timer // ends an unanswered close
+	heartbeat  *time.Timer
+	frames     int
+	lastSent   time.Time
 }
 
-// serve is the session from its first message on. It returns what ended the
+// serve handles the session from its first message on. It returns what ended the
 // reading.
 func (c *session) serve() error {
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
@@ -47,36 +47,36 @@ func (c *session) serve() error {
 	if err != nil {
 		return err
 	}
-	if c.does.mute {
+	if c.behaviour.mute {
 		return c.readOn(func([]byte) {})
 	}
-	if f := c.does.fault; refusal == nil && f != nil && f.phase == phaseHandshake {
+	if f := c.behaviour.fault; refusal == nil && f != nil && f.phase == phaseHandshake {
 		refusal = f
 	}
 	if refusal == nil {
 		refusal = c.configure(cfg)
 	}
 	if refusal != nil {
-		c.srv.book.refused()
-		c.give(*refusal, "")
+		c.srv.sessionLog.countRefused()
+		c.fail(*refusal, "")
 		return c.readOn(func([]byte) {})
 	}
 	confirm, err := encodeConfirm(c.id)
 	if err != nil {
 		return fmt.Errorf("encode the confirm: %w", err)
 	}
-	c.srv.book.confirmed(c.rec, c.srv.now())
+	c.srv.sessionLog.confirmed(c.rec, c.srv.now())
 	if err := c.write(confirm); err != nil {
 		return err
 	}
-	if c.does.hang {
+	if c.behaviour.hang {
 		return c.readOn(func([]byte) {})
 	}
 	return c.readOn(c.handle)
 }
 
-// readConfigure reads the first message. The fault is the answer to one that
-// is no configuration.
+// readConfigure reads the first message. The fault is the reply to one that does
+// not configure the session.
 func (c *session) readConfigure(ctx context.Context) (cfg *avatarpb.ClientConfigureSession, refusal *fault, err error) {
 	err = c.read(ctx, func(typ websocket.MessageType, b []byte) {
 		m, derr := decodeClient(b)
@@ -96,13 +96,13 @@ func (c *session) readConfigure(ctx context.Context) (cfg *avatarpb.ClientConfig
 	return cfg, refusal, err
 }
 
-// refuse is a handshake's refusal with a ServerError.
+// refuse refuses the handshake with a ServerError.
 func refuse(code int32, text string) *fault {
 	return &fault{name: "refused", phase: phaseHandshake, serverCode: code, text: text}
 }
 
-// configure takes the client's settings, or says why not (docs/protocol.md,
-// sections 6 and 7).
+// configure applies the client's settings, or returns why it can't
+// (docs/protocol.md, sections 6 and 7).
 func (c *session) configure(cfg *avatarpb.ClientConfigureSession) *fault {
 	rate := int(cfg.GetSampleRate())
 	format, rates := "pcm_s16le", []int{8000, 16000, 22050, 24000, 32000, 44100, 48000}
@@ -121,7 +121,7 @@ func (c *session) configure(cfg *avatarpb.ClientConfigureSession) *fault {
 	if f := c.configureEgress(cfg); f != nil {
 		return f
 	}
-	c.srv.book.update(c.rec, func(rec *Session) {
+	c.srv.sessionLog.update(c.rec, func(rec *Session) {
 		rec.SampleRate, rec.AudioFormat, rec.ExtraParams = rate, format, cfg.GetExtraParams()
 	})
 	return nil
@@ -154,12 +154,12 @@ func (c *session) configureEgress(cfg *avatarpb.ClientConfigureSession) *fault {
 		return refuse(16, "could not connect to the "+name+" room: unauthorized: invalid token")
 	}
 	c.egress = true
-	c.srv.book.update(c.rec, func(rec *Session) { rec.Egress = name })
+	c.srv.sessionLog.update(c.rec, func(rec *Session) { rec.Egress = name })
 	return nil
 }
 
-// readOn reads binary messages until the connection ends. Somebody always has
-// to: pings, pongs and closes are handled by the reading.
+// readOn reads binary messages until the connection ends. Reading never stops,
+// because it also handles pings, pongs and closes.
 func (c *session) readOn(handle func([]byte)) error {
 	for {
 		err := c.read(context.Background(), func(typ websocket.MessageType, b []byte) {
@@ -173,7 +173,7 @@ func (c *session) readOn(handle func([]byte)) error {
 	}
 }
 
-// read hands one message to handle; its bytes are good until handle returns.
+// read passes one message to handle; its bytes are valid until handle returns.
 func (c *session) read(ctx context.Context, handle func(websocket.MessageType, []byte)) error {
 	typ, r, err := c.conn.Reader(ctx)
 	if err != nil {
@@ -188,8 +188,8 @@ func (c *session) read(ctx context.Context, handle func(websocket.MessageType, [
 	return nil
 }
 
-// handle takes a message of a confirmed session. What is neither speech nor an
-// interrupt is ignored.
+// handle handles a message of a confirmed session. It ignores messages other than
+// speech and interrupts.
 func (c *session) handle(b []byte) {
 	m, err := decodeClient(b)
 	switch {
@@ -202,14 +202,14 @@ func (c *session) handle(b []byte) {
 	}
 }
 
-// hear takes a piece of speech.
+// hear adds a piece of speech.
 func (c *session) hear(a *clientAudio) {
 	c.mu.Lock()
 	u := c.latest
 	fresh := c.begins(a)
 	if fresh {
 		if u != nil {
-			// Nobody said that it ended: its last piece is never made.
+			// Its end was not sent, so its last piece is never made.
 			u.abandoned = true
 		}
 		u = &utterance{reqID: a.reqID, meter: c.newMeter()}
@@ -225,16 +225,16 @@ func (c *session) hear(a *clientAudio) {
 	u.end = a.end
 	u.interrupted = err != nil
 	u.late = err != nil // a broken utterance is answered with the error only
-	c.kick()
+	c.startPump()
 	c.mu.Unlock()
 
-	c.srv.book.update(c.rec, func(rec *Session) { rec.heard(a, fresh) })
+	c.srv.sessionLog.update(c.rec, func(rec *Session) { rec.heard(a, fresh) })
 	if err != nil {
 		c.writeError(a.reqID, 3, "invalid audio: "+err.Error())
 	}
 }
 
-// begins says whether a piece of speech is an utterance's first. The caller
+// begins reports whether a piece of speech is an utterance's first. The caller
 // holds mu.
 func (c *session) begins(a *clientAudio) bool {
 	u := c.latest
@@ -242,30 +242,30 @@ func (c *session) begins(a *clientAudio) bool {
 	case u == nil || u.reqID != a.reqID:
 		return true
 	case c.srv.replay != nil && !c.srv.opts.ReplayPatch:
-		// The answers have the one recorded req_id, so a client that knows it
-		// says every utterance under it.
+		// The recorded answers have one req_id, so a client that knows it uses it
+		// for every utterance.
 		return u.end
 	default:
 		return false
 	}
 }
 
-// heard notes a piece of speech in the book.
+// heard records a piece of speech in the session log.
 func (rec *Session) heard(a *clientAudio, fresh bool) {
 	rec.AudioBytes += int64(len(a.audio))
 	if a.end {
 		rec.Utterances++
 	}
-	if fresh && len(rec.ReqIDs) < maxNoted {
+	if fresh && len(rec.ReqIDs) < maxListed {
 		rec.ReqIDs = append(rec.ReqIDs, a.reqID)
 	}
-	if a.traceParent != "" && len(rec.TraceParents) < maxNoted {
+	if a.traceParent != "" && len(rec.TraceParents) < maxListed {
 		rec.TraceParents = append(rec.TraceParents, a.traceParent)
 	}
 }
 
-// interrupt throws away what is left of an utterance, but for one frame that
-// was on its way already.
+// interrupt drops the rest of an utterance, except for one frame that was already
+// on its way.
 func (c *session) interrupt(reqID string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -274,16 +274,16 @@ func (c *session) interrupt(reqID string) {
 			u.interrupted, u.end = true, true // no more speech comes
 		}
 	}
-	c.kick()
-	c.srv.book.update(c.rec, func(rec *Session) { rec.Interrupts++ })
+	c.startPump()
+	c.srv.sessionLog.update(c.rec, func(rec *Session) { rec.Interrupts++ })
 }
 
-// answerPing says whether a ping is answered.
+// answerPing reports whether a ping is answered.
 func (c *session) answerPing(context.Context, []byte) bool {
-	return !c.srv.opts.IgnorePings && !c.does.deaf
+	return !c.srv.opts.IgnorePings && !c.behaviour.deaf
 }
 
-// startHeartbeat pings the client from time to time, if the options say so.
+// startHeartbeat pings the client at intervals, if the options say so.
 func (c *session) startHeartbeat() {
 	every := c.srv.opts.PingInterval
 	if every <= 0 {
@@ -294,8 +294,8 @@ func (c *session) startHeartbeat() {
 	c.heartbeat = time.AfterFunc(every, c.beat)
 }
 
-// beat pings once. The reader's place in the server's count holds while the
-// session is not done, so that this goroutine is waited for.
+// beat pings once. The server counts the reader while the session is not done, so
+// Stop waits for this goroutine.
 func (c *session) beat() {
 	c.mu.Lock()
 	if c.done {
@@ -309,7 +309,7 @@ func (c *session) beat() {
 	ctx, cancel := context.WithTimeout(context.Background(), c.srv.opts.PingInterval)
 	defer cancel()
 	if err := c.conn.Ping(ctx); err != nil {
-		c.hangUp()
+		c.cutConn()
 		return
 	}
 	c.mu.Lock()

@@ -244,7 +244,7 @@ func TestExtraParamsAreInTheBook(t *testing.T) {
 	openWith(t, s, "ok", &avatarpb.ClientConfigureSession{
 		SampleRate: 16000, ExtraParams: map[string]string{"server_post_process": "false"},
 	})
-	if got := s.Book()[0].ExtraParams["server_post_process"]; got != "false" {
+	if got := s.SessionLog()[0].ExtraParams["server_post_process"]; got != "false" {
 		t.Errorf("extra_params in the book: %q", got)
 	}
 }
@@ -257,7 +257,7 @@ func TestQueryAuthenticationWorksAsHeaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.CloseNow()
-	if got := s.Book()[0].AppID; got != "query-app" {
+	if got := s.SessionLog()[0].AppID; got != "query-app" {
 		t.Errorf("app id %q", got)
 	}
 	http.DefaultClient.CloseIdleConnections()
@@ -281,7 +281,7 @@ func TestPingsAreAnsweredUnlessTheClientIsToMissThem(t *testing.T) {
 
 func TestHeartbeatDropsAClientThatDoesNotAnswer(t *testing.T) {
 	s := start(t, simulator.Options{PingInterval: 30 * time.Millisecond})
-	open(t, s, "ok") // nobody reads: nobody answers pings
+	open(t, s, "ok") // without a reader, pings are not answered
 	if rec := closed(t, s)[0]; rec.CloseCode != 1006 {
 		t.Errorf("the book says %+v", rec)
 	}

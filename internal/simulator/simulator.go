@@ -1,7 +1,8 @@
-// Package simulator is a pretended avatar backend: the console that gives
-// session tokens and the WebSocket ingress that turns speech into motion, as
-// far as docs/protocol.md knows them, and every failure on request. It serves
-// the demo, the command `avatarworker simulator` and the tests.
+// Package simulator is a simulated avatar backend: the console that issues
+// session tokens and the WebSocket ingress that turns speech into motion, as far
+// as docs/protocol.md knows them, and every failure on request. It serves the
+// demo, the command `avatarworker simulator` and the tests. It owns its tokens,
+// sessions and session log, and must not know about the worker.
 package simulator
 
 import (
@@ -19,11 +20,11 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// ReplayHeader of the upgrade's answer asks the client to speak under this
-// req_id: that of the recorded exchange which will answer it.
+// ReplayHeader in the upgrade's reply asks the client to use this req_id: that of
+// the recorded exchange which answers it.
 const ReplayHeader = "Avatar-Replay-Req-Id"
 
-// DefaultAddr is where the simulator listens unless told otherwise.
+// DefaultAddr is the default address of the simulator.
 const DefaultAddr = "127.0.0.1:9090"
 
 const (
@@ -35,45 +36,45 @@ const (
 	maxMessage       = 64 << 20         // bytes; the real ceiling is not known
 )
 
-// Options of a Server. The zero value listens at DefaultAddr, delivers as fast
-// as it can and logs nothing.
+// Options configure a Server. The zero value listens at DefaultAddr, delivers as
+// fast as possible and logs nothing.
 type Options struct {
 	Addr string // host:port; ":0" takes a free port
-	// Speed is how fast motion is delivered: 1 as fast as it plays, 2 twice as
-	// fast, 0 as fast as it can. An utterance's first envelope never waits.
+	// Speed is how fast motion is delivered: 1 for real time, 2 twice as fast, 0
+	// as fast as possible. An utterance's first envelope is never delayed.
 	Speed float64
 
 	Replay *Exchange // answers each utterance; nil: motion of our own
-	// ReplayPatch puts the client's req_id and the session's connection_id
-	// into the replayed envelopes. Without it they are sent byte for byte, and
-	// the session is confirmed under the recorded connection_id.
+	// ReplayPatch writes the client's req_id and the session's connection_id into
+	// the replayed envelopes. Without it they are sent byte for byte, and the
+	// session is confirmed under the recorded connection_id.
 	ReplayPatch bool
 
-	// TLS is served if it is not nil; NewCertificate makes a certificate.
+	// TLS is used if it is not nil; NewCertificate makes a certificate.
 	TLS *tls.Config
 
 	MaxSessions     int           // at once, for each app; 0: no limit
 	SingleUseTokens bool          // a token opens one session
-	PingInterval    time.Duration // pings clients and drops those that leave one unanswered; 0: never
-	IgnorePings     bool          // leaves the clients' pings unanswered
-	BookLimit       int           // closed sessions kept in the book; 0: 100,000
+	PingInterval    time.Duration // pings clients and drops those that do not answer; 0: never
+	IgnorePings     bool          // does not answer the clients' pings
+	SessionLogLimit int           // closed sessions kept in the session log; 0: 100,000
 
 	Logger zerolog.Logger
 	Now    func() time.Time // nil: time.Now
 }
 
-// Server is the simulated backend. It may be started again after a stop, at
-// the same address and with the same book, as a backend that was away.
+// Server is the simulated backend. It may be started again after a stop, at the
+// same address and with the same session log, like a backend that was away.
 type Server struct {
-	opts      Options
-	log       zerolog.Logger
-	now       func() time.Time
-	motion    motion
-	replay    []replayFrame
-	envelopes envelopePool
-	messages  bufferPool
-	tokens    *tokens
-	book      *book
+	opts       Options
+	log        zerolog.Logger
+	now        func() time.Time
+	motion     motion
+	replay     []replayFrame
+	envelopes  envelopePool
+	messages   bufferPool
+	tokens     *tokens
+	sessionLog *sessionLog
 
 	mu       sync.Mutex
 	addr     string // where it listens, once started
@@ -81,11 +82,11 @@ type Server struct {
 	stopping bool
 	sessions map[*session]struct{}
 	account  accountFault
-	hits     map[string]int // sessions that a flaky avatar id failed
+	failures map[string]int // sessions that a flaky avatar id failed
 	wg       sync.WaitGroup
 }
 
-// New makes a Server; Start makes it listen.
+// New returns a Server; Start makes it listen.
 func New(opts Options) *Server {
 	if opts.Addr == "" {
 		opts.Addr = DefaultAddr
@@ -93,20 +94,20 @@ func New(opts Options) *Server {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	if opts.BookLimit == 0 {
-		opts.BookLimit = 100_000
+	if opts.SessionLogLimit == 0 {
+		opts.SessionLogLimit = 100_000
 	}
 	return &Server{
 		opts: opts, log: opts.Logger, now: opts.Now,
-		motion: newMotion(), tokens: newTokens(opts.SingleUseTokens), book: newBook(opts.BookLimit),
-		addr: opts.Addr, sessions: map[*session]struct{}{}, hits: map[string]int{},
+		motion: newMotion(), tokens: newTokens(opts.SingleUseTokens), sessionLog: newSessionLog(opts.SessionLogLimit),
+		addr: opts.Addr, sessions: map[*session]struct{}{}, failures: map[string]int{},
 	}
 }
 
-// connKey finds a request's TCP connection in its context.
+// connKey is the context key of a request's TCP connection.
 type connKey struct{}
 
-// Start listens and returns; ctx bounds the listening only.
+// Start starts listening and returns. ctx bounds only that.
 func (s *Server) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -147,7 +148,7 @@ func (s *Server) Start(ctx context.Context) error {
 	return nil
 }
 
-// logLines takes net/http's complaints, such as a handshake that failed.
+// logLines logs net/http's messages, such as failed handshakes.
 type logLines struct{ log zerolog.Logger }
 
 func (l *logLines) Write(line []byte) (int, error) {
@@ -170,7 +171,7 @@ func (s *Server) serve(srv *http.Server, ln net.Listener) {
 	}
 }
 
-// Stop closes every session with 1001 and waits until all is done, at most
+// Stop closes every session with 1001 and waits until all have ended, at most
 // about a second. It may be called twice.
 func (s *Server) Stop() {
 	s.mu.Lock()
@@ -195,13 +196,14 @@ func (s *Server) Stop() {
 	s.wg.Wait()
 }
 
-// URL is where the simulator's page and /control are.
+// URL returns the address of the simulator's page and /control.
 func (s *Server) URL() string { return s.scheme("http") + s.hostPort() }
 
-// ConsoleURL is the console's base: session tokens are at /session-tokens under it.
+// ConsoleURL returns the console's base URL: session tokens are at
+// /session-tokens under it.
 func (s *Server) ConsoleURL() string { return s.URL() + consolePath }
 
-// IngressURL is the ingress's base: sessions are at /websocket under it.
+// IngressURL returns the ingress's base URL: sessions are at /websocket under it.
 func (s *Server) IngressURL() string { return s.scheme("ws") + s.hostPort() + ingressPath }
 
 func (s *Server) scheme(plain string) string {
@@ -211,7 +213,7 @@ func (s *Server) scheme(plain string) string {
 	return plain + "://"
 }
 
-// hostPort is the address as a client on this machine can use it.
+// hostPort returns the address for a client on this machine.
 func (s *Server) hostPort() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -225,8 +227,8 @@ func (s *Server) hostPort() string {
 	return net.JoinHostPort(host, port)
 }
 
-// enter counts a session in; false while stopping.
-func (s *Server) enter(c *session) bool {
+// register adds a session. It returns false while the server is stopping.
+func (s *Server) register(c *session) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopping {
@@ -237,14 +239,14 @@ func (s *Server) enter(c *session) bool {
 	return true
 }
 
-func (s *Server) leave(c *session) {
+func (s *Server) unregister(c *session) {
 	s.mu.Lock()
 	delete(s.sessions, c)
 	s.mu.Unlock()
 	s.wg.Done()
 }
 
-// newID makes an id in the backend's form: the second in UTC and 12 random
+// newID returns an ID in the backend's format: the second in UTC and 12 random
 // characters (docs/protocol.md, section 5).
 func newID(now time.Time) string {
 	const alphabet = "useandom-26T198340PX75pxJACKVERYMINDBUSHWOLF_GQZbfghjklqvwyzrict"

@@ -7,11 +7,11 @@ import (
 
 // meter measures an utterance's speech as it arrives.
 type meter interface {
-	// write takes the next bytes, cut anywhere.
+	// write adds the next bytes, divided anywhere.
 	write(p []byte) error
-	// keyFrames is the number of whole key frames that the speech fills.
+	// keyFrames returns the number of whole key frames that the speech fills.
 	keyFrames() int
-	// empty says that no speech came at all.
+	// empty reports whether there was no speech at all.
 	empty() bool
 }
 
@@ -54,11 +54,11 @@ func (m *oggMeter) write(p []byte) error {
 	}
 }
 
-// page reads the page at the front of b and returns its length; 0 if it is not
-// all there.
+// page parses the page at the front of b and returns its length, or 0 if it is
+// incomplete.
 func (m *oggMeter) page(b []byte) (int, error) {
 	if n := min(len(b), 4); string(b[:n]) != "OggS"[:n] {
-		return 0, fmt.Errorf("no Ogg page where one has to begin (page %d)", m.pages+1)
+		return 0, fmt.Errorf("page %d of the Ogg stream does not start with OggS", m.pages+1)
 	}
 	if len(b) < oggHeaderLen {
 		return 0, nil
@@ -92,7 +92,7 @@ func (m *oggMeter) page(b []byte) (int, error) {
 
 func (m *oggMeter) keyFrames() int {
 	samples := max(0, m.granule-m.preSkip)
-	// A day of speech: a granule position past it is nonsense.
+	// Limit to a day of speech: a larger granule position is invalid.
 	return int(min(samples, 24*3600*opusClock) * keyFrameRate / opusClock)
 }
 

@@ -9,8 +9,8 @@ import (
 	"avatarworker/internal/session/avatarpb"
 )
 
-// clientMessage is a message from the client. Of the payloads only the one
-// that the type names is set.
+// clientMessage is a message from the client. Only the payload that the type
+// names is set.
 type clientMessage struct {
 	kind      avatarpb.MessageType
 	configure *avatarpb.ClientConfigureSession
@@ -18,8 +18,8 @@ type clientMessage struct {
 	interrupt string // req_id
 }
 
-// clientAudio is a ClientAudioInput whose audio is a part of the message: no
-// copy is made, so it is only good until the next one is read.
+// clientAudio is a ClientAudioInput whose audio is a slice of the message, so it
+// is valid only until the next message is read.
 type clientAudio struct {
 	reqID       string
 	end         bool
@@ -27,8 +27,8 @@ type clientAudio struct {
 	traceParent string
 }
 
-// decodeClient reads an envelope. Speech is most of what a client sends, and
-// goes around the protobuf library to spare its copy.
+// decodeClient decodes an envelope. Speech, which is most of what a client sends,
+// bypasses the protobuf library to avoid a copy.
 func decodeClient(b []byte) (clientMessage, error) {
 	var m clientMessage
 	var audio []byte
@@ -84,8 +84,8 @@ func decodeAudio(b []byte) (*clientAudio, error) {
 	return a, err
 }
 
-// fields calls f for each field of an encoded message: with its value (a
-// bytes field's content, else the bytes after the tag) and the whole field.
+// fields calls f for each field of an encoded message, with its value (a bytes
+// field's content, else the bytes after the tag) and the whole field.
 func fields(b []byte, f func(num protowire.Number, typ protowire.Type, value, whole []byte) error) error {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)

@@ -20,9 +20,8 @@ const (
 
 // countStates counts the records of jobs that were taken and have no outcome.
 // A bucket may hold a week of records, nearly all of jobs that have ended: the
-// count stops as soon as it has found as many as the consumers say are taken,
-// and nothing is kept of a record but its state. It returns false where the
-// time was up before.
+// count stops once it has found as many as the consumers report as taken. It
+// returns false if the time ran out before.
 func (s *Store) countStates(ctx context.Context, queues map[string]*Queue) (all bool, err error) {
 	wanted := 0
 	for _, q := range queues {
@@ -41,12 +40,12 @@ func (s *Store) countStates(ctx context.Context, queues map[string]*Queue) (all 
 	}
 	short, cancel := context.WithTimeout(ctx, s.countFor)
 	defer cancel()
-	err = backwards(short, stream, func(data []byte) bool {
-		if count(queues, data) {
+	err = backwards(short, stream, s.recordsSubject(), func(msg jetstream.Msg, _ *jetstream.MsgMetadata) bool {
+		if count(queues, msg.Data()) {
 			wanted--
 		}
 		return wanted > 0
-	})
+	}, func() bool { return true })
 	switch {
 	case err == nil:
 		return true, nil
@@ -84,9 +83,10 @@ func count(queues map[string]*Queue, data []byte) bool {
 	return true
 }
 
-// backwards hands over a stream's messages, newest window first, until keep
-// has enough.
-func backwards(ctx context.Context, stream jetstream.Stream, keep func([]byte) bool) error {
+// backwards calls take for a stream's messages on a subject, newest window first and
+// oldest message first in each window, until take returns false, or more does after
+// a window.
+func backwards(ctx context.Context, stream jetstream.Stream, subject string, take func(jetstream.Msg, *jetstream.MsgMetadata) bool, more func() bool) error {
 	info, err := stream.Info(ctx)
 	if err != nil {
 		return err
@@ -97,19 +97,23 @@ func backwards(ctx context.Context, stream jetstream.Stream, keep func([]byte) b
 		if end-first > window {
 			start = end - window
 		}
-		more := true
-		cfg := jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: start}
+		enough := false
+		cfg := jetstream.ConsumerConfig{FilterSubject: subject, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: start}
 		err := Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 			if meta.Sequence.Stream >= end {
 				return false
 			}
-			more = keep(msg.Data())
-			return more
+			enough = !take(msg, meta)
+			return !enough
 		})
-		if err != nil || !more {
+		if err != nil || enough || !more() {
 			return err
 		}
 		end = start
 	}
 	return nil
 }
+
+// recordsSubject matches the records of jobs in the bucket, and no other keys: no
+// job id has a dot.
+func (s *Store) recordsSubject() string { return "$KV." + s.names.StateBucket() + ".*" }

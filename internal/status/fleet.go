@@ -1,5 +1,6 @@
-// Package status computes how the fleet and single jobs stand, from what is
-// kept in NATS: for the command `status`, and for a page.
+// Package status computes the state of the fleet and of single jobs from what NATS
+// stores. It reads only. It also has the two ways to read a stream that commands
+// share: Scan for what is there, Follow for what comes.
 package status
 
 import (
@@ -18,26 +19,30 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/kv"
+	"avatarworker/internal/leader"
 	"avatarworker/internal/topology"
 )
 
 // DefaultCountFor is how long the records are counted at most.
 const DefaultCountFor = 5 * time.Second
 
-// Fleet is how everything stands.
+// Fleet is the state of all queues, workers and circuits.
 type Fleet struct {
 	At          time.Time         `json:"at"`
 	Queues      []Queue           `json:"queues"`
 	Workers     []Worker          `json:"workers"`
 	Circuits    []circuit.Circuit `json:"circuits"` // those that are not closed
 	DeadLetters []dlq.Count       `json:"dead_letters"`
-	Warnings    []string          `json:"warnings"` // what somebody should look at
+	Storage     []Storage         `json:"storage"`
+	Warnings    []string          `json:"warnings"` // what a person should look at
 	// CountedAll is false where counting the records took too long: running,
 	// held, retrying and released are then "at least".
 	CountedAll bool `json:"counted_all"`
 }
 
-// Queue is how a queue stands in the whole fleet.
+// Queue is the state of a queue in the whole fleet.
 type Queue struct {
 	Name    string `json:"name"`
 	Served  int    `json:"workers"` // live workers that serve it
@@ -53,18 +58,19 @@ type Queue struct {
 	PausedUntil   time.Time `json:"paused_until,omitzero"`   // an operator has paused its consumer
 }
 
-// Worker is one worker as it told the fleet.
+// Worker is one worker as it published itself.
 type Worker struct {
 	fleet.Presence
-	Lost bool `json:"lost,omitempty"` // it has not been heard of for a while
+	Lost bool `json:"lost,omitempty"` // its presence is too old
 }
 
-// Store reads how things stand. It changes nothing.
+// Store reads the state of jobs and of the fleet. It changes nothing.
 type Store struct {
 	js       jetstream.JetStream
 	names    topology.Names
 	now      func() time.Time
 	countFor time.Duration
+	tariff   usage.Tariff
 }
 
 // NewStore opens nothing yet. A nil now is time.Now; countFor bounds the
@@ -76,16 +82,23 @@ func NewStore(js jetstream.JetStream, names topology.Names, now func() time.Time
 	if countFor <= 0 {
 		countFor = DefaultCountFor
 	}
-	return &Store{js: js, names: names, now: now, countFor: countFor}
+	return &Store{js: js, names: names, now: now, countFor: countFor, tariff: usage.Tariff{Minimum: 1}}
 }
 
-// Fleet says how the fleet stands. The error names what could not be read.
+// WithTariff sets how connected time is counted in credits, and returns the Store.
+// The default is one credit for each 6 s begun, at least one for a session.
+func (s *Store) WithTariff(t usage.Tariff) *Store {
+	s.tariff = t
+	return s
+}
+
+// Fleet returns the state of the fleet. The error names what could not be read.
 func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	stream, err := s.js.Stream(ctx, s.names.JobsStream())
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
 	}
-	f := &Fleet{At: stream.CachedInfo().TimeStamp.UTC(), Queues: []Queue{}, Workers: []Worker{}, Circuits: []circuit.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}}
+	f := &Fleet{At: stream.CachedInfo().TimeStamp.UTC(), Queues: []Queue{}, Workers: []Worker{}, Circuits: []circuit.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}, Storage: []Storage{}}
 	if err := s.shared(ctx, f); err != nil {
 		return nil, err
 	}
@@ -103,46 +116,52 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 		return nil, err
 	}
 	slices.SortStableFunc(f.DeadLetters, func(a, b dlq.Count) int { return cmp.Compare(b.Letters, a.Letters) })
+	if f.Storage, err = s.Storage(ctx); err != nil {
+		return nil, err
+	}
 	f.warn()
 	return f, nil
 }
 
-// shared reads what workers tell each other.
+// Workers lists the workers, by id.
+func (s *Store) Workers(ctx context.Context) ([]Worker, error) {
+	at, err := s.serverTime(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f := &Fleet{At: at}
+	err = s.shared(ctx, f)
+	return f.Workers, err
+}
+
+// shared reads the bucket of what workers share: presences and circuits.
 func (s *Store) shared(ctx context.Context, f *Fleet) error {
 	bucket := s.names.FleetBucket()
-	kv, err := s.js.KeyValue(ctx, bucket)
+	fleetBucket, err := s.js.KeyValue(ctx, bucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("bucket %s: %w", bucket, err)
 	}
-	watcher, err := kv.WatchFiltered(ctx, []string{"circuit.>", "worker.>"}, jetstream.IgnoreDeletes())
+	entries, err := kv.Entries(ctx, fleetBucket, circuit.Prefix+">", fleet.Prefix+">")
 	if err != nil {
-		return fmt.Errorf("bucket %s: %w", bucket, err)
+		return err
 	}
-	defer watcher.Stop() //nolint:errcheck // the connection's end does it too
-	for {
-		select {
-		case entry, open := <-watcher.Updates():
-			if !open || entry == nil { // all there is
-				slices.SortFunc(f.Workers, func(a, b Worker) int { return cmp.Compare(a.WorkerID, b.WorkerID) })
-				slices.SortFunc(f.Circuits, func(a, b circuit.Circuit) int {
-					return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Region, b.Region))
-				})
-				return ctx.Err()
-			}
-			f.learn(entry)
-		case <-ctx.Done():
-			return fmt.Errorf("bucket %s: %w", bucket, ctx.Err())
-		}
+	for _, entry := range entries {
+		f.learn(entry)
 	}
+	slices.SortFunc(f.Workers, func(a, b Worker) int { return cmp.Compare(a.WorkerID, b.WorkerID) })
+	slices.SortFunc(f.Circuits, func(a, b circuit.Circuit) int {
+		return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Region, b.Region))
+	})
+	return nil
 }
 
 // learn takes one entry of the bucket. One that this version can't read is
 // another version's, and left out.
 func (f *Fleet) learn(entry jetstream.KeyValueEntry) {
-	if strings.HasPrefix(entry.Key(), "worker.") {
+	if strings.HasPrefix(entry.Key(), fleet.Prefix) {
 		var p fleet.Presence
 		if json.Unmarshal(entry.Value(), &p) == nil {
 			f.Workers = append(f.Workers, Worker{Presence: p, Lost: !fleet.Fresh(entry.Created(), f.At)})
@@ -196,16 +215,16 @@ func (s *Store) queues(ctx context.Context, stream jetstream.Stream, workers []W
 			}
 		}
 	}
-	return queues, s.oldest(ctx, stream, queues, last)
+	return queues, s.oldest(ctx, queues, last)
 }
 
 // oldest finds when the job was published that waits longest in each queue.
-func (s *Store) oldest(ctx context.Context, stream jetstream.Stream, queues map[string]*Queue, last map[string]uint64) error {
+func (s *Store) oldest(ctx context.Context, queues map[string]*Queue, last map[string]uint64) error {
 	for name, q := range queues {
 		if q.Waiting == 0 {
 			continue
 		}
-		msg, err := stream.GetMsg(ctx, last[name]+1, jetstream.WithGetMsgSubject(s.names.Jobs(name)))
+		msg, err := leader.Next(ctx, s.js, s.names.JobsStream(), last[name]+1, s.names.Jobs(name))
 		switch {
 		case errors.Is(err, jetstream.ErrMsgNotFound): // it was taken meanwhile
 		case err != nil:
@@ -217,7 +236,7 @@ func (s *Store) oldest(ctx context.Context, stream jetstream.Stream, queues map[
 	return nil
 }
 
-// warn says what somebody should look at.
+// warn collects what a person should look at.
 func (f *Fleet) warn() {
 	add := func(format string, args ...any) { f.Warnings = append(f.Warnings, fmt.Sprintf(format, args...)) }
 	for _, q := range f.Queues {
@@ -232,14 +251,21 @@ func (f *Fleet) warn() {
 	}
 	for _, w := range f.Workers {
 		if w.Lost {
-			add("worker %s has not been heard of since %s: it was lost, or is cut off", w.WorkerID, w.At.UTC().Format(time.RFC3339))
+			add("worker %s has published nothing since %s: it was lost, or can't reach NATS", w.WorkerID, w.At.UTC().Format(time.RFC3339))
+		} else if w.NotReady != "" && !w.Draining {
+			add("worker %s takes no jobs, or not all: %s", w.WorkerID, w.NotReady)
+		}
+	}
+	for _, s := range f.Storage {
+		if s.Fill >= FullAt {
+			add("%s is %.0f %% full: %s", s.Object, 100*s.Fill, s.Remedy)
 		}
 	}
 	f.warnOfCircuits(add)
 }
 
-// warnOfCircuits says what to do once for each code, however many circuits it
-// opened: an account's fault opens those of all its apps and regions.
+// warnOfCircuits adds one warning for each code, however many circuits it opened:
+// a fault of the account opens the circuits of all its apps and regions.
 func (f *Fleet) warnOfCircuits(add func(format string, args ...any)) {
 	var codes []errors.Code
 	stopped := make(map[errors.Code][]string)

@@ -29,6 +29,8 @@ type Job struct {
 	Whole bool `json:"history_whole"`
 	// Waiting is set for a job without a record that is in its queue.
 	Waiting *Waiting `json:"waiting,omitempty"`
+	// Cost is what the job's sessions cost so far, in all its runs.
+	Cost Cost `json:"cost"`
 }
 
 // Event is one message of the events stream.
@@ -57,7 +59,7 @@ func NewEvent(subject string, header map[string][]string, data []byte, seq uint6
 		e.Time = t.UTC()
 	}
 	e.Data = data
-	if !json.Valid(data) { // somebody else's message
+	if !json.Valid(data) { // not a worker's message
 		e.Data, _ = json.Marshal(string(data)) // a string can always be encoded
 	}
 	return e
@@ -83,17 +85,18 @@ func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 			return nil, err
 		}
 	}
+	j.Cost = j.cost(s.now(), s.tariff)
 	return j, nil
 }
 
 // waiting finds a job of which nothing else is known.
 func (s *Store) waiting(ctx context.Context, id string) (*Waiting, error) {
-	found, all, err := s.Waiting(ctx, id)
+	found, looked, err := s.Waiting(ctx, id)
 	switch {
 	case err != nil || found != nil:
 		return found, err
-	case !all:
-		return nil, fmt.Errorf("%w %s, unless it is one of many that wait: there was no time to look at all of them", ErrNoJob, id)
+	case !looked.All:
+		return nil, fmt.Errorf("%w %s, unless it is one of many that wait: only %d of %d jobs in the queues could be read within the time; allow more with --count-for", ErrNoJob, id, looked.Looked, looked.Of)
 	}
 	return nil, fmt.Errorf("%w %s: it has no record, no event, and waits in no queue; is the id mistyped, or did its record age out?", ErrNoJob, id)
 }
@@ -105,14 +108,14 @@ func (s *Store) record(ctx context.Context, id string) (*lifecycle.Record, error
 	}
 	entry, err := kv.Get(ctx, id)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil, nil //nolint:nilnil // it has none, and that is no error
+		return nil, nil //nolint:nilnil // it has none, which is not an error
 	}
 	if err != nil {
 		return nil, fmt.Errorf("record of job %s: %w", id, err)
 	}
 	var r lifecycle.Record
 	if err := json.Unmarshal(entry.Value(), &r); err != nil {
-		return nil, fmt.Errorf("record of job %s is not what this version writes: %w", id, err)
+		return nil, fmt.Errorf("record of job %s can't be read by this version: %w", id, err)
 	}
 	return &r, nil
 }
@@ -198,8 +201,8 @@ const (
 	KindJobs   = "jobs"
 )
 
-// Subjects are the subjects of the kinds, all of them where none is given. Of a
-// job's own events the server sends only that job's.
+// Subjects returns the subjects of the kinds, or of all kinds if none is given. With
+// a job id, job events are limited to that job.
 func Subjects(names topology.Names, kinds []string, jobID string) []string {
 	all := len(kinds) == 0
 	var subjects []string

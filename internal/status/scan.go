@@ -9,14 +9,14 @@ import (
 )
 
 const (
-	scanBatch   = 512
+	scanBatch   = 2048
 	scanLife    = time.Minute
 	scanCleanup = 2 * time.Second
 )
 
-// Scan hands what a stream holds, as the configuration chooses, to keep in the
-// order of the stream, until keep returns false or the end is reached as it was
-// when the scan began. It acknowledges nothing and changes nothing.
+// Scan calls keep for each message of a stream that the configuration selects, in
+// the stream's order. It returns when keep returns false, or after the message
+// that was the last one when Scan began. It acknowledges nothing.
 func Scan(ctx context.Context, stream jetstream.Stream, cfg jetstream.ConsumerConfig, keep func(jetstream.Msg, *jetstream.MsgMetadata) bool) error {
 	cfg.AckPolicy = jetstream.AckNonePolicy
 	cfg.MemoryStorage, cfg.Replicas, cfg.InactiveThreshold = true, 1, scanLife
@@ -48,9 +48,9 @@ func Scan(ctx context.Context, stream jetstream.Stream, cfg jetstream.ConsumerCo
 	return nil
 }
 
-// batch hands on at most size messages; more is false when keep had enough. Each
-// delivery has the number after the last one: a gap is a message that was lost
-// on its way.
+// batch calls keep for at most size messages; more is false once keep has returned
+// false. Deliveries are numbered one after the other: a gap is a message that was
+// lost on its way.
 func batch(ctx context.Context, c jetstream.Consumer, size int, received uint64, keep func(jetstream.Msg, *jetstream.MsgMetadata) bool) (n int, more bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, false, err
@@ -59,8 +59,8 @@ func batch(ctx context.Context, c jetstream.Consumer, size int, received uint64,
 	if err != nil {
 		return 0, false, err
 	}
-	// Whoever leaves early takes the rest of the batch: until it has come, the
-	// client waits for it.
+	// Read the rest of the batch also after an early return: the client waits until
+	// it has come.
 	defer func() {
 		for range messages.Messages() {
 		}
@@ -72,7 +72,7 @@ func batch(ctx context.Context, c jetstream.Consumer, size int, received uint64,
 		}
 		n++
 		if meta.Sequence.Consumer != received+uint64(n) {
-			return n, false, fmt.Errorf("the connection to NATS was interrupted: run it again")
+			return n, false, fmt.Errorf("the connection to NATS was interrupted: run the command again")
 		}
 		if !keep(msg, meta) {
 			return n, false, nil

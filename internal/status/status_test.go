@@ -157,7 +157,7 @@ func TestScanReadsWhatWasThereAndNoMore(t *testing.T) {
 
 func TestUnknownJobIsAnErrorOfItsOwn(t *testing.T) {
 	js, _ := setup(t)
-	if _, err := status.NewStore(js, names, nil, 0).Job(t.Context(), "nobody"); !errors.Is(err, status.ErrNoJob) {
+	if _, err := status.NewStore(js, names, nil, 0).Job(t.Context(), "absent"); !errors.Is(err, status.ErrNoJob) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -9,9 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobspec"
-	"avatarworker/internal/leader"
 )
 
 // Waiting is a job in the queue that has no record yet.
@@ -19,43 +17,48 @@ type Waiting struct {
 	Queue     string    `json:"queue"`
 	StreamSeq uint64    `json:"stream_seq"`
 	Published time.Time `json:"published_at"`
+	Run       int       `json:"run"`
 }
 
-// Waiting looks for a job among those in the queues that are not settled; nil: it
-// is not among those looked at. all is false where the search took longer than the time for
-// counting, so that the job may be among those not looked at.
-func (s *Store) Waiting(ctx context.Context, id string) (found *Waiting, all bool, err error) {
+// Waiting looks for a job among the unsettled ones in the queues, and returns nil if
+// it did not find it. looked.All is false if the search took longer than the time for
+// counting: then it has not read all of them.
+func (s *Store) Waiting(ctx context.Context, id string) (found *Waiting, looked Search, err error) {
 	stream, err := s.js.Stream(ctx, s.names.JobsStream())
 	if err != nil {
-		return nil, false, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
+		return nil, looked, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
 	}
 	short, cancel := context.WithTimeout(ctx, s.countFor)
 	defer cancel()
-	from, err := s.unsettledFrom(short, stream)
+	looked.All = true
+	r := &reader{js: s.js, stream: s.names.JobsStream()}
+	from, err := s.unsettledFrom(short, stream, &looked)
 	for subject, seq := range from {
 		if err == nil && found == nil {
-			found, err = s.waitingOn(short, subject, seq, id)
+			found, err = s.waitingOn(short, r, subject, seq, id, &looked)
 		}
 	}
 	switch {
 	case err == nil:
-		return found, true, nil
+		return found, looked, nil
 	case ctx.Err() == nil && short.Err() != nil:
-		return nil, false, nil
+		looked.All = false
+		return nil, looked, nil
 	}
-	return nil, false, fmt.Errorf("jobs in stream %s: %w", s.names.JobsStream(), err)
+	return nil, looked, fmt.Errorf("jobs in stream %s: %w", s.names.JobsStream(), err)
 }
 
 // unsettledFrom is, for each subject with jobs, the sequence before which all
 // are settled.
-func (s *Store) unsettledFrom(ctx context.Context, stream jetstream.Stream) (map[string]uint64, error) {
+func (s *Store) unsettledFrom(ctx context.Context, stream jetstream.Stream, looked *Search) (map[string]uint64, error) {
 	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(s.names.AllJobs()))
 	if err != nil {
 		return nil, err
 	}
 	from := make(map[string]uint64, len(info.State.Subjects))
-	for subject := range info.State.Subjects {
+	for subject, jobs := range info.State.Subjects {
 		from[subject] = max(info.State.FirstSeq, 1)
+		looked.Of += jobs
 	}
 	list := stream.ListConsumers(ctx)
 	for consumer := range list.Info() {
@@ -67,25 +70,27 @@ func (s *Store) unsettledFrom(ctx context.Context, stream jetstream.Stream) (map
 	return from, list.Err()
 }
 
-func (s *Store) waitingOn(ctx context.Context, subject string, seq uint64, id string) (*Waiting, error) {
+func (s *Store) waitingOn(ctx context.Context, r *reader, subject string, seq uint64, id string, looked *Search) (*Waiting, error) {
 	for {
-		raw, err := leader.Next(ctx, s.js, s.names.JobsStream(), seq, subject)
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return nil, nil //nolint:nilnil // it is not there, and that is no error
-		}
-		if err != nil {
+		batch, err := r.next(ctx, subject, seq, directBatch)
+		if err != nil || len(batch) == 0 {
 			return nil, err
 		}
-		if mentions(raw, id) {
+		for _, raw := range batch {
+			looked.Looked++
+			seq = raw.Sequence + 1
+			if !mentions(raw, id) {
+				continue
+			}
 			if ident, _, _ := jobspec.Read(stored{raw: raw}); ident.ID == id {
-				return &Waiting{Queue: ident.Queue, StreamSeq: raw.Sequence, Published: raw.Time.UTC()}, nil
+				return &Waiting{Queue: ident.Queue, StreamSeq: raw.Sequence, Published: raw.Time.UTC(), Run: ident.Run}, nil
 			}
 		}
-		seq = raw.Sequence + 1
 	}
 }
 
-// mentions spares the jobs that do not have the id anywhere from being read.
+// mentions reports whether the id occurs in a message at all, which is cheaper than
+// decoding the job.
 func mentions(raw *jetstream.RawStreamMsg, id string) bool {
 	for _, values := range raw.Header {
 		for _, value := range values {
@@ -97,7 +102,7 @@ func mentions(raw *jetstream.RawStreamMsg, id string) bool {
 	return bytes.Contains(raw.Data, []byte(id))
 }
 
-// stored is a stored message as a delivery would have it, as far as jobs.Read
+// stored is a stored message as a delivery would have it, as far as jobspec.Read
 // looks.
 type stored struct {
 	jetstream.Msg

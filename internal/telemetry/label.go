@@ -50,7 +50,7 @@ func phaseLabel(phase errors.Phase) string {
 }
 
 // firstSeen admits the first so many values and no more: regions come from
-// jobs and from the backend, and there is no list of them.
+// jobs and from the backend, without a list of them.
 type firstSeen struct {
 	mu     sync.Mutex
 	most   int

@@ -15,11 +15,11 @@ import (
 type Labels struct {
 	Queues  []string
 	Apps    []string
-	Region  string // where sessions start unless told otherwise; others are added as they come
+	Region  string // where sessions start by default; others are added as they come
 	Version string // of the worker, for build_info
 }
 
-// Readings are asked for at each scrape, from any goroutine. One that is nil
+// Readings are called at each scrape, from any goroutine. One that is nil
 // reads as 0.
 type Readings struct {
 	Ready   func() bool                 // what /readyz says
@@ -47,9 +47,14 @@ type Metrics struct {
 	runnable      *prometheus.GaugeVec
 	waiting       *prometheus.GaugeVec
 	oldest        *prometheus.GaugeVec
+	paused        *prometheus.GaugeVec
+	storageBytes  *prometheus.GaugeVec
+	storageLimit  *prometheus.GaugeVec
 	circuit       *prometheus.GaugeVec
 	natsConnected prometheus.Gauge
+	leaseHeld     prometheus.Gauge
 
+	start      *prometheus.HistogramVec
 	firstFrame prometheus.Histogram
 	session    prometheus.Histogram
 	utterance  prometheus.Histogram
@@ -82,14 +87,14 @@ func (m *Metrics) counters(r registrar) {
 	m.jobs = r.counters("jobs_total", "Jobs that ended, by queue and outcome.", "queue", "outcome")
 	m.attempts = r.counters("attempts_total", `Attempts that ended; code "ok" where nothing failed.`, "code", "class", "phase")
 	m.takeovers = r.counters("takeovers_total", "Sessions started, by why the job had none: new, retry, held, crash (its worker vanished), released (handed back).", "reason")
-	m.leaseExtensions = r.counters("lease_extensions_total", "Extensions of job leases, by result: ok, failed, lost.", "result")
+	m.leaseExtensions = r.counters("lease_extensions_total", "Renewals of the worker's lease, by result: ok, lost.", "result")
 	m.deadLetters = r.counters("dead_letters_total", "Jobs given up, by error code.", "code")
 	for _, code := range errors.Codes() {
 		m.deadLetters.WithLabelValues(string(code)) // from 0, so that the first ones count as an increase
 	}
-	m.alerts = r.counters("alerts_total", "Alerts published, by kind and error code.", "kind", "code")
 	m.connected = r.counters("connected_seconds_total", "Connected time of sessions that the ledger has taken: what is billed.", "app", "queue")
 	m.credits = r.counters("credits_total", "Credits of sessions that the ledger has taken.", "app", "queue")
+	m.alerts = r.counters("alerts_total", "Alerts published, by kind and by error code (kind storage: by output; unsettled: sessions; budget: warning or spent).", "kind", "code")
 	frames := r.counters("frames_total", "Frame envelopes received, by the kind of output they went to.", "output")
 	frameBytes := r.counters("frame_bytes_total", "Bytes of frame envelopes received, by the kind of output they went to.", "output")
 	m.frames = map[string]frameCounters{}
@@ -100,12 +105,16 @@ func (m *Metrics) counters(r registrar) {
 
 func (m *Metrics) gauges(r registrar) {
 	m.sessions = r.gauges("sessions_running", "Sessions that this worker runs, by app.", "app")
-	m.slots = r.gauges("slots", "Places for sessions in this worker: busy and free.", "state")
+	m.slots = r.gauges("slots", "Slots of this worker, each for one session: busy and free.", "state")
 	m.runnable = r.gauges("jobs_runnable", "Jobs of the queue that run or could run now, in the whole fleet: neither in backoff nor held. For autoscaling.", "queue")
 	m.waiting = r.gauges("jobs_waiting", "Jobs of the queue that no worker has yet, in the whole fleet.", "queue")
 	m.oldest = r.gauges("oldest_waiting_seconds", "Age of the oldest job of the queue that no worker has yet; 0 where none waits.", "queue")
+	m.paused = r.gauges("queue_paused", "1 while an operator has paused the queue, in the whole fleet.", "queue")
+	m.storageBytes = r.gauges("storage_bytes", "Bytes that a stream or bucket holds.", "store")
+	m.storageLimit = r.gauges("storage_limit_bytes", "Bytes that a stream or bucket may hold; absent where it has no limit.", "store")
 	m.circuit = r.gauges("circuit_open", "1 while starting sessions for the app in the region is pointless.", "app", "region")
 	m.natsConnected = r.gauge("nats_connected", "1 while connected to NATS.")
+	m.leaseHeld = r.gauge("lease_held", "1 while the worker renews its lease, without which it starts no session. A new lease counts from its first renewal, a quarter of lease.ack_wait later.")
 }
 
 func (rd Readings) gauges(r registrar) {
@@ -117,13 +126,15 @@ func (rd Readings) gauges(r registrar) {
 	}
 	r.reading("retries_waiting", "Jobs that this worker handed back for a later attempt and whose time has not come.",
 		func() float64 { retrying, _ := rd.Waiting(); return float64(retrying) })
-	r.reading("jobs_held", "Jobs that this worker handed back because of an open circuit and whose time has not come.",
+	r.reading("jobs_held", "Held jobs that this worker handed back and whose time has not come: for a circuit, storage or another reason.",
 		func() float64 { _, held := rd.Waiting(); return float64(held) })
 	r.reading("ready", "1 while the worker takes jobs, as /readyz says.",
 		func() float64 { return oneIf(rd.Ready()) })
 }
 
 func (m *Metrics) histograms(r registrar) {
+	m.start = r.histograms("start_wait_seconds", "From a job's publication to the start of its first session, by queue.", []string{"queue"},
+		.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400)
 	m.firstFrame = r.histogram("first_frame_seconds", "From an utterance's first speech sent to its first frame.",
 		.025, .05, .1, .2, .3, .5, .75, 1, 1.5, 2, 3, 5, 10, 20, 30)
 	m.session = r.histogram("session_seconds", "Connected time of sessions: what is billed.",
@@ -135,8 +146,10 @@ func (m *Metrics) histograms(r registrar) {
 func outcomes() []string { return []string{"completed", "dead_lettered", "expired", "cancelled"} }
 func reasons() []string  { return []string{"new", "retry", "held", "crash", "released"} }
 func results() []string  { return []string{"ok", "failed", "lost"} }
-func kinds() []string    { return []string{"recurring", "circuit_opened", "circuit_closed", "budget"} }
-func outputs() []string  { return []string{"frames", "object", "livekit", "agora", "discard"} }
+func kinds() []string {
+	return []string{"recurring", "circuit_opened", "circuit_closed", "storage", "worker_key", "unsettled", "budget"}
+}
+func outputs() []string { return []string{"frames", "object", "livekit", "agora", "discard"} }
 
 // zero makes the series that are known beforehand: a rate needs its first
 // value, and an absent series looks like a worker that does not count.
@@ -145,6 +158,7 @@ func (m *Metrics) zero() {
 		for _, outcome := range outcomes() {
 			m.jobs.WithLabelValues(queue, outcome)
 		}
+		m.start.WithLabelValues(queue)
 	}
 	for _, reason := range reasons() {
 		m.takeovers.WithLabelValues(reason)
@@ -164,7 +178,12 @@ func (m *Metrics) zero() {
 	}
 	for _, code := range errors.Codes() {
 		m.alerts.WithLabelValues("recurring", string(code))
+		m.alerts.WithLabelValues("worker_key", string(code))
 	}
+	for _, output := range outputs() {
+		m.alerts.WithLabelValues("storage", output)
+	}
+	m.alerts.WithLabelValues("unsettled", "sessions")
 	m.SetSlots(0, 0)
 }
 
@@ -184,9 +203,33 @@ func (m *Metrics) TakeOver(reason string) {
 	m.takeovers.WithLabelValues(known(reason, reasons())).Inc()
 }
 
-// LeaseExtension counts an extension; result is ok, failed or lost.
+// StartWait observes the time from a job's publication to the start of its first
+// session.
+func (m *Metrics) StartWait(queue string, d time.Duration) {
+	m.start.WithLabelValues(known(queue, m.labels.Queues)).Observe(max(d, 0).Seconds())
+}
+
+// SetStorage sets how many bytes a stream or bucket holds, and how many it may hold
+// (0: no limit). The stores are the few that a worker needs.
+func (m *Metrics) SetStorage(store string, bytes, limit int64) {
+	m.storageBytes.WithLabelValues(store).Set(float64(bytes))
+	if limit > 0 {
+		m.storageLimit.WithLabelValues(store).Set(float64(limit))
+	} else {
+		m.storageLimit.DeleteLabelValues(store)
+	}
+}
+
+// LeaseExtension counts a renewal of the worker's lease; result is ok, failed or
+// lost. The worker holds its lease after ok, and does not after lost.
 func (m *Metrics) LeaseExtension(result string) {
 	m.leaseExtensions.WithLabelValues(known(result, results())).Inc()
+	switch result {
+	case "ok":
+		m.leaseHeld.Set(1)
+	case "lost":
+		m.leaseHeld.Set(0)
+	}
 }
 
 // DeadLetter counts a job given up.
@@ -194,10 +237,19 @@ func (m *Metrics) DeadLetter(code errors.Code) {
 	m.deadLetters.WithLabelValues(codeLabel(code)).Inc()
 }
 
-// Alert counts an alert published; kind is recurring, circuit_opened or
-// circuit_closed.
-func (m *Metrics) Alert(kind string, code errors.Code) {
-	m.alerts.WithLabelValues(known(kind, kinds()), codeLabel(code)).Inc()
+// Alert counts an alert published. kind is recurring, circuit_opened,
+// circuit_closed, storage, worker_key or unsettled. about is the last token of its
+// subject: an error code, with storage the kind of an output, with unsettled
+// "sessions".
+func (m *Metrics) Alert(kind, about string) {
+	label := codeLabel(errors.Code(about))
+	switch kind {
+	case "storage":
+		label = known(about, outputs())
+	case "unsettled":
+		label = known(about, []string{"sessions"})
+	}
+	m.alerts.WithLabelValues(known(kind, kinds()), label).Inc()
 }
 
 // Frames counts envelopes of so many bytes in all; output is the kind that they
@@ -249,6 +301,7 @@ type QueueState struct {
 	Runnable int           // waiting and running, neither in backoff nor held
 	Waiting  int           // no worker has them yet
 	Oldest   time.Duration // age of the oldest of those; 0: none waits
+	Paused   bool          // an operator has paused it
 }
 
 // SetQueue says how a queue stands.
@@ -257,6 +310,7 @@ func (m *Metrics) SetQueue(queue string, state QueueState) {
 	m.runnable.WithLabelValues(label).Set(float64(state.Runnable))
 	m.waiting.WithLabelValues(label).Set(float64(state.Waiting))
 	m.oldest.WithLabelValues(label).Set(state.Oldest.Seconds())
+	m.paused.WithLabelValues(label).Set(oneIf(state.Paused))
 }
 
 // SetCircuit says whether the circuit of an app and region is open.
@@ -295,13 +349,19 @@ func (r registrar) gauge(name, help string) prometheus.Gauge {
 	return g
 }
 
-// reading is a gauge that is asked for at each scrape.
+// reading is a gauge whose value is read at each scrape.
 func (r registrar) reading(name, help string, read func() float64) {
 	r.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, read))
 }
 
 func (r registrar) histogram(name, help string, buckets ...float64) prometheus.Histogram {
 	h := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets})
+	r.reg.MustRegister(h)
+	return h
+}
+
+func (r registrar) histograms(name, help string, labels []string, buckets ...float64) *prometheus.HistogramVec {
+	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets}, labels)
 	r.reg.MustRegister(h)
 	return h
 }

@@ -16,7 +16,7 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Service says whose spans these are. OTEL_SERVICE_NAME and
+// Service names the service that the spans belong to. OTEL_SERVICE_NAME and
 // OTEL_RESOURCE_ATTRIBUTES win over it.
 type Service struct {
 	Name     string // "": avatar-worker
@@ -49,7 +49,7 @@ func NewTracing(ctx context.Context, service Service) (trace.TracerProvider, fun
 		var err error
 		if exporter, err = autoexport.NewSpanExporter(ctx); err != nil {
 			provider, stop := off()
-			return provider, stop, fmt.Errorf("traces as the OTEL_* variables ask for them: %w", err)
+			return provider, stop, fmt.Errorf("setting up traces by the OTEL_* variables: %w", err)
 		}
 	}
 	from, err := describe(ctx, service)

@@ -91,7 +91,7 @@ func usableConsumer(have, want jetstream.ConsumerConfig) error {
 	filters := filtersOf(have)
 	switch {
 	case have.AckPolicy != jetstream.AckExplicitPolicy:
-		return unusable(object, fmt.Sprintf("its ack policy is %s, not explicit, and can't be changed: delete it, the next start makes it anew", text(have.AckPolicy)))
+		return unusable(object, fmt.Sprintf("its ack policy is %s, not explicit, and can't be changed: delete it, the next start makes it again", text(have.AckPolicy)))
 	case !slices.Equal(filters, []string{want.FilterSubject}):
 		return unusable(object, fmt.Sprintf("it serves %s, not %s: set its filter", text(filters), want.FilterSubject))
 	case have.MaxDeliver > 0:

@@ -80,7 +80,7 @@ func divertedKeys(bucket string, have jetstream.StreamConfig) error {
 }
 
 // foreignSource refuses a jobs stream that also takes messages from another
-// stream which are no jobs of any queue: they would stay in it for good.
+// stream which are not jobs of any queue: they would stay in it for ever.
 func (e *ensurer) foreignSource(ctx context.Context, have jetstream.StreamConfig) error {
 	for _, s := range have.Sources {
 		for _, subject := range e.sourced(ctx, s) {
@@ -189,7 +189,7 @@ func foreigners(ctx context.Context, jobs jetstream.Stream, n Names) ([]foreign,
 }
 
 // queueTaken names who has the jobs of a queue, where the server only says that
-// it is somebody else.
+// it is another one.
 func queueTaken(ctx context.Context, jobs jetstream.Stream, n Names, queue string, err error) error {
 	all, listErr := foreigners(ctx, jobs, n)
 	var names []string

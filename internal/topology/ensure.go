@@ -251,7 +251,7 @@ func EnsureConsumer(ctx context.Context, jobs jetstream.Stream, n Names, s Setti
 		return nil, nil, queueTaken(ctx, jobs, n, queue, err)
 	}
 	if errors.Is(err, jetstream.ErrNotPullConsumer) {
-		return nil, nil, unusable("consumer "+queue, "it pushes; workers pull. Delete it, the next start makes it anew")
+		return nil, nil, unusable("consumer "+queue, "it pushes; workers pull. Delete it, the next start makes it again")
 	}
 	if err != nil {
 		return nil, nil, failed("consumer", queue, err)

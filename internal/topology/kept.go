@@ -3,18 +3,22 @@ package topology
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Kept is one stream or bucket that workers need.
+// Kept is a stream or bucket that workers need.
 type Kept struct {
 	Stream string // its name as a stream, for a bucket that of the one behind it
-	Object string // as people know it: "stream AVATAR_JOBS", "bucket AVATAR_STATE"
-	// Precious: what was in it can't be done without. An empty one in its place
-	// would hide that it is gone.
-	Precious bool
+	Object string // as errors and logs name it: "stream AVATAR_JOBS", "bucket AVATAR_STATE"
+	// Critical means that workers can't go on without what was in it. An empty one
+	// in its place would hide the loss.
+	Critical bool
 }
+
+// Name is that of the stream or bucket, without saying which it is.
+func (k Kept) Name() string { return k.Object[strings.IndexByte(k.Object, ' ')+1:] }
 
 // Kept lists everything that Ensure opens, but for the consumers.
 func (n Names) Kept() []Kept {
@@ -27,13 +31,13 @@ func (n Names) Kept() []Kept {
 		bucket("OBJ_", n.AudioFilesBucket()), bucket("OBJ_", n.RecordingsBucket()),
 	}
 	for i, k := range list {
-		list[i].Precious = k.Stream == n.JobsStream() || k.Stream == "KV_"+n.StateBucket()
+		list[i].Critical = k.Stream == n.JobsStream() || k.Stream == "KV_"+n.StateBucket()
 	}
 	return list
 }
 
-// Restore makes one of the Kept as Ensure would, where it is missing: for one
-// that was deleted underneath a running worker. Its errors are Ensure's.
+// Restore makes a missing stream or bucket as Ensure would. It is for one that was
+// deleted while a worker runs. Its errors are those of Ensure.
 func Restore(ctx context.Context, js jetstream.JetStream, n Names, s Settings, missing Kept) error {
 	maxJob, err := jobMaxSize(js.Conn().MaxPayload())
 	if err != nil {
@@ -56,7 +60,7 @@ func Restore(ctx context.Context, js jetstream.JetStream, n Names, s Settings, m
 	case "OBJ_" + n.RecordingsBucket():
 		_, err = e.objects(ctx, s.recordings(n))
 	default:
-		err = fmt.Errorf("topology: %s is nothing that workers keep", missing.Object)
+		err = fmt.Errorf("topology: workers do not use %s", missing.Object)
 	}
 	return err
 }

@@ -1,13 +1,19 @@
-// Package topology knows the names and settings of everything that the worker
-// keeps in NATS: subjects, streams, consumers and buckets. It makes what is
-// missing, reports what is there with other settings, and changes nothing.
+// Package topology owns the names and settings of everything that the worker keeps
+// in NATS: subjects, streams, consumers and buckets. It makes what is missing and
+// reports what exists with other settings, without changing it. It knows nothing
+// of jobs.
 package topology
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
 )
 
 // DefaultPrefix is the first token of every subject unless nats.prefix says
@@ -23,7 +29,8 @@ type Names struct{ Prefix string }
 
 var tokenPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
-// Validate says whether the prefix can be used for both subjects and streams.
+// Validate returns an error if the prefix can't be used in subjects and names of
+// streams.
 func (n Names) Validate() error {
 	if !tokenPattern.MatchString(n.prefix()) {
 		return fmt.Errorf("nats.prefix %q: only letters, digits, '-' and '_' are allowed", n.Prefix)
@@ -31,8 +38,8 @@ func (n Names) Validate() error {
 	return nil
 }
 
-// ValidQueue says whether a queue's name can be both a subject token and the
-// name of a consumer.
+// ValidQueue returns an error if a queue's name can't be both a subject token and
+// the name of a consumer.
 func ValidQueue(queue string) error {
 	if !tokenPattern.MatchString(queue) {
 		return fmt.Errorf("queue %q: only letters, digits, '-' and '_' are allowed", queue)
@@ -41,10 +48,7 @@ func ValidQueue(queue string) error {
 }
 
 func (n Names) prefix() string {
-	if n.Prefix == "" {
-		return DefaultPrefix
-	}
-	return n.Prefix
+	return cmp.Or(n.Prefix, DefaultPrefix)
 }
 
 // Token makes one subject token (or one part of a bucket's key) of any text:
@@ -131,8 +135,8 @@ func (n Names) Jobs(queue string) string { return n.subject("jobs", Token(queue)
 // AllJobs matches the jobs of every queue.
 func (n Names) AllJobs() string { return n.subject("jobs", "*") }
 
-// QueueOf gives the queue of a job's subject; false where the subject is not
-// one that Jobs gives.
+// QueueOf returns the queue of a job's subject, and false if the subject is not one
+// that Jobs returns.
 func (n Names) QueueOf(subject string) (string, bool) {
 	queue, ok := strings.CutPrefix(subject, n.subject("jobs")+".")
 	return queue, ok && tokenPattern.MatchString(queue)
@@ -259,6 +263,12 @@ func (n Names) AllTotals() string { return n.subject("totals", ">") }
 // kept nowhere).
 func (n Names) WorkerSubject(workerID string) string { return n.subject("workers", Token(workerID)) }
 
+// WorkerDrain is where a worker is asked to drain (request/reply, kept nowhere).
+func (n Names) WorkerDrain(workerID string) string { return n.WorkerSubject(workerID) + ".drain" }
+
+// AllWorkerDrains matches the requests to drain of every worker.
+func (n Names) AllWorkerDrains() string { return n.subject("workers", "*", "drain") }
+
 func (n Names) kept(name string) string { return strings.ToUpper(n.prefix()) + "_" + name }
 
 // JobsStream is the work queue of jobs.
@@ -294,3 +304,16 @@ func (n Names) AudioFilesBucket() string { return n.kept("AUDIO_FILES") }
 
 // RecordingsBucket is the object bucket of recorded frames.
 func (n Names) RecordingsBucket() string { return n.kept("RECORDINGS") }
+
+// Unavailable explains err, the failure to open what: "stream AVATAR_JOBS" or
+// "bucket AVATAR_STATE". The error says what to do where it is missing, or
+// JetStream is.
+func (n Names) Unavailable(what string, err error) error {
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrBucketNotFound):
+		return fmt.Errorf("%s not found: no worker has run here with nats.prefix %q yet ('avatarworker run' makes it)", what, n.prefix())
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return fmt.Errorf("%s: JetStream is not enabled on this NATS server, or not for this account", what)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}

@@ -198,7 +198,7 @@ func size(n int64) string {
 	return strings.TrimSuffix(strconv.FormatFloat(float64(n)/unit, 'f', 1, 64), ".0") + name
 }
 
-// Server answers that people meet, and what they can do about them.
+// Answers of the server that need an explanation.
 const (
 	codeSubjectOverlap  = 10065
 	codeNoStorage       = 10047
@@ -242,11 +242,11 @@ func hint(err error) string {
 	case codeSubjectOverlap:
 		return ": another stream takes these subjects already; remove them there or choose another nats.prefix"
 	case codeNoStorage, codeNoMemory, codeNoClusterRoom:
-		return ": the server has less room than the size limits ask for; lower them or give JetStream more"
+		return ": the server has less room than the size limits need; lower them or give JetStream more"
 	case codeNoPeers, codeReplicas:
-		return ": nats.replicas asks for more servers than the cluster has up"
+		return ": nats.replicas needs more servers than the cluster has running"
 	case codeAccountFull:
-		return ": the account may keep less than the size limits ask for; lower streams.*.max_bytes or raise the account's limit"
+		return ": the account may keep less than the size limits need; lower streams.*.max_bytes or raise the account's limit"
 	case codeStreams:
 		return ": the account may have no more streams; workers need 11 streams and buckets in all"
 	case codeConsumers:

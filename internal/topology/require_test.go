@@ -251,7 +251,7 @@ func TestABucketThatWouldLoseRecordsIsRefusedAndNamed(t *testing.T) {
 	state := func() jetstream.StreamConfig {
 		return jetstream.StreamConfig{
 			Name: "KV_AVATAR_STATE", Subjects: []string{"$KV.AVATAR_STATE.>"}, MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew,
-			AllowRollup: true, DenyDelete: true, AllowDirect: true,
+			AllowRollup: true, DenyDelete: true, AllowDirect: true, AllowMsgTTL: true, SubjectDeleteMarkerTTL: time.Minute,
 		}
 	}
 	for name, tc := range map[string]struct {
@@ -262,7 +262,9 @@ func TestABucketThatWouldLoseRecordsIsRefusedAndNamed(t *testing.T) {
 			c.SubjectTransform = &jetstream.SubjectTransformConfig{Source: "$KV.AVATAR_STATE.*", Destination: "$KV.AVATAR_STATE.x.$1"}
 		}, "subject_transform"},
 		"forgets records": {func(c *jetstream.StreamConfig) { c.Discard, c.MaxBytes = jetstream.DiscardOld, 1<<20 }, "discards old records"},
-		"mirrors another": {func(c *jetstream.StreamConfig) { c.Subjects, c.Mirror = nil, &jetstream.StreamSource{Name: "KV_OTHER"} }, "mirrors stream KV_OTHER"},
+		"mirrors another": {func(c *jetstream.StreamConfig) {
+			c.Subjects, c.Mirror, c.SubjectDeleteMarkerTTL = nil, &jetstream.StreamSource{Name: "KV_OTHER"}, 0
+		}, "mirrors stream KV_OTHER"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			js := natstest.JetStream(t)

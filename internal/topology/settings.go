@@ -34,8 +34,8 @@ type Limit struct {
 	MaxBytes int64         // 0: no limit
 }
 
-// Settings is what an operator may choose about streams, buckets and
-// consumers. Take DefaultSettings and change what is to differ.
+// Settings is what an operator may choose about streams, buckets and consumers.
+// Start from DefaultSettings.
 type Settings struct {
 	Replicas     int // of every stream and bucket; 0 is 1
 	Storage      jetstream.StorageType
@@ -58,7 +58,7 @@ type Settings struct {
 }
 
 // DefaultSettings are for tests and benchmarks: a single server with its files
-// on disk and few limits. What a worker asks for is its configuration's.
+// on disk and few limits. A worker takes its settings from the configuration.
 func DefaultSettings() Settings {
 	return Settings{
 		Replicas:   1,
@@ -115,6 +115,7 @@ func jobMaxSize(payload int64) (int32, error) {
 func (s Settings) streams(n Names, maxJob int32) []jetstream.StreamConfig {
 	jobs := s.stream(n.JobsStream(), "Session jobs: a work queue that refuses new jobs when full", Limit{MaxBytes: s.JobsMaxBytes}, n.AllJobs())
 	jobs.Retention, jobs.Discard, jobs.MaxMsgSize = jetstream.WorkQueuePolicy, jetstream.DiscardNew, maxJob
+	jobs.AllowDirect = true // jobs that wait are found many at a time; nothing is decided by such a read
 
 	events := s.stream(n.EventsStream(), "Error events, alerts and job events", s.Events, n.AllErrors(), n.AllAlerts(), n.AllEvents())
 	events.AllowDirect = true

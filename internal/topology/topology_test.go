@@ -268,7 +268,7 @@ func TestErrorsNameWhatToDo(t *testing.T) {
 		text     string
 	}{
 		{names, settings, "stream AVATAR_JOBS: nats: API error: code=400 err_code=10065 description=subjects overlap with an existing stream: another stream takes these subjects"},
-		{topology.Names{Prefix: "other"}, three, "nats.replicas asks for more servers"},
+		{topology.Names{Prefix: "other"}, three, "nats.replicas needs more servers"},
 		{topology.Names{Prefix: "a.b"}, settings, `nats.prefix "a.b"`},
 		{names, badQueue, `queue "a.b"`},
 	} {

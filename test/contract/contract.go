@@ -5,6 +5,7 @@ package contract
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -48,6 +49,9 @@ func eventSchemas() map[string]string {
 		"avatar.alert.recurring":      "events/alert_recurring.schema.json",
 		"avatar.alert.circuit_opened": "events/alert_circuit.schema.json",
 		"avatar.alert.circuit_closed": "events/alert_circuit.schema.json",
+		"avatar.alert.storage":        "events/alert_worker.schema.json",
+		"avatar.alert.worker_key":     "events/alert_worker.schema.json",
+		"avatar.alert.unsettled":      "events/alert_worker.schema.json",
 	}
 }
 
@@ -193,6 +197,7 @@ func (v *Validator) event(m Message) error {
 func (v *Validator) place(m Message, kind string) error {
 	var body struct {
 		Code  string `json:"code"`
+		What  string `json:"what"` // of an alert about a worker, instead of a code
 		Class string `json:"class"`
 		JobID string `json:"job_id"`
 	}
@@ -206,7 +211,7 @@ func (v *Validator) place(m Message, kind string) error {
 	case "session":
 		want = v.names.Errors(body.Class, body.Code)
 	case "alert":
-		want = v.names.Alerts(name, body.Code)
+		want = v.names.Alerts(name, cmp.Or(body.What, body.Code))
 	}
 	if m.Subject != want {
 		return fmt.Errorf("an event of type %s with this body belongs on %s", kind, want)

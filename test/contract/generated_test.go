@@ -61,35 +61,42 @@ func rows(t *testing.T) []errors.Row {
 
 func TestTheTableOfCodesIsTheWorkers(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("| code | class | action | attempts | alert | whose |\n|---|---|---|---|---|---|\n")
+	b.WriteString("| code | class | action | attempts | alert | owner |\n|---|---|---|---|---|---|\n")
 	for _, r := range rows(t) {
 		fmt.Fprintf(&b, "| [%s](#%s) | %s | %s | %s | %s | %s |\n", r.Code, strings.ToLower(string(r.Code)), r.Class, action(r), attempts(r), yes(r.Alert), r.Owner)
 	}
 	for _, r := range rows(t) {
 		fmt.Fprintf(&b, "\n### %s\n\n%s\n\n", r.Code, cell(r.Meaning))
-		if r.Unless != "" {
-			fmt.Fprintf(&b, "Otherwise than in the table: %s.\n\n", cell(r.Unless))
+		if r.Exception != "" {
+			fmt.Fprintf(&b, "Exception: %s.\n\n", cell(r.Exception))
 		}
 		fmt.Fprintf(&b, "**What to do.** %s\n", cell(r.Remedy))
 	}
 	upToDate(t, "docs/codes.md", b.String())
 }
 
-func TestTheTableOfCodesInTheReadmeIsTheWorkers(t *testing.T) {
-	var b strings.Builder
-	b.WriteString("| code | class | what the worker does | whose |\n|---|---|---|---|\n")
+// The README has one row for each class and action; docs/codes.md has every code.
+func TestTheShortTableOfCodesInTheReadmeIsTheWorkers(t *testing.T) {
+	type group struct{ class, does string }
+	var order []group
+	names, owners := map[group][]string{}, map[group][]string{}
 	for _, r := range rows(t) {
-		does := action(r)
+		g := group{string(r.Class), action(r)}
 		if r.Attempts > 0 {
-			does += fmt.Sprintf(", %d attempts in all", r.Attempts)
+			g.does += fmt.Sprintf(", %d attempts in all", r.Attempts)
 		}
-		if r.Alert {
-			does += "; alert when recurring"
+		if names[g] == nil {
+			order = append(order, g)
 		}
-		if r.Unless != "" {
-			does += "; " + cell(r.Unless)
+		names[g] = append(names[g], fmt.Sprintf("[%s](docs/codes.md#%s)", r.Code, strings.ToLower(string(r.Code))))
+		if !slices.Contains(owners[g], r.Owner) {
+			owners[g] = append(owners[g], r.Owner)
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", r.Code, r.Class, does, r.Owner)
+	}
+	var b strings.Builder
+	b.WriteString("| class | codes | the worker's action | owner |\n|---|---|---|---|\n")
+	for _, g := range order {
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", g.class, strings.Join(names[g], ", "), g.does, strings.Join(owners[g], ", "))
 	}
 	upToDate(t, "README.md", b.String())
 }

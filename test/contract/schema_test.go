@@ -31,9 +31,16 @@ func validator(t *testing.T) *Validator {
 // headers, an empty line, the body.
 func golden(t *testing.T) map[string]Message {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(root, "internal/jobs/testdata/events/*.golden"))
-	if err != nil || len(paths) == 0 {
-		t.Fatalf("no golden events: %v", err)
+	var paths []string
+	for _, dir := range []string{"internal/jobs", "internal/jobs/event"} {
+		found, err := filepath.Glob(filepath.Join(root, dir, "testdata/events/*.golden"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, found...)
+	}
+	if len(paths) == 0 {
+		t.Fatal("no golden events")
 	}
 	messages := make(map[string]Message, len(paths))
 	for _, path := range paths {

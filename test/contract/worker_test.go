@@ -46,7 +46,8 @@ func TestWhatAWorkerReallyPublishesIsAsTheSchemasSay(t *testing.T) {
 	} {
 		c.job["id"] = id
 		if id == "unpaid" {
-			c.job["region"] = "ap-northeast" // a circuit of its own
+			// A circuit of its own, so that the other jobs do not wait for it.
+			c.job["region"], c.job["app_id"] = "ap-northeast", "unpaid"
 		}
 		data, err := json.Marshal(c.job)
 		if err != nil {
@@ -95,7 +96,7 @@ func startWorker(ctx context.Context, t *testing.T, url string, changes ...func(
 	c := config.Defaults()
 	c.NATS.URL = url
 	c.App.ID, c.App.APIKey = "app", "key-for-tests"
-	c.Apps = map[string]*config.App{"other": {ID: "other", APIKey: "key-for-tests"}}
+	c.Apps = map[string]*config.App{"other": {ID: "other", APIKey: "key-for-tests"}, "unpaid": {ID: "unpaid", APIKey: "key-for-tests"}}
 	c.Backend.ConsoleURL, c.Backend.IngressURL = backend.ConsoleURL(), backend.IngressURL()
 	c.Retry.Initial, c.Retry.Max = 20*time.Millisecond, 50*time.Millisecond
 	c.Worker.DrainTimeout = 0

@@ -74,7 +74,7 @@ func (s *site) ranOnce(n int) {
 		s.t.Errorf("%d different jobs completed, want %d", len(completed), n)
 	}
 	spoken := make(map[string]int)
-	for _, session := range s.backend.Book() {
+	for _, session := range s.backend.SessionLog() {
 		if !session.Confirmed.IsZero() {
 			spoken[session.AvatarID]++
 		}

@@ -111,7 +111,7 @@ func TestTraceOfAJobHasItsParentAndItsIDsAreInLogsAndEvents(t *testing.T) {
 	if logged < 2 {
 		t.Errorf("%d log lines have the trace's id, want one for each attempt\n%s", logged, p.stderr)
 	}
-	for _, session := range s.backend.Book() {
+	for _, session := range s.backend.SessionLog() {
 		if !slices.ContainsFunc(session.TraceParents, func(tp string) bool { return strings.Contains(tp, trace) }) {
 			t.Errorf("the backend got trace parents %v", session.TraceParents)
 		}

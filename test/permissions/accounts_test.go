@@ -15,7 +15,10 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/audio"
+	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/kv"
 )
 
 // folder has the server's configuration with an account for each role, in
@@ -152,6 +155,9 @@ func TestOperatorNeedsJustTheImportsOfItsAccount(t *testing.T) {
 		if err := controlled(ctx, admin, connect(t, url, "operator", refused)); err != nil {
 			return must(err, "control")
 		}
+		if err := byPrefix(ctx, admin, connect(t, url, "operator", refused)); err != nil {
+			return err
+		}
 		for stream, left := range map[string]int{"KV_AVATAR_STATE": 0, "KV_AVATAR_FLEET": 0, names.EventsStream(): 1, names.DLQStream(): 0} {
 			if err := becomes(ctx, admin, stream, func(s jetstream.StreamState) bool { return s.Consumers <= left }); err != nil {
 				return err
@@ -163,6 +169,36 @@ func TestOperatorNeedsJustTheImportsOfItsAccount(t *testing.T) {
 
 func TestListenerNeedsJustTheImportsOfItsAccount(t *testing.T) {
 	inAccount(t, "AVATAR_LISTENERS", listenerElsewhere)
+}
+
+// byPrefix replays and cancels with the API's prefix in the client's
+// configuration: the client then puts it before the subjects of keys, too.
+func byPrefix(ctx context.Context, admin, c client) error {
+	if err := dlq.NewWriter(admin.js, names).Write(ctx, letter("P")); err != nil {
+		return err
+	}
+	stream, err := admin.js.Stream(ctx, names.DLQStream())
+	if err != nil {
+		return err
+	}
+	js, err := jetstream.NewWithAPIPrefix(c.nc, "AVATAR.API")
+	if err != nil {
+		return err
+	}
+	return firstOf(ctx,
+		func(ctx context.Context) error {
+			_, err := dlq.NewStore(js, names, nil).Replay(ctx, stream.CachedInfo().State.LastSeq, dlq.ReplayOptions{})
+			return must(err, "replay with the API's prefix")
+		},
+		func(ctx context.Context) error {
+			bucket, err := js.KeyValue(ctx, names.StateBucket())
+			if err != nil {
+				return must(err, "open the records with the API's prefix")
+			}
+			_, err = jobs.RequestCancel(ctx, c.nc, kv.NewStore(js, bucket, time.Second), names.Control("P"), "P")
+			return must(err, "cancel with the API's prefix")
+		},
+	)
 }
 
 // controlled asks a job, for which the administrator answers.

@@ -22,6 +22,7 @@ import (
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
+	"avatarworker/internal/operate"
 	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 )
@@ -39,8 +40,14 @@ func each(t *testing.T, role string, run scenario) {
 func TestPublisherNeedsJustItsPermissions(t *testing.T)    { each(t, "publisher", publisher) }
 func TestListenerNeedsJustItsPermissions(t *testing.T)     { each(t, "listener", listener) }
 func TestOperatorNeedsJustItsPermissions(t *testing.T)     { each(t, "operator", operator) }
-func TestPublisherMayNotTouchWhatIsNotItsOwn(t *testing.T) { foreign(t, "publisher") }
-func TestListenerMayNotTouchWhatIsNotItsOwn(t *testing.T)  { foreign(t, "listener") }
+func TestPublisherMayNotTouchWhatIsNotItsOwn(t *testing.T) { foreign(t, "publisher", others...) }
+func TestListenerMayNotTouchWhatIsNotItsOwn(t *testing.T)  { foreign(t, "listener", others...) }
+
+// An operator writes records. What says which worker may run a job is the
+// workers' alone.
+func TestOperatorMayNotTouchLeasesAndSessionLimits(t *testing.T) {
+	foreign(t, "operator", "$KV.AVATAR_STATE.lease.w", "$KV.AVATAR_STATE.limit.app_id/app.1", "$JS.API.STREAM.PURGE.KV_AVATAR_STATE")
+}
 
 // publisher uploads speech, replaces it, publishes a job, speaks, and controls.
 func publisher(ctx context.Context, t *testing.T, url string, refused *refusals) error {
@@ -221,7 +228,26 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			t.Error(err)
 		}
 	}()
+	drain, err := admin.nc.Subscribe(names.AllWorkerDrains(), func(m *nats.Msg) {
+		if err := m.Respond([]byte(`{"worker_id":"w"}`)); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := drain.Unsubscribe(); err != nil {
+			t.Error(err)
+		}
+	}()
 	if err := admin.nc.Flush(); err != nil {
+		return err
+	}
+	if _, err := handles.State.Put(ctx, "B", []byte(`{"job_id":"B","run":1,"stream_seq":1,"state":"retrying","queue":"default","app_id":"other","next_attempt_at":"2100-01-01T00:00:00Z"}`)); err != nil {
+		return err
+	}
+	if _, err := handles.Fleet.Put(ctx, "circuit.app.us-west", []byte(`{"app_id":"app","region":"us-west","state":"open"}`)); err != nil {
 		return err
 	}
 	c := connect(t, url, "operator", refused)
@@ -253,6 +279,7 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			return must(err, "cancel")
 		},
 		func(ctx context.Context) error { return costs(ctx, c) },
+		func(ctx context.Context) error { return must(operateOn(ctx, c), "operate") },
 		func(ctx context.Context) error {
 			_, err := c.nc.RequestWithContext(ctx, "$SRV.PING", nil)
 			return must(err, "ping the services")
@@ -275,6 +302,34 @@ func costs(ctx context.Context, c client) error {
 	}
 	_, err = fleet.Put(ctx, budget.SettingKey("app_id", budget.Month), []byte(`{"credits":1}`))
 	return must(err, "change a budget")
+}
+
+// operateOn retries a job, pauses a queue, closes a circuit and drains a worker.
+func operateOn(ctx context.Context, c client) error {
+	o, err := operate.Open(ctx, c.nc, c.js, names)
+	if err != nil {
+		return err
+	}
+	if r, err := o.Retry(ctx, "B", false); err != nil || r.Status != operate.StatusDelivered {
+		return errors.Join(err, fmt.Errorf("retry: %+v", r))
+	}
+	if _, err := o.Pause(ctx, "default", time.Hour); err != nil {
+		return err
+	}
+	if _, err := o.Resume(ctx, "default"); err != nil {
+		return err
+	}
+	circuits, err := o.Circuits(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := circuits.Close(ctx, "app", "us-west"); err != nil {
+		return err
+	}
+	if _, err := o.Drain(ctx, "w"); err != nil {
+		return err
+	}
+	return o.Empty(ctx, "w")
 }
 
 // leaveTraces publishes a job that is taken, one that waits, and what is told of
@@ -306,13 +361,18 @@ func letter(id string) jobs.DeadLetter {
 	}
 }
 
-// foreign asserts that a role can neither read the jobs nor change a record.
-func foreign(t *testing.T, role string) {
-	for _, subject := range []string{
-		"$KV.AVATAR_STATE.J", "$JS.API.STREAM.DELETE.AVATAR_JOBS", "$JS.API.STREAM.PURGE.AVATAR_DLQ",
-		"$JS.API.STREAM.MSG.GET.AVATAR_JOBS", "$JS.API.STREAM.MSG.GET.AVATAR_DLQ", "$JS.ACK.AVATAR_JOBS.default.1.1.1.1.1",
-		"avatar.events.completed.J", "avatar.workers.w",
-	} {
+// others lists what only workers and operators may touch.
+var others = []string{
+	"$KV.AVATAR_STATE.J", "$KV.AVATAR_STATE.lease.w", "$KV.AVATAR_STATE.limit.app_id/app.1",
+	"$JS.API.STREAM.DELETE.AVATAR_JOBS", "$JS.API.STREAM.PURGE.AVATAR_DLQ",
+	"$JS.API.STREAM.MSG.GET.AVATAR_JOBS", "$JS.API.STREAM.MSG.GET.AVATAR_DLQ", "$JS.ACK.AVATAR_JOBS.default.1.1.1.1.1",
+	"$JS.API.DIRECT.GET.AVATAR_JOBS", "$JS.API.CONSUMER.PAUSE.AVATAR_JOBS.default", "$KV.AVATAR_FLEET.circuit.a.b", "avatar.workers.w.drain",
+	"avatar.events.completed.J", "avatar.workers.w",
+}
+
+// foreign asserts that a role may not publish to the subjects.
+func foreign(t *testing.T, role string, subjects ...string) {
+	for _, subject := range subjects {
 		t.Run(subject, func(t *testing.T) {
 			refused := newRefusals(&permission{subject, "publish"})
 			c := connect(t, start(t, role, nil), role, refused)

@@ -8,22 +8,20 @@ import (
 
 // The kinds of faults.
 const (
-	killWorker       = "worker killed"
-	freezeWorker     = "worker frozen"
-	killNode         = "NATS node killed"
-	stopNode         = "NATS node stopped"
-	loseNode         = "NATS node killed, its disk lost"
-	cutQueue         = "NATS cut off from a worker"
-	slowQueue        = "NATS slow for a worker"
-	narrowQueue      = "NATS narrow for a worker"
-	cutBackend       = "backend cut off from a worker"
-	slowBackend      = "backend slow for a worker"
-	narrowBackend    = "backend narrow for a worker"
-	backendDown      = "backend down"
-	storm            = "error storm"
-	chaosWorkerCount = 3
-	chaosNodes       = 3
-	chaosLease       = 15 * time.Second
+	killWorker    = "worker killed"
+	freezeWorker  = "worker frozen"
+	killNode      = "NATS node killed"
+	stopNode      = "NATS node stopped"
+	loseNode      = "NATS node killed, its disk lost"
+	cutQueue      = "NATS cut off from a worker"
+	slowQueue     = "NATS slow for a worker"
+	narrowQueue   = "NATS narrow for a worker"
+	cutBackend    = "backend cut off from a worker"
+	slowBackend   = "backend slow for a worker"
+	narrowBackend = "backend narrow for a worker"
+	backendDown   = "backend down"
+	storm         = "error storm"
+	chaosNodes    = 3
 )
 
 // fault is one thing that is broken for a while.
@@ -48,12 +46,14 @@ func between(r *rand.Rand, low, high time.Duration) time.Duration {
 
 func pick[T any](r *rand.Rand, list ...T) T { return list[r.IntN(len(list))] }
 
-func lanes() []lane {
+func seeded(n int) *rand.Rand { return rand.New(rand.NewPCG(uint64(n), 0)) }
+
+func lanes(lease time.Duration, workers int) []lane {
 	return []lane{
 		{4 * time.Second, 12 * time.Second, func(r *rand.Rand) fault {
-			f := fault{kind: killWorker, target: r.IntN(chaosWorkerCount), lasts: between(r, 200*time.Millisecond, 3*time.Second)}
+			f := fault{kind: killWorker, target: r.IntN(workers), lasts: between(r, 200*time.Millisecond, 3*time.Second)}
 			if r.IntN(3) == 0 {
-				f.kind, f.lasts = freezeWorker, pick(r, time.Second, chaosLease+3*time.Second)
+				f.kind, f.lasts = freezeWorker, pick(r, time.Second, lease+3*time.Second)
 			}
 			return f
 		}},
@@ -61,11 +61,11 @@ func lanes() []lane {
 			return fault{kind: pick(r, killNode, killNode, stopNode, loseNode), target: r.IntN(chaosNodes), lasts: between(r, time.Second, 5*time.Second)}
 		}},
 		{3 * time.Second, 8 * time.Second, func(r *rand.Rand) fault {
-			f := fault{kind: pick(r, cutQueue, slowQueue, narrowQueue, cutBackend, slowBackend, narrowBackend), target: r.IntN(chaosWorkerCount)}
+			f := fault{kind: pick(r, cutQueue, slowQueue, narrowQueue, cutBackend, slowBackend, narrowBackend), target: r.IntN(workers)}
 			f.lasts = between(r, 500*time.Millisecond, 5*time.Second)
 			f.amount = 50 + r.IntN(250)
 			if f.kind == cutQueue && r.IntN(4) == 0 {
-				f.lasts = chaosLease + 2*time.Second
+				f.lasts = lease + 2*time.Second
 			}
 			return f
 		}},
@@ -80,9 +80,9 @@ func lanes() []lane {
 }
 
 // schedule draws the faults of a run: the same seed and length give the same.
-func schedule(seed uint64, length time.Duration) []fault {
+func schedule(seed uint64, length, lease time.Duration, workers int) []fault {
 	var all []fault
-	for i, l := range lanes() {
+	for i, l := range lanes(lease, workers) {
 		r := rand.New(rand.NewPCG(seed, uint64(i)))
 		for at := between(r, l.min/2, l.max/2); ; {
 			f := l.draw(r)
@@ -99,7 +99,7 @@ func schedule(seed uint64, length time.Duration) []fault {
 }
 
 // chaosJob draws the job with this number.
-func chaosJob(r *rand.Rand, id string) map[string]any {
+func chaosJob(r *rand.Rand, id string, deadline time.Time) map[string]any {
 	var j map[string]any
 	switch n := r.IntN(20); {
 	case n < 6:
@@ -116,6 +116,9 @@ func chaosJob(r *rand.Rand, id string) map[string]any {
 	}
 	if r.IntN(4) == 0 && j["output"].(map[string]any)["discard"] != nil {
 		withFrames(j)
+	}
+	if r.IntN(5) == 0 {
+		j["deadline"] = deadline.Format(time.RFC3339)
 	}
 	return j
 }

@@ -16,8 +16,9 @@ import (
 	"time"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
-	"github.com/rs/zerolog"
+	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver"
 	"avatarworker/internal/simulator"
 	"avatarworker/test/reliability/invariant"
@@ -35,6 +36,7 @@ type chaos struct {
 
 type chaosWorker struct {
 	name    string
+	binary  string
 	env     []string
 	process *process
 	queue   []*toxiproxy.Proxy // one for each node
@@ -44,41 +46,69 @@ type chaosWorker struct {
 
 func TestNothingIsLostAndNothingSettledTwiceInChaos(t *testing.T) {
 	if testing.Short() {
-		t.Skip("a minute of chaos: not with -short")
+		t.Skip("minutes of chaos: not with -short")
 	}
 	t.Parallel()
-	length, total := chaosLength(t)
-	seed := chaosSeed(t)
-	t.Logf("seed %d: replay with AVATAR_CHAOS_SEED=%d", seed, seed)
-	c := newChaos(t)
+	first := chaosSeed(t)
+	for i, run := range []struct {
+		name  string
+		lease time.Duration
+		apart time.Duration // the clocks of the workers
+	}{
+		{"lease of 15 s", 15 * time.Second, 0},
+		{"lease of 15 s again", 15 * time.Second, 0},
+		{"lease of 5 s and clocks an hour apart", 5 * time.Second, time.Hour},
+	} {
+		t.Run(run.name, func(t *testing.T) {
+			seed := first + uint64(i)
+			t.Logf("seed %d: replay with AVATAR_CHAOS_SEED=%d", seed, first)
+			length, total := chaosLength(t)
+			same := workerBinary(t)
+			c := newChaos(t, run.lease, run.apart, same, same, same)
+			c.run(seed, length, total)
+			c.finish(seed)
+		})
+	}
+}
+
+// run breaks things for length, while so many jobs are published.
+func (c *chaos) run(seed uint64, length time.Duration, total int) {
+	t := c.t
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var wg sync.WaitGroup
 	draw := rand.New(rand.NewPCG(seed, 1000))
+	deadline := time.Now().Add(length + 15*time.Minute) // far off, but not for a clock that is wrong
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
 		c.load(ctx, total, length/time.Duration(total), func(i int) map[string]any {
-			return chaosJob(draw, fmt.Sprintf("j-%d", i))
+			return chaosJob(draw, fmt.Sprintf("j-%d", i), deadline)
 		})
 	}()
 	watched, stopWatching := context.WithCancel(ctx)
-	wg.Go(func() { c.measureOutages(watched) })
+	wg.Go(func() { c.measureOutages(watched, c.js) })
 	start := time.Now()
-	c.play(schedule(seed, length), start)
+	c.play(schedule(seed, length, c.lease, len(c.workers)), start)
 	t.Logf("faults over after %s: %s", time.Since(start).Round(time.Second), c.states())
 	<-published
-	c.settle(3 * time.Minute)
 	stopWatching()
 	wg.Wait()
+}
+
+// finish waits until everything is settled, and checks it.
+func (c *chaos) finish(seed uint64) {
+	t := c.t
+	c.settle(3 * time.Minute)
+	total := len(c.accepted)
 	for _, w := range c.workers {
 		w.process.alive()
 	}
 	report, _ := c.check()
-	t.Logf("seed %d, %s, %d workers, %d nodes, %d jobs\nfaults: %s\nsessions run again: %d, of %d that a fault may have taken\n%s",
-		seed, length, chaosWorkerCount, chaosNodes, total, c.faultsByKind(), report.Again, report.Held, report)
-	if report.Jobs != total {
-		t.Errorf("%d jobs, %d were published", report.Jobs, total)
+	t.Logf("seed %d, %d workers, %d nodes, lease %s, %d jobs\nfaults: %s\nsessions run again: %d, of %d that a fault may have taken\n%s",
+		seed, len(c.workers), chaosNodes, c.lease, total, c.faultsByKind(), report.Again, report.Held, report)
+	if report.Jobs != total || report.Outcomes[lifecycle.StateExpired] != 0 {
+		t.Errorf("%d jobs were published, none of which could expire: %s", total, report)
 	}
 }
 
@@ -88,7 +118,7 @@ func chaosLength(t *testing.T) (time.Duration, int) {
 	t.Helper()
 	text := os.Getenv("AVATAR_CHAOS")
 	if text == "" {
-		return 50 * time.Second, 800
+		return 30 * time.Second, 450
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d < time.Minute {
@@ -110,37 +140,37 @@ func chaosSeed(t *testing.T) uint64 {
 	return seed
 }
 
-func newChaos(t *testing.T) *chaos {
+// newChaos runs a fleet of one worker for each binary, whose clocks are apart by
+// so much.
+func newChaos(t *testing.T, lease, apart time.Duration, binaries ...string) *chaos {
 	t.Helper()
 	c := &chaos{count: map[string]int{}}
 	c.cluster, c.dir = newCluster(t)
-	c.fleet = newFleetAt(t, c.cluster.ClientURLs(), chaosLease, 3, simulator.Options{Addr: "127.0.0.1:0"})
+	c.fleet = newFleetAt(t, c.cluster.ClientURLs(), lease, 3, simulator.Options{Addr: "127.0.0.1:0"})
 	c.env["AVATAR_RETRY_INITIAL"], c.env["AVATAR_RETRY_MAX"] = "200ms", "5s"
 	c.env["AVATAR_CIRCUIT_COOLDOWN"], c.env["AVATAR_CIRCUIT_MAX_COOLDOWN"] = "1s", "4s"
-	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	for i := range chaosWorkerCount {
-		c.workers = append(c.workers, c.newWorker(server, fmt.Sprintf("w%d", i)))
+	for i, binary := range binaries {
+		w := c.newWorker(fmt.Sprintf("w%d", i))
+		w.binary = binary
+		ahead := apart*time.Duration(i)/time.Duration(len(binaries)-1) - apart/2
+		w.env = append(w.env, "AVATAR_FAILPOINT_CLOCK="+ahead.String())
+		c.workers = append(c.workers, w)
 	}
 	for _, w := range c.workers {
-		w.process = c.worker(w.name, w.env...)
+		c.start(w)
+		w.process.waitReady()
 	}
 	return c
 }
 
-func (c *chaos) newWorker(server *toxiproxy.ApiServer, name string) *chaosWorker {
+func (c *chaos) start(w *chaosWorker) { w.process = c.launchBuild(w.binary, w.name, w.env...) }
+
+func (c *chaos) newWorker(name string) *chaosWorker {
 	c.t.Helper()
 	w := &chaosWorker{name: name}
-	proxy := func(target string) *toxiproxy.Proxy {
-		p := toxiproxy.NewProxy(server, name, "127.0.0.1:0", target)
-		if err := p.Start(); err != nil {
-			c.t.Fatal(err)
-		}
-		c.t.Cleanup(p.Stop)
-		return p
-	}
 	var urls []string
 	for i := range chaosNodes {
-		p := proxy(strings.TrimPrefix(c.cluster.ClientURL(i), "nats://"))
+		p := c.proxy(name, strings.TrimPrefix(c.cluster.ClientURL(i), "nats://"))
 		w.queue = append(w.queue, p)
 		urls = append(urls, "nats://"+p.Listen)
 	}
@@ -148,7 +178,7 @@ func (c *chaos) newWorker(server *toxiproxy.ApiServer, name string) *chaosWorker
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	w.backend = proxy(backend.Host)
+	w.backend = c.proxy(name, backend.Host)
 	through := func(address string) string { return strings.Replace(address, backend.Host, w.backend.Listen, 1) }
 	w.env = []string{
 		"NATS_URL=" + strings.Join(urls, ","),
@@ -208,7 +238,7 @@ func (c *chaos) setFault(name string) {
 func (c *chaos) workerSteps(f fault) (begin, end func()) {
 	w := c.workers[f.target]
 	if f.kind == killWorker {
-		return func() { c.kill(w.process) }, func() { w.process = c.launch(w.name, w.env...) }
+		return func() { c.kill(w.process) }, func() { c.start(w) }
 	}
 	var since time.Time
 	return func() { since = time.Now(); w.process.signal(syscall.SIGSTOP) }, func() {
@@ -306,21 +336,25 @@ func (c *chaos) toxic(proxies []*toxiproxy.Proxy, kind, attributes string) (begi
 }
 
 // measureOutages notes when the queue itself did not answer, as while a leader
-// is elected. Only one that lasts explains a lost lease.
-func (c *chaos) measureOutages(ctx context.Context) {
+// is elected, or the machine was too busy. Only one that lasts explains a lost
+// lease.
+func (f *fleet) measureOutages(ctx context.Context, js jetstream.JetStream) {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	var since time.Time
 	for {
 		asked := time.Now()
-		err := c.answers(ctx)
+		err := f.answers(ctx, js)
 		switch {
 		case err != nil && since.IsZero():
 			since = asked
-		case err == nil && !since.IsZero():
-			if out := time.Since(since); out > time.Second {
-				c.t.Logf("the queue did not answer for %s", out.Round(100*time.Millisecond))
-				c.fault(invariant.Fault{Kind: "queue away", Start: since, End: time.Now().Add(reconnect), Lasting: true})
+		case err == nil:
+			if since.IsZero() {
+				since = asked
+			}
+			if out := time.Since(since); out > min(time.Second, f.lease/5) {
+				f.t.Logf("the queue did not answer for %s", out.Round(100*time.Millisecond))
+				f.fault(invariant.Fault{Kind: "queue away", Start: since, End: time.Now().Add(reconnect), Lasting: true})
 			}
 			since = time.Time{}
 		}
@@ -333,13 +367,13 @@ func (c *chaos) measureOutages(ctx context.Context) {
 }
 
 // answers asks the leaders of what the workers need.
-func (c *chaos) answers(ctx context.Context) error {
+func (f *fleet) answers(ctx context.Context, js jetstream.JetStream) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if _, err := c.js.Consumer(ctx, c.names.JobsStream(), "default"); err != nil {
+	if _, err := js.Consumer(ctx, f.names.JobsStream(), "default"); err != nil {
 		return err
 	}
-	_, err := c.js.Stream(ctx, "KV_"+c.names.StateBucket())
+	_, err := js.Stream(ctx, "KV_"+f.names.StateBucket())
 	return err
 }
 

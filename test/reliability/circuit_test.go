@@ -14,7 +14,7 @@ import (
 	"avatarworker/test/reliability/invariant"
 )
 
-// long tells whether the long forms are asked for.
+// long reports whether the long forms are asked for.
 func long() bool { return os.Getenv("AVATAR_CHAOS") != "" }
 
 const (
@@ -23,17 +23,23 @@ const (
 	cooldown         = time.Second
 )
 
-// faultyAccount starts three workers on queued jobs of an account with a fault,
-// lets it last, and mends it.
-func faultyAccount(t *testing.T, fault string, total int, lasts time.Duration) (invariant.Report, invariant.Seen) {
+// faultyAccount runs three workers on queued jobs of an account with a fault,
+// lets it last, and mends it. The fault is there before the workers start, or
+// comes before the first job.
+func faultyAccount(t *testing.T, fault string, before bool, total int, lasts time.Duration) (invariant.Report, invariant.Seen) {
 	t.Helper()
 	f := newFleet(t, "", 5*time.Second)
 	f.env["AVATAR_CIRCUIT_COOLDOWN"], f.env["AVATAR_CIRCUIT_MAX_COOLDOWN"] = cooldown.String(), (2 * cooldown).String()
-	if err := f.backend.SetFault(simulator.Control{Fault: fault}); err != nil {
-		t.Fatal(err)
+	queue := func() {
+		if err := f.backend.SetFault(simulator.Control{Fault: fault}); err != nil {
+			t.Fatal(err)
+		}
+		for i := range total {
+			f.publish(job(fmt.Sprintf("j-%d", i), "ok", 1))
+		}
 	}
-	for i := range total {
-		f.publish(job(fmt.Sprintf("j-%d", i), "ok", 1))
+	if before {
+		queue()
 	}
 	var workers []*process
 	for i := range fleetWorkers {
@@ -41,6 +47,9 @@ func faultyAccount(t *testing.T, fault string, total int, lasts time.Duration) (
 	}
 	for _, w := range workers {
 		w.waitReady()
+	}
+	if !before {
+		queue()
 	}
 	// No signal says that nothing happens: it has to be watched for a while.
 	linger(t.Context(), lasts)
@@ -68,7 +77,7 @@ func TestARefusedAccountOpensTheCircuitAndLosesNoJob(t *testing.T) {
 		t.Run(string(fault), func(t *testing.T) {
 			t.Parallel()
 			total, lasts := jobsQueued()
-			report, seen := faultyAccount(t, string(fault), total, lasts)
+			report, seen := faultyAccount(t, string(fault), true, total, lasts)
 			if report.Outcomes[lifecycle.StateCompleted] != total || len(seen.Letters) != 0 {
 				t.Errorf("want all completed, no dead letters: %s", report)
 			}
@@ -112,15 +121,22 @@ func refusals(seen invariant.Seen, code errors.Code) (before int, probes []time.
 }
 
 func TestARevokedKeyDoesNotEmptyTheQueueIntoTheDeadLetters(t *testing.T) {
-	t.Parallel()
-	total, lasts := jobsQueued()
-	report, seen := faultyAccount(t, string(errors.CodeSessionTokenExpired), total, lasts)
-	const most = 5 + fleetWorkers*fleetConcurrency // circuit.failures and what ran at once
-	t.Logf("%d jobs: %d dead letters in %s", total, len(seen.Letters), lasts)
-	if n := len(seen.Letters); n == 0 || n > most {
-		t.Errorf("%d dead letters, want some and at most %d", n, most)
-	}
-	if report.Outcomes[lifecycle.StateCompleted] != total-len(seen.Letters) {
-		t.Errorf("the others are to complete: %s", report)
+	for name, before := range map[string]bool{"revoked before the workers start": true, "revoked while they run": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			total, lasts := jobsQueued()
+			report, seen := faultyAccount(t, string(errors.CodeSessionTokenExpired), before, total, lasts)
+			most := 5 + fleetWorkers*fleetConcurrency // circuit.failures and what ran at once
+			if before {
+				most = 0 // a worker looks at its keys before it takes a job
+			}
+			t.Logf("%d jobs: %d dead letters in %s", total, len(seen.Letters), lasts)
+			if n := len(seen.Letters); n > most {
+				t.Errorf("%d dead letters, want at most %d", n, most)
+			}
+			if report.Outcomes[lifecycle.StateCompleted] != total-len(seen.Letters) {
+				t.Errorf("the others are to complete: %s", report)
+			}
+		})
 	}
 }

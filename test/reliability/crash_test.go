@@ -9,8 +9,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	toxiproxy "github.com/Shopify/toxiproxy/v2"
 
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/test/reliability/invariant"
@@ -23,6 +26,8 @@ const (
 	retried    = "retried"
 	drained    = "drained"
 	recorded   = "recorded"
+	limited    = "limited" // by max_sessions
+	cutOff     = "cut off" // with their worker from NATS, past its lease
 )
 
 // crashPoints are the named points between pulling a job and acknowledging it,
@@ -51,6 +56,13 @@ func crashPoints() map[string][]string {
 		"before_ack":       both,
 		"released":         {drained},
 
+		"lease_acquired": {completing},
+		"lease_removal":  {drained},
+		"limit_taken":    {limited},
+		"limit_removal":  {limited},
+		"giving_up":      {cutOff},
+		"given_up":       {cutOff},
+
 		"recording_chunk":     {recorded},
 		"recording_overtaken": {recorded},
 		"recording_visible":   {recorded},
@@ -74,7 +86,7 @@ func crashJob(kind, id string) map[string]any {
 		j["utterances"] = []any{silence(20)}
 		j["output"] = map[string]any{"object": map[string]any{}}
 		return j
-	case drained:
+	case drained, cutOff:
 		return withFrames(job(id, "slow-1500", 2))
 	default:
 		return withFrames(job(id, "ok", 2))
@@ -120,15 +132,35 @@ func TestAWorkerKilledAtAnyNamedPointLosesNothingAndSettlesNothingTwice(t *testi
 // one finish.
 func crashAt(t *testing.T, point, kind string) invariant.Report {
 	f := newFleet(t, "", 2*time.Second)
+	if kind == limited {
+		f.env["AVATAR_APP_MAX_SESSIONS"] = "2"
+	}
+	var way *toxiproxy.Proxy // to NATS
 	env := []string{"AVATAR_FAILPOINT=" + point, "AVATAR_WORKER_CONCURRENCY=4", "AVATAR_WORKER_DRAIN_TIMEOUT=200ms"}
-	victim := f.worker("victim", env...)
+	if kind == cutOff {
+		way = f.proxy("nats", strings.TrimPrefix(f.env["NATS_URL"], "nats://"))
+		env = append(env, "NATS_URL=nats://"+way.Listen)
+	}
+	victim := f.launch("victim", env...)
+	if point != "lease_acquired" {
+		victim.waitReady()
+	}
 	start := time.Now()
 	for i := range 3 {
-		f.publish(crashJob(kind, fmt.Sprintf("%s-%d", strings.ReplaceAll(kind, "-", ""), i)))
+		f.publish(crashJob(kind, fmt.Sprintf("%s-%d", strings.NewReplacer("-", "", " ", "").Replace(kind), i)))
 	}
-	if kind == drained {
+	switch kind {
+	case drained:
 		f.await("running", 10*time.Second, 3, running)
-		victim.signal(15)
+		victim.signal(syscall.SIGTERM)
+	case cutOff:
+		f.await("running", 10*time.Second, 3, running)
+		way.Stop()
+		if !victim.waitEnd(f.lease + 500*time.Millisecond) {
+			if err := way.Start(); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	if !victim.waitEnd(15*time.Second) || !victim.killed() {
 		t.Fatalf("the worker did not die at %q: no %s job passes a failpoint of that name; was it renamed?", point, kind)
@@ -136,6 +168,9 @@ func crashAt(t *testing.T, point, kind string) invariant.Report {
 	f.fault(invariant.Fault{Kind: "kill at " + point, WorkerID: victim.workerID(), Start: start, End: time.Now()})
 	for _, other := range []string{completing, dying, retried} {
 		f.publish(crashJob(other, "later-"+strings.ReplaceAll(other, "-", "")))
+	}
+	if way != nil {
+		way.Stop()
 	}
 	f.worker("heir")
 	f.settle(30 * time.Second)

@@ -71,27 +71,6 @@ func TestASecondSignalEndsAtOnceAndLosesNothing(t *testing.T) {
 	}
 }
 
-func TestAJobThatKillsItsWorkersBecomesADeadLetter(t *testing.T) {
-	t.Parallel()
-	f := newFleet(t, "", 2*time.Second)
-	f.attempts = 3
-	f.env["AVATAR_RETRY_MAX_ATTEMPTS"] = "3"
-	f.publish(job("poison", "ok", 2))
-	for i := range f.attempts {
-		p := f.launch(fmt.Sprintf("victim%d", i), "AVATAR_FAILPOINT=connected")
-		if !p.waitEnd(30*time.Second) || !p.killed() {
-			t.Fatalf("worker %d did not die of the job: %+v", i, f.record("poison"))
-		}
-		f.died(p)
-	}
-	f.worker("heir")
-	f.settle(30 * time.Second)
-	report, seen := f.check()
-	if report.Crashes != f.attempts || len(seen.Letters) != 1 || seen.Letters[0].Code != "workerLost" || seen.Letters[0].Reason != lifecycle.ReasonWorkerLost {
-		t.Errorf("want one dead letter workerLost after %d crashes: %s; %+v", f.attempts, report, seen.Letters)
-	}
-}
-
 func TestAChangeOfLeadersRunsNoSessionAgain(t *testing.T) {
 	if testing.Short() {
 		t.Skip("forms a cluster: not with -short")

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/output"
@@ -54,7 +55,8 @@ func newFleet(t *testing.T, urls string, lease time.Duration) *fleet {
 
 func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, backend simulator.Options) *fleet {
 	t.Helper()
-	if urls == "" {
+	own := urls == ""
+	if own {
 		urls = natstest.Start(t).ClientURL()
 	}
 	f := &fleet{
@@ -71,18 +73,7 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 	if f.js, err = jetstream.New(f.nc); err != nil {
 		t.Fatal(err)
 	}
-	if err := invariant.CreateState(t.Context(), f.js, f.names, replicas); err != nil {
-		t.Fatal(err)
-	}
-	settings := topology.DefaultSettings()
-	settings.AckWait, settings.Replicas = lease, replicas
-	settings.JobsMaxBytes = 256 << 20
-	for _, limit := range []*topology.Limit{&settings.Events, &settings.DLQ, &settings.Usage, &settings.Totals, &settings.Frames, &settings.Audio, &settings.AudioFiles, &settings.Recordings} {
-		limit.MaxBytes = 128 << 20
-	}
-	if _, _, err := topology.Ensure(t.Context(), f.js, f.names, settings); err != nil {
-		t.Fatal(err)
-	}
+	createStreams(t.Context(), t, f.js, f.names, fleetSettings(lease, replicas))
 	f.env = map[string]string{
 		"NATS_URL": urls, "AVATAR_NATS_REPLICAS": fmt.Sprint(replicas),
 		"AVATAR_APP_ID": "app", "AVATAR_APP_API_KEY": apiKey,
@@ -92,7 +83,41 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 		"AVATAR_LEASE_ACK_WAIT": lease.String(), "AVATAR_ADMIN_ADDR": "off", "AVATAR_LOG_FORMAT": "json",
 	}
 	f.watch()
+	if own { // that does not answer only where the machine is too busy
+		watched, stop := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() { f.measureOutages(watched, f.js) })
+		t.Cleanup(func() { stop(); wg.Wait() })
+	}
 	return f
+}
+
+// createStreams makes what workers need, with a bucket of records that keeps their
+// history. The nodes of a cluster that has just formed may take a moment to know
+// of each other.
+func createStreams(ctx context.Context, t *testing.T, js jetstream.JetStream, names topology.Names, settings topology.Settings) {
+	t.Helper()
+	err := insist(func() error {
+		if err := invariant.CreateState(ctx, js, names, settings.Replicas); err != nil {
+			return err
+		}
+		_, _, err := topology.Ensure(ctx, js, names, settings)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fleetSettings are small enough for many servers on one disk.
+func fleetSettings(lease time.Duration, replicas int) topology.Settings {
+	settings := topology.DefaultSettings()
+	settings.AckWait, settings.Replicas = lease, replicas
+	settings.JobsMaxBytes = 256 << 20
+	for _, limit := range []*topology.Limit{&settings.Events, &settings.DLQ, &settings.Usage, &settings.Totals, &settings.Frames, &settings.Audio, &settings.AudioFiles, &settings.Recordings} {
+		limit.MaxBytes = 128 << 20
+	}
+	return settings
 }
 
 // watch keeps the records as they are now, until the test ends.
@@ -110,8 +135,8 @@ func (f *fleet) watch() {
 		defer close(done)
 		for entry := range watch.Updates() {
 			var r lifecycle.Record
-			if entry == nil || json.Unmarshal(entry.Value(), &r) != nil {
-				continue // the end of what was there, or nothing that Check would accept
+			if entry == nil || strings.Contains(entry.Key(), ".") || json.Unmarshal(entry.Value(), &r) != nil {
+				continue // the end of what was there, a lease, or nothing that Check would accept
 			}
 			f.mu.Lock()
 			f.records[r.JobID] = r
@@ -139,12 +164,23 @@ func (f *fleet) worker(name string, env ...string) *process {
 // launch starts a worker process.
 func (f *fleet) launch(name string, env ...string) *process {
 	f.t.Helper()
+	return f.launchBuild(workerBinary(f.t), name, env...)
+}
+
+// launchBuild starts a worker process of some build.
+func (f *fleet) launchBuild(path, name string, env ...string) *process {
+	f.t.Helper()
 	all := maps.Clone(f.env)
 	for _, e := range env {
 		k, v, _ := strings.Cut(e, "=")
 		all[k] = v
 	}
-	return startProcess(f.t, name, all)
+	p := startProcess(f.t, path, name, all)
+	p.draining = func() {
+		now := time.Now()
+		f.fault(invariant.Fault{Kind: "drain", WorkerID: p.workerID(), Start: now, End: now})
+	}
+	return p
 }
 
 // kill kills a worker and notes it.
@@ -212,11 +248,12 @@ func (f *fleet) publish(job map[string]any) {
 
 // tryPublish publishes a job until it is accepted or ctx ends.
 func (f *fleet) tryPublish(ctx context.Context, job map[string]any) error {
+	id := job["id"].(string)
+	job["extra_params"] = map[string]any{invariant.JobParam: id}
 	data, err := json.Marshal(job)
 	if err != nil {
 		return err
 	}
-	id := job["id"].(string)
 	for {
 		once, cancel := context.WithTimeout(ctx, 2*time.Second)
 		_, err := f.js.Publish(once, f.names.Jobs("default"), data, jetstream.WithMsgID(id))
@@ -317,6 +354,16 @@ func (f *fleet) states() string {
 	return fmt.Sprintf("%d accepted, records %v", len(f.accepted), by)
 }
 
+// failures logs when each attempt failed, and how.
+func (f *fleet) failures(seen invariant.Seen) {
+	f.t.Helper()
+	for _, ev := range seen.Events {
+		if ev.Type == event.TypeError {
+			f.t.Logf("%s: job %s, session %d: %s", ev.Time.Format(time.StampMilli), ev.JobID, ev.Session, ev.Code)
+		}
+	}
+}
+
 // settle returns when every accepted job has its outcome, the queue is empty
 // and the backend has no session open.
 func (f *fleet) settle(limit time.Duration) {
@@ -363,7 +410,11 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.t.Context(), 2*time.Minute)
 	defer cancel()
-	seen, err := invariant.Read(ctx, f.js, f.names, f.backend.Book())
+	err := insist(func() error { return f.inStep(ctx) })
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	seen, err := invariant.Read(ctx, f.js, f.names, f.backend.SessionLog())
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -381,6 +432,23 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 	f.checkRecordings(ctx)
 	f.t.Log(report)
 	return report, seen
+}
+
+// inStep returns an error while a replica of what the check reads lacks something:
+// the check may read from any of them.
+func (f *fleet) inStep(ctx context.Context) error {
+	for _, name := range []string{f.names.JobsStream(), "KV_" + f.names.StateBucket(), f.names.EventsStream(), f.names.DLQStream()} {
+		stream, err := f.js.Stream(ctx, name)
+		if err != nil {
+			return err
+		}
+		for _, replica := range stream.CachedInfo().Cluster.Replicas {
+			if !replica.Current || replica.Offline || replica.Lag > 0 {
+				return fmt.Errorf("stream %s: replica %s is not in step", name, replica.Name)
+			}
+		}
+	}
+	return nil
 }
 
 // checkRecordings reads the recording of every job that has one, as any client

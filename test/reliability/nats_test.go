@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/natsserver"
@@ -21,6 +22,18 @@ func insist(try func() error) error {
 		}
 		linger(context.Background(), 200*time.Millisecond)
 	}
+}
+
+// proxy is a way to target that a test can cut, slow and narrow.
+func (f *fleet) proxy(name, target string) *toxiproxy.Proxy {
+	f.t.Helper()
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	p := toxiproxy.NewProxy(server, name, "127.0.0.1:0", target)
+	if err := p.Start(); err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(p.Stop)
+	return p
 }
 
 // newCluster runs a cluster of three until the test ends; its files are under

@@ -17,12 +17,13 @@ import (
 
 // process is one worker process.
 type process struct {
-	t     *testing.T
-	name  string
-	cmd   *exec.Cmd
-	read  chan struct{} // closed when its log has ended
-	ended chan struct{} // closed when the process has ended
-	ready chan struct{} // closed when it takes jobs
+	t        *testing.T
+	name     string
+	cmd      *exec.Cmd
+	read     chan struct{} // closed when its log has ended
+	ended    chan struct{} // closed when the process has ended
+	ready    chan struct{} // closed when it takes jobs
+	draining func()        // called before it is told to drain; nil: nothing is
 
 	mu      sync.Mutex
 	id      string // worker id, once ready
@@ -34,12 +35,12 @@ type process struct {
 // logTail is how many of the last log lines are shown when a test fails.
 const logTail = 60
 
-// startProcess starts a worker; env is its whole environment but for PATH and
-// HOME.
-func startProcess(t *testing.T, name string, env map[string]string) *process {
+// startProcess starts the worker at path; env is its whole environment but for
+// PATH and HOME.
+func startProcess(t *testing.T, path, name string, env map[string]string) *process {
 	t.Helper()
 	p := &process{
-		t: t, name: name, cmd: exec.Command(workerBinary(t), "run"),
+		t: t, name: name, cmd: exec.Command(path, "run"),
 		read: make(chan struct{}), ended: make(chan struct{}), ready: make(chan struct{}),
 	}
 	p.cmd.Dir = t.TempDir() // without a config.yaml
@@ -131,6 +132,9 @@ func (p *process) signal(s syscall.Signal) {
 	select {
 	case <-p.ended:
 	default:
+		if s == syscall.SIGTERM && p.draining != nil && p.workerID() != "" {
+			p.draining()
+		}
 		// It may end right now: then there is nobody left to tell.
 		_ = p.cmd.Process.Signal(s)
 	}
@@ -189,7 +193,7 @@ func (p *process) alive() {
 	}
 }
 
-// killed tells whether the process ended by SIGKILL.
+// killed reports whether the process ended by SIGKILL.
 func (p *process) killed() bool {
 	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL

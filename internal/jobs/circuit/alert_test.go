@@ -32,7 +32,7 @@ func TestEveryCircuitThatOpensIsTold(t *testing.T) {
 	e.eventually("all are told", func() bool { return len(e.alerts()) == apps })
 	e.eventually("all are cleared", func() bool {
 		for i := range apps {
-			if len(e.stored(fmt.Sprint("app-", i), region).Untold) != 0 {
+			if len(e.stored(fmt.Sprint("app-", i), region).Unpublished) != 0 {
 				return false
 			}
 		}
@@ -61,7 +61,7 @@ func TestAlertsWaitForTheEventsStream(t *testing.T) {
 	}
 	e.pass(10 * time.Second)
 	e.success(e.probe(c, "good"))
-	if got := e.stored(app, region); got.State != Closed || len(got.Untold) != 2 {
+	if got := e.stored(app, region); got.State != Closed || len(got.Unpublished) != 2 {
 		t.Fatalf("%+v", got)
 	}
 	e.pass(48 * time.Hour)
@@ -71,7 +71,7 @@ func TestAlertsWaitForTheEventsStream(t *testing.T) {
 	if a[0].Kind != AlertOpened || a[1].Kind != AlertClosed || !a[1].OpenedAt.Equal(a[0].OpenedAt) || !a[1].At.After(a[0].At) || a[1].Code != errors.CodeCreditsExhausted {
 		t.Errorf("%+v", a)
 	}
-	e.eventually("they are cleared", func() bool { return len(e.stored(app, region).Untold) == 0 })
+	e.eventually("they are cleared", func() bool { return len(e.stored(app, region).Unpublished) == 0 })
 	if ttl := e.ttl(app, region); ttl != "3600" && ttl != "1h0m0s" {
 		t.Errorf("kept for %q", ttl)
 	}
@@ -103,17 +103,17 @@ func TestAlertOfAWorkerThatDiedIsToldByTheNext(t *testing.T) {
 			if n := len(e.alerts()); n != 0 {
 				t.Fatalf("%d alerts are not left to the worker that changed the circuit", n)
 			}
-			e.pass(3*tellPause + time.Second)
+			e.pass(3*publishPause + time.Second)
 			e.eventually("it is told", func() bool { return len(e.alerts()) == want })
-			e.eventually("it is cleared", func() bool { return len(e.stored(app, region).Untold) == 0 })
+			e.eventually("it is cleared", func() bool { return len(e.stored(app, region).Unpublished) == 0 })
 		})
 	}
 }
 
-func TestUntoldAlertsAreBounded(t *testing.T) {
+func TestUnpublishedAlertsAreBounded(t *testing.T) {
 	e := newEnv(t)
 	c := e.worker("w1")
-	for range maxUntold {
+	for range maxUnpublished {
 		e.pass(time.Hour)
 		p, _ := e.allow(c, "j")
 		if _, _, err := p.Fail(t.Context(), unpaid); err != nil {
@@ -122,7 +122,7 @@ func TestUntoldAlertsAreBounded(t *testing.T) {
 		e.pass(time.Hour)
 		e.success(e.probe(c, "good"))
 	}
-	if n := len(e.stored(app, region).Untold); n != maxUntold {
+	if n := len(e.stored(app, region).Unpublished); n != maxUnpublished {
 		t.Errorf("%d kept", n)
 	}
 }

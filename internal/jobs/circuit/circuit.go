@@ -1,10 +1,11 @@
 // Package circuit keeps one circuit for each app and region, shared by the whole
-// fleet. It opens where starting sessions of the app is pointless; the app's jobs
+// fleet. It opens when starting sessions of the app is pointless; the app's jobs
 // then wait, and one job at a time is let through as a probe.
 //
 // A circuit is an entry in AVATAR_FLEET that workers change by compare-and-set
-// and follow by a watch, so that asking costs nothing while it is closed. All
-// times in it are the server's. A probe is its worker's while that worker's lease
+// and follow by a watch, so that checking a closed circuit costs nothing. The
+// package owns these entries and must not know what a session is. All times in
+// them are the server's. A probe belongs to its worker while that worker's lease
 // stands. docs/jobs.md says when circuits open and close.
 package circuit
 
@@ -30,22 +31,21 @@ const (
 )
 
 const (
-	// closedLife is how long a circuit that is closed is remembered after its last
-	// change.
+	// closedLife is how long a closed circuit is kept after its last change.
 	closedLife = time.Hour
-	// openLife is the same for one that is not: longer than any wait of a job.
+	// openLife is the same for an open circuit: longer than any job waits.
 	openLife = 25 * time.Hour
-	// goodSessions in a row set the cooldown back to Config.Cooldown.
+	// goodSessions in a row reset the cooldown to Config.Cooldown.
 	goodSessions = 10
-	// maxWait bounds the wait before a held job asks again.
+	// maxWait bounds the wait before a held job tries again.
 	maxWait = time.Minute
-	// minWait keeps ten thousand held jobs from asking again all the time.
+	// minWait keeps ten thousand held jobs from trying again all the time.
 	minWait = 100 * time.Millisecond
 	// maxYield bounds how long a job whose probe failed leaves the next probe to
 	// other jobs.
 	maxYield = 15 * time.Second
-	// maxUntold bounds the alerts kept while the stream of events is away.
-	maxUntold = 32
+	// maxUnpublished bounds the alerts kept while the stream of events is away.
+	maxUnpublished = 32
 )
 
 // Prefix begins the keys of circuits in AVATAR_FLEET.
@@ -58,12 +58,12 @@ type Config struct {
 	MaxCooldown time.Duration // of doubling; below Cooldown it does not double
 }
 
-// longer is the cooldown after a probe that failed.
+// longer returns the cooldown after a failed probe.
 func (c Config) longer(cooldown time.Duration) time.Duration {
 	return max(cooldown, min(2*cooldown, c.MaxCooldown))
 }
 
-// Circuit is how sessions of one app in one region stand.
+// Circuit is the state of sessions of one app in one region.
 type Circuit struct {
 	App         string        `json:"app_id"`
 	Region      string        `json:"region"` // empty where circuits are per app
@@ -80,7 +80,7 @@ type Circuit struct {
 	Good        int           `json:"good,omitempty"`         // sessions since it closed
 }
 
-// Alert is the news that a circuit opened or closed.
+// Alert reports that a circuit opened or closed.
 type Alert struct {
 	Kind     string        `json:"kind"` // AlertOpened or AlertClosed
 	App      string        `json:"-"`
@@ -92,10 +92,10 @@ type Alert struct {
 	Cooldown time.Duration `json:"cooldown_ns,omitempty"`
 }
 
-// entry is a circuit as it stands in the bucket.
+// entry is a circuit as it is stored in the bucket.
 type entry struct {
 	Circuit
-	Untold []Alert `json:"untold,omitempty"` // oldest first, until they are published
+	Unpublished []Alert `json:"untold,omitempty"` // oldest first
 
 	revision uint64 // in the bucket; 0: not there
 }
@@ -104,17 +104,17 @@ func key(app, region string) string {
 	return Prefix + topology.Token(app) + "." + topology.Token(region)
 }
 
-// clone is a copy whose lists can be changed.
+// clone returns a copy whose lists can be changed.
 func (e entry) clone() entry {
-	e.Failures, e.Untold = slices.Clone(e.Failures), slices.Clone(e.Untold)
+	e.Failures, e.Unpublished = slices.Clone(e.Failures), slices.Clone(e.Unpublished)
 	return e
 }
 
-// life is how long the server keeps the entry. What is untold is kept until it is
-// published, however long that takes.
+// life returns how long the server keeps the entry. An entry with unpublished
+// alerts is kept until they are published.
 func (e *entry) life() time.Duration {
 	switch {
-	case len(e.Untold) > 0:
+	case len(e.Unpublished) > 0:
 		return 0
 	case e.isOpen():
 		return max(openLife, 2*e.Cooldown)
@@ -123,7 +123,7 @@ func (e *entry) life() time.Duration {
 	}
 }
 
-// isOpen reports whether the app's jobs wait, but for the probe.
+// isOpen reports whether the app's jobs wait, except for the probe.
 func (e *entry) isOpen() bool { return e.State == Open || e.State == Probing }
 
 // sameProbe reports whether both are being probed, and by the same probe.
@@ -131,9 +131,9 @@ func (e *entry) sameProbe(other entry) bool {
 	return e.State == Probing && other.State == Probing && e.ProbeWorker == other.ProbeWorker && e.Probes == other.Probes
 }
 
-// due reports whether an open circuit lets the job through as a probe. The job
-// that was the last probe lets others go first: it may be the job that fails, and
-// not the app.
+// due reports whether an open circuit lets the job through as a probe. The job of
+// the last probe lets others go first: the fault may be the job's and not the
+// app's.
 func (e *entry) due(job string, now time.Time) bool {
 	at := e.RetryAt
 	if job == e.LastProbe {
@@ -142,13 +142,13 @@ func (e *entry) due(job string, now time.Time) bool {
 	return e.State == Open && !now.Before(at)
 }
 
-// probe begins a probe, instead of the one under way if there is one.
+// probe starts a probe, replacing the one in progress if there is one.
 func (e *entry) probe(job, worker string) {
 	e.State, e.ProbeJob, e.ProbeWorker = Probing, job, worker
 	e.Probes++
 }
 
-// fail adds a failure to a closed circuit and opens it when that is enough. It
+// fail adds a failure to a closed circuit and opens it when there are enough. It
 // reports whether anything changed.
 func (e *entry) fail(job string, d errors.Decision, config Config, now time.Time) bool {
 	known := slices.Contains(e.Failures, job)
@@ -163,7 +163,7 @@ func (e *entry) fail(job string, d errors.Decision, config Config, now time.Time
 	}
 	e.Code, e.OpenedAt = d.Code, now
 	e.reopen(now, e.Cooldown)
-	e.tell(Alert{Kind: AlertOpened, At: now, Failures: len(e.Failures), Cooldown: e.Cooldown})
+	e.addAlert(Alert{Kind: AlertOpened, At: now, Failures: len(e.Failures), Cooldown: e.Cooldown})
 	return true
 }
 
@@ -173,8 +173,8 @@ func (e *entry) reopen(now time.Time, cooldown time.Duration) {
 	e.LastProbe, e.ProbeJob, e.ProbeWorker = e.ProbeJob, "", ""
 }
 
-// abort ends a probe that showed nothing. If it did not reach the backend the next
-// one may begin at once.
+// abort ends a probe without a result. If it did not reach the backend, the next
+// one may start at once.
 func (e *entry) abort(now time.Time, reached bool) {
 	e.reopen(now, e.Cooldown)
 	if !reached {
@@ -184,14 +184,14 @@ func (e *entry) abort(now time.Time, reached bool) {
 
 func (e *entry) close(now time.Time) {
 	e.State, e.ProbeJob, e.ProbeWorker = Closed, "", ""
-	e.tell(Alert{Kind: AlertClosed, At: now})
+	e.addAlert(Alert{Kind: AlertClosed, At: now})
 	e.succeed()
 }
 
-// remembers reports whether a session that works changes a closed circuit.
+// remembers reports whether a working session changes a closed circuit.
 func (e *entry) remembers() bool { return len(e.Failures) > 0 || e.Cooldown > 0 }
 
-// succeed counts a session that works.
+// succeed counts a working session.
 func (e *entry) succeed() {
 	e.Failures = nil
 	if e.Good++; e.Good >= goodSessions {
@@ -199,18 +199,19 @@ func (e *entry) succeed() {
 	}
 }
 
-// tell keeps an alert until it is published.
-func (e *entry) tell(a Alert) {
+// addAlert stores an alert until it is published.
+func (e *entry) addAlert(a Alert) {
 	a.Code, a.OpenedAt = e.Code, e.OpenedAt
-	e.Untold = append(e.Untold, a)
-	e.Untold = e.Untold[max(0, len(e.Untold)-maxUntold):]
+	e.Unpublished = append(e.Unpublished, a)
+	e.Unpublished = e.Unpublished[max(0, len(e.Unpublished)-maxUnpublished):]
 }
 
-// told removes the alerts that were published.
-func (e *entry) told(published []Alert) bool {
-	before := len(e.Untold)
-	e.Untold = slices.DeleteFunc(e.Untold, func(a Alert) bool {
+// removeAlerts removes the alerts that were published, and reports whether there
+// were any.
+func (e *entry) removeAlerts(published []Alert) bool {
+	before := len(e.Unpublished)
+	e.Unpublished = slices.DeleteFunc(e.Unpublished, func(a Alert) bool {
 		return slices.ContainsFunc(published, func(b Alert) bool { return a.Kind == b.Kind && a.OpenedAt.Equal(b.OpenedAt) })
 	})
-	return len(e.Untold) != before
+	return len(e.Unpublished) != before
 }

@@ -128,8 +128,8 @@ func (e *env) worker(id string, change ...func(*Options)) *Circuits {
 		Store: kv.NewStore(e.js, e.bucket, time.Second), Bucket: e.bucket,
 		Config: Config{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 30 * time.Second},
 		Leases: e, Window: window, Worker: func() string { return id },
-		Now: e.clock, Random: func() float64 { return 1 }, Patience: 10 * time.Second,
-		Tell: e.tell, Log: zerolog.Nop(),
+		Now: e.clock, Random: func() float64 { return 1 }, Timeout: 10 * time.Second,
+		Publish: e.tell, Log: zerolog.Nop(),
 		Changed: func(c Circuit, open bool) {
 			e.mu.Lock()
 			defer e.mu.Unlock()
@@ -432,7 +432,7 @@ func TestBucketThatIsAwayDoesNotHoldUpAJobsOwnRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := e.worker("w1", func(o *Options) {
-		o.Store, o.Patience = kv.NewStore(nowhere, e.bucket, time.Second), 100*time.Millisecond
+		o.Store, o.Timeout = kv.NewStore(nowhere, e.bucket, time.Second), 100*time.Millisecond
 	})
 	p, _ := e.allow(c, "j1")
 	from := time.Now()

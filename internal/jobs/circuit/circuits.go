@@ -12,13 +12,13 @@ import (
 	"avatarworker/internal/kv"
 )
 
-// Leases says whose lease stands.
+// Leases knows whose lease stands.
 type Leases interface {
-	// Stands reports whether the lease with that worker id stands.
+	// Stands reports whether the lease with that worker ID stands.
 	Stands(ctx context.Context, workerID string) (bool, error)
 }
 
-// Options are what Circuits are made of. All but PerApp are required.
+// Options configure Circuits. All fields but PerApp are required.
 type Options struct {
 	Store  *kv.Store          // AVATAR_FLEET
 	Bucket jetstream.KeyValue // the same, for watching
@@ -29,14 +29,14 @@ type Options struct {
 	Worker func() string    // the id of this worker's lease, empty while it has none
 	Now    func() time.Time // by the server's clock
 	Random func() float64   // in [0, 1)
-	// Patience bounds the wait for the bucket, and for the publication of an
-	// alert: a job's own record is written in the time that is left.
-	Patience time.Duration
-	// Tell publishes an alert. Several workers may publish the same one, so the id
-	// of the message is made of its Kind, OpenedAt, App and Region.
-	Tell func(ctx context.Context, a Alert) error
+	// Timeout bounds the wait for the bucket, and for the publication of an
+	// alert. The job's own record is written in the time that is left.
+	Timeout time.Duration
+	// Publish publishes an alert. Several workers may publish the same one, so the
+	// message's ID is made from its Kind, OpenedAt, App and Region.
+	Publish func(ctx context.Context, a Alert) error
 	// Changed is called each time this worker learns that a circuit opened or
-	// closed. It must not block, nor use the circuits.
+	// closed. It must not block, and must not call the Circuits.
 	Changed func(c Circuit, open bool)
 	Log     zerolog.Logger
 }
@@ -55,11 +55,11 @@ type Circuits struct {
 // known is what this worker knows of a circuit.
 type known struct {
 	entry
-	asked  time.Time // when the probe began, as seen here, or its worker's lease was asked for
-	tellAt time.Time // when this worker publishes what is untold
+	checkedAt time.Time // when the probe was first seen here, or its worker's lease last checked
+	publishAt time.Time // when this worker publishes the alerts
 }
 
-// New returns circuits that know nothing yet.
+// New returns Circuits without any entries; Run keeps them current.
 func New(o Options) *Circuits {
 	return &Circuits{
 		o: o, changed: make(chan struct{}, 1), behind: make(chan struct{}, 1),
@@ -80,7 +80,19 @@ func (c *Circuits) NotClosed() []Circuit {
 	return list
 }
 
-// Refusal is the answer to a job that may not start now.
+// AnyOpen reports whether there is a circuit that is open or being probed.
+func (c *Circuits) AnyOpen() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.known {
+		if k.isOpen() {
+			return true
+		}
+	}
+	return false
+}
+
+// Refusal is the reply to a job that may not start now.
 type Refusal struct {
 	Wait time.Duration // before the job asks again
 	Code errors.Code   // what opened the circuit
@@ -91,8 +103,8 @@ type Refusal struct {
 // and Abort in any case, which does nothing after the others. A probe ends with
 // the first of them; a Fail after that counts as any job's failure.
 //
-// An error of theirs means that the bucket could not be written. The end of a
-// probe is then written by Run as soon as it can be, so the error is for the log.
+// Their errors mean that the bucket could not be written. Run then writes the end
+// of a probe as soon as it can, so the caller only logs the error.
 type Permit struct {
 	c                     *Circuits
 	key, app, region, job string
@@ -109,18 +121,18 @@ func (c *Circuits) permit(app, region, job string) *Permit {
 	return &Permit{c: c, key: key(app, region), app: app, region: region, job: job, worker: c.o.Worker()}
 }
 
-// Peek is Allow by what this worker knows already: it makes no round trip and
-// begins no probe. It returns nil if the job may ask.
+// Peek is Allow by what this worker already knows: it makes no round trip and
+// starts no probe. It returns nil if the job may call Allow.
 func (c *Circuits) Peek(app, region, job string) *Refusal {
-	_, refusal := c.look(c.permit(app, region, job), false)
+	_, refusal := c.checkLocal(c.permit(app, region, job), false)
 	return refusal
 }
 
-// Allow returns a permit for a session of the app, or a refusal, or an error: the
-// bucket, or the lease of the worker that probes, could not be read.
+// Allow returns a permit for a session of the app, or a refusal. It returns an
+// error if the bucket, or the lease of the probing worker, could not be read.
 func (c *Circuits) Allow(ctx context.Context, app, region, job string) (*Permit, *Refusal, error) {
 	p := c.permit(app, region, job)
-	before, refusal := c.look(p, true)
+	before, refusal := c.checkLocal(p, true)
 	switch {
 	case refusal != nil:
 		return nil, refusal, nil
@@ -149,7 +161,7 @@ func (c *Circuits) Allow(ctx context.Context, app, region, job string) (*Permit,
 	})
 	switch {
 	case err != nil:
-		c.later(p, p.aborted(false)) // it may have begun all the same
+		c.later(p, p.aborted(false)) // it may have started despite the error
 		return nil, nil, err
 	case won:
 		return p, nil, nil
@@ -161,30 +173,31 @@ func (c *Circuits) Allow(ctx context.Context, app, region, job string) (*Permit,
 	return p, nil, nil
 }
 
-// look returns what is known of the permit's circuit, and a refusal if the job may
-// not ask. claim: it is about to ask for the probe, and no other job of this
-// worker does meanwhile. The lease of a probe's worker is asked for once in a
-// window.
-func (c *Circuits) look(p *Permit, claim bool) (entry, *Refusal) {
+// checkLocal returns what is known of the permit's circuit, and a refusal if the
+// job may not ask for the probe. With claim, the job is about to ask for it, and
+// no other job of this worker asks meanwhile. The lease of a probing worker is
+// checked once per window.
+func (c *Circuits) checkLocal(p *Permit, claim bool) (entry, *Refusal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k, now := c.known[p.key], c.o.Now()
 	if !k.isOpen() {
 		return k.entry, nil
 	}
-	asks := k.due(p.job, now) || k.State == Probing && now.Sub(k.asked) >= c.o.Window
+	asks := k.due(p.job, now) || k.State == Probing && now.Sub(k.checkedAt) >= c.o.Window
 	if !asks || c.probes[p.key] != nil || p.worker == "" {
 		return k.entry, c.refuse(k.entry)
 	}
 	if claim {
-		k.asked, p.probe = now, true
+		k.checkedAt, p.probe = now, true
 		c.known[p.key], c.probes[p.key] = k, p
 	}
 	return k.entry, nil
 }
 
-// refuse waits a random part of the rest of the cooldown. It has a floor, so that
-// ten thousand jobs do not all ask again and again in its last milliseconds.
+// refuse returns a refusal whose wait is a random part of the remaining cooldown.
+// The wait has a minimum, so that ten thousand jobs do not try again in its last
+// milliseconds.
 func (c *Circuits) refuse(e entry) *Refusal {
 	rest := e.RetryAt.Sub(c.o.Now())
 	if e.State == Probing {
@@ -201,8 +214,8 @@ func (p *Permit) Probe() bool {
 	return p.probe
 }
 
-// Success reports that the session works. A probe's closes the circuit; any other
-// ends a row of failures.
+// Success reports that the session works. A probe's success closes the circuit;
+// any other ends a row of failures.
 func (p *Permit) Success(ctx context.Context) error {
 	p.c.mu.Lock()
 	k := p.c.known[p.key]
@@ -227,8 +240,8 @@ func (p *Permit) Success(ctx context.Context) error {
 }
 
 // Fail counts a failure that concerns the whole app. It returns whether the
-// circuit is open now, and how long the job waits if so; with an error, by what
-// this worker knows.
+// circuit is open now and, if so, how long the job waits. With an error, the
+// result is what this worker knows.
 func (p *Permit) Fail(ctx context.Context, d errors.Decision) (wait time.Duration, open bool, err error) {
 	config := p.c.o.Config
 	after, err := p.done(ctx, func(e *entry, now time.Time) bool {
@@ -245,8 +258,8 @@ func (p *Permit) Fail(ctx context.Context, d errors.Decision) (wait time.Duratio
 	return p.c.refuse(after).Wait, true, err
 }
 
-// Abort ends a probe that showed nothing: it was interrupted, or failed for a
-// reason of its own. The next one may begin after the same cooldown, or at once if
+// Abort ends a probe without a result: it was interrupted, or failed for an
+// unrelated reason. The next one may start after the same cooldown, or at once if
 // this one never reached the backend.
 func (p *Permit) Abort(ctx context.Context, reached bool) error {
 	if !p.Probe() {
@@ -266,13 +279,13 @@ func (p *Permit) aborted(reached bool) func(e *entry, now time.Time) bool {
 	}
 }
 
-// holds reports whether the circuit is being probed by this permit.
+// holds reports whether this permit is the circuit's current probe.
 func (p *Permit) holds(e *entry) bool {
 	return p.number != 0 && e.State == Probing && e.ProbeWorker == p.worker && e.Probes == p.number
 }
 
-// done writes what the session showed, and so ends a probe. With an error, it
-// returns the circuit as this worker knows it.
+// done writes the session's result, which ends a probe. With an error, it returns
+// the circuit as this worker knows it.
 func (p *Permit) done(ctx context.Context, end func(e *entry, now time.Time) bool) (entry, error) {
 	c := p.c
 	c.mu.Lock()
@@ -289,14 +302,14 @@ func (p *Permit) done(ctx context.Context, end func(e *entry, now time.Time) boo
 	return after, err
 }
 
-// later has Run write how the probe ended.
+// later makes Run write how the probe ended.
 func (c *Circuits) later(p *Permit, end func(e *entry, now time.Time) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p.probe, p.end = false, end
 }
 
-// drop forgets a permit that is not a probe, or not any more.
+// drop removes a permit that is not, or no longer, a probe.
 func (c *Circuits) drop(p *Permit) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -306,10 +319,11 @@ func (c *Circuits) drop(p *Permit) {
 	}
 }
 
-// change applies f by compare-and-set until that succeeds or f reports that there
-// is nothing to change. With an error, it returns the circuit as it is known.
+// change applies f by compare-and-set until that succeeds, or until f returns
+// false because nothing has to change. With an error, it returns the circuit as
+// it is known.
 func (c *Circuits) change(ctx context.Context, app, region string, f func(e *entry, now time.Time) bool) (entry, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.o.Patience)
+	ctx, cancel := context.WithTimeout(ctx, c.o.Timeout)
 	defer cancel()
 	key := key(app, region)
 	for {
@@ -323,18 +337,18 @@ func (c *Circuits) change(ctx context.Context, app, region string, f func(e *ent
 			signal(c.behind)
 		}
 		if revision == 0 && before.isOpen() {
-			e = before.clone() // the bucket was made again, empty
+			e = before.clone() // the bucket was created again, empty
 		}
 		e.revision = revision
-		untold := len(e.Untold)
+		untold := len(e.Unpublished)
 		if !f(&e, c.o.Now().UTC()) {
-			c.learn(key, e, false)
+			c.update(key, e, false)
 			return e, nil
 		}
 		e.revision, err = c.o.Store.PutTTL(ctx, key, e, revision, e.life())
 		switch {
 		case err == nil:
-			c.learn(key, e, len(e.Untold) > untold)
+			c.update(key, e, len(e.Unpublished) > untold)
 			return e, nil
 		case !errors.Is(err, kv.ErrConflict):
 			return before, err

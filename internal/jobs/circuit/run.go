@@ -13,15 +13,17 @@ import (
 )
 
 const (
-	// pause is between two looks at what is to be written.
+	// pause is the wait between two attempts to write what is pending.
 	pause = time.Second
-	// tellPause is the pause after an alert that could not be published, and how
-	// long alerts are left to the worker that changed the circuit, at least.
-	tellPause = 5 * time.Second
-	// lookEvery is how often the bucket is checked to be the same one.
-	lookEvery = 10 * time.Second
-	// lastTime bounds writing the ends of probes when the worker stops.
-	lastTime = 2 * time.Second
+	// publishPause is the wait after an alert that could not be published. It is
+	// also how long, at least, other workers leave an alert to the worker that
+	// changed the circuit.
+	publishPause = 5 * time.Second
+	// bucketCheckInterval is how often the watch checks that the bucket is still
+	// the same.
+	bucketCheckInterval = 10 * time.Second
+	// stopTimeout bounds writing the ends of probes when the worker stops.
+	stopTimeout = 2 * time.Second
 )
 
 // Run follows the fleet's circuits, publishes alerts and writes what could not be
@@ -34,13 +36,13 @@ func (c *Circuits) Run(ctx context.Context) {
 		c.endProbes(ctx)
 	}
 	wg.Wait()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	c.endProbes(ctx)
 }
 
-// endProbes ends what the bucket still has as probes of this worker: those whose
-// end could not be written, and those that it knows nothing of.
+// endProbes ends the probes that the bucket attributes to this worker wrongly:
+// those whose end could not be written, and those that this worker does not know.
 func (c *Circuits) endProbes(ctx context.Context) {
 	for _, p := range c.endedProbes() {
 		if _, err := c.change(ctx, p.app, p.region, p.end); err != nil {
@@ -71,14 +73,14 @@ func (c *Circuits) endedProbes() []*Permit {
 	return ended
 }
 
-// publish publishes what is untold: of this worker's changes at once, of others'
-// if they have not done so after a pause.
+// publish publishes pending alerts: those of this worker's changes at once, those
+// of other workers after a pause.
 func (c *Circuits) publish(ctx context.Context) {
 	for {
 		changed, wait := c.changed, pause
 		if err := c.publishDue(ctx); err != nil && ctx.Err() == nil {
-			c.o.Log.Warn().Err(err).Msg("could not publish an alert about a circuit; trying again until it can be")
-			changed, wait = nil, tellPause
+			c.o.Log.Warn().Err(err).Msg("could not publish an alert about a circuit; trying again")
+			changed, wait = nil, publishPause
 		}
 		select {
 		case <-ctx.Done():
@@ -89,17 +91,18 @@ func (c *Circuits) publish(ctx context.Context) {
 	}
 }
 
-// publishDue publishes the alerts that are due, in a random order of circuits, and
-// removes them from their entries. It stops at the first that can't be published.
+// publishDue publishes the alerts that are due, in a random order of circuits,
+// and removes them from their entries. It stops at the first that can't be
+// published.
 func (c *Circuits) publishDue(ctx context.Context) error {
 	for _, e := range c.due() {
-		for _, a := range e.Untold {
+		for _, a := range e.Unpublished {
 			a.App, a.Region = e.App, e.Region
-			if err := c.tell(ctx, a); err != nil {
+			if err := c.publishAlert(ctx, a); err != nil {
 				return fmt.Errorf("%s of app %s: %w", a.Kind, a.App, err)
 			}
 		}
-		_, err := c.change(ctx, e.App, e.Region, func(now *entry, _ time.Time) bool { return now.told(e.Untold) })
+		_, err := c.change(ctx, e.App, e.Region, func(now *entry, _ time.Time) bool { return now.removeAlerts(e.Unpublished) })
 		if err != nil {
 			return err
 		}
@@ -107,10 +110,10 @@ func (c *Circuits) publishDue(ctx context.Context) error {
 	return nil
 }
 
-func (c *Circuits) tell(ctx context.Context, a Alert) error {
-	ctx, cancel := context.WithTimeout(ctx, c.o.Patience)
+func (c *Circuits) publishAlert(ctx context.Context, a Alert) error {
+	ctx, cancel := context.WithTimeout(ctx, c.o.Timeout)
 	defer cancel()
-	return c.o.Tell(ctx, a)
+	return c.o.Publish(ctx, a)
 }
 
 func (c *Circuits) due() []entry {
@@ -118,19 +121,19 @@ func (c *Circuits) due() []entry {
 	defer c.mu.Unlock()
 	var list []entry
 	for _, k := range c.known {
-		if len(k.Untold) > 0 && !k.tellAt.After(c.o.Now()) {
+		if len(k.Unpublished) > 0 && !k.publishAt.After(c.o.Now()) {
 			list = append(list, k.entry)
 		}
 	}
 	return list
 }
 
-// watch follows the bucket. A watch that ends is begun again: the bucket may have
-// been away, or be another one with the same name.
+// watch follows the bucket. It starts again if the watch ends: the bucket may
+// have been away, or replaced by another with the same name.
 func (c *Circuits) watch(ctx context.Context) {
-	var listed time.Time // when the bucket that was read last was made
+	var listed time.Time // when the bucket that was read last was created
 	for {
-		made, err := c.made(ctx)
+		made, err := c.created(ctx)
 		if err == nil {
 			remade := !listed.IsZero() && !made.Equal(listed)
 			err = c.follow(ctx, made, remade, func() { listed = made })
@@ -144,9 +147,9 @@ func (c *Circuits) watch(ctx context.Context) {
 	}
 }
 
-// made returns when the bucket was made.
-func (c *Circuits) made(ctx context.Context) (time.Time, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.o.Patience)
+// created returns when the bucket was created.
+func (c *Circuits) created(ctx context.Context) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.o.Timeout)
 	defer cancel()
 	status, err := c.o.Bucket.Status(ctx)
 	if bucket, ok := status.(*jetstream.KeyValueBucketStatus); ok {
@@ -155,21 +158,21 @@ func (c *Circuits) made(ctx context.Context) (time.Time, error) {
 	return time.Time{}, err
 }
 
-// follow reads all there is, calls listed, and goes on to follow the changes. It
-// returns when there is a reason to begin again.
+// follow reads all entries, calls listed, and then follows the changes. It
+// returns when it has to start again.
 func (c *Circuits) follow(ctx context.Context, made time.Time, remade bool, listed func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c.unread()
-	// The client waits for ever for the answer to a request that was lost.
-	stuck := time.AfterFunc(c.o.Patience, cancel)
+	c.clearRevisions()
+	// The client waits forever for the reply to a lost request.
+	stuck := time.AfterFunc(c.o.Timeout, cancel)
 	watcher, err := c.o.Bucket.Watch(ctx, Prefix+">")
 	stuck.Stop()
 	if err != nil {
 		return err
 	}
 	defer watcher.Stop() //nolint:errcheck // the watch has ended, or the connection
-	look := time.NewTicker(c.jitter(lookEvery / 2))
+	look := time.NewTicker(c.jitter(bucketCheckInterval / 2))
 	defer look.Stop()
 	reread := time.After(closedLife) // an outage may have hidden that a circuit expired
 	for {
@@ -181,7 +184,7 @@ func (c *Circuits) follow(ctx context.Context, made time.Time, remade bool, list
 		case <-reread:
 			return nil
 		case <-look.C:
-			if now, err := c.made(ctx); err == nil && !now.Equal(made) {
+			if now, err := c.created(ctx); err == nil && !now.Equal(made) {
 				return nil
 			}
 		case e, open := <-watcher.Updates():
@@ -203,32 +206,32 @@ func (c *Circuits) follow(ctx context.Context, made time.Time, remade bool, list
 func (c *Circuits) read(kve jetstream.KeyValueEntry) {
 	var e entry
 	if kve.Operation() != jetstream.KeyValuePut || json.Unmarshal(kve.Value(), &e) != nil {
-		c.forget(kve.Key(), kve.Revision())
+		c.remove(kve.Key(), kve.Revision())
 		return
 	}
 	e.revision = kve.Revision()
-	c.learn(kve.Key(), e, false)
+	c.update(kve.Key(), e, false)
 }
 
-// learn takes in a circuit as the bucket has it. tell: this worker made it open or
-// close, and publishes that at once.
-func (c *Circuits) learn(key string, e entry, tell bool) {
+// update stores a circuit as it is in the bucket. With tell, this worker opened or
+// closed it, and publishes that at once.
+func (c *Circuits) update(key string, e entry, tell bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before, now := c.known[key], c.o.Now()
 	if e.revision < before.revision || e.revision == before.revision && !tell {
 		return
 	}
-	next := known{entry: e, asked: now, tellAt: before.tellAt}
+	next := known{entry: e, checkedAt: now, publishAt: before.publishAt}
 	if e.sameProbe(before.entry) {
-		next.asked = before.asked
+		next.checkedAt = before.checkedAt
 	}
 	switch {
 	case tell:
-		next.tellAt = now
+		next.publishAt = now
 		signal(c.changed)
-	case len(before.Untold) == 0:
-		next.tellAt = now.Add(c.jitter(tellPause))
+	case len(before.Unpublished) == 0:
+		next.publishAt = now.Add(c.jitter(publishPause))
 	}
 	c.known[key] = next
 	if e.isOpen() != before.isOpen() {
@@ -236,9 +239,8 @@ func (c *Circuits) learn(key string, e entry, tell bool) {
 	}
 }
 
-// forget removes a circuit that the bucket does not have any more, as of that
-// revision.
-func (c *Circuits) forget(key string, revision uint64) {
+// remove removes a circuit that the bucket no longer has as of that revision.
+func (c *Circuits) remove(key string, revision uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before, ok := c.known[key]
@@ -252,9 +254,9 @@ func (c *Circuits) forget(key string, revision uint64) {
 	}
 }
 
-// unread takes the revisions from all that is known: in a bucket that was made
-// again they begin again.
-func (c *Circuits) unread() {
+// clearRevisions clears the known revisions: in a bucket that was created again
+// they start again.
+func (c *Circuits) clearRevisions() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for key, k := range c.known {
@@ -263,8 +265,9 @@ func (c *Circuits) unread() {
 	}
 }
 
-// compare looks at what is known and was not listed. It was removed, unless the
-// bucket was made again: then what is open or untold is written again.
+// compare handles circuits that are known but were not listed. They were removed;
+// but if the bucket was created again, open circuits and unpublished alerts are
+// written again.
 func (c *Circuits) compare(ctx context.Context, remade bool) error {
 	c.mu.Lock()
 	missing := make(map[string]entry)
@@ -275,8 +278,8 @@ func (c *Circuits) compare(ctx context.Context, remade bool) error {
 	}
 	c.mu.Unlock()
 	for key, e := range missing {
-		if !remade || !e.isOpen() && len(e.Untold) == 0 {
-			c.forget(key, 0)
+		if !remade || !e.isOpen() && len(e.Unpublished) == 0 {
+			c.remove(key, 0)
 			continue
 		}
 		_, err := c.change(ctx, e.App, e.Region, func(now *entry, _ time.Time) bool {
@@ -292,8 +295,8 @@ func (c *Circuits) compare(ctx context.Context, remade bool) error {
 	return nil
 }
 
-// jitter is between one and three times d, so that not all workers do the same at
-// the same moment.
+// jitter returns between one and three times d, so that workers do not act at the
+// same moment.
 func (c *Circuits) jitter(d time.Duration) time.Duration {
 	return d + time.Duration(2*c.o.Random()*float64(d))
 }

@@ -1,15 +1,17 @@
 // Package control answers the requests that users send to a job: cancel it, or
-// interrupt the utterance in flight.
+// interrupt the utterance in flight. It owns the subscriptions, the queues of
+// requests and the limits against floods. It must not know how a job is run or
+// recorded.
 //
-// Every worker receives every request. The worker that runs the job answers it;
-// for a job that no worker runs one worker of the fleet does. A request takes the
-// first reply, so a second one does no harm.
+// Every worker receives every request. The worker that runs the job answers; for
+// a job that no worker runs, one worker of the fleet does. The requester takes
+// the first reply, so a second one does no harm.
 //
-// Whoever may publish to the control subject may send any number of requests
-// under any names. So a request costs no goroutine of its own: two bounded pools
-// handle them, one request at a time for each job, and what they have no room for
-// is refused at once. Requests to the jobs that this worker runs have a pool of
-// their own, which a flood of other names does not reach.
+// Any user who may publish to the control subject can send any number of requests
+// under any job ID. A request therefore has no goroutine of its own: two bounded
+// pools handle requests, one at a time for each job, and refuse at once what does
+// not fit. Requests to jobs that this worker runs have a separate pool, which a
+// flood of other IDs does not reach.
 package control
 
 import (
@@ -43,12 +45,12 @@ const (
 	opInterrupt = "interrupt"
 )
 
-// Request is what users send. Other fields are ignored.
+// Request is the body that users send. Other fields are ignored.
 type Request struct {
 	Op string `json:"op"` // "cancel" or "interrupt"
 }
 
-// Reply answers it.
+// Reply is the answer to a Request.
 type Reply struct {
 	JobID   string `json:"job_id"`
 	Status  string `json:"status"`
@@ -59,39 +61,38 @@ type Reply struct {
 	Message string `json:"message,omitempty"`
 }
 
-// Jobs is what the worker knows of jobs. Its methods are called by many
-// goroutines at once.
+// Jobs gives access to the worker's jobs. Its methods are called concurrently.
 type Jobs interface {
-	// Own returns the job if this worker has it in hand. It is called for every
-	// request of the fleet and must not block.
+	// Own returns the job if this worker holds it. It is called for every request
+	// of the fleet and must not block.
 	Own(jobID string) (Running, bool)
-	// Look reads how the job stands.
+	// Look reads the job's state from its record.
 	Look(ctx context.Context, jobID string) (Standing, error)
-	// NoteCancel writes into the job's record that it is to end; it makes the
-	// record if there is none.
+	// NoteCancel records that the job is to be cancelled. It creates the record
+	// if there is none.
 	NoteCancel(ctx context.Context, jobID string) (Reply, error)
 }
 
-// Running is a job that this worker has in hand. The methods return when ctx
-// ends at the latest.
+// Running is a job that this worker holds. The methods return at the latest when
+// ctx ends.
 type Running interface {
 	Cancel(ctx context.Context) Reply
 	Interrupt(ctx context.Context) Reply
 }
 
-// Standing says how a job stands.
+// Standing is a job's state.
 type Standing struct {
 	Known bool   // it has a record
 	State string // of the record
 	Held  bool   // the record is in state running, and the lease of its worker stands
 }
 
-// Options configure a Server. Those that are 0 have defaults.
+// Options configure a Server. A field that is 0 gets its default.
 type Options struct {
 	NC      *nats.Conn
 	Subject string // of the requests; the last token is the job's id
 	Jobs    Jobs
-	Valid   func(jobID string) bool // reports whether a job may have this id; nil: any
+	Valid   func(jobID string) bool // reports whether a job may have this ID; nil: any
 	Log     zerolog.Logger
 
 	OwnPool   int // requests to own jobs handled at once; 64
@@ -99,59 +100,60 @@ type Options struct {
 	Queue     int // requests that wait in each pool; 1024
 	JobQueue  int // of which for one job; 16
 
-	// A cancel of a name without a record makes one, since the job may still be
-	// on its way. How many in a minute and in a day; 1000 and 10000.
+	// A cancel creates the record of a job that has none, since the job may not
+	// have arrived yet. How many records may be created per minute and per day;
+	// 1000 and 10000.
 	NotesPerMinute, NotesPerDay int
 
-	// A job may end between the look of its worker and that of another, so it is
-	// looked at again: after Recheck (300 ms), and for the last time after
-	// Patience (2 s).
+	// A job may end between the checks of two workers, so it is checked again:
+	// after Recheck (300 ms), and for the last time after Patience (2 s).
 	Recheck, Patience time.Duration
 }
 
 const (
 	queueGroup = "workers"
-	// maxRequest is the size of the largest request in bytes.
+	// maxRequest is the maximum size of a request in bytes.
 	maxRequest = 4 << 10
-	// pendingBytes bounds what the client keeps of requests that it has received
-	// for each subscription.
+	// pendingBytes bounds the received requests that the client buffers for each
+	// subscription.
 	pendingBytes = 32 << 20
-	// requestTime bounds the work for one request: ending a session takes a
+	// requestTimeout bounds the work for one request: ending a session takes a
 	// moment.
-	requestTime = 10 * time.Second
-	// drainTime bounds the receiving of what was sent before Close.
-	drainTime = 2 * time.Second
-	// maxTaken bounds what is remembered of requests that this worker answers as
-	// the one that runs the job.
-	maxTaken = 4096
+	requestTimeout = 10 * time.Second
+	// drainTimeout bounds the receiving of requests sent before Close.
+	drainTimeout = 2 * time.Second
+	// maxClaimed bounds the remembered requests that this worker answers as the
+	// one that runs the job.
+	maxClaimed = 4096
 )
 
 // Server answers requests until it is closed.
 type Server struct {
 	o           Options
-	base        context.Context // of all work; it does not end with the caller's
+	base        context.Context // of all work; does not end with the caller's context
 	subs        []*nats.Subscription
 	own, others *pool
 	minute, day *rate.Limiter // of records made for unknown names
 
 	mu      sync.Mutex
 	closed  bool            // Close was called
-	stopped bool            // nothing is looked at later any more
-	taken   map[string]bool // requests to own jobs, by reply subject
+	stopped bool            // no more rechecks
+	claimed map[string]bool // claimed requests, by reply subject
 	timers  map[*request]*time.Timer
 }
 
-// request is one to be handled.
+// request is a request to be handled.
 type request struct {
-	msg    *nats.Msg
-	jobID  string
-	op     string
-	mine   bool      // this worker ran the job when it came: no other answers
-	looked int       // how often the job was found to be another worker's
-	since  time.Time // of the first look
+	msg     *nats.Msg
+	jobID   string
+	op      string
+	claimed bool      // this worker ran the job when the request arrived: no other answers
+	checks  int       // how often the job was found to run on another worker
+	since   time.Time // of the first check
 }
 
-// Serve subscribes and begins to answer. ctx gives values, not an end.
+// Serve subscribes and starts to answer. ctx provides values only; its end is
+// ignored.
 func Serve(ctx context.Context, o Options) (*Server, error) {
 	o.OwnPool, o.OtherPool = cmp.Or(o.OwnPool, 64), cmp.Or(o.OtherPool, 16)
 	o.Queue, o.JobQueue = cmp.Or(o.Queue, 1024), cmp.Or(o.JobQueue, 16)
@@ -189,13 +191,13 @@ func (s *Server) subscribe() error {
 	return nil
 }
 
-// unsubscribe receives what was sent before the server knew of it, for drainTime
-// at most.
+// unsubscribe unsubscribes after receiving what was sent before, for at most
+// drainTimeout.
 func (s *Server) unsubscribe() (err error) {
-	limit := time.NewTimer(drainTime)
+	limit := time.NewTimer(drainTimeout)
 	defer limit.Stop()
-	// The one with a share of all requests first: what it has received of own
-	// jobs, the other has received too.
+	// Drain the queue subscription first: what it has received for own jobs, the
+	// other one has received too.
 	for _, sub := range slices.Backward(s.subs) {
 		ended := make(chan struct{})
 		sub.SetClosedHandler(func(string) { close(ended) })
@@ -214,8 +216,8 @@ func (s *Server) unsubscribe() (err error) {
 	return err
 }
 
-// Close ends the subscriptions and waits for the requests in hand, 10 s at most.
-// Those that have not begun are refused.
+// Close ends the subscriptions and waits for the requests in progress, at most 10
+// s. It refuses those that have not started.
 func (s *Server) Close() {
 	s.mu.Lock()
 	closed := s.closed
@@ -241,17 +243,17 @@ func (s *Server) close() {
 	s.mu.Unlock()
 	for _, p := range []*pool{s.own, s.others} {
 		for _, r := range p.stop() {
-			if p == s.others && s.isTaken(r.msg.Reply) {
-				continue // the other pool has it too
+			if p == s.others && s.isClaimed(r.msg.Reply) {
+				continue // the other pool holds it too
 			}
 			s.reply(r, refused("this worker is stopping: ask again"))
 		}
 	}
 }
 
-// read makes a request of a message. It returns "" as the operation where the
-// message asks for nothing that there is.
-func read(msg *nats.Msg) *request {
+// parseRequest parses a message. The operation is "" if the message contains no
+// known one.
+func parseRequest(msg *nats.Msg) *request {
 	r := &request{msg: msg, jobID: lastToken(msg.Subject)}
 	var body Request
 	if len(msg.Data) > maxRequest || json.Unmarshal(msg.Data, &body) != nil {
@@ -263,25 +265,26 @@ func read(msg *nats.Msg) *request {
 	return r
 }
 
-// receiveOwn takes the requests to jobs that this worker runs. It must not wait.
+// receiveOwn receives the requests to jobs that this worker runs. It must not
+// block.
 func (s *Server) receiveOwn(msg *nats.Msg) {
 	jobID := lastToken(msg.Subject)
 	if _, own := s.o.Jobs.Own(jobID); !own {
 		return
 	}
-	r := read(msg)
+	r := parseRequest(msg)
 	if r.op == "" {
 		return // one worker of the fleet refuses it
 	}
-	s.take(msg.Reply)
+	s.claim(msg.Reply)
 	if !s.own.add(r) {
 		s.reply(r, busy())
 	}
 }
 
-// receiveOther takes this worker's share of all requests. It must not wait.
+// receiveOther receives this worker's share of all requests. It must not block.
 func (s *Server) receiveOther(msg *nats.Msg) {
-	r := read(msg)
+	r := parseRequest(msg)
 	switch {
 	case r.op == "":
 		s.reply(r, refused(`want {"op":"cancel"} or {"op":"interrupt"}`))
@@ -292,10 +295,10 @@ func (s *Server) receiveOther(msg *nats.Msg) {
 	}
 }
 
-// queueOther hands a request to the pool. Where it has no room, a request to an
-// own job is left to the pool of those.
+// queueOther adds a request to the pool for other jobs. If that is full, a
+// request to an own job is left to the other pool.
 func (s *Server) queueOther(r *request) {
-	if s.others.add(r) || s.isTaken(r.msg.Reply) {
+	if s.others.add(r) || s.isClaimed(r.msg.Reply) {
 		return
 	}
 	if _, own := s.o.Jobs.Own(r.jobID); !own {
@@ -303,9 +306,9 @@ func (s *Server) queueOther(r *request) {
 	}
 }
 
-// handleOwn answers for a job that this worker ran when the request came.
+// handleOwn answers for a job that this worker ran when the request arrived.
 func (s *Server) handleOwn(r *request) {
-	ctx, cancel := context.WithTimeout(s.base, requestTime)
+	ctx, cancel := context.WithTimeout(s.base, requestTimeout)
 	defer cancel()
 	job, own := s.o.Jobs.Own(r.jobID)
 	switch {
@@ -314,35 +317,35 @@ func (s *Server) handleOwn(r *request) {
 	case own:
 		s.reply(r, job.Interrupt(ctx))
 	default:
-		r.mine = true // it has ended since
+		r.claimed = true // it has ended meanwhile
 		s.answer(ctx, r)
 	}
 }
 
 // handleOther answers for a job that no worker runs.
 func (s *Server) handleOther(r *request) {
-	ctx, cancel := context.WithTimeout(s.base, requestTime)
+	ctx, cancel := context.WithTimeout(s.base, requestTimeout)
 	defer cancel()
-	if !r.mine && s.isTaken(r.msg.Reply) {
+	if !r.claimed && s.isClaimed(r.msg.Reply) {
 		return
 	}
 	if _, own := s.o.Jobs.Own(r.jobID); own {
-		s.lookLater(r)
+		s.recheckLater(r)
 		return
 	}
 	s.answer(ctx, r)
 }
 
-// answer answers by the job's record.
+// answer answers from the job's record.
 func (s *Server) answer(ctx context.Context, r *request) {
 	standing, err := s.o.Jobs.Look(ctx, r.jobID)
 	switch {
 	case err != nil:
 		s.o.Log.Debug().Err(err).Str("job_id", r.jobID).Msg("read the record of a job that a control request is for")
 		s.reply(r, refused("the job's record could not be read: ask again"))
-	case standing.Held && s.lookLater(r):
+	case standing.Held && s.recheckLater(r):
 	case r.op == opCancel:
-		s.note(ctx, r, standing)
+		s.recordCancel(ctx, r, standing)
 	case standing.Held:
 		// Only the worker that runs the job can interrupt it.
 	default:
@@ -350,10 +353,10 @@ func (s *Server) answer(ctx context.Context, r *request) {
 	}
 }
 
-// note writes down that the job is to end. Where a worker has the job and has not
-// answered, it finds that in the record.
-func (s *Server) note(ctx context.Context, r *request, standing Standing) {
-	if !standing.Known && !s.mayMakeRecord() {
+// recordCancel records that the job is to be cancelled. A worker that runs the
+// job and has not answered finds that in the record.
+func (s *Server) recordCancel(ctx context.Context, r *request, standing Standing) {
+	if !standing.Known && !s.allowRecord() {
 		s.reply(r, refused("no job of this id is known, and too many such ids were cancelled: ask again when the job was delivered, or in some minutes"))
 		return
 	}
@@ -365,14 +368,15 @@ func (s *Server) note(ctx context.Context, r *request, standing Standing) {
 	s.reply(r, reply)
 }
 
-// mayMakeRecord counts a record made for a name that has none.
-func (s *Server) mayMakeRecord() bool { return s.minute.Allow() && s.day.Allow() }
+// allowRecord reports whether a record may be created for an unknown job, and
+// counts it.
+func (s *Server) allowRecord() bool { return s.minute.Allow() && s.day.Allow() }
 
-// lookLater has a job that a worker runs looked at again, and returns false if
-// that was done often enough. Nothing waits for it meanwhile.
-func (s *Server) lookLater(r *request) bool {
+// recheckLater schedules another check of a job that a worker runs. It returns
+// false if the job was checked often enough. Nothing blocks meanwhile.
+func (s *Server) recheckLater(r *request) bool {
 	var wait time.Duration
-	switch r.looked {
+	switch r.checks {
 	case 0:
 		r.since, wait = time.Now(), s.o.Recheck
 	case 1:
@@ -380,10 +384,10 @@ func (s *Server) lookLater(r *request) bool {
 	default:
 		return false
 	}
-	r.looked++
+	r.checks++
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// Beyond the bound the worker that runs the job is relied on.
+	// Beyond the bound, rely on the worker that runs the job.
 	if s.stopped || len(s.timers) >= s.o.Queue {
 		return true
 	}
@@ -399,25 +403,25 @@ func (s *Server) lookLater(r *request) bool {
 	return true
 }
 
-// take notes that this worker answers a request as the one that runs the job. A
-// request without a reply subject has nothing to be
-// known by, and may be handled twice: its wish is then noted twice.
-func (s *Server) take(reply string) {
+// claim records that this worker answers a request as the one that runs the job.
+// A request without a reply subject can't be identified and may be handled twice;
+// its cancel is then recorded twice.
+func (s *Server) claim(reply string) {
 	if reply == "" {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.taken == nil || len(s.taken) >= maxTaken {
-		s.taken = make(map[string]bool)
+	if s.claimed == nil || len(s.claimed) >= maxClaimed {
+		s.claimed = make(map[string]bool)
 	}
-	s.taken[reply] = true
+	s.claimed[reply] = true
 }
 
-func (s *Server) isTaken(reply string) bool {
+func (s *Server) isClaimed(reply string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.taken[reply]
+	return s.claimed[reply]
 }
 
 func (s *Server) reply(r *request, reply Reply) {

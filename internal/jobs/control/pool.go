@@ -5,13 +5,13 @@ import (
 	"sync"
 )
 
-// pool handles requests with a bounded number of goroutines, which end when
-// there is nothing to do: one request at a time for each job, in the order in
-// which they came, and the jobs in turn.
+// pool handles requests with a bounded number of goroutines, which end when there
+// is nothing to do. It handles one request at a time for each job, in order of
+// arrival, and the jobs in turn.
 type pool struct {
 	handle   func(*request)
 	size     int // goroutines
-	capacity int // requests that wait
+	capacity int // waiting requests
 	perJob   int // of which for one job
 
 	running sync.WaitGroup
@@ -20,15 +20,15 @@ type pool struct {
 	closed  bool
 	workers int
 	waiting int
-	jobs    map[string][]*request // requests that wait, by job; a job is in it while one is handled, too
-	next    []string              // jobs whose turn it is, in order
+	jobs    map[string][]*request // waiting requests by job; contains the job while one of its requests is handled
+	next    []string              // jobs in order of their turn
 }
 
 func newPool(size, capacity, perJob int, handle func(*request)) *pool {
 	return &pool{size: size, capacity: capacity, perJob: perJob, handle: handle, jobs: make(map[string][]*request)}
 }
 
-// add returns false if there is no room.
+// add queues a request. It returns false if the pool is full or stopped.
 func (p *pool) add(r *request) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -55,8 +55,8 @@ func (p *pool) work() {
 	}
 }
 
-// take ends the turn of the job whose request was done (nil: none) and returns
-// the next request, nil if there is none.
+// take ends the turn of the job whose request was done (nil: none), and returns
+// the next request or nil.
 func (p *pool) take(done *request) *request {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -79,7 +79,8 @@ func (p *pool) take(done *request) *request {
 	return queue[0]
 }
 
-// stop lets nothing begin any more and returns the requests that have not begun.
+// stop prevents new requests from starting and returns those that have not
+// started.
 func (p *pool) stop() []*request {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,3 +1,6 @@
+// Package event defines the events, error events and alerts that workers publish,
+// and publishes them. It owns their JSON, headers and IDs. It must not know when an
+// event is due.
 package event
 
 import (
@@ -16,8 +19,7 @@ import (
 	"avatarworker/internal/jobs/jobspec"
 )
 
-// Types of events: the ce-type without its prefix, and the token of the
-// subject.
+// Types of events: the ce-type without its prefix, and the token in the subject.
 const (
 	TypeStarted      = "started"
 	TypeRetrying     = "retrying"
@@ -29,7 +31,7 @@ const (
 	TypeReleased     = "released"
 	TypeDuplicate    = "duplicate"
 
-	// EventError is the type in the id of an error event.
+	// TypeError is the type in the ID of an error event.
 	TypeError = "error"
 
 	AlertRecurring     = "recurring"
@@ -41,15 +43,15 @@ const (
 	AlertBudget        = "budget"
 )
 
-// Subjects names where events go.
+// Subjects returns the subjects of events.
 type Subjects interface {
 	Events(eventType, jobID string) string
 	Errors(class, code string) string
 	Alerts(kind, code string) string
 }
 
-// Body is the content of an event: one of the types of this package. Its kind
-// decides the event's type and subject, so that the three never disagree.
+// Body is the content of an event: one of the types of this package. It
+// determines the event's type and subject, so that the three always agree.
 type Body interface {
 	// ceType is the CloudEvents type.
 	ceType() string
@@ -61,8 +63,9 @@ type Body interface {
 
 // Event is a CloudEvent, version 1.0.
 type Event struct {
-	// ID is made from what happened, not from when it was told: an event that
-	// is published again after a crash is the same event. See EventID.
+	// ID is made from what happened, not from when it was published: an event
+	// that is published again after a crash is the same event. See the function
+	// ID.
 	ID   string
 	Time time.Time
 	Body Body
@@ -71,9 +74,9 @@ type Event struct {
 	TraceState  string
 }
 
-// EventID names an event: "J.run1.s2.completed". A session of 0 is left out.
-// What can happen several times in a session needs something more to tell one
-// from the other, such as the number of the hold.
+// ID returns the ID of an event, such as "J.run1.s2.completed". A session of 0 is
+// omitted. An event that can occur several times in a session needs more to
+// distinguish it, such as the number of the hold.
 func ID(jobID string, run, session int, eventType string, more ...any) string {
 	id := jobID + ".run" + strconv.Itoa(run)
 	if session > 0 {
@@ -86,17 +89,17 @@ func ID(jobID string, run, session int, eventType string, more ...any) string {
 	return id
 }
 
-// AlertID names an alert by its kind, what it concerns and when it became true.
-// Every worker that tells of the same alert makes the same id.
+// AlertID returns the ID of an alert, made from its kind, subject and time. All
+// workers that publish the same alert use the same ID.
 func AlertID(kind string, at time.Time, about ...string) string {
 	parts := append([]string{"alert", kind}, about...)
 	return strings.Join(append(parts, strconv.FormatInt(at.UnixMilli(), 10)), ".")
 }
 
-// Subject is where the event is published.
+// Subject returns the subject on which the event is published.
 func (e Event) Subject(names Subjects) string { return e.Body.subject(names) }
 
-// Message makes the NATS message of an event in CloudEvents' binary mode:
+// Message returns the NATS message of an event in CloudEvents' binary mode:
 // attributes in headers, the body as JSON. source is the ce-source, a URI
 // reference; see Source.
 func (e Event) Message(names Subjects, source string) (*nats.Msg, error) {
@@ -126,7 +129,7 @@ func (e Event) Message(names Subjects, source string) (*nats.Msg, error) {
 	return &nats.Msg{Subject: e.Body.subject(names), Header: header, Data: data}, nil
 }
 
-// Source is the ce-source of a worker's events.
+// Source returns the ce-source of a worker's events.
 func Source(worker string) string { return "/avatarworker/" + url.PathEscape(worker) }
 
 // marshal writes JSON for people: <, > and & stay as they are.
@@ -144,7 +147,7 @@ func marshal(v any) ([]byte, error) {
 // have a MiB, and the event has to fit a message. Bytes.
 const maxEventText = 4 << 10
 
-// FailedAttempt is a failed attempt and what was decided about it.
+// Failure is a failed attempt and the decision on it.
 type Failure struct {
 	Err         *errors.Error // not nil
 	Class       errors.Class
@@ -154,7 +157,7 @@ type Failure struct {
 	Secrets     []string  // taken out of every text: a backend may echo what it was sent
 }
 
-// NewErrorEvent tells of a failed attempt; job.Attempt is its number.
+// NewError returns the error event of a failed attempt; job.Attempt is its number.
 func NewError(job JobFields, f Failure) Error {
 	err := f.Err.Redact(f.Secrets...)
 	ev := Error{
@@ -175,15 +178,15 @@ func NewError(job JobFields, f Failure) Error {
 		Code:         err.Code,
 		Class:        f.Class,
 		Phase:        err.Phase,
-		Message:      jobspec.Cut(err.Message, maxEventText),
+		Message:      errors.Cut(err.Message, maxEventText),
 		HTTPStatus:   err.HTTPStatus,
-		ServerCode:   jobspec.Cut(err.ServerCode, maxEventText),
-		ServerTitle:  jobspec.Cut(err.ServerTitle, maxEventText),
-		ServerDetail: jobspec.Cut(err.ServerDetail, maxEventText),
-		ConnectionID: jobspec.Cut(err.ConnectionID, maxEventText),
-		ReqID:        jobspec.Cut(err.ReqID, maxEventText),
+		ServerCode:   errors.Cut(err.ServerCode, maxEventText),
+		ServerTitle:  errors.Cut(err.ServerTitle, maxEventText),
+		ServerDetail: errors.Cut(err.ServerDetail, maxEventText),
+		ConnectionID: errors.Cut(err.ConnectionID, maxEventText),
+		ReqID:        errors.Cut(err.ReqID, maxEventText),
 		CloseCode:    err.CloseCode,
-		CloseReason:  jobspec.Cut(err.CloseReason, maxEventText),
+		CloseReason:  errors.Cut(err.CloseReason, maxEventText),
 		Action:       f.Action,
 	}
 	if err.Region != "" {

@@ -60,9 +60,10 @@ func goldenEvents() map[string]Event {
 	traced := event(id(TypeStarted), Started{JobFields: job, MaxAttempts: 5, Output: jobspec.OutputFrames, Checkpoint: 1})
 	traced.TraceParent, traced.TraceState = parent, "a=b"
 	return map[string]Event{
-		"started":  traced,
-		"retrying": event(id(TypeRetrying), Retrying{JobFields: job, MaxAttempts: 5, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient, Phase: errors.PhaseRuntime, RetryAt: retryAt.UTC()}),
-		"held":     event(id(TypeHeld, "h2"), Held{JobFields: job, Code: errors.CodeCreditsExhausted, RetryAt: retryAt.UTC(), Reason: "circuit", Message: "the circuit of app app in us-west is open"}),
+		"started":      traced,
+		"retrying":     event(id(TypeRetrying), Retrying{JobFields: job, MaxAttempts: 5, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient, Phase: errors.PhaseRuntime, RetryAt: retryAt.UTC()}),
+		"held":         event(id(TypeHeld, "h2"), Held{JobFields: job, Code: errors.CodeCreditsExhausted, RetryAt: retryAt.UTC(), Reason: "circuit", Message: "the circuit of app app in us-west is open"}),
+		"held_storage": event(ID("J", 1, 0, TypeHeld, 1), Held{JobFields: job, RetryAt: retryAt.UTC(), Reason: "storage", Message: "bucket AVATAR_RECORDINGS is full"}),
 		"completed": event(id(TypeCompleted), NewCompleted(job, 2, []string{"c1", "c2"},
 			[]Utterance{{ReqID: "r1", Frames: 6, Bytes: 252896, AudioMS: 20300, FirstFrameMS: 210, DurationMS: 4100}}, 1, 5200*time.Millisecond, "J")),
 		"completed_discard": event(id(TypeCompleted), NewCompleted(job, 1, nil, nil, 0, 0, "")),
@@ -77,6 +78,12 @@ func goldenEvents() map[string]Event {
 			RecurringAlert{Code: errors.CodeServerError, Count: 5, Window: time.Minute.String(), First: eventTime.Add(-time.Minute).UTC(), Last: eventTime.UTC(), AppIDs: []string{"app"}, JobIDs: []string{"J", "K"}, Worker: "host a", Time: eventTime.UTC()}),
 		"alert_circuit_opened": event(AlertID(AlertCircuitOpened, eventTime, "app", "us-west"), CircuitAlert{Kind: AlertCircuitOpened, AppID: "app", Region: "us-west", Code: errors.CodeBillingRequired, Failures: 1, Cooldown: "10s", Message: "pay", Worker: "host a", Time: eventTime.UTC()}),
 		"alert_circuit_closed": event(AlertID(AlertCircuitClosed, eventTime, "app", "us-west"), CircuitAlert{Kind: AlertCircuitClosed, AppID: "app", Region: "us-west", Code: errors.CodeBillingRequired, Message: "a session works again", Worker: "host a", Time: eventTime.UTC()}),
+		"alert_storage": event(AlertID(AlertStorage, eventTime, jobspec.OutputObject),
+			WorkerAlert{Kind: AlertStorage, What: jobspec.OutputObject, Message: "bucket AVATAR_RECORDINGS is full", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}),
+		"alert_worker_key": event(AlertID(AlertWorkerKey, eventTime, "app"),
+			WorkerAlert{Kind: AlertWorkerKey, What: string(errors.CodeSessionTokenExpired), AppID: "app", Message: "correct its key", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}),
+		"alert_unsettled": event(AlertID(AlertUnsettled, eventTime, "J"),
+			WorkerAlert{Kind: AlertUnsettled, What: "sessions", AppID: "app", JobID: "J", Message: "the job is held", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}),
 	}
 }
 
@@ -168,5 +175,18 @@ func TestEventsOfLongJobsStayBounded(t *testing.T) {
 	failure := NewError(eventFields(), Failure{Err: &errors.Error{ServerDetail: strings.Repeat("ü", 1<<20)}})
 	if len(failure.ServerDetail) > maxEventText || !strings.HasSuffix(failure.ServerDetail, "ü…") {
 		t.Errorf("%d bytes, ending in %q", len(failure.ServerDetail), failure.ServerDetail[len(failure.ServerDetail)-8:])
+	}
+}
+
+func TestRetryOfAnErrorIsNotBeforeTheError(t *testing.T) {
+	job := eventFields()
+	for _, tc := range []struct{ asked, want time.Duration }{{-time.Hour, 0}, {-time.Millisecond, 0}, {0, 0}, {time.Second, time.Second}} {
+		ev := NewError(job, Failure{Err: &errors.Error{}, RetryAt: job.Time.Add(tc.asked)})
+		if ev.RetryAt == nil || !ev.RetryAt.Equal(job.Time.Add(tc.want)) {
+			t.Errorf("%s after it happened: %v, happened %v", tc.asked, ev.RetryAt, ev.Time)
+		}
+	}
+	if ev := NewError(job, Failure{Err: &errors.Error{}}); ev.RetryAt != nil {
+		t.Errorf("not retried, but retry_at is %v", ev.RetryAt)
 	}
 }

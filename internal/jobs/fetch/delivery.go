@@ -11,14 +11,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// ackPrefix begins the reply subject of each message that a consumer with acks
-// delivers. The server sets it; a publisher can't.
+// ackPrefix begins the reply subject of each message from a consumer with acks.
+// The server sets it; a publisher can't.
 const ackPrefix = "$JS.ACK."
 
-// ackLimit bounds DoubleAck under a context without a deadline.
+// ackLimit bounds DoubleAck if its context has no deadline.
 const ackLimit = 5 * time.Second
 
-// Delivery is a message in hand. It is copied freely.
+// Delivery is a fetched message. It may be copied.
 type Delivery struct {
 	Queue string
 	From  time.Time // before the server delivered it: its ack wait ends Window after that at the earliest
@@ -30,7 +30,7 @@ type Delivery struct {
 
 var _ jetstream.Msg = Delivery{}
 
-// Metadata returns what the reply subject says; its error is always nil.
+// Metadata returns the contents of the reply subject. Its error is always nil.
 func (d Delivery) Metadata() (*jetstream.MsgMetadata, error) { return d.meta, nil }
 
 // Data returns the body.
@@ -46,11 +46,11 @@ func (d Delivery) Subject() string { return d.msg.Subject }
 func (d Delivery) Reply() string { return d.msg.Reply }
 
 // Ack acknowledges the message without waiting for the server.
-func (d Delivery) Ack() error { return d.say("+ACK") }
+func (d Delivery) Ack() error { return d.publish("+ACK") }
 
 // DoubleAck acknowledges the message and waits until the server has confirmed it,
-// ctx ends or, if ctx has no deadline, for 5 s. Without a server that has the
-// consumer the error is nats.ErrNoResponders.
+// ctx ends or, if ctx has no deadline, 5 s have passed. The error is
+// nats.ErrNoResponders if no server has the consumer.
 func (d Delivery) DoubleAck(ctx context.Context) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -63,29 +63,30 @@ func (d Delivery) DoubleAck(ctx context.Context) error {
 	return nil
 }
 
-// Nak hands the message back, to be delivered again at once.
-func (d Delivery) Nak() error { return d.say("-NAK") }
+// Nak returns the message for redelivery at once.
+func (d Delivery) Nak() error { return d.publish("-NAK") }
 
-// NakWithDelay hands the message back, to be delivered again after delay.
+// NakWithDelay returns the message for redelivery after delay.
 func (d Delivery) NakWithDelay(delay time.Duration) error {
 	if delay <= 0 {
 		return d.Nak()
 	}
-	return d.say(`-NAK {"delay":` + strconv.FormatInt(delay.Nanoseconds(), 10) + `}`)
+	return d.publish(`-NAK {"delay":` + strconv.FormatInt(delay.Nanoseconds(), 10) + `}`)
 }
 
-// InProgress lets the ack wait begin again.
-func (d Delivery) InProgress() error { return d.say("+WPI") }
+// InProgress restarts the ack wait.
+func (d Delivery) InProgress() error { return d.publish("+WPI") }
 
-// Term ends the deliveries of the message and, in a work queue, removes it.
-func (d Delivery) Term() error { return d.say("+TERM") }
+// Term ends the deliveries of the message. In a work queue it also removes the
+// message.
+func (d Delivery) Term() error { return d.publish("+TERM") }
 
 // TermWithReason is Term with a text for the server's advisory.
-func (d Delivery) TermWithReason(reason string) error { return d.say("+TERM " + reason) }
+func (d Delivery) TermWithReason(reason string) error { return d.publish("+TERM " + reason) }
 
-func (d Delivery) say(what string) error { return d.nc.Publish(d.msg.Reply, []byte(what)) }
+func (d Delivery) publish(what string) error { return d.nc.Publish(d.msg.Reply, []byte(what)) }
 
-// parseAck reads an ack subject, which has one of the forms
+// parseAck parses an ack subject, which has one of the forms
 //
 //	$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
 //	$JS.ACK.<domain or _>.<account hash>.<stream>.<and so on>[.<more>]

@@ -1,11 +1,10 @@
-// Package fetch brings messages from the queues of a work-queue stream, as many
-// as there are free places, and divides the places over the queues by weight.
+// Package fetch fetches messages from the queues of a work-queue stream, as many
+// as there are free slots, and divides the slots among the queues by weight.
 //
-// It owns the pull requests, the inbox that they are answered on, and the
-// decision which queue is asked next. It knows nothing of what a message means:
-// neither jobs nor their records. What has an ack subject as its reply is a
-// message of the stream, whatever its headers say; everything else that arrives
-// is the server's own.
+// It owns the pull requests, their reply inboxes, and the choice of the next
+// queue. It must not know what a message means: neither jobs nor their records.
+// Whatever has an ack subject as its reply subject is a message of the stream,
+// whatever its headers say; everything else comes from the server itself.
 package fetch
 
 import (
@@ -24,82 +23,85 @@ import (
 )
 
 const (
-	// longPoll is how long a request waits at an empty queue. Requests are never
-	// cancelled, so it also bounds how long a queue keeps places from another.
-	longPoll = time.Second
-	// longestGrace is how long a request waits for an answer that is overdue.
-	// Together with a wait at an empty queue it stays below the 2 s that one queue
-	// may keep a free place from another.
-	longestGrace = 1500 * time.Millisecond
+	// minPoll is how long a request waits at an empty queue. Requests are never
+	// cancelled, so it also bounds how long one queue keeps slots from another.
+	minPoll = time.Second
+	// maxGrace is how long an overdue reply is waited for. Together with the wait
+	// at an empty queue it stays below the 2 s for which one queue may keep a
+	// free slot from another.
+	maxGrace = 1500 * time.Millisecond
 
-	// shortestRest is how long a queue that was just found empty is passed over.
-	// The rest doubles each time that the queue is still empty, see longestRest.
-	shortestRest = 50 * time.Millisecond
-	// lookEvery is how far apart looks at idle queues are on average: 200 a second.
-	lookEvery = 5 * time.Millisecond
+	// minRest is how long a queue that was just found empty is skipped. The time
+	// doubles each time the queue is still empty, up to maxRest.
+	minRest = 50 * time.Millisecond
+	// idleCheckInterval is the average time between checks of idle queues: 200 a
+	// second.
+	idleCheckInterval = 5 * time.Millisecond
 
-	// failurePause is the wait after a request or a lookup that failed.
+	// failurePause is the wait after a failed request or lookup.
 	failurePause = time.Second
-	// movedPause is the wait before a consumer is looked up whose leader changed.
+	// movedPause is the wait before looking up a consumer whose leader changed.
 	movedPause = 250 * time.Millisecond
-	// lookupLimit bounds one lookup of a consumer; maxLookups is how many run at a
+	// lookupTimeout bounds one lookup of a consumer. At most maxLookups run at a
 	// time.
-	lookupLimit = 10 * time.Second
-	maxLookups  = 16
+	lookupTimeout = 10 * time.Second
+	maxLookups    = 16
 
-	// longestSleep is how long Run rests if there is nothing to wait for.
-	longestSleep = time.Minute
+	// maxSleep is how long Run sleeps if there is nothing to wait for.
+	maxSleep = time.Minute
 )
 
-// longestPoll is how long a request may wait whose messages have that ack wait.
-// The ack wait counts from before the request, so a request may use up a part of
-// it only. Several hundred queues that all wait ask less often.
-func longestPoll(window time.Duration, queues int) time.Duration {
-	return min(max(longPoll, lookEvery*time.Duration(queues)), longestGrace, window/4)
+// maxPoll returns how long a request may wait at an empty queue if its messages
+// have that ack wait. The ack wait counts from before the request, so the request
+// may use only a part of it. If several hundred queues wait, each asks less
+// often.
+func maxPoll(window time.Duration, queues int) time.Duration {
+	return min(max(minPoll, idleCheckInterval*time.Duration(queues)), maxGrace, window/4)
 }
 
-// longestRest is how long one of that many queues may be passed over.
-func longestRest(queues int) time.Duration {
-	return min(max(lookEvery*time.Duration(queues), 5*shortestRest), longestGrace)
+// maxRest returns how long one of that many queues may be skipped.
+func maxRest(queues int) time.Duration {
+	return min(max(idleCheckInterval*time.Duration(queues), 5*minRest), maxGrace)
 }
 
 var errNotConnected = errors.New("not connected to NATS")
 
-// Queue is one queue to fetch from. Its durable pull consumer has its name.
+// Queue is one queue to fetch from. Its durable pull consumer has the same name.
 type Queue struct {
 	Name   string
 	Weight int // share of the starts while every queue has messages; below 1: 1
 }
 
-// Options are what a Fetcher is made of. All fields are required.
+// Options configure a Fetcher. All fields are required.
 type Options struct {
 	JS     jetstream.JetStream // its connection and API prefix are used
 	Stream string
 	Queues []Queue
-	Places int           // how many messages may be in hand at a time
+	Slots  int           // how many messages may be held at a time
 	Window time.Duration // ack wait of the consumers
 
-	// Consumer makes sure that the consumer of a queue exists. It is called before
-	// the first request, and again after one that failed.
+	// Consumer ensures that the consumer of a queue exists. It is called before
+	// the first request and after each failed one.
 	Consumer func(ctx context.Context, queue string) error
-	// Handle gets each message and must not block: all queues wait for it. The
-	// message has a place until Done is called.
+	// Handle is called with each message. It must not block, because all queues
+	// wait for it. The message holds a slot until Done is called.
 	Handle func(Delivery)
-	// Health is told what keeps a queue from being served, and nil once it is
-	// served again.
+	// Health is called with the error that keeps a queue from being served, and
+	// with nil once it is served again.
 	Health func(queue string, err error)
 	Log    zerolog.Logger
 }
 
-// Fetcher fetches only what can start now. While every queue has messages they
-// take turns by their weights; the share of an idle queue goes to the others.
+// Fetcher fetches only messages that can start now. While every queue has
+// messages, queues take turns by weight; the share of an idle queue goes to the
+// others.
 type Fetcher struct {
 	o       Options
 	nc      *nats.Conn
 	subject string        // of requests, up to the consumer's name
-	poll    time.Duration // the longest wait at an empty queue
-	grace   time.Duration // how long an answer may be overdue
-	rest    time.Duration // the longest that an empty queue is passed over
+	poll    time.Duration // maximum wait at an empty queue
+	grace   time.Duration // how long a reply may be overdue
+	rest    time.Duration // how long an empty queue is skipped at most
 	byName  map[string]*queue
 
 	wake     chan struct{}
@@ -107,13 +109,13 @@ type Fetcher struct {
 	ended    atomic.Bool  // Run's context has ended
 	handling atomic.Int64 // calls of Handle
 
-	mu      sync.Mutex
-	queues  []*queue
-	free    int
-	hungry  bool   // a queue could be asked if there were a place
-	pauses  int    // fetching rests while it is above 0
-	looking int    // lookups under way
-	serial  uint64 // of the last request
+	mu             sync.Mutex
+	queues         []*queue
+	free           int
+	wantsSlot      bool   // a queue would be requested from if a slot were free
+	pauses         int    // fetching stops while it is above 0
+	lookupsRunning int    // lookups in progress
+	serial         uint64 // of the last request
 
 	inboxes // of Run's goroutine
 }
@@ -122,8 +124,8 @@ type Fetcher struct {
 func New(o Options) *Fetcher {
 	f := &Fetcher{
 		o: o, nc: o.JS.Conn(), subject: topology.APIPrefix(o.JS) + "CONSUMER.MSG.NEXT." + o.Stream + ".",
-		poll: longestPoll(o.Window, len(o.Queues)), grace: min(longestGrace, o.Window/4), rest: longestRest(len(o.Queues)),
-		byName: make(map[string]*queue, len(o.Queues)), wake: make(chan struct{}, 1), free: o.Places,
+		poll: maxPoll(o.Window, len(o.Queues)), grace: min(maxGrace, o.Window/4), rest: maxRest(len(o.Queues)),
+		byName: make(map[string]*queue, len(o.Queues)), wake: make(chan struct{}, 1), free: o.Slots,
 	}
 	for i, q := range o.Queues {
 		q.Weight = max(q.Weight, 1)
@@ -134,9 +136,9 @@ func New(o Options) *Fetcher {
 	return f
 }
 
-// Run fetches until ctx ends, then waits for the requests under way. What they
-// still bring goes to Handle like everything else; after Run has returned nothing
-// does.
+// Run fetches until ctx ends, then waits for requests in flight. Messages that
+// they still bring go to Handle as well. Handle is not called after Run has
+// returned.
 func (f *Fetcher) Run(ctx context.Context) {
 	defer f.closeInboxes()
 	defer f.lookups.Wait()
@@ -151,14 +153,14 @@ func (f *Fetcher) Run(ctx context.Context) {
 		now := time.Now()
 		next := f.expire(now)
 		if f.ended.Load() {
-			if f.quiet() {
+			if f.idle() {
 				return
 			}
 		} else {
 			next = earlier(next, f.dispatch(ctx, now))
 		}
 		next = earlier(next, f.closeRetired(now))
-		sleep := longestSleep
+		sleep := maxSleep
 		if !next.IsZero() {
 			sleep = max(min(sleep, time.Until(next)), 0)
 		}
@@ -171,7 +173,7 @@ func (f *Fetcher) Run(ctx context.Context) {
 	}
 }
 
-// earlier returns the earlier of two times, of which a zero one does not count.
+// earlier returns the earlier of two times, ignoring a zero time.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
@@ -179,8 +181,8 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// Pause stops or resumes fetching; requests under way go on. Fetching resumes
-// after as many calls with false as there were with true.
+// Pause stops or resumes fetching; requests in flight continue. Fetching resumes
+// after as many calls with false as with true.
 func (f *Fetcher) Pause(on bool) {
 	f.mu.Lock()
 	if on {
@@ -189,52 +191,52 @@ func (f *Fetcher) Pause(on bool) {
 		f.pauses--
 	}
 	f.mu.Unlock()
-	f.nudge()
+	f.signal()
 }
 
-// Done gives the place of a message back.
+// Done frees the slot of a message.
 func (f *Fetcher) Done() {
 	f.mu.Lock()
 	f.free++
-	hungry := f.hungry
+	hungry := f.wantsSlot
 	f.mu.Unlock()
 	if hungry {
-		f.nudge()
+		f.signal()
 	}
 }
 
-func (f *Fetcher) nudge() {
+func (f *Fetcher) signal() {
 	select {
 	case f.wake <- struct{}{}:
 	default:
 	}
 }
 
-// quiet reports whether nothing is under way any more.
-func (f *Fetcher) quiet() bool {
+// idle reports whether no request and no call of Handle is in flight.
+func (f *Fetcher) idle() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, q := range f.queues {
-		if q.asked {
+		if q.requested {
 			return false
 		}
 	}
 	return f.handling.Load() == 0
 }
 
-// dispatch sends the requests that can be sent, and returns when to look again if
-// nothing happens until then; the zero time: only when something happens.
+// dispatch sends the requests that can be sent, and returns when to try again if
+// nothing happens until then. The zero time means only when something happens.
 func (f *Fetcher) dispatch(ctx context.Context, now time.Time) time.Time {
 	connected := f.nc.IsConnected()
 	in, err := f.inbox()
 	f.mu.Lock()
-	next := f.lookUp(ctx, connected, now)
+	next := f.startLookups(ctx, connected, now)
 	asks, later := f.choose(now)
 	for _, r := range asks {
 		f.open(r, in, now)
 		next = earlier(next, r.queue.deadline)
 	}
-	f.hungry = slices.ContainsFunc(f.queues, func(q *queue) bool { return q.ready && !q.asked })
+	f.wantsSlot = slices.ContainsFunc(f.queues, func(q *queue) bool { return q.ready && !q.requested })
 	f.mu.Unlock()
 	for _, r := range asks {
 		if err == nil {
@@ -246,14 +248,14 @@ func (f *Fetcher) dispatch(ctx context.Context, now time.Time) time.Time {
 	return earlier(next, later)
 }
 
-// request is what a queue is to be asked for.
+// request is a planned request to a queue.
 type request struct {
-	queue  *queue
-	places int
-	wait   time.Duration // at an empty queue; 0: only what is there
+	queue *queue
+	slots int
+	wait  time.Duration // at an empty queue; 0: return only what is there
 }
 
-// choose decides which queues are asked, and returns when to decide again.
+// choose decides which queues to request from, and returns when to decide again.
 func (f *Fetcher) choose(now time.Time) (asks []request, next time.Time) {
 	if f.free == 0 || f.pauses > 0 {
 		return nil, time.Time{}
@@ -261,9 +263,9 @@ func (f *Fetcher) choose(now time.Time) (asks []request, next time.Time) {
 	var idle, due, contending []*queue
 	for _, q := range f.queues {
 		switch {
-		case q.asked && !q.waiting:
+		case q.requested && !q.waiting:
 			contending = append(contending, q)
-		case q.asked || !q.ready:
+		case q.requested || !q.ready:
 		case now.Before(q.due) || len(f.queues) == 1:
 			idle, next = append(idle, q), earlier(next, q.due)
 		default:
@@ -271,14 +273,14 @@ func (f *Fetcher) choose(now time.Time) (asks []request, next time.Time) {
 		}
 	}
 	if len(due) > 0 {
-		// A place that falls to a queue whose answer is on its way waits for that
-		// answer, or the others would get more than their share.
+		// A slot that falls to a queue with a reply pending waits for that reply;
+		// otherwise the others would get more than their share.
 		share := make([]int, len(due)+len(contending))
 		all := append(due, contending...)
 		divide(f.queues, all, share, f.free)
 		for i, q := range due {
 			if share[i] > 0 {
-				asks = append(asks, request{queue: q, places: share[i], wait: q.look()})
+				asks = append(asks, request{queue: q, slots: share[i], wait: q.checkWait()})
 			}
 		}
 		return asks, next
@@ -286,42 +288,42 @@ func (f *Fetcher) choose(now time.Time) (asks []request, next time.Time) {
 	if len(contending) > 0 || len(idle) == 0 || len(idle) > f.free {
 		return nil, next
 	}
-	// All are idle and each can have a place to wait with.
+	// All queues are idle, and there is a slot for each to wait with.
 	share := make([]int, len(idle))
 	for i := range share {
 		share[i] = 1
 	}
 	divide(f.queues, idle, share, f.free-len(idle))
 	for i, q := range idle {
-		asks = append(asks, request{queue: q, places: share[i], wait: f.poll})
+		asks = append(asks, request{queue: q, slots: share[i], wait: f.poll})
 	}
 	return asks, time.Time{}
 }
 
-// lookUp looks up the consumers that are not known to be there, without taking a
-// place for it, and returns when to do so again.
-func (f *Fetcher) lookUp(ctx context.Context, connected bool, now time.Time) (next time.Time) {
+// startLookups looks up the consumers that are not known to exist, without using
+// a slot, and returns when to do so again.
+func (f *Fetcher) startLookups(ctx context.Context, connected bool, now time.Time) (next time.Time) {
 	for _, q := range f.queues {
-		if !connected && !q.asked {
+		if !connected && !q.requested {
 			q.ready = false
 		}
 		switch {
-		case q.ready || q.asked || q.looking:
+		case q.ready || q.requested || q.lookingUp:
 		case now.Before(q.retryAt):
 			next = earlier(next, q.retryAt)
-		case f.looking < maxLookups:
-			q.looking = true
-			f.looking++
-			f.lookups.Go(func() { f.look(ctx, q) })
+		case f.lookupsRunning < maxLookups:
+			q.lookingUp = true
+			f.lookupsRunning++
+			f.lookups.Go(func() { f.runLookup(ctx, q) })
 		}
 	}
 	return next
 }
 
-func (f *Fetcher) look(ctx context.Context, q *queue) {
+func (f *Fetcher) runLookup(ctx context.Context, q *queue) {
 	err := errNotConnected
 	if f.nc.IsConnected() {
-		limited, cancel := context.WithTimeout(ctx, lookupLimit)
+		limited, cancel := context.WithTimeout(ctx, lookupTimeout)
 		err = f.o.Consumer(limited, q.Name)
 		cancel()
 	}
@@ -329,22 +331,22 @@ func (f *Fetcher) look(ctx context.Context, q *queue) {
 		f.report(q, err)
 	}
 	f.mu.Lock()
-	q.looking = false
-	f.looking--
+	q.lookingUp = false
+	f.lookupsRunning--
 	q.ready = err == nil
 	if err != nil {
 		q.idle, q.retryAt = true, time.Now().Add(max(failurePause, f.rest))
 	}
 	f.mu.Unlock()
-	f.nudge()
+	f.signal()
 }
 
-// report passes on what became of a queue. For each queue there is one caller at
-// a time: its request or its lookup.
+// report reports a queue's health. Each queue has one caller at a time: its
+// request or its lookup.
 func (f *Fetcher) report(q *queue, err error) {
-	if f.ended.Load() || err == nil && !q.faulty {
+	if f.ended.Load() || err == nil && !q.unhealthy {
 		return
 	}
-	q.faulty = err != nil
+	q.unhealthy = err != nil
 	f.o.Health(q.Name, err)
 }

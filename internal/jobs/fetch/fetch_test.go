@@ -66,7 +66,7 @@ func (e *env) consumer(ctx context.Context, queue string) error {
 
 func (e *env) options(places int, queues ...string) fetch.Options {
 	o := fetch.Options{
-		JS: e.js, Stream: "S", Places: places, Window: time.Minute, Consumer: e.consumer,
+		JS: e.js, Stream: "S", Slots: places, Window: time.Minute, Consumer: e.consumer,
 		Handle: func(d fetch.Delivery) { e.got <- d },
 		Health: func(_ string, err error) { e.bad <- err },
 		Log:    zerolog.Nop(),

@@ -2,54 +2,54 @@ package fetch
 
 import "time"
 
-// queue is a queue with its request under way.
+// queue is a queue with its request in flight.
 type queue struct {
 	Queue
 	index int // in the list of queues; part of its requests' reply subjects
 
-	ready   bool      // its consumer was there when it was last looked up
-	looking bool      // it is being looked up
-	retryAt time.Time // when it may be looked up
-	faulty  bool      // Health was told of an error last
-	refused bool      // the last request was refused, or not answered
+	ready     bool      // its consumer existed when it was last looked up
+	lookingUp bool      // a lookup is in progress
+	retryAt   time.Time // when it may be looked up
+	unhealthy bool      // the last call of Health had an error
+	refused   bool      // the last request was refused, or not answered
 
-	asked    bool // a request is under way
-	open     bool // and takes messages
-	waiting  bool // and waits for messages to come
-	in       *inbox
-	serial   uint64 // number of the last request, over all queues
-	from     time.Time
-	deadline time.Time // no answer comes after it
-	want     int       // places of the request
-	got      int
+	requested bool // a request is in flight
+	open      bool // it accepts messages
+	waiting   bool // it waits for messages at an empty queue
+	in        *inbox
+	serial    uint64 // number of the last request, over all queues
+	from      time.Time
+	deadline  time.Time // of the reply
+	want      int       // slots of the request
+	got       int
 
-	idle bool          // it was found empty, or can't be asked; at the start it is taken for busy
-	rest time.Duration // how long it is passed over for that
-	due  time.Time     // when it is looked at again
+	idle bool          // it was found empty or can't be requested from; false at the start
+	rest time.Duration // how long it is skipped for that
+	due  time.Time     // when it is checked again
 	pass float64       // virtual time: starts so far by weight
 }
 
-// virtual is the queue's virtual time if n more of its messages than those on
-// their way were started.
+// virtual returns the queue's virtual time if n more of its messages were
+// started, besides those already requested.
 func (q *queue) virtual(n int) float64 {
-	if q.asked {
+	if q.requested {
 		n += q.want - q.got
 	}
 	return q.pass + float64(n)/float64(q.Weight)
 }
 
-// before reports whether a place falls to q, with n places already, rather than
-// to other with m: to the one that has had least for its weight; of equals to the
-// one that was asked longest ago, so that hundreds of idle queues keep none from
-// its turn.
+// before reports whether a slot goes to q, with n slots already, rather than to
+// other with m. The queue with the least for its weight comes first; among equals
+// the one requested from longest ago, so that hundreds of idle queues don't keep
+// another from its turn.
 func (q *queue) before(n int, other *queue, m int) bool {
 	a, b := q.virtual(n), other.virtual(m)
 	return a < b || a == b && q.serial < other.serial
 }
 
-// divide adds each place to the share of the queue that comes first. all are the
-// queues, of which some divide the places. One whose last request failed gets one
-// at most.
+// divide adds each slot to the share of the queue that comes first. all are the
+// queues, some are those that divide the slots. A queue whose last request failed
+// gets at most one.
 func divide(all, some []*queue, share []int, places int) {
 	if len(some) == 0 {
 		return
@@ -72,8 +72,8 @@ func divide(all, some []*queue, share []int, places int) {
 	}
 }
 
-// catchUp keeps queues that were idle from making up for it: their share has
-// gone to others. Where all were idle they begin again side by side.
+// catchUp prevents idle queues from making up for the time they were idle: their
+// share has gone to others. If all were idle, they start again level.
 func catchUp(all []*queue, some ...*queue) {
 	least, most, busy := 0.0, all[0].pass, false
 	for _, q := range all {
@@ -93,42 +93,41 @@ func catchUp(all []*queue, some ...*queue) {
 	}
 }
 
-// look is how long a request waits that only looks at what there is: not at all,
-// but after one that failed, since the server may leave a request that does not
-// expire without an answer for as long as the consumer's max_ack_pending is
-// reached.
-func (q *queue) look() time.Duration {
+// checkWait returns how long a request waits that only checks for messages: 0,
+// except after a failed request. The server may leave a request without expiry
+// unanswered as long as the consumer's max_ack_pending is reached.
+func (q *queue) checkWait() time.Duration {
 	if q.refused {
-		return shortestRest
+		return minRest
 	}
 	return 0
 }
 
-// start counts a message that arrived.
+// start counts an arrived message.
 func (q *queue) start(all []*queue) {
-	catchUp(all, q) // it may have waited long for this one
+	catchUp(all, q) // it may have been idle for long
 	q.pass += 1 / float64(q.Weight)
 	q.got++
 }
 
-// found notes how a request ended: a queue that is empty is passed over for
+// finish records how a request ended. A queue that stays empty is skipped for
 // longer and longer.
-func (q *queue) found(now time.Time, longest time.Duration) {
+func (q *queue) finish(now time.Time, longest time.Duration) {
 	q.idle = q.got < q.want
 	switch {
 	case !q.idle:
 		q.rest = 0
 	case q.got > 0:
-		q.rest = shortestRest
+		q.rest = minRest
 	default:
-		q.rest = min(max(2*q.rest, shortestRest), longest)
+		q.rest = min(max(2*q.rest, minRest), longest)
 	}
 	q.due = now.Add(q.rest)
 }
 
-// Returned takes back a start that was counted for the queue: the message was
-// handed back because it could not start. It is not for first deliveries: while
-// many such messages pour in, they would come before all those of other queues.
+// Returned reverses a counted start: the message was returned because it could
+// not start. Do not call it for first deliveries: if many such messages arrive,
+// they would come before those of all other queues.
 func (f *Fetcher) Returned(queue string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

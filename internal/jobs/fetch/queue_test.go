@@ -43,7 +43,7 @@ const roundTrip = time.Millisecond
 
 func newModel(places int, weights ...int) *model {
 	m := &model{
-		Fetcher: &Fetcher{free: places, poll: longestPoll(time.Minute, len(weights)), rest: longestRest(len(weights))},
+		Fetcher: &Fetcher{free: places, poll: maxPoll(time.Minute, len(weights)), rest: maxRest(len(weights))},
 		now:     time.Unix(1e9, 0), queued: make([]int, len(weights)), started: make([]int, len(weights)),
 		hold: 20 * time.Millisecond,
 	}
@@ -98,8 +98,8 @@ func (m *model) answer(q *queue, over bool) {
 		m.after(m.hold, func() { m.free++ })
 	}
 	if q.open && (over || q.got == q.want) {
-		q.found(m.now, m.rest)
-		q.asked, q.open = false, false
+		q.finish(m.now, m.rest)
+		q.requested, q.open = false, false
 		m.free += q.want - q.got
 	}
 }
@@ -203,18 +203,18 @@ func TestAQueueThatHasWorkAgainIsLookedAtOftenAgain(t *testing.T) {
 	now := time.Now()
 	var rests []time.Duration
 	for range 7 {
-		q.found(now, longestRest(300))
+		q.finish(now, maxRest(300))
 		rests = append(rests, q.rest)
 	}
 	if fmt.Sprint(rests) != "[50ms 100ms 200ms 400ms 800ms 1.5s 1.5s]" {
 		t.Errorf("rests %s", rests)
 	}
 	q.got = 1
-	if q.found(now, longestRest(300)); q.idle || q.due.After(now) {
+	if q.finish(now, maxRest(300)); q.idle || q.due.After(now) {
 		t.Error("a request that was filled makes the queue rest")
 	}
 	q.got = 0
-	if q.found(now, longestRest(300)); q.rest != shortestRest {
+	if q.finish(now, maxRest(300)); q.rest != minRest {
 		t.Errorf("after work it rests for %s", q.rest)
 	}
 }
@@ -225,7 +225,7 @@ func TestAQueueWhoseRequestFailedGetsOnePlaceAndTheOthersTheRest(t *testing.T) {
 	asks, _ := m.choose(m.now)
 	places := map[string]int{}
 	for _, r := range asks {
-		places[r.queue.Name] = r.places
+		places[r.queue.Name] = r.slots
 		if expires := r.wait > 0; expires != r.queue.refused {
 			t.Errorf("the request to queue %s waits %s", r.queue.Name, r.wait)
 		}
@@ -238,7 +238,7 @@ func TestAQueueWhoseRequestFailedGetsOnePlaceAndTheOthersTheRest(t *testing.T) {
 // An ack wait counts from before the request that brought its message.
 func TestRequestNeverWaitsForMuchOfTheAckWait(t *testing.T) {
 	for _, window := range []time.Duration{time.Second, 2 * time.Second, 30 * time.Second, time.Hour} {
-		if got := longestPoll(window, 1000) + min(longestGrace, window/4); got > window/2 {
+		if got := maxPoll(window, 1000) + min(maxGrace, window/4); got > window/2 {
 			t.Errorf("ack wait %s: a request may take %s", window, got)
 		}
 	}

@@ -12,18 +12,19 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// retiredFor is how long messages are handed back that come late to an inbox.
+// retiredFor is how long messages that arrive late at an old inbox are returned.
 const retiredFor = 10 * time.Second
 
-// errCutOff: the connection broke, and the answer is lost with it.
-var errCutOff = errors.New("the connection to NATS broke while messages were requested")
+// errDisconnected means that the connection broke, and the reply was lost with
+// it.
+var errDisconnected = errors.New("the connection to NATS broke while messages were requested")
 
-// inboxes are the subscriptions that requests are answered on. A message does not
-// say which request it answers, only which consumer it comes from. So after a
-// request that was not answered to its end, a new inbox is made: what comes to
-// the old one later is known to be late.
+// inboxes are the subscriptions for replies to requests. A message does not say
+// which request it answers, only which consumer it comes from. So a request that
+// was not fully answered is followed by a new inbox, and whatever arrives at the
+// old one is known to be late.
 type inboxes struct {
-	current *inbox // nil: to be made
+	current *inbox // nil: not yet made
 	retired []*inbox
 }
 
@@ -44,7 +45,7 @@ func (f *Fetcher) inbox() (*inbox, error) {
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to an inbox: %w", err)
 	}
-	// No more comes than places were asked for, but that may be many bytes.
+	// No more messages arrive than slots were requested, but they may be large.
 	if err := sub.SetPendingLimits(-1, -1); err != nil {
 		return nil, errors.Join(fmt.Errorf("lift the limits of an inbox: %w", err), sub.Unsubscribe())
 	}
@@ -52,7 +53,7 @@ func (f *Fetcher) inbox() (*inbox, error) {
 	return in, nil
 }
 
-// retire puts an inbox out of use.
+// retire takes an inbox out of use.
 func (f *Fetcher) retire(in *inbox, now time.Time) {
 	if in == f.current {
 		in.until = now.Add(max(min(f.o.Window, retiredFor), f.poll+f.grace))
@@ -60,7 +61,7 @@ func (f *Fetcher) retire(in *inbox, now time.Time) {
 	}
 }
 
-// closeRetired closes the inboxes to which nothing comes any more, and returns
+// closeRetired closes the inboxes at which nothing arrives any more, and returns
 // when the next one is due.
 func (f *Fetcher) closeRetired(now time.Time) time.Time {
 	for len(f.retired) > 0 {
@@ -88,17 +89,17 @@ func (f *Fetcher) close(in *inbox) {
 	}
 }
 
-// open takes the places of a request that is about to be published.
+// open reserves the slots of a request that is about to be published.
 func (f *Fetcher) open(r request, in *inbox, now time.Time) {
 	q := r.queue
 	f.serial++
-	q.asked, q.open, q.waiting = true, true, r.wait > 0
-	q.in, q.serial, q.want, q.got = in, f.serial, r.places, 0
+	q.requested, q.open, q.waiting = true, true, r.wait > 0
+	q.in, q.serial, q.want, q.got = in, f.serial, r.slots, 0
 	q.from, q.deadline = now, now.Add(r.wait+f.grace)
-	f.free -= r.places
+	f.free -= r.slots
 }
 
-// publish sends a request that was opened.
+// publish sends an opened request.
 func (f *Fetcher) publish(r request, in *inbox) {
 	q := r.queue
 	reply := make([]byte, 0, len(in.prefix)+24)
@@ -108,7 +109,7 @@ func (f *Fetcher) publish(r request, in *inbox) {
 	reply = strconv.AppendUint(reply, q.serial, 10)
 	body := make([]byte, 0, 48)
 	body = append(body, `{"batch":`...)
-	body = strconv.AppendInt(body, int64(r.places), 10)
+	body = strconv.AppendInt(body, int64(r.slots), 10)
 	if r.wait > 0 {
 		body = append(body, `,"expires":`...)
 		body = strconv.AppendInt(body, r.wait.Nanoseconds(), 10)
@@ -117,13 +118,13 @@ func (f *Fetcher) publish(r request, in *inbox) {
 		body = append(body, `,"no_wait":true}`...)
 	}
 	if err := f.nc.PublishRequest(f.subject+q.Name, string(reply), body); err != nil {
-		f.retire(in, q.from) // it may have left all the same
+		f.retire(in, q.from) // it may have been sent despite the error
 		f.fail(q, q.serial, fmt.Errorf("request messages: %w", err))
 	}
 }
 
-// expire ends the requests that the server should have answered by now, and
-// returns when to look for the next one.
+// expire ends the requests whose reply is overdue, and returns when to check for
+// the next one.
 func (f *Fetcher) expire(now time.Time) (next time.Time) {
 	var over []*queue
 	f.mu.Lock()
@@ -138,43 +139,43 @@ func (f *Fetcher) expire(now time.Time) (next time.Time) {
 	}
 	f.mu.Unlock()
 	for _, q := range over {
-		err := f.missing(q)
+		err := f.noReplyError(q)
 		f.retire(q.in, now)
 		f.fail(q, q.serial, err)
 	}
 	return next
 }
 
-// missing is why a request was not answered.
-func (f *Fetcher) missing(q *queue) error {
+// noReplyError returns why a request was not answered.
+func (f *Fetcher) noReplyError(q *queue) error {
 	if !f.nc.IsConnected() || f.nc.Stats().Reconnects != q.in.reconnects {
-		return errCutOff
+		return errDisconnected
 	}
-	return fmt.Errorf("the server did not answer a request for messages: may this user publish to %s%s and subscribe to %s>?", f.subject, q.Name, q.in.prefix)
+	return fmt.Errorf("the server did not answer a request for messages: check that this user may publish to %s%s and subscribe to %s>", f.subject, q.Name, q.in.prefix)
 }
 
-// receive takes what comes to an inbox.
+// receive handles whatever arrives at an inbox.
 func (f *Fetcher) receive(in *inbox, msg *nats.Msg) {
 	if !strings.HasPrefix(msg.Reply, ackPrefix) {
-		f.answered(in, msg)
+		f.receiveStatus(in, msg)
 		return
 	}
 	meta, err := parseAck(msg.Reply)
 	if err != nil {
-		f.o.Log.Warn().Err(err).Str("subject", msg.Subject).Msg("a message came that can't be acknowledged; it is left")
+		f.o.Log.Warn().Err(err).Str("subject", msg.Subject).Msg("a message arrived that can't be acknowledged; it is ignored")
 		return
 	}
-	f.take(in, Delivery{msg: msg, meta: meta, nc: f.nc})
+	f.deliver(in, Delivery{msg: msg, meta: meta, nc: f.nc})
 }
 
-// take hands a message on, or hands it back if the request is over.
-func (f *Fetcher) take(in *inbox, d Delivery) {
+// deliver passes a message on, or returns it if its request is over.
+func (f *Fetcher) deliver(in *inbox, d Delivery) {
 	f.mu.Lock()
 	q := f.byName[d.meta.Consumer]
 	if q == nil || !q.open || q.in != in {
 		f.mu.Unlock()
 		err := d.Nak()
-		f.o.Log.Debug().Err(err).Str("queue", d.meta.Consumer).Uint64("stream_seq", d.meta.Sequence.Stream).Msg("handed a message back that came after its request")
+		f.o.Log.Debug().Err(err).Str("queue", d.meta.Consumer).Uint64("stream_seq", d.meta.Sequence.Stream).Msg("returned a message that arrived after its request")
 		return
 	}
 	q.start(f.queues)
@@ -186,15 +187,15 @@ func (f *Fetcher) take(in *inbox, d Delivery) {
 
 	f.o.Handle(d)
 	if last {
-		f.end(q, ending{})
+		f.end(q, result{})
 	}
 	if f.handling.Add(-1) == 0 && f.ended.Load() {
-		f.nudge()
+		f.signal()
 	}
 }
 
-// answered takes a status of the server.
-func (f *Fetcher) answered(in *inbox, msg *nats.Msg) {
+// receiveStatus handles a status message of the server.
+func (f *Fetcher) receiveStatus(in *inbox, msg *nats.Msg) {
 	e, over := readStatus(msg.Header)
 	index, number, _ := strings.Cut(strings.TrimPrefix(msg.Subject, in.prefix), ".")
 	i, err := strconv.Atoi(index)
@@ -205,40 +206,41 @@ func (f *Fetcher) answered(in *inbox, msg *nats.Msg) {
 	if err != nil {
 		return
 	}
-	if q := f.queues[i]; f.shut(q, serial) {
+	if q := f.queues[i]; f.closeRequest(q, serial) {
 		f.end(q, e)
 	}
 }
 
-// ending is what became of a request.
-type ending struct {
+// result is the result of a request.
+type result struct {
 	err   error
 	moved bool // the consumer has, or will have, another leader
 }
 
-// readStatus reads the server's status; over is false if the request goes on.
-func readStatus(header nats.Header) (e ending, over bool) {
+// readStatus parses the server's status. over is false if the request goes on.
+func readStatus(header nats.Header) (e result, over bool) {
 	status, text := header.Get("Status"), header.Get("Description")
 	switch status {
 	case "", "100":
-		return ending{}, false
-	case "404", "408": // nothing there, or not all that was asked for
-		return ending{}, true
+		return result{}, false
+	case "404", "408": // no messages, or fewer than requested
+		return result{}, true
 	case "503":
-		return ending{err: fmt.Errorf("request messages: no JetStream server or no such consumer: %w", nats.ErrNoResponders)}, true
+		return result{err: fmt.Errorf("request messages: no JetStream server or no such consumer: %w", nats.ErrNoResponders)}, true
 	}
 	switch lower := strings.ToLower(text); {
 	case status != "409":
 	case strings.Contains(lower, "leadership change"), strings.Contains(lower, "server shutdown"):
-		return ending{moved: true}, true
+		return result{moved: true}, true
 	case strings.Contains(lower, "consumer deleted"):
-		return ending{err: fmt.Errorf("request messages: %w", jetstream.ErrConsumerDeleted)}, true
+		return result{err: fmt.Errorf("request messages: %w", jetstream.ErrConsumerDeleted)}, true
 	}
-	return ending{err: fmt.Errorf("request messages: the server answered %s %s", status, text)}, true
+	return result{err: fmt.Errorf("request messages: the server answered %s %s", status, text)}, true
 }
 
-// shut closes a request to further messages; false: it was closed before.
-func (f *Fetcher) shut(q *queue, serial uint64) bool {
+// closeRequest closes a request to further messages. It returns false if it was
+// closed before.
+func (f *Fetcher) closeRequest(q *queue, serial uint64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	open := q.open && q.serial == serial
@@ -248,24 +250,24 @@ func (f *Fetcher) shut(q *queue, serial uint64) bool {
 	return open
 }
 
-// fail ends a request that failed, unless it has ended.
+// fail ends a request with an error, unless it has ended.
 func (f *Fetcher) fail(q *queue, serial uint64, err error) {
-	if f.shut(q, serial) {
-		f.end(q, ending{err: err})
+	if f.closeRequest(q, serial) {
+		f.end(q, result{err: err})
 	}
 }
 
-// end gives back the places of a request that stayed empty.
-func (f *Fetcher) end(q *queue, e ending) {
+// end frees the unused slots of a request.
+func (f *Fetcher) end(q *queue, e result) {
 	f.report(q, e.err)
 	now := time.Now()
 	f.mu.Lock()
-	q.found(now, f.rest)
-	q.asked = false
+	q.finish(now, f.rest)
+	q.requested = false
 	f.free += q.want - q.got
 	q.refused = false
 	switch {
-	case errors.Is(e.err, errCutOff):
+	case errors.Is(e.err, errDisconnected):
 		q.idle, q.ready, q.retryAt = true, false, now
 	case e.err != nil:
 		q.idle, q.ready, q.retryAt, q.refused = true, false, now.Add(max(failurePause, f.rest)), true
@@ -273,5 +275,5 @@ func (f *Fetcher) end(q *queue, e ending) {
 		q.ready, q.retryAt = false, now.Add(movedPause)
 	}
 	f.mu.Unlock()
-	f.nudge()
+	f.signal()
 }

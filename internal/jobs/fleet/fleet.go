@@ -1,6 +1,7 @@
-// Package fleet publishes a worker's presence and follows the others': who is
-// there, and what they do. It is for people and for hints. Nothing in it decides
-// whether a session may live.
+// Package fleet publishes a worker's presence and follows the presence of other
+// workers: who is there, and what they do. It serves people and hints only; it
+// must not decide whether a session may live. It owns the keys of presences in
+// AVATAR_FLEET.
 package fleet
 
 import (
@@ -19,22 +20,22 @@ import (
 )
 
 const (
-	// every is how often a worker publishes its presence, at least.
-	every = 10 * time.Second
+	// interval is how often a worker publishes its presence, at least.
+	interval = 10 * time.Second
 	// freshFor is how long a presence counts after it was stored.
-	freshFor = 3 * every
-	// keptFor is when the server removes the presence of a worker that is gone.
-	keptFor = 15 * time.Minute
-	// pause bounds how often changes are published.
-	pause = 200 * time.Millisecond
-	// leaveTimeout bounds the removal of the presence when the worker stops.
-	leaveTimeout = time.Second
+	freshFor = 3 * interval
+	// expiresAfter is when the server removes the presence of a worker that died.
+	expiresAfter = 15 * time.Minute
+	// minInterval bounds how often changes are published.
+	minInterval = 200 * time.Millisecond
+	// removeTimeout bounds the removal of the presence when the worker stops.
+	removeTimeout = time.Second
 )
 
 // Prefix begins the keys of presences in AVATAR_FLEET.
 const Prefix = "worker."
 
-// Presence is what a worker publishes of itself in AVATAR_FLEET.
+// Presence describes a worker in AVATAR_FLEET.
 type Presence struct {
 	Worker    string         `json:"worker"`
 	WorkerID  string         `json:"worker_id"`
@@ -43,31 +44,32 @@ type Presence struct {
 	At        time.Time      `json:"at"`
 	Queues    map[string]int `json:"queues"` // weight by queue
 	Slots     int            `json:"slots"`
-	Running   int            `json:"running"`        // sessions that live
-	Busy      map[string]int `json:"busy,omitempty"` // jobs in hand, by queue
-	Apps      map[string]int `json:"apps,omitempty"` // sessions that live, by app
+	Running   int            `json:"running"`        // connected sessions
+	Busy      map[string]int `json:"busy,omitempty"` // jobs that the worker holds, by queue
+	Apps      map[string]int `json:"apps,omitempty"` // connected sessions, by app
 	Draining  bool           `json:"draining,omitempty"`
-	// AudioConvert and AudioMaxBytes are what the worker takes as speech, for
-	// publishers: audio.convert and audio.max_bytes.
+	// AudioConvert and AudioMaxBytes tell publishers what speech the worker
+	// accepts: audio.convert and audio.max_bytes.
 	AudioConvert  bool  `json:"audio_convert,omitempty"`
 	AudioMaxBytes int64 `json:"audio_max_bytes,omitempty"`
-	// NotReady says why the worker takes no jobs, or not all.
+	// NotReady is why the worker takes no jobs, or not all.
 	NotReady string `json:"not_ready,omitempty"`
-	// Keys are the apps whose key the backend has accepted from this worker.
+	// Keys are the apps whose API key the backend has accepted from this worker.
 	Keys []string `json:"keys,omitempty"`
-	// RefusedKeys are the apps whose key the backend refuses from this worker.
+	// RefusedKeys are the apps whose API key the backend refuses from this
+	// worker.
 	RefusedKeys []string `json:"refused_keys,omitempty"`
 }
 
-// Fresh reports whether a presence stored at that time counts at now, both by
-// the server's clock.
+// Fresh reports whether a presence stored at that time still counts at now. Both
+// are times of the server's clock.
 func Fresh(stored, now time.Time) bool { return now.Sub(stored) < freshFor }
 
-// Options are what a Fleet is made of. All are required.
+// Options configure a Fleet. All fields are required.
 type Options struct {
 	Store  *kv.Store          // AVATAR_FLEET
 	Bucket jetstream.KeyValue // the same, for watching
-	Self   Presence           // what never changes, and how it begins
+	Self   Presence           // the constant fields and the initial values
 	// Fill completes a presence before it is published.
 	Fill func(*Presence)
 	// Now is the time by the server's clock.
@@ -77,8 +79,8 @@ type Options struct {
 
 // Fleet is one worker's view of all workers.
 type Fleet struct {
-	o     Options
-	nudge chan struct{}
+	o       Options
+	changed chan struct{}
 
 	mu       sync.Mutex
 	self     Presence
@@ -95,7 +97,7 @@ type peer struct {
 // New returns a Fleet that has published nothing yet.
 func New(o Options) *Fleet {
 	o.Self.Apps = make(map[string]int)
-	return &Fleet{o: o, self: o.Self, nudge: make(chan struct{}, 1), others: make(map[string]peer)}
+	return &Fleet{o: o, self: o.Self, changed: make(chan struct{}, 1), others: make(map[string]peer)}
 }
 
 // Run publishes and follows until ctx ends, then removes this worker's presence.
@@ -104,13 +106,14 @@ func (f *Fleet) Run(ctx context.Context) {
 	wg.Go(func() { f.watch(ctx) })
 	f.publish(ctx)
 	wg.Wait()
-	f.leave(context.WithoutCancel(ctx))
+	f.remove(context.WithoutCancel(ctx))
 }
 
-// Rename begins a new presence under another worker id, and removes the old one.
+// Rename publishes a new presence under another worker ID and removes the old
+// one.
 func (f *Fleet) Rename(ctx context.Context, workerID string) {
 	if f.Self().WorkerID != workerID {
-		f.leave(ctx)
+		f.remove(ctx)
 	}
 	f.mu.Lock()
 	f.self.WorkerID, f.revision = workerID, 0
@@ -118,7 +121,7 @@ func (f *Fleet) Rename(ctx context.Context, workerID string) {
 	f.Publish()
 }
 
-// Connected counts a session of the app that lives, until the returned function
+// Connected counts one connected session of the app until the returned function
 // is called.
 func (f *Fleet) Connected(app string) (closed func()) {
 	f.count(app, 1)
@@ -133,7 +136,7 @@ func (f *Fleet) count(app string, n int) {
 	}
 	f.self.Running += n
 	f.mu.Unlock()
-	if before == 0 || before+n == 0 { // what others look at has changed
+	if before == 0 || before+n == 0 { // a change that other workers depend on
 		f.Publish()
 	}
 }
@@ -146,15 +149,15 @@ func (f *Fleet) Drain() {
 	f.Publish()
 }
 
-// Publish has the presence published soon.
+// Publish causes the presence to be published soon.
 func (f *Fleet) Publish() {
 	select {
-	case f.nudge <- struct{}{}:
+	case f.changed <- struct{}{}:
 	default:
 	}
 }
 
-// Self is this worker's presence as it is now.
+// Self returns this worker's presence as it is now.
 func (f *Fleet) Self() Presence {
 	f.mu.Lock()
 	p := f.self
@@ -165,7 +168,7 @@ func (f *Fleet) Self() Presence {
 	return p
 }
 
-// each calls add with the presence of each other worker that is there.
+// each calls add with the presence of every other live worker.
 func (f *Fleet) each(add func(Presence)) {
 	now := f.o.Now()
 	f.mu.Lock()
@@ -177,7 +180,7 @@ func (f *Fleet) each(add func(Presence)) {
 	}
 }
 
-// Lives reports whether a session of the app is known to live anywhere.
+// Lives reports whether a session of the app is known to be connected anywhere.
 func (f *Fleet) Lives(app string) bool {
 	f.mu.Lock()
 	here := f.self.Apps[app]
@@ -187,15 +190,15 @@ func (f *Fleet) Lives(app string) bool {
 	return lives
 }
 
-// InHand is the number of the queue's jobs that the other workers had in hand
-// when they last published.
+// InHand returns how many of the queue's jobs the other workers held when they
+// last published.
 func (f *Fleet) InHand(queue string) int {
 	n := 0
 	f.each(func(p Presence) { n += p.Busy[queue] })
 	return n
 }
 
-// Others lists the other workers that are there.
+// Others lists the other live workers.
 func (f *Fleet) Others() []Presence {
 	var list []Presence
 	f.each(func(p Presence) { list = append(list, p) })
@@ -209,36 +212,36 @@ func (f *Fleet) publish(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-f.nudge:
+		case <-f.changed:
 		case <-timer.C:
 		}
-		wait := every
+		wait := interval
 		if err := f.put(ctx); err != nil && ctx.Err() == nil {
-			wait = every / 4
+			wait = interval / 4
 			f.o.Log.Debug().Err(err).Msg("could not publish this worker's presence; trying again")
 		}
-		if retry.Pause(ctx, pause, nil) != nil {
+		if retry.Pause(ctx, minInterval, nil) != nil {
 			return
 		}
 		timer.Reset(wait)
 	}
 }
 
-// put writes the presence. One that was removed underneath, with its bucket or by
-// hand, is written anew.
+// put writes the presence. If it was removed by somebody, alone or with its
+// bucket, it is written again.
 func (f *Fleet) put(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, every)
+	ctx, cancel := context.WithTimeout(ctx, interval)
 	defer cancel()
 	p := f.Self()
 	key := Key(p.WorkerID)
 	f.mu.Lock()
 	revision := f.revision
 	f.mu.Unlock()
-	next, err := f.o.Store.PutTTL(ctx, key, p, revision, keptFor)
+	next, err := f.o.Store.PutTTL(ctx, key, p, revision, expiresAfter)
 	if err != nil {
 		var stored Presence
 		if revision, readErr := f.o.Store.Get(ctx, key, &stored); readErr == nil {
-			next, err = f.o.Store.PutTTL(ctx, key, p, revision, keptFor)
+			next, err = f.o.Store.PutTTL(ctx, key, p, revision, expiresAfter)
 		}
 	}
 	if err != nil {
@@ -252,13 +255,13 @@ func (f *Fleet) put(ctx context.Context) error {
 	return nil
 }
 
-func (f *Fleet) leave(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+func (f *Fleet) remove(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
 	f.mu.Lock()
 	key := Key(f.self.WorkerID)
 	f.mu.Unlock()
-	// Read anew: the last write may have landed without an answer.
+	// Read it first: the last write may have landed without a reply.
 	var stored Presence
 	revision, err := f.o.Store.Get(ctx, key, &stored)
 	if err == nil && revision != 0 {
@@ -269,8 +272,8 @@ func (f *Fleet) leave(ctx context.Context) {
 	}
 }
 
-// watch follows the bucket. A watch that ends is started again: the bucket may
-// have been away.
+// watch follows the bucket. It starts a new watch if one ends, for example
+// because the bucket was deleted.
 func (f *Fleet) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := f.follow(ctx); err != nil && ctx.Err() == nil {
@@ -297,13 +300,13 @@ func (f *Fleet) follow(ctx context.Context) error {
 				return nil
 			}
 			if entry != nil {
-				f.learn(entry)
+				f.update(entry)
 			}
 		}
 	}
 }
 
-func (f *Fleet) learn(entry jetstream.KeyValueEntry) {
+func (f *Fleet) update(entry jetstream.KeyValueEntry) {
 	other := peer{stored: entry.Created()}
 	gone := entry.Operation() != jetstream.KeyValuePut || json.Unmarshal(entry.Value(), &other.Presence) != nil
 	f.mu.Lock()

@@ -26,15 +26,15 @@ const (
 	HeaderAfterSeq = "Avatar-After-Seq"
 )
 
-// MaxRun is the highest run of a job: far more than anybody replays, and far from
-// where the next one would be none to every reader of 32 bits.
+// MaxRun is the highest run of a job: far more than anyone replays, and small
+// enough for readers that use 32 bits.
 const MaxRun = 1_000_000_000
 
 // maxJobID is the length of the longest job id.
 const maxJobID = 64
 
-// ValidJobID reports whether id may name a job: [A-Za-z0-9_-]{1,64}. It is one
-// token of a NATS subject and a key of a bucket, so nothing else may be in it.
+// ValidID reports whether id may be a job's ID: [A-Za-z0-9_-]{1,64}. It is used
+// as one token of a NATS subject and as a key of a bucket.
 func ValidID(id string) bool {
 	if id == "" || len(id) > maxJobID {
 		return false
@@ -49,11 +49,11 @@ func ValidID(id string) bool {
 	return true
 }
 
-// identify says which job and which run a message is. The id is the first of
-// these that fits the pattern: the header Avatar-Job-Id, the id of a body that is
-// a valid job (nil: it is none), Nats-Msg-Id, and else one made from where the
-// stream has it. A message that is no valid job does not get the id in its body:
-// it would take the place of the job that it was meant to be.
+// identify returns the job and run of a message. The ID is the first valid one of
+// these: the header Avatar-Job-Id, the ID in the body (nil: the body is not a
+// valid job), Nats-Msg-Id, and else one made from the message's place in the
+// stream. A message that is not a valid job does not get the ID in its body,
+// because it would replace the job that it was meant to be.
 func identify(msg jetstream.Msg, body *jobpb.Job) Identity {
 	ident := Identity{Run: 1, Subject: msg.Subject()}
 	ident.Queue = ident.Subject[strings.LastIndexByte(ident.Subject, '.')+1:]
@@ -73,7 +73,7 @@ func identify(msg jetstream.Msg, body *jobpb.Job) Identity {
 	return ident
 }
 
-// jobIDOf returns the id that the message gives itself, or "".
+// JobIDOf returns the ID that the message names, or "".
 func JobIDOf(header nats.Header, body *jobpb.Job) string {
 	for _, id := range []string{HeaderValue(header, HeaderJobID), body.GetId(), HeaderValue(header, jetstream.MsgIDHeader)} {
 		if ValidID(id) {
@@ -83,16 +83,16 @@ func JobIDOf(header nats.Header, body *jobpb.Job) string {
 	return ""
 }
 
-// streamJobID names a message that gives itself no id, by the time at which the
-// stream stored it and its sequence there: every delivery of it has the same, and
-// no message of a stream that was made again or restored has it too.
+// StreamJobID returns the ID of a message that names none, made from the time at
+// which the stream stored it and its sequence. Every delivery of the message gets
+// the same ID, and no message of a recreated or restored stream does.
 func StreamJobID(stored time.Time, seq uint64) string {
 	// A time before 1970 has no place in the pattern; the sign would still fit.
 	return "j" + strconv.FormatInt(stored.UnixNano(), 36) + "-" + strconv.FormatUint(seq, 10)
 }
 
-// runOf returns the run that the header names, 1 where it names none. It is
-// false where the header is no whole number from 1 to MaxRun.
+// runOf returns the run that the header names, or 1 without the header. It
+// returns false if the header is not a whole number from 1 to MaxRun.
 func runOf(header nats.Header) (int, bool) {
 	text := HeaderValue(header, HeaderRun)
 	if text == "" {

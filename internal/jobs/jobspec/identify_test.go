@@ -45,7 +45,7 @@ func TestIdentityIsTheFirstThatFits(t *testing.T) {
 		{name: "a job without an id", header: nats.Header{"Nats-Msg-Id": {"M3"}}, body: valid(""), id: "M3"},
 		{name: "a body id that does not fit", header: nats.Header{"Nats-Msg-Id": {"M4"}}, body: valid("b.2"), id: "M4"},
 		{name: "an id that is too long", header: nats.Header{"Nats-Msg-Id": {"M5"}}, body: valid(long), id: "M5"},
-		{name: "a body id that is no string", header: nats.Header{"Nats-Msg-Id": {"M6"}}, body: `{"id":7}`, id: "M6"},
+		{name: "a body id that is not a string", header: nats.Header{"Nats-Msg-Id": {"M6"}}, body: `{"id":7}`, id: "M6"},
 		{name: "a body that is broken after its id", header: nats.Header{"Nats-Msg-Id": {"M7"}}, body: `{"id":"B7","audio":{`, id: "M7"},
 		{name: "a body with an unknown field", header: nats.Header{"Nats-Msg-Id": {"M8"}}, body: `{"id":"B8","avatarid":"a","audio":{"object":"o"}}`, id: "M8"},
 		{name: "a body with a wrong value", body: `{"id":"B9","avatar_id":"a","audio":{"object":"o"},"max_attempts":-1}`},
@@ -53,10 +53,10 @@ func TestIdentityIsTheFirstThatFits(t *testing.T) {
 		{name: "protobuf that is broken after the id", header: inProtobuf, body: protobufJob(t, "P2") + "\xff\xff"},
 		{name: "nothing fits", subject: "avatar.jobs.vip", header: nats.Header{"Nats-Msg-Id": {"m/13"}}, body: `not json`, queue: "vip"},
 		{name: "an empty message", body: ""},
-		{name: "a run that is no run counts as the first", header: nats.Header{"Avatar-Run": {"0"}, "Avatar-Job-Id": {"H15"}}, id: "H15"},
+		{name: "an invalid run counts as the first", header: nats.Header{"Avatar-Run": {"0"}, "Avatar-Job-Id": {"H15"}}, id: "H15"},
 		{name: "the last run", header: nats.Header{"Avatar-Run": {"1000000000"}, "Avatar-Job-Id": {"H17"}}, id: "H17", run: MaxRun},
 		{name: "a run after the last counts as the first", header: nats.Header{"Avatar-Run": {"2147483647"}, "Avatar-Job-Id": {"H18"}}, id: "H18"},
-		{name: "a run that is no number counts as the first", header: nats.Header{"Avatar-Run": {"two"}, "Avatar-Job-Id": {"H16"}}, id: "H16"},
+		{name: "a run that is not a number counts as the first", header: nats.Header{"Avatar-Run": {"two"}, "Avatar-Job-Id": {"H16"}}, id: "H16"},
 	}
 	messages := make([]*nats.Msg, len(rows))
 	for i, row := range rows {

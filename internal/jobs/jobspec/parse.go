@@ -5,7 +5,6 @@ import (
 	"mime"
 	"regexp"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -22,10 +21,10 @@ import (
 // ContentTypeProtobuf marks a job in protobuf; every other job is JSON.
 const ContentTypeProtobuf = "application/protobuf"
 
-// Read says which job and which run a message is, and what it asks for. The id
-// is "" where the message gives itself none. The error is nil or says, with code
-// invalidJob and phase job, which fields are wrong, what is wrong with them and
-// what to do; it never quotes a token or a URL. There is no job then.
+// Read returns the identity of a message and the job in it. The ID is "" if the
+// message names none. The error is nil or says, with code invalidJob and phase
+// job, which fields are wrong, what is wrong with them and what to do; it never
+// quotes a token or a URL. With an error, the job is nil.
 func Read(msg jetstream.Msg) (Identity, *Job, *errors.Error) {
 	headers := msg.Headers()
 	body, err := Decode(headers, msg.Data())
@@ -44,7 +43,7 @@ func Read(msg jetstream.Msg) (Identity, *Job, *errors.Error) {
 		Subject:   ident.Subject,
 		StreamSeq: ident.StreamSeq,
 	}
-	// Without metadata the message did not come from a stream; it has no time.
+	// Without metadata the message did not come from a stream and has no time.
 	if meta, err := msg.Metadata(); err == nil {
 		job.Published = meta.Timestamp
 	}
@@ -52,8 +51,8 @@ func Read(msg jetstream.Msg) (Identity, *Job, *errors.Error) {
 	return ident, job, nil
 }
 
-// Decode reads and validates a job's bytes: JSON, or protobuf where the header
-// Content-Type says so. The error is as Parse's.
+// Decode decodes and validates a job's bytes: JSON, or protobuf if the header
+// Content-Type says so. The error is as Read's.
 func Decode(header nats.Header, data []byte) (*jobpb.Job, *errors.Error) {
 	decode := decodeJSON
 	if IsProtobuf(header) {
@@ -69,9 +68,9 @@ func Decode(header nats.Header, data []byte) (*jobpb.Job, *errors.Error) {
 	return job, nil
 }
 
-// CheckJSON checks a job that may lack fields yet: that it is JSON, with line and
-// column where it is not, and that its fields are those of a job. The error is as
-// Decode's.
+// CheckJSON checks a job that may still lack fields: that it is JSON, with line
+// and column if it is not, and that its fields are those of a job. The error is
+// as Decode's.
 func CheckJSON(data []byte) *errors.Error {
 	_, problems := decodeJSON(data)
 	if len(problems) == 0 {
@@ -82,16 +81,16 @@ func CheckJSON(data []byte) *errors.Error {
 	return err
 }
 
-// IsProtobuf reports whether a message's header, or that of its dead letter,
-// says that the body is a job in protobuf: application/protobuf or
+// IsProtobuf reports whether the header of a message or of its dead letter says
+// that the body is a job in protobuf: application/protobuf or
 // application/x-protobuf, however Content-Type is spelled.
 func IsProtobuf(header nats.Header) bool {
 	mediaType, _, err := mime.ParseMediaType(HeaderValue(header, "Content-Type"))
 	return err == nil && (mediaType == ContentTypeProtobuf || mediaType == "application/x-protobuf")
 }
 
-// checkHeaders refuses headers of ours that can't be meant: a job must not run
-// under another id, as another run, or under another rule than was asked for.
+// checkHeaders refuses invalid headers of ours: a job must not run under another
+// ID, as another run, or under another rule than requested.
 func checkHeaders(h nats.Header) *errors.Error {
 	var p problems
 	if id := HeaderValue(h, HeaderJobID); id != "" && !ValidID(id) {
@@ -115,9 +114,9 @@ func decodeJSON(data []byte) (*jobpb.Job, problems) {
 	if err == nil && (job.GetDeadline() == nil || plainDeadline(data)) {
 		return job, nil
 	}
-	// protojson stops at the first fault and says little about it, so the body
-	// is read a second time for what there is to say; it also takes deadlines
-	// that are not RFC 3339, and of base64 in lines only some.
+	// protojson stops at the first fault and says little about it, so the body is
+	// read a second time to explain it. protojson also accepts deadlines that are
+	// not RFC 3339, and only some kinds of base64 with line breaks.
 	if p := explainJSON(data); len(p) > 0 {
 		return nil, p
 	}
@@ -130,15 +129,15 @@ func decodeJSON(data []byte) (*jobpb.Job, problems) {
 			return job, nil
 		}
 	}
-	return nil, problems{"not a valid job: protobuf's JSON does not have it so" + protoPosition(err)}
+	return nil, problems{"not a valid job: protobuf's JSON format does not allow it" + protoPosition(err)}
 }
 
-// protoHead is how protojson's texts begin. What follows may quote the body,
+// protoHead is the start of protojson's error texts. The rest may quote the body,
 // and with it a token or a URL's query.
 var protoHead = regexp.MustCompile(`^proto:[\s\x{00a0}]*(?:syntax error )?\(line (\d+):(\d+)\):`)
 
-// protoPosition is all that is safe to tell of an error of protojson: where it
-// is, if it says so.
+// protoPosition returns the safe part of an error of protojson: its position, if
+// it has one.
 func protoPosition(err error) string {
 	at := protoHead.FindStringSubmatch(err.Error())
 	if at == nil {
@@ -182,20 +181,20 @@ func refuseUnknown(m protoreflect.Message, path string, p *problems) {
 }
 
 // protoNoise is what the protobuf library puts before its texts; it varies the
-// space on purpose, so that nobody relies on them.
+// spaces on purpose.
 var protoNoise = regexp.MustCompile(`proto:[\s\x{00a0}]*|[\x{00a0}]`)
 
-// cleanProtoError is the text of an error of proto.Unmarshal, which quotes
-// nothing of the message. Never give it one of protojson, which does.
+// cleanProtoError returns the text of an error of proto.Unmarshal, which quotes
+// nothing of the message. Never pass it an error of protojson, which does.
 func cleanProtoError(err error) string {
 	text := protoNoise.ReplaceAllString(err.Error(), "")
-	return Cut(strings.ToValidUTF8(text, "\uFFFD"), 200)
+	return errors.Cut(strings.ToValidUTF8(text, "\uFFFD"), 200)
 }
 
-// problems is what is wrong with a job, one text for each fault.
+// problems lists the faults of a job, one text for each.
 type problems []string
 
-// Bounds of an error text: nobody reads more, and it has to fit headers.
+// Bounds of an error text, which must fit into headers.
 const (
 	maxProblems     = 8
 	maxProblemBytes = 300
@@ -206,7 +205,7 @@ func (p *problems) add(path, format string, args ...any) {
 	if path != "" {
 		text = path + ": " + text
 	}
-	*p = append(*p, Cut(text, maxProblemBytes))
+	*p = append(*p, errors.Cut(text, maxProblemBytes))
 }
 
 func invalidJob(p problems) *errors.Error {
@@ -230,17 +229,4 @@ func joinPath(path, field string) string {
 }
 
 // quote shows a value of the job in an error text. Never give it a secret.
-func quote(s string) string { return fmt.Sprintf("%q", Cut(s, 64)) }
-
-// cut shortens s to at most n bytes, at a character's boundary.
-func Cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	const mark = "…"
-	n -= len(mark)
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return s[:n] + mark
-}
+func quote(s string) string { return fmt.Sprintf("%q", errors.Cut(s, 64)) }

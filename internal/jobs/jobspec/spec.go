@@ -1,3 +1,6 @@
+// Package jobspec reads jobs as they are published: it decodes, explains and
+// validates them, and gives each message its identity and trace context. It owns the
+// rules for a job's fields and headers. It must not know how a job is run.
 package jobspec
 
 import (
@@ -27,15 +30,15 @@ const (
 	OnRedeliveryGiveUp  = "give_up"
 )
 
-// Bounds of live.max_silence. While nothing is said the session is paid for, so
-// there is no way to wait for ever.
+// Bounds of live.max_silence. A silent session is paid for, so it can't wait
+// forever.
 const (
 	DefaultMaxSilence = 30 * time.Second
 	minMaxSilence     = time.Second
 	maxMaxSilence     = 10 * time.Minute
 )
 
-// AudioSpec is where one utterance's speech comes from. Exactly one of Inline,
+// AudioSpec is the source of one utterance's speech. Exactly one of Inline,
 // Object and URL is set.
 type AudioSpec struct {
 	Field      string // its path in the job, for error texts: "utterances[2]"
@@ -47,8 +50,7 @@ type AudioSpec struct {
 	SampleRate int    // Hz; 0: not said
 }
 
-// AudioSpecs lists the utterances in the order in which they are spoken. A live
-// job has none.
+// AudioSpecs lists the utterances in order. A live job has none.
 func (j *Job) AudioSpecs() []AudioSpec {
 	if a := j.GetAudio(); a != nil {
 		return []AudioSpec{audioSpec("audio", a)}
@@ -72,8 +74,8 @@ func audioSpec(field string, a *jobpb.Audio) AudioSpec {
 	}
 }
 
-// DropInline lets go of the bytes of the utterance of that number, from 1, if
-// they came inside the job: it has been said, and the message has them still.
+// DropInline frees the inline speech of an utterance (numbered from 1) once it
+// was sent; the message still contains it.
 func (j *Job) DropInline(utterance int) {
 	a := j.GetAudio()
 	if a == nil {
@@ -84,7 +86,7 @@ func (j *Job) DropInline(utterance int) {
 	}
 }
 
-// OutputKind is "frames", "object", "livekit", "agora" or "discard".
+// OutputKind returns "frames", "object", "livekit", "agora" or "discard".
 func (j *Job) OutputKind() string {
 	if kinds := outputKinds(j.GetOutput()); len(kinds) > 0 {
 		return kinds[0]
@@ -92,7 +94,7 @@ func (j *Job) OutputKind() string {
 	return OutputFrames
 }
 
-// outputKinds lists the outputs that are given: in a valid job at most one.
+// outputKinds lists the outputs that are set: at most one in a valid job.
 func outputKinds(o *jobpb.Output) []string {
 	var kinds []string
 	for _, k := range []struct {
@@ -112,8 +114,8 @@ func outputKinds(o *jobpb.Output) []string {
 	return kinds
 }
 
-// RecordingName is the object that output object makes: the job's id by
-// default, "" for the other outputs.
+// RecordingName returns the name of the object for the output "object" (by
+// default the job's ID), or "" for other outputs.
 func (j *Job) RecordingName() string {
 	switch o := j.GetOutput().GetObject(); {
 	case o == nil:
@@ -180,7 +182,7 @@ func parseMaxSilence(text string) (time.Duration, error) {
 }
 
 // Secrets lists what must never be shown: egress tokens, and the queries and
-// passwords of URLs. It is what errors.RedactText wants.
+// passwords of URLs. Pass it to errors.RedactText.
 func (j *Job) Secrets() []string {
 	secrets := []string{
 		j.GetOutput().GetLivekit().GetApiToken(),
@@ -196,13 +198,11 @@ func (j *Job) Secrets() []string {
 			secrets = append(secrets, u.RawQuery, password)
 		}
 	}
-	// Shorter ones keep nothing secret, and taking them out of a text would
-	// take it apart.
+	// Shorter ones protect nothing, and replacing them would garble a text.
 	return slices.DeleteFunc(secrets, func(s string) bool { return len(s) < 4 })
 }
 
-// Job is one session job as taken from its message: valid, and with its
-// identity settled.
+// Job is one valid session job with its identity.
 type Job struct {
 	*jobpb.Job
 
@@ -217,7 +217,7 @@ type Job struct {
 	TraceState  string
 }
 
-// Identity is what is known of a message even when it is no valid job.
+// Identity is what is known of a message even if it is not a valid job.
 type Identity struct {
 	ID        string
 	Run       int

@@ -8,16 +8,16 @@ import (
 	"avatarworker/internal/header"
 )
 
-// Names of the W3C trace context headers. They stay lower case on NATS, whose
-// headers tell case apart.
+// Names of the W3C trace context headers. They are lower case in NATS, where
+// header names are case-sensitive.
 const (
 	HeaderTraceParent = "traceparent"
 	HeaderTraceState  = "tracestate"
 )
 
-// TraceCarrier lets an OpenTelemetry propagator read and write NATS headers. It
-// is not propagation.HeaderCarrier, which would write "Traceparent" and so hide
-// the trace from every other client.
+// TraceCarrier lets an OpenTelemetry propagator read and write NATS headers.
+// propagation.HeaderCarrier would write "Traceparent", which other clients would
+// not find.
 type TraceCarrier nats.Header
 
 // Get returns the first value of key, whatever its case.
@@ -35,11 +35,11 @@ func (c TraceCarrier) Keys() []string {
 	return keys
 }
 
-// headerValue returns the first value of key, whatever the case of its name.
+// HeaderValue returns the first value of key, whatever the case of its name.
 func HeaderValue(h nats.Header, key string) string { return header.Value(h, key) }
 
-// traceContext returns the message's trace context, or nothing where
-// traceparent is malformed: W3C asks to ignore such a header, not to fail.
+// TraceContext returns the message's trace context, or nothing if traceparent is
+// malformed: W3C says to ignore such a header.
 func TraceContext(h nats.Header) (parent, state string) {
 	parent = strings.TrimSpace(HeaderValue(h, HeaderTraceParent))
 	if !validTraceParent(parent) {

@@ -2,6 +2,7 @@ package jobspec
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
 	"regexp"
 	"slices"
@@ -14,8 +15,8 @@ import (
 	"avatarworker/internal/jobs/jobpb"
 )
 
-// Bounds of a job's fields. They keep what is repeated in every record and
-// event small; lengths are in bytes.
+// Bounds of a job's fields, in bytes. They limit what is repeated in every record
+// and event.
 const (
 	maxAvatarID   = 256
 	maxAppID      = 128
@@ -43,8 +44,8 @@ var (
 	bucketPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
 )
 
-// Validate checks what the schema alone cannot say. The error is nil or names
-// every field that is wrong, with code invalidJob and phase job.
+// Validate checks what the schema alone can't express. The error is nil or names
+// every wrong field, with code invalidJob and phase job.
 func Validate(job *jobpb.Job) *errors.Error {
 	var p problems
 	p.names(job)
@@ -72,8 +73,8 @@ func (p *problems) names(job *jobpb.Job) {
 	}
 }
 
-// backendName checks an id that the backend gave: any text that can be a value
-// of an HTTP header and of a URL's query, where it is escaped.
+// backendName checks an ID issued by the backend: any text that is valid as an
+// HTTP header value and, escaped, in a URL's query.
 func (p *problems) backendName(id, path string, most int) {
 	switch {
 	case len(id) > most:
@@ -85,7 +86,7 @@ func (p *problems) backendName(id, path string, most int) {
 	}
 }
 
-// speech checks that the job says in exactly one way what is to be spoken.
+// speech checks that the job has exactly one source of speech.
 func (p *problems) speech(job *jobpb.Job) {
 	var given []string
 	if job.GetAudio() != nil {
@@ -244,7 +245,7 @@ func (p *problems) required(value, path string, most int) {
 	p.short(value, path, most)
 }
 
-// short never quotes the value, which may be a token.
+// short checks a text's length. It never quotes the value, which may be a token.
 func (p *problems) short(value, path string, most int) {
 	switch {
 	case len(value) > most:
@@ -275,7 +276,7 @@ func (p *problems) params(params map[string]string, path string) {
 		p.add(path, "at most %d, got %d", maxParams, len(params))
 		return
 	}
-	for _, key := range sortedKeys(params) {
+	for _, key := range slices.Sorted(maps.Keys(params)) {
 		if key == "" || len(key) > maxParamKey || len(params[key]) > maxParamValue {
 			p.add(path, "want keys of 1 to %d bytes and values of at most %d, got %s with %d bytes",
 				maxParamKey, maxParamValue, quote(key), len(params[key]))
@@ -288,7 +289,7 @@ func (p *problems) labels(labels map[string]string) {
 		p.add("labels", "at most %d, got %d", maxLabels, len(labels))
 		return
 	}
-	for _, key := range sortedKeys(labels) {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		value := labels[key]
 		switch {
 		case key == "":
@@ -296,20 +297,10 @@ func (p *problems) labels(labels map[string]string) {
 		case len(key) > maxLabel:
 			p.add("labels", "names are at most %d bytes, got %s with %d", maxLabel, quote(key), len(key))
 		case len(value) > maxLabel:
-			p.add("labels."+Cut(key, 64), "at most %d bytes, got %d", maxLabel, len(value))
+			p.add("labels."+errors.Cut(key, 64), "at most %d bytes, got %d", maxLabel, len(value))
 		case !utf8.ValidString(key) || !utf8.ValidString(value):
-			// Decoded jobs can't have it, jobs built in Go can.
+			// Decoded jobs are always UTF-8; jobs built in Go may not be.
 			p.add("labels", "%s is not UTF-8", quote(key))
 		}
 	}
-}
-
-// sortedKeys gives error texts the same order every time.
-func sortedKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for key := range m {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	return keys
 }

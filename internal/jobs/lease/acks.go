@@ -8,28 +8,28 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// progress is the acknowledgement that begins a message's ack wait anew.
+// progress is the acknowledgement that restarts a message's ack wait.
 var progress = []byte("+WPI")
 
-// acks extends the ack waits of the messages in hand, so that JetStream does not
-// deliver them again for nothing. Nothing depends on an extension that is lost.
-type acks struct {
-	nc    *nats.Conn
-	every time.Duration
-	// sending is held while one extension is sent, which may last as long as the
-	// connection takes nothing.
+// ackExtender extends the ack waits of tracked messages, so that JetStream does
+// not deliver them again needlessly. Losing an extension does no harm.
+type ackExtender struct {
+	nc       *nats.Conn
+	interval time.Duration
+	// sending is held while one extension is sent, which may block while the
+	// connection is stalled.
 	sending sync.Mutex
 	mu      sync.Mutex // guards what follows
-	held    map[*Message]time.Time
+	tracked map[*Message]time.Time
 }
 
-func newAcks(nc *nats.Conn, window time.Duration) *acks {
-	return &acks{nc: nc, every: window / 3, held: make(map[*Message]time.Time)}
+func newAckExtender(nc *nats.Conn, window time.Duration) *ackExtender {
+	return &ackExtender{nc: nc, interval: window / 3, tracked: make(map[*Message]time.Time)}
 }
 
 // Message is a message whose ack wait is extended.
 type Message struct {
-	all   *acks
+	all   *ackExtender
 	reply string
 }
 
@@ -38,28 +38,27 @@ type Message struct {
 func (m *Manager) Track(reply string) *Message {
 	x := &Message{all: m.acks, reply: reply}
 	m.acks.mu.Lock()
-	m.acks.held[x] = time.Now()
+	m.acks.tracked[x] = time.Now()
 	m.acks.mu.Unlock()
-	// At once: JetStream remembers a delivery with the time at which the job was
-	// published, so a job that queued for long would be delivered again as soon
-	// as the consumer's leader changes.
+	// Extend at once. JetStream counts a delivery from the time the job was
+	// published, so without this a job that queued for long would be delivered
+	// again when the consumer's leader changes.
 	_ = m.acks.nc.Publish(reply, progress)
 	return x
 }
 
-// Release ends the extension. None is on its way any more when it returns: one
-// that came after a delayed nak would put off the delivery. It may be called
-// again.
+// Release stops the extensions. None is in flight when it returns, because one
+// that came after a delayed nak would cancel the delay. It may be called again.
 func (x *Message) Release() {
 	x.all.sending.Lock()
 	defer x.all.sending.Unlock()
 	x.all.mu.Lock()
 	defer x.all.mu.Unlock()
-	delete(x.all.held, x)
+	delete(x.all.tracked, x)
 }
 
-func (a *acks) run(ctx context.Context) {
-	ticker := time.NewTicker(min(max(a.every/10, 20*time.Millisecond), time.Second))
+func (a *ackExtender) run(ctx context.Context) {
+	ticker := time.NewTicker(min(max(a.interval/10, 20*time.Millisecond), time.Second))
 	defer ticker.Stop()
 	for {
 		select {
@@ -73,25 +72,25 @@ func (a *acks) run(ctx context.Context) {
 	}
 }
 
-func (a *acks) due(now time.Time) []*Message {
+func (a *ackExtender) due(now time.Time) []*Message {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var due []*Message
-	for x, sent := range a.held {
-		if now.Sub(sent) >= a.every {
+	for x, sent := range a.tracked {
+		if now.Sub(sent) >= a.interval {
 			due = append(due, x)
 		}
 	}
 	return due
 }
 
-func (a *acks) extend(x *Message) {
+func (a *ackExtender) extend(x *Message) {
 	a.sending.Lock()
 	defer a.sending.Unlock()
 	a.mu.Lock()
-	_, held := a.held[x]
+	_, held := a.tracked[x]
 	if held {
-		a.held[x] = time.Now()
+		a.tracked[x] = time.Now()
 	}
 	a.mu.Unlock()
 	if held {

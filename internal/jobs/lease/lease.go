@@ -1,10 +1,11 @@
 // Package lease keeps a worker's lease: one key with a TTL in the bucket of job
 // records, renewed by acknowledged compare-and-set writes and expired by the
-// server's own clock. While it stands, what names the worker is the worker's;
-// once it is gone, another worker may take it. The package also keeps the ack
-// waits of the worker's messages from running out.
+// server's own clock. While the lease stands, jobs whose records name it belong
+// to this worker; once it is gone, other workers may take them. The package also
+// extends the ack waits of the worker's messages.
 //
-// It knows nothing of jobs. docs/decisions/0009-one-lease.md says why it is so.
+// It must not know about jobs. See docs/decisions/0010-one-lease.md for the
+// reasons.
 package lease
 
 import (
@@ -19,24 +20,25 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/retry"
 	"avatarworker/internal/topology"
 )
 
-// ErrLost is the cause with which work is cancelled whose worker could not renew
-// its lease in time.
+// ErrLost is the cancellation cause of work whose worker could not renew its
+// lease in time.
 var ErrLost = errors.New("the worker's lease could not be renewed in time")
 
-// errNone is what Ready returns before the first lease.
-var errNone = errors.New("the worker has no lease yet")
+// errNoLease is what Ready returns before the first lease.
+var errNoLease = errors.New("the worker has no lease yet")
 
 const (
-	// renewals is how many renewals there are in one window.
-	renewals = 4
-	// clockEvery is how many renewals pass between two looks at the server's
-	// clock.
-	clockEvery = 8
+	// renewalsPerWindow is how many renewals are made in one window.
+	renewalsPerWindow = 4
+	// renewalsPerClockCheck is how many renewals pass between two readings of the
+	// server's clock.
+	renewalsPerClockCheck = 8
 	// removeTimeout bounds the removal of the key when the worker stops.
 	removeTimeout = 2 * time.Second
 	acquireMax    = time.Second
@@ -49,17 +51,17 @@ const Prefix = "lease."
 // outlive the lease, so that the end of one that was lost is known.
 const seenPrefix = "seen."
 
-// Options are what a Manager is made of. All are required.
+// Options configure a Manager. All fields are required.
 type Options struct {
 	NC     *nats.Conn
 	Store  *kv.Store // the bucket of job records; its timeout is at most an eighth of Window
-	ID     string    // of the worker's first lease; later ones add a number
+	ID     string    // of the first lease; later ones add a number
 	Window time.Duration
 	Now    func() time.Time
 	// Changed is called when the worker gets a lease, and with nil when it has
-	// lost it. The calls come one after the other.
+	// lost it. Calls do not overlap.
 	Changed func(*Holder)
-	Renewed func(ok bool) // each renewal, and each lease lost
+	Renewed func(ok bool) // called for each renewal and each lost lease
 	Log     zerolog.Logger
 }
 
@@ -68,64 +70,67 @@ type Manager struct {
 	o       Options
 	margin  time.Duration
 	current atomic.Pointer[Holder]
-	fault   atomic.Pointer[error] // why there is no lease
-	offset  atomic.Int64          // the server's clock less this process's, ns
-	acks    *acks
+	fault   atomic.Pointer[error]     // why the worker has no lease
+	offset  atomic.Int64              // server clock minus this process's clock, ns
+	grace   atomic.Pointer[time.Time] // leases of others count as standing until then; nil: no longer
+	acks    *ackExtender
 	wg      sync.WaitGroup
 	stop    context.CancelFunc
 }
 
 // Holder is one lease of the worker, from its first write to its loss.
 type Holder struct {
-	ID  string // the worker_id that everything of this lease names
+	ID  string // the worker_id in everything written under this lease
 	ctx context.Context
 }
 
-// Context ends with the cause ErrLost when the lease is lost, the margin before
-// it ends.
+// Context ends with the cause ErrLost when the lease is given up, Margin before
+// it expires.
 func (h *Holder) Context() context.Context { return h.ctx }
 
-// entry is the value of a lease's key. The number tells one renewal from the
-// next, so that a write whose answer got lost is recognised.
+// entry is the value of a lease's key. The renewal number distinguishes renewals,
+// so that a write whose reply was lost can be recognised.
 type entry struct {
 	WorkerID string `json:"worker_id"`
 	Renewal  int    `json:"renewal"`
 }
 
-// Margin is how long before its end a lease is given up: enough to close a
-// session, which takes a second at most.
+// Margin returns how long before its expiry a lease is given up: enough to close
+// a session, which takes at most a second.
 func Margin(window time.Duration) time.Duration { return min(window/3, 3*time.Second) }
 
 // New returns a Manager that has no lease yet.
 func New(o Options) *Manager {
-	m := &Manager{o: o, margin: Margin(o.Window), acks: newAcks(o.NC, o.Window)}
-	m.fault.Store(&errNone)
+	m := &Manager{o: o, margin: Margin(o.Window), acks: newAckExtender(o.NC, o.Window)}
+	m.fault.Store(&errNoLease)
 	return m
 }
 
-// Start begins to acquire and renew leases, until Stop.
+// Start acquires and renews leases until Stop.
 func (m *Manager) Start(ctx context.Context) {
 	ctx, m.stop = context.WithCancel(context.WithoutCancel(ctx))
 	m.wg.Go(func() { m.acks.run(ctx) })
 	m.wg.Go(func() { m.run(ctx) })
 }
 
-// Stop removes the lease's key, so that nothing waits for it to expire. Call it
-// last, when nothing names the worker any more.
+// Stop removes the lease's key, so that other workers need not wait for it to
+// expire. Call it last, when no record names the worker.
 func (m *Manager) Stop() {
 	m.stop()
 	m.wg.Wait()
 }
 
-// Current returns the lease that the worker holds, nil if it has none.
+// Current returns the lease that the worker holds, or nil.
 func (m *Manager) Current() *Holder { return m.current.Load() }
 
-// Own reports whether the id is of a lease that this worker holds or has held.
+// Own reports whether the ID is that of a lease which this worker holds or has
+// held.
 func (m *Manager) Own(id string) bool {
 	return id == m.o.ID || strings.HasPrefix(id, m.o.ID+"-")
 }
 
-// Ready returns nil while the worker has a lease, else why it has none.
+// Ready returns nil while the worker has a lease, and otherwise the reason why it
+// has none.
 func (m *Manager) Ready() error {
 	if m.Current() != nil {
 		return nil
@@ -133,17 +138,23 @@ func (m *Manager) Ready() error {
 	return *m.fault.Load()
 }
 
-// Now is the time by the clock of the server that keeps the bucket. Workers
-// compare the times of their records by it, whatever their own clocks say.
+// Now returns the time of the server that keeps the bucket. Workers compare the
+// times in their records by it, whatever their own clocks show.
 func (m *Manager) Now() time.Time { return m.o.Now().Add(time.Duration(m.offset.Load())) }
 
-// Stands reports whether the lease of the worker with this id stands.
+// Stands reports whether the lease of the worker with this ID stands. What takes
+// this worker's lease away, such as a server that restarts, takes others' away with
+// it. So for a quarter of a window after this worker has a lease again, others are
+// taken to have theirs: each first writes what its sessions had reached.
 func (m *Manager) Stands(ctx context.Context, id string) (bool, error) {
 	if h := m.Current(); h != nil && h.ID == id {
 		return true, nil
 	}
 	if id == "" {
 		return false, nil
+	}
+	if until := m.grace.Load(); until != nil && time.Now().Before(*until) {
+		return true, nil
 	}
 	stored, err := m.o.Store.Stored(ctx, key(id))
 	return !stored.IsZero(), err
@@ -167,34 +178,38 @@ func (m *Manager) Ended(ctx context.Context, id string) time.Time {
 
 func key(id string) string { return Prefix + topology.Token(id) }
 
-// run holds one lease after the other.
+// run holds one lease after another.
 func (m *Manager) run(ctx context.Context) {
 	for n := 1; ctx.Err() == nil; n++ {
 		id := m.o.ID
 		if n > 1 {
 			id = fmt.Sprintf("%s-%d", m.o.ID, n)
 		}
-		l := &held{m: m, id: id}
+		l := &activeLease{m: m, id: id}
 		if err := l.acquire(ctx); err != nil {
-			return // told to stop
+			return // stopped
 		}
-		l.keep(ctx)
+		if n > 1 {
+			until := time.Now().Add(m.o.Window / renewalsPerWindow)
+			m.grace.Store(&until)
+		}
+		l.maintain(ctx)
 	}
 }
 
-// held is the lease while run keeps it.
-type held struct {
+// activeLease is the lease that run maintains.
+type activeLease struct {
 	m        *Manager
 	id       string
 	revision uint64
 	renewal  int
-	sent     time.Time // when the last acknowledged renewal was begun
+	sent     time.Time // when the last acknowledged renewal was started
 	watchdog *time.Timer
 	lost     context.CancelCauseFunc
 }
 
-// acquire creates the key. It returns an error only when ctx has ended.
-func (l *held) acquire(ctx context.Context) error {
+// acquire creates the key. It returns an error only if ctx has ended.
+func (l *activeLease) acquire(ctx context.Context) error {
 	m := l.m
 	b := retry.Backoff{Initial: kv.RetryPause, Max: acquireMax}
 	return retry.Until(ctx, b, nil, func() error {
@@ -203,17 +218,18 @@ func (l *held) acquire(ctx context.Context) error {
 		err := l.put(ctx, m.o.Window)
 		if err == nil {
 			m.o.Store.Note(seenPrefix+topology.Token(l.id), entry{WorkerID: l.id, Renewal: l.renewal})
-			m.learnClock(ctx, l.id, wall)
+			failpoint.Here("lease_acquired")
+			m.measureOffset(ctx, l.id, wall)
 			return nil
 		}
-		m.fail(fmt.Errorf("the worker's lease can't be written, so it starts no session: %w", err))
+		m.setFault(fmt.Errorf("the worker's lease can't be written, so it starts no session: %w", err))
 		return err
 	})
 }
 
-// put writes the next renewal. It tries until there is an answer, for at most
+// put writes the next renewal. It tries until there is a reply, for at most
 // limit.
-func (l *held) put(ctx context.Context, limit time.Duration) error {
+func (l *activeLease) put(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	revision, err := l.m.o.Store.PutTTL(ctx, key(l.id), entry{WorkerID: l.id, Renewal: l.renewal + 1}, l.revision, l.m.o.Window)
@@ -223,19 +239,20 @@ func (l *held) put(ctx context.Context, limit time.Duration) error {
 	return err
 }
 
-// keep renews the lease until it is lost or ctx ends; then it removes the key.
-func (l *held) keep(ctx context.Context) {
+// maintain renews the lease until it is lost or ctx ends. In the latter case it
+// removes the key.
+func (l *activeLease) maintain(ctx context.Context) {
 	m := l.m
 	lease, lost := context.WithCancelCause(context.WithoutCancel(ctx))
 	l.lost = lost
-	l.watchdog = time.AfterFunc(l.rest(), func() { lost(ErrLost) })
+	l.watchdog = time.AfterFunc(l.timeLeft(), func() { lost(ErrLost) })
 	defer l.watchdog.Stop()
 	holder := &Holder{ID: l.id, ctx: lease}
 	m.current.Store(holder)
 	m.o.Changed(holder)
 	for {
-		if retry.Pause(ctx, m.o.Window/renewals-time.Since(l.sent), nil) != nil {
-			l.end(ctx)
+		if retry.Pause(ctx, m.o.Window/renewalsPerWindow-time.Since(l.sent), nil) != nil {
+			l.release(ctx)
 			return
 		}
 		err := l.renew(ctx, lease)
@@ -244,21 +261,21 @@ func (l *held) keep(ctx context.Context) {
 		}
 		lost(ErrLost)
 		m.o.Renewed(false)
-		m.fail(fmt.Errorf("%w: sessions were ended and are begun again once it can: %w", ErrLost, err))
+		m.setFault(fmt.Errorf("%w: its sessions were ended and start again once it has a new lease: %w", ErrLost, err))
 		m.current.Store(nil)
 		m.o.Changed(nil)
 		m.o.Log.Error().Err(err).Str("worker_id", l.id).Stringer("window", m.o.Window).
-			Msg("the worker's lease was lost: its sessions end, and it begins again under another id")
+			Msg("the worker's lease was lost: its sessions end, and it starts again under another ID")
 		return
 	}
 }
 
-// rest is the time until the lease is given up.
-func (l *held) rest() time.Duration { return l.m.o.Window - l.m.margin - time.Since(l.sent) }
+// timeLeft returns the time until the lease is given up.
+func (l *activeLease) timeLeft() time.Duration { return l.m.o.Window - l.m.margin - time.Since(l.sent) }
 
-// renew writes the key once more. lease ends when it is too late for that, stopping
-// when the worker stops.
-func (l *held) renew(stopping, lease context.Context) error {
+// renew writes the key once more. The context lease ends when it is too late for
+// that, stopping when the worker stops.
+func (l *activeLease) renew(stopping, lease context.Context) error {
 	m := l.m
 	lease, cancel := context.WithCancel(lease)
 	defer cancel()
@@ -268,41 +285,42 @@ func (l *held) renew(stopping, lease context.Context) error {
 		return err
 	}
 	l.sent = sent
-	if !l.watchdog.Reset(l.rest()) {
-		return ErrLost // it had fired
+	if !l.watchdog.Reset(l.timeLeft()) {
+		return ErrLost // the watchdog has fired
 	}
 	m.o.Renewed(true)
 	m.o.Store.Note(seenPrefix+topology.Token(l.id), entry{WorkerID: l.id, Renewal: l.renewal})
-	if l.renewal%clockEvery == 0 {
-		m.learnClock(lease, l.id, wall)
+	if l.renewal%renewalsPerClockCheck == 0 {
+		m.measureOffset(lease, l.id, wall)
 	}
 	return nil
 }
 
-// learnClock compares the server's clock with this process's by the time at which
-// the lease's key was stored; wall is this process's time just before.
-func (m *Manager) learnClock(ctx context.Context, id string, wall time.Time) {
-	ctx, cancel := context.WithTimeout(ctx, m.o.Window/renewals)
+// measureOffset compares the server's clock with this process's, using the time
+// at which the lease's key was stored. wall is this process's time just before.
+func (m *Manager) measureOffset(ctx context.Context, id string, wall time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, m.o.Window/renewalsPerWindow)
 	defer cancel()
 	stored, err := m.o.Store.Stored(ctx, key(id))
 	if err != nil || stored.IsZero() {
-		return // the last offset is good enough
+		return // keep the last offset
 	}
 	m.offset.Store(int64(stored.Sub(wall)))
 }
 
-func (m *Manager) fail(err error) {
+func (m *Manager) setFault(err error) {
 	before := *m.fault.Swap(&err)
 	if before.Error() != err.Error() && m.Current() == nil {
-		m.o.Log.Warn().Err(err).Msg("no lease: trying again")
+		m.o.Log.Warn().Err(err).Msg("the worker has no lease; trying again")
 	}
 }
 
-// end removes the key of a worker that stops in good order.
-func (l *held) end(ctx context.Context) {
+// release removes the key of a worker that stops cleanly.
+func (l *activeLease) release(ctx context.Context) {
 	l.m.current.Store(nil)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
+	failpoint.Here("lease_removal")
 	// Read anew: the last renewal may have landed without an answer.
 	var last entry
 	revision, err := l.m.o.Store.Get(ctx, key(l.id), &last)
@@ -310,7 +328,7 @@ func (l *held) end(ctx context.Context) {
 		err = l.m.o.Store.Remove(ctx, key(l.id), revision)
 	}
 	if err != nil {
-		l.m.o.Log.Debug().Err(err).Msg("the lease's key could not be removed; it expires by itself")
+		l.m.o.Log.Debug().Err(err).Msg("could not remove the lease's key; it expires by itself")
 	}
 	l.lost(nil)
 }

@@ -1,48 +1,49 @@
 package lifecycle
 
 import (
+	"cmp"
 	"time"
 
 	"avatarworker/internal/jobs/jobspec"
 )
 
-// claimStep is what to do with a delivery.
+// Step is what to do with a delivery.
 type Step int
 
 const (
-	StepStart     Step = iota // no worker has the job: run it
+	StepStart     Step = iota // no worker runs the job: run it
 	StepDuplicate             // another message's job: acknowledge and drop
-	StepEffects               // the outcome is there: repeat what follows from it
-	StepWait                  // not yet: hand back with a delay
-	StepRunning               // a worker is said to run it: does its lease stand?
-	StepContend               // another message's job, and on its way: a duplicate if that message is there
+	StepEffects               // the outcome is recorded: repeat its effects
+	StepWait                  // not yet: nak with a delay
+	StepRunning               // the record names a worker: check whether its lease stands
+	StepContend               // another message's job without outcome: a duplicate if that message exists
 )
 
 const (
 	// SuspectAfter is the number of crashes after which a job is a suspect; see
 	// Apart.
 	SuspectAfter = 3
-	// minCrashLimit is the least number of crashes after which a job is given up.
-	// Innocent jobs that were there when others crashed their workers stay below
+	// minCrashLimit is the minimum number of crashes after which a job is given
+	// up. Jobs that merely ran on a worker when another job crashed it stay below
 	// it; see the property test.
 	minCrashLimit = 5
 	// MaxUnsettled is the number of sessions in a row that may settle nothing.
 	MaxUnsettled = 5
 )
 
-// Apart reports whether two jobs with so many crashes may run on one worker at a
-// time. A suspect runs beside jobs that have never been there when a worker died,
-// so that each job that kills its workers harms a suspect once at most.
+// Apart reports whether two jobs with these numbers of crashes may run on one
+// worker at the same time. A suspect runs only beside jobs without crashes, so
+// that each job that kills its workers harms a suspect at most once.
 func Apart(a, b int) bool { return max(a, b) < SuspectAfter || min(a, b) == 0 }
 
 // CrashLimit is the number of crashes after which a job is given up.
 func CrashLimit(maxAttempts int) int { return max(maxAttempts, minCrashLimit) }
 
-// decide looks at the record (nil: there is none) and at the message, and says
-// what to do. It is pure: its caller acts on it by compare-and-set.
+// Decide returns what to do with a message, given the job's record (nil: there is
+// none). It is pure; the caller acts on it by compare-and-set.
 func Decide(r *Record, id jobspec.Identity, now time.Time) (Step, time.Duration) {
 	switch {
-	case r == nil, r.StreamSeq == 0: // the latter was made by a cancel
+	case r == nil, r.StreamSeq == 0: // the latter was created by a cancel
 		return StepStart, 0
 	case id.Run < r.Run:
 		return StepDuplicate, 0
@@ -60,7 +61,7 @@ func Decide(r *Record, id jobspec.Identity, now time.Time) (Step, time.Duration)
 	case r.State == StateRunning:
 		return StepRunning, 0
 	case r.CancelRequested:
-		return StepStart, 0 // nothing to wait for: starting ends it
+		return StepStart, 0 // don't wait: starting it ends it
 	case r.NextAttemptAt != nil && r.NextAttemptAt.After(now):
 		return StepWait, r.NextAttemptAt.Sub(now)
 	default:
@@ -68,11 +69,11 @@ func Decide(r *Record, id jobspec.Identity, now time.Time) (Step, time.Duration)
 	}
 }
 
-// waitForOutcome is how long a replay waits for the run before it.
+// WaitForOutcome is how long a replay waits for the previous run.
 const WaitForOutcome = 5 * time.Second
 
-// resumeFrom is the record that this run of the job goes on from: nil if there is
-// none yet. crashed says that the worker that had the job is gone.
+// Resume returns the record that this run of the job continues from, or nil if
+// there is none. crashed means that the job's previous worker is gone.
 func Resume(r *Record, id jobspec.Identity, crashed bool, now time.Time) *Record {
 	if r == nil || r.StreamSeq != 0 && r.Run != id.Run {
 		return nil
@@ -88,8 +89,8 @@ func Resume(r *Record, id jobspec.Identity, crashed bool, now time.Time) *Record
 	return next
 }
 
-// started is the record of a job that this worker makes its own. from is what
-// resumeFrom returned.
+// Start returns the record of a job that this worker takes. from is the result of
+// Resume.
 func Start(from *Record, job *jobspec.Job, worker string, defaults Defaults, now time.Time) *Record {
 	next := &Record{CreatedAt: now}
 	if from != nil {
@@ -116,19 +117,19 @@ func Start(from *Record, job *jobspec.Job, worker string, defaults Defaults, now
 	return next
 }
 
-// defaults are what the configuration says where the job says nothing.
+// Defaults are the configured values for what a job does not set.
 type Defaults struct {
 	AppID       string
 	Region      string
 	MaxAttempts int
 }
 
-// identify copies what the job says of itself.
+// Identify copies the job's own fields into the record.
 func (r *Record) Identify(job *jobspec.Job, d Defaults) {
 	r.JobID, r.Run, r.StreamSeq, r.Queue = job.ID, job.Run, job.StreamSeq, job.Queue
-	r.AppID = orElse(job.GetAppId(), d.AppID)
+	r.AppID = cmp.Or(job.GetAppId(), d.AppID)
 	r.AvatarID = job.GetAvatarId()
-	r.Region = orElse(job.GetRegion(), d.Region)
+	r.Region = cmp.Or(job.GetRegion(), d.Region)
 	r.MaxAttempts = d.MaxAttempts
 	if n := int(job.GetMaxAttempts()); n > 0 && n < d.MaxAttempts {
 		r.MaxAttempts = n
@@ -137,15 +138,8 @@ func (r *Record) Identify(job *jobspec.Job, d Defaults) {
 	r.PublishedAt = job.Published
 }
 
-func orElse(value, fallback string) string {
-	if value == "" {
-		return fallback
-	}
-	return value
-}
-
-// StartedAs says why the job had no session. was is its record as it was found,
-// from what Resume made of it.
+// StartedAs returns why the job had no running session. was is its record as it
+// was found, from the result of Resume.
 func StartedAs(was, from *Record) string {
 	switch {
 	case from == nil || from.Session == 0:
@@ -156,7 +150,7 @@ func StartedAs(was, from *Record) string {
 		return "held"
 	case from.Crashes > was.Crashes:
 		return "crash"
-	default: // or its worker, which lives, handed it back
+	default: // or its worker, still alive, returned it
 		return "released"
 	}
 }

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 // ErrSuperseded means that another worker has taken the job over.
 var ErrSuperseded = errors.New("another worker has taken the job over")
 
-// HandleOptions are what a Handle is made of. All are required.
+// HandleOptions configure a Handle. All fields are required.
 type HandleOptions struct {
 	Store *kv.Store
 	JobID string
@@ -22,23 +23,23 @@ type HandleOptions struct {
 	CancelSeen func()
 }
 
-// Handle owns the record of one job while a delivery of it is processed:
-// the record as last read or written, its revision, and the lock for both.
+// Handle owns the record of one job while a delivery of it is processed: the
+// record as last read or written, its revision, and the lock for both.
 type Handle struct {
 	o HandleOptions
 
-	writing sync.Mutex // held from reading the record to having written it
+	writing sync.Mutex // held while the record is read and written back
 
-	mu       sync.Mutex // guards what follows, never held while waiting
+	mu       sync.Mutex // guards the fields below; never held while waiting
 	record   *Record    // nil: there is none
 	revision uint64
 }
 
-// NewHandle returns a Handle that has read nothing yet. It must not be copied.
+// NewHandle returns a Handle without a record. It must not be copied.
 func NewHandle(o HandleOptions) *Handle { return &Handle{o: o} }
 
-// Current returns the record as last read or written; nil: there is none. It is
-// not to be changed.
+// Current returns the record as last read or written, or nil if there is none.
+// The caller must not change it.
 func (h *Handle) Current() *Record {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -51,7 +52,7 @@ func (h *Handle) set(r *Record, revision uint64) {
 	h.record, h.revision = r, revision
 }
 
-// Load reads the job's record; nil: there is none.
+// Load reads the job's record. It returns nil if there is none.
 func (h *Handle) Load(ctx context.Context) (*Record, error) {
 	record := new(Record)
 	revision, err := h.o.Store.Get(ctx, h.o.JobID, record)
@@ -60,12 +61,14 @@ func (h *Handle) Load(ctx context.Context) (*Record, error) {
 	}
 	if revision == 0 {
 		record = nil
+	} else if err := record.check(); err != nil {
+		return nil, fmt.Errorf("record of job %s: %w: correct or remove it", h.o.JobID, err)
 	}
 	h.set(record, revision)
 	return record, nil
 }
 
-// Put writes next in place of the record that was read last.
+// Put writes next in place of the record read last.
 func (h *Handle) Put(ctx context.Context, next *Record) error {
 	h.writing.Lock()
 	defer h.writing.Unlock()
@@ -86,8 +89,7 @@ func (h *Handle) write(ctx context.Context, next *Record) error {
 	return nil
 }
 
-// UpdateLocal changes the record in memory: the next write takes the change
-// along.
+// UpdateLocal changes the record in memory; the next write includes the change.
 func (h *Handle) UpdateLocal(f func(*Record)) {
 	h.writing.Lock()
 	defer h.writing.Unlock()
@@ -98,16 +100,16 @@ func (h *Handle) UpdateLocal(f func(*Record)) {
 	h.mu.Unlock()
 }
 
-// PutFenced writes next although others may have written meanwhile, as long as
-// the job is still this session's: a request to cancel is kept. ErrSuperseded:
-// it is another session's now.
+// PutFenced writes next even if others have written meanwhile, as long as the job
+// still belongs to this session. It keeps a request to cancel. It returns
+// ErrSuperseded if the job belongs to another session.
 func (h *Handle) PutFenced(ctx context.Context, next *Record) error {
 	h.writing.Lock()
 	defer h.writing.Unlock()
 	return h.overwrite(ctx, next)
 }
 
-// Change applies f to the record of a session that runs, and writes it.
+// Change applies f to the record of a running session and writes it.
 func (h *Handle) Change(ctx context.Context, f func(*Record)) error {
 	h.writing.Lock()
 	defer h.writing.Unlock()
@@ -122,7 +124,7 @@ func (h *Handle) overwrite(ctx context.Context, next *Record) error {
 	for stale := 0; ; {
 		err := h.write(ctx, next)
 		if err == nil && next.CancelRequested && !asked {
-			h.o.CancelSeen() // now that what was reached is written
+			h.o.CancelSeen() // after the progress was written
 		}
 		if !errors.Is(err, kv.ErrConflict) {
 			return err
@@ -139,7 +141,7 @@ func (h *Handle) overwrite(ctx context.Context, next *Record) error {
 		if h.newer(revision) {
 			continue
 		}
-		// A leader that was just elected may answer before it has everything.
+		// A newly elected leader may not have everything yet.
 		if stale++; stale > kv.MaxStale {
 			return kv.ErrConflict
 		}
@@ -149,8 +151,8 @@ func (h *Handle) overwrite(ctx context.Context, next *Record) error {
 	}
 }
 
-// newer takes over a revision that was read after a conflict, and reports
-// whether it is newer than the one that conflicted.
+// newer stores a revision that was read after a conflict, and reports whether it
+// is newer than the one that conflicted.
 func (h *Handle) newer(revision uint64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -1,6 +1,11 @@
+// Package lifecycle keeps the record of each job: its states, the transitions between
+// them, and the decisions that depend on it, such as what to do with a delivery and
+// when to retry. It owns the record's JSON and its fence, the revision. It must not
+// know how a session runs or what is published.
 package lifecycle
 
 import (
+	"fmt"
 	"time"
 
 	"avatarworker/internal/errors"
@@ -8,7 +13,7 @@ import (
 	"avatarworker/internal/jobs/usage"
 )
 
-// State says how a job stands: on its way, or one of the outcomes.
+// State is a job's state: on its way, or one of the outcomes.
 type State string
 
 const (
@@ -42,12 +47,12 @@ const (
 	ReasonHeldTooLong       = "held_too_long"
 )
 
-// maxRecordedUtterances bounds the record: a live job may speak for hours, and
-// every change of the record writes it whole.
+// maxRecordedUtterances bounds the record: a live job may run for hours, and
+// every change writes the whole record.
 const maxRecordedUtterances = 256
 
-// Record is how a job stands, kept as JSON in AVATAR_STATE under the job's id.
-// Whoever changes it names the revision that he read: that is the fence.
+// Record is a job's state, stored as JSON in AVATAR_STATE under the job's ID.
+// Every writer names the revision that it read; that is the fence.
 type Record struct {
 	JobID           string       `json:"job_id"`
 	Run             int          `json:"run"`
@@ -66,17 +71,18 @@ type Record struct {
 	CreatedAt       time.Time    `json:"created_at"`
 	UpdatedAt       time.Time    `json:"updated_at"`
 	NextAttemptAt   *time.Time   `json:"next_attempt_at,omitempty"`
+	StartedAt       time.Time    `json:"started_at,omitzero"` // of the last take-over
 	ConnectionID    string       `json:"connection_id,omitempty"`
 	LastError       *event.Error `json:"last_error,omitempty"`
 	Checkpoint      int          `json:"checkpoint"` // utterances delivered
 	Outcome         State        `json:"outcome,omitempty"`
 
-	// What the fields above do not tell, and a worker that takes over needs.
+	// Further data for a worker that takes over.
 	Reason     string              `json:"reason,omitempty"`      // of the dead letter, or of the release
 	NoAttempt  bool                `json:"no_attempt,omitempty"`  // dead-lettered without an attempt that failed
 	BudgetFrom int                 `json:"budget_from,omitempty"` // attempts before the budget was last renewed
 	Failures   map[errors.Code]int `json:"failures,omitempty"`    // by code, since then
-	Speaking   int                 `json:"speaking,omitempty"`    // utterance begun; only kept for give_up
+	Speaking   int                 `json:"speaking,omitempty"`    // utterance in flight; only set for give_up
 	LiveSeq    uint64              `json:"live_seq,omitempty"`    // last live audio message delivered
 	LiveBegun  uint64              `json:"live_begun,omitempty"`  // first message of the live utterance in flight
 	Holds      int                 `json:"holds,omitempty"`       // how often it was held
@@ -106,16 +112,17 @@ type Record struct {
 	// and those whose end was estimated, which may be corrected.
 	Usage []usage.Session `json:"usage,omitempty"`
 
-	// The sequence of the newest dead letter before this outcome was written:
-	// what tells this job's letter from one of an earlier job with its id.
+	// The sequence of the newest dead letter before this outcome was written. It
+	// distinguishes this job's dead letter from that of an earlier job with the
+	// same ID.
 	LettersBefore uint64 `json:"letters_before,omitempty"`
 }
 
-// emittedAfter is the time before which no event can be of this record. That of
-// an outcome is exact, since nothing changes the record after it. One that waits
-// is written again meanwhile, to be kept or cancelled: there it is when the record
-// was made, by another worker perhaps, which read the server's clock a little
-// differently.
+// EmittedAfter returns the time before which no event can belong to this record.
+// For an outcome it is exact, since nothing changes the record after it. A
+// waiting record is written again meanwhile, to be held or cancelled, so for it
+// the time is that of the record's creation. Another worker may have created it
+// and read the server's clock slightly differently.
 func (r *Record) EmittedAfter() time.Time {
 	if r.State.Final() {
 		return r.UpdatedAt
@@ -123,14 +130,38 @@ func (r *Record) EmittedAfter() time.Time {
 	return r.CreatedAt.Add(-time.Second)
 }
 
-// waits reports whether the job waits for a time that its last worker chose.
+// check refuses a record that no worker has written: other code relies on what
+// each state comes with.
+func (r *Record) check() error {
+	switch r.State {
+	case StateRunning, StateReleased, StateCompleted, StateExpired, StateCancelled:
+		return nil
+	case StateHeld:
+		if r.NextAttemptAt == nil {
+			return errors.New("it is held and has no next_attempt_at")
+		}
+	case StateRetrying:
+		if r.NextAttemptAt == nil || r.LastError == nil {
+			return errors.New("it is retrying and has no next_attempt_at or no last_error")
+		}
+	case StateDeadLettered:
+		if r.LastError == nil {
+			return errors.New("it is dead_lettered and has no last_error")
+		}
+	default:
+		return fmt.Errorf("its state is %q", r.State)
+	}
+	return nil
+}
+
+// Waits reports whether the job waits for a time that its last worker chose.
 func (r *Record) Waits() bool { return r.State == StateRetrying || r.State == StateHeld }
 
-// Spent is the number of attempts that count against the budget.
+// Spent returns the number of attempts that count against the budget.
 func (r *Record) Spent() int { return r.Attempt - r.BudgetFrom }
 
-// attemptsMade counts the attempts of a job that is given up: the one that a
-// hold put off is none.
+// AttemptsMade returns the attempts of a job that is given up, without one that a
+// hold postponed.
 func (r *Record) AttemptsMade() int {
 	if r.Reason == ReasonHeldTooLong {
 		return max(r.Attempt-1, 0)
@@ -140,15 +171,15 @@ func (r *Record) AttemptsMade() int {
 
 // Reasons of a hold.
 const (
-	HeldCircuit   = "circuit"   // sessions of the app are pointless at the moment
-	HeldRefused   = "refused"   // the backend refuses one more session of the app
-	HeldPolicy    = "policy"    // the configuration's policy holds jobs that fail so
-	HeldStorage   = "storage"   // a store of our own can't take what the job makes
-	HeldBudget    = "budget"    // what its app or customer may cost is spent
+	HeldCircuit   = "circuit"   // the app's circuit is open
+	HeldRefused   = "refused"   // the backend refuses another session of the app
+	HeldPolicy    = "policy"    // the configured policy holds jobs with this failure
+	HeldStorage   = "storage"   // a store of our own can't take the job's output
+	HeldBudget    = "budget"    // a budget of its app or of one of its labels is spent
 	HeldUnsettled = "unsettled" // its sessions end without a result
 )
 
-// heldTotal is the time that the job has been held in all. Holds for our own
+// HeldTotal returns how long the job has been held in all. Holds for our own
 // storage or for a budget do not count: no job is given up for them.
 func (r *Record) HeldTotal(now time.Time) time.Duration {
 	if r.HeldSince == nil || !HoldCounts(r.HeldReason) {
@@ -160,7 +191,7 @@ func (r *Record) HeldTotal(now time.Time) time.Duration {
 // HoldCounts reports whether jobs held for that reason are given up in the end.
 func HoldCounts(reason string) bool { return reason != HeldStorage && reason != HeldBudget }
 
-// HoldCode is the code of the dead letter of a job that was held too long.
+// HoldCode returns the code of the dead letter of a job that was held too long.
 func (r *Record) HoldCode() errors.Code {
 	switch {
 	case r.HeldCode != "":
@@ -172,7 +203,7 @@ func (r *Record) HoldCode() errors.Code {
 	}
 }
 
-// heldText says for people why the job is held.
+// HeldText returns for people why the job is held.
 func (r *Record) HeldText() string {
 	switch r.HeldReason {
 	case HeldRefused:
@@ -186,14 +217,14 @@ func (r *Record) HeldText() string {
 	}
 }
 
-// endHold adds the hold that lasts to the total.
+// EndHold adds the current hold to the total.
 func (r *Record) EndHold(now time.Time) {
 	r.HeldFor = r.HeldTotal(now)
 	r.HeldSince = nil
 }
 
-// delivered moves the checkpoint. A job that keeps what it has reached gets its
-// full budget back: what counts against it are failures without progress.
+// Delivered moves the checkpoint. A job that keeps its progress gets its full
+// budget back: only failures without progress count against it.
 func (r *Record) Delivered(u event.Utterance, keeps bool) {
 	r.Checkpoint++
 	r.UtterancesDone++
@@ -213,10 +244,10 @@ func (r *Record) Delivered(u event.Utterance, keeps bool) {
 	}
 }
 
-// progressed reports whether an utterance was finished in the last attempt.
+// Progressed reports whether the last attempt delivered an utterance.
 func (r *Record) Progressed() bool { return r.Attempt > 0 && r.BudgetFrom == r.Attempt }
 
-// clone is a copy that may be changed without changing r.
+// Clone returns a copy that can be changed without changing r.
 func (r *Record) Clone() *Record {
 	c := *r
 	c.Utterances = append([]event.Utterance(nil), r.Utterances...)

@@ -6,29 +6,30 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// RetryPolicy says when a failed job runs again.
+// RetryPolicy decides when a failed job runs again.
 type RetryPolicy struct {
 	MaxAttempts int           // the limit where the job names none, and the highest it may name
 	Initial     time.Duration // bound of the wait before the second attempt
 	Max         time.Duration // bound of every wait
 }
 
-// Failure is a failed attempt as the retry policy looks at it.
+// Failure is a failed attempt, as input to the retry policy.
 type Failure struct {
 	Decision errors.Decision
 	Record   *Record
 	Now      time.Time
 	Deadline time.Time // zero: none
-	// CircuitOpen: starting sessions for the app is known to be pointless, and
-	// this failure is one of that kind.
+	// CircuitOpen means that starting sessions of the app is known to be
+	// pointless, and that this failure is of that kind.
 	CircuitOpen bool
-	// Refused: the backend refused one session too many, not the account.
+	// Refused means that the backend refused one session too many, not the
+	// account.
 	Refused bool
-	// Wait is how long a held job waits before it asks again.
+	// Wait is how long a held job waits before it is checked again.
 	Wait time.Duration
 }
 
-// heldReason is the reason of a hold after this failure.
+// HeldReason returns the reason of a hold after this failure.
 func (f Failure) HeldReason() string {
 	switch {
 	case f.CircuitOpen:
@@ -43,11 +44,11 @@ func (f Failure) HeldReason() string {
 // Plan is what happens to a job after a failure.
 type Plan struct {
 	Action errors.Action
-	Delay  time.Duration // before the next try
+	Delay  time.Duration // before the next attempt
 	Reason string        // of a dead letter
 }
 
-// Plan decides. rnd returns a number in [0, 1).
+// Plan decides what happens after a failure. rnd returns a number in [0, 1).
 func (p RetryPolicy) Plan(f Failure, rnd func() float64) Plan {
 	plan := p.plan(f, rnd)
 	again := plan.Action == errors.ActionRetry || plan.Action == errors.ActionHold
@@ -76,8 +77,8 @@ func (p RetryPolicy) plan(f Failure, rnd func() float64) Plan {
 	}
 }
 
-// hold waits for the circuit; where none is open (a session too many, or a
-// policy that holds) it backs off by how often the job was held.
+// hold waits for the circuit. If none is open (a session too many, or a policy
+// that holds), the wait grows with the number of holds.
 func (p RetryPolicy) hold(f Failure, rnd func() float64) Plan {
 	delay := f.Wait
 	switch {
@@ -98,14 +99,14 @@ func (p RetryPolicy) again(f Failure, rnd func() float64) Plan {
 	}
 	delay := p.Backoff(max(spent, 1), rnd)
 	if f.Decision.NotBefore > 0 {
-		// Spread what would otherwise all come back at the same moment.
+		// Spread jobs that would otherwise all come back at the same moment.
 		delay += f.Decision.NotBefore
 	}
 	return Plan{Action: errors.ActionRetry, Delay: delay}
 }
 
-// budget is how many attempts the job has. A policy raises it for its code, but
-// not above what the job asks for itself.
+// budget returns how many attempts the job has. A policy may raise the number for
+// its code, but not above what the job itself sets.
 func (p RetryPolicy) budget(f Failure) int {
 	if f.Decision.Raises && f.Record.MaxAttempts == p.MaxAttempts {
 		return max(f.Record.MaxAttempts, f.Decision.Attempts)
@@ -113,7 +114,7 @@ func (p RetryPolicy) budget(f Failure) int {
 	return f.Record.MaxAttempts
 }
 
-// Backoff is a random wait of at most Initial × 2^(n−1), and of at most Max.
+// Backoff returns a random wait of at most Initial × 2^(n−1), and of at most Max.
 func (p RetryPolicy) Backoff(n int, rnd func() float64) time.Duration {
 	bound := p.Max
 	if shift := n - 1; shift < 32 && p.Initial<<shift < p.Max && p.Initial<<shift > 0 {
@@ -133,5 +134,5 @@ func reasonOf(code errors.Code) string {
 	}
 }
 
-// past reports whether t lies after a deadline that is set.
+// Past reports whether t is after a deadline that is set.
 func Past(deadline, t time.Time) bool { return !deadline.IsZero() && t.After(deadline) }

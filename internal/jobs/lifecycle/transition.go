@@ -9,8 +9,9 @@ import (
 	"avatarworker/internal/jobs/usage"
 )
 
-// Settlement is the record to settle a job by that is not started: a copy of from,
-// or a new one where there is none. job is nil if the message is no valid job.
+// Settlement returns the record by which a job is settled that is not started: a
+// copy of from, or a new one if from is nil. job is nil if the message is not a
+// valid job.
 func Settlement(from *Record, id jobspec.Identity, job *jobspec.Job, d Defaults, now time.Time) *Record {
 	next := &Record{CreatedAt: now, JobID: id.ID, Run: id.Run}
 	if from != nil {
@@ -24,23 +25,26 @@ func Settlement(from *Record, id jobspec.Identity, job *jobspec.Job, d Defaults,
 	return next
 }
 
-// CancelBefore is the record of a job that is cancelled before any worker has seen
-// it.
+// CancelBefore returns the record of a job that is cancelled before any worker
+// has seen it.
 func CancelBefore(jobID string, now time.Time) *Record {
 	return &Record{JobID: jobID, Run: 1, State: StateReleased, CreatedAt: now}
 }
 
-// RequestCancel notes that the job is to end.
+// RequestCancel records that the job is to be cancelled.
 func (r *Record) RequestCancel(now time.Time) { r.CancelRequested, r.UpdatedAt = true, now }
 
-// Adopt is a copy of the record for another message of the job.
+// Adopt returns a copy of the record for another message of the job.
 func (r *Record) Adopt(seq uint64) *Record {
 	next := r.Clone()
 	next.StreamSeq = seq
 	return next
 }
 
-// Connected notes a session that the backend has confirmed.
+// Begin records when a worker starts the job, after all its waits.
+func (r *Record) Begin(now time.Time) { r.StartedAt = now }
+
+// Connected records a session that the backend has confirmed.
 func (r *Record) Connected(connectionID, region string, at time.Time) {
 	r.ConfirmedAt = at
 	r.ConnectionID = connectionID
@@ -50,8 +54,8 @@ func (r *Record) Connected(connectionID, region string, at time.Time) {
 	}
 }
 
-// Speak notes that an utterance is begun; liveBegun is the sequence of its first
-// message if it is live.
+// Speak records that an utterance has started. liveBegun is the sequence of its
+// first message if it is live.
 func (r *Record) Speak(utterance int, liveBegun uint64) {
 	r.Speaking, r.LiveBegun = utterance, liveBegun
 }
@@ -136,10 +140,12 @@ func (r *Record) Estimate(session int) *usage.Session {
 	return nil
 }
 
-// Record names the object that keeps the frames; "": the output is another.
+// Record sets the name of the object with the frames; "" if the output is
+// another.
 func (r *Record) Record(name string) { r.Recording = name }
 
-// Fail notes a failed attempt. refused: the backend refused one session too many.
+// Fail records a failed attempt. refused means that the backend refused one
+// session too many.
 func (r *Record) Fail(e *event.Error, refused bool) {
 	r.LastError, r.Unsettled = e, 0
 	if refused {
@@ -158,7 +164,7 @@ func (r *Record) Retry(code errors.Code, at time.Time) {
 	r.State, r.NextAttemptAt = StateRetrying, &at
 }
 
-// Hold makes a job wait whose attempt failed, without counting that.
+// Hold makes a job wait whose attempt failed, without counting that attempt.
 func (r *Record) Hold(now, until time.Time, reason, why string, code errors.Code) {
 	r.EndHold(now)
 	r.State, r.NextAttemptAt, r.HeldSince = StateHeld, &until, &now
@@ -175,25 +181,41 @@ func (r *Record) HoldBack(now, until time.Time, reason, why string, code errors.
 	r.Hold(now, until, reason, why, code)
 }
 
-// Release says that no worker runs the job any more, and why.
+// MakeDue ends the wait of a job in backoff or held: an operator wants it to be
+// tried now. A job that was held because its sessions settled nothing may have as
+// many sessions again. It reports whether it changed anything.
+func (r *Record) MakeDue(now time.Time) bool {
+	due := r.NextAttemptAt != nil && !r.NextAttemptAt.After(now)
+	unsettled := r.State == StateHeld && r.HeldReason == HeldUnsettled && r.Unsettled > 0
+	if !r.Waits() || due && !unsettled {
+		return false
+	}
+	r.NextAttemptAt, r.UpdatedAt = &now, now
+	if unsettled {
+		r.Unsettled = 0
+	}
+	return true
+}
+
+// Release records that no worker runs the job any more, and why.
 func (r *Record) Release(reason string) { r.State, r.Reason = StateReleased, reason }
 
-// ReleaseUnopened is Release of a job whose session was never opened: it does not
-// count among those that settled nothing.
+// ReleaseUnopened is Release for a job whose session was never opened, so that it
+// does not count among those without a result.
 func (r *Record) ReleaseUnopened(reason string) {
 	r.Unsettled = max(r.Unsettled-1, 0)
 	r.Release(reason)
 }
 
-// GiveUp notes the verdict on a job that is given up without an attempt.
+// GiveUp records the verdict on a job that is given up without an attempt.
 func (r *Record) GiveUp(reason string, e *event.Error) {
 	r.Reason, r.NoAttempt, r.LastError = reason, true, e
 }
 
-// DeadLetter notes why the job is given up after an attempt.
+// DeadLetter records why the job is given up after an attempt.
 func (r *Record) DeadLetter(reason string) { r.Reason = reason }
 
-// AfterLetters notes the sequence of the newest dead letter before this job's.
+// AfterLetters records the sequence of the newest dead letter before this job's.
 func (r *Record) AfterLetters(seq uint64) { r.LettersBefore = seq }
 
 // Conclude makes outcome the job's verdict.

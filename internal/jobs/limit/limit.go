@@ -1,10 +1,10 @@
-// Package limit keeps the fleet within its session limits: app.max_sessions, and
-// those that limits: in the configuration sets by what a job says of itself.
-// Each session that a limit allows is one key in the bucket of job records, which
-// names the worker and the job that hold it. A key is free when it is absent, or
-// when that worker's lease is gone.
+// Package limit enforces the fleet's session limits: app.max_sessions, and the
+// rules under limits: in the configuration, which count sessions by a field of
+// the job. Each session that a limit allows is one key in the bucket of job
+// records; its value names the worker and the job that hold it. A key is free if
+// it is absent or if that worker's lease is gone.
 //
-// It owns these keys and knows nothing else of jobs or workers.
+// It owns these keys. It must not know anything else about jobs or workers.
 package limit
 
 import (
@@ -22,18 +22,22 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/retry"
 	"avatarworker/internal/topology"
 )
 
-// ErrBusy means that enough jobs wait here already: this one is better off in the
-// queue.
+// ErrBusy means that enough jobs wait for a limit already; the caller should
+// return the job to the queue.
 var ErrBusy = errors.New("all sessions that a limit allows are taken")
 
-// rest is how long a key stays taken after its session was closed: the backend
-// may count a session a moment longer than it takes to close it.
-const rest = 50 * time.Millisecond
+// cooldown is how long a key stays taken after its session was closed: the
+// backend may count a session slightly longer than it takes to close it.
+const cooldown = 50 * time.Millisecond
+
+// labels begins the key of a rule that counts by a label.
+const labels = "label."
 
 // Prefix begins the keys of session limits. No job id has a dot.
 const Prefix = "limit."
@@ -44,13 +48,13 @@ type Rule struct {
 	Max int
 }
 
-// Job is what a limit looks at.
+// Job is the part of a job that limits depend on.
 type Job struct {
 	ID, App, Avatar, Region, Queue string
 	Labels                         map[string]string
 }
 
-// Options are what Limits are made of. All are required but where they say
+// Options configure Limits. All fields are required, except where stated
 // otherwise.
 type Options struct {
 	Store  *kv.Store          // the bucket of job records
@@ -58,57 +62,58 @@ type Options struct {
 	Worker func() string      // the id of the worker's lease; "" while it has none
 	// Stands reports whether the lease of the worker with this id stands.
 	Stands func(ctx context.Context, workerID string) (bool, error)
-	// Look is how often waiting jobs look whether the leases of those that hold
-	// the keys stand.
-	Look  time.Duration
-	Keep  time.Duration  // how often a held key is written again; 0: the bucket keeps it
-	Apps  map[string]int // max_sessions by app; may be nil
-	Rules []Rule         // may be nil
-	// Room is how many jobs may wait here at a time; half of it is for one limit.
-	Room int
-	Log  zerolog.Logger
+	// CheckInterval is how often waiting jobs check whether the leases of the
+	// keys' holders stand.
+	CheckInterval   time.Duration
+	RewriteInterval time.Duration  // how often a held key is written again; 0: the bucket has no expiry
+	Apps            map[string]int // max_sessions by app; may be nil
+	Rules           []Rule         // may be nil
+	// MaxWaiting is how many jobs may wait at a time; at most half of it for one
+	// limit.
+	MaxWaiting int
+	Log        zerolog.Logger
 }
 
 // Limits is one worker's view of the keys, kept current by a watch.
 type Limits struct {
-	o       Options
-	wg      sync.WaitGroup
-	life    context.Context // of the writes that give keys back
-	end     context.CancelFunc
-	writing sync.Mutex // held while a key held here is written again or removed
+	o             Options
+	wg            sync.WaitGroup
+	releaseCtx    context.Context // of the writes that free keys
+	stopReleasing context.CancelFunc
+	writing       sync.Mutex // held while a key of this worker is written again or removed
 
-	mu     sync.Mutex
-	pools  map[string]*pool // by limit
-	ours   map[place]holder // those held here
-	waits  int              // jobs that wait here
-	listed bool             // the watch has listed what there is
+	mu      sync.Mutex
+	pools   map[string]*pool   // by limit
+	held    map[slotKey]holder // keys that this worker holds
+	waiting int                // waiting jobs
+	listed  bool               // the watch has listed all keys
 }
 
 // pool is the keys of one limit.
 type pool struct {
-	holders map[int]holder // by number; one without a worker is free
-	busy    int            // those with a worker
-	waiting int            // jobs that wait here
-	looked  time.Time      // when the holders' leases were last looked at
-	changed chan struct{}  // closed and replaced when a key becomes free
+	holders   map[int]holder // by number; a key without a worker is free
+	busy      int            // keys with a worker
+	waiting   int            // waiting jobs
+	checkedAt time.Time      // when the holders' leases were last checked
+	changed   chan struct{}  // closed and replaced when a key becomes free
 }
 
-// place is one key.
-type place struct {
+// slotKey is one key of a limit.
+type slotKey struct {
 	limit string
 	n     int
 }
 
-func (p place) key() string { return Prefix + p.limit + "." + strconv.Itoa(p.n) }
+func (p slotKey) key() string { return Prefix + p.limit + "." + strconv.Itoa(p.n) }
 
-func placeOf(key string) (p place, ok bool) {
+func parseSlotKey(key string) (p slotKey, ok bool) {
 	rest, ok := strings.CutPrefix(key, Prefix)
 	i := strings.LastIndexByte(rest, '.')
 	if !ok || i < 0 {
-		return place{}, false
+		return slotKey{}, false
 	}
 	n, err := strconv.Atoi(rest[i+1:])
-	return place{rest[:i], n}, err == nil
+	return slotKey{rest[:i], n}, err == nil
 }
 
 // holder is the value of a key.
@@ -119,50 +124,53 @@ type holder struct {
 	revision uint64
 }
 
-// New returns Limits that know of no key yet; Run keeps them current.
+// New returns Limits without any keys; Run keeps them current.
 func New(o Options) *Limits {
-	l := &Limits{o: o, pools: make(map[string]*pool), ours: make(map[place]holder)}
-	l.life, l.end = context.WithCancel(context.Background())
+	l := &Limits{o: o, pools: make(map[string]*pool), held: make(map[slotKey]holder)}
+	l.releaseCtx, l.stopReleasing = context.WithCancel(context.Background())
 	return l
 }
 
-// bound is one limit that a job is under.
-type bound struct {
+// jobLimit is one limit that applies to a job.
+type jobLimit struct {
 	name string // of the limit: <key>/<value>
 	max  int
 }
 
-// Names lists the limits that the job is under.
+// Names lists the limits that apply to the job.
 func (l *Limits) Names(job Job) []string {
 	var names []string
-	for _, b := range l.bounds(job) {
+	for _, b := range l.limitsOf(job) {
 		names = append(names, b.name)
 	}
 	return names
 }
 
-// bounds lists the limits that the job is under, in an order that all workers
-// share.
-func (l *Limits) bounds(job Job) []bound {
-	var list []bound
+// limitsOf lists the limits that apply to the job, in the same order on all
+// workers.
+func (l *Limits) limitsOf(job Job) []jobLimit {
+	var list []jobLimit
 	add := func(key, value string, most int) {
 		if most <= 0 || value == "" {
 			return
 		}
-		name := strings.ReplaceAll(key, ".", "/") + "/" + topology.Token(value)
+		name := key + "/" + topology.Token(value)
+		if label, ok := strings.CutPrefix(key, labels); ok {
+			name = "label/" + topology.Token(label) + "/" + topology.Token(value)
+		}
 		for i := range list {
 			if list[i].name == name {
 				list[i].max = min(list[i].max, most)
 				return
 			}
 		}
-		list = append(list, bound{name, most})
+		list = append(list, jobLimit{name, most})
 	}
 	add("app_id", job.App, l.o.Apps[job.App])
 	for _, rule := range l.o.Rules {
 		add(rule.Key, job.value(rule.Key), rule.Max)
 	}
-	slices.SortFunc(list, func(a, b bound) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(list, func(a, b jobLimit) int { return strings.Compare(a.name, b.name) })
 	return list
 }
 
@@ -177,30 +185,29 @@ func (j Job) value(key string) string {
 	case "queue":
 		return j.Queue
 	default:
-		return j.Labels[strings.TrimPrefix(key, "label.")]
+		return j.Labels[strings.TrimPrefix(key, labels)]
 	}
 }
 
-// Acquire waits for one key of each limit that the job is under, as long as
-// waiting stands. release gives them back; call it only after the session is
-// closed. ErrBusy means that enough jobs wait here already. A job under no limit
-// waits for nothing.
+// Acquire waits until it holds one key of each limit that applies to the job, or
+// waiting ends. Call release after the session is closed. It returns ErrBusy if
+// enough jobs wait already. A job without limits does not wait.
 func (l *Limits) Acquire(waiting context.Context, job Job) (release func(), err error) {
-	bounds := l.bounds(job)
+	bounds := l.limitsOf(job)
 	if len(bounds) == 0 {
 		return func() {}, nil
 	}
-	if release, _, _ = l.try(waiting, bounds, job); release != nil {
+	if release, _, _ = l.tryAcquire(waiting, bounds, job); release != nil {
 		return release, nil
 	}
-	if !l.enter(bounds) {
+	if !l.enqueue(bounds) {
 		return nil, ErrBusy
 	}
-	defer l.leave(bounds)
-	timer := time.NewTimer(l.o.Look)
+	defer l.dequeue(bounds)
+	timer := time.NewTimer(l.o.CheckInterval)
 	defer timer.Stop()
 	for {
-		release, full, changed := l.try(waiting, bounds, job)
+		release, full, changed := l.tryAcquire(waiting, bounds, job)
 		if release != nil {
 			return release, nil
 		}
@@ -209,94 +216,97 @@ func (l *Limits) Acquire(waiting context.Context, job Job) (release func(), err 
 			return nil, context.Cause(waiting)
 		case <-changed:
 		case <-timer.C:
-			l.dropLost(waiting, full.name)
-			timer.Reset(l.o.Look)
+			l.freeExpired(waiting, full.name)
+			timer.Reset(l.o.CheckInterval)
 		}
 	}
 }
 
-// try takes one key of each limit without waiting. If it can't it returns the
-// limit that is full, and a channel that is closed when that changes.
-func (l *Limits) try(ctx context.Context, bounds []bound, job Job) (release func(), full bound, changed <-chan struct{}) {
-	held := make([]place, 0, len(bounds))
+// tryAcquire takes one key of each limit without waiting. If it can't, it returns
+// the limit that is full, and a channel that is closed when that changes.
+func (l *Limits) tryAcquire(ctx context.Context, bounds []jobLimit, job Job) (release func(), full jobLimit, changed <-chan struct{}) {
+	held := make([]slotKey, 0, len(bounds))
 	for _, b := range bounds {
-		// Before the look, so that a change during it is seen after.
+		// Get the channel first, so that a change during the attempt is noticed.
 		changed = l.change(b.name)
-		p, ok := l.take(ctx, b, job)
+		p, ok := l.acquireOne(ctx, b, job)
 		if !ok {
-			// Not kept while waiting for the other: others could use it.
-			l.give(held, 0)
+			// Other jobs could use the keys while this one waits.
+			l.release(held, 0)
 			return nil, b, changed
 		}
 		held = append(held, p)
 	}
-	return func() { l.give(held, rest) }, bound{}, nil
+	return func() { l.release(held, cooldown) }, jobLimit{}, nil
 }
 
-// take makes a free key of the limit this worker's; false: none is free.
-func (l *Limits) take(ctx context.Context, b bound, job Job) (place, bool) {
+// acquireOne takes a free key of the limit for this worker. It returns false if
+// none is free.
+func (l *Limits) acquireOne(ctx context.Context, b jobLimit, job Job) (slotKey, bool) {
 	worker := l.o.Worker()
 	if worker == "" {
-		return place{}, false
+		return slotKey{}, false
 	}
 	for range b.max {
 		h := holder{WorkerID: worker, JobID: job.ID}
 		p, before, ok := l.reserve(b, h)
 		if !ok {
-			return place{}, false
+			return slotKey{}, false
 		}
 		revision, err := l.o.Store.Put(ctx, p.key(), h, before.revision)
 		if err == nil {
 			h.revision = revision
-			l.own(p, h)
+			failpoint.Here("limit_taken")
+			l.setHeld(p, h)
 			return p, true
 		}
 		l.set(p, before)
 		if !errors.Is(err, kv.ErrConflict) {
-			return place{}, false
+			return slotKey{}, false
 		}
 		l.refresh(ctx, p)
 	}
-	return place{}, false
+	return slotKey{}, false
 }
 
-// reserve picks a free key, so that no other job of this worker tries the same.
-// before is what it held until now: a worker whose lease is gone, or nothing.
-func (l *Limits) reserve(b bound, h holder) (p place, before holder, ok bool) {
+// reserve picks a free key, so that no other job of this worker tries the same
+// one. before is the key's previous holder: a worker whose lease is gone, or
+// nothing.
+func (l *Limits) reserve(b jobLimit, h holder) (p slotKey, before holder, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	keys := l.pool(b.name)
 	if !l.listed || keys.busy >= b.max {
-		return place{}, holder{}, false
+		return slotKey{}, holder{}, false
 	}
-	first := rand.IntN(b.max) // so that workers seldom try the same one
+	first := rand.IntN(b.max) // so that workers rarely try the same key
 	for i := range b.max {
 		n := (first+i)%b.max + 1
 		if before = keys.holders[n]; before.WorkerID == "" {
 			h.revision = before.revision
 			keys.set(n, h)
-			return place{b.name, n}, before, true
+			return slotKey{b.name, n}, before, true
 		}
 	}
-	return place{}, holder{}, false
+	return slotKey{}, holder{}, false
 }
 
-// refresh reads a key that turned out to be another's.
-func (l *Limits) refresh(ctx context.Context, p place) {
+// refresh reads a key that another worker has taken.
+func (l *Limits) refresh(ctx context.Context, p slotKey) {
 	var h holder
 	if revision, err := l.o.Store.Get(ctx, p.key(), &h); err == nil && revision != 0 {
 		h.revision = revision
-		l.learn(p, h)
+		l.update(p, h)
 	}
 }
 
-// give releases keys, after a while in which they rest.
-func (l *Limits) give(held []place, after time.Duration) {
+// release frees keys after the given delay.
+func (l *Limits) release(held []slotKey, after time.Duration) {
 	if len(held) == 0 {
 		return
 	}
 	l.wg.Go(func() {
-		if after > 0 && retry.Pause(l.life, after, nil) != nil {
+		if after > 0 && retry.Pause(l.releaseCtx, after, nil) != nil {
 			return
 		}
 		for _, p := range held {
@@ -305,57 +315,59 @@ func (l *Limits) give(held []place, after time.Duration) {
 	})
 }
 
-func (l *Limits) remove(p place) {
+func (l *Limits) remove(p slotKey) {
 	l.writing.Lock()
 	l.mu.Lock()
-	h := l.ours[p]
-	delete(l.ours, p)
+	h := l.held[p]
+	delete(l.held, p)
 	l.mu.Unlock()
 	l.writing.Unlock()
+	failpoint.Here("limit_removal")
 	gone := func(err error) bool { return errors.Is(err, kv.ErrConflict) }
-	err := retry.Until(l.life, retry.Backoff{Initial: kv.RetryPause, Max: time.Second}, gone,
-		func() error { return l.o.Store.Remove(l.life, p.key(), h.revision) })
+	err := retry.Until(l.releaseCtx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second}, gone,
+		func() error { return l.o.Store.Remove(l.releaseCtx, p.key(), h.revision) })
 	if err != nil && !gone(err) {
-		l.o.Log.Warn().Err(err).Str("key", p.key()).Msg("a session limit's key could not be removed; it is free once this worker's lease ends")
+		l.o.Log.Warn().Err(err).Str("key", p.key()).Msg("could not remove the key of a session limit; it is free once this worker's lease ends")
 		return
 	}
-	l.forget(p, h.revision)
+	l.setRemoved(p, h.revision)
 }
 
-// enter counts one more job that waits here. Half of the room is for one limit,
-// so that jobs under another one find some.
-func (l *Limits) enter(bounds []bound) bool {
+// enqueue counts one more waiting job, and returns false if there are too many. A
+// limit gets at most half of MaxWaiting, so that jobs under other limits can wait
+// too.
+func (l *Limits) enqueue(bounds []jobLimit) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.waits >= max(1, l.o.Room) {
+	if l.waiting >= max(1, l.o.MaxWaiting) {
 		return false
 	}
 	for _, b := range bounds {
-		if l.pool(b.name).waiting >= max(1, min(b.max, l.o.Room/2)) {
+		if keys := l.pools[b.name]; keys != nil && keys.waiting >= max(1, min(b.max, l.o.MaxWaiting/2)) {
 			return false
 		}
 	}
-	l.waits++
+	l.waiting++
 	for _, b := range bounds {
 		l.pool(b.name).waiting++
 	}
 	return true
 }
 
-func (l *Limits) leave(bounds []bound) {
+func (l *Limits) dequeue(bounds []jobLimit) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.waits--
+	l.waiting--
 	for _, b := range bounds {
 		l.pool(b.name).waiting--
-		l.tidy(b.name)
+		l.dropUnused(b.name)
 	}
 }
 
-// dropLost frees the limit's keys whose holders' leases are gone.
-func (l *Limits) dropLost(ctx context.Context, limit string) {
+// freeExpired frees the limit's keys whose holders' leases are gone.
+func (l *Limits) freeExpired(ctx context.Context, limit string) {
 	stands := make(map[string]bool)
-	for n, h := range l.others(limit) {
+	for n, h := range l.heldByOthers(limit) {
 		alive, asked := stands[h.WorkerID]
 		if !asked {
 			var err error
@@ -365,32 +377,33 @@ func (l *Limits) dropLost(ctx context.Context, limit string) {
 			stands[h.WorkerID] = alive
 		}
 		if !alive {
-			l.drop(place{limit, n}, h.revision)
+			l.markFree(slotKey{limit, n}, h.revision)
 		}
 	}
 }
 
-// others lists the limit's keys that are not held here; none if another job has
-// just looked at them.
-func (l *Limits) others(limit string) map[int]holder {
+// heldByOthers lists the limit's keys that other workers hold, or none if another
+// job has just checked them.
+func (l *Limits) heldByOthers(limit string) map[int]holder {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	keys := l.pool(limit)
-	if time.Since(keys.looked) < l.o.Look/2 {
+	if time.Since(keys.checkedAt) < l.o.CheckInterval/2 {
 		return nil
 	}
-	keys.looked = time.Now()
+	keys.checkedAt = time.Now()
 	list := make(map[int]holder, len(keys.holders))
 	for n, h := range keys.holders {
-		if _, ours := l.ours[place{limit, n}]; !ours && h.WorkerID != "" {
+		if _, ours := l.held[slotKey{limit, n}]; !ours && h.WorkerID != "" {
 			list[n] = h
 		}
 	}
 	return list
 }
 
-// drop marks the key as free at this revision: a job that takes it replaces that.
-func (l *Limits) drop(p place, revision uint64) {
+// markFree marks the key as free at this revision; a job that takes the key
+// replaces that revision.
+func (l *Limits) markFree(p slotKey, revision uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	keys := l.pool(p.limit)
@@ -400,22 +413,22 @@ func (l *Limits) drop(p place, revision uint64) {
 	}
 }
 
-// own takes in that this worker holds the key.
-func (l *Limits) own(p place, h holder) {
+// setHeld records that this worker holds the key.
+func (l *Limits) setHeld(p slotKey, h holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pool(p.limit).set(p.n, h)
-	l.ours[p] = h
+	l.held[p] = h
 }
 
-func (l *Limits) set(p place, h holder) {
+func (l *Limits) set(p slotKey, h holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pool(p.limit).set(p.n, h)
 }
 
-// learn takes in what another worker wrote.
-func (l *Limits) learn(p place, h holder) {
+// update records what another worker wrote.
+func (l *Limits) update(p slotKey, h holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if keys := l.pool(p.limit); h.revision > keys.holders[p.n].revision {
@@ -423,19 +436,19 @@ func (l *Limits) learn(p place, h holder) {
 	}
 }
 
-// forget takes in that a key was removed, by a write after revision.
-func (l *Limits) forget(p place, revision uint64) {
+// setRemoved records that a key was removed by a write after revision.
+func (l *Limits) setRemoved(p slotKey, revision uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	keys := l.pool(p.limit)
 	if h, ok := keys.holders[p.n]; ok && h.revision <= revision {
 		keys.set(p.n, holder{})
 		keys.notify()
-		l.tidy(p.limit)
 	}
+	l.dropUnused(p.limit)
 }
 
-// pool returns the keys of a limit. l.mu is held, as in all that follows.
+// pool returns the keys of a limit. Callers hold l.mu, here and below.
 func (l *Limits) pool(limit string) *pool {
 	keys := l.pools[limit]
 	if keys == nil {
@@ -445,15 +458,15 @@ func (l *Limits) pool(limit string) *pool {
 	return keys
 }
 
-// tidy forgets a limit that nothing holds and nothing waits for: there may be one
-// for each room that ever was.
-func (l *Limits) tidy(limit string) {
+// dropUnused removes a limit without holders and waiting jobs: there may be one
+// for each room that ever existed.
+func (l *Limits) dropUnused(limit string) {
 	if keys := l.pools[limit]; keys != nil && len(keys.holders) == 0 && keys.waiting == 0 {
 		delete(l.pools, limit)
 	}
 }
 
-// set says what holds the key; the zero holder means that the key is absent.
+// set stores the holder of a key; the zero holder means that the key is absent.
 func (k *pool) set(n int, h holder) {
 	if k.holders[n].WorkerID != "" {
 		k.busy--
@@ -479,20 +492,20 @@ func (l *Limits) change(limit string) <-chan struct{} {
 	return l.pool(limit).changed
 }
 
-// endTimeout bounds the writes that give keys back when the worker stops.
-const endTimeout = 5 * time.Second
+// releaseTimeout bounds the writes that free keys when the worker stops.
+const releaseTimeout = 5 * time.Second
 
-// Run follows the keys until ctx ends, and waits until those given back are
-// removed. A worker without limits follows nothing.
+// Run follows the keys until ctx ends, then waits until released keys are
+// removed. It watches nothing if no limits are configured.
 func (l *Limits) Run(ctx context.Context) {
 	if len(l.o.Apps) > 0 || len(l.o.Rules) > 0 {
-		l.wg.Go(func() { l.keep(ctx) })
+		l.wg.Go(func() { l.rewriteHeld(ctx) })
 		l.watch(ctx)
 	}
-	stop := time.AfterFunc(endTimeout, l.end)
+	stop := time.AfterFunc(releaseTimeout, l.stopReleasing)
 	l.wg.Wait()
 	stop.Stop()
-	l.end()
+	l.stopReleasing()
 }
 
 func (l *Limits) watch(ctx context.Context) {
@@ -512,7 +525,7 @@ func (l *Limits) follow(ctx context.Context) error {
 		return err
 	}
 	defer watcher.Stop() //nolint:errcheck // the watch has ended, or the connection
-	found := make(map[place]bool)
+	found := make(map[slotKey]bool)
 	for {
 		select {
 		case <-ctx.Done():
@@ -522,20 +535,20 @@ func (l *Limits) follow(ctx context.Context) error {
 				return nil
 			}
 			if e == nil {
-				l.listedAll(found)
+				l.finishListing(found)
 				found = nil
 				continue
 			}
-			p, ok := placeOf(e.Key())
+			p, ok := parseSlotKey(e.Key())
 			if !ok {
 				continue
 			}
 			h := holder{revision: e.Revision()}
 			if e.Operation() != jetstream.KeyValuePut || json.Unmarshal(e.Value(), &h) != nil {
-				l.forget(p, e.Revision())
+				l.setRemoved(p, e.Revision())
 				continue
 			}
-			l.learn(p, h)
+			l.update(p, h)
 			if found != nil {
 				found[p] = true
 			}
@@ -543,33 +556,33 @@ func (l *Limits) follow(ctx context.Context) error {
 	}
 }
 
-// listedAll takes in that the watch has listed all keys: those that it did not
-// list were removed while nothing watched.
-func (l *Limits) listedAll(found map[place]bool) {
+// finishListing frees the keys that the watch did not list: they were removed
+// while nothing watched.
+func (l *Limits) finishListing(found map[slotKey]bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.listed = true
 	for limit, keys := range l.pools {
 		for n, h := range keys.holders {
-			p := place{limit, n}
-			if _, ours := l.ours[p]; !ours && !found[p] && h.revision != 0 {
+			p := slotKey{limit, n}
+			if _, ours := l.held[p]; !ours && !found[p] && h.revision != 0 {
 				keys.set(n, holder{})
 			}
 		}
 		keys.notify()
-		l.tidy(limit)
+		l.dropUnused(limit)
 	}
 }
 
-// keep writes held keys again before their bucket forgets them: a session may
-// live longer than records are kept.
-func (l *Limits) keep(ctx context.Context) {
-	if l.o.Keep == 0 {
+// rewriteHeld writes held keys again before the bucket expires them: a session
+// may live longer than records are kept.
+func (l *Limits) rewriteHeld(ctx context.Context) {
+	if l.o.RewriteInterval == 0 {
 		return
 	}
-	for retry.Pause(ctx, l.o.Keep, nil) == nil {
+	for retry.Pause(ctx, l.o.RewriteInterval, nil) == nil {
 		l.mu.Lock()
-		held := slices.Collect(maps.Keys(l.ours))
+		held := slices.Collect(maps.Keys(l.held))
 		l.mu.Unlock()
 		for _, p := range held {
 			l.rewrite(ctx, p)
@@ -577,19 +590,19 @@ func (l *Limits) keep(ctx context.Context) {
 	}
 }
 
-func (l *Limits) rewrite(ctx context.Context, p place) {
+func (l *Limits) rewrite(ctx context.Context, p slotKey) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.mu.Lock()
-	h, ours := l.ours[p]
+	h, ours := l.held[p]
 	l.mu.Unlock()
 	if !ours {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	if revision, err := l.o.Store.Put(ctx, p.key(), h, h.revision); err == nil {
 		h.revision = revision
-		l.own(p, h)
+		l.setHeld(p, h)
 	}
 }

@@ -104,14 +104,18 @@ type Tariff struct {
 	Minimum int64         // credits of the shortest session
 }
 
-// Credits is what so much connected time costs: each credit that was begun.
-func (t Tariff) Credits(connected time.Duration) int64 {
+// Credits is what a session of that connected time costs: each credit that was
+// begun.
+func (t Tariff) Credits(connected time.Duration) int64 { return t.Sum(connected, 1) }
+
+// Sum is the least that a number of sessions with that connected time in all cost.
+func (t Tariff) Sum(connected time.Duration, sessions int) int64 {
 	credit := t.Credit
 	if credit <= 0 {
 		credit = 6 * time.Second
 	}
 	connected = max(connected, 0)
-	return max(int64((connected+credit-1)/credit), t.Minimum)
+	return max(int64((connected+credit-1)/credit), t.Minimum*int64(sessions))
 }
 
 // maxLabel bounds a label's value in the subject of a counter.

@@ -16,6 +16,18 @@ import (
 	"avatarworker/internal/topology"
 )
 
+func TestSumOfSessionsIsWhatWasBegunAndAtLeastTheMinimumOfEach(t *testing.T) {
+	for _, c := range []struct {
+		connected time.Duration
+		sessions  int
+		want      int64
+	}{{0, 0, 0}, {time.Millisecond, 1, 1}, {6 * time.Second, 1, 1}, {6001 * time.Millisecond, 1, 2}, {time.Second, 4, 4}, {time.Minute, 3, 10}} {
+		if got := (usage.Tariff{Minimum: 1}).Sum(c.connected, c.sessions); got != c.want {
+			t.Errorf("%s in %d sessions: %d credits, want %d", c.connected, c.sessions, got, c.want)
+		}
+	}
+}
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var names = topology.Names{Prefix: "avatar"}

@@ -6,9 +6,11 @@ package invariant
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lease"
 	"avatarworker/internal/jobs/lifecycle"
 )
 
@@ -21,10 +23,14 @@ type Run struct {
 }
 
 // Fault is something that may take sessions away from a worker: it was killed
-// or frozen, or cut off from the queue.
+// or frozen, told to drain, or cut off from the queue. One fault explains one
+// session of each job: whatever goes on beyond that is a loop.
 type Fault struct {
-	Kind       string
-	WorkerID   string // whose sessions; empty: every worker's
+	Kind string
+	// WorkerID is the worker whose sessions it takes, whichever lease it holds;
+	// empty: every worker's.
+	WorkerID   string
+	Jobs       string // how the ids of the jobs begin that it concerns; empty: all
 	Start, End time.Time
 	// Lasting faults take a session away only if they last about as long as
 	// the lease; a kill does at once.
@@ -34,15 +40,18 @@ type Fault struct {
 // slack allows for a write that was on its way when the fault came.
 const slack = 2 * time.Second
 
-// takes tells whether the fault may have ended a session that its worker held
+// takes reports whether the fault may have ended a session that its worker held
 // from start to end.
-func (f Fault) takes(worker string, start, end time.Time, lease time.Duration) bool {
-	if f.WorkerID != "" && f.WorkerID != worker {
+func (f Fault) takes(job, worker string, start, end time.Time, window time.Duration) bool {
+	if !strings.HasPrefix(job, f.Jobs) {
 		return false
 	}
-	// The worker gives a lease up a third of it early, and may have extended
-	// it a third ago.
-	if f.Lasting && f.End.Sub(f.Start) < lease/3 {
+	if f.WorkerID != "" && f.WorkerID != worker && !strings.HasPrefix(worker, f.WorkerID+"-") {
+		return false
+	}
+	// The worker gives its lease up a margin early, and may have renewed it a
+	// quarter of it ago.
+	if f.Lasting && f.End.Sub(f.Start) < window-window/4-lease.Margin(window) {
 		return false
 	}
 	if f.Lasting { // nothing can begin behind a cut
@@ -56,8 +65,9 @@ type Report struct {
 	Jobs     int
 	Outcomes map[lifecycle.State]int
 	Sessions int // take-overs in all
-	// Again counts sessions that followed one that neither failed nor was
-	// handed back: its worker died, froze or lost its lease.
+	// Lost counts sessions that neither failed nor were handed back: their worker
+	// died, froze or lost its lease. Again counts those that another followed.
+	Lost       int
 	Again      int
 	Held       int // sessions that some fault may have ended
 	Released   int // sessions handed back by a drain
@@ -68,14 +78,19 @@ type Report struct {
 	Estimated  int // those with an upper bound
 	Unseen     int // those that ended as soon as they were confirmed, and are not in it
 	Violations []string
+
+	// Connected is the time that all sessions were connected at the backend, and
+	// Wasted the part of it that only a fault explains: those lost.
+	Connected, Wasted time.Duration
 }
 
 // String is the report on one line, without the violations.
 func (r Report) String() string {
 	return fmt.Sprintf("jobs %d, completed %d, dead-lettered %d, expired %d, cancelled %d; sessions %d, failed attempts %d, "+
-		"handed back %d, held at a fault %d, run again %d, crashes counted %d, events repeated %d, %s, violations %d",
+		"handed back %d, held at a fault %d, lost %d, run again %d, crashes counted %d, events repeated %d; connected %s, of it lost to faults %s; %s; violations %d",
 		r.Jobs, r.Outcomes[lifecycle.StateCompleted], r.Outcomes[lifecycle.StateDeadLettered], r.Outcomes[lifecycle.StateExpired],
-		r.Outcomes[lifecycle.StateCancelled], r.Sessions, r.Failures, r.Released, r.Held, r.Again, r.Crashes, r.Repeated, r.ledgerText(), len(r.Violations))
+		r.Outcomes[lifecycle.StateCancelled], r.Sessions, r.Failures, r.Released, r.Held, r.Lost, r.Again, r.Crashes, r.Repeated,
+		r.Connected.Round(time.Millisecond), r.Wasted.Round(time.Millisecond), r.ledgerText(), len(r.Violations))
 }
 
 // Check compares what was seen after the run with what was promised.
@@ -90,6 +105,7 @@ func Check(run Run, seen Seen) Report {
 	for _, id := range slices.Compact(ids) {
 		c.job(id)
 	}
+	c.connected()
 	c.leftOver()
 	c.ledger()
 	return c.report
@@ -100,13 +116,20 @@ type check struct {
 	seen   Seen
 	report Report
 
-	told    map[key][]Event  // distinct events of outcomes
-	letters map[key][]Letter // distinct dead letters
+	told    map[key][]Event        // distinct events of outcomes
+	letters map[key][]Letter       // distinct dead letters
+	failed  map[session]bool       // sessions that an error event tells of
+	held    map[string][]*takeOver // by job, oldest first
 }
 
 type key struct {
 	job string
 	run int
+}
+
+type session struct {
+	key
+	number int
 }
 
 func (c *check) violate(format string, args ...any) {
@@ -116,6 +139,7 @@ func (c *check) violate(format string, args ...any) {
 // events sorts what was told by job, once each.
 func (c *check) events() {
 	c.told, c.letters = map[key][]Event{}, map[key][]Letter{}
+	c.failed, c.held = map[session]bool{}, map[string][]*takeOver{}
 	known := map[string]bool{}
 	for _, ev := range c.seen.Events {
 		if known[ev.ID] {
@@ -127,6 +151,7 @@ func (c *check) events() {
 		switch {
 		case ev.Type == event.TypeError:
 			c.report.Failures++
+			c.failed[session{k, ev.Session}] = true
 		case lifecycle.State(ev.Type).Final():
 			c.told[k] = append(c.told[k], ev)
 		}
@@ -201,49 +226,6 @@ func eventIDs(events []Event) []string {
 		ids = append(ids, ev.ID)
 	}
 	return ids
-}
-
-// sessions goes through the take-overs of a run and looks for what ended each.
-func (c *check) sessions(k key, history []Revision) {
-	var begun time.Time // of the session that runs
-	for i, now := range history {
-		running := now.Record.State == lifecycle.StateRunning
-		if i == 0 {
-			if running {
-				c.report.Sessions++
-				begun = now.Time
-			}
-			continue
-		}
-		before := history[i-1]
-		wasRunning := before.Record.State == lifecycle.StateRunning
-		tookOver := running && now.Record.Session > before.Record.Session
-		if before.Record.Crashes < now.Record.Crashes {
-			c.report.Crashes++
-		}
-		if now.Record.State == lifecycle.StateReleased {
-			c.report.Released++
-		}
-		over := wasRunning && (tookOver || !running)
-		if over && c.faulty(before.Record.WorkerID, begun, now.Time) {
-			c.report.Held++
-		}
-		if wasRunning && tookOver {
-			c.report.Again++
-			if !c.faulty(before.Record.WorkerID, begun, now.Time) {
-				c.violate("job %s run %d: session %d (worker %s, from %s) was run again at %s although no fault took it",
-					k.job, k.run, before.Record.Session, before.Record.WorkerID, clock(begun), clock(now.Time))
-			}
-		}
-		if tookOver {
-			c.report.Sessions++
-			begun = now.Time
-		}
-	}
-}
-
-func (c *check) faulty(worker string, start, end time.Time) bool {
-	return slices.ContainsFunc(c.run.Faults, func(f Fault) bool { return f.takes(worker, start, end, c.run.Lease) })
 }
 
 func clock(t time.Time) string { return t.Format("15:04:05.000") }

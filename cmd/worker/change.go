@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/operate"
+	"avatarworker/internal/status"
+)
+
+// bulkFlags are those of a command that may change many jobs.
+type bulkFlags struct {
+	filterFlags
+	all, dryRun, yes, asJSON bool
+}
+
+func (bf *bulkFlags) register(c *cli, cmd *cobra.Command, what string) {
+	bf.filterFlags.register(c, cmd, 0)
+	f := cmd.Flags()
+	f.BoolVar(&bf.all, "all", false, "every job "+what)
+	f.BoolVar(&bf.dryRun, "dry-run", false, "say which jobs are meant, change nothing")
+	f.BoolVarP(&bf.yes, "yes", "y", false, "do not ask before more than one is changed")
+	jsonFlag(cmd, &bf.asJSON)
+}
+
+// outcome is what became of one job, as it is shown.
+type outcome struct {
+	JobID   string `json:"job_id"`
+	Status  string `json:"status"`
+	Outcome string `json:"outcome,omitempty"`
+	State   string `json:"state,omitempty"`
+	Message string `json:"message,omitempty"`
+	failed  bool
+}
+
+// statusWould is what --dry-run says of each job.
+const statusWould = "would_change"
+
+// bulk changes the jobs that are named or chosen, one by one, and reports each.
+type bulk struct {
+	verb   string            // "Cancel"
+	states []lifecycle.State // meant if no state is asked for
+	change func(ctx context.Context, l *link, row status.Row) (outcome, error)
+}
+
+// jobTime bounds the change of one job, which is not interrupted midway.
+const jobTime = 30 * time.Second
+
+func (c *cli) runBulk(ctx context.Context, command string, args []string, bf *bulkFlags, b bulk) error {
+	if err := checkChoice(args, &bf.filterFlags, bf.all); err != nil {
+		return err
+	}
+	l, err := c.connect(ctx, command)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	rows, err := c.chosenJobs(ctx, l, args, &bf.filterFlags, b.states)
+	if err != nil {
+		return err
+	}
+	if len(rows) > 1 && !bf.yes && !bf.dryRun && c.interactive() {
+		if err := c.sure(ctx, fmt.Sprintf("%s %s?", b.verb, count(len(rows), "job"))); err != nil {
+			return err
+		}
+	}
+	return c.changeJobs(ctx, l, rows, bf, b, len(args) == 1)
+}
+
+// sure asks; without a yes it returns an error that says so.
+func (c *cli) sure(ctx context.Context, question string) error {
+	yes, err := c.ask(ctx, question)
+	if err == nil && !yes {
+		err = errors.New("nothing was changed")
+	}
+	return err
+}
+
+// changeJobs changes one job after the other. An interrupt lets the one in hand
+// finish. single: one job was named, whose answer stands alone.
+func (c *cli) changeJobs(ctx context.Context, l *link, rows []status.Row, bf *bulkFlags, b bulk, single bool) error {
+	failed, done := 0, 0
+	var stopped error
+	for _, row := range rows {
+		if stopped = ctx.Err(); stopped != nil {
+			break
+		}
+		o := outcome{JobID: row.ID, Status: statusWould, State: string(row.State)}
+		if !bf.dryRun {
+			one, cancel := context.WithTimeout(context.WithoutCancel(ctx), jobTime)
+			var err error
+			o, err = b.change(one, l, row)
+			cancel()
+			if err != nil {
+				o = outcome{JobID: row.ID, Status: statusFailed, Message: errors.RedactText(err.Error()), failed: true}
+			}
+		}
+		done++
+		if o.failed {
+			failed++
+		}
+		if err := c.printOutcome(o, bf.asJSON, single); err != nil {
+			return err
+		}
+		if o.failed && !l.nc.IsConnected() {
+			stopped = fmt.Errorf("the connection to NATS was lost")
+			break
+		}
+	}
+	switch {
+	case single:
+	case failed == 0:
+		c.note("%s", count(done, "job"))
+	default:
+		c.note("%s, %d of which not as asked", count(done, "job"), failed)
+	}
+	switch {
+	case stopped != nil:
+		return fmt.Errorf("stopped after %d of %d: %w: repeat the command to go on", done, len(rows), stopped)
+	case failed > 0:
+		return errShown
+	}
+	return nil
+}
+
+func (c *cli) printOutcome(o outcome, asJSON, single bool) error {
+	switch {
+	case asJSON && single:
+		return c.printJSON(o)
+	case asJSON:
+		return c.printLine(o)
+	}
+	text := o.Status
+	if o.Outcome != "" {
+		text += fmt.Sprintf(" (%s)", o.Outcome)
+	}
+	if !single {
+		text = o.JobID + "  " + text
+	}
+	if o.Message != "" {
+		text += ": " + o.Message
+	}
+	_, err := fmt.Fprintln(c.stdout, plain(text))
+	return err
+}
+
+// onTheWay are the states of jobs without an outcome.
+func onTheWay() []lifecycle.State {
+	return []lifecycle.State{status.StateWaiting, lifecycle.StateRunning, lifecycle.StateRetrying, lifecycle.StateHeld, lifecycle.StateReleased}
+}
+
+func newRetryCommand(c *cli) *cobra.Command {
+	var (
+		bf    bulkFlags
+		probe bool
+	)
+	states := []lifecycle.State{lifecycle.StateRetrying, lifecycle.StateHeld}
+	cmd := &cobra.Command{
+		Use: "retry [JOB…]", Short: "Deliver jobs at once that are in backoff or held",
+		Long: `Has jobs that wait for a retry, or are held, delivered at once. Give job ids,
+filters, or --all; filters choose among those that are retrying or held. A job
+whose circuit is open stays held, unless --probe lets the next one of it through.
+A job that was held because its sessions settled nothing may have as many again.
+It may be repeated.
+
+Answers "delivered", "running", "held", "finished" (too late), "lost" (its message
+is gone) or "unknown". With the last four the exit code is 1.`,
+		ValidArgsFunction: c.completeJobs(states),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.runBulk(cmd.Context(), "retry", args, &bf, bulk{verb: "Retry", states: states, change: c.retrier(probe)})
+		},
+	}
+	bf.register(c, cmd, "that is retrying or held")
+	cmd.Flags().BoolVar(&probe, "probe", false, "let one job of an open circuit through")
+	return cmd
+}
+
+// retrier opens what it needs with the first job.
+func (c *cli) retrier(probe bool) func(context.Context, *link, status.Row) (outcome, error) {
+	var o *operate.Operator
+	return func(ctx context.Context, l *link, row status.Row) (outcome, error) {
+		var err error
+		if o == nil {
+			if o, err = operate.Open(ctx, l.nc, l.js, l.names); err != nil {
+				return outcome{}, l.names.Unavailable("retrying jobs", err)
+			}
+		}
+		r, err := o.Retry(ctx, row.ID, probe)
+		if r.Status == operate.StatusUnknown && err == nil {
+			found, looked, lookErr := status.NewStore(l.js, l.names, c.now, 0).Waiting(ctx, row.ID)
+			switch {
+			case lookErr != nil:
+				return outcome{}, lookErr
+			case found != nil:
+				r = operate.Retried{JobID: row.ID, Status: operate.StatusWaiting, Message: "no worker has had it yet"}
+			case looked.All:
+				r.Message = "no record and no waiting job has this id"
+			default:
+				r.Message = fmt.Sprintf("it has no record, and is not among the %d of %d jobs in the queues that there was time to look at", looked.Looked, looked.Of)
+			}
+		}
+		return outcome{JobID: r.JobID, Status: r.Status, State: string(r.State), Message: r.Message, failed: !r.Done()}, err
+	}
+}
+
+// canceller ends a job. One that is unknown is said to be so, unless that is to be
+// noted.
+func (c *cli) canceller(ifUnknown bool) func(context.Context, *link, status.Row) (outcome, error) {
+	return func(ctx context.Context, l *link, row status.Row) (outcome, error) {
+		reply, err := c.cancelOne(ctx, l, row, ifUnknown)
+		o := outcome{JobID: row.ID, Status: reply.Status, Message: reply.Message}
+		if reply.Status == control.StatusFinished {
+			o.Outcome = reply.Outcome
+		}
+		o.failed = reply.Status != control.StatusCancelled && reply.Status != control.StatusRequested
+		return o, err
+	}
+}
+
+func (c *cli) cancelOne(ctx context.Context, l *link, row status.Row, ifUnknown bool) (control.Reply, error) {
+	store, err := l.records(ctx)
+	if err != nil {
+		return control.Reply{}, err
+	}
+	if !ifUnknown && row.State == "" { // it was named, not found
+		unknown, err := c.unknownJob(ctx, l, store, row.ID)
+		if err != nil || unknown {
+			return control.Reply{JobID: row.ID, Status: statusUnknown, Message: "no record and no waiting job has this id; --if-unknown cancels it when it comes"}, err
+		}
+	}
+	reply, err := jobs.RequestCancel(ctx, l.nc, store, l.names.Control(row.ID), row.ID)
+	if err != nil {
+		err = fmt.Errorf("cancelling job %s: %w", row.ID, err)
+	}
+	return reply, err
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"avatarworker/internal/app"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/topology"
+)
+
+func newSetupCommand(c *cli) *cobra.Command {
+	var (
+		o      topology.SetupOptions
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use: "setup", Short: "Make streams, buckets and consumers, and compare them with the configuration", Args: noArgs,
+		Long: `Makes what is missing in NATS, as a worker does when it starts, and shows setting
+by setting what differs from the configuration. --apply changes what can be changed
+without loss; what can't is left, with the reason. Consumers are never changed. With
+--dry-run nothing is made or changed.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.setUp(cmd.Context(), o, asJSON) },
+	}
+	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "say what would be done, make and change nothing")
+	cmd.Flags().BoolVar(&o.Apply, "apply", false, "change what can be changed without loss")
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func (c *cli) setUp(ctx context.Context, o topology.SetupOptions, asJSON bool) error {
+	l, err := c.connect(ctx, "setup")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	steps, err := topology.Setup(ctx, l.js, l.names, app.Settings(l.cfg), o)
+	return errors.Join(c.printSteps(steps, o, asJSON), err)
+}
+
+func (c *cli) printSteps(steps []topology.Step, o topology.SetupOptions, asJSON bool) error {
+	if asJSON {
+		for _, s := range steps {
+			if err := c.printLine(s); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(steps) == 0 {
+		c.note("everything is as the configuration says")
+		return nil
+	}
+	t := newTable(c.stdout, "OBJECT", "SETTING", "HAS", "WANTED", "", "WHY")
+	differs := 0
+	for _, s := range steps {
+		if s.Action == topology.StepDiffers {
+			differs++
+		}
+		t.row(s.Object, orDash(s.Setting), orDash(s.Have), orDash(s.Want), s.Action, orDash(s.Why))
+	}
+	if err := t.end(); err != nil {
+		return err
+	}
+	if differs > 0 && !o.Apply {
+		c.note("%s", fmt.Sprintf("%s can be changed without loss: --apply does it", count(differs, "setting")))
+	}
+	return nil
+}

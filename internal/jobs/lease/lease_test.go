@@ -1,0 +1,471 @@
+package lease
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/kv"
+	"avatarworker/internal/natsserver"
+	"avatarworker/internal/natsserver/natstest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	window   = 2 * time.Second
+	waitTime = 20 * time.Second
+)
+
+// env is a server with a bucket, and a store that other workers read it by.
+type env struct {
+	t      *testing.T
+	server *natsserver.Server
+	store  *kv.Store
+}
+
+func newEnv(t *testing.T) *env {
+	t.Helper()
+	s := natstest.Start(t)
+	js, err := jetstream.New(natstest.Connect(t, s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bucket, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "STATE", History: 1, LimitMarkerTTL: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &env{t: t, server: s, store: kv.NewStore(js, bucket, window/8)}
+}
+
+// worker is a Manager behind a proxy for its requests, and what it reported.
+type worker struct {
+	*Manager
+	nc      *nats.Conn
+	proxy   *proxy
+	changes chan *Holder
+	renewed chan bool
+}
+
+// proxy carries requests to the server. It drops them, or only their replies.
+type proxy struct {
+	mu       sync.Mutex
+	requests bool // dropped
+	replies  int  // how many replies to writes are still to be dropped
+	lost     int  // replies dropped
+}
+
+func (p *proxy) drop(requests bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.requests = requests
+}
+
+func (p *proxy) loseReplies(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.replies = n
+}
+
+func (p *proxy) lostReplies() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lost
+}
+
+// carry reports whether a request is forwarded, and returns its reply subject.
+func (p *proxy) carry(subject, reply string) (string, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.requests:
+		return "", false
+	case p.replies > 0 && strings.HasPrefix(subject, "$KV."):
+		p.replies--
+		p.lost++
+		return nats.NewInbox(), true // JetStream stores the write, and its reply goes nowhere
+	default:
+		return reply, true
+	}
+}
+
+func (e *env) worker(id string, with ...func(*Options)) *worker {
+	e.t.Helper()
+	nc := natstest.Connect(e.t, e.server)
+	prefix := "proxy-" + id
+	w := &worker{nc: nc, proxy: &proxy{}, changes: make(chan *Holder, 100), renewed: make(chan bool, 1000)}
+	between := natstest.Connect(e.t, e.server)
+	_, err := between.Subscribe(prefix+".>", func(m *nats.Msg) {
+		subject := strings.TrimPrefix(m.Subject, prefix+".")
+		if !strings.HasPrefix(subject, "$KV.") {
+			subject = jetstream.DefaultAPIPrefix + subject
+		}
+		reply, on := w.proxy.carry(subject, m.Reply)
+		if !on {
+			return
+		}
+		if err := between.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Header: m.Header, Data: m.Data}); err != nil {
+			e.t.Error(err)
+		}
+	})
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	if err := between.Flush(); err != nil {
+		e.t.Fatal(err)
+	}
+	js, err := jetstream.NewWithAPIPrefix(nc, prefix)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	bucket, err := js.KeyValue(e.t.Context(), "STATE")
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	o := Options{
+		NC: nc, Store: kv.NewStore(js, bucket, window/8), ID: id, Window: window, Now: time.Now,
+		Changed: func(h *Holder) { w.changes <- h },
+		Renewed: func(ok bool) { w.renewed <- ok },
+		Log:     zerolog.New(zerolog.NewTestWriter(e.t)),
+	}
+	for _, f := range with {
+		f(&o)
+	}
+	w.Manager = New(o)
+	return w
+}
+
+// start starts the worker, and stops it when the test ends.
+func (e *env) start(w *worker) *Holder {
+	e.t.Helper()
+	w.Start(e.t.Context())
+	e.t.Cleanup(w.Stop)
+	return e.next(w)
+}
+
+// next waits for the next change of the worker's lease.
+func (e *env) next(w *worker) *Holder {
+	e.t.Helper()
+	return receive(e.t, w.changes)
+}
+
+func receive[T any](t *testing.T, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(waitTime):
+		t.Fatal("nothing came")
+		panic("unreachable")
+	}
+}
+
+// stands reports whether another worker finds the lease of this id.
+func (e *env) stands(id string) bool {
+	e.t.Helper()
+	stored, err := e.store.Stored(e.t.Context(), key(id))
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return !stored.IsZero()
+}
+
+// expires waits until the server has removed the lease of this id.
+func (e *env) expires(id string) {
+	e.t.Helper()
+	again, deadline := time.NewTicker(20*time.Millisecond), time.After(waitTime)
+	defer again.Stop()
+	for e.stands(id) {
+		select {
+		case <-again.C:
+		case <-deadline:
+			e.t.Fatalf("the lease of %s never expires", id)
+		}
+	}
+}
+
+func (w *worker) renewals(t *testing.T, n int) {
+	t.Helper()
+	for range n {
+		if !receive(t, w.renewed) {
+			t.Fatal("the lease was lost")
+		}
+	}
+}
+
+func TestLeaseIsRenewedBeyondItsWindow(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	w := e.worker("w")
+	if w.Ready() == nil || w.Current() != nil {
+		t.Error("a worker has a lease before it starts")
+	}
+	h := e.start(w)
+	if h.ID != "w" || w.Current() != h || w.Ready() != nil {
+		t.Errorf("%+v, ready: %v", h, w.Ready())
+	}
+	w.renewals(t, renewalsPerWindow+1)
+	if h.Context().Err() != nil || w.Current() != h || !e.stands("w") {
+		t.Error("the lease did not outlive its window")
+	}
+	if len(w.changes) > 0 {
+		t.Error("a renewal was reported as a change")
+	}
+}
+
+func TestLeaseOfAWorkerThatDiedExpires(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	w := e.worker("w")
+	h := e.start(w)
+	ended := make(chan bool, 1)
+	stop := context.AfterFunc(h.Context(), func() { ended <- e.stands("w") })
+	defer stop()
+	w.proxy.drop(true)
+	if !receive(t, ended) {
+		t.Error("the key was gone before the worker gave up its sessions")
+	}
+	if !errors.Is(context.Cause(h.Context()), ErrLost) {
+		t.Errorf("ended by %v", context.Cause(h.Context()))
+	}
+	if e.next(w) != nil || w.Current() != nil {
+		t.Error("the loss was not reported")
+	}
+	if err := w.Ready(); !errors.Is(err, ErrLost) {
+		t.Errorf("got %v", err)
+	}
+	e.expires("w")
+}
+
+func TestRenewalWhoseReplyIsLostKeepsTheLease(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	w := e.worker("w")
+	h := e.start(w)
+	for range 2 {
+		before := w.proxy.lostReplies()
+		w.proxy.loseReplies(1)
+		for w.proxy.lostReplies() == before {
+			w.renewals(t, 1)
+		}
+	}
+	w.renewals(t, 1)
+	if h.Context().Err() != nil || w.Current() != h {
+		t.Error("a write that landed cost the lease")
+	}
+}
+
+func TestFirstWriteWhoseReplyIsLostIsTheLease(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	w := e.worker("w")
+	w.proxy.loseReplies(2)
+	if h := e.start(w); h.ID != "w" {
+		t.Errorf("got %+v", h)
+	}
+	w.renewals(t, 1)
+}
+
+func TestLostLeaseBeginsAgainUnderAnotherID(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	w := e.worker("w")
+	first := e.start(w)
+	w.proxy.drop(true)
+	if e.next(w) != nil {
+		t.Fatal("the loss was not reported")
+	}
+	w.proxy.drop(false)
+	second := e.next(w)
+	if second == nil || second.ID != "w-2" || second.Context().Err() != nil {
+		t.Fatalf("got %+v", second)
+	}
+	if first.Context().Err() == nil {
+		t.Error("the first lease stands again")
+	}
+	for id, own := range map[string]bool{"w": true, "w-2": true, "w-17": true, "w2": false, "": false, "v": false} {
+		if w.Own(id) != own {
+			t.Errorf("Own(%q) is %v", id, !own)
+		}
+	}
+	if ok, err := w.Stands(t.Context(), "w-2"); !ok || err != nil || w.Ready() != nil {
+		t.Errorf("stands: %v %v, ready: %v", ok, err, w.Ready())
+	}
+	if ok, err := w.Stands(t.Context(), ""); ok || err != nil {
+		t.Errorf("a lease without an id stands: %v %v", ok, err)
+	}
+	e.expires("w")
+	if ok, err := w.Stands(t.Context(), "w"); ok || err != nil {
+		t.Errorf("the lost lease stands: %v %v", ok, err)
+	}
+}
+
+func TestLeaseThatAnotherWriterChangedIsLost(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(ctx context.Context, s *kv.Store, revision uint64) error{
+		"overwritten": func(ctx context.Context, s *kv.Store, revision uint64) error {
+			_, err := s.Put(ctx, key("w"), entry{WorkerID: "w", Renewal: 1000}, revision)
+			return err
+		},
+		"removed": func(ctx context.Context, s *kv.Store, revision uint64) error {
+			return s.Remove(ctx, key("w"), revision)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newEnv(t)
+			w := e.worker("w")
+			h := e.start(w)
+			for {
+				var got entry
+				revision, err := e.store.Get(t.Context(), key("w"), &got)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err = change(t.Context(), e.store, revision); err == nil {
+					break
+				} else if !errors.Is(err, kv.ErrConflict) { // a renewal was faster
+					t.Fatal(err)
+				}
+			}
+			if e.next(w) != nil {
+				t.Fatal("the loss was not reported")
+			}
+			if !errors.Is(context.Cause(h.Context()), ErrLost) {
+				t.Errorf("ended by %v", context.Cause(h.Context()))
+			}
+			if second := e.next(w); second == nil || second.ID != "w-2" {
+				t.Errorf("got %+v", second)
+			}
+		})
+	}
+}
+
+func TestLeaseIsTriedForUntilItCanBeWritten(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	w := e.worker("w")
+	w.proxy.drop(true)
+	w.Start(t.Context())
+	t.Cleanup(w.Stop)
+	again, deadline := time.NewTicker(20*time.Millisecond), time.After(waitTime)
+	defer again.Stop()
+	for errors.Is(w.Ready(), errNoLease) {
+		select {
+		case <-again.C:
+		case <-deadline:
+			t.Fatal("a write without a reply was not reported")
+		}
+	}
+	if err := w.Ready(); err == nil || !strings.Contains(err.Error(), "can't be written") {
+		t.Errorf("got %v", err)
+	}
+	w.proxy.drop(false)
+	if h := e.next(w); h == nil || h.ID != "w" {
+		t.Errorf("got %+v", h)
+	}
+}
+
+func TestCleanStopRemovesTheKey(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	w := e.worker("w")
+	w.Start(t.Context())
+	h := e.next(w)
+	w.Stop()
+	if e.stands("w") {
+		t.Error("the key outlives its worker")
+	}
+	if w.Current() != nil || h.Context().Err() == nil || errors.Is(context.Cause(h.Context()), ErrLost) {
+		t.Errorf("current %+v, ended by %v", w.Current(), context.Cause(h.Context()))
+	}
+}
+
+func TestNowIsTheServersTimeWhateverTheWorkersClock(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	var skew atomic.Int64
+	skew.Store(int64(-time.Hour))
+	w := e.worker("w", func(o *Options) {
+		o.Now = func() time.Time { return time.Now().Add(time.Duration(skew.Load())) }
+	})
+	h := e.start(w)
+	if off := time.Until(w.Now()).Abs(); off > time.Second {
+		t.Errorf("off by %s", off)
+	}
+	skew.Store(int64(time.Hour)) // the clock was set
+	w.renewals(t, renewalsPerClockCheck)
+	if off := time.Until(w.Now()).Abs(); off > time.Second || h.Context().Err() != nil {
+		t.Errorf("off by %s after the clock was set, lease: %v", off, h.Context().Err())
+	}
+}
+
+func TestAckWaitIsExtendedUntilRelease(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	w := e.worker("w")
+	sub, err := natstest.Connect(t, e.server).SubscribeSync("ack.*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		t.Fatal(err)
+	}
+	e.start(w)
+	one, two := w.Track("ack.one"), w.Track("ack.two")
+	extended := make(map[string]int)
+	// At once, and then three times in a window.
+	for began := time.Now(); extended["ack.one"] < 3 || extended["ack.two"] < 3; {
+		msg, err := sub.NextMsg(waitTime)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(msg.Data) != "+WPI" {
+			t.Fatalf("sent %q", msg.Data)
+		}
+		if extended[msg.Subject]++; extended[msg.Subject] == 1 && time.Since(began) > window/4 {
+			t.Error("the first extension came late")
+		}
+	}
+	one.Release()
+	one.Release()
+	if err := w.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	after := 0
+	for two := 0; two < 2; {
+		msg, err := sub.NextMsg(waitTime)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if msg.Subject == "ack.two" {
+			two++
+		} else if two > 0 {
+			after++
+		}
+	}
+	if after > 0 {
+		t.Error("a message was extended after its release")
+	}
+	two.Release()
+}
+
+func TestMarginLeavesTimeToCloseASession(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ window, want time.Duration }{
+		{3 * time.Second, time.Second}, {9 * time.Second, 3 * time.Second}, {time.Minute, 3 * time.Second},
+	} {
+		if got := Margin(tc.window); got != tc.want {
+			t.Errorf("window %s: got %s, want %s", tc.window, got, tc.want)
+		}
+	}
+}

@@ -1,0 +1,30 @@
+package jobs
+
+import (
+	"context"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/jobspec"
+)
+
+// ErrStorage is in the chain of a Runner's error if a store of our own, and not
+// the backend, kept the session from going on. That is no failure of the job.
+var ErrStorage = errors.New("the worker's own storage failed")
+
+// Storage looks after the streams and buckets that jobs read from and write to.
+// Its methods may be called from several goroutines.
+type Storage interface {
+	// Check reports why a store can't do for the job what it needs: the job is
+	// held. The error is an *errors.Error with code invalidJob where that never
+	// changes. done is the number of utterances that are stored already.
+	Check(ctx context.Context, job *jobspec.Job, done int) error
+	// Err returns what the worker can't do at the moment for want of a store;
+	// nil: nothing.
+	Err() error
+}
+
+// endless is storage that takes everything.
+type endless struct{}
+
+func (endless) Check(context.Context, *jobspec.Job, int) error { return nil }
+func (endless) Err() error                                     { return nil }

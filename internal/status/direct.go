@@ -1,0 +1,134 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/leader"
+	"avatarworker/internal/topology"
+)
+
+const (
+	// directBatch and directBytes bound what one request for stored jobs brings: a
+	// job may be nearly as large as the server's payload limit.
+	directBatch = 256
+	directBytes = 4 << 20
+	// directSilence without a message means that the rest of an answer is lost.
+	directSilence = 2 * time.Second
+)
+
+// errNoDirect: the stream does not allow direct gets.
+var errNoDirect = errors.New("the stream does not allow direct gets")
+
+// reader reads the messages of a work queue without consuming them: many with one
+// request if the stream allows direct gets, else one by one.
+type reader struct {
+	js     jetstream.JetStream
+	stream string
+	single bool // direct gets are not possible
+}
+
+// next returns messages of the subject in order, the first with at least sequence
+// seq, at most n; none if there are no more.
+func (r *reader) next(ctx context.Context, subject string, seq uint64, n int) ([]*jetstream.RawStreamMsg, error) {
+	if !r.single {
+		found, err := r.batch(ctx, subject, seq, min(n, directBatch))
+		if !errors.Is(err, errNoDirect) {
+			return found, err
+		}
+		r.single = true
+	}
+	msg, err := leader.Next(ctx, r.js, r.stream, seq, subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []*jetstream.RawStreamMsg{msg}, nil
+}
+
+// batch makes one batched direct get.
+func (r *reader) batch(ctx context.Context, subject string, seq uint64, n int) ([]*jetstream.RawStreamMsg, error) {
+	body, err := json.Marshal(map[string]any{"seq": max(seq, 1), "next_by_subj": subject, "batch": n, "max_bytes": directBytes})
+	if err != nil {
+		return nil, err
+	}
+	nc := r.js.Conn()
+	inbox := nc.NewInbox()
+	sub, err := nc.SubscribeSync(inbox)
+	if err != nil {
+		return nil, err
+	}
+	defer sub.Unsubscribe() //nolint:errcheck // the connection's end does it too
+	if err := nc.PublishRequest(topology.APIPrefix(r.js)+"DIRECT.GET."+r.stream, inbox, body); err != nil {
+		return nil, err
+	}
+	var found []*jetstream.RawStreamMsg
+	for {
+		msg, err := nextReply(ctx, sub)
+		if errors.Is(err, nats.ErrNoResponders) { // or a stored message without a body that looks so
+			return nil, errNoDirect
+		}
+		if err != nil && len(found) == 0 && ctx.Err() == nil { // this user may not ask for it
+			return nil, errNoDirect
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read stream %s: %w", r.stream, err)
+		}
+		// What the server says by itself has no stream in it; a stored message
+		// has, whatever headers its publisher gave it.
+		if lastValue(msg.Header, jetstream.StreamHeader) == "" {
+			return found, r.ended(msg)
+		}
+		stored, err := storedMessage(msg)
+		if err != nil {
+			return nil, fmt.Errorf("read stream %s: %w", r.stream, err)
+		}
+		found = append(found, stored)
+	}
+}
+
+func nextReply(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, directSilence)
+	defer cancel()
+	return sub.NextMsgWithContext(ctx)
+}
+
+// ended reads why a batch is over; nil: all of it has come, or there is no more.
+func (r *reader) ended(msg *nats.Msg) error {
+	switch status := msg.Header.Get("Status"); status {
+	case "204", "404":
+		return nil
+	default:
+		return fmt.Errorf("read stream %s: %s %s", r.stream, status, msg.Header.Get("Description"))
+	}
+}
+
+// storedMessage is a message as the answer to a direct get has it. The server adds
+// its headers after those of the publisher.
+func storedMessage(msg *nats.Msg) (*jetstream.RawStreamMsg, error) {
+	seq, err := strconv.ParseUint(lastValue(msg.Header, jetstream.SequenceHeader), 10, 64)
+	if err != nil {
+		return nil, err
+	}
+	at, err := time.Parse(time.RFC3339Nano, lastValue(msg.Header, jetstream.TimeStampHeaer))
+	if err != nil {
+		return nil, err
+	}
+	return &jetstream.RawStreamMsg{Subject: lastValue(msg.Header, jetstream.SubjectHeader), Sequence: seq, Time: at, Header: msg.Header, Data: msg.Data}, nil
+}
+
+func lastValue(h nats.Header, key string) string {
+	if values := h[key]; len(values) > 0 {
+		return values[len(values)-1]
+	}
+	return ""
+}

@@ -1,0 +1,384 @@
+package status
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/jobs/jobpb"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
+)
+
+// Order is how a list is sorted.
+type Order string
+
+const (
+	ByAge     Order = "age"     // newest first
+	ByRunning Order = "running" // those that run the longest first
+	ByCost    Order = "cost"    // those with the most connected time first
+)
+
+// Orders lists the orders.
+func Orders() []Order { return []Order{ByAge, ByRunning, ByCost} }
+
+func (o Order) compare(a, b *Row) int {
+	newest := cmp.Or(b.published.Compare(a.published), cmp.Compare(a.ID, b.ID))
+	switch o {
+	case ByRunning:
+		return cmp.Or(cmp.Compare(b.RunningMS, a.RunningMS), newest)
+	case ByCost:
+		return cmp.Or(cmp.Compare(b.SessionMS, a.SessionMS), newest)
+	default:
+		return newest
+	}
+}
+
+// Query asks for a list of jobs.
+type Query struct {
+	Filter
+	Order Order
+	Limit int // most rows; 0: no limit
+	// DefaultApp is the app of a job that names none and has no record yet, as the
+	// worker's configuration will have it.
+	DefaultApp string
+}
+
+// List is what a Query finds.
+type List struct {
+	Rows []Row
+	More bool // there are more than Limit
+	// Waiting says how far it looked among the jobs that only wait.
+	Waiting Search
+}
+
+// Search says how many of the jobs that wait in the queues were looked at.
+type Search struct {
+	Looked uint64 `json:"looked"`
+	Of     uint64 `json:"of"`
+	All    bool   `json:"all"` // there was time for all of them
+}
+
+// Jobs lists jobs: those with a record, and those that only wait in their queue. A
+// job that is delivered meanwhile is in the list once. Of a list with a limit no
+// more than about twice that many rows are in memory.
+func (s *Store) Jobs(ctx context.Context, q Query) (List, error) {
+	now, err := s.serverTime(ctx)
+	if err != nil {
+		return List{}, err
+	}
+	top := &topRows{order: q.Order, limit: q.Limit}
+	list := List{Waiting: Search{All: true}}
+	// In this order: a job on its way from the queue to its record is seen twice
+	// at worst.
+	if q.wants(StateWaiting) {
+		if list.Waiting, err = s.listWaiting(ctx, &q, top, now); err != nil {
+			return List{}, err
+		}
+	}
+	if !onlyWaiting(q.States) {
+		if err := s.listRecords(ctx, &q, top, now); err != nil {
+			return List{}, err
+		}
+	}
+	list.Rows, list.More = top.end()
+	return list, nil
+}
+
+func onlyWaiting(states []lifecycle.State) bool { return len(states) == 1 && states[0] == StateWaiting }
+
+// serverTime is the time by the clock of the server that keeps the jobs.
+func (s *Store) serverTime(ctx context.Context) (time.Time, error) {
+	stream, err := s.js.Stream(ctx, s.names.JobsStream())
+	if err != nil {
+		return time.Time{}, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
+	}
+	if at := stream.CachedInfo().TimeStamp; !at.IsZero() {
+		return at.UTC(), nil
+	}
+	return s.now().UTC(), nil
+}
+
+func (s *Store) listRecords(ctx context.Context, q *Query, top *topRows, now time.Time) error {
+	bucket := s.names.StateBucket()
+	stream, err := s.js.Stream(ctx, "KV_"+bucket)
+	if err != nil {
+		return fmt.Errorf("bucket %s: %w", bucket, err)
+	}
+	hints := q.hints()
+	var oldest time.Time // when the first message of the window was stored
+	fresh := true
+	err = backwards(ctx, stream, s.recordsSubject(), func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		if fresh {
+			oldest, fresh = meta.Timestamp, false
+		}
+		if !mayMatch(msg.Data(), hints) {
+			return true
+		}
+		if row, ok := readRow(msg.Data(), now); ok && q.keeps(&row) {
+			top.add(row)
+		}
+		return true
+	}, func() bool {
+		if fresh {
+			return true // the window was empty
+		}
+		fresh = true
+		// A record is never stored before its job was published, but for the
+		// difference between two clocks.
+		published := oldest.Add(clockSlack)
+		return !published.Before(q.After) && !top.complete(published)
+	})
+	if err != nil {
+		return fmt.Errorf("records in bucket %s: %w", bucket, err)
+	}
+	return nil
+}
+
+// hints are texts of which each record that the filter keeps has at least one of
+// every group: what has none needs no reading.
+func (f *Filter) hints() [][][]byte {
+	var hints [][][]byte
+	group := func(n int, value func(int) string) {
+		var texts [][]byte
+		for i := range n {
+			if !jobspec.ValidID(value(i)) {
+				return // it may be escaped
+			}
+			texts = append(texts, []byte(`"`+value(i)+`"`))
+		}
+		if n > 0 {
+			hints = append(hints, texts)
+		}
+	}
+	group(len(f.States), func(i int) string { return string(f.States[i]) })
+	group(len(f.Queues), func(i int) string { return f.Queues[i] })
+	group(len(f.Apps), func(i int) string { return f.Apps[i] })
+	group(len(f.Avatars), func(i int) string { return f.Avatars[i] })
+	group(len(f.Codes), func(i int) string { return string(f.Codes[i]) })
+	for _, value := range f.Labels {
+		group(1, func(int) string { return value })
+	}
+	return hints
+}
+
+func mayMatch(data []byte, hints [][][]byte) bool {
+	for _, group := range hints {
+		if !slices.ContainsFunc(group, func(text []byte) bool { return bytes.Contains(data, text) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// listWaiting adds the jobs that were never delivered, of each queue the newest
+// first, as long as the time for counting lasts.
+func (s *Store) listWaiting(ctx context.Context, q *Query, top *topRows, now time.Time) (Search, error) {
+	stream, err := s.js.Stream(ctx, s.names.JobsStream())
+	if err != nil {
+		return Search{}, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
+	}
+	short, cancel := context.WithTimeout(ctx, s.countFor)
+	defer cancel()
+	spans, err := s.undelivered(short, stream)
+	search := Search{All: true}
+	for _, span := range spans {
+		search.Of += span.jobs
+	}
+	r := &reader{js: s.js, stream: s.names.JobsStream()}
+	for _, span := range spans {
+		if err != nil {
+			break
+		}
+		if queue, _ := s.names.QueueOf(span.subject); !chosen(q.Queues, queue) {
+			search.Of -= span.jobs
+			continue
+		}
+		err = s.waitingIn(short, r, span, q, top, now, &search.Looked)
+	}
+	if err != nil && ctx.Err() == nil && short.Err() != nil {
+		search.All, err = false, nil
+	}
+	if err != nil {
+		return search, fmt.Errorf("jobs in stream %s: %w", s.names.JobsStream(), err)
+	}
+	return search, nil
+}
+
+// span is the part of a subject's messages that no worker has been given.
+type span struct {
+	subject    string
+	first, end uint64 // sequences: from first, before end
+	jobs       uint64
+}
+
+// undelivered finds the jobs that no worker has been given, by subject.
+func (s *Store) undelivered(ctx context.Context, stream jetstream.Stream) ([]span, error) {
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(s.names.AllJobs()))
+	if err != nil {
+		return nil, err
+	}
+	spans := make(map[string]span, len(info.State.Subjects))
+	for subject, jobs := range info.State.Subjects {
+		spans[subject] = span{subject: subject, first: max(info.State.FirstSeq, 1), end: info.State.LastSeq + 1, jobs: jobs}
+	}
+	consumers := stream.ListConsumers(ctx)
+	for c := range consumers.Info() {
+		if part, ok := spans[c.Config.FilterSubject]; ok {
+			part.first, part.jobs = max(part.first, c.Delivered.Stream+1), c.NumPending
+			spans[part.subject] = part
+		}
+	}
+	if err := consumers.Err(); err != nil {
+		return nil, err
+	}
+	var list []span
+	for _, part := range spans {
+		if part.jobs > 0 && part.first < part.end {
+			list = append(list, part)
+		}
+	}
+	slices.SortFunc(list, func(a, b span) int { return cmp.Compare(a.subject, b.subject) })
+	return list, nil
+}
+
+// waitingWindow is how many sequences are read at a time at first.
+const waitingWindow = 64
+
+// waitingIn walks a subject's jobs from the newest window on.
+func (s *Store) waitingIn(ctx context.Context, r *reader, part span, q *Query, top *topRows, now time.Time, looked *uint64) error {
+	end := part.end
+	for window := uint64(waitingWindow); end > part.first; window = min(window*2, mostWindow) {
+		start := part.first
+		if end-start > window {
+			start = end - window
+		}
+		var oldest time.Time
+		for seq := start; seq < end; {
+			found, err := r.next(ctx, part.subject, seq, int(min(end-seq, directBatch)))
+			if err != nil {
+				return err
+			}
+			if len(found) == 0 {
+				break
+			}
+			for _, raw := range found {
+				if seq = raw.Sequence + 1; raw.Sequence >= end {
+					break
+				}
+				if oldest.IsZero() {
+					oldest = raw.Time
+				}
+				*looked++
+				row := waitingRow(raw, now)
+				row.AppID = cmp.Or(row.AppID, q.DefaultApp)
+				if q.keeps(&row) {
+					top.add(row)
+				}
+			}
+		}
+		// Sequences are in the order of time.
+		if !oldest.IsZero() && (oldest.Before(q.After) || top.complete(oldest)) {
+			return nil
+		}
+		end = start
+	}
+	return nil
+}
+
+// waitingRow makes a row of a stored job. One that is not valid has what can be
+// read of it.
+func waitingRow(raw *jetstream.RawStreamMsg, now time.Time) Row {
+	ident, job, _ := jobspec.Read(stored{raw: raw})
+	row := Row{
+		ID: ident.ID, Run: ident.Run, State: StateWaiting, Queue: ident.Queue, Labels: map[string]string{},
+		AgeMS: max(now.Sub(raw.Time), 0).Milliseconds(), published: raw.Time.UTC(),
+	}
+	body := &jobpb.Job{}
+	if job != nil {
+		body = job.Job
+	} else if !jobspec.IsProtobuf(raw.Header) {
+		var partial struct {
+			AppID    string `json:"app_id"`
+			AvatarID string `json:"avatar_id"`
+		}
+		_ = json.Unmarshal(raw.Data, &partial) // what can be read is read
+		row.AppID, row.AvatarID = partial.AppID, partial.AvatarID
+		return row
+	}
+	row.AppID, row.AvatarID = body.GetAppId(), body.GetAvatarId()
+	if labels := body.GetLabels(); labels != nil {
+		row.Labels = labels
+	}
+	return row
+}
+
+// topRows keeps the first rows of an order.
+type topRows struct {
+	order Order
+	limit int
+	rows  []Row
+	least *Row // of the rows kept, once there are more than limit
+}
+
+func (t *topRows) add(r Row) {
+	if t.least != nil && t.order.compare(t.least, &r) < 0 {
+		return
+	}
+	t.rows = append(t.rows, r)
+	// One more than the limit says that there are more.
+	if t.limit > 0 && len(t.rows) >= 2*(t.limit+1) {
+		t.cut()
+	}
+}
+
+// cut sorts the rows and drops those that are too many. Of two rows of one job
+// the one of the later run stays, or that of the record.
+func (t *topRows) cut() {
+	slices.SortFunc(t.rows, func(a, b Row) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(b.Run, a.Run), cmp.Compare(waitingLast(a), waitingLast(b)))
+	})
+	t.rows = slices.CompactFunc(t.rows, func(a, b Row) bool { return a.ID == b.ID })
+	slices.SortFunc(t.rows, func(a, b Row) int { return t.order.compare(&a, &b) })
+	if t.limit > 0 && len(t.rows) > t.limit {
+		t.rows = slices.Delete(t.rows, t.limit+1, len(t.rows))
+		least := t.rows[t.limit]
+		t.least = &least
+	}
+}
+
+func waitingLast(r Row) int {
+	if r.State == StateWaiting {
+		return 1
+	}
+	return 0
+}
+
+// complete reports whether no job published before that time can be among the
+// first rows any more.
+func (t *topRows) complete(before time.Time) bool {
+	if t.order != ByAge && t.order != "" || t.limit == 0 {
+		return false
+	}
+	if t.least == nil && len(t.rows) > t.limit {
+		t.cut()
+	}
+	return t.least != nil && t.least.published.After(before)
+}
+
+func (t *topRows) end() (rows []Row, more bool) {
+	t.cut()
+	if t.limit > 0 && len(t.rows) > t.limit {
+		return t.rows[:t.limit], true
+	}
+	if t.rows == nil {
+		return []Row{}, false
+	}
+	return t.rows, false
+}

@@ -1,0 +1,269 @@
+package status_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/status"
+	"avatarworker/internal/topology"
+)
+
+func list(t *testing.T, js jetstream.JetStream, q status.Query) status.List {
+	t.Helper()
+	l, err := status.NewStore(js, names, nil, time.Minute).Jobs(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func ids(rows []status.Row) string {
+	var texts []string
+	for _, r := range rows {
+		texts = append(texts, r.ID)
+	}
+	return strings.Join(texts, " ")
+}
+
+func ago(d time.Duration) time.Time { return time.Now().Add(-d).UTC() }
+
+func submit(t *testing.T, js jetstream.JetStream, queue, id, body string, header nats.Header) {
+	t.Helper()
+	if header == nil {
+		header = nats.Header{}
+	}
+	if id != "" {
+		header.Set("Avatar-Job-Id", id)
+	}
+	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: names.Jobs(queue), Header: header, Data: []byte(body)}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// several puts one job of each kind.
+func several(t *testing.T, h topology.Handles) {
+	t.Helper()
+	later := time.Now().Add(time.Hour).UTC()
+	put(t, h, lifecycle.Record{
+		JobID: "runs", Run: 1, StreamSeq: 1, Queue: "default", AppID: "a", AvatarID: "x", State: lifecycle.StateRunning, Attempt: 1,
+		PublishedAt: ago(4 * time.Hour), StartedAt: ago(time.Minute), ConnectionID: "c", SessionTime: time.Second, WorkerID: "w-1",
+	})
+	put(t, h, lifecycle.Record{
+		JobID: "held", Run: 2, StreamSeq: 2, Queue: "default", AppID: "b", AvatarID: "x", State: lifecycle.StateHeld, HeldCode: errors.CodeCreditsExhausted,
+		PublishedAt: ago(3 * time.Hour), NextAttemptAt: &later, Labels: map[string]string{"customer": "c<1>"},
+	})
+	put(t, h, lifecycle.Record{
+		JobID: "dead", Run: 1, StreamSeq: 3, Queue: "vip", AppID: "a", AvatarID: "y", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered,
+		PublishedAt: ago(2 * time.Hour), LastError: &event.Error{Code: errors.CodeAvatarNotFound}, SessionTime: time.Hour, Crashes: 1,
+	})
+	put(t, h, lifecycle.Record{
+		JobID: "done", Run: 1, StreamSeq: 4, Queue: "default", AppID: "a", AvatarID: "x", State: lifecycle.StateCompleted, Outcome: lifecycle.StateCompleted,
+		PublishedAt: ago(time.Hour), LastError: &event.Error{Code: errors.CodeServerError}, Labels: map[string]string{"customer": "2"},
+	})
+	put(t, h, lifecycle.Record{JobID: "cancelled-before-it-came", Run: 1, State: lifecycle.StateReleased})
+	if _, err := h.State.Put(t.Context(), "lease.w-1", []byte(`{"job_id":"no-job","stream_seq":1,"state":"running"}`)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestJobsAreListedByFilterNewestFirst(t *testing.T) {
+	js, h := setup(t)
+	several(t, h)
+	submit(t, js, "vip", "waits", `{"app_id":"a","avatar_id":"x","audio":{"url":"https://h/a.wav"},"labels":{"customer":"2"}}`, nil)
+	submit(t, js, "default", "waits-too", `no JSON`, nil)
+	for _, c := range []struct {
+		name string
+		q    status.Query
+		want string
+	}{
+		{"states", status.Query{Filter: status.Filter{States: []lifecycle.State{lifecycle.StateHeld, status.StateWaiting}, Queues: []string{"default", "vip"}, Apps: []string{"a", "b"}}}, "waits held"},
+		{"queue", status.Query{Filter: status.Filter{Queues: []string{"vip"}}}, "waits dead"},
+		{"app", status.Query{Filter: status.Filter{Apps: []string{"a"}}}, "waits done dead runs"},
+		{"avatar", status.Query{Filter: status.Filter{Avatars: []string{"y"}}}, "dead"},
+		{"label that JSON escapes", status.Query{Filter: status.Filter{Labels: map[string]string{"customer": "c<1>"}}}, "held"},
+		{"label", status.Query{Filter: status.Filter{Labels: map[string]string{"customer": "2"}}}, "waits done"},
+		{"code of what holds, not of what completed", status.Query{Filter: status.Filter{Codes: []errors.Code{errors.CodeCreditsExhausted, errors.CodeServerError, errors.CodeAvatarNotFound}}}, "dead held"},
+		{"older", status.Query{Filter: status.Filter{Before: ago(150 * time.Minute)}}, "held runs"},
+		{"newer", status.Query{Filter: status.Filter{After: ago(150 * time.Minute), Apps: []string{"a"}}}, "waits done dead"},
+		{"app of the configuration", status.Query{DefaultApp: "mine", Filter: status.Filter{Apps: []string{"mine"}}}, "waits-too"},
+		{"by running", status.Query{Filter: status.Filter{Apps: []string{"a"}}, Order: status.ByRunning}, "runs waits done dead"},
+		{"by cost", status.Query{Filter: status.Filter{Apps: []string{"a"}}, Order: status.ByCost}, "dead runs waits done"},
+	} {
+		if got := ids(list(t, js, c.q).Rows); got != c.want {
+			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
+		}
+	}
+	all := list(t, js, status.Query{})
+	if len(all.Rows) != 6 || !all.Waiting.All || all.Waiting.Looked != 2 || all.More {
+		t.Errorf("%d jobs (%s), waiting %+v", len(all.Rows), ids(all.Rows), all.Waiting)
+	}
+	for limit := 1; limit <= 6; limit++ {
+		some := list(t, js, status.Query{Limit: limit})
+		if ids(some.Rows) != ids(all.Rows[:limit]) || some.More != (limit < 6) {
+			t.Errorf("limit %d: %s, more %t", limit, ids(some.Rows), some.More)
+		}
+	}
+}
+
+func TestARowHasExactlyItsFields(t *testing.T) {
+	js, h := setup(t)
+	several(t, h)
+	submit(t, js, "default", "waits", `{}`, nil)
+	want := strings.Fields("id run state queue app_id avatar_id labels attempt crashes code age_ms running_ms next_attempt_at worker_id session_ms")
+	for _, row := range list(t, js, status.Query{}).Rows {
+		data, err := json.Marshal(row)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var order []string
+		decoder := json.NewDecoder(bytes.NewReader(data))
+		for depth := 0; ; {
+			token, err := decoder.Token()
+			if err != nil {
+				break
+			}
+			switch d, isDelim := token.(json.Delim); {
+			case isDelim && (d == '{' || d == '['):
+				depth++
+			case isDelim:
+				depth--
+			case depth == 1:
+				order = append(order, fmt.Sprint(token))
+				if err := decoder.Decode(new(json.RawMessage)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if !slices.Equal(order, want) {
+			t.Errorf("fields %q of %s", order, data)
+		}
+		if row.ID == "runs" && (row.RunningMS < 59_000 || row.SessionMS < 60_000 || row.AgeMS < 4*3600_000 || row.WorkerID != "w-1") {
+			t.Errorf("got %s", data)
+		}
+	}
+}
+
+// The record of a job that was just taken may be there while its message was
+// still seen as waiting.
+func TestAJobIsListedOnceAsItsLatestRun(t *testing.T) {
+	js, h := setup(t)
+	put(t, h, lifecycle.Record{JobID: "taken", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateRunning, PublishedAt: ago(0)})
+	put(t, h, lifecycle.Record{JobID: "replayed", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, PublishedAt: ago(time.Hour)})
+	submit(t, js, "default", "taken", `{}`, nil)
+	submit(t, js, "default", "replayed", `{}`, nats.Header{"Avatar-Run": {"2"}})
+	for _, limit := range []int{0, 2, 5} {
+		rows := list(t, js, status.Query{Limit: limit}).Rows
+		states := map[string]lifecycle.State{}
+		for _, r := range rows {
+			states[r.ID] = r.State
+		}
+		if len(rows) != 2 || states["taken"] != lifecycle.StateRunning || states["replayed"] != status.StateWaiting {
+			t.Errorf("limit %d: %v", limit, states)
+		}
+	}
+}
+
+func TestWaitingJobsAreListedWithoutBeingConsumed(t *testing.T) {
+	js, h := setup(t)
+	deliver(t, js, h, 3)
+	const all = 700
+	for i := range all {
+		header := nats.Header{}
+		if i == 300 { // looks like the end of the server's answer
+			header = nats.Header{"Status": {"204"}, "Nats-Stream": {""}, "Nats-Sequence": {"7"}, "Nats-Num-Pending": {"0"}}
+		}
+		submit(t, js, "default", fmt.Sprint("w", i), "", header)
+	}
+	for _, direct := range []bool{true, false} {
+		cfg := h.Jobs.CachedInfo().Config
+		cfg.AllowDirect = direct
+		if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		l := list(t, js, status.Query{Filter: status.Filter{States: []lifecycle.State{status.StateWaiting}}})
+		if len(l.Rows) != all || l.Rows[0].ID != fmt.Sprint("w", all-1) || l.Rows[all-1].ID != "w0" || l.Waiting.Looked != all {
+			t.Fatalf("direct %t: %d jobs, waiting %+v", direct, len(l.Rows), l.Waiting)
+		}
+		few := list(t, js, status.Query{Filter: status.Filter{States: []lifecycle.State{status.StateWaiting}}, Limit: 10})
+		if ids(few.Rows) != ids(l.Rows[:10]) || few.Waiting.Looked > all/2 {
+			t.Errorf("direct %t: %s after %d looks", direct, ids(few.Rows), few.Waiting.Looked)
+		}
+		found, looked, err := status.NewStore(js, names, nil, time.Minute).Waiting(t.Context(), "w300")
+		if err != nil || found == nil || !looked.All || looked.Looked == 0 {
+			t.Errorf("direct %t: %+v, looked %+v, %v", direct, found, looked, err)
+		}
+	}
+	info, err := h.Consumers["default"].Info(t.Context())
+	if err != nil || info.NumPending != all || info.NumAckPending != 3 {
+		t.Errorf("pending %d, unacknowledged %d, %v", info.NumPending, info.NumAckPending, err)
+	}
+}
+
+func TestLookingAtWaitingJobsSaysHowFarItCame(t *testing.T) {
+	js, _ := setup(t)
+	for i := range 20 {
+		submit(t, js, "default", fmt.Sprint("w", i), `{}`, nil)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := status.NewStore(js, names, nil, time.Minute).Jobs(ended, status.Query{}); err == nil {
+		t.Error("an interrupted list is no list")
+	}
+	l, err := status.NewStore(js, names, nil, time.Nanosecond).Jobs(t.Context(), status.Query{})
+	if err != nil || l.Waiting.All {
+		t.Errorf("%+v, %v", l.Waiting, err)
+	}
+}
+
+func TestNewestJobsAreFoundWithoutReadingAllRecords(t *testing.T) {
+	js, h := setup(t)
+	// The records of jobs published long ago that changed lately come first in
+	// the stream's order backwards.
+	for i := range 3000 {
+		put(t, h, lifecycle.Record{JobID: fmt.Sprint("r", i), Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateCompleted, PublishedAt: ago(time.Duration(i) * time.Minute)})
+	}
+	if got := ids(list(t, js, status.Query{Limit: 3}).Rows); got != "r0 r1 r2" {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestCostCountsByTheConfiguredTariff(t *testing.T) {
+	js, h := setup(t)
+	put(t, h, lifecycle.Record{
+		JobID: "j", Run: 2, StreamSeq: 9, Queue: "default", State: lifecycle.StateCancelled, CreatedAt: ago(time.Minute),
+		SessionTime: 13 * time.Second, ConnectionIDs: []string{"c3", "c4"},
+	})
+	for _, body := range []event.Body{
+		event.Error{JobID: "j", Run: 1, Code: errors.CodeServerError, Class: errors.ClassServer, ConnectionID: "c1"},
+		event.NewCompleted(event.JobFields{JobID: "j", Run: 1}, 2, []string{"c1", "c2"}, nil, 0, 7*time.Second, ""),
+	} {
+		msg, err := event.Event{ID: fmt.Sprintf("%T", body), Time: time.Now(), Body: body}.Message(names, "s")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := js.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	j, err := status.NewStore(js, names, nil, 0).Job(t.Context(), "j")
+	if err != nil || j.Cost != (status.Cost{Sessions: 4, SessionMS: 20_000, Credits: 4}) {
+		t.Errorf("%+v, %v", j.Cost, err)
+	}
+	j, err = status.NewStore(js, names, nil, 0).WithTariff(usage.Tariff{Credit: 3 * time.Second, Minimum: 1}).Job(t.Context(), "j")
+	if err != nil || j.Cost.Credits != 7 {
+		t.Errorf("at 3 s a credit: %+v, %v", j.Cost, err)
+	}
+}
