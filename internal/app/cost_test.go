@@ -153,7 +153,7 @@ func TestASessionLostWithItsWorkerIsInTheLedgerWithItsUpperBound(t *testing.T) {
 }
 
 func TestABudgetEndsWhereItIsSpentAndRaisedItsJobsGoOn(t *testing.T) {
-	f := newFleet(t, func(o *simulator.Options) { o.Speed, o.BookLimit = 0, 2000 })
+	f := newFleet(t, func(o *simulator.Options) { o.Speed, o.SessionLogLimit = 0, 2000 })
 	limited := func(c *config.Config) {
 		c.Budgets = []config.Budget{{Key: "label.customer", Credits: 100, Per: "month", Warn: 0.8}, {Key: "app_id", Credits: 10_000, Per: "day"}}
 		c.Worker.Concurrency = 8
