@@ -67,7 +67,7 @@ func (r *workerQueue) start(ctx context.Context, p params) (answer, error) {
 		Circuit: circuit.Config{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 5 * time.Minute},
 		MaxHold: 24 * time.Hour,
 		Alerts:  alert.Config{Threshold: 5, Window: time.Minute},
-		Table:   table, Runner: p.runner(), Ledger: p.ledger(js, r.names), DeadLetters: dlq.NewWriter(js, r.names),
+		Table:   table, Runner: p.runner(), Ledger: p.ledger(js, r.names), Totals: p.Ledger != "", DeadLetters: dlq.NewWriter(js, r.names),
 		Observer: &r.counts, Tracer: noop.NewTracerProvider().Tracer(""),
 		Logger: zerolog.New(io.Discard).Level(zerolog.InfoLevel), Now: time.Now, Random: rand.Float64,
 	})
@@ -172,6 +172,7 @@ func (*counter) TakenOver(string)                                    {}
 func (*counter) FirstStarted(string, time.Duration)                  {}
 func (*counter) SessionOpened(string)                                {}
 func (*counter) SessionClosed(string, time.Duration)                 {}
+func (*counter) TotalsAdded(bool)                                    {}
 func (*counter) Used(string, string, time.Duration, int64)           {}
 func (*counter) Utterance(event.Utterance)                           {}
 func (*counter) FramesOut(string, int, int64)                        {}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
@@ -53,7 +54,8 @@ seconds.`,
 }
 
 func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bool) error {
-	sums, err := s.Credits(ctx)
+	now := c.now().UTC()
+	sums, err := s.Days(ctx, time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC), true)
 	if err != nil {
 		return err
 	}
@@ -61,7 +63,7 @@ func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bo
 	if err != nil {
 		return err
 	}
-	list := budget.Standing(app.Budgets(l.cfg), l.names, sums, settings, c.now())
+	list := budget.Standing(app.Budgets(l.cfg), sums, settings, now)
 	if asJSON {
 		return c.printJSON(list)
 	}

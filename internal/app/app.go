@@ -442,7 +442,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		AudioConvert: c.Audio.Convert, AudioMaxBytes: int64(c.Audio.MaxBytes),
 		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c), Limits: sessionLimits(c),
 		Started: a.reportStarted, Budgets: Budgets(c), CostLeast: int64(c.Cost.Minimum),
-		Ledger: usage.NewLedger(ledgerOptions(c, js, a.names, h)),
+		Ledger: usage.NewLedger(ledgerOptions(c, js, a.names, h)), Totals: h.Totals != nil, TotalLabels: c.TotalLabels(),
 		CheckKey: func(ctx context.Context, app string) error {
 			return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
 		},

@@ -69,7 +69,25 @@ func (f *fleet) balanced(labels ...string) map[string]usage.Record {
 	if len(compared.Differences) > 0 || compared.Records != int64(len(used)) {
 		f.t.Errorf("the counters are not what the records add up to: %+v", compared)
 	}
+	f.summed(compared.Totals, labels...)
 	return used
+}
+
+// summed checks that the counters, and the records that are not in them yet, add up
+// to what all records do.
+func (f *fleet) summed(want usage.Totals, labels ...string) {
+	f.t.Helper()
+	rows, err := cost.NewStore(f.js, f.names, labels).Sum(f.ctx, cost.Query{By: cost.ByDay})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	var sum usage.Totals
+	for _, r := range rows {
+		sum = sum.Plus(r.Totals)
+	}
+	if sum != want {
+		f.t.Errorf("the counters add up to %+v, the records to %+v", sum, want)
+	}
 }
 
 func TestEverySessionIsInTheLedgerOnceHoweverItEnds(t *testing.T) {

@@ -109,15 +109,11 @@ func maxSessions(c *config.Config) map[string]int {
 	return limits
 }
 
-// ledgerOptions are the ledger's under a configuration. Streams that existed keep
-// their own duplicate windows.
+// ledgerOptions are the ledger's under a configuration. A stream that existed keeps
+// its own duplicate window.
 func ledgerOptions(c *config.Config, js jetstream.JetStream, names topology.Names, h topology.Handles) usage.Options {
-	window := topology.UsageDuplicates
-	for _, stream := range []jetstream.Stream{h.Usage, h.Totals} {
-		window = min(window, stream.CachedInfo().Config.Duplicates)
-	}
 	return usage.Options{
-		JS: js, Names: names, Labels: c.TotalLabels(), Window: window, Now: time.Now, Tariff: Tariff(c),
+		JS: js, Names: names, Window: min(topology.UsageDuplicates, h.Usage.CachedInfo().Config.Duplicates), Now: time.Now, Tariff: Tariff(c),
 	}
 }
 

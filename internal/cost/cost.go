@@ -6,14 +6,12 @@ package cost
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
@@ -62,17 +60,19 @@ func NewStore(js jetstream.JetStream, names topology.Names, labels []string) *St
 }
 
 // Sum returns the sums, most credits first, days in order. Whole days by what the
-// counters know are read from those; all else is summed from the records.
+// counters know are read from those, and from the records that are not in them yet;
+// all else is summed from the records.
 func (s *Store) Sum(ctx context.Context, q Query) ([]Row, error) {
 	label, isLabel := strings.CutPrefix(q.By, byLabel)
 	if !isLabel && !slices.Contains([]string{ByApp, ByQueue, ByAvatar, ByDay}, q.By) || isLabel && label == "" {
 		return nil, fmt.Errorf("sum by %q: %w", q.By, ErrBy)
 	}
 	var sums map[string]usage.Totals
-	var err error
+	err := usage.ErrNoCounters
 	if s.counted(q.By, label, isLabel) && wholeDay(q.Since) && wholeDay(q.Until) {
 		sums, err = s.fromCounters(ctx, q, label)
-	} else {
+	}
+	if errors.Is(err, usage.ErrNoCounters) {
 		sums, err = s.fromRecords(ctx, q, label)
 	}
 	if err != nil {
@@ -101,18 +101,11 @@ func wholeDay(t time.Time) bool { return t.IsZero() || t.Equal(t.UTC().Truncate(
 
 func (s *Store) fromCounters(ctx context.Context, q Query, label string) (map[string]usage.Totals, error) {
 	sums := make(map[string]usage.Totals)
-	from, to := "", "~" // behind every day
-	if !q.Since.IsZero() {
-		from = usage.Day(q.Since)
+	family, months := topology.TotalsByDay, false
+	if q.By != ByDay && q.By != ByApp && q.By != ByQueue {
+		family, months = topology.TotalsByLabels, true
 	}
-	if !q.Until.IsZero() {
-		to = usage.Day(q.Until)
-	}
-	err := s.counters(ctx, func(subject string, _ uint64, t usage.Totals) {
-		g, ok := usage.GroupOf(s.names, subject)
-		if !ok || g.Day < from || g.Day >= to {
-			return
-		}
+	err := s.sums(ctx, family, months, q.Since, q.Until, func(g usage.Group, t usage.Totals) {
 		key := g.Labels[label]
 		switch q.By {
 		case ByApp:
@@ -120,34 +113,70 @@ func (s *Store) fromCounters(ctx context.Context, q Query, label string) (map[st
 		case ByQueue:
 			key = g.Queue
 		case ByDay:
-			key = g.Day
+			key = g.Period
 		}
 		sums[key] = sums[key].Plus(t)
 	})
 	return sums, err
 }
 
-// counters hands over each counter with its newest sequence.
-func (s *Store) counters(ctx context.Context, f func(subject string, seq uint64, t usage.Totals)) error {
-	return usage.ScanLast(ctx, s.js, s.names.TotalsStream(), s.names.AllTotals(), func(msg jetstream.Msg) error {
-		t, err := usage.ParseCounter(msg.Data())
-		if err != nil {
-			return fmt.Errorf("%s in stream %s: %w", msg.Subject(), s.names.TotalsStream(), err)
+// sums hands over the sums of a family of days, from the counters and from the
+// records that are not in them yet. months: whole months may come as one.
+func (s *Store) sums(ctx context.Context, family string, months bool, since, until time.Time, f func(usage.Group, usage.Totals)) error {
+	counters, err := usage.OpenCounters(ctx, s.js, s.names, s.labels)
+	if err != nil {
+		return err
+	}
+	// Before the counters: what is added meanwhile is in neither else.
+	from, err := counters.Upto(ctx)
+	if err != nil {
+		return err
+	}
+	span := newSpan(family, months, since, until)
+	upto := make(map[string]uint64)
+	err = counters.Read(ctx, span.filters(s.names), func(c usage.Counter) {
+		g, ok := usage.GroupOf(s.names, c.Subject)
+		if !ok || !span.holds(g.Family, g.Period) {
+			return
 		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return err
+		if c.Upto > from {
+			upto[c.Subject] = c.Upto
 		}
-		f(msg.Subject(), meta.Sequence.Stream, t)
-		return nil
+		f(g, c.Totals)
 	})
+	if err != nil {
+		return err
+	}
+	_, err = usage.After(ctx, s.js, s.names.UsageStream(), s.names.AllUsage(), from, func(r usage.Stored) error {
+		for _, e := range r.Entries() {
+			for _, subject := range usage.Subjects(s.names, e.Record, s.labels) {
+				g, ok := usage.GroupOf(s.names, subject)
+				if ok && span.holds(g.Family, g.Period) && r.Seq > upto[subject] {
+					f(g, e.Totals)
+				}
+			}
+		}
+		return nil
+	}, func(error) {})
+	return err
 }
 
-// Credits returns the credits of each counter, by its subject.
-func (s *Store) Credits(ctx context.Context) (map[string]int64, error) {
-	credits := make(map[string]int64)
-	err := s.counters(ctx, func(subject string, _ uint64, t usage.Totals) { credits[subject] = t.Credits })
-	return credits, err
+// Days returns what the sessions of each whole day since one add up to: by app and
+// queue, or with labels by those too.
+func (s *Store) Days(ctx context.Context, since time.Time, labels bool) ([]usage.Sum, error) {
+	sums := []usage.Sum{}
+	add := func(g usage.Group, t usage.Totals) { sums = append(sums, usage.Sum{Group: g, Totals: t}) }
+	family := topology.TotalsByDay
+	if labels && len(s.labels) > 0 {
+		family = topology.TotalsByLabels
+	}
+	err := s.sums(ctx, family, false, since, time.Time{}, add)
+	if errors.Is(err, usage.ErrNoCounters) {
+		err = s.Records(ctx, since, time.Time{}, func(r usage.Record, t usage.Totals) {
+			add(usage.Group{Family: family, Period: r.Day(), App: r.AppID, Queue: r.Queue, Labels: r.Labels}, t)
+		})
+	}
+	return sums, err
 }
 
 func (s *Store) fromRecords(ctx context.Context, q Query, label string) (map[string]usage.Totals, error) {
@@ -171,9 +200,8 @@ func (s *Store) fromRecords(ctx context.Context, q Query, label string) (map[str
 
 // Records hands over what each record adds to sums. An estimate that was replaced
 // is taken back, so that each session counts once in the end: r then is the estimate
-// and t is negative.
+// and t is negative. What is in the stream and is not a usage record is left out.
 func (s *Store) Records(ctx context.Context, since, until time.Time, f func(r usage.Record, t usage.Totals)) error {
-	estimates, replaced := make(map[string]usage.Record), make(map[string]bool)
 	in := func(r usage.Record) bool {
 		return (since.IsZero() || !r.ConfirmedAt.Before(since)) && (until.IsZero() || r.ConfirmedAt.Before(until))
 	}
@@ -183,24 +211,14 @@ func (s *Store) Records(ctx context.Context, since, until time.Time, f func(r us
 		from = from.Add(-time.Minute)
 	}
 	return usage.Scan(ctx, s.js, s.names.UsageStream(), s.names.AllUsage(), from, func(msg jetstream.Msg) error {
-		var r usage.Record
-		if err := json.Unmarshal(msg.Data(), &r); err != nil {
-			return fmt.Errorf("a usage record of subject %s: %w", msg.Subject(), err)
+		r, err := usage.Parse(msg.Headers(), msg.Data(), 0)
+		if err != nil {
+			return nil //nolint:nilerr // another's message: it costs nothing
 		}
-		id := r.ID()
-		switch exact := msg.Headers().Get(nats.MsgIdHdr) != id; {
-		case r.Estimated && replaced[id]:
-			return nil
-		case r.Estimated:
-			estimates[id] = r
-		case exact:
-			replaced[id] = true
-			if e, ok := estimates[id]; ok && in(e) {
-				f(e, usage.Totals{}.Minus(e.Totals()))
+		for _, e := range r.Entries() {
+			if in(e.Record) {
+				f(e.Record, e.Totals)
 			}
-		}
-		if in(r) {
-			f(r, r.Totals())
 		}
 		return nil
 	})
@@ -212,20 +230,31 @@ type Difference struct {
 	Have    usage.Totals `json:"have"`
 	Want    usage.Totals `json:"want"`
 
-	seq uint64 // of the counter's newest message
+	counter usage.Counter // as it was read
 }
 
 // Compared is what a comparison of counters and records found.
 type Compared struct {
-	Records     int64        `json:"records"`  // sessions summed
-	Counters    int          `json:"counters"` // compared
-	Totals      usage.Totals `json:"totals"`   // of all records
-	Before      string       `json:"before"`   // days before this one were left alone, since their records are no longer complete; "": none
+	Records     int64        `json:"records"`    // sessions summed
+	Pending     int64        `json:"pending"`    // of those, not in the counters yet
+	Unreadable  int64        `json:"unreadable"` // messages that are not usage records
+	Counters    int          `json:"counters"`   // compared
+	Totals      usage.Totals `json:"totals"`     // of all records
+	Before      string       `json:"before"`     // days before this one were left alone, since their records are no longer complete; "": none
 	Differences []Difference `json:"differences"`
 }
 
-// Compare sums all records and holds the counters against them.
+// Compare sums all records and holds the counters against them: each against those
+// that it says it has. The error is usage.ErrNoCounters if there are none.
 func (s *Store) Compare(ctx context.Context) (Compared, error) {
+	counters, err := usage.OpenCounters(ctx, s.js, s.names, s.labels)
+	if err != nil {
+		return Compared{Differences: []Difference{}}, err
+	}
+	return s.compare(ctx, counters)
+}
+
+func (s *Store) compare(ctx context.Context, counters *usage.Counters) (Compared, error) {
 	c := Compared{Differences: []Difference{}}
 	stream, err := s.js.Stream(ctx, s.names.UsageStream())
 	if err != nil {
@@ -235,80 +264,73 @@ func (s *Store) Compare(ctx context.Context) (Compared, error) {
 		// Of the oldest day some records may be gone, of those before all are.
 		c.Before = usage.Day(state.FirstTime.Add(24 * time.Hour))
 	}
+	from, err := counters.Upto(ctx)
+	if err != nil {
+		return c, err
+	}
+	have := make(map[string]usage.Counter)
+	if err := counters.Read(ctx, []string{s.names.AllTotals()}, func(n usage.Counter) { have[n.Subject] = n }); err != nil {
+		return c, err
+	}
 	want := make(map[string]usage.Totals)
-	err = s.Records(ctx, time.Time{}, time.Time{}, func(r usage.Record, t usage.Totals) {
-		c.Records += t.Sessions
-		c.Totals = c.Totals.Plus(t)
-		subject := usage.Counter(s.names, r, s.labels)
-		want[subject] = want[subject].Plus(t)
-	})
+	_, err = usage.After(ctx, s.js, s.names.UsageStream(), s.names.AllUsage(), 0, func(r usage.Stored) error {
+		if r.Seq > from {
+			c.Pending++
+		}
+		for _, e := range r.Entries() {
+			c.Records += e.Totals.Sessions
+			c.Totals = c.Totals.Plus(e.Totals)
+			for _, subject := range usage.Subjects(s.names, e.Record, s.labels) {
+				if r.Seq <= max(from, have[subject].Upto) {
+					want[subject] = want[subject].Plus(e.Totals)
+				}
+			}
+		}
+		return nil
+	}, func(error) { c.Unreadable++ })
 	if err != nil {
 		return c, err
 	}
-	have, seqs := make(map[string]usage.Totals), make(map[string]uint64)
-	err = s.counters(ctx, func(subject string, seq uint64, t usage.Totals) { have[subject], seqs[subject] = t, seq })
-	if err != nil {
-		return c, err
+	all := maps.Clone(want)
+	for subject := range have {
+		all[subject] = want[subject]
 	}
-	all := maps.Clone(have)
-	maps.Copy(all, want)
 	for _, subject := range slices.Sorted(maps.Keys(all)) {
-		if g, ok := usage.GroupOf(s.names, subject); !ok || g.Day < c.Before {
+		if g, ok := usage.GroupOf(s.names, subject); !ok || g.Period < c.Before[:min(len(c.Before), len(g.Period))] || g.Period == c.Before[:min(len(c.Before), len("2006-01"))] {
 			continue
 		}
 		c.Counters++
-		if have[subject] != want[subject] {
-			c.Differences = append(c.Differences, Difference{subject, have[subject], want[subject], seqs[subject]})
+		if have[subject].Totals != want[subject] {
+			n := have[subject]
+			n.Subject, n.Upto = subject, max(n.Upto, from)
+			c.Differences = append(c.Differences, Difference{subject, have[subject].Totals, want[subject], n})
 		}
 	}
 	return c, nil
 }
 
-// settleTime is how long a session may be in the records and not in the counters
-// yet, or the other way round as a reader sees them.
-const settleTime = 3 * time.Second
-
-// Rebuild brings counters to what their records add up to, and returns what it
-// corrected and what a last comparison found. Sessions that end meanwhile are left
-// alone: only what differs twice, by the same, is corrected.
+// Rebuild adds the records that are not in the counters yet, brings counters to what
+// their records add up to, and returns what it corrected and what a last comparison
+// found. Workers may go on adding meanwhile.
 func (s *Store) Rebuild(ctx context.Context) (corrected []Difference, after Compared, err error) {
 	corrected = []Difference{}
-	first, err := s.Compare(ctx)
-	if err != nil || len(first.Differences) == 0 {
-		return corrected, first, err
-	}
-	if err := pause(ctx); err != nil {
-		return corrected, first, err
-	}
-	second, err := s.Compare(ctx)
+	counters, err := usage.OpenCounters(ctx, s.js, s.names, s.labels)
 	if err != nil {
-		return corrected, second, err
+		return corrected, Compared{Differences: []Difference{}}, err
 	}
-	for _, d := range second.Differences {
-		if !slices.ContainsFunc(first.Differences, func(o Difference) bool {
-			return o.Counter == d.Counter && o.Want.Minus(o.Have) == d.Want.Minus(d.Have)
-		}) {
-			continue
-		}
-		msg := &nats.Msg{Subject: d.Counter, Header: nats.Header{"Nats-Incr": {d.Want.Minus(d.Have).Number().String()}}}
-		// Two that rebuild from the same state correct once.
-		id := fmt.Sprintf("rebuild.%s.%d", d.Counter, d.seq)
-		if _, err := s.js.PublishMsg(ctx, msg, jetstream.WithMsgID(id)); err != nil {
-			return corrected, second, fmt.Errorf("counter %s: %w", d.Counter, err)
+	if err := counters.CatchUp(ctx, func(error) {}); err != nil {
+		return corrected, Compared{Differences: []Difference{}}, err
+	}
+	before, err := s.compare(ctx, counters)
+	if err != nil || len(before.Differences) == 0 {
+		return corrected, before, err
+	}
+	for _, d := range before.Differences {
+		if err := counters.Correct(ctx, d.counter, d.Want.Minus(d.Have)); err != nil {
+			return corrected, before, err
 		}
 		corrected = append(corrected, d)
 	}
-	after, err = s.Compare(ctx)
+	after, err = s.compare(ctx, counters)
 	return corrected, after, err
-}
-
-func pause(ctx context.Context) error {
-	timer := time.NewTimer(settleTime)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -36,7 +36,7 @@ func ledger(t *testing.T) (*cost.Store, jetstream.JetStream) {
 	if _, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings()); err != nil {
 		t.Fatal(err)
 	}
-	l := usage.NewLedger(usage.Options{JS: js, Names: names, Tariff: usage.Tariff{Minimum: 1}, Labels: []string{"customer"}, Window: time.Hour, Now: time.Now})
+	l := usage.NewLedger(usage.Options{JS: js, Names: names, Tariff: usage.Tariff{Minimum: 1}, Window: time.Hour, Now: time.Now})
 	write := func(n int, credits int64, change func(*usage.Record)) usage.Record {
 		r := usage.Record{
 			JobID: "J", Run: 1, Session: n, AppID: "app", Queue: "default", AvatarID: "a", ConnectionID: fmt.Sprintf("c%d", n),
@@ -46,6 +46,9 @@ func ledger(t *testing.T) (*cost.Store, jetstream.JetStream) {
 		change(&r)
 		if _, err := l.Store(t.Context(), r, time.Now()); err != nil {
 			t.Fatal(err)
+		}
+		if n == 3 { // some are in the counters, the others are not yet
+			catchUp(t, js)
 		}
 		return r
 	}
@@ -61,6 +64,17 @@ func ledger(t *testing.T) (*cost.Store, jetstream.JetStream) {
 		t.Fatal(err)
 	}
 	return cost.NewStore(js, names, []string{"customer"}), js
+}
+
+func catchUp(t *testing.T, js jetstream.JetStream) {
+	t.Helper()
+	counters, err := usage.OpenCounters(t.Context(), js, names, []string{"customer"})
+	if err == nil {
+		err = counters.CatchUp(t.Context(), func(err error) { t.Error(err) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestSumsAreTheSameFromCountersAndFromRecords(t *testing.T) {
@@ -88,6 +102,22 @@ func TestSumsAreTheSameFromCountersAndFromRecords(t *testing.T) {
 	if got := sum(t, s, one); got != "" {
 		t.Errorf("an afternoon: %s", got)
 	}
+	for _, month := range []struct {
+		since, until time.Time
+		want         string
+	}{
+		{time.Time{}, march, ""}, {march, time.Time{}, "acme=55 =8"}, {march, march.AddDate(0, 1, 0), "acme=55 =8"},
+		{march.AddDate(0, -1, 3), march.AddDate(0, 0, 2), "=8 acme=7"}, {march.AddDate(0, -3, 3), march.AddDate(0, 0, 1), "acme=3"},
+		{march.AddDate(0, 0, 2), march.AddDate(0, 2, 5), "acme=48"}, {march.AddDate(0, 0, 1), march.AddDate(0, 0, 2), "=8 acme=4"},
+		{march.AddDate(0, 1, 0), time.Time{}, ""},
+	} {
+		q := cost.Query{By: "label:customer", Since: month.since, Until: month.until}
+		for _, store := range []*cost.Store{s, records} {
+			if got := sum(t, store, q); got != month.want {
+				t.Errorf("from %s to %s: %s, want %s", q.Since, q.Until, got, month.want)
+			}
+		}
+	}
 	rows, err := s.Sum(t.Context(), cost.Query{By: "avatar"})
 	if err != nil || len(rows) != 1 || rows[0].Totals != (usage.Totals{Sessions: 6, ConnectedMS: 63 * 6000, Credits: 63, EstimatedCredits: 16, FailedCredits: 20}) {
 		t.Errorf("%+v, %v", rows, err)
@@ -114,15 +144,19 @@ func sum(t *testing.T, s *cost.Store, q cost.Query) string {
 
 func TestARebuiltCounterIsWhatItsRecordsAddUpTo(t *testing.T) {
 	s, js := ledger(t)
-	if c, err := s.Compare(t.Context()); err != nil || len(c.Differences) > 0 || c.Records != 6 || c.Totals.Credits != 63 {
+	if c, err := s.Compare(t.Context()); err != nil || len(c.Differences) > 0 || c.Records != 6 || c.Totals.Credits != 63 || c.Pending != 3 {
 		t.Fatalf("%+v, %v", c, err)
 	}
-	// One counter is wrong, one was never written, one has no records.
-	wrong := names.Totals("2026-03-01", "app", "default", "customer=acme")
+	catchUp(t, js)
+	if c, err := s.Compare(t.Context()); err != nil || len(c.Differences) > 0 || c.Pending != 0 {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	// One counter is wrong, one has no records, and one record is in none yet.
+	wrong := names.Totals("labels", "2026-03-01", "app", "default", "customer=acme")
 	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: wrong, Header: nats.Header{"Nats-Incr": {"77"}}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: names.Totals("2026-03-09", "app", "default"), Header: nats.Header{"Nats-Incr": {"5"}}}); err != nil {
+	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: names.Totals("day", "2026-03-09", "app", "default"), Header: nats.Header{"Nats-Incr": {"5"}}}); err != nil {
 		t.Fatal(err)
 	}
 	data, err := json.Marshal(usage.Record{JobID: "K", Run: 1, Session: 1, AppID: "app", Queue: "q", ConfirmedAt: march, Credits: 3})
@@ -133,11 +167,102 @@ func TestARebuiltCounterIsWhatItsRecordsAddUpTo(t *testing.T) {
 		t.Fatal(err)
 	}
 	corrected, after, err := s.Rebuild(t.Context())
-	if err != nil || len(corrected) != 3 || len(after.Differences) > 0 || after.Totals.Credits != 66 {
+	if err != nil || len(corrected) != 2 || len(after.Differences) > 0 || after.Totals.Credits != 66 {
 		t.Fatalf("corrected %+v; then %+v, %v", corrected, after, err)
 	}
 	if got := sum(t, s, cost.Query{By: "queue"}); got != "default=59 vip=4 q=3" {
 		t.Errorf("by queue: %s", got)
+	}
+	// Labels that were added to the configuration later.
+	both := cost.NewStore(js, names, []string{"customer", "room"})
+	if _, after, err = both.Rebuild(t.Context()); err != nil || len(after.Differences) > 0 {
+		t.Fatalf("%+v, %v", after, err)
+	}
+	if got := sum(t, both, cost.Query{By: "label:room"}); got != "r1=34 r0=21 =11" {
+		t.Errorf("by room: %s", got)
+	}
+	if got := sum(t, both, cost.Query{By: "label:customer"}); got != "acme=55 =11" {
+		t.Errorf("by customer: %s", got)
+	}
+}
+
+func TestSumsAreReadFromRecordsIfThereAreNoCounters(t *testing.T) {
+	s, js := ledger(t)
+	if err := js.DeleteStream(t.Context(), names.TotalsStream()); err != nil {
+		t.Fatal(err)
+	}
+	if got := sum(t, s, cost.Query{By: "label:customer"}); got != "acme=55 =8" {
+		t.Errorf("by customer: %s", got)
+	}
+	if _, err := s.Compare(t.Context()); !errors.Is(err, usage.ErrNoCounters) {
+		t.Error(err)
+	}
+	if days, err := s.Days(t.Context(), march, true); err != nil || len(days) != 8 {
+		t.Errorf("%+v, %v", days, err)
+	}
+}
+
+// aYear returns a ledger of ten million sessions of a year. They are added to the
+// counters from records that stand for many sessions each.
+func aYear(tb testing.TB, days, customers int) *cost.Store {
+	tb.Helper()
+	js, err := jetstream.New(natstest.ConnectURL(tb, natstest.Start(tb).ClientURL()))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if _, _, err := topology.Ensure(tb.Context(), js, names, topology.DefaultSettings()); err != nil {
+		tb.Fatal(err)
+	}
+	labels := []string{"customer"}
+	counters, err := usage.OpenCounters(tb.Context(), js, names, labels)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	perGroup := int64(10_000_000 / days / customers)
+	var batch []usage.Stored
+	from, seq := uint64(0), uint64(0)
+	for d := range days {
+		for n := range customers {
+			seq++
+			batch = append(batch, usage.Stored{Seq: seq, Record: usage.Record{
+				JobID: "J", Run: 1, AppID: "app", Queue: "default", Labels: map[string]string{"customer": fmt.Sprint(n)},
+				ConfirmedAt: march.AddDate(0, 0, -d), ConnectedMS: perGroup * 6000, Credits: perGroup, OutcomeCode: "completed",
+			}})
+		}
+		if len(batch) > 2000 || d == days-1 {
+			if err := counters.Add(tb.Context(), batch, from, seq); err != nil {
+				tb.Fatal(err)
+			}
+			batch, from = nil, seq
+		}
+	}
+	return cost.NewStore(js, names, labels)
+}
+
+func TestAYearIsSummedByDayAndLabelInLessThanASecond(t *testing.T) {
+	const days, customers = 365, 10
+	s := aYear(t, days, customers)
+	for by, rows := range map[string]int{"label:customer": customers, "day": days} {
+		begun := time.Now()
+		found, err := s.Sum(t.Context(), cost.Query{By: by})
+		if took := time.Since(begun); err != nil || len(found) != rows || took > time.Second {
+			t.Errorf("by %s: %d rows after %s, %v", by, len(found), took, err)
+		}
+	}
+}
+
+func BenchmarkSumOfAYear(b *testing.B) {
+	const days, customers = 365, 200
+	s := aYear(b, days, customers)
+	for by, rows := range map[string]int{"label:customer": customers, "day": days} {
+		b.Run(by, func(b *testing.B) {
+			for b.Loop() {
+				found, err := s.Sum(b.Context(), cost.Query{By: by})
+				if err != nil || len(found) != rows {
+					b.Fatal(len(found), err)
+				}
+			}
+		})
 	}
 }
 

@@ -12,12 +12,13 @@ import (
 	"avatarworker/internal/jobs/lease"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/kv"
 	"avatarworker/internal/topology"
 )
 
 // Ledger keeps what each session used, once, however often it is told.
 type Ledger interface {
-	// Sequence is the newest sequence of the counters that this worker has written.
+	// Sequence is that of the newest usage record that this worker has written.
 	Sequence() uint64
 	// Credits is what so much connected time costs.
 	Credits(connected time.Duration) int64
@@ -215,4 +216,57 @@ func (w *Worker) alarmBudget(b budget.Warning) {
 	}
 	id := event.AlertID(alert.Kind, b.Since, what, topology.Token(b.Key), topology.Token(b.Value), b.Per, strconv.FormatInt(b.Credits, 10))
 	w.sendAlarm(alert.Time, id, alert)
+}
+
+// totalsKey is the key in the bucket of job records that names the worker which adds
+// usage records to the counters. No job id has a dot.
+const totalsKey = "totals.worker"
+
+// totalsEvery is how long usage records are gathered before they are added to the
+// counters.
+const totalsEvery = time.Second
+
+// totalsTurn is the value of totalsKey.
+type totalsTurn struct {
+	WorkerID string `json:"worker_id"`
+}
+
+// adderOptions are those of what adds usage records to the counters.
+func (w *Worker) adderOptions() usage.AdderOptions {
+	return usage.AdderOptions{
+		JS: w.o.JS, Names: w.o.Names, Labels: w.o.TotalLabels, Every: totalsEvery, Turn: w.addsTotals, TurnEvery: w.o.AckWait / 2,
+		Failed: func(err error) {
+			w.o.Observer.TotalsAdded(err == nil)
+			if err != nil {
+				w.log.Warn().Err(err).Msg("can't add usage records to the counters; trying again. Sums are right all the same: they read what is missing from the records")
+			}
+		},
+		Foreign: func(err error) {
+			w.log.Warn().Err(err).Msg("a message in the stream of usage records is not one: it counts for nothing")
+		},
+	}
+}
+
+// addsTotals reports whether this worker adds usage records to the counters: one of
+// the fleet does, for as long as its lease stands.
+func (w *Worker) addsTotals(ctx context.Context) (bool, error) {
+	own := w.leaseID()
+	if own == "" {
+		return false, nil
+	}
+	var turn totalsTurn
+	revision, err := w.store.Get(ctx, totalsKey, &turn)
+	if err != nil || turn.WorkerID == own {
+		return err == nil, err
+	}
+	if turn.WorkerID != "" {
+		if stands, err := w.lease.Stands(ctx, turn.WorkerID); stands || err != nil {
+			return false, err
+		}
+	}
+	_, err = w.store.Put(ctx, totalsKey, totalsTurn{own}, revision)
+	if errors.Is(err, kv.ErrConflict) {
+		return false, nil // another worker was quicker
+	}
+	return err == nil, err
 }

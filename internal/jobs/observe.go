@@ -24,6 +24,8 @@ type Observer interface {
 	Utterance(u event.Utterance)
 	// Used is told of each session that the ledger has taken.
 	Used(app, queue string, connected time.Duration, credits int64)
+	// TotalsAdded is told whether usage records could be added to the counters.
+	TotalsAdded(ok bool)
 	FramesOut(output string, frames int, bytes int64)
 	LeaseExtended(ok bool)
 	SlotsBusy(busy, all int)

@@ -26,6 +26,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/jobs/pace"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/topology"
 )
@@ -74,6 +75,10 @@ type Options struct {
 	CheckKey func(ctx context.Context, app string) error
 	// Ledger keeps what each session used; nil: nothing does.
 	Ledger Ledger
+	// Totals: there are counters to which usage records are added, by TotalLabels
+	// too, which are sorted.
+	Totals      bool
+	TotalLabels []string
 	// Storage looks after our own streams and buckets; nil: they always take what
 	// jobs make.
 	Storage Storage
@@ -130,6 +135,7 @@ type leaves struct {
 	circuits  *circuit.Circuits
 	limits    *limit.Limits
 	budgets   *budget.Budgets // nil: there are none
+	totals    *usage.Adder    // nil: there are no counters
 	fleet     *fleet.Fleet
 	alerts    *alert.Counter
 	keys      *key.Keys
@@ -200,8 +206,11 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if len(o.Budgets) > 0 && o.Ledger != nil {
 		w.budgets = budget.New(budget.Options{
 			Rules: o.Budgets, JS: o.JS, Names: o.Names, State: w.store, Fleet: o.Fleet, Least: o.CostLeast,
-			Worker: w.leaseID, Stands: w.lease.Stands, Written: o.Ledger.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
+			Labels: o.TotalLabels, Worker: w.leaseID, Stands: w.lease.Stands, Written: o.Ledger.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
 		})
+	}
+	if o.Totals && o.Ledger != nil {
+		w.totals = usage.NewAdder(w.adderOptions())
 	}
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
@@ -291,6 +300,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	others.Go(func() { w.circuits.Run(background) })
 	if w.budgets != nil {
 		others.Go(func() { w.budgets.Run(background) })
+	}
+	if w.totals != nil {
+		others.Go(func() { w.totals.Run(background) })
 	}
 	others.Go(func() { w.alerts.Run(background) })
 	others.Go(func() { w.tell(background) })

@@ -40,6 +40,7 @@ type Metrics struct {
 	alerts          *prometheus.CounterVec
 	connected       *prometheus.CounterVec
 	credits         *prometheus.CounterVec
+	totals          *prometheus.CounterVec
 	frames          map[string]frameCounters // by output; looked up once a frame
 
 	sessions      *prometheus.GaugeVec
@@ -94,6 +95,7 @@ func (m *Metrics) counters(r registrar) {
 	}
 	m.connected = r.counters("connected_seconds_total", "Connected time of sessions that the ledger has taken: what is billed.", "app", "queue")
 	m.credits = r.counters("credits_total", "Credits of sessions that the ledger has taken.", "app", "queue")
+	m.totals = r.counters("totals_updates_total", "Times that usage records were added to the counters of what it costs, by result: ok, failed (it is tried again).", "result")
 	m.alerts = r.counters("alerts_total", "Alerts published, by kind and by error code (kind storage: by output; unsettled: sessions; budget: warning or spent).", "kind", "code")
 	frames := r.counters("frames_total", "Frame envelopes received, by the kind of output they went to.", "output")
 	frameBytes := r.counters("frame_bytes_total", "Bytes of frame envelopes received, by the kind of output they went to.", "output")
@@ -184,6 +186,11 @@ func (m *Metrics) zero() {
 		m.alerts.WithLabelValues("storage", output)
 	}
 	m.alerts.WithLabelValues("unsettled", "sessions")
+	m.alerts.WithLabelValues("budget", "warning")
+	m.alerts.WithLabelValues("budget", "spent")
+	for _, result := range []string{"ok", "failed"} {
+		m.totals.WithLabelValues(result)
+	}
 	m.SetSlots(0, 0)
 }
 
@@ -282,6 +289,15 @@ func (m *Metrics) Used(app, queue string, connected time.Duration, credits int64
 	app, queue = known(app, m.labels.Apps), known(queue, m.labels.Queues)
 	m.connected.WithLabelValues(app, queue).Add(max(connected, 0).Seconds())
 	m.credits.WithLabelValues(app, queue).Add(float64(max(credits, 0)))
+}
+
+// TotalsAdded counts a time that usage records were added to the counters.
+func (m *Metrics) TotalsAdded(ok bool) {
+	if ok {
+		m.totals.WithLabelValues("ok").Inc()
+	} else {
+		m.totals.WithLabelValues("failed").Inc()
+	}
 }
 
 // FirstFrame takes the time from an utterance's first speech to its first frame.

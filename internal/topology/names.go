@@ -77,6 +77,9 @@ func textOf(token string) (string, bool) {
 	if token == "=" {
 		return "", true
 	}
+	if !strings.Contains(token, "=") {
+		return token, true
+	}
 	var b strings.Builder
 	for i := 0; i < len(token); i++ {
 		if token[i] != '=' {
@@ -211,52 +214,59 @@ func (n Names) AllControl() string { return n.subject("control", "*") }
 // Usage is where the usage record of a session goes.
 func (n Names) Usage(app, queue string) string { return n.subject("usage", Token(app), Token(queue)) }
 
-// UsageFilter matches the usage records of an app and a queue; empty text matches
-// any.
-func (n Names) UsageFilter(app, queue string) string {
-	return n.subject("usage", wild(app), wild(queue))
-}
-
 // AllUsage matches every usage record.
 func (n Names) AllUsage() string { return n.subject("usage", "*", "*") }
 
-// Totals is the counter of a day's sessions of an app and a queue, and of those of
-// them that have the labels, each "name=value". day is YYYY-MM-DD, UTC.
-func (n Names) Totals(day, app, queue string, labels ...string) string {
-	tokens := []string{day, Token(app), Token(queue)}
+// Families of counters: what they add up.
+const (
+	TotalsByDay    = "day"    // a UTC day's sessions, by app and queue
+	TotalsByLabels = "labels" // the same by labels
+	TotalsByMonth  = "month"  // a UTC month's sessions, by app, queue and labels
+)
+
+// Totals is the counter of a family for the sessions of a period (YYYY-MM-DD, or
+// YYYY-MM of TotalsByMonth), an app and a queue, and of those of them that have the
+// labels, each "name=value".
+func (n Names) Totals(family, period, app, queue string, labels ...string) string {
+	tokens := make([]string, 0, 4+len(labels))
+	tokens = append(tokens, family, period, Token(app), Token(queue))
 	for _, l := range labels {
 		tokens = append(tokens, Token(l))
 	}
 	return n.subject("totals", tokens...)
 }
 
-// TotalsOf gives back what Totals was given; false where the subject is not one
-// that Totals gives.
-func (n Names) TotalsOf(subject string) (day, app, queue string, labels []string, ok bool) {
-	rest, ok := strings.CutPrefix(subject, n.subject("totals")+".")
+// TotalsOf gives back what Totals was given; false if the subject is not one that
+// Totals gives.
+func (n Names) TotalsOf(subject string) (family, period, app, queue string, labels []string, ok bool) {
+	rest, ok := strings.CutPrefix(subject, n.prefix()+".totals.")
 	tokens := strings.Split(rest, ".")
-	if !ok || len(tokens) < 3 {
-		return "", "", "", nil, false
+	if !ok || len(tokens) < 4 {
+		return "", "", "", "", nil, false
 	}
-	for _, t := range tokens[1:] {
-		text, ok := textOf(t)
-		if !ok {
-			return "", "", "", nil, false
+	texts := make([]string, len(tokens)-2)
+	for i, t := range tokens[2:] {
+		if texts[i], ok = textOf(t); !ok {
+			return "", "", "", "", nil, false
 		}
-		labels = append(labels, text)
 	}
-	return tokens[0], labels[0], labels[1], labels[2:], true
+	return tokens[0], tokens[1], texts[0], texts[1], texts[2:], true
 }
 
-// TotalsFilter matches the totals of a day; an empty one matches any.
-func (n Names) TotalsFilter(day string) string {
-	if day == "" {
-		return n.AllTotals()
+// TotalsFilter matches the counters of a family and a period; an empty period
+// matches any.
+func (n Names) TotalsFilter(family, period string) string {
+	if period == "" {
+		return n.subject("totals", family, ">")
 	}
-	return n.subject("totals", day, ">")
+	return n.subject("totals", family, period, ">")
 }
 
-// AllTotals matches every counter of a day's sessions.
+// TotalsUpto is the counter whose header says up to which usage record all others
+// are complete.
+func (n Names) TotalsUpto() string { return n.subject("totals", "upto") }
+
+// AllTotals matches every counter.
 func (n Names) AllTotals() string { return n.subject("totals", ">") }
 
 // WorkerSubject begins the subjects on which one worker answers (request/reply,
@@ -289,7 +299,7 @@ func (n Names) AudioStream() string { return n.kept("AUDIO") }
 // UsageStream keeps one record for each session that was confirmed.
 func (n Names) UsageStream() string { return n.kept("USAGE") }
 
-// TotalsStream keeps the counters of each day's sessions.
+// TotalsStream keeps the counters of each day's and month's sessions.
 func (n Names) TotalsStream() string { return n.kept("TOTALS") }
 
 // StateBucket is the key-value bucket of job records, by job id, and of the keys

@@ -19,9 +19,9 @@ const (
 	// UsageDuplicates is how long the ledger's streams recognise a message that
 	// was stored before.
 	UsageDuplicates = time.Hour
-	// TotalsHistory is how many increments of a counter are kept: they show after
-	// the duplicate window whether a session was counted.
-	TotalsHistory = 1000
+	// totalsHistory is how many increments of a counter are kept: by their ids a
+	// server that has restarted knows what it has added.
+	totalsHistory = 8
 	markerLife    = time.Minute
 
 	// fetchTime is the longest wait of a request for jobs.
@@ -135,9 +135,9 @@ func (s Settings) streams(n Names, maxJob int32) []jetstream.StreamConfig {
 
 	usage := s.stream(n.UsageStream(), "Usage records: one for each confirmed session", s.Usage, n.AllUsage())
 	usage.AllowDirect, usage.Duplicates = true, usageWindow(s.Usage)
-	totals := s.stream(n.TotalsStream(), "Counters of each day's sessions", s.Totals, n.AllTotals())
+	totals := s.stream(n.TotalsStream(), "Counters of each day's and month's sessions", s.Totals, n.AllTotals())
 	totals.AllowDirect, totals.Duplicates = true, usageWindow(s.Totals)
-	totals.AllowMsgCounter, totals.MaxMsgsPerSubject = true, TotalsHistory
+	totals.AllowMsgCounter, totals.MaxMsgsPerSubject = true, totalsHistory
 	return []jetstream.StreamConfig{jobs, events, dlq, frames, audio, usage, totals}
 }
 

@@ -102,22 +102,24 @@ type Warning struct {
 
 // Options are what Budgets are made of. All are required.
 type Options struct {
-	Rules   []Rule
-	JS      jetstream.JetStream
-	Names   topology.Names
-	State   *kv.Store          // the bucket of job records
-	Fleet   jetstream.KeyValue // the settings
-	Least   int64              // credits that a session costs at least
-	Worker  func() string      // the id of the worker's lease; "" while it has none
-	Stands  func(ctx context.Context, workerID string) (bool, error)
-	Written func() uint64    // the newest sequence of the counters' stream that this worker wrote
+	Rules  []Rule
+	JS     jetstream.JetStream
+	Names  topology.Names
+	State  *kv.Store          // the bucket of job records
+	Fleet  jetstream.KeyValue // the settings
+	Least  int64              // credits that a session costs at least
+	Worker func() string      // the id of the worker's lease; "" while it has none
+	Stands func(ctx context.Context, workerID string) (bool, error)
+	// Labels are those by which the counters add up, sorted.
+	Labels  []string
+	Written func() uint64    // the sequence of the newest usage record that this worker wrote
 	Now     func() time.Time // by the server's clock
 	Warned  func(Warning)    // may be called by every worker for the same
 	Log     zerolog.Logger
 }
 
-// Budgets is one worker's view of what is spent, kept current by following the
-// counters.
+// Budgets is one worker's view of what is spent, kept current by following the usage
+// records.
 type Budgets struct {
 	o       Options
 	life    context.Context // of the writes that give reservations back
@@ -126,11 +128,11 @@ type Budgets struct {
 	writing sync.Mutex // held while a key of reservations is changed here
 
 	mu       sync.Mutex
-	counters map[string]int64 // credits, by counter's subject
 	spent    map[account]int64
+	upto     map[string]uint64   // the record up to which a counter that was read is complete, by subject
 	warned   map[account]float64 // the share last warned of
 	settings map[string]int64    // credits set at run time, by key
-	seq      uint64              // of the counters' stream, followed so far
+	seq      uint64              // of the newest usage record that was followed
 	listed   bool                // what there was has been read
 	changed  chan struct{}       // closed and replaced when something changes
 }
@@ -153,7 +155,7 @@ func New(o Options) *Budgets {
 func (b *Budgets) forget() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.counters, b.spent, b.warned = make(map[string]int64), make(map[account]int64), make(map[account]float64)
+	b.spent, b.upto, b.warned = make(map[account]int64), make(map[string]uint64), make(map[account]float64)
 	b.seq, b.listed = 0, false
 	if b.changed == nil {
 		b.changed = make(chan struct{})
@@ -221,7 +223,7 @@ func (b *Budgets) credits(r Rule) int64 {
 // reservations is the value of a key: the sessions that workers run under it.
 type reservations struct {
 	Running map[string]int `json:"running"`
-	// Upto is the sequence of the counters' stream at which everything was spent
+	// Upto is the sequence of the usage record up to which everything is recorded
 	// that sessions no longer in Running have cost.
 	Upto uint64 `json:"upto"`
 }
@@ -270,7 +272,7 @@ func (b *Budgets) keys() []string {
 	return keys
 }
 
-// followTimeout bounds the wait for the counters that others have written.
+// followTimeout bounds the wait for the usage records that others have written.
 const followTimeout = 5 * time.Second
 
 func (b *Budgets) reserve(ctx context.Context, name, key string, job Job, worker string) (*Refusal, error) {
@@ -332,7 +334,7 @@ func (b *Budgets) dropLost(ctx context.Context, r *reservations) error {
 	return nil
 }
 
-// followed waits until the counters have been followed to a sequence.
+// followed waits until the usage records have been followed to a sequence.
 func (b *Budgets) followed(ctx context.Context, seq uint64) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, followTimeout, errBehind)
 	defer cancel()
@@ -354,12 +356,12 @@ func (b *Budgets) followed(ctx context.Context, seq uint64) error {
 	}
 }
 
-// remade reports whether the counters' stream has no such sequence any more, and
+// remade reports whether the stream of usage records has no such sequence any more, and
 // everything in it has been followed.
 func (b *Budgets) remade(seq uint64) bool {
 	ctx, cancel := context.WithTimeout(b.life, followTimeout)
 	defer cancel()
-	stream, err := b.o.JS.Stream(ctx, b.o.Names.TotalsStream())
+	stream, err := b.o.JS.Stream(ctx, b.o.Names.UsageStream())
 	if err != nil {
 		return false
 	}
@@ -369,7 +371,7 @@ func (b *Budgets) remade(seq uint64) bool {
 	return b.listed && last < seq && b.seq >= last
 }
 
-var errBehind = errors.New("what budgets have left is not known: the counters could not be read in time")
+var errBehind = errors.New("what budgets have left is not known: the usage records could not be read in time")
 
 // giveBack takes a session's reservations back. What is left of one that can't be
 // written goes with the worker's lease.
@@ -399,11 +401,11 @@ func (b *Budgets) giveBack(names []string, worker string) {
 // endTimeout bounds giving reservations back when the worker stops.
 const endTimeout = 10 * time.Second
 
-// Run follows the counters and settings until ctx ends, then waits for reservations
+// Run follows the usage records and settings until ctx ends, then waits for reservations
 // on their way back.
 func (b *Budgets) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	wg.Go(func() { b.repeat(ctx, "the counters of what was spent", b.follow) })
+	wg.Go(func() { b.repeat(ctx, "what is spent of budgets", b.follow) })
 	wg.Go(func() { b.repeat(ctx, "the settings of budgets", b.followSettings) })
 	wg.Wait()
 	stop := time.AfterFunc(endTimeout, b.end)
@@ -425,14 +427,23 @@ func (b *Budgets) repeat(ctx context.Context, what string, follow func(context.C
 
 func (b *Budgets) follow(ctx context.Context) error {
 	b.forget()
-	stream, err := b.o.JS.Stream(ctx, b.o.Names.TotalsStream())
+	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: []string{b.o.Names.AllUsage()}}
+	upto, err := b.readCounters(ctx)
+	switch {
+	case errors.Is(err, usage.ErrNoCounters): // then the records of the periods are read
+		from := b.begin().Add(-time.Minute)
+		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &from
+	case err != nil:
+		return err
+	default:
+		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, upto+1
+	}
+	stream, err := b.o.JS.Stream(ctx, b.o.Names.UsageStream())
 	if err != nil {
 		return err
 	}
 	last := stream.CachedInfo().State.LastSeq
-	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{b.o.Names.AllTotals()}, DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy,
-	})
+	consumer, err := stream.OrderedConsumer(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -453,37 +464,122 @@ func (b *Budgets) follow(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if t, err := usage.ParseCounter(msg.Data()); err == nil {
-			b.learn(msg.Subject(), t.Credits, meta.Sequence.Stream)
+		// What is not a usage record costs nothing.
+		if r, err := usage.Parse(msg.Headers(), msg.Data(), meta.Sequence.Stream); err == nil {
+			b.learn(&r)
 		}
 		if meta.NumPending == 0 {
 			b.learnedAll(max(last, meta.Sequence.Stream))
+		} else {
+			b.followedTo(meta.Sequence.Stream)
 		}
 	}
 }
 
-// learn takes a counter's new number in.
-func (b *Budgets) learn(subject string, credits int64, seq uint64) {
-	g, ok := usage.GroupOf(b.o.Names, subject)
-	b.mu.Lock()
-	b.seq = max(b.seq, seq)
-	var warnings []Warning
-	if ok {
-		add := credits - b.counters[subject]
-		b.counters[subject] = credits
-		for i, r := range b.o.Rules {
-			if value, ok := (Job{App: g.App, Labels: g.Labels}).value(r.Key); ok {
-				a := account{i, value, r.periodOf(g.Day)}
-				b.spent[a] += add
-				warnings = append(warnings, b.warning(a)...)
-			}
+// begin is when the oldest of the current periods began.
+func (b *Budgets) begin() time.Time {
+	now := b.o.Now()
+	begin := now
+	for _, r := range b.o.Rules {
+		if from, _ := r.bounds(now); from.Before(begin) {
+			begin = from
 		}
 	}
-	b.notify()
+	return begin
+}
+
+// readCounters reads what is spent in the current periods, and returns the sequence
+// of the usage record from which on the records are to be followed.
+func (b *Budgets) readCounters(ctx context.Context) (upto uint64, err error) {
+	counters, err := usage.OpenCounters(ctx, b.o.JS, b.o.Names, b.o.Labels)
+	if err != nil {
+		return 0, err
+	}
+	if upto, err = counters.Upto(ctx); err != nil {
+		return 0, err
+	}
+	err = counters.Read(ctx, b.filters(), func(c usage.Counter) {
+		g, ok := usage.GroupOf(b.o.Names, c.Subject)
+		if !ok {
+			return
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.upto[c.Subject] = c.Upto
+		for i, r := range b.o.Rules {
+			if value, ok := (Job{App: g.App, Labels: g.Labels}).value(r.Key); ok && r.family() == g.Family {
+				b.spent[account{i, value, r.periodOf(g.Period)}] += c.Credits
+			}
+		}
+	})
+	return upto, err
+}
+
+// family is that of the counters which add up what a rule is for.
+func (r Rule) family() string {
+	if strings.HasPrefix(r.Key, "label.") {
+		return topology.TotalsByLabels
+	}
+	return topology.TotalsByDay
+}
+
+// filters match the counters of the current periods. A session of tomorrow may be in
+// them already: the clocks differ.
+func (b *Budgets) filters() []string {
+	families := make(map[string]bool)
+	for _, r := range b.o.Rules {
+		families[r.family()] = true
+	}
+	var filters []string
+	end := b.o.Now().AddDate(0, 0, 1)
+	for family := range families {
+		for day := b.begin().UTC(); !day.After(end); day = day.AddDate(0, 0, 1) {
+			filters = append(filters, b.o.Names.TotalsFilter(family, usage.Day(day)))
+		}
+	}
+	return slices.Sorted(slices.Values(filters))
+}
+
+// learn takes a usage record in.
+func (b *Budgets) learn(s *usage.Stored) {
+	b.mu.Lock()
+	var warnings []Warning
+	for _, e := range s.Entries() {
+		for i, r := range b.o.Rules {
+			value, ok := (Job{App: e.Record.AppID, Labels: e.Record.Labels}).value(r.Key)
+			if !ok || s.Seq <= b.upto[b.counter(r, e.Record)] {
+				continue
+			}
+			a := account{i, value, r.periodOf(e.Record.Day())}
+			b.spent[a] += e.Totals.Credits
+			warnings = append(warnings, b.warning(a)...)
+		}
+	}
 	b.mu.Unlock()
 	for _, w := range warnings {
 		b.o.Warned(w)
 	}
+}
+
+// counter is the subject of the counter that a record was added to, for a rule.
+func (b *Budgets) counter(r Rule, u usage.Record) string {
+	if len(b.upto) == 0 {
+		return ""
+	}
+	for _, subject := range usage.Subjects(b.o.Names, u, b.o.Labels) {
+		if strings.HasPrefix(subject, strings.TrimSuffix(b.o.Names.TotalsFilter(r.family(), ""), ">")) {
+			return subject
+		}
+	}
+	return ""
+}
+
+// followedTo notes that everything up to a sequence is known.
+func (b *Budgets) followedTo(seq uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.seq = max(b.seq, seq)
+	b.notify()
 }
 
 // warning returns what is to be warned of now that an account has changed.
@@ -511,7 +607,8 @@ func (b *Budgets) warning(a account) []Warning {
 	}}}
 }
 
-// learnedAll notes that everything up to a sequence is known.
+// learnedAll notes that everything up to a sequence is known, and what there was
+// when the following began.
 func (b *Budgets) learnedAll(seq uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -579,26 +676,32 @@ type Spending struct {
 	Until   time.Time `json:"until"`
 }
 
-// Standing returns what is spent of each budget in the period that now lies in, most
-// of it first. sums are the ledger's credits by counter's subject, settings what was
-// set at run time, by key.
-func Standing(rules []Rule, names topology.Names, sums, settings map[string]int64, now time.Time) []Spending {
-	b := New(Options{Rules: rules, Names: names, Now: func() time.Time { return now }})
-	defer b.end()
-	b.settings = settings
-	for subject, credits := range sums {
-		b.learn(subject, credits, 0)
+// Standing returns what is spent of each budget in the period that now lies in, the
+// largest share first. sums are the ledger's, of days; settings what was set at run
+// time, by key.
+func Standing(rules []Rule, sums []usage.Sum, settings map[string]int64, now time.Time) []Spending {
+	spent := make(map[account]int64)
+	for _, s := range sums {
+		for i, r := range rules {
+			if value, ok := (Job{App: s.App, Labels: s.Labels}).value(r.Key); ok {
+				spent[account{i, value, r.periodOf(s.Period)}] += s.Credits
+			}
+		}
 	}
 	list := []Spending{}
-	for a, spent := range b.spent {
+	for a, credits := range spent {
 		r := rules[a.rule]
 		if begin, end := r.bounds(now); a.period == usage.Day(begin) {
-			list = append(list, Spending{r.Key, a.value, r.Per, b.credits(r), spent, end})
+			limit := r.Credits
+			if set, ok := settings[SettingKey(r.Key, r.Per)]; ok {
+				limit = set
+			}
+			list = append(list, Spending{r.Key, a.value, r.Per, limit, credits, end})
 		}
 	}
 	slices.SortFunc(list, func(a, b Spending) int {
 		return cmp.Or(cmp.Compare(float64(b.Spent)/float64(max(b.Credits, 1)), float64(a.Spent)/float64(max(a.Credits, 1))),
-			cmp.Compare(a.Key, b.Key), cmp.Compare(a.Value, b.Value))
+			cmp.Compare(a.Key, b.Key), cmp.Compare(a.Value, b.Value), cmp.Compare(a.Per, b.Per))
 	})
 	return list
 }

@@ -1,6 +1,7 @@
 package usage
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/big"
@@ -88,14 +89,18 @@ func parseDigits(text string) (Totals, bool) {
 
 // ParseCounter reads the body of a counter's message, {"val":"…"}.
 func ParseCounter(data []byte) (Totals, error) {
+	if digits, ok := bytes.CutPrefix(data, []byte(`{"val":"`)); ok {
+		if digits, ok = bytes.CutSuffix(digits, []byte(`"}`)); ok {
+			if t, ok := parseDigits(string(digits)); ok {
+				return t, nil
+			}
+		}
+	}
 	var body struct {
 		Value string `json:"val"`
 	}
 	if err := json.Unmarshal(data, &body); err != nil {
 		return Totals{}, fmt.Errorf("counter: %w", err)
-	}
-	if t, ok := parseDigits(body.Value); ok {
-		return t, nil
 	}
 	n, ok := new(big.Int).SetString(body.Value, 10)
 	if !ok {

@@ -124,11 +124,18 @@ const maxLabel = 64
 // LabelValue is a label's value as counters have it: at most its first 64 bytes.
 func LabelValue(value string) string { return value[:min(len(value), maxLabel)] }
 
-// Counter is the subject of the counter that a record belongs to. labels are the
-// names by which days are added up, in order; one that the record has not is left
-// out.
-func Counter(names topology.Names, r Record, labels []string) string {
-	return names.Totals(r.Day(), r.AppID, r.Queue, pairs(r.Labels, labels)...)
+// Subjects are those of the counters that a record is added to: that of its
+// day, and if there are labels to add up by, those of its labels for the day and the
+// month. labels are names, in order; one that the record has not is left out.
+func Subjects(names topology.Names, r Record, labels []string) []string {
+	day := r.Day()
+	all := []string{names.Totals(topology.TotalsByDay, day, r.AppID, r.Queue)}
+	if len(labels) > 0 {
+		pairs := pairs(r.Labels, labels)
+		all = append(all, names.Totals(topology.TotalsByLabels, day, r.AppID, r.Queue, pairs...),
+			names.Totals(topology.TotalsByMonth, day[:len("2006-01")], r.AppID, r.Queue, pairs...))
+	}
+	return all
 }
 
 func pairs(values map[string]string, labels []string) []string {
@@ -143,14 +150,17 @@ func pairs(values map[string]string, labels []string) []string {
 
 // Group is what one counter is about.
 type Group struct {
-	Day, App, Queue string
-	Labels          map[string]string
+	Family string // a family of topology's
+	Period string // YYYY-MM-DD, or YYYY-MM of topology.TotalsByMonth
+	App    string
+	Queue  string
+	Labels map[string]string
 }
 
-// GroupOf reads a counter's subject; false where it is none.
+// GroupOf reads a counter's subject; false if it is none.
 func GroupOf(names topology.Names, subject string) (Group, bool) {
-	day, app, queue, pairs, ok := names.TotalsOf(subject)
-	g := Group{Day: day, App: app, Queue: queue}
+	family, period, app, queue, pairs, ok := names.TotalsOf(subject)
+	g := Group{Family: family, Period: period, App: app, Queue: queue}
 	for _, pair := range pairs {
 		name, value, found := strings.Cut(pair, "=")
 		if !found {

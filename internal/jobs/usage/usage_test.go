@@ -8,9 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/topology"
@@ -78,13 +80,29 @@ func TestEveryBegunCreditCounts(t *testing.T) {
 func TestACounterTellsWhatItIsAbout(t *testing.T) {
 	r := usage.Record{AppID: "my.app *", Queue: "q", ConfirmedAt: time.Date(2026, 3, 1, 0, 30, 0, 0, time.FixedZone("", 3600)),
 		Labels: map[string]string{"a=b.c": "x=>*", "long": strings.Repeat("y", 200), "empty": "", "unused": "z"}}
-	subject := usage.Counter(names, r, []string{"a=b.c", "absent", "empty", "long"})
-	g, ok := usage.GroupOf(names, subject)
-	if !ok || g.Day != "2026-02-28" || g.App != r.AppID || g.Queue != "q" || g.Labels["long"] != strings.Repeat("y", 64) || len(g.Labels) != 3 {
-		t.Errorf("%s became %+v, %t", subject, g, ok)
+	subjects := usage.Subjects(names, r, []string{"a=b.c", "absent", "empty", "long"})
+	want := []struct{ family, period string }{
+		{topology.TotalsByDay, "2026-02-28"}, {topology.TotalsByLabels, "2026-02-28"}, {topology.TotalsByMonth, "2026-02"},
 	}
-	if len(subject) > 1000 || strings.ContainsAny(subject, " *>") {
-		t.Errorf("not a subject: %s", subject)
+	for i, subject := range subjects {
+		g, ok := usage.GroupOf(names, subject)
+		if !ok || g.Family != want[i].family || g.Period != want[i].period || g.App != r.AppID || g.Queue != "q" {
+			t.Errorf("%s became %+v, %t", subject, g, ok)
+		}
+		if i > 0 && (g.Labels["long"] != strings.Repeat("y", 64) || len(g.Labels) != 3) {
+			t.Errorf("%s has labels %v", subject, g.Labels)
+		}
+		if len(subject) > 1000 || strings.ContainsAny(subject, " *>") {
+			t.Errorf("not a subject: %s", subject)
+		}
+	}
+	if len(subjects) != 3 || len(usage.Subjects(names, r, nil)) != 1 {
+		t.Errorf("%d counters", len(subjects))
+	}
+	for _, other := range []string{"avatar.totals.upto", "avatar.usage.a.b", "avatar.totals.labels.2026-01-01.a.b.nopair", "avatar.totals.day.2026-01-01.a.=Z"} {
+		if g, ok := usage.GroupOf(names, other); ok {
+			t.Errorf("%s is %+v", other, g)
+		}
 	}
 }
 
@@ -117,8 +135,35 @@ func newLedger(t *testing.T, window time.Duration) stored {
 			t.Fatal(err)
 		}
 	}
-	l := usage.NewLedger(usage.Options{JS: js, Names: names, Tariff: usage.Tariff{Minimum: 1}, Labels: []string{"customer"}, Window: window, Now: time.Now})
+	l := usage.NewLedger(usage.Options{JS: js, Names: names, Tariff: usage.Tariff{Minimum: 1}, Window: window, Now: time.Now})
 	return stored{l, t, js}
+}
+
+var labels = []string{"customer"}
+
+// counters opens the counters anew, as another worker.
+func (s stored) counters() *usage.Counters {
+	s.t.Helper()
+	c, err := usage.OpenCounters(s.t.Context(), s.js, names, labels)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+// catchUp adds all that is stored.
+func (s stored) catchUp() {
+	s.t.Helper()
+	if err := s.counters().CatchUp(s.t.Context(), func(error) {}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s stored) write(r usage.Record) {
+	s.t.Helper()
+	if _, err := s.Store(s.t.Context(), r, time.Now()); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 func record(session int) usage.Record {
@@ -128,22 +173,37 @@ func record(session int) usage.Record {
 	}
 }
 
-// sums returns the number of records, and what the counters say.
-func (s stored) sums() (records int, t usage.Totals) {
+// sums returns the number of records, and what each family of counters says.
+func (s stored) sums() (records int, families map[string]usage.Totals) {
 	s.t.Helper()
 	err := usage.Scan(s.t.Context(), s.js, names.UsageStream(), names.AllUsage(), time.Time{}, func(jetstream.Msg) error { records++; return nil })
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	err = usage.ScanLast(s.t.Context(), s.js, names.TotalsStream(), names.AllTotals(), func(msg jetstream.Msg) error {
-		c, err := usage.ParseCounter(msg.Data())
-		t = t.Plus(c)
-		return err
+	families = make(map[string]usage.Totals)
+	err = s.counters().Read(s.t.Context(), []string{names.AllTotals()}, func(c usage.Counter) {
+		if g, ok := usage.GroupOf(names, c.Subject); ok {
+			families[g.Family] = families[g.Family].Plus(c.Totals)
+		}
 	})
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return records, t
+	return records, families
+}
+
+// expect checks the number of records, and that every family of counters has a sum.
+func (s stored) expect(records int, want usage.Totals) {
+	s.t.Helper()
+	n, families := s.sums()
+	if n != records || len(families) != 3 {
+		s.t.Errorf("%d records, counters of %v; want %d records and three families", n, families, records)
+	}
+	for family, got := range families {
+		if got != want {
+			s.t.Errorf("by %s: %+v, want %+v", family, got, want)
+		}
+	}
 }
 
 // forgotten returns when the server no longer knows the ids of what is stored.
@@ -172,57 +232,178 @@ func (s stored) forgotten() {
 func TestASessionToldAgainLongAfterTheDuplicateWindowCountsOnce(t *testing.T) {
 	l := newLedger(t, 0) // everything is searched for
 	noted := time.Now()
-	for range 3 {
-		if _, err := l.Store(t.Context(), record(1), noted); err != nil {
-			t.Fatal(err)
-		}
-		l.forgotten()
-	}
-	if n, sum := l.sums(); n != 1 || sum.Sessions != 1 || sum.Credits != 2 {
-		t.Errorf("%d records, sums %+v; want one session", n, sum)
-	}
-}
-
-func TestAWorkerThatDiedBetweenRecordAndCounterIsMadeUpForDaysLater(t *testing.T) {
-	l := newLedger(t, 0)
-	data, err := json.Marshal(record(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	noted := time.Now()
-	if _, err := l.js.Publish(t.Context(), names.Usage("app", "default"), data, jetstream.WithMsgID("J.run1.s1")); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		l.forgotten()
-		if fresh, err := l.Store(t.Context(), record(1), noted); err != nil || fresh {
+	for i := range 3 {
+		fresh, err := l.Store(t.Context(), record(1), noted)
+		if err != nil || fresh != (i == 0) {
 			t.Fatal(fresh, err)
 		}
+		l.forgotten()
+		l.catchUp()
 	}
-	if n, sum := l.sums(); n != 1 || sum.Sessions != 1 {
-		t.Errorf("%d records, sums %+v; want one session", n, sum)
-	}
+	l.expect(1, record(1).Totals())
 }
 
-func TestASessionIsFoundToBeCountedAlsoWhereItsCounterHasForgottenIt(t *testing.T) {
+func TestRecordsAreAddedOnceHoweverManyWorkersAddThem(t *testing.T) {
 	l := newLedger(t, time.Hour)
-	noted := time.Now()
-	if _, err := l.Store(t.Context(), record(1), noted); err != nil {
-		t.Fatal(err)
+	const each, workers = 40, 4
+	var want usage.Totals
+	for n := range each * workers {
+		r := record(n)
+		r.Labels["customer"] = fmt.Sprint(n % 7)
+		want = want.Plus(r.Totals())
 	}
-	for n := range topology.TotalsHistory {
-		if _, err := l.Store(t.Context(), record(n+2), time.Now()); err != nil {
+	failures := make(chan error, workers)
+	natstest.Together(workers, func(w int) {
+		counters, err := usage.OpenCounters(t.Context(), l.js, names, labels)
+		for n := range each {
+			r := record(w*each + n)
+			r.Labels["customer"] = fmt.Sprint((w*each + n) % 7)
+			if err == nil {
+				_, err = l.Store(t.Context(), r, time.Now())
+			}
+			if err == nil && n%8 == 7 {
+				err = counters.CatchUp(t.Context(), func(error) {})
+			}
+		}
+		failures <- err
+	})
+	for range workers {
+		if err := <-failures; err != nil {
 			t.Fatal(err)
 		}
 	}
-	late := usage.NewLedger(usage.Options{JS: l.js, Names: names, Labels: []string{"customer"}, Now: time.Now})
-	l.forgotten()
-	if _, err := late.Store(t.Context(), record(1), noted); err != nil {
+	l.catchUp()
+	l.expect(each*workers, want)
+}
+
+func TestAWorkerThatDiedWhileItAddedIsGoneOnFrom(t *testing.T) {
+	l := newLedger(t, time.Hour)
+	a, b := record(1), record(2)
+	b.Labels = map[string]string{"customer": "b"}
+	l.write(a)
+	l.catchUp()
+	l.write(b)
+	l.write(record(3))
+	// It added one of the two, and did not come to say so.
+	counters := l.counters()
+	from, err := counters.Upto(t.Context())
+	if err != nil || from != 1 {
+		t.Fatal(from, err)
+	}
+	if err := counters.Add(t.Context(), []usage.Stored{{Seq: 2, ID: b.ID(), Record: b}}, from, from); err != nil {
 		t.Fatal(err)
 	}
-	if n, sum := l.sums(); n != topology.TotalsHistory+1 || sum.Sessions != topology.TotalsHistory+1 {
-		t.Errorf("%d records, sums %+v; want %d sessions", n, sum, topology.TotalsHistory+1)
+	l.catchUp()
+	l.expect(3, a.Totals().Plus(b.Totals()).Plus(record(3).Totals()))
+	if upto, err := l.counters().Upto(t.Context()); err != nil || upto != 3 {
+		t.Errorf("complete up to %d, %v; want 3", upto, err)
 	}
+	// One that was frozen adds what it had read long ago.
+	if err := counters.Add(t.Context(), []usage.Stored{{Seq: 2, ID: b.ID(), Record: b}, {Seq: 3, ID: "x", Record: record(3)}}, from, 3); err != nil {
+		t.Fatal(err)
+	}
+	l.expect(3, a.Totals().Plus(b.Totals()).Plus(record(3).Totals()))
+}
+
+func TestCountersGoOnFromAStreamOfRecordsThatWasMadeAgain(t *testing.T) {
+	l := newLedger(t, time.Hour)
+	for n := range 3 {
+		l.write(record(n))
+	}
+	l.catchUp()
+	if err := l.js.DeleteStream(t.Context(), names.UsageStream()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := topology.Ensure(t.Context(), l.js, names, topology.DefaultSettings()); err != nil {
+		t.Fatal(err)
+	}
+	l.write(record(9))
+	l.catchUp()
+	want := record(1).Totals()
+	want = want.Plus(want).Plus(want).Plus(want)
+	l.expect(1, want)
+}
+
+func TestWhatIsNotAUsageRecordCountsForNothing(t *testing.T) {
+	l := newLedger(t, time.Hour)
+	foreign := []string{``, `{}`, `x`, `{"job_id":"J","run":1,"session":1,"app_id":"a","confirmed_at":"2026-01-01T00:00:00Z","credits":-1}`, `{"job_id":"J","run":"1"}`}
+	for _, body := range foreign {
+		if _, err := l.js.Publish(t.Context(), names.Usage("app", "q"), []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.write(record(1))
+	found := 0
+	if err := l.counters().CatchUp(t.Context(), func(error) { found++ }); err != nil || found != len(foreign) {
+		t.Errorf("%d foreign messages, %v; want %d", found, err, len(foreign))
+	}
+	l.expect(len(foreign)+1, record(1).Totals())
+}
+
+func TestAnAdderAddsWhileItIsItsTurnAndAtItsEnd(t *testing.T) {
+	l := newLedger(t, time.Hour)
+	added, turn := make(chan error, 16), make(chan bool, 1)
+	turn <- false // another worker's at first
+	a := usage.NewAdder(usage.AdderOptions{
+		JS: l.js, Names: names, Labels: labels, Every: time.Millisecond, TurnEvery: 10 * time.Millisecond,
+		Turn: func(context.Context) (bool, error) {
+			select {
+			case mine := <-turn:
+				return mine, nil
+			default:
+				return true, nil
+			}
+		},
+		Failed: func(err error) { added <- err }, Foreign: func(err error) { t.Error(err) },
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); a.Run(ctx) }()
+	l.write(record(1))
+	if err := <-added; err != nil {
+		t.Error(err)
+	}
+	l.expect(1, record(1).Totals())
+	stop()
+	<-done
+	l.write(record(2))
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	a.Run(ended) // one that is stopped adds what there is
+	l.expect(2, record(1).Totals().Plus(record(2).Totals()))
+}
+
+func TestThereAreNoCountersOnAnOldServer(t *testing.T) {
+	l := newLedger(t, time.Hour)
+	if err := l.js.DeleteStream(t.Context(), names.TotalsStream()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := usage.OpenCounters(t.Context(), l.js, names, labels); !errors.Is(err, usage.ErrNoCounters) {
+		t.Error(err)
+	}
+	l.write(record(1)) // records are written all the same
+}
+
+func FuzzParse(f *testing.F) {
+	data, err := json.Marshal(record(1))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data, string(data))
+	f.Add([]byte(`{}`), "x")
+	f.Fuzz(func(t *testing.T, data []byte, replaced string) {
+		s, err := usage.Parse(nats.Header{usage.HeaderReplaces: {replaced}}, data, 7)
+		if err != nil {
+			return
+		}
+		var sum usage.Totals
+		for _, e := range s.Entries() {
+			sum = sum.Plus(e.Totals)
+		}
+		if want := 1; replaced == "" && sum.Sessions != int64(want) || replaced != "" && sum.Sessions != 0 {
+			t.Errorf("%d sessions of %s", sum.Sessions, data)
+		}
+	})
 }
 
 func TestWhatASessionReallyUsedReplacesItsEstimate(t *testing.T) {
@@ -236,79 +417,20 @@ func TestWhatASessionReallyUsedReplacesItsEstimate(t *testing.T) {
 		for _, first := range []string{"estimate", "correction"} {
 			t.Run(fmt.Sprintf("%s, %s first", name, first), func(t *testing.T) {
 				l := newLedger(t, time.Hour)
-				write := func() {
-					if _, err := l.Store(t.Context(), e, time.Now()); err != nil {
-						t.Fatal(err)
-					}
-				}
 				if first == "estimate" {
-					write()
+					l.write(e)
+					l.catchUp()
 				}
 				if err := l.Correct(t.Context(), e, exact); err != nil {
 					t.Fatal(err)
 				}
 				if first != "estimate" {
-					write()
+					l.catchUp()
+					l.write(e)
 				}
-				if n, sum := l.sums(); n != 2 || sum != exact.Totals() {
-					t.Errorf("%d records, sums %+v; want %+v", n, sum, exact.Totals())
-				}
+				l.catchUp()
+				l.expect(2, exact.Totals())
 			})
-		}
-	}
-}
-
-// BenchmarkSumOfAYear reads the counters of a year of 200 customers, as many as ten
-// million sessions have left.
-func BenchmarkSumOfAYear(b *testing.B) {
-	js, err := jetstream.New(natstest.ConnectURL(b, natstest.Start(b).ClientURL()))
-	if err != nil {
-		b.Fatal(err)
-	}
-	if _, _, err := topology.Ensure(b.Context(), js, names, topology.DefaultSettings()); err != nil {
-		b.Fatal(err)
-	}
-	l := usage.NewLedger(usage.Options{JS: js, Names: names, Labels: []string{"customer"}, Window: time.Hour, Now: time.Now})
-	days, customers := 365, 200
-	if testing.Short() {
-		days, customers = 30, 10
-	}
-	work := make(chan usage.Record)
-	failures := make(chan error, 64)
-	go func() {
-		defer close(work)
-		for d := range days {
-			for n := range customers {
-				r := record(1)
-				r.JobID, r.ConfirmedAt, r.Labels = fmt.Sprintf("J%d-%d", d, n), r.ConfirmedAt.AddDate(0, 0, -d), map[string]string{"customer": fmt.Sprint(n)}
-				work <- r
-			}
-		}
-	}()
-	natstest.Together(cap(failures), func(int) {
-		var failed error
-		for r := range work {
-			if _, err := l.Store(b.Context(), r, time.Now()); err != nil {
-				failed = err
-			}
-		}
-		failures <- failed
-	})
-	close(failures)
-	for err := range failures {
-		if err != nil {
-			b.Fatal(err)
-		}
-	}
-	for b.Loop() {
-		n := 0
-		err := usage.ScanLast(b.Context(), js, names.TotalsStream(), names.AllTotals(), func(msg jetstream.Msg) error {
-			n++
-			_, err := usage.ParseCounter(msg.Data())
-			return err
-		})
-		if err != nil || n != days*customers {
-			b.Fatal(n, err)
 		}
 	}
 }

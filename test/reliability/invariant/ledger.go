@@ -22,6 +22,7 @@ const exactWithin = 250 * time.Millisecond
 type Ledger struct {
 	Records  []Usage
 	Counters cost.Compared // the counters, held against the records
+	Total    []cost.Row    // the counters once all records are in them
 }
 
 // Usage is one usage record with its Nats-Msg-Id.
@@ -37,8 +38,20 @@ func readLedger(ctx context.Context, js jetstream.JetStream, names topology.Name
 		l.Records = append(l.Records, u)
 		return json.Unmarshal(msg.Data(), &l.Records[len(l.Records)-1].Record)
 	})
+	if err != nil {
+		return l, err
+	}
+	store := cost.NewStore(js, names, nil)
+	if l.Counters, err = store.Compare(ctx); err != nil {
+		return l, err
+	}
+	// What the last worker had no time for.
+	counters, err := usage.OpenCounters(ctx, js, names, nil)
 	if err == nil {
-		l.Counters, err = cost.NewStore(js, names, nil).Compare(ctx)
+		err = counters.CatchUp(ctx, func(error) {})
+	}
+	if err == nil {
+		l.Total, err = store.Sum(ctx, cost.Query{By: cost.ByDay})
 	}
 	return l, err
 }
@@ -51,6 +64,13 @@ func (c *check) ledger() {
 	}
 	for _, d := range c.seen.Ledger.Counters.Differences {
 		c.violate("counter %s is %+v, its records add up to %+v", d.Counter, d.Have, d.Want)
+	}
+	var total usage.Totals
+	for _, row := range c.seen.Ledger.Total {
+		total = total.Plus(row.Totals)
+	}
+	if records := c.seen.Ledger.Counters.Totals; total != records {
+		c.violate("the counters add up to %+v, the records to %+v", total, records)
 	}
 	counts := c.counting()
 	byConnection := map[string]Usage{}
