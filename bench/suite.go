@@ -43,9 +43,9 @@ func suite(z sizes) []measurement {
 			return measureQueue(ctx, params{Role: role, Concurrency: concurrency, Profiles: profiles}, n)
 		}}
 	}
-	confirmed := func(name, ledger string, n int) measurement {
+	ledger := func(name, ledger string, confirmed bool) measurement {
 		return measurement{"queue", name, func(ctx context.Context, profiles string) (sample, error) {
-			return measureQueue(ctx, params{Role: "queue worker", Concurrency: concurrency, Profiles: profiles, Confirmed: true, Ledger: ledger}, n)
+			return measureQueue(ctx, params{Role: "queue worker", Concurrency: concurrency, Profiles: profiles, Confirmed: confirmed, Ledger: ledger}, z.jobs)
 		}}
 	}
 	relayed := func(name, role, output string, frames int) measurement {
@@ -65,8 +65,9 @@ func suite(z sizes) []measurement {
 		queue("bare nats.go loop", "queue bare", z.jobs),
 		queue("choria-io/asyncjobs", "queue asyncjobs", z.asyncJobs),
 		queue("our worker", "queue worker", z.jobs),
-		confirmed("our worker, sessions confirmed, no ledger", "", z.jobs),
-		confirmed("our worker, sessions confirmed, with ledger", "on", z.jobs),
+		ledger("our worker, with ledger", "on", false),
+		ledger("our worker, sessions confirmed, no ledger", "", true),
+		ledger("our worker, sessions confirmed, with ledger", "on", true),
 		relayed("bare reader", "reader", "", z.frames),
 		relayed("our session client", "client", "", z.frames),
 		relayed("our worker to discard", "worker", "discard", z.frames),
