@@ -149,10 +149,10 @@ func TestASessionLostWithItsWorkerIsInTheLedgerWithItsUpperBound(t *testing.T) {
 	first.stop() // the streams are there
 	confirmed := time.Now().Add(-20 * time.Second)
 	f.orphanOf("known", fields{"id": "known", "avatar_id": "ok-known", "audio": speech()}, func(r *lifecycle.Record) {
-		r.ConnectionID, r.ConfirmedAt, r.TakenAt = "c-known", confirmed, confirmed.Add(-time.Second)
+		r.ConnectionID, r.ConfirmedAt, r.StartedAt = "c-known", confirmed, confirmed.Add(-time.Second)
 	})
 	f.orphanOf("unknown", fields{"id": "unknown", "avatar_id": "ok-unknown", "audio": speech()}, func(r *lifecycle.Record) {
-		r.TakenAt = confirmed
+		r.StartedAt = confirmed
 	})
 	f.worker(worker{})
 	f.outcome("known")

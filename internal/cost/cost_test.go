@@ -44,7 +44,7 @@ func ledger(t *testing.T) (*cost.Store, jetstream.JetStream) {
 			Labels: map[string]string{"customer": "acme", "room": "r" + fmt.Sprint(n%2)},
 		}
 		change(&r)
-		if _, err := l.Store(t.Context(), r, time.Now()); err != nil {
+		if _, err := l.Store(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
 		if n == 3 { // some are in the counters, the others are not yet
@@ -291,7 +291,7 @@ func TestAnEstimateIsTheSameUpToItsBound(t *testing.T) {
 	_, js := ledger(t)
 	l := usage.NewLedger(usage.Options{JS: js, Names: names, Window: time.Hour, Now: time.Now})
 	r := usage.Record{JobID: "E", Run: 1, Session: 1, AppID: "e", Queue: "q", ConnectionID: "e1", ConfirmedAt: march, ConnectedMS: 60_000, Credits: 10, Estimated: true}
-	if _, err := l.Store(t.Context(), r, time.Now()); err != nil {
+	if _, err := l.Store(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
 	s := cost.NewStore(js, names, nil)

@@ -88,7 +88,7 @@ func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err err
 		}
 		from = lifecycle.Resume(record, c.id, crashed, now)
 		if crashed && from != nil && c.w.o.Ledger != nil {
-			from.Lost(c.w.lease.Ended(ctx, record.WorkerID), now)
+			from.Lost(c.w.lease.Ended(ctx, record.WorkerID))
 		}
 	default:
 		if err := c.finishRunBefore(ctx, record); err != nil {

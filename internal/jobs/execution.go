@@ -170,7 +170,7 @@ func (e *execution) giveUpSession(reason string) {
 	}
 	failpoint.Here("giving_up")
 	next := r.Clone()
-	next.Closed(e.session.report.Connected, e.sessionCode(), e.w.now())
+	next.Closed(e.session.report.Connected, e.sessionCode())
 	next.Release(reason)
 	record := e.record
 	e.w.background.Go(func() {

@@ -22,9 +22,8 @@ type Ledger interface {
 	Sequence() uint64
 	// Credits is what so much connected time costs.
 	Credits(connected time.Duration) int64
-	// Store writes a session's record, and reports whether it is new. notedAt is
-	// when the session was written into its job's record.
-	Store(ctx context.Context, r usage.Record, notedAt time.Time) (fresh bool, err error)
+	// Store writes a session's record, and reports whether it is new.
+	Store(ctx context.Context, r usage.Record) (fresh bool, err error)
 	// Correct replaces an estimate by what the session really used.
 	Correct(ctx context.Context, estimate, r usage.Record) error
 	// Find looks for the records of a session that were stored since a time; nil:
@@ -66,7 +65,7 @@ func (l ledger) store(r *lifecycle.Record) error {
 		if s.Stored {
 			continue
 		}
-		err := l.effects().effect(l.ctx, effectUsage, l.w.o.SettleTimeout, func(ctx context.Context) error { return l.write(ctx, r.UsageOf(s, l.w.o.Ledger.Credits), s.NotedAt) })
+		err := l.effects().effect(l.ctx, effectUsage, l.w.o.SettleTimeout, func(ctx context.Context) error { return l.write(ctx, r.UsageOf(s, l.w.o.Ledger.Credits)) })
 		if err != nil {
 			return err
 		}
@@ -74,8 +73,8 @@ func (l ledger) store(r *lifecycle.Record) error {
 	return nil
 }
 
-func (l ledger) write(ctx context.Context, u usage.Record, notedAt time.Time) error {
-	fresh, err := l.w.o.Ledger.Store(ctx, u, notedAt)
+func (l ledger) write(ctx context.Context, u usage.Record) error {
+	fresh, err := l.w.o.Ledger.Store(ctx, u)
 	if fresh {
 		l.w.o.Observer.Used(u.AppID, u.Queue, time.Duration(u.ConnectedMS)*time.Millisecond, u.Credits)
 	}
@@ -97,7 +96,7 @@ func (l ledger) estimated(r *lifecycle.Record) {
 			if s.Stored {
 				continue
 			}
-			if err := l.write(ctx, r.UsageOf(s, l.w.o.Ledger.Credits), s.NotedAt); err != nil {
+			if err := l.write(ctx, r.UsageOf(s, l.w.o.Ledger.Credits)); err != nil {
 				l.log().Debug().Err(err).Msg("could not write the usage of a session that was lost yet")
 				return
 			}
@@ -140,14 +139,14 @@ func (l ledger) replace(ctx context.Context, r *lifecycle.Record, s usage.Sessio
 			return l.w.o.Ledger.Correct(ctx, now.UsageOf(*e, l.w.o.Ledger.Credits), exact)
 		}
 	}
-	estimate, stored, err := l.w.o.Ledger.Find(ctx, exact, s.ConfirmedAt)
+	estimate, stored, err := l.w.o.Ledger.Find(ctx, exact, exact.ConfirmedAt)
 	switch {
 	case err != nil || stored != nil:
 		return err
 	case estimate != nil:
 		return l.w.o.Ledger.Correct(ctx, *estimate, exact)
 	default: // it was handed back without a crash
-		return l.write(ctx, exact, s.NotedAt)
+		return l.write(ctx, exact)
 	}
 }
 

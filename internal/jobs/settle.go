@@ -29,7 +29,7 @@ func (s settlement) settle() {
 	defer cancel()
 	ctx, span := s.w.o.Tracer.Start(ctx, "settle")
 	next := s.record.Current().Clone()
-	next.Closed(s.session.report.Connected, s.sessionCode(), s.w.now())
+	next.Closed(s.session.report.Connected, s.sessionCode())
 	err := s.verdict(ctx, next)
 	endSpan(span, err)
 	switch {

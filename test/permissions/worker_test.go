@@ -203,7 +203,7 @@ func publishAll(ctx context.Context, admin client) error {
 			record, err := json.Marshal(lifecycle.Record{
 				JobID: id, Run: 1, StreamSeq: ack.Sequence, State: lifecycle.StateReleased, Session: 1, Attempt: 1, MaxAttempts: 5, WorkerID: "gone",
 				Queue: "default", AppID: "app", AvatarID: "ok", Reason: "drain", CreatedAt: time.Now(), UpdatedAt: time.Now(),
-				Usage: []usage.Session{{Session: 1, Attempt: 1, AppID: "app", ConnectionID: "c", ConfirmedAt: time.Now().Add(-4 * time.Hour), NotedAt: time.Now().Add(-3 * time.Hour), OutcomeCode: usage.CodeReleased}},
+				Usage: []usage.Session{{Session: 1, Attempt: 1, AppID: "app", ConnectionID: "c", ConfirmedAt: time.Now().Add(-4 * time.Hour), OutcomeCode: usage.CodeReleased}},
 			})
 			if err != nil {
 				return err

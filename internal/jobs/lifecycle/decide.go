@@ -109,7 +109,7 @@ func Start(from *Record, job *jobspec.Job, worker string, defaults Defaults, now
 	next.WorkerID = worker
 	next.NextAttemptAt = nil
 	next.ConnectionID, next.Reason = "", ""
-	next.TakenAt, next.ConfirmedAt = now, time.Time{}
+	next.ConfirmedAt = time.Time{}
 	next.HeldCode, next.HeldReason, next.HeldWhy = "", "", ""
 	if job.Resume() == jobspec.OnRedeliveryRestart {
 		next.Checkpoint, next.LiveSeq, next.LiveBegun, next.UtterancesDone, next.Utterances, next.Recorded = 0, 0, 0, 0, nil, nil

@@ -104,9 +104,8 @@ type Record struct {
 	Labels         map[string]string `json:"labels,omitempty"`
 	PublishedAt    time.Time         `json:"published_at,omitzero"`
 
-	// TakenAt is when the session under way was begun, ConfirmedAt when the backend
-	// confirmed it; zero: it has not, or that is not written yet.
-	TakenAt     time.Time `json:"taken_at,omitzero"`
+	// ConfirmedAt is when the backend confirmed the session; zero: it has not, or
+	// that is not written yet.
 	ConfirmedAt time.Time `json:"confirmed_at,omitzero"`
 	// Usage are the sessions of this run that are not known to be in the ledger,
 	// and those whose end was estimated, which may be corrected.

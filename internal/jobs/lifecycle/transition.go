@@ -62,33 +62,39 @@ func (r *Record) Speak(utterance int, liveBegun uint64) {
 
 // Closed adds what a session has used that the backend had confirmed. code says how
 // it ended; see usage.Session.
-func (r *Record) Closed(connected time.Duration, code string, now time.Time) {
+func (r *Record) Closed(connected time.Duration, code string) {
 	r.SessionTime += connected
 	if !r.ConfirmedAt.IsZero() {
-		r.Usage = append(r.Usage, r.used(r.ConfirmedAt, connected, code, now))
+		// Whose session it was the record says as long as this one is its last.
+		r.Usage = append(r.Usage, usage.Session{Session: r.Session, Connected: connected, OutcomeCode: code})
 	}
 }
 
 // Lost adds the most that a session can have used whose worker is gone: from its
-// confirm, or where that was not written from its start, until ended.
-func (r *Record) Lost(ended, now time.Time) {
+// confirm, or if that was not written from its start, until ended.
+func (r *Record) Lost(ended time.Time) {
 	from := r.ConfirmedAt
 	if from.IsZero() {
-		from = r.TakenAt
+		from = r.StartedAt
 	}
 	if from.IsZero() { // taken over by a worker of a version that kept neither
 		from = r.UpdatedAt
 	}
-	lost := r.used(from, max(ended.Sub(from), 0), string(errors.CodeWorkerLost), now)
-	lost.Estimated = true
+	lost := r.whole(usage.Session{Session: r.Session, Connected: max(ended.Sub(from), 0), OutcomeCode: string(errors.CodeWorkerLost)})
+	lost.ConfirmedAt, lost.Estimated = from, true
 	r.Usage = append(r.Usage, lost)
 }
 
-func (r *Record) used(confirmed time.Time, connected time.Duration, code string, now time.Time) usage.Session {
-	return usage.Session{
-		Session: r.Session, Attempt: r.Attempt, AppID: r.AppID, Region: r.Region, WorkerID: r.WorkerID, ConnectionID: r.ConnectionID,
-		ConfirmedAt: confirmed, Connected: connected, OutcomeCode: code, NotedAt: now,
+// whole returns a session of the record with what it leaves to the record.
+func (r *Record) whole(s usage.Session) usage.Session {
+	if s.Session != r.Session || s.WorkerID != "" {
+		return s
 	}
+	s.Attempt, s.AppID, s.Region, s.WorkerID, s.ConnectionID = r.Attempt, r.AppID, r.Region, r.WorkerID, r.ConnectionID
+	if s.ConfirmedAt.IsZero() {
+		s.ConfirmedAt = r.ConfirmedAt
+	}
+	return s
 }
 
 // maxEstimates bounds the estimates that a record keeps for a correction.
@@ -99,6 +105,7 @@ const maxEstimates = 16
 func (r *Record) keepUsage() {
 	var kept []usage.Session
 	for _, s := range r.Usage {
+		s = r.whole(s)
 		s.Stored = s.Stored || r.State != StateRunning
 		if s.Estimated || !s.Stored {
 			kept = append(kept, s)
@@ -123,6 +130,7 @@ func (r *Record) UsageStored() {
 
 // UsageOf is the usage record of one of the job's sessions.
 func (r *Record) UsageOf(s usage.Session, credits func(time.Duration) int64) usage.Record {
+	s = r.whole(s)
 	return usage.Record{
 		JobID: r.JobID, Run: r.Run, Session: s.Session, Attempt: s.Attempt, AppID: s.AppID, Queue: r.Queue, AvatarID: r.AvatarID,
 		Labels: r.Labels, Region: s.Region, WorkerID: s.WorkerID, ConnectionID: s.ConnectionID, ConfirmedAt: s.ConfirmedAt.UTC(),

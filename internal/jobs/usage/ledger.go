@@ -56,12 +56,11 @@ func (l *Ledger) Credits(connected time.Duration) int64 { return l.o.Tariff.Cred
 func (l *Ledger) Sequence() uint64 { return l.seq.Load() }
 
 // Store writes the record, and reports whether that is new. It may be repeated, also
-// days later: notedAt is when the session was written into its job's record, before
-// which it can't have been stored. Within the duplicate window the server knows its
-// id; after it the stream is searched.
-func (l *Ledger) Store(ctx context.Context, r Record, notedAt time.Time) (fresh bool, err error) {
-	if l.o.Now().Sub(notedAt) > l.o.Window/2 {
-		stored, err := l.search(ctx, r, r.ID(), notedAt)
+// days later: within the duplicate window the server knows its id, and after it the
+// stream is searched from the end of the session on.
+func (l *Ledger) Store(ctx context.Context, r Record) (fresh bool, err error) {
+	if l.o.Now().Sub(r.Ended()) > l.o.Window/2 {
+		stored, err := l.search(ctx, r, r.ID(), r.Ended())
 		if err != nil || stored {
 			return false, err
 		}

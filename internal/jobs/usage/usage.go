@@ -25,22 +25,24 @@ const (
 // Session is what one session of a job used, as the job's record keeps it until it
 // is known to be in the ledger.
 type Session struct {
-	Session      int           `json:"session"`
-	Attempt      int           `json:"attempt"`
-	AppID        string        `json:"app_id"`
-	Region       string        `json:"region,omitempty"`
-	WorkerID     string        `json:"worker_id"`
-	ConnectionID string        `json:"connection_id,omitempty"` // "": not known
-	ConfirmedAt  time.Time     `json:"confirmed_at"`
-	Connected    time.Duration `json:"connected_ns"`
-	OutcomeCode  string        `json:"outcome_code"`
+	Session     int           `json:"session"`
+	Connected   time.Duration `json:"connected_ns"`
+	OutcomeCode string        `json:"outcome_code"`
+
+	// What follows is left out of the record's last session, of which the record says
+	// the same.
+	Attempt      int       `json:"attempt,omitempty"`
+	AppID        string    `json:"app_id,omitempty"`
+	Region       string    `json:"region,omitempty"`
+	WorkerID     string    `json:"worker_id,omitempty"`
+	ConnectionID string    `json:"connection_id,omitempty"` // "": not known
+	ConfirmedAt  time.Time `json:"confirmed_at,omitzero"`
+
 	// Estimated: the session was lost with its worker; Connected is the most that
 	// it can have been.
 	Estimated bool `json:"estimated,omitempty"`
-	// NotedAt is when it was written into the job's record; Stored: it is in the
-	// ledger.
-	NotedAt time.Time `json:"noted_at"`
-	Stored  bool      `json:"stored,omitempty"`
+	// Stored: it is in the ledger.
+	Stored bool `json:"stored,omitempty"`
 }
 
 // Record is the body of a usage record.
@@ -61,6 +63,12 @@ type Record struct {
 	Credits      int64             `json:"credits"`
 	OutcomeCode  string            `json:"outcome_code"`
 	Estimated    bool              `json:"estimated"` // an upper bound
+}
+
+// Ended is when the session was closed, before which its record can't have been
+// stored.
+func (r Record) Ended() time.Time {
+	return r.ConfirmedAt.Add(time.Duration(r.ConnectedMS) * time.Millisecond)
 }
 
 // ID names the session: "J.run1.s2". It is the record's Nats-Msg-Id, with

@@ -161,7 +161,7 @@ func (s stored) catchUp() {
 
 func (s stored) write(r usage.Record) {
 	s.t.Helper()
-	if _, err := s.Store(s.t.Context(), r, time.Now()); err != nil {
+	if _, err := s.Store(s.t.Context(), r); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -169,7 +169,7 @@ func (s stored) write(r usage.Record) {
 func record(session int) usage.Record {
 	return usage.Record{
 		JobID: "J", Run: 1, Session: session, AppID: "app", Queue: "default", Labels: map[string]string{"customer": "acme"},
-		ConfirmedAt: time.Now().UTC(), ConnectedMS: 6001, Credits: 2, OutcomeCode: "completed", ConnectionID: "c",
+		ConfirmedAt: time.Now().UTC().Add(-10 * time.Second), ConnectedMS: 6001, Credits: 2, OutcomeCode: "completed", ConnectionID: "c",
 	}
 }
 
@@ -231,9 +231,8 @@ func (s stored) forgotten() {
 
 func TestASessionToldAgainLongAfterTheDuplicateWindowCountsOnce(t *testing.T) {
 	l := newLedger(t, 0) // everything is searched for
-	noted := time.Now()
 	for i := range 3 {
-		fresh, err := l.Store(t.Context(), record(1), noted)
+		fresh, err := l.Store(t.Context(), record(1))
 		if err != nil || fresh != (i == 0) {
 			t.Fatal(fresh, err)
 		}
@@ -259,7 +258,7 @@ func TestRecordsAreAddedOnceHoweverManyWorkersAddThem(t *testing.T) {
 			r := record(w*each + n)
 			r.Labels["customer"] = fmt.Sprint((w*each + n) % 7)
 			if err == nil {
-				_, err = l.Store(t.Context(), r, time.Now())
+				_, err = l.Store(t.Context(), r)
 			}
 			if err == nil && n%8 == 7 {
 				err = counters.CatchUp(t.Context(), func(error) {})
