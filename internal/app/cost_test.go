@@ -36,6 +36,13 @@ func (f *fleet) used() map[string]usage.Record {
 // records.
 func (f *fleet) balanced(labels ...string) map[string]usage.Record {
 	f.t.Helper()
+	return f.balancedWithin(250*time.Millisecond, labels...)
+}
+
+// balancedWithin is balanced with another tolerance of exact times: that of a fleet
+// that has more to do than the machine can.
+func (f *fleet) balancedWithin(tolerance time.Duration, labels ...string) map[string]usage.Record {
+	f.t.Helper()
 	used, byConnection := f.used(), map[string]usage.Record{}
 	for _, r := range used {
 		if r.Credits != max((r.ConnectedMS+5999)/6000, 1) {
@@ -55,7 +62,7 @@ func (f *fleet) balanced(labels ...string) map[string]usage.Record {
 			continue
 		}
 		off := time.Duration(r.ConnectedMS)*time.Millisecond - s.Closed.Sub(s.Confirmed)
-		if !r.Estimated && off.Abs() > 250*time.Millisecond || r.Estimated && off < 0 {
+		if !r.Estimated && off.Abs() > tolerance || r.Estimated && off < 0 {
 			f.t.Errorf("%s (estimated %t) is %d ms, the backend's session log says %s", r.ID(), r.Estimated, r.ConnectedMS, s.Closed.Sub(s.Confirmed))
 		}
 	}
@@ -203,7 +210,7 @@ func TestABudgetEndsWhereItIsSpentAndRaisedItsJobsGoOn(t *testing.T) {
 	}
 	f.setBudget("label.customer", "month", 1000)
 	f.counted(ctx, lifecycle.StateCompleted, jobs+1)
-	f.balanced("customer")
+	f.balancedWithin(time.Second, "customer")
 }
 
 // cancel asks the worker that runs the job to end it.

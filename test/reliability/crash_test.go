@@ -50,6 +50,7 @@ func crashPoints() map[string][]string {
 		"outcome":          {completing, dying, recorded},
 		"usage_record":     {completing, dying, retried, recorded},
 		"usage":            {completing, dying, retried, recorded},
+		"totals":           {completing, dying},
 		"error_event":      {dying, retried},
 		"dead_letter":      {dying},
 		"event":            {completing, dying, retried},

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
 	"avatarworker/internal/leader"
 	"avatarworker/internal/topology"
 )
@@ -158,6 +159,7 @@ func (c *Counters) Add(ctx context.Context, records []Stored, from, upto uint64)
 	if err := c.add(ctx, parts, upto); err != nil {
 		return err
 	}
+	failpoint.Here("totals")
 	if upto <= from {
 		return nil
 	}

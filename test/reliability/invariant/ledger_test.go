@@ -3,7 +3,6 @@ package invariant
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"avatarworker/internal/cost"
 	"avatarworker/internal/jobs/usage"
@@ -31,7 +30,7 @@ func goodLedger() Seen {
 	}
 }
 
-func TestTheLedgerIsHeldAgainstTheBackendsBook(t *testing.T) {
+func TestTheLedgerIsComparedWithTheBackendsSessions(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*Seen)
 		want   string // "": nothing
@@ -55,13 +54,16 @@ func TestTheLedgerIsHeldAgainstTheBackendsBook(t *testing.T) {
 		"an exact record that is wrong":  {func(s *Seen) { s.Ledger.Records[1].ConnectedMS = 2600 }, "says 2.6s, but session done was connected for 2s"},
 		"an exact record without an id":  {func(s *Seen) { s.Ledger.Records[1].ConnectionID = "" }, "is exact and has no connection id"},
 		"a session nobody has confirmed": {func(s *Seen) { s.Ledger.Records[1].ConnectionID = "refused" }, "which the backend has not confirmed"},
+		"counters that do not add up":    {func(s *Seen) { s.Ledger.Counters.Totals.Sessions = 2 }, "the counters add up to"},
 		"a counter that is wrong": {func(s *Seen) {
 			s.Ledger.Counters.Differences = []cost.Difference{{Counter: "x"}}
 		}, "counter x is"},
 	} {
 		seen := goodLedger()
 		c.change(&seen)
-		r := Check(Run{MaxAttempts: 5, Lease: 6 * time.Second}, seen)
+		checked := &check{seen: seen}
+		checked.ledger()
+		r := checked.report
 		text := strings.Join(r.Violations, "\n")
 		if c.want == "" && text != "" || !strings.Contains(text, c.want) {
 			t.Errorf("%s: found %q, want %q", name, text, c.want)
