@@ -7,9 +7,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"avatarworker/internal/config"
 	"avatarworker/internal/cost"
 	"avatarworker/internal/jobs/budget"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/simulator"
@@ -147,6 +150,39 @@ func TestEverySessionIsInTheLedgerOnceHoweverItEnds(t *testing.T) {
 	rows, err := cost.NewStore(f.js, f.names, []string{"customer"}).Sum(f.ctx, cost.Query{By: "label:customer"})
 	if err != nil || len(rows) != 2 || rows[1].Key != "acme" || rows[1].Credits != 1 || rows[0].FailedCredits != 5 {
 		t.Errorf("by customer: %+v, %v", rows, err)
+	}
+}
+
+func TestAJobIsHeldAndNoMoneyIsLostWhileUsageRecordsCanNotBeWritten(t *testing.T) {
+	for name, refuse := range map[string]func(*jetstream.StreamConfig){
+		"all bytes used": func(c *jetstream.StreamConfig) { c.Discard, c.MaxBytes = jetstream.DiscardNew, 100 },
+		"small messages": func(c *jetstream.StreamConfig) { c.MaxMsgSize = 100 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, nil)
+			w := f.worker(worker{config: fourAtATime})
+			f.publish("under-way", "slow-500", nil)
+			f.state("under-way", func(r lifecycle.Record) bool { return r.ConnectionID != "" })
+			restore := f.change(f.names.UsageStream(), refuse)
+			f.until("not ready for the usage record", func() bool { return w.app.Ready() != nil })
+			f.publish("later", "ok-later", fields{"output": fields{"discard": fields{}}})
+			f.heldForStorage("later", "ok-later")
+			f.notReadyFor(w, f.names.UsageStream())
+			if body := f.alert(event.AlertStorage); body["what"] != "discard" {
+				t.Errorf("alert: %v", body)
+			}
+			restore()
+			for _, id := range []string{"under-way", "later"} {
+				f.completed(id)
+			}
+			f.until("ready again", func() bool { return w.app.Ready() == nil })
+			f.balanced()
+			f.noDeadLetters()
+			if n := len(f.sessions("slow-500")); n != 1 {
+				t.Errorf("the job that was under way had %d sessions", n)
+			}
+		})
 	}
 }
 

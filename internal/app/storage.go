@@ -37,8 +37,10 @@ const (
 	// leastFrames is the speech of the longest frame. A stream that does not take
 	// as much is of no use to any job.
 	leastFrames = 4 * time.Second
-	// largestFrame is the size of the largest messages that frames make.
+	// largestFrame is the size of the largest messages that frames make, largestUsage
+	// of a usage record: its labels may have 8 KiB as JSON.
 	largestFrame = 64 << 10
+	largestUsage = 16 << 10
 	// plenty is so much room that the length of speech in objects is not looked up.
 	plenty = 256 << 20
 )
@@ -67,6 +69,8 @@ func newStorage(js jetstream.JetStream, names topology.Names, speech *audio.Open
 	s.add("OBJ_"+names.RecordingsBucket(), recordings+".C."+probeToken, recordings+".M."+probeToken)
 	s.add(names.AudioStream())
 	s.add("OBJ_" + names.AudioFilesBucket())
+	s.add(names.UsageStream(), names.Usage(probeToken, probeToken))
+	s.stores[names.UsageStream()].largest = largestUsage
 	return s
 }
 
@@ -75,11 +79,15 @@ func newStorage(js jetstream.JetStream, names topology.Names, speech *audio.Open
 const probeToken = "~probe"
 
 func (s *storage) add(stream string, probes ...string) {
-	s.stores[stream] = &store{js: s.js, stream: stream, probes: probes, rooms: make(map[string]*room)}
+	s.stores[stream] = &store{js: s.js, stream: stream, probes: probes, largest: largestFrame, rooms: make(map[string]*room)}
 }
 
 // Check implements jobs.Storage.
 func (s *storage) Check(ctx context.Context, job *jobspec.Job, done int) error {
+	// What a session costs has to be written down, whatever it makes.
+	if err := s.stores[s.names.UsageStream()].lookFor(ctx, largestUsage); err != nil {
+		return err
+	}
 	for _, stream := range s.reads(job) {
 		if err := s.stores[stream].look(ctx); err != nil {
 			return err
@@ -96,6 +104,9 @@ func (s *storage) Check(ctx context.Context, job *jobspec.Job, done int) error {
 	return target.reserve(job.ID, left, all)
 }
 
+// Doubt implements jobs.Storage.
+func (s *storage) Doubt() { s.stores[s.names.UsageStream()].doubt() }
+
 // Err implements jobs.Storage.
 func (s *storage) Err() error {
 	var faults []error
@@ -109,7 +120,7 @@ func (s *storage) Err() error {
 
 func (s *storage) streams() []string {
 	return []string{
-		s.names.AudioStream(), s.names.FramesStream(), "OBJ_" + s.names.AudioFilesBucket(), "OBJ_" + s.names.RecordingsBucket(),
+		s.names.UsageStream(), s.names.AudioStream(), s.names.FramesStream(), "OBJ_" + s.names.AudioFilesBucket(), "OBJ_" + s.names.RecordingsBucket(),
 	}
 }
 
@@ -222,6 +233,8 @@ type store struct {
 	js     jetstream.JetStream
 	stream string
 	probes []string // subjects that it is written to; none: it is only read
+	// largest is the size of the largest messages that it is to take.
+	largest int
 
 	looking sync.Mutex // held during a look
 
@@ -258,6 +271,15 @@ func (s *store) forget() {
 	s.at = time.Time{}
 }
 
+// doubt has the next job look again whether the store takes what is written.
+func (s *store) doubt() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.at, s.proven = time.Time{}, false
+	}
+}
+
 // plenty reports whether there is room for any job.
 func (s *store) plenty() bool {
 	s.mu.Lock()
@@ -277,6 +299,21 @@ func (s *store) look(ctx context.Context) error {
 		return err
 	}
 	return s.ask(ctx, 0)
+}
+
+// lookFor is look, and wants so much room.
+func (s *store) lookFor(ctx context.Context, need int64) error {
+	if err := s.look(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		if s.err = s.space.For(need); s.err != nil {
+			s.need = need
+		}
+	}
+	return s.err
 }
 
 func (s *store) known() (bool, error) {
@@ -333,8 +370,8 @@ func (s *store) inspect(ctx context.Context) (output.Space, error) {
 	if err != nil || len(s.probes) == 0 {
 		return space, err
 	}
-	if space.MaxMessage > 0 && space.MaxMessage < largestFrame {
-		return space, fmt.Errorf("stream %s takes messages of %d bytes at most (max_msg_size), and what jobs store in it is larger; raise it to %d", s.stream, space.MaxMessage, largestFrame)
+	if space.MaxMessage > 0 && int(space.MaxMessage) < s.largest {
+		return space, fmt.Errorf("stream %s takes messages of %d bytes at most (max_msg_size), and what jobs store in it is larger; raise it to %d", s.stream, space.MaxMessage, s.largest)
 	}
 	s.mu.Lock()
 	proven := s.proven

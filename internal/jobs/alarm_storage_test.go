@@ -46,4 +46,5 @@ type fullStore struct{}
 func (fullStore) Check(context.Context, *jobspec.Job, int) error {
 	return errors.New("the bucket is full")
 }
+func (fullStore) Doubt()     {}
 func (fullStore) Err() error { return nil }

@@ -67,6 +67,7 @@ func (l ledger) store(r *lifecycle.Record) error {
 		}
 		err := l.effects().effect(l.ctx, effectUsage, l.w.o.SettleTimeout, func(ctx context.Context) error { return l.write(ctx, r.UsageOf(s, l.w.o.Ledger.Credits)) })
 		if err != nil {
+			l.w.o.Storage.Doubt()
 			return err
 		}
 	}

@@ -18,6 +18,9 @@ type Storage interface {
 	// held. The error is an *errors.Error with code invalidJob where that never
 	// changes. done is the number of utterances that are stored already.
 	Check(ctx context.Context, job *jobspec.Job, done int) error
+	// Doubt has the next Check look at the stream of usage records again: one could
+	// not be written.
+	Doubt()
 	// Err returns what the worker can't do at the moment for want of a store;
 	// nil: nothing.
 	Err() error
@@ -25,6 +28,9 @@ type Storage interface {
 
 // endless is storage that takes everything.
 type endless struct{}
+
+// Doubt implements Storage.
+func (endless) Doubt() {}
 
 func (endless) Check(context.Context, *jobspec.Job, int) error { return nil }
 func (endless) Err() error                                     { return nil }

@@ -40,6 +40,7 @@ type fleet struct {
 	mu       sync.Mutex
 	accepted []string
 	faults   []invariant.Fault
+	delays   []invariant.Span
 	records  map[string]lifecycle.Record // as last seen
 	changed  chan struct{}               // closed and made anew when a record changes
 }
@@ -88,6 +89,7 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 		watched, stop := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
 		wg.Go(func() { f.measureOutages(watched, f.js) })
+		wg.Go(func() { f.measureDelays(watched) })
 		t.Cleanup(func() { stop(); wg.Wait() })
 	}
 	return f
@@ -107,6 +109,33 @@ func createStreams(ctx context.Context, t *testing.T, js jetstream.JetStream, na
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// delayed notes a time in which a worker or the backend may have learned late of
+// what the other did.
+func (f *fleet) delayed(since, until time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.delays = append(f.delays, invariant.Span{Start: since.Add(-time.Second), End: until.Add(time.Second)})
+}
+
+// measureDelays notes when the machine was too busy to wake this process in time.
+func (f *fleet) measureDelays(ctx context.Context) {
+	const every = 20 * time.Millisecond
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for before := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := time.Now()
+		if now.Sub(before) > 4*every {
+			f.delayed(before, now)
+		}
+		before = now
 	}
 }
 
@@ -423,7 +452,7 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 		seen.Ledger = nil
 	}
 	f.mu.Lock()
-	run := invariant.Run{Accepted: f.accepted, MaxAttempts: f.attempts, Lease: f.lease, Faults: f.faults}
+	run := invariant.Run{Accepted: f.accepted, MaxAttempts: f.attempts, Lease: f.lease, Faults: f.faults, Delays: f.delays}
 	f.mu.Unlock()
 	report := invariant.Check(run, seen)
 	for i, v := range report.Violations {

@@ -40,6 +40,7 @@ func TestAWorkerFrozenPastItsLeaseSettlesNothingWhenItWakes(t *testing.T) {
 			heir := f.worker("heir")
 			wakes(f, heir)
 			frozen.signal(syscall.SIGCONT)
+			f.delayed(stopped, time.Now())
 			f.fault(invariant.Fault{Kind: "freeze", WorkerID: frozen.workerID(), Start: stopped, End: time.Now()})
 			if time.Since(stopped) < f.lease {
 				t.Fatal("the worker was not frozen past its lease: the test shows nothing")

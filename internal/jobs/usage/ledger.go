@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -166,10 +167,14 @@ func answer(ctx context.Context, sent jetstream.PubAckFuture) (*jetstream.PubAck
 
 var errUnanswered = errors.New("the publish was not acknowledged in time")
 
+// codeStoreFailed is what a stream answers that is full.
+const codeStoreFailed jetstream.ErrorCode = 10077
+
 // final reports whether a publish is of no use again: the server has refused it.
 func final(err error) bool {
 	var api *jetstream.APIError
-	return errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.Code < 500
+	return errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrMaxPayload) ||
+		errors.As(err, &api) && (api.Code < http.StatusInternalServerError || api.ErrorCode == codeStoreFailed)
 }
 
 // search looks whether a record was stored since a time.

@@ -20,7 +20,11 @@ type Run struct {
 	MaxAttempts int      // the limit for attempts, and for crashes
 	Lease       time.Duration
 	Faults      []Fault
+	Delays      []Span // in which a worker or the backend may have learned late of what the other did
 }
+
+// Span is a time.
+type Span struct{ Start, End time.Time }
 
 // Fault is something that may take sessions away from a worker: it was killed
 // or frozen, told to drain, or cut off from the queue. One fault explains one

@@ -15,7 +15,8 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// exactWithin is how far an exact usage record may be from the backend's own book.
+// exactWithin is how far an exact usage record may be from the backend's own log
+// where nothing is delayed.
 const exactWithin = 250 * time.Millisecond
 
 // Ledger is what the ledger of connected time shows.
@@ -140,7 +141,7 @@ func take(nameless *[]Usage, s simulator.Session) (Usage, bool) {
 
 // sessionUsed compares one session with its usage record.
 func (c *check) sessionUsed(s simulator.Session, u Usage, found bool) {
-	truth := s.Closed.Sub(s.Confirmed)
+	truth, exactWithin := s.Closed.Sub(s.Confirmed), c.within(s)
 	have := time.Duration(u.ConnectedMS) * time.Millisecond
 	switch {
 	case !found && truth < exactWithin:
@@ -157,6 +158,17 @@ func (c *check) sessionUsed(s simulator.Session, u Usage, found bool) {
 	default:
 		c.report.Exact++
 	}
+}
+
+// within is how far an exact usage record of a session may be off.
+func (c *check) within(s simulator.Session) time.Duration {
+	within := exactWithin
+	for _, d := range c.run.Delays {
+		if d.Start.Before(s.Closed) && d.End.After(s.Confirmed) {
+			within += d.End.Sub(d.Start)
+		}
+	}
+	return within
 }
 
 // ledgerText is the ledger's part of a report.
