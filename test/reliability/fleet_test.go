@@ -85,13 +85,13 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 		"AVATAR_LEASE_ACK_WAIT": lease.String(), "AVATAR_ADMIN_ADDR": "off", "AVATAR_LOG_FORMAT": "json",
 	}
 	f.watch()
+	watched, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { f.measureDelays(watched) })
 	if own { // that does not answer only where the machine is too busy
-		watched, stop := context.WithCancel(context.Background())
-		var wg sync.WaitGroup
 		wg.Go(func() { f.measureOutages(watched, f.js) })
-		wg.Go(func() { f.measureDelays(watched) })
-		t.Cleanup(func() { stop(); wg.Wait() })
 	}
+	t.Cleanup(func() { stop(); wg.Wait() })
 	return f
 }
 
