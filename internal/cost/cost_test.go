@@ -186,6 +186,26 @@ func TestARebuiltCounterIsWhatItsRecordsAddUpTo(t *testing.T) {
 	}
 }
 
+func TestTheOverviewIsOfTodayAndThisMonthInUTC(t *testing.T) {
+	s, _ := ledger(t)
+	// One o'clock of the third of March in a zone that is two hours ahead of UTC.
+	now := time.Date(2026, 3, 3, 1, 0, 0, 0, time.FixedZone("", 2*3600))
+	o, err := s.Overview(t.Context(), now)
+	if err != nil || o.Today.Credits != 12 || o.Month.Credits != 63 || o.Month.FailedCredits != 20 || len(o.Days) != 2 && len(o.Days) != 3 {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if rows := o.ByLabel["customer"]; len(rows) != 2 || rows[0].Key != "acme" || rows[0].Credits != 55 {
+		t.Errorf("by customer: %+v", rows)
+	}
+	for at, want := range map[time.Time][2]int64{now.AddDate(0, 0, 1): {48, 63}, march.Add(-time.Second): {0, 0}, march: {3, 63}, march.AddDate(0, 1, 0): {0, 0}} {
+		today, err := s.Today(t.Context(), at)
+		month, monthErr := s.ThisMonth(t.Context(), at)
+		if err != nil || monthErr != nil || today.Credits != want[0] || month.Credits != want[1] {
+			t.Errorf("at %s: %d today, %d this month, want %v; %v, %v", at, today.Credits, month.Credits, want, err, monthErr)
+		}
+	}
+}
+
 func TestSumsAreReadFromRecordsIfThereAreNoCounters(t *testing.T) {
 	s, js := ledger(t)
 	if err := js.DeleteStream(t.Context(), names.TotalsStream()); err != nil {

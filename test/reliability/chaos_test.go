@@ -212,14 +212,14 @@ func (c *chaos) play(faults []fault, start time.Time) {
 // timed is steps, and notes when the fault delayed what worker and backend told each
 // other.
 func (c *chaos) timed(f fault) (begin, end func()) {
-	begin, end = c.steps(f)
+	breaks, mends := c.steps(f)
 	switch f.kind {
 	case freezeWorker, cutBackend, slowBackend, narrowBackend, backendDown:
 	default:
-		return begin, end
+		return breaks, mends
 	}
 	var since time.Time
-	return func() { since = time.Now(); begin() }, func() { end(); c.delayed(since, time.Now()) }
+	return func() { since = time.Now(); breaks() }, func() { mends(); c.delayed(since, time.Now()) }
 }
 
 // steps are what begins a fault and what ends it.
