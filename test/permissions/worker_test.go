@@ -189,6 +189,9 @@ func publishAll(ctx context.Context, admin client) error {
 			}
 		}
 	}
+	if err := spend(ctx, admin); err != nil {
+		return err
+	}
 	for id, job := range waitingJobs() {
 		job["id"] = id
 		data, err := json.Marshal(job)
@@ -223,6 +226,20 @@ func publishAll(ctx context.Context, admin client) error {
 		}
 	}
 	return nil
+}
+
+// spend has something in the counters that budgets begin with.
+func spend(ctx context.Context, admin client) error {
+	l := usage.NewLedger(usage.Options{JS: admin.js, Names: names, Window: time.Hour, Now: time.Now})
+	_, err := l.Store(ctx, usage.Record{JobID: "before", Run: 1, Session: 1, AppID: "app", Queue: "default", ConfirmedAt: time.Now(), Credits: 1})
+	if err != nil {
+		return err
+	}
+	counters, err := usage.OpenCounters(ctx, admin.js, names, nil)
+	if err != nil {
+		return err
+	}
+	return counters.CatchUp(ctx, func(error) {})
 }
 
 // watchAll waits for the jobs' outcomes and the alert, and asks the worker.
