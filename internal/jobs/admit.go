@@ -51,6 +51,8 @@ type sessionRun struct {
 	// it cost; nil: nothing is.
 	reserved func()
 	started  string // why the job had no session
+	// usage waits for the session's usage record, which is on its way; nil: it is not.
+	usage func(context.Context) (fresh bool, err error)
 
 	// What became of the attempt, once its session is closed.
 	report Report

@@ -24,6 +24,11 @@ type Ledger interface {
 	Credits(connected time.Duration) int64
 	// Store writes a session's record, and reports whether it is new.
 	Store(ctx context.Context, r usage.Record) (fresh bool, err error)
+	// Send is Store that does not wait: wait does.
+	Send(ctx context.Context, r usage.Record) (wait func(context.Context) (fresh bool, err error))
+	// Own returns the records after from up to upto, if this worker has stored them
+	// all and still knows them.
+	Own(from, upto uint64) (records []usage.Stored, all bool)
 	// Correct replaces an estimate by what the session really used.
 	Correct(ctx context.Context, estimate, r usage.Record) error
 	// Find looks for the records of a session that were stored since a time; nil:
@@ -55,6 +60,18 @@ func (e *execution) sessionCode() string {
 	}
 }
 
+// begin sends the record of a session that was closed, so that it is on its way while
+// the job's record is written. A worker whose lease is lost leaves that to correct.
+func (l ledger) begin(r *lifecycle.Record) {
+	cause := l.session.cause
+	if l.w.o.Ledger == nil || len(r.Usage) == 0 || errors.Is(cause, lease.ErrLost) || errors.Is(cause, lifecycle.ErrSuperseded) {
+		return
+	}
+	if s := r.Usage[len(r.Usage)-1]; s.Session == r.Session && !s.Estimated {
+		l.session.usage = l.w.o.Ledger.Send(l.ctx, r.UsageOf(s, l.w.o.Ledger.Credits))
+	}
+}
+
 // store writes the sessions of a record that are not known to be in the ledger. It
 // comes before all else that is told: where that is stored the ledger has them.
 func (l ledger) store(r *lifecycle.Record) error {
@@ -65,7 +82,13 @@ func (l ledger) store(r *lifecycle.Record) error {
 		if s.Stored {
 			continue
 		}
-		err := l.effects().effect(l.ctx, effectUsage, l.w.o.SettleTimeout, func(ctx context.Context) error { return l.write(ctx, r.UsageOf(s, l.w.o.Ledger.Credits)) })
+		err := l.effects().effect(l.ctx, effectUsage, l.w.o.SettleTimeout, func(ctx context.Context) error {
+			u := r.UsageOf(s, l.w.o.Ledger.Credits)
+			if l.session.usage != nil && s.Session == r.Session && !s.Estimated {
+				return l.sent(ctx, u)
+			}
+			return l.write(ctx, u)
+		})
 		if err != nil {
 			l.w.o.Storage.Doubt()
 			return err
@@ -74,8 +97,21 @@ func (l ledger) store(r *lifecycle.Record) error {
 	return nil
 }
 
+// sent waits for what begin has sent.
+func (l ledger) sent(ctx context.Context, u usage.Record) error {
+	fresh, err := l.session.usage(ctx)
+	if err == nil {
+		l.session.usage = nil
+	}
+	return l.used(u, fresh, err)
+}
+
 func (l ledger) write(ctx context.Context, u usage.Record) error {
 	fresh, err := l.w.o.Ledger.Store(ctx, u)
+	return l.used(u, fresh, err)
+}
+
+func (l ledger) used(u usage.Record, fresh bool, err error) error {
 	if fresh {
 		l.w.o.Observer.Used(u.AppID, u.Queue, time.Duration(u.ConnectedMS)*time.Millisecond, u.Credits)
 	}
@@ -130,14 +166,11 @@ func (l ledger) correct(ctx context.Context, r *lifecycle.Record) {
 
 func (l ledger) replace(ctx context.Context, r *lifecycle.Record, s usage.Session) error {
 	exact := r.UsageOf(s, l.w.o.Ledger.Credits)
-	var now lifecycle.Record
-	revision, err := l.w.store.Get(ctx, r.JobID, &now)
-	if err != nil {
-		return err
-	}
-	if revision != 0 && now.Run == r.Run {
-		if e := now.Estimate(s.Session); e != nil {
-			return l.w.o.Ledger.Correct(ctx, now.UsageOf(*e, l.w.o.Ledger.Credits), exact)
+	if l.session.usage != nil {
+		// Its id is the estimate's: where it was stored, that is not.
+		fresh, err := l.session.usage(ctx)
+		if err := l.used(exact, fresh, err); fresh && err == nil {
+			return nil
 		}
 	}
 	estimate, stored, err := l.w.o.Ledger.Find(ctx, exact, exact.ConfirmedAt)
@@ -146,9 +179,18 @@ func (l ledger) replace(ctx context.Context, r *lifecycle.Record, s usage.Sessio
 		return err
 	case estimate != nil:
 		return l.w.o.Ledger.Correct(ctx, *estimate, exact)
-	default: // it was handed back without a crash
-		return l.write(ctx, exact)
 	}
+	var now lifecycle.Record
+	revision, err := l.w.store.Get(ctx, r.JobID, &now)
+	if err != nil {
+		return err
+	}
+	if revision != 0 && now.Run == r.Run {
+		if e := now.Estimate(s.Session); e != nil { // it will be stored
+			return l.w.o.Ledger.Correct(ctx, now.UsageOf(*e, l.w.o.Ledger.Credits), exact)
+		}
+	}
+	return l.write(ctx, exact) // it was handed back without a crash
 }
 
 // budgetPause is about how long a job of a budget that is spent waits before it is
@@ -234,7 +276,7 @@ type totalsTurn struct {
 // adderOptions are those of what adds usage records to the counters.
 func (w *Worker) adderOptions() usage.AdderOptions {
 	return usage.AdderOptions{
-		JS: w.o.JS, Names: w.o.Names, Labels: w.o.TotalLabels, Every: totalsEvery, Turn: w.addsTotals, TurnEvery: w.o.AckWait / 2,
+		JS: w.o.JS, Names: w.o.Names, Labels: w.o.TotalLabels, Every: totalsEvery, Turn: w.addsTotals, TurnEvery: w.o.AckWait / 2, Own: w.o.Ledger.Own,
 		Failed: func(err error) {
 			w.o.Observer.TotalsAdded(err == nil)
 			if err != nil {

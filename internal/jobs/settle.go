@@ -30,6 +30,7 @@ func (s settlement) settle() {
 	ctx, span := s.w.o.Tracer.Start(ctx, "settle")
 	next := s.record.Current().Clone()
 	next.Closed(s.session.report.Connected, s.sessionCode())
+	s.ledger().begin(next)
 	err := s.verdict(ctx, next)
 	endSpan(span, err)
 	switch {

@@ -16,9 +16,11 @@ const (
 
 	dlqDuplicates = 24 * time.Hour
 	duplicates    = 2 * time.Minute
-	// UsageDuplicates is how long the ledger's streams recognise a message that
+	// UsageDuplicates is how long the stream of usage records recognises one that
 	// was stored before.
-	UsageDuplicates = time.Hour
+	UsageDuplicates = 10 * time.Minute
+	// totalsDuplicates is how long the counters recognise an increment.
+	totalsDuplicates = time.Hour
 	// totalsHistory is how many increments of a counter are kept: by their ids a
 	// server that has restarted knows what it has added.
 	totalsHistory = 8
@@ -134,18 +136,19 @@ func (s Settings) streams(n Names, maxJob int32) []jetstream.StreamConfig {
 	audio.AllowDirect = true
 
 	usage := s.stream(n.UsageStream(), "Usage records: one for each confirmed session", s.Usage, n.AllUsage())
-	usage.AllowDirect, usage.Duplicates = true, usageWindow(s.Usage)
+	usage.AllowDirect, usage.Duplicates = true, within(UsageDuplicates, s.Usage)
 	totals := s.stream(n.TotalsStream(), "Counters of each day's and month's sessions", s.Totals, n.AllTotals())
-	totals.AllowDirect, totals.Duplicates = true, usageWindow(s.Totals)
+	totals.AllowDirect, totals.Duplicates = true, within(totalsDuplicates, s.Totals)
 	totals.AllowMsgCounter, totals.MaxMsgsPerSubject = true, totalsHistory
 	return []jetstream.StreamConfig{jobs, events, dlq, frames, audio, usage, totals}
 }
 
-func usageWindow(limit Limit) time.Duration {
+// within bounds a duplicate window by the age of what is kept.
+func within(window time.Duration, limit Limit) time.Duration {
 	if limit.MaxAge > 0 {
-		return min(UsageDuplicates, limit.MaxAge)
+		return min(window, limit.MaxAge)
 	}
-	return UsageDuplicates
+	return window
 }
 
 func (s Settings) stream(name, description string, limit Limit, subjects ...string) jetstream.StreamConfig {

@@ -71,8 +71,13 @@ type Counters struct {
 	labels []string
 	epoch  int64
 
-	upto map[string]uint64 // what is known of counters, by subject
+	upto  map[string]uint64 // what is known of counters, by subject
+	known time.Time         // when that was true at the latest
 }
+
+// knownFor is how long what is known of counters is taken to be true: much shorter
+// than the server recognises the id of an increment.
+const knownFor = 10 * time.Minute
 
 // ErrNoCounters means that there is no stream of counters: the server is too old for
 // it, or no worker has made it yet.
@@ -191,8 +196,12 @@ func (c *Counters) tryAdd(ctx context.Context, parts map[string][]part, upto uin
 	type sent struct {
 		subject string
 		to      uint64
-		wait    func() (*jetstream.PubAck, error)
+		wait    func(context.Context) (*jetstream.PubAck, error)
 	}
+	if time.Since(c.known) > knownFor { // this worker may have been frozen
+		clear(c.upto)
+	}
+	c.known = time.Now()
 	var waiting []sent
 	for subject, list := range parts {
 		known, ok := c.upto[subject]
@@ -215,11 +224,11 @@ func (c *Counters) tryAdd(ctx context.Context, parts map[string][]part, upto uin
 		msg := &nats.Msg{Subject: subject, Header: nats.Header{
 			headerIncrement: {sum.Number().String()}, headerUpto: {position{c.epoch, to}.String()},
 		}}
-		waiting = append(waiting, sent{subject, to, publish(ctx, c.js, msg, subject+"@"+position{c.epoch, known}.String())})
+		waiting = append(waiting, sent{subject, to, publish(c.js, msg, subject+"@"+position{c.epoch, known}.String())})
 	}
 	missed = make(map[string][]part)
 	for _, s := range waiting {
-		ack, failed := s.wait()
+		ack, failed := s.wait(ctx)
 		switch {
 		case failed != nil:
 			err = errors.Join(err, fmt.Errorf("counter %s: %w", s.subject, failed))
@@ -239,7 +248,7 @@ func (c *Counters) Correct(ctx context.Context, have Counter, add Totals) error 
 	msg := &nats.Msg{Subject: have.Subject, Header: nats.Header{
 		headerIncrement: {add.Number().String()}, headerUpto: {position{c.epoch, have.Upto}.String()},
 	}}
-	_, err := publish(ctx, c.js, msg, fmt.Sprintf("rebuild.%s.%d", have.Subject, have.Seq))()
+	_, err := publish(c.js, msg, fmt.Sprintf("rebuild.%s.%d", have.Subject, have.Seq))(ctx)
 	if err != nil {
 		return fmt.Errorf("counter %s: %w", have.Subject, err)
 	}
@@ -253,13 +262,21 @@ const maxParts = 4096
 // record.
 func (c *Counters) CatchUp(ctx context.Context, foreign func(error)) error {
 	from, err := c.Upto(ctx)
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = c.catchUp(ctx, from, foreign)
 	}
+	return err
+}
+
+// catchUp adds the records after from, and returns up to which one.
+func (c *Counters) catchUp(ctx context.Context, from uint64, foreign func(error)) (upto uint64, err error) {
 	var batch []Stored
-	flush := func(upto uint64) error {
-		err := c.Add(ctx, batch, from, upto)
-		batch, from = batch[:0], upto
+	upto = from
+	flush := func(to uint64) error {
+		err := c.Add(ctx, batch, upto, to)
+		if err == nil {
+			batch, upto = batch[:0], to
+		}
 		return err
 	}
 	last, err := After(ctx, c.js, c.names.UsageStream(), c.names.AllUsage(), from, func(s Stored) error {
@@ -268,10 +285,10 @@ func (c *Counters) CatchUp(ctx context.Context, foreign func(error)) error {
 		}
 		return nil
 	}, foreign)
-	if err != nil || last <= from {
-		return err
+	if err != nil || last <= upto {
+		return upto, err
 	}
-	return flush(last)
+	return upto, flush(last)
 }
 
 // AdderOptions configure an Adder. All are required.
@@ -281,6 +298,9 @@ type AdderOptions struct {
 	Labels []string // by which days and months are added up, sorted
 	// Every is how long records are gathered before they are added.
 	Every time.Duration
+	// Own returns the records after from up to upto, if this worker has stored them
+	// all and still knows them: then they are not read.
+	Own func(from, upto uint64) ([]Stored, bool)
 	// Turn reports whether it is this worker that adds. It is asked every TurnEvery.
 	Turn      func(ctx context.Context) (bool, error)
 	TurnEvery time.Duration
@@ -345,30 +365,19 @@ func (a *Adder) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	from, err := counters.Upto(ctx)
+	upto, err := counters.Upto(ctx)
 	if err != nil {
 		return err
 	}
-	stream := a.o.Names.UsageStream()
-	consumer, err := a.o.JS.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{a.o.Names.AllUsage()}, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from + 1,
-	})
-	if err != nil {
-		return fmt.Errorf("stream %s: %w", stream, err)
-	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(maxParts))
-	if err != nil {
-		return fmt.Errorf("stream %s: %w", stream, err)
-	}
-	defer messages.Stop()
-	stop := context.AfterFunc(ctx, messages.Stop)
-	defer stop()
-	b := &batch{adder: a, counters: counters, from: from, upto: from}
-	asked := time.Now()
-	for {
-		if err := b.gather(ctx, messages); err != nil {
+	for asked := time.Now(); ctx.Err() == nil; {
+		before := upto
+		if upto, err = a.add(ctx, counters, upto); err != nil {
 			return err
 		}
+		if upto > before {
+			a.o.Failed(nil)
+		}
+		pause(ctx, a.o.Every)
 		if time.Since(asked) < a.o.TurnEvery {
 			continue
 		}
@@ -377,57 +386,32 @@ func (a *Adder) follow(ctx context.Context) error {
 			return err
 		}
 	}
-}
-
-// batch is what is gathered before it is added.
-type batch struct {
-	adder    *Adder
-	counters *Counters
-	records  []Stored
-	from     uint64 // the record up to which all are added
-	upto     uint64 // the newest record that was looked at
-}
-
-// gather waits for a record, reads those that come for a while, and adds them.
-func (b *batch) gather(ctx context.Context, messages jetstream.MessagesContext) error {
-	o := b.adder.o
-	if err := b.read(ctx, messages, o.TurnEvery, 1); err != nil || b.upto == b.from {
-		return err
-	}
-	if err := b.read(ctx, messages, o.Every, maxParts); err != nil {
-		return err
-	}
-	if err := b.counters.Add(ctx, b.records, b.from, b.upto); err != nil {
-		return err
-	}
-	o.Failed(nil)
-	b.records, b.from = b.records[:0], b.upto
 	return nil
 }
 
-// read reads up to n records that come within a time.
-func (b *batch) read(ctx context.Context, messages jetstream.MessagesContext, within time.Duration, n int) error {
-	o := b.adder.o
-	window, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	for range n {
-		msg, err := messages.Next(jetstream.NextContext(window))
-		if err != nil && window.Err() != nil {
-			return ctx.Err()
+// add adds what was stored since from, and returns up to which record.
+func (a *Adder) add(ctx context.Context, counters *Counters, from uint64) (upto uint64, err error) {
+	name := a.o.Names.UsageStream()
+	var info *jetstream.StreamInfo
+	err = leader.Try(ctx, name, func(ctx context.Context) error {
+		stream, err := a.o.JS.Stream(ctx, name)
+		if err == nil {
+			info = stream.CachedInfo()
 		}
-		if err != nil {
-			return fmt.Errorf("stream %s: %w", o.Names.UsageStream(), err)
-		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return err
-		}
-		b.upto = meta.Sequence.Stream
-		if s, err := Parse(msg.Headers(), msg.Data(), b.upto); err == nil {
-			b.records = append(b.records, s)
-		} else {
-			o.Foreign(err)
-		}
+		return err
+	})
+	if err != nil {
+		return from, fmt.Errorf("stream %s: %w", name, err)
 	}
-	return nil
+	last := info.State.LastSeq
+	if info.Created.UnixMilli() != counters.epoch {
+		return from, fmt.Errorf("stream %s was made again", name) // the counters are opened again
+	}
+	if last <= from {
+		return from, nil
+	}
+	if own, all := a.o.Own(from, last); all {
+		return last, counters.Add(ctx, own, from, last)
+	}
+	return counters.catchUp(ctx, from, a.o.Foreign)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,6 +45,10 @@ type Options struct {
 type Ledger struct {
 	o   Options
 	seq atomic.Uint64
+
+	mu    sync.Mutex
+	asked time.Time         // when Own was called last; zero: never
+	own   map[uint64]Stored // what was stored since, by sequence
 }
 
 // NewLedger returns a Ledger.
@@ -56,23 +61,85 @@ func (l *Ledger) Credits(connected time.Duration) int64 { return l.o.Tariff.Cred
 // who has followed the stream so far has seen all of them.
 func (l *Ledger) Sequence() uint64 { return l.seq.Load() }
 
+const (
+	// ownFor is how long records are kept for Own after it was called last, and
+	// maxOwn how many.
+	ownFor = time.Minute
+	maxOwn = 1 << 14
+)
+
+// Own returns the records after from up to upto, if this Ledger has stored them all
+// and still knows them. It is for a caller that asks again and again: records are
+// kept from the first time on.
+func (l *Ledger) Own(from, upto uint64) (records []Stored, all bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked = time.Now()
+	if l.own == nil {
+		l.own = make(map[uint64]Stored)
+	}
+	all = upto-from <= uint64(len(l.own))
+	for seq := from + 1; all && seq <= upto; seq++ {
+		var s Stored
+		if s, all = l.own[seq]; all {
+			records = append(records, s)
+		}
+	}
+	for seq := range l.own {
+		if seq <= upto {
+			delete(l.own, seq)
+		}
+	}
+	return records, all
+}
+
+// keep has Own know of a record.
+func (l *Ledger) keep(s Stored) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.own == nil:
+	case time.Since(l.asked) > ownFor || len(l.own) >= maxOwn:
+		l.own = nil
+	default:
+		l.own[s.Seq] = s
+	}
+}
+
 // Store writes the record, and reports whether that is new. It may be repeated, also
 // days later: within the duplicate window the server knows its id, and after it the
-// stream is searched from the end of the session on.
+// stream is searched for it.
 func (l *Ledger) Store(ctx context.Context, r Record) (fresh bool, err error) {
-	if l.o.Now().Sub(r.Ended()) > l.o.Window/2 {
-		stored, err := l.search(ctx, r, r.ID(), r.Ended())
+	return l.Send(ctx, r)(ctx)
+}
+
+// Send is Store that does not wait: wait does.
+func (l *Ledger) Send(ctx context.Context, r Record) (wait func(context.Context) (fresh bool, err error)) {
+	// The record of a session that ended in good order can't be stored before its
+	// end. An estimate's end is after that, and the worker may have written the truth.
+	since := r.Ended()
+	if r.Estimated {
+		since = r.ConfirmedAt
+	}
+	if l.o.Now().Sub(since) > l.o.Window/2 {
+		stored, err := l.search(ctx, r, r.ID(), since)
 		if err != nil || stored {
-			return false, err
+			return func(context.Context) (bool, error) { return false, err }
 		}
 	}
 	failpoint.Here("usage_record")
-	ack, err := l.send(ctx, r, r.ID(), nil)
-	if err != nil {
-		return false, err
+	answer := l.send(r, r.ID(), nil)
+	return func(ctx context.Context) (bool, error) {
+		ack, err := answer(ctx)
+		if err != nil {
+			return false, err
+		}
+		failpoint.Here("usage")
+		if !ack.Duplicate {
+			l.keep(Stored{Seq: ack.Sequence, ID: r.ID(), Record: r})
+		}
+		return !ack.Duplicate, nil
 	}
-	failpoint.Here("usage")
-	return !ack.Duplicate, nil
 }
 
 // Correct replaces an estimate by what the session really used: a second record of
@@ -82,7 +149,7 @@ func (l *Ledger) Correct(ctx context.Context, estimate, r Record) error {
 	if err != nil {
 		return err
 	}
-	_, err = l.send(ctx, r, r.ID()+exact, nats.Header{HeaderReplaces: {string(replaced)}})
+	_, err = l.send(r, r.ID()+exact, nats.Header{HeaderReplaces: {string(replaced)}})(ctx)
 	return err
 }
 
@@ -104,33 +171,38 @@ func (l *Ledger) Find(ctx context.Context, r Record, since time.Time) (estimate,
 	return estimate, exactly, err
 }
 
-// send publishes a record. Without an answer it publishes it again until there is
-// one: because of the id it is stored once.
-func (l *Ledger) send(ctx context.Context, r Record, id string, header nats.Header) (*jetstream.PubAck, error) {
+// send publishes a record; wait returns the answer. Without one it publishes it again
+// until there is: because of the id it is stored once.
+func (l *Ledger) send(r Record, id string, header nats.Header) (wait func(context.Context) (*jetstream.PubAck, error)) {
 	data, err := json.Marshal(r)
 	if err != nil {
-		return nil, fmt.Errorf("usage record %s: %w", id, err)
+		return func(context.Context) (*jetstream.PubAck, error) {
+			return nil, fmt.Errorf("usage record %s: %w", id, err)
+		}
 	}
-	ack, err := publish(ctx, l.o.JS, &nats.Msg{Subject: l.o.Names.Usage(r.AppID, r.Queue), Header: header, Data: data}, id)()
-	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", l.o.Names.UsageStream(), err)
-	}
-	for {
-		known := l.seq.Load()
-		if ack.Sequence <= known || l.seq.CompareAndSwap(known, ack.Sequence) {
-			return ack, nil
+	answer := publish(l.o.JS, &nats.Msg{Subject: l.o.Names.Usage(r.AppID, r.Queue), Header: header, Data: data}, id)
+	return func(ctx context.Context) (*jetstream.PubAck, error) {
+		ack, err := answer(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("stream %s: %w", l.o.Names.UsageStream(), err)
+		}
+		for {
+			known := l.seq.Load()
+			if ack.Sequence <= known || l.seq.CompareAndSwap(known, ack.Sequence) {
+				return ack, nil
+			}
 		}
 	}
 }
 
 // publish sends a message; wait returns the answer. Without one it publishes again
 // until there is.
-func publish(ctx context.Context, js jetstream.JetStream, msg *nats.Msg, id string) (wait func() (*jetstream.PubAck, error)) {
+func publish(js jetstream.JetStream, msg *nats.Msg, id string) (wait func(context.Context) (*jetstream.PubAck, error)) {
 	if msg.Header == nil {
 		msg.Header = nats.Header{}
 	}
 	sent, sendErr := js.PublishMsgAsync(msg, jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
-	return func() (ack *jetstream.PubAck, err error) {
+	return func(ctx context.Context) (ack *jetstream.PubAck, err error) {
 		if err = sendErr; err == nil {
 			if ack, err = answer(ctx, sent); err == nil {
 				return ack, nil

@@ -124,16 +124,14 @@ func newLedger(t *testing.T, window time.Duration) stored {
 	if _, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings()); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{names.UsageStream(), names.TotalsStream()} { // ids are forgotten at once
-		s, err := js.Stream(t.Context(), name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := s.CachedInfo().Config
-		c.Duplicates = 100 * time.Millisecond
-		if _, err := js.UpdateStream(t.Context(), c); err != nil {
-			t.Fatal(err)
-		}
+	s, err := js.Stream(t.Context(), names.UsageStream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := s.CachedInfo().Config
+	c.Duplicates = 100 * time.Millisecond // ids are forgotten at once
+	if _, err := js.UpdateStream(t.Context(), c); err != nil {
+		t.Fatal(err)
 	}
 	l := usage.NewLedger(usage.Options{JS: js, Names: names, Tariff: usage.Tariff{Minimum: 1}, Window: window, Now: time.Now})
 	return stored{l, t, js}
@@ -344,7 +342,7 @@ func TestAnAdderAddsWhileItIsItsTurnAndAtItsEnd(t *testing.T) {
 	added, turn := make(chan error, 16), make(chan bool, 1)
 	turn <- false // another worker's at first
 	a := usage.NewAdder(usage.AdderOptions{
-		JS: l.js, Names: names, Labels: labels, Every: time.Millisecond, TurnEvery: 10 * time.Millisecond,
+		JS: l.js, Names: names, Labels: labels, Every: time.Millisecond, TurnEvery: 10 * time.Millisecond, Own: l.Own,
 		Turn: func(context.Context) (bool, error) {
 			select {
 			case mine := <-turn:
@@ -370,6 +368,29 @@ func TestAnAdderAddsWhileItIsItsTurnAndAtItsEnd(t *testing.T) {
 	cancel()
 	a.Run(ended) // one that is stopped adds what there is
 	l.expect(2, record(1).Totals().Plus(record(2).Totals()))
+}
+
+func TestWhatALedgerHasStoredItselfIsNotReadAgain(t *testing.T) {
+	l := newLedger(t, time.Hour)
+	l.write(record(1)) // nobody has asked yet
+	if own, all := l.Own(0, 1); all {
+		t.Errorf("%+v", own)
+	}
+	l.write(record(2))
+	l.write(record(3))
+	if own, all := l.Own(1, 3); !all || len(own) != 2 || own[0].Session != 2 || own[1].Seq != 3 {
+		t.Errorf("%+v, %t", own, all)
+	}
+	if _, all := l.Own(1, 3); all {
+		t.Error("what was handed over once is still kept")
+	}
+	if _, err := l.js.Publish(t.Context(), names.Usage("app", "q"), []byte(`{}`)); err != nil { // another's
+		t.Fatal(err)
+	}
+	l.write(record(5))
+	if own, all := l.Own(3, 5); all {
+		t.Errorf("%+v, with one that another has stored", own)
+	}
 }
 
 func TestThereAreNoCountersOnAnOldServer(t *testing.T) {
