@@ -58,6 +58,9 @@ func newCostCommand(c *cli) *cobra.Command {
 or died with their worker. Whole days by app, queue, day or a label of cost.labels
 come from counters and are read at once; all else is summed from the records.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON && asCSV {
+				return usagef("give --json or --csv, not both")
+			}
 			since, until, err := when.times(c.now())
 			if err != nil {
 				return err
@@ -78,7 +81,6 @@ come from counters and are read at once; all else is summed from the records.`,
 	when.register(cmd)
 	jsonFlag(cmd, &asJSON)
 	cmd.Flags().BoolVar(&asCSV, "csv", false, "print CSV")
-	cmd.MarkFlagsMutuallyExclusive("json", "csv")
 	cmd.AddCommand(newCostCheckCommand(c, withLedger), newCostRebuildCommand(c, withLedger), newCostBudgetCommand(c, withLedger))
 	return cmd
 }
@@ -235,9 +237,10 @@ func newCostRebuildCommand(c *cli, with ledgerFunc) *cobra.Command {
 	var dryRun, asJSON bool
 	cmd := &cobra.Command{
 		Use: "rebuild", Short: "Bring the counters of each day to what the records add up to, and prove it", Args: noArgs,
-		Long: `Sums all records by day, app, queue and the labels of cost.labels, and corrects the
-counters that differ. Needed after cost.labels was changed for what was before, or
-where a counter is in doubt. Exit code 1 where counters still differ.`,
+		Long: `Adds the records that are not in the counters yet, sums all records by day, app,
+queue and the labels of cost.labels, and corrects the counters that differ. Needed
+after cost.labels was changed for what was before, or where a counter is in doubt.
+Workers may go on meanwhile. Exit code 1 where counters still differ.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return with(cmd.Context(), "cost rebuild", func(_ *link, s *cost.Store) error {
 				view := struct {
@@ -249,6 +252,9 @@ where a counter is in doubt. Exit code 1 where counters still differ.`,
 					view.Compared, err = s.Compare(cmd.Context())
 				} else {
 					view.Corrected, view.Compared, err = s.Rebuild(cmd.Context())
+				}
+				if errors.Is(err, usage.ErrNoCounters) {
+					return fmt.Errorf("%w: NATS 2.12 or later has them, and a worker makes them when it starts; until then sums are read from the records", err)
 				}
 				if err != nil {
 					return err
@@ -270,6 +276,10 @@ func (c *cli) printRebuilt(corrected []cost.Difference, after cost.Compared, vie
 	} else {
 		t := newTable(c.stdout)
 		t.row("records", count(int(after.Records), "session"))
+		t.row("pending", fmt.Sprintf("%s not in the counters yet", count(int(after.Pending), "session")))
+		if after.Unreadable > 0 {
+			t.row("unreadable", fmt.Sprintf("%s that are not usage records", count(int(after.Unreadable), "message")))
+		}
 		t.row("counters", after.Counters)
 		t.row("corrected", len(corrected))
 		t.row("different", len(after.Differences))
@@ -284,7 +294,7 @@ func (c *cli) printRebuilt(corrected []cost.Difference, after cost.Compared, vie
 		}
 	}
 	if n := len(after.Differences); n > 0 {
-		return fmt.Errorf("%s not what the records add up to: sessions may have ended meanwhile; try again", count(n, "counter"))
+		return fmt.Errorf("%s not what the records add up to", count(n, "counter"))
 	}
 	return nil
 }

@@ -99,7 +99,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 // hasShortForm reports whether a section of this type may also be written as one
 // text, as the environment gives it.
 func hasShortForm(t reflect.Type) bool {
-	return t == reflect.TypeFor[Queue]() || t == reflect.TypeFor[SessionLimit]()
+	return t == reflect.TypeFor[Queue]() || t == reflect.TypeFor[SessionLimit]() || t == reflect.TypeFor[Budget]()
 }
 
 // section reads a mapping into a struct. An empty section is one whose keys

@@ -43,8 +43,11 @@ func ReadCharges(r io.Reader) ([]Charge, error) {
 	if err != nil {
 		return nil, err
 	}
-	if first[0] == '{' {
+	switch first[0] {
+	case '{':
 		return readLines(in)
+	case '[':
+		return nil, errors.New("the list is a JSON array: write one object with connection_id on each line (jq -c '.[]')")
 	}
 	return readCSV(in)
 }
@@ -83,7 +86,7 @@ func readCSV(in io.Reader) ([]Charge, error) {
 	rows.TrimLeadingSpace = true
 	head, err := rows.Read()
 	if err != nil {
-		return nil, fmt.Errorf("line 1 does not name the columns: %w", err)
+		return nil, fmt.Errorf("line 1 does not name the columns, of which connection_id is one: %w", err)
 	}
 	for i, name := range head {
 		head[i] = strings.ToLower(strings.TrimSpace(name))
