@@ -238,9 +238,9 @@ func newCostRebuildCommand(c *cli, with ledgerFunc) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rebuild", Short: "Bring the counters of each day to what the records add up to, and prove it", Args: noArgs,
 		Long: `Adds the records that are not in the counters yet, sums all records by day, app,
-queue and the labels of cost.labels, and corrects the counters that differ. Needed
-after cost.labels was changed for what was before, or where a counter is in doubt.
-Workers may go on meanwhile. Exit code 1 where counters still differ.`,
+queue and the labels of cost.labels, and corrects the counters that differ: for
+counters that are in doubt. Workers may go on meanwhile. Exit code 1 if counters
+still differ.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return with(cmd.Context(), "cost rebuild", func(_ *link, s *cost.Store) error {
 				view := struct {

@@ -101,9 +101,9 @@ func wholeDay(t time.Time) bool { return t.IsZero() || t.Equal(t.UTC().Truncate(
 
 func (s *Store) fromCounters(ctx context.Context, q Query, label string) (map[string]usage.Totals, error) {
 	sums := make(map[string]usage.Totals)
-	family, months := topology.TotalsByDay, false
+	family, months := usage.ByDay, false
 	if q.By != ByDay && q.By != ByApp && q.By != ByQueue {
-		family, months = topology.TotalsByLabels, true
+		family, months = usage.ByLabels(s.labels), true
 	}
 	err := s.sums(ctx, family, months, q.Since, q.Until, func(g usage.Group, t usage.Totals) {
 		key := g.Labels[label]
@@ -132,7 +132,11 @@ func (s *Store) sums(ctx context.Context, family string, months bool, since, unt
 	if err != nil {
 		return err
 	}
-	span := newSpan(family, months, since, until)
+	span := newSpan(family, since, until)
+	if months {
+		span.takeMonths(usage.ByMonth(s.labels), since.UTC(), until.UTC())
+	}
+	span.listDays(since, until)
 	upto := make(map[string]uint64)
 	err = counters.Read(ctx, span.filters(s.names), func(c usage.Counter) {
 		g, ok := usage.GroupOf(s.names, c.Subject)
@@ -166,9 +170,9 @@ func (s *Store) sums(ctx context.Context, family string, months bool, since, unt
 func (s *Store) Days(ctx context.Context, since time.Time, labels bool) ([]usage.Sum, error) {
 	sums := []usage.Sum{}
 	add := func(g usage.Group, t usage.Totals) { sums = append(sums, usage.Sum{Group: g, Totals: t}) }
-	family := topology.TotalsByDay
+	family := usage.ByDay
 	if labels && len(s.labels) > 0 {
-		family = topology.TotalsByLabels
+		family = usage.ByLabels(s.labels)
 	}
 	err := s.sums(ctx, family, false, since, time.Time{}, add)
 	if errors.Is(err, usage.ErrNoCounters) {
@@ -296,7 +300,7 @@ func (s *Store) compare(ctx context.Context, counters *usage.Counters) (Compared
 		all[subject] = want[subject]
 	}
 	for _, subject := range slices.Sorted(maps.Keys(all)) {
-		if g, ok := usage.GroupOf(s.names, subject); !ok || g.Period < c.Before[:min(len(c.Before), len(g.Period))] || g.Period == c.Before[:min(len(c.Before), len("2006-01"))] {
+		if g, ok := usage.GroupOf(s.names, subject); !ok || !s.ours(g.Family) || g.Period < c.Before[:min(len(c.Before), len(g.Period))] || g.Period == c.Before[:min(len(c.Before), len("2006-01"))] {
 			continue
 		}
 		c.Counters++
@@ -307,6 +311,11 @@ func (s *Store) compare(ctx context.Context, counters *usage.Counters) (Compared
 		}
 	}
 	return c, nil
+}
+
+// ours reports whether a family of counters is of the labels that are configured.
+func (s *Store) ours(family string) bool {
+	return family == usage.ByDay || family == usage.ByLabels(s.labels) || family == usage.ByMonth(s.labels)
 }
 
 // Rebuild adds the records that are not in the counters yet, brings counters to what

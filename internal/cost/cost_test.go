@@ -152,7 +152,7 @@ func TestARebuiltCounterIsWhatItsRecordsAddUpTo(t *testing.T) {
 		t.Fatalf("%+v, %v", c, err)
 	}
 	// One counter is wrong, one has no records, and one record is in none yet.
-	wrong := names.Totals("labels", "2026-03-01", "app", "default", "customer=acme")
+	wrong := names.Totals(usage.ByLabels([]string{"customer"}), "2026-03-01", "app", "default", "customer=acme")
 	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: wrong, Header: nats.Header{"Nats-Incr": {"77"}}}); err != nil {
 		t.Fatal(err)
 	}
@@ -175,6 +175,9 @@ func TestARebuiltCounterIsWhatItsRecordsAddUpTo(t *testing.T) {
 	}
 	// Labels that were added to the configuration later.
 	both := cost.NewStore(js, names, []string{"customer", "room"})
+	if got := sum(t, both, cost.Query{By: "label:room"}); got != "r1=34 r0=21 =11" { // none is in their counters yet
+		t.Errorf("by room: %s", got)
+	}
 	if _, after, err = both.Rebuild(t.Context()); err != nil || len(after.Differences) > 0 {
 		t.Fatalf("%+v, %v", after, err)
 	}

@@ -13,15 +13,15 @@ const maxDays = 62
 // span is a time in whole days, and in which counters it is.
 type span struct {
 	family       string
+	byMonth      string // the family of whole months; "": none are read as one
 	since, until string // days, at since or later and before until; "": no bound
 	// Whole months in the middle are read as one, and only the days outside them by
 	// themselves. "": there are none.
 	firstMonth, lastMonth string
 	days                  []string // asked for one by one; nil: all of the family
-	monthly               bool
 }
 
-func newSpan(family string, months bool, since, until time.Time) span {
+func newSpan(family string, since, until time.Time) span {
 	s := span{family: family}
 	if !since.IsZero() {
 		s.since = usage.Day(since)
@@ -29,17 +29,18 @@ func newSpan(family string, months bool, since, until time.Time) span {
 	if !until.IsZero() {
 		s.until = usage.Day(until)
 	}
-	if months {
-		s.takeMonths(since.UTC(), until.UTC())
-	}
-	if !s.monthly && s.since != "" && s.until != "" && until.Sub(since) <= maxDays*24*time.Hour {
-		s.days = daysOf(since.UTC(), until.UTC())
-	}
 	return s
 }
 
+// listDays has the days of a short span asked for one by one.
+func (s *span) listDays(since, until time.Time) {
+	if s.byMonth == "" && s.since != "" && s.until != "" && until.Sub(since) <= maxDays*24*time.Hour {
+		s.days = daysOf(since.UTC(), until.UTC())
+	}
+}
+
 // takeMonths has whole months read as one. An open end is one of the months.
-func (s *span) takeMonths(since, until time.Time) {
+func (s *span) takeMonths(family string, since, until time.Time) {
 	first, last := time.Time{}, time.Time{} // the begin of the first month, and of the one behind the last
 	if s.since != "" {
 		first = monthOf(since)
@@ -56,7 +57,7 @@ func (s *span) takeMonths(since, until time.Time) {
 		s.firstMonth, s.lastMonth = "", ""
 		return
 	}
-	s.monthly = true
+	s.byMonth = family
 	if s.since != "" {
 		s.days = append(s.days, daysOf(since, first)...)
 	}
@@ -82,8 +83,8 @@ func (s span) filters(names topology.Names) []string {
 		filters = append(filters, names.TotalsFilter(s.family, day))
 	}
 	switch {
-	case s.monthly:
-		filters = append(filters, names.TotalsFilter(topology.TotalsByMonth, ""))
+	case s.byMonth != "":
+		filters = append(filters, names.TotalsFilter(s.byMonth, ""))
 	case s.days == nil:
 		filters = append(filters, names.TotalsFilter(s.family, ""))
 	}
@@ -92,12 +93,12 @@ func (s span) filters(names topology.Names) []string {
 
 // holds reports whether the counters of a family and a period are in the span.
 func (s span) holds(family, period string) bool {
-	if family == topology.TotalsByMonth {
-		return s.monthly && period >= s.firstMonth && (s.lastMonth == "" || period < s.lastMonth)
+	if s.byMonth != "" && family == s.byMonth {
+		return period >= s.firstMonth && (s.lastMonth == "" || period < s.lastMonth)
 	}
 	if family != s.family || period < s.since || s.until != "" && period >= s.until {
 		return false
 	}
 	month := period[:min(len(period), len("2006-01"))]
-	return !s.monthly || month < s.firstMonth || s.lastMonth != "" && month >= s.lastMonth
+	return s.byMonth == "" || month < s.firstMonth || s.lastMonth != "" && month >= s.lastMonth
 }

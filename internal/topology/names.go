@@ -217,15 +217,8 @@ func (n Names) Usage(app, queue string) string { return n.subject("usage", Token
 // AllUsage matches every usage record.
 func (n Names) AllUsage() string { return n.subject("usage", "*", "*") }
 
-// Families of counters: what they add up.
-const (
-	TotalsByDay    = "day"    // a UTC day's sessions, by app and queue
-	TotalsByLabels = "labels" // the same by labels
-	TotalsByMonth  = "month"  // a UTC month's sessions, by app, queue and labels
-)
-
-// Totals is the counter of a family for the sessions of a period (YYYY-MM-DD, or
-// YYYY-MM of TotalsByMonth), an app and a queue, and of those of them that have the
+// Totals is the counter of a family (one token: what it adds up) for the sessions of a
+// period (YYYY-MM-DD or YYYY-MM), an app and a queue, and of those of them that have the
 // labels, each "name=value".
 func (n Names) Totals(family, period, app, queue string, labels ...string) string {
 	tokens := make([]string, 0, 4+len(labels))
@@ -262,9 +255,9 @@ func (n Names) TotalsFilter(family, period string) string {
 	return n.subject("totals", family, period, ">")
 }
 
-// TotalsUpto is the counter whose header says up to which usage record all others
-// are complete.
-func (n Names) TotalsUpto() string { return n.subject("totals", "upto") }
+// TotalsUpto is the counter whose header says up to which usage record all others of
+// a set of labels are complete.
+func (n Names) TotalsUpto(set string) string { return n.subject("totals", "upto", set) }
 
 // AllTotals matches every counter.
 func (n Names) AllTotals() string { return n.subject("totals", ">") }

@@ -252,9 +252,13 @@ func (b *Budgets) Reserve(ctx context.Context, job Job) (release func(), refusal
 		}
 		name := Prefix + topology.Token(key) + "." + topology.Token(value)
 		refusal, err := b.reserve(ctx, name, key, job, worker)
-		if refusal != nil || err != nil {
+		switch {
+		case err != nil:
 			release()
-			return nil, refusal, err
+			return nil, nil, err
+		case refusal != nil: // at once: another job may start on what this one does not need
+			b.giveBack(held, worker)
+			return nil, refusal, nil
 		}
 		held = append(held, name)
 	}
@@ -507,7 +511,7 @@ func (b *Budgets) readCounters(ctx context.Context) (upto uint64, err error) {
 		defer b.mu.Unlock()
 		b.upto[c.Subject] = c.Upto
 		for i, r := range b.o.Rules {
-			if value, ok := (Job{App: g.App, Labels: g.Labels}).value(r.Key); ok && r.family() == g.Family {
+			if value, ok := (Job{App: g.App, Labels: g.Labels}).value(r.Key); ok && b.family(r) == g.Family {
 				b.spent[account{i, value, r.periodOf(g.Period)}] += c.Credits
 			}
 		}
@@ -516,11 +520,11 @@ func (b *Budgets) readCounters(ctx context.Context) (upto uint64, err error) {
 }
 
 // family is that of the counters which add up what a rule is for.
-func (r Rule) family() string {
+func (b *Budgets) family(r Rule) string {
 	if strings.HasPrefix(r.Key, "label.") {
-		return topology.TotalsByLabels
+		return usage.ByLabels(b.o.Labels)
 	}
-	return topology.TotalsByDay
+	return usage.ByDay
 }
 
 // filters match the counters of the current periods. A session of tomorrow may be in
@@ -528,7 +532,7 @@ func (r Rule) family() string {
 func (b *Budgets) filters() []string {
 	families := make(map[string]bool)
 	for _, r := range b.o.Rules {
-		families[r.family()] = true
+		families[b.family(r)] = true
 	}
 	var filters []string
 	end := b.o.Now().AddDate(0, 0, 1)
@@ -567,7 +571,7 @@ func (b *Budgets) counter(r Rule, u usage.Record) string {
 		return ""
 	}
 	for _, subject := range usage.Subjects(b.o.Names, u, b.o.Labels) {
-		if strings.HasPrefix(subject, strings.TrimSuffix(b.o.Names.TotalsFilter(r.family(), ""), ">")) {
+		if strings.HasPrefix(subject, strings.TrimSuffix(b.o.Names.TotalsFilter(b.family(r), ""), ">")) {
 			return subject
 		}
 	}

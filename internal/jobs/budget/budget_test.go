@@ -10,13 +10,12 @@ import (
 
 	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/usage"
-	"avatarworker/internal/topology"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func sum(day, app, customer string, credits int64) usage.Sum {
-	g := usage.Group{Family: topology.TotalsByLabels, Period: day, App: app, Queue: "default"}
+	g := usage.Group{Family: usage.ByLabels([]string{"customer"}), Period: day, App: app, Queue: "default"}
 	if customer != "" {
 		g.Labels = map[string]string{"customer": customer}
 	}

@@ -112,7 +112,7 @@ func OpenCounters(ctx context.Context, js jetstream.JetStream, names topology.Na
 
 // Upto is the sequence of the usage record up to which every counter is complete.
 func (c *Counters) Upto(ctx context.Context) (uint64, error) {
-	return c.last(ctx, c.names.TotalsUpto())
+	return c.last(ctx, c.names.TotalsUpto(setOf(c.labels)))
 }
 
 // last reads from the leader up to which record a counter is complete.
@@ -169,7 +169,7 @@ func (c *Counters) Add(ctx context.Context, records []Stored, from, upto uint64)
 		return nil
 	}
 	// Its number is of no use, but a counter has to have one.
-	return c.add(ctx, map[string][]part{c.names.TotalsUpto(): {{upto, Totals{}}}}, upto)
+	return c.add(ctx, map[string][]part{c.names.TotalsUpto(setOf(c.labels)): {{upto, Totals{}}}}, upto)
 }
 
 // maxLooks bounds how often a counter is looked at again that others add to as well.

@@ -6,6 +6,7 @@
 package usage
 
 import (
+	"hash/fnv"
 	"strconv"
 	"strings"
 	"time"
@@ -132,16 +133,39 @@ const maxLabel = 64
 // LabelValue is a label's value as counters have it: at most its first 64 bytes.
 func LabelValue(value string) string { return value[:min(len(value), maxLabel)] }
 
+// ByDay is the family of counters that add up a UTC day's sessions by app and queue.
+const ByDay = "day"
+
+// ByLabels is the family of counters that add up a day's sessions by labels too, and
+// ByMonth that of those of a month. Each set of labels has families of its own: where
+// the set is changed, its counters are made from the records.
+func ByLabels(labels []string) string { return "labels-" + setOf(labels) }
+
+// ByMonth is explained at ByLabels.
+func ByMonth(labels []string) string { return "month-" + setOf(labels) }
+
+// setOf names a set of labels.
+func setOf(labels []string) string {
+	if len(labels) == 0 {
+		return "none"
+	}
+	h := fnv.New64a()
+	for _, name := range labels {
+		_, _ = h.Write(append([]byte(name), 0)) // never fails
+	}
+	return strconv.FormatUint(h.Sum64(), 36)
+}
+
 // Subjects are those of the counters that a record is added to: that of its
 // day, and if there are labels to add up by, those of its labels for the day and the
 // month. labels are names, in order; one that the record has not is left out.
 func Subjects(names topology.Names, r Record, labels []string) []string {
 	day := r.Day()
-	all := []string{names.Totals(topology.TotalsByDay, day, r.AppID, r.Queue)}
+	all := []string{names.Totals(ByDay, day, r.AppID, r.Queue)}
 	if len(labels) > 0 {
 		pairs := pairs(r.Labels, labels)
-		all = append(all, names.Totals(topology.TotalsByLabels, day, r.AppID, r.Queue, pairs...),
-			names.Totals(topology.TotalsByMonth, day[:len("2006-01")], r.AppID, r.Queue, pairs...))
+		all = append(all, names.Totals(ByLabels(labels), day, r.AppID, r.Queue, pairs...),
+			names.Totals(ByMonth(labels), day[:len("2006-01")], r.AppID, r.Queue, pairs...))
 	}
 	return all
 }
@@ -158,8 +182,8 @@ func pairs(values map[string]string, labels []string) []string {
 
 // Group is what one counter is about.
 type Group struct {
-	Family string // a family of topology's
-	Period string // YYYY-MM-DD, or YYYY-MM of topology.TotalsByMonth
+	Family string // ByDay, or one of ByLabels or ByMonth
+	Period string // YYYY-MM-DD, or YYYY-MM of ByMonth
 	App    string
 	Queue  string
 	Labels map[string]string

@@ -80,9 +80,10 @@ func TestEveryBegunCreditCounts(t *testing.T) {
 func TestACounterTellsWhatItIsAbout(t *testing.T) {
 	r := usage.Record{AppID: "my.app *", Queue: "q", ConfirmedAt: time.Date(2026, 3, 1, 0, 30, 0, 0, time.FixedZone("", 3600)),
 		Labels: map[string]string{"a=b.c": "x=>*", "long": strings.Repeat("y", 200), "empty": "", "unused": "z"}}
-	subjects := usage.Subjects(names, r, []string{"a=b.c", "absent", "empty", "long"})
+	by := []string{"a=b.c", "absent", "empty", "long"}
+	subjects := usage.Subjects(names, r, by)
 	want := []struct{ family, period string }{
-		{topology.TotalsByDay, "2026-02-28"}, {topology.TotalsByLabels, "2026-02-28"}, {topology.TotalsByMonth, "2026-02"},
+		{usage.ByDay, "2026-02-28"}, {usage.ByLabels(by), "2026-02-28"}, {usage.ByMonth(by), "2026-02"},
 	}
 	for i, subject := range subjects {
 		g, ok := usage.GroupOf(names, subject)
@@ -99,7 +100,7 @@ func TestACounterTellsWhatItIsAbout(t *testing.T) {
 	if len(subjects) != 3 || len(usage.Subjects(names, r, nil)) != 1 {
 		t.Errorf("%d counters", len(subjects))
 	}
-	for _, other := range []string{"avatar.totals.upto", "avatar.usage.a.b", "avatar.totals.labels.2026-01-01.a.b.nopair", "avatar.totals.day.2026-01-01.a.=Z"} {
+	for _, other := range []string{"avatar.totals.upto.none", "avatar.usage.a.b", "avatar.totals.labels.2026-01-01.a.b.nopair", "avatar.totals.day.2026-01-01.a.=Z"} {
 		if g, ok := usage.GroupOf(names, other); ok {
 			t.Errorf("%s is %+v", other, g)
 		}
