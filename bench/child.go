@@ -36,6 +36,7 @@ type answer struct {
 	Page    string `json:"page,omitempty"`
 
 	Elapsed time.Duration `json:"elapsed_ns,omitempty"` // of the work itself
+	Counts  counts        `json:"counts,omitzero"`      // of a NATS node
 	Stats   stats         `json:"stats,omitzero"`
 }
 
@@ -59,6 +60,7 @@ type params struct {
 	Profiles    string  `json:"profiles,omitempty"`
 	Confirmed   bool    `json:"confirmed,omitempty"` // the sessions are confirmed before they are over
 	Ledger      string  `json:"ledger,omitempty"`    // "on": what they used is written
+	Node        *node   `json:"node,omitempty"`      // of a NATS node
 }
 
 // serve plays a role until the input ends.

@@ -55,6 +55,7 @@ func (b *bench) job(queue, id string) {
 }
 
 func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.job("default", "w1")
 	b.job("vip", "v1")
@@ -84,18 +85,47 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 	}
 }
 
-func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
+func TestJobStatusSaysWhereAReplayedJobWaits(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
+	deadLettered := func(id string) {
+		b.record(lifecycle.Record{
+			JobID: id, Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered,
+			CreatedAt: time.Now(), UpdatedAt: time.Now(),
+			LastError: &event.Error{Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"},
+		})
+	}
+	deadLettered("j1")
+	b.letter("j1", errors.CodeAvatarNotFound, `{"avatar_id":"a","audio":{"object":"a.wav"}}`, time.Now())
+	expect(t, 0, []string{"History\nnone is kept", "avatarworker dlq replay --job j1"}, b.args("jobs", "show", "j1")...)
+	expect(t, 0, nil, b.args("queue", "pause", "default")...)
+	expect(t, 0, nil, b.args("dlq", "replay", "--job", "j1", "-y")...)
+	text := expect(t, 0, []string{"dead_lettered", "Run 2", "waiting: not delivered", "the queue is paused", "avatarworker queue resume default"}, b.args("jobs", "show", "j1")...)
+	if strings.Contains(text, "dlq replay") {
+		t.Errorf("a job that was replayed is to be replayed: %s", text)
+	}
+	j := decode[status.Job](t, expect(t, 0, nil, b.args("jobs", "show", "j1", "--json")...))
+	if j.NextRun == nil || j.NextRun.Run != 2 || j.LetterGone {
+		t.Errorf("next run %+v, letter gone %t", j.NextRun, j.LetterGone)
+	}
+	deadLettered("j2")
+	expect(t, 0, []string{"Its dead letter is gone"}, b.args("jobs", "show", "j2")...)
+}
+
+func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.letter("j1", errors.CodeAvatarNotFound, `{}`, time.Now())
 	fields := event.JobFields{JobID: "j1", Run: 1, Attempt: 1, Worker: "host"}
 	b.record(lifecycle.Record{
 		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered, CreatedAt: time.Now(), UpdatedAt: time.Now(),
 		LastError: &event.Error{Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"},
 	})
-	b.event("1", event.Started{JobFields: fields})
+	b.event("1", event.Started{JobFields: fields, Crashes: 1})
 	b.event("2", event.Error{JobID: "other", Code: errors.CodeInternal, Class: errors.ClassInternal})
 	b.event("3", event.Error{JobID: "j1", Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"})
 	b.event("4", event.DeadLettered{JobFields: fields, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig})
-	expect(t, 0, []string{"dead_lettered", "no such avatar", "what to do", "avatarworker dlq show --job j1"}, b.args("status", "j1")...)
+	expect(t, 0, []string{"dead_lettered", "after 1 crash", "no such avatar", "what to do", "avatarworker dlq show --job j1"}, b.args("status", "j1")...)
 	j := decode[status.Job](t, expect(t, 0, nil, b.args("status", "j1", "--json")...))
 	var ids []string
 	for _, e := range j.History {
@@ -109,6 +139,7 @@ func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 }
 
 func TestStatusOfAHeldJobSaysWhyAndWhatToDo(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	now := time.Now()
 	for _, c := range []struct {
@@ -136,6 +167,7 @@ func TestStatusOfAHeldJobSaysWhyAndWhatToDo(t *testing.T) {
 }
 
 func TestFleetStatusSaysWhyAWorkerTakesNoJobs(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for id, p := range map[string]fleet.Presence{
 		"keyless":  {NotReady: "the backend refuses this worker's API key for app \"shop\"", RefusedKeys: []string{"shop"}},
@@ -157,6 +189,7 @@ func TestFleetStatusSaysWhyAWorkerTakesNoJobs(t *testing.T) {
 }
 
 func TestAlertsOfWorkersSayWhatIsWrongInOneLine(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.event("storage", event.WorkerAlert{Kind: event.AlertStorage, What: jobspec.OutputObject, Message: "bucket AVATAR_RECORDINGS is full", Worker: "host"})
 	b.event("key", event.WorkerAlert{Kind: event.AlertWorkerKey, What: "sessionTokenExpired", AppID: "shop", Message: "correct its key", Worker: "host"})
@@ -175,6 +208,7 @@ func TestAlertsOfWorkersSayWhatIsWrongInOneLine(t *testing.T) {
 }
 
 func TestAJobThatOnlyWaitsIsKnown(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for i := range 20 {
 		b.job("default", fmt.Sprint("before", i))
@@ -190,6 +224,7 @@ func TestAJobThatOnlyWaitsIsKnown(t *testing.T) {
 }
 
 func TestCancelOfANameThatNoJobHasIsUnknownAndChangesNothing(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.job("default", "mine")
 	expect(t, 1, []string{"unknown", "--if-unknown"}, b.args("cancel", "mien")...)
@@ -202,6 +237,7 @@ func TestCancelOfANameThatNoJobHasIsUnknownAndChangesNothing(t *testing.T) {
 }
 
 func TestNoDeadLettersAreAnEmptyListHoweverItIsAskedFor(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for _, emptied := range []bool{false, true} {
 		if emptied {
@@ -225,6 +261,7 @@ func TestNoDeadLettersAreAnEmptyListHoweverItIsAskedFor(t *testing.T) {
 const steering = "\u009b31m \u009d0;title\u009c \x9b2J \u2028 \u202egnp.exe\u202c \u2066x\u2069 \u200f \x1b[2J"
 
 func TestWhatOthersWroteNeverSteersATerminal(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	wrong := event.Error{JobID: "j1", Code: errors.CodeServerError, Class: errors.ClassServer, Message: "said " + steering, ServerTitle: steering, ServerDetail: steering}
 	b.record(lifecycle.Record{
@@ -275,6 +312,7 @@ func TestWhatOthersWroteNeverSteersATerminal(t *testing.T) {
 }
 
 func TestCancelTellsRequestedFromFinished(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	expect(t, 0, []string{"requested"}, b.args("cancel", "new", "--if-unknown")...)
 	var r lifecycle.Record
@@ -294,6 +332,7 @@ func TestCancelTellsRequestedFromFinished(t *testing.T) {
 }
 
 func TestDeadLettersAreListedByFilter(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	now := time.Now()
 	b.letter("a1", errors.CodeAvatarNotFound, `{}`, now.Add(-3*time.Hour))
@@ -329,6 +368,7 @@ func TestDeadLettersAreListedByFilter(t *testing.T) {
 }
 
 func TestALimitOfNoneIsNoneForEveryCommandOfDeadLetters(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	const letters = defaultList + 1
 	for i := range letters {
@@ -354,6 +394,7 @@ func TestALimitOfNoneIsNoneForEveryCommandOfDeadLetters(t *testing.T) {
 }
 
 func TestAHoldThatLastsHasItsNextAttemptAhead(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	past := time.Now().Add(-time.Hour).UTC()
 	b.record(lifecycle.Record{JobID: "h1", Run: 1, State: lifecycle.StateHeld, Queue: "default", NextAttemptAt: &past})
@@ -368,6 +409,7 @@ func TestAHoldThatLastsHasItsNextAttemptAhead(t *testing.T) {
 }
 
 func TestDeadLetterIsExplainedAndItsSecretsHidden(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	body := `{"avatar_id":"a","audio":{"url":"https://h/a.wav?sig=hush"},"output":{"livekit":{"url":"wss://lk","api_token":"hush","room_name":"r"}}}`
 	b.letter("j1", errors.CodeAvatarNotFound, body, time.Now())
@@ -387,6 +429,7 @@ func TestDeadLetterIsExplainedAndItsSecretsHidden(t *testing.T) {
 }
 
 func TestReplayRunsEachJobOnceAlsoWhenRepeated(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	past := time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)
 	b.letter("a1", errors.CodeAvatarNotFound, `{"avatar_id":"a"}`, time.Now())
@@ -413,6 +456,7 @@ func TestReplayRunsEachJobOnceAlsoWhenRepeated(t *testing.T) {
 }
 
 func TestInterruptedReplayCanBeRepeated(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	const all = 300
 	for i := range all {
@@ -434,6 +478,7 @@ func TestInterruptedReplayCanBeRepeated(t *testing.T) {
 }
 
 func TestRemovedLettersAreGone(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for i := range 3 {
 		b.letter(fmt.Sprint("j", i), errors.CodeAvatarNotFound, `{}`, time.Now())
@@ -449,6 +494,7 @@ func TestRemovedLettersAreGone(t *testing.T) {
 }
 
 func TestEventsArePrintedByKindJobAndCode(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.event("started", event.Started{JobFields: event.JobFields{JobID: "j1", Run: 1}})
 	b.event("error", event.Error{JobID: "j1", Code: errors.CodeInternal, Class: errors.ClassInternal, Message: "a\x1b[31mb"})
@@ -486,6 +532,7 @@ func TestEventsArePrintedByKindJobAndCode(t *testing.T) {
 }
 
 func TestEventsAreFollowedUntilInterrupted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.event("before", event.Started{JobFields: event.JobFields{JobID: "j0", Run: 1}})
 	c := start(t, "", b.args("events", "--json", "--since", "1h")...)

@@ -284,14 +284,28 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 			return err
 		}
 	}
+	if len(j.History) == 0 {
+		if _, err := fmt.Fprintln(c.stdout, "none is kept"); err != nil {
+			return err
+		}
+	}
 	if !j.Whole {
 		c.note("looking for error events took longer than --count-for: some may be missing")
 	}
 	if err := c.printCost(j.Cost); err != nil {
 		return err
 	}
-	if j.Record == nil {
+	switch {
+	case j.Record == nil:
 		return nil
+	case j.NextRun != nil:
+		if err := c.heading(fmt.Sprintf("\nRun %d", j.NextRun.Run)); err != nil {
+			return err
+		}
+		return c.printWaiting(ctx, store, id, j.NextRun)
+	case j.LetterGone:
+		_, err := fmt.Fprintln(c.stdout, "\nIts dead letter is gone: it was removed, or has aged out. To run it again, publish it under another id.")
+		return err
 	}
 	for _, advice := range advise(j.Record) {
 		if _, err := fmt.Fprintln(c.stdout, plain(advice)); err != nil {
@@ -431,9 +445,15 @@ func heldBecause(r *lifecycle.Record) (why, remedy string) {
 	case lifecycle.HeldStorage:
 		return "the worker's own storage can't take what the job makes: " + r.HeldWhy,
 			"Make room in the stream or bucket, or bring it back. The job goes on by itself, and is never given up for this."
+	case lifecycle.HeldBudget:
+		return r.HeldText(),
+			"Wait until the period ends, or raise the budget (avatarworker cost budget). The job goes on by itself, and is never given up for this."
 	case lifecycle.HeldUnsettled:
 		return r.HeldWhy,
 			"Find out why its sessions end (its history below, and the workers' logs). Then cancel it and publish it again under another id."
+	case lifecycle.HeldCircuit, "":
+	default: // written by a later version
+		return r.HeldText(), ""
 	}
 	why = fmt.Sprintf("no sessions of app %s are started in %s: the circuit is open", r.AppID, orDash(r.Region))
 	if r.HeldCode == "" {
@@ -451,7 +471,6 @@ func releasedBecause(r *lifecycle.Record) string {
 		"lease_lost": "its worker could not renew its lease in time, so its session was closed",
 		"worker_key": "the backend refuses that worker's API key; another worker takes it over",
 		"fault":      "a fault of the worker, not of the job; see that worker's log",
-		"crash":      "its workers died while they ran it",
 	}[r.Reason]
 	if r.State != lifecycle.StateReleased || meaning == "" {
 		return r.Reason

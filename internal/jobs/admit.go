@@ -42,15 +42,15 @@ type permits struct {
 type sessionRun struct {
 	permits
 
-	ctx    context.Context // of the session
-	cancel context.CancelCauseFunc
-	stops  []func() bool   // what no longer cancels it
-	permit *circuit.Permit // of its app's circuit; nil: not asked yet
-	before int             // session number before this one; 0: there was none
+	ctx             context.Context // of the session
+	cancel          context.CancelCauseFunc
+	stops           []func() bool   // what no longer cancels it
+	permit          *circuit.Permit // of its app's circuit; nil: not asked yet
+	previousSession int             // session number before this one; 0: there was none
+	startedAs       string          // why the job had no session
 	// reserved gives back what is reserved of its budgets, once the ledger has what
 	// it cost; nil: nothing is.
 	reserved func()
-	started  string // why the job had no session
 	// usage waits for the session's usage record, which is on its way; nil: it is not.
 	usage func(context.Context) (fresh bool, err error)
 
@@ -80,7 +80,7 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 		a.nak(a.w.pace.Next("key "+draft.AppID, a.begun, a.w.pace.Spread(keyPause)))
 		return false, nil
 	}
-	a.openSession(from, draft, holder)
+	a.prepareSession(from, draft, holder)
 	defer func() {
 		if !taken {
 			a.leave()
@@ -90,7 +90,7 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 		a.notStarted(draft, err)
 		return false, nil
 	}
-	if fault := a.w.o.Storage.Check(a.ctx, a.job, draft.Checkpoint); fault != nil {
+	if fault := a.w.o.Storage.Reserve(a.ctx, a.job, draft.Checkpoint); fault != nil {
 		return false, a.notStored(from, fault)
 	}
 	if enough, err := a.afford(from, draft); !enough || err != nil {
@@ -112,15 +112,15 @@ func (a admission) notStored(from *lifecycle.Record, fault error) error {
 	return a.settlement().holdForStorage(ctx, from, fault)
 }
 
-// openSession prepares what ends the session: the drain, and the loss of the
+// prepareSession prepares what ends the session: the drain, and the loss of the
 // worker's lease.
-func (a admission) openSession(from, draft *lifecycle.Record, holder *lease.Holder) {
+func (a admission) prepareSession(from, draft *lifecycle.Record, holder *lease.Lease) {
 	ctx, cancel := context.WithCancelCause(a.ctx)
 	end := func(by context.Context) func() bool {
 		return context.AfterFunc(by, func() { cancel(context.Cause(by)) })
 	}
 	a.session = sessionRun{
-		before: draft.Session - 1, started: lifecycle.StartedAs(a.record.Current(), from),
+		previousSession: draft.Session - 1, startedAs: lifecycle.StartedAs(a.record.Current(), from),
 		ctx: ctx, cancel: cancel, stops: []func() bool{end(a.w.drained), end(holder.Context())},
 	}
 }
@@ -130,9 +130,9 @@ func (e *execution) draft(from *lifecycle.Record, workerID string) *lifecycle.Re
 	return lifecycle.Start(from, e.job, workerID, e.w.defaults(), e.w.now())
 }
 
-// unstarted is the record to settle a job by that was not started here.
-func (e *execution) unstarted(from *lifecycle.Record) *lifecycle.Record {
-	return lifecycle.Settlement(from, e.id, e.job, e.w.defaults(), e.w.now())
+// unstartedRecord is the record to settle a job by that was not started here.
+func (e *execution) unstartedRecord(from *lifecycle.Record) *lifecycle.Record {
+	return lifecycle.UnstartedRecord(from, e.id, e.job, e.w.defaults(), e.w.now())
 }
 
 // acquire waits for the permits. Its place among those with crashes comes first: it
@@ -142,17 +142,17 @@ func (a admission) acquire(draft *lifecycle.Record) error {
 		return errDrained
 	}
 	crashes := draft.Crashes // an utterance finished sets the record's to 0
-	if !a.w.crashed.enter(crashes) {
+	if !a.w.crashed.Enter(crashes) {
 		return errSuspect
 	}
 	release, err := a.acquireLimits(draft)
 	if err != nil {
-		a.w.crashed.leave(crashes)
+		a.w.crashed.Leave(crashes)
 		return err
 	}
 	a.session.release = func() {
 		release()
-		a.w.crashed.leave(crashes)
+		a.w.crashed.Leave(crashes)
 	}
 	return nil
 }
@@ -231,9 +231,9 @@ func (e *execution) freeSlotFor(places *semaphore.Weighted) bool {
 func (a admission) notStarted(draft *lifecycle.Record, err error) {
 	switch {
 	case errors.Is(err, limit.ErrBusy):
-		a.postponeFor("limit " + a.w.limits.Names(limited(draft))[0])
+		a.backToQueue("limit " + a.w.limits.Names(limited(draft))[0])
 	case errors.Is(err, errSuspect):
-		a.postponeFor("suspect")
+		a.backToQueue("suspect")
 	case errors.Is(err, lease.ErrLost):
 		a.nakWithBackoff(err)
 	default:
@@ -241,13 +241,13 @@ func (a admission) notStarted(draft *lifecycle.Record, err error) {
 	}
 }
 
-// postponeFor hands the job back for as long as the number of jobs that wait for
-// the same asks for.
-func (e *execution) postponeFor(what string) {
+// backToQueue hands the job back. waitsFor names what it waits for: the more jobs
+// wait for the same, the later it comes again.
+func (e *execution) backToQueue(waitsFor string) {
 	if e.deliveries > 1 {
 		e.w.pull.Returned(e.msg.Queue)
 	}
-	e.nak(e.inTime(e.w.pace.Next(what, e.begun, e.w.pace.Spread(minReturn))))
+	e.nak(e.inTime(e.w.pace.Next(waitsFor, e.begun, e.w.pace.Spread(minReturn))))
 }
 
 // inTime is a delay after which the job, if its deadline comes first, expires.
@@ -284,6 +284,10 @@ func (a admission) takeOver(draft *lifecycle.Record) (bool, error) {
 		return false, nil
 	}
 	failpoint.Here("before_takeover")
+	if a.session.ctx.Err() != nil { // the lease is lost, as after a freeze, or the drain's time is up
+		a.notStarted(draft, context.Cause(a.session.ctx))
+		return false, nil
+	}
 	// Not under the session's context: a drain whose time is up just now would
 	// leave it unknown whether the job was taken over, and the next worker would
 	// count a crash.

@@ -43,8 +43,8 @@ func TestStorageThatIsFullIsOneAlertHoweverManyJobsWait(t *testing.T) {
 // fullStore takes nothing.
 type fullStore struct{}
 
-func (fullStore) Check(context.Context, *jobspec.Job, int) error {
+func (fullStore) Reserve(context.Context, *jobspec.Job, int) error {
 	return errors.New("the bucket is full")
 }
-func (fullStore) Doubt()     {}
-func (fullStore) Err() error { return nil }
+func (fullStore) DistrustLedger() {}
+func (fullStore) Err() error      { return nil }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
@@ -35,11 +36,11 @@ type effects struct{ *execution }
 // effects returns the execution as what tells others of its job.
 func (e *execution) effects() effects { return effects{e} }
 
-// emit does what follows from a record that this worker has just written, in a
-// slot of its own: the job's is another job's already. Where it can't have one,
-// or one of the effects is known to fail, the next delivery does it.
+// emit does what follows from a record that this worker has just written. The
+// job's slot is free for another job meanwhile. If too many jobs are at this step
+// already, and one of the effects is known to fail, the next delivery does it.
 func (f effects) emit(r *lifecycle.Record) error {
-	if !f.freeSlot() && f.w.faults.any() {
+	if !f.freeSlot() && f.w.faults.Any() {
 		return errEffectsWait
 	}
 	return f.emitEffects(r)
@@ -51,7 +52,7 @@ var errEffectsWait = errors.New("what follows from the job's state can't be told
 // repeatEffects does again what follows from an outcome that is there already.
 func (f effects) repeatEffects() error {
 	if !f.freeSlot() {
-		f.postponeFor("effects")
+		f.backToQueue("effects")
 		return nil
 	}
 	ctx, cancel := f.settling()
@@ -74,8 +75,23 @@ func (f effects) ensureEffects(ctx context.Context) error {
 	return f.emitEffects(r)
 }
 
-// emitEffects does what follows from the state of a record, in an order in which
-// the last event's presence proves the rest. It may be repeated: events have ids,
+// eventStored reports whether the event is the last of its subject in the stream. One
+// with this id that is older than since is of an earlier job whose id was used
+// again, and proves nothing.
+func (w *Worker) eventStored(ctx context.Context, ev event.Event, since time.Time) (bool, error) {
+	msg, err := w.o.Events.GetLastMsgForSubject(ctx, ev.Subject(w.o.Names))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	at, err := time.Parse(time.RFC3339Nano, msg.Header.Get("ce-time"))
+	return err == nil && msg.Header.Get("ce-id") == ev.ID && !at.Before(since), nil
+}
+
+// emitEffects does what follows from the state of a record. The job event comes
+// last: if it is stored, all else is done. It may be repeated: events have ids,
 // dead letters too.
 func (f effects) emitEffects(r *lifecycle.Record) error {
 	if err := f.ledger().store(r); err != nil {
@@ -119,13 +135,13 @@ func (f effects) tell(ctx context.Context, what string, ev event.Event) error {
 // effect does one thing that follows, and notes whether it can be done: a worker
 // for which it can't is not ready.
 func (f effects) effect(ctx context.Context, what string, limit time.Duration, do func(context.Context) error) error {
-	if f.w.faults.has(what) {
+	if f.w.faults.Has(what) {
 		limit = min(limit, faultyTimeout)
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := do(ctx)
-	f.w.faults.note(what, err)
+	f.w.faults.Note(what, err)
 	return err
 }
 
@@ -211,7 +227,7 @@ func (e *execution) event(kind string, r *lifecycle.Record, body event.Body) eve
 func (e *execution) fields(r *lifecycle.Record) event.JobFields {
 	return event.JobFields{
 		JobID: r.JobID, Run: r.Run, Queue: r.Queue, AppID: r.AppID, AvatarID: r.AvatarID, Region: r.Region,
-		Worker: e.w.o.Name, WorkerID: e.w.workerID(), Attempt: r.Attempt, Session: r.Session, Labels: r.Labels, Time: r.UpdatedAt,
+		Worker: e.w.o.Name, WorkerID: e.w.lastWorkerID(), Attempt: r.Attempt, Session: r.Session, Labels: r.Labels, Time: r.UpdatedAt,
 	}
 }
 

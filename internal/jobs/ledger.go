@@ -90,7 +90,7 @@ func (l ledger) store(r *lifecycle.Record) error {
 			return l.write(ctx, u)
 		})
 		if err != nil {
-			l.w.o.Storage.Doubt()
+			l.w.o.Storage.DistrustLedger()
 			return err
 		}
 	}
@@ -251,7 +251,7 @@ func (w *Worker) alarmBudget(b budget.Warning) {
 		Kind: event.AlertBudget, What: what,
 		Message: fmt.Sprintf("%d of the %d credits per %s for %s %q are spent, with the period ending at %s: %s",
 			b.Spent, b.Credits, b.Per, b.Key, b.Value, b.Until.Format(time.RFC3339), text),
-		Worker: w.o.Name, WorkerID: w.workerID(), Time: w.now(),
+		Worker: w.o.Name, WorkerID: w.lastWorkerID(), Time: w.now(),
 	}
 	if b.Key == "app_id" {
 		alert.AppID = b.Value
@@ -292,7 +292,7 @@ func (w *Worker) adderOptions() usage.AdderOptions {
 // addsTotals reports whether this worker adds usage records to the counters: one of
 // the fleet does, for as long as its lease stands.
 func (w *Worker) addsTotals(ctx context.Context) (bool, error) {
-	own := w.leaseID()
+	own := w.currentWorkerID()
 	if own == "" {
 		return false, nil
 	}

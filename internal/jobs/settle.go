@@ -3,6 +3,7 @@ package jobs
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"math"
 	"time"
 
@@ -51,7 +52,7 @@ func (s settlement) verdict(ctx context.Context, next *lifecycle.Record) error {
 		return lifecycle.ErrSuperseded
 	case s.session.err == nil:
 		s.abortProbe(false) // a probe that needed no session
-		next.Record(s.session.report.Recording)
+		next.SetRecording(s.session.report.Recording)
 		s.w.o.Observer.AttemptDone("", "", "")
 		return s.finish(ctx, next, lifecycle.StateCompleted)
 	case errors.Is(cause, lease.ErrLost):
@@ -101,7 +102,7 @@ func (s settlement) conclude(ctx context.Context, next *lifecycle.Record, outcom
 		next.AfterLetters(s.lettersBefore(ctx))
 	}
 	failpoint.Here("before_outcome")
-	if err := s.commit(ctx, next); err != nil {
+	if err := s.commitAndFreeSlot(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("outcome")
@@ -136,9 +137,9 @@ func (s settlement) lettersBefore(ctx context.Context) uint64 {
 	return last
 }
 
-// commit writes a settlement: of a session by its fence, else by the revision
-// that was read. Then the next job may start.
-func (s settlement) commit(ctx context.Context, next *lifecycle.Record) error {
+// commitAndFreeSlot writes a settlement: of a session by its fence, else by the
+// revision that was read. Then it frees the slot for the next job.
+func (s settlement) commitAndFreeSlot(ctx context.Context, next *lifecycle.Record) error {
 	write := s.record.Put
 	if now := s.record.Current(); now != nil && now.State == lifecycle.StateRunning && s.w.lease.Own(now.WorkerID) && now.Session == next.Session {
 		write = s.record.PutFenced
@@ -161,7 +162,10 @@ func (s settlement) failed(ctx context.Context, next *lifecycle.Record, fault *e
 	s.w.o.Observer.AttemptDone(decision.Code, decision.Class, fault.Phase)
 	failure := lifecycle.Failure{Decision: decision, Record: next, Now: now, Deadline: s.notAfter()}
 	s.consultCircuit(ctx, &failure, next, fault)
-	plan := s.w.o.Retry.Plan(failure, s.w.o.Random)
+	plan, err := s.w.o.Retry.Plan(failure, s.w.o.Random)
+	if err != nil {
+		return err
+	}
 	if plan.Action == errors.ActionHold {
 		plan.Delay = s.untilGivenUp(next, now, plan.Delay)
 	}
@@ -177,9 +181,11 @@ func (s settlement) failed(ctx context.Context, next *lifecycle.Record, fault *e
 		return s.postpone(ctx, next, plan.Delay)
 	case errors.ActionExpire:
 		return s.finish(ctx, next, lifecycle.StateExpired)
-	default:
+	case errors.ActionDeadLetter:
 		next.DeadLetter(plan.Reason)
 		return s.finish(ctx, next, lifecycle.StateDeadLettered)
+	default: // never an outcome by mistake: the job stays in the queue
+		return fmt.Errorf("the plan of a failure with code %s has the action %q, which settles nothing; this is a fault of the worker: report it", decision.Code, plan.Action)
 	}
 }
 
@@ -207,7 +213,7 @@ func (s settlement) consultCircuit(ctx context.Context, f *lifecycle.Failure, r 
 // postpone writes that the job waits, tells it, and hands it back for so long.
 func (s settlement) postpone(ctx context.Context, next *lifecycle.Record, delay time.Duration) error {
 	failpoint.Here("before_failure")
-	if err := s.commit(ctx, next); err != nil {
+	if err := s.commitAndFreeSlot(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("failure")
@@ -240,7 +246,7 @@ func heldByCircuit(r *circuit.Refusal) holdFor {
 // hold makes a job wait that may not start. A hold that lasts is not told again.
 func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor) error {
 	now := s.w.now()
-	next := s.unstarted(from)
+	next := s.unstartedRecord(from)
 	crowd := cmp.Or(h.crowd, h.reason+" "+next.AppID+" "+next.Region)
 	wait := s.w.pace.Next(crowd, s.begun, h.wait)
 	if lifecycle.HoldCounts(h.reason) {
@@ -289,7 +295,7 @@ func (s settlement) release(ctx context.Context, next *lifecycle.Record, reason 
 	} else {
 		next.Release(reason)
 	}
-	if err := s.commit(ctx, next); err != nil {
+	if err := s.commitAndFreeSlot(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("released")
@@ -315,11 +321,10 @@ func (s settlement) superseded(r *lifecycle.Record) {
 	}
 }
 
-// giveUp dead-letters a job without an attempt. It counts and logs only when
-// that is written: a message that is looked at for the first time may be a
-// duplicate, which the write finds out.
+// giveUp dead-letters a job without an attempt. It counts and logs only
+// after the write: a first delivery may be a duplicate, and then the write fails.
 func (s settlement) giveUp(ctx context.Context, from *lifecycle.Record, fault *errors.Error, reason string) error {
-	next := s.unstarted(from)
+	next := s.unstartedRecord(from)
 	decision := s.w.o.Table.Decide(fault, false)
 	plan := lifecycle.Plan{Action: errors.ActionDeadLetter, Reason: reason}
 	next.GiveUp(reason, s.errorEvent(next, fault, decision, plan, time.Time{}))
@@ -331,7 +336,7 @@ func (s settlement) giveUp(ctx context.Context, from *lifecycle.Record, fault *e
 	return s.afterOutcome(next)
 }
 
-// duplicate acknowledges and drops a message whose job is another's.
+// duplicate acknowledges and drops a message that has another job's ID.
 func (s settlement) duplicate(ctx context.Context, r *lifecycle.Record) error {
 	fields := s.fields(r)
 	fields.Run, fields.Time = s.id.Run, s.w.now()

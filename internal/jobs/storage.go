@@ -8,19 +8,20 @@ import (
 )
 
 // ErrStorage is in the chain of a Runner's error if a store of our own, and not
-// the backend, kept the session from going on. That is no failure of the job.
+// the backend, kept the session from going on. It does not count as a failure of the job.
 var ErrStorage = errors.New("the worker's own storage failed")
 
 // Storage looks after the streams and buckets that jobs read from and write to.
 // Its methods may be called from several goroutines.
 type Storage interface {
-	// Check reports why a store can't do for the job what it needs: the job is
-	// held. The error is an *errors.Error with code invalidJob where that never
-	// changes. done is the number of utterances that are stored already.
-	Check(ctx context.Context, job *jobspec.Job, done int) error
-	// Doubt has the next Check look at the stream of usage records again: one could
-	// not be written.
-	Doubt()
+	// Reserve keeps space for what the job has left to store. An error says why a
+	// store can't do for the job what it needs: the job is held. The error is an
+	// *errors.Error with code invalidJob where that never changes. done is the
+	// number of utterances that are stored already.
+	Reserve(ctx context.Context, job *jobspec.Job, done int) error
+	// DistrustLedger has the next Reserve look at the stream of usage records again:
+	// one could not be written.
+	DistrustLedger()
 	// Err returns what the worker can't do at the moment for want of a store;
 	// nil: nothing.
 	Err() error
@@ -29,8 +30,6 @@ type Storage interface {
 // endless is storage that takes everything.
 type endless struct{}
 
-// Doubt implements Storage.
-func (endless) Doubt() {}
-
-func (endless) Check(context.Context, *jobspec.Job, int) error { return nil }
-func (endless) Err() error                                     { return nil }
+func (endless) Reserve(context.Context, *jobspec.Job, int) error { return nil }
+func (endless) DistrustLedger()                                  {}
+func (endless) Err() error                                       { return nil }

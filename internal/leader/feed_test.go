@@ -63,6 +63,7 @@ func next(t *testing.T, f *leader.Feed) *jetstream.RawStreamMsg {
 }
 
 func TestAFeedGivesEachMessageOnceAlsoThoseThatLookLikeTheServers(t *testing.T) {
+	t.Parallel()
 	js := prepare(t)
 	publish(t, js, likeTheServers("s.a")...)
 	publish(t, js, &nats.Msg{Subject: "s.a", Data: []byte("last")})
@@ -99,7 +100,27 @@ func TestAFeedGivesEachMessageOnceAlsoThoseThatLookLikeTheServers(t *testing.T) 
 	}
 }
 
+func TestAFeedAsksForNoMoreThanItsConsumerGives(t *testing.T) {
+	js, err := jetstream.New(natstest.ConnectURL(t, natstest.Configured(t, `
+		listen: 127.0.0.1:-1
+		jetstream { limits { max_request_batch: 3 } }`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s.*"}}); err != nil {
+		t.Fatal(err)
+	}
+	f := openFeed(t, js, leader.FeedConfig{Stream: "S", Subject: "s.a"})
+	for range 10 {
+		publish(t, js, &nats.Msg{Subject: "s.a", Data: []byte("x")})
+	}
+	for range 10 {
+		next(t, f)
+	}
+}
+
 func TestAFeedGoesOnWhenItsConsumerIsLost(t *testing.T) {
+	t.Parallel()
 	js := prepare(t)
 	f := openFeed(t, js, leader.FeedConfig{Stream: "S", Subject: "s.a"})
 	next(t, f)
@@ -129,6 +150,7 @@ func TestAFeedGoesOnWhenItsConsumerIsLost(t *testing.T) {
 }
 
 func TestAFeedSurvivesARestartOfTheServerAndALostConnection(t *testing.T) {
+	t.Parallel()
 	o := natsserver.Options{StoreDir: t.TempDir(), Port: natstest.Port(t)}
 	s, err := natsserver.Start(o)
 	if err != nil {
@@ -189,6 +211,7 @@ func TestAFeedSurvivesARestartOfTheServerAndALostConnection(t *testing.T) {
 }
 
 func TestAChunkOfAnObjectThatLooksLikeTheServersIsReadAsWhatItIs(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()

@@ -80,6 +80,7 @@ func several(t *testing.T, h topology.Handles) {
 }
 
 func TestJobsAreListedByFilterNewestFirst(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	several(t, h)
 	submit(t, js, "vip", "waits", `{"app_id":"a","avatar_id":"x","audio":{"url":"https://h/a.wav"},"labels":{"customer":"2"}}`, nil)
@@ -119,6 +120,7 @@ func TestJobsAreListedByFilterNewestFirst(t *testing.T) {
 }
 
 func TestARowHasExactlyItsFields(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	several(t, h)
 	submit(t, js, "default", "waits", `{}`, nil)
@@ -159,6 +161,7 @@ func TestARowHasExactlyItsFields(t *testing.T) {
 // The record of a job that was just taken may be there while its message was
 // still seen as waiting.
 func TestAJobIsListedOnceAsItsLatestRun(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	put(t, h, lifecycle.Record{JobID: "taken", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateRunning, PublishedAt: ago(0)})
 	put(t, h, lifecycle.Record{JobID: "replayed", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, PublishedAt: ago(time.Hour)})
@@ -177,6 +180,7 @@ func TestAJobIsListedOnceAsItsLatestRun(t *testing.T) {
 }
 
 func TestWaitingJobsAreListedWithoutBeingConsumed(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	deliver(t, js, h, 3)
 	const all = 700
@@ -213,6 +217,7 @@ func TestWaitingJobsAreListedWithoutBeingConsumed(t *testing.T) {
 }
 
 func TestLookingAtWaitingJobsSaysHowFarItCame(t *testing.T) {
+	t.Parallel()
 	js, _ := setup(t)
 	for i := range 20 {
 		submit(t, js, "default", fmt.Sprint("w", i), `{}`, nil)
@@ -229,6 +234,7 @@ func TestLookingAtWaitingJobsSaysHowFarItCame(t *testing.T) {
 }
 
 func TestNewestJobsAreFoundWithoutReadingAllRecords(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	// The records of jobs published long ago that changed lately come first in
 	// the stream's order backwards.
@@ -241,6 +247,7 @@ func TestNewestJobsAreFoundWithoutReadingAllRecords(t *testing.T) {
 }
 
 func TestCostCountsByTheConfiguredTariff(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	put(t, h, lifecycle.Record{
 		JobID: "j", Run: 2, StreamSeq: 9, Queue: "default", State: lifecycle.StateCancelled, CreatedAt: ago(time.Minute),

@@ -5,6 +5,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -66,6 +67,7 @@ type Record struct {
 	Attempt         int          `json:"attempt"` // number of the last attempt
 	MaxAttempts     int          `json:"max_attempts"`
 	Crashes         int          `json:"crashes"`
+	CrashesPast     int          `json:"crashes_past,omitempty"` // before the utterance that gave the budget back
 	WorkerID        string       `json:"worker_id"`
 	CancelRequested bool         `json:"cancel_requested"`
 	CreatedAt       time.Time    `json:"created_at"`
@@ -178,6 +180,12 @@ const (
 	HeldUnsettled = "unsettled" // its sessions end without a result
 )
 
+// HeldReasons lists the reasons of a hold. What is said and done about a held job
+// is tested against it.
+func HeldReasons() []string {
+	return []string{HeldCircuit, HeldRefused, HeldPolicy, HeldStorage, HeldBudget, HeldUnsettled}
+}
+
 // HeldTotal returns how long the job has been held in all. Holds for our own
 // storage or for a budget do not count: no job is given up for them.
 func (r *Record) HeldTotal(now time.Time) time.Duration {
@@ -211,8 +219,10 @@ func (r *Record) HeldText() string {
 		return "policy holds jobs that fail with " + string(r.HoldCode()) + "; it is tried again from time to time"
 	case HeldStorage, HeldUnsettled, HeldBudget:
 		return r.HeldWhy
-	default:
+	case HeldCircuit, "":
 		return "the circuit of the app is open: sessions of it are not started until a probe succeeds"
+	default: // written by a later version
+		return cmp.Or(r.HeldWhy, "held for the reason "+r.HeldReason)
 	}
 }
 
@@ -239,8 +249,18 @@ func (r *Record) Delivered(u event.Utterance, keeps bool) {
 		r.LiveSeq, r.LiveBegun = u.LiveSeq, 0
 	}
 	if keeps {
+		r.CrashesPast += r.Crashes
 		r.BudgetFrom, r.Failures, r.Crashes, r.Refusals = r.Attempt, nil, 0, 0
 	}
+}
+
+// AllCrashes returns how many crashes the run has had. Crashes is those that count
+// against the limit, and in an outcome all of them.
+func (r *Record) AllCrashes() int {
+	if r.State.Final() {
+		return r.Crashes
+	}
+	return r.Crashes + r.CrashesPast
 }
 
 // Progressed reports whether the last attempt delivered an utterance.

@@ -9,10 +9,10 @@ import (
 	"avatarworker/internal/jobs/usage"
 )
 
-// Settlement returns the record by which a job is settled that is not started: a
+// UnstartedRecord returns the record by which a job is settled that is not started: a
 // copy of from, or a new one if from is nil. job is nil if the message is not a
 // valid job.
-func Settlement(from *Record, id jobspec.Identity, job *jobspec.Job, d Defaults, now time.Time) *Record {
+func UnstartedRecord(from *Record, id jobspec.Identity, job *jobspec.Job, d Defaults, now time.Time) *Record {
 	next := &Record{CreatedAt: now, JobID: id.ID, Run: id.Run}
 	if from != nil {
 		next = from.Clone()
@@ -148,9 +148,9 @@ func (r *Record) Estimate(session int) *usage.Session {
 	return nil
 }
 
-// Record sets the name of the object with the frames; "" if the output is
+// SetRecording sets the name of the object with the frames; "" if the output is
 // another.
-func (r *Record) Record(name string) { r.Recording = name }
+func (r *Record) SetRecording(name string) { r.Recording = name }
 
 // Fail records a failed attempt. refused means that the backend refused one
 // session too many.
@@ -229,6 +229,7 @@ func (r *Record) AfterLetters(seq uint64) { r.LettersBefore = seq }
 // Conclude makes outcome the job's verdict.
 func (r *Record) Conclude(now time.Time, outcome State) {
 	r.EndHold(now)
+	r.Crashes = r.AllCrashes()
 	r.State, r.Outcome = outcome, outcome
 	r.NextAttemptAt, r.Unsettled = nil, 0
 }
