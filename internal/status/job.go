@@ -96,7 +96,7 @@ func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 	if record != nil && record.State == lifecycle.StateDeadLettered {
 		s.afterLetter(ctx, j, id)
 	}
-	j.Cost = j.cost(s.now())
+	j.Cost = j.cost(s.now(), s.tariff)
 	return j, nil
 }
 
