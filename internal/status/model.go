@@ -65,6 +65,7 @@ type Model struct {
 	letters  []dlq.Count
 	storage  []Storage
 	fresh    Freshness
+	failed   error         // of the last look
 	offset   time.Duration // of the server's clock to this one's
 	changed  chan struct{} // closed when the version rises
 	looked   chan struct{} // closed when a look ends
@@ -137,13 +138,10 @@ func (m *Model) Refresh(ctx context.Context) error {
 	}
 	for {
 		m.mu.RLock()
-		looked, ended, failed := m.looked, m.done >= wanted, m.fresh.Error
+		looked, ended, failed := m.looked, m.done >= wanted, m.failed
 		m.mu.RUnlock()
-		switch {
-		case ended && failed != "":
-			return errors.New(failed)
-		case ended:
-			return nil
+		if ended {
+			return failed
 		}
 		select {
 		case <-ctx.Done():
@@ -247,7 +245,7 @@ func (m *Model) ended(at time.Time, changed bool, err error) {
 	}
 	m.done = m.begun
 	changed = changed || text != m.fresh.Error
-	m.fresh.Error = text
+	m.fresh.Error, m.failed = text, err
 	if changed {
 		m.fresh.Version++
 		close(m.changed)
@@ -261,13 +259,13 @@ func (m *Model) ended(at time.Time, changed bool, err error) {
 func (m *Model) loaded(ctx context.Context) error {
 	for {
 		m.mu.RLock()
-		fresh, looked := m.fresh, m.looked
+		loaded, failed, looked := m.fresh.Loaded, m.failed, m.looked
 		m.mu.RUnlock()
 		switch {
-		case fresh.Loaded:
+		case loaded:
 			return nil
-		case fresh.Error != "":
-			return errors.New(fresh.Error)
+		case failed != nil:
+			return failed
 		}
 		select {
 		case <-ctx.Done():
