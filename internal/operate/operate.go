@@ -93,7 +93,7 @@ func (o *Operator) openCircuit(ctx context.Context, circuits circuit.Operator, a
 		return nil, fmt.Errorf("circuits of app %s: %w", app, err)
 	}
 	for _, c := range list {
-		if c.Region == region || c.Region == "" {
+		if c.App == app && (c.Region == region || c.Region == "") {
 			return &c, nil
 		}
 	}

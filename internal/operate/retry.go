@@ -124,6 +124,14 @@ func (o *Operator) makeDue(ctx context.Context, jobID string, probe bool) (*life
 			return nil, result, err
 		}
 		if !exists {
+			// An outcome is written before the message is acknowledged, so the record
+			// that was read may be older.
+			if now, err := o.records.Get(ctx, jobID, new(lifecycle.Record)); err != nil || now != revision {
+				if err != nil {
+					return nil, result, fmt.Errorf("record of job %s: %w", jobID, err)
+				}
+				continue
+			}
 			result.Status, result.Message = StatusLost, "its message is gone from the jobs stream: submit the job again"
 			return nil, result, nil
 		}
