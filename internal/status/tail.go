@@ -81,7 +81,7 @@ func (t *tail) read(ctx context.Context, f follower) (at time.Time, more bool, e
 	}
 	if t.next <= state.LastSeq {
 		if more, err = t.readFrom(ctx, stream, state, f, budget); err != nil {
-			t.begun = t.begun && t.next > 0 // a first read that failed begins again
+			t.begun = t.next > 0 // a first read that failed begins again
 			return at, false, fmt.Errorf("stream %s: %w", t.stream, err)
 		}
 	}
@@ -97,7 +97,7 @@ func (t *tail) read(ctx context.Context, f follower) (at time.Time, more bool, e
 }
 
 func (t *tail) readFrom(ctx context.Context, stream jetstream.Stream, state jetstream.StreamState, f follower, budget int) (more bool, err error) {
-	if t.next == 0 || t.reader.single || state.LastSeq-t.next >= bulk {
+	if t.next == 0 && t.since != nil || min(state.Msgs, state.LastSeq-t.next) >= bulk {
 		return t.scan(ctx, stream, f, budget)
 	}
 	for t.next <= state.LastSeq {
