@@ -34,7 +34,8 @@ Without: the queues, workers, circuits, and dead letters by code.
             jobs but no worker is listed too.
   workers   SESSIONS: open now. SLOTS: jobs at a time.
 Job records are read newest first, for --count-for at most. Where that was too
-short, the numbers begin with "≥".`,
+short, the numbers begin with "≥". With --watch all records are read once, and after
+that only what is new.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if err := checkJobID(args[0]); err != nil {

@@ -297,7 +297,7 @@ func TestModelAnswersAsTheStoreDoes(t *testing.T) {
 		n := rapid.IntRange(0, 1000)
 		return action{n.Draw(t, "kind"), n.Draw(t, "a"), n.Draw(t, "b")}
 	}), 40, 60)
-	runs := 4
+	runs := 2
 	if os.Getenv("AVATAR_LONG") != "" {
 		runs = 100
 	}
@@ -314,7 +314,7 @@ func TestModelAnswersAsTheStoreDoes(t *testing.T) {
 				refresh(t, m)
 				refresh(t, m)
 			}
-			if i%4 == 3 {
+			if i%6 == 5 {
 				sameAnswers(t, js, names, m, done)
 			}
 		}

@@ -248,6 +248,7 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 		code = http.StatusNotFound
 	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrBucketNotFound):
 		err = fmt.Errorf("no worker has run here yet: %w", err)
+	case r.Context().Err() != nil: // the client has gone
 	default:
 		h.o.Log.Warn().Err(err).Str("path", r.URL.Path).Msg("API request failed")
 	}
@@ -272,5 +273,7 @@ func write(w http.ResponseWriter, code int, data []byte) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(code)
-	_, _ = w.Write(append(data, '\n')) // if it fails the client has gone
+	for _, part := range [][]byte{data, {'\n'}} {
+		_, _ = w.Write(part) // if it fails the client has gone
+	}
 }

@@ -157,10 +157,10 @@ func (o *operator) called(format string, args ...any) {
 
 func (o *operator) Cancel(_ context.Context, id string, ifUnknown bool) (control.Reply, error) {
 	o.called("cancel %s %t", id, ifUnknown)
-	switch {
-	case id == "j1":
+	switch id {
+	case "j1":
 		return control.Reply{JobID: id, Status: control.StatusCancelled}, nil
-	case id == "done":
+	case "done":
 		return control.Reply{JobID: id, Status: control.StatusFinished, Outcome: "completed"}, nil
 	}
 	return control.Reply{JobID: id, Status: operate.StatusUnknown, Message: "no record and no waiting job has this id"}, nil
