@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/dlq"
@@ -190,18 +191,53 @@ func (m *Model) look(ctx context.Context) {
 	for _, r := range []*reader{&m.waitingReader, &m.state.reader, &m.fleetBucket.reader, &m.events.reader} {
 		r.retryDirect()
 	}
-	var at time.Time
-	err := m.connected()
-	if err == nil {
-		at, err = m.lookAtJobs(ctx, &changed)
+	at, err := m.lookAtAll(ctx, &changed)
+	if ctx.Err() == nil {
+		m.ended(at, changed, err)
 	}
+}
+
+// lookAtAll reads what is new until the connection is lost: a request that is under way
+// then is never answered.
+func (m *Model) lookAtAll(ctx context.Context, changed *bool) (time.Time, error) {
+	nc := m.store.js.Conn()
+	lost := nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	defer nc.RemoveStatusListener(lost)
+	if !nc.IsConnected() {
+		return time.Time{}, errNotConnected
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	done := make(chan struct{})
+	defer close(done)
+	watching.Go(func() {
+		select {
+		case <-lost:
+			cancel(errNotConnected)
+		case <-done:
+		}
+	})
+	at, err := m.lookAtEach(ctx, changed)
+	if err != nil && errors.Is(context.Cause(ctx), errNotConnected) {
+		err = errNotConnected
+	}
+	return at, err
+}
+
+var errNotConnected = errors.New("there is no connection to NATS")
+
+// lookAtEach reads what is new, part by part.
+func (m *Model) lookAtEach(ctx context.Context, changed *bool) (time.Time, error) {
+	at, err := m.lookAtJobs(ctx, changed)
 	for _, part := range []struct {
 		tail *tail
 		f    follower
 	}{
-		{&m.state, m.stateFollower(&changed)},
-		{&m.fleetBucket, m.fleetFollower(&changed)},
-		{&m.events, m.eventsFollower(&changed)},
+		{&m.state, m.stateFollower(changed)},
+		{&m.fleetBucket, m.fleetFollower(changed)},
+		{&m.events, m.eventsFollower(changed)},
 	} {
 		if err != nil {
 			break
@@ -212,24 +248,14 @@ func (m *Model) look(ctx context.Context) {
 			err = nil // as a Store has it: no workers
 		}
 		m.mu.Lock()
-		changed = changed || m.behind[part.tail.stream] != more
+		*changed = *changed || m.behind[part.tail.stream] != more
 		m.behind[part.tail.stream] = more
 		m.mu.Unlock()
 	}
 	if err == nil {
-		err = m.lookAtRest(ctx, &changed)
+		err = m.lookAtRest(ctx, changed)
 	}
-	if ctx.Err() != nil {
-		return
-	}
-	m.ended(at, changed, err)
-}
-
-func (m *Model) connected() error {
-	if !m.store.js.Conn().IsConnected() {
-		return errors.New("there is no connection to NATS")
-	}
-	return nil
+	return at, err
 }
 
 // ended notes how a look ended and tells those who wait for that.
