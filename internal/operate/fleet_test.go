@@ -100,18 +100,27 @@ func (f *fleet) start(id string, s session) (stop func()) {
 		f.t.Fatal(err)
 	}
 	w, err := jobs.New(f.t.Context(), jobs.Options{
-		NC: f.nc, JS: f.js, Names: f.names, Jobs: f.h.Jobs, Events: f.h.Events, State: f.h.State, Fleet: f.h.Fleet,
-		Consumer: func(ctx context.Context, queue string) error {
-			_, _, err := topology.EnsureConsumer(ctx, f.h.Jobs, f.names, f.set, queue)
-			return err
+		Stores: jobs.Stores{
+			NC: f.nc, JS: f.js, Names: f.names, Jobs: f.h.Jobs, Events: f.h.Events, State: f.h.State, Fleet: f.h.Fleet,
+			Consumer: func(ctx context.Context, queue string) error {
+				_, _, err := topology.EnsureConsumer(ctx, f.h.Jobs, f.names, f.set, queue)
+				return err
+			},
 		},
-		Name: id, ID: id, Version: "test", Queues: []fetch.Queue{{Name: "default", Weight: 1}}, Concurrency: 8, AckWait: f.set.AckWait, Drain: 10 * time.Second,
-		DefaultApp: "app", DefaultRegion: "us-west", KnownApp: func(string) bool { return true },
-		Retry:   lifecycle.RetryPolicy{MaxAttempts: 5, Initial: time.Hour, Max: time.Hour},
-		Circuit: circuit.Config{Failures: 1000, Cooldown: time.Hour, MaxCooldown: time.Hour}, MaxHold: 24 * time.Hour,
-		Alerts: alert.Config{Threshold: 1000, Window: time.Minute},
-		Table:  table, Runner: s, DeadLetters: dlq.NewWriter(f.js, f.names), Observer: observer{}, Tracer: noop.NewTracerProvider().Tracer(""),
-		Logger: zerolog.New(io.Discard), Now: time.Now, Random: func() float64 { return .999 },
+		Profile: jobs.Profile{
+			Name: id, ID: id, Version: "test", Queues: []fetch.Queue{{Name: "default", Weight: 1}}, Concurrency: 8, AckWait: f.set.AckWait, Drain: 10 * time.Second,
+		},
+		Accounts: jobs.Accounts{DefaultApp: "app", DefaultRegion: "us-west", KnownApp: func(string) bool { return true }},
+		Policy: jobs.Policy{
+			Retry:   lifecycle.RetryPolicy{MaxAttempts: 5, Initial: time.Hour, Max: time.Hour},
+			Circuit: circuit.Config{Failures: 1000, Cooldown: time.Hour, MaxCooldown: time.Hour}, MaxHold: 24 * time.Hour,
+			Alerts: alert.Config{Threshold: 1000, Window: time.Minute},
+			Table:  table,
+		},
+		Parts: jobs.Parts{
+			Runner: s, DeadLetters: dlq.NewWriter(f.js, f.names), Observer: observer{}, Tracer: noop.NewTracerProvider().Tracer(""),
+			Logger: zerolog.New(io.Discard), Now: time.Now, Random: func() float64 { return .999 },
+		},
 	})
 	if err != nil {
 		f.t.Fatal(err)
