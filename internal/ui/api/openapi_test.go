@@ -333,7 +333,7 @@ func TestDocumentIsWhatTheTypesSay(t *testing.T) {
 		return // the old one is compiled into this test
 	}
 	if !bytes.Equal(made, document) {
-		t.Fatal("openapi.json is not what the routes and types say: go test ./internal/ui/api -update writes it")
+		t.Fatal("openapi.json is not what the routes and types say: make generate writes it")
 	}
 	h := serve(t, false)
 	if w := h.ask(http.MethodGet, "/openapi.json", ""); w.Code != 200 || !bytes.Equal(bytes.TrimSpace(w.Body.Bytes()), bytes.TrimSpace(made)) {
