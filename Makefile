@@ -26,8 +26,9 @@ test: ## the tests, with the short forms of chaos and soak
 race: ## the tests as CI runs them
 	go test -race -shuffle=on ./...
 
-generate: ## Go code from the protobuf schemas
+generate: ## Go code from the protobuf schemas, and the API's OpenAPI document from its types
 	$(TOOL) buf generate
+	go test ./internal/ui/api -run TestDocument -update
 
 build: ## bin/avatarworker: static, with its version
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X main.version=$(VERSION)' -o $(BIN)/avatarworker ./cmd/worker

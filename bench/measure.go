@@ -26,6 +26,7 @@ const (
 	cpuPerJob       = "µs CPU/job"
 	allocsPerJob    = "allocs/job"
 	natsPerJob      = "µs CPU/job of NATS"
+	watchPerJob     = "µs CPU/job of the watcher"
 	storedPerJob    = "messages/job"
 	bytesPerJob     = "bytes kept/job"
 	cpuPerFrame     = "µs CPU/frame"
@@ -115,8 +116,9 @@ func (s *stage) close() error {
 	return err
 }
 
-// measureQueue runs n no-op jobs through a queue.
-func measureQueue(ctx context.Context, p params, n int) (out sample, err error) {
+// measureQueue runs n no-op jobs through a queue. watched means that a process follows
+// the state of the fleet meanwhile, as the page does.
+func measureQueue(ctx context.Context, p params, n int, watched bool) (out sample, err error) {
 	s := &stage{}
 	defer func() { err = errors.Join(err, s.close()) }()
 	start := s.withNATS
@@ -139,7 +141,15 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	if err != nil {
 		return nil, err
 	}
-	before, err := statsOf(append(s.nodes, c)...)
+	measured := append(s.nodes, c)
+	if watched {
+		watcher, err := s.with(ctx, params{Role: "watcher"})
+		if err != nil {
+			return nil, err
+		}
+		measured = append(measured, watcher)
+	}
+	before, err := statsOf(measured...)
 	if err != nil {
 		return nil, err
 	}
@@ -147,12 +157,12 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	if err != nil {
 		return nil, err
 	}
-	after, err := statsOf(append(s.nodes, c)...)
+	after, err := statsOf(measured...)
 	if err != nil {
 		return nil, err
 	}
 	out = sample{jobsPerSecond: float64(n) / done.Elapsed.Seconds()}
-	for i := range after {
+	for i := range len(s.nodes) + 1 {
 		metric := natsPerJob
 		if i == len(s.nodes) {
 			metric = cpuPerJob
@@ -161,6 +171,9 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 		if metric == cpuPerJob {
 			out[allocsPerJob] = float64(after[i].Mallocs-before[i].Mallocs) / float64(n)
 		}
+	}
+	if watched {
+		out[watchPerJob] = micros(after[len(after)-1].CPU-before[len(before)-1].CPU) / float64(n)
 	}
 	if !ours {
 		return out, nil
@@ -477,6 +490,8 @@ func roleOf(name string) (role, error) {
 		return &asyncQueue{}, nil
 	case "queue worker":
 		return &workerQueue{}, nil
+	case "watcher":
+		return &watcher{}, nil
 	case "reader":
 		return &bareReader{}, nil
 	case "reader to object":

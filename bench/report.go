@@ -75,6 +75,7 @@ func targets(list []measurement, all results) []target {
 	most("CPU a no-op job, worker to bare loop", cpuPerJob, "queue/our worker", bareQueue, 1.25)
 	ratio("no-op jobs/s with 16 jobs in hand, worker to bare loop", jobsPerSecond, ours16, bareQueue, 0.92, true)
 	ratio("no-op jobs/s, worker to asyncjobs", jobsPerSecond, "queue/our worker", "queue/choria-io/asyncjobs", 3.5, true)
+	ratio("no-op jobs/s, watched worker to worker", jobsPerSecond, "queue/our worker, watched", "queue/our worker", 0.95, true)
 	most("CPU a frame, session client to bare reader", cpuPerFrame, "relay/our session client", "relay/bare reader", 1.3)
 	most("CPU a frame, worker to discard to bare reader", cpuPerFrame, "relay/our worker to discard", "relay/bare reader", 1.6)
 	most("CPU a frame with TLS, session client to bare reader", cpuPerFrame, "relay/our session client, TLS", "relay/bare reader, TLS", 1.05)

@@ -52,7 +52,7 @@ func suite(z sizes) []measurement {
 	queue := func(name string, n int, p params) measurement {
 		return measurement{"queue", name, func(ctx context.Context, profiles string) (sample, error) {
 			p.Profiles = profiles
-			return measureQueue(ctx, p, n)
+			return measureQueue(ctx, p, n, strings.HasSuffix(name, "watched"))
 		}}
 	}
 	ledger := func(name, ledger string, confirmed bool) measurement {
@@ -81,6 +81,7 @@ func suite(z sizes) []measurement {
 		queue("our worker", z.jobs, params{Role: "queue worker", Concurrency: concurrency}),
 		// A worker finishes as many jobs beside those that it runs.
 		queue("our worker, 16 jobs in hand", z.jobs, params{Role: "queue worker", Concurrency: concurrency / 2}),
+		queue("our worker, watched", z.jobs, params{Role: "queue worker", Concurrency: concurrency}),
 		ledger("our worker, with ledger", "on", false),
 		ledger("our worker, sessions confirmed, no ledger", "", true),
 		ledger("our worker, sessions confirmed, with ledger", "on", true),
