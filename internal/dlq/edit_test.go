@@ -46,7 +46,7 @@ func TestAnEditedJobKeepsWhatWasHidden(t *testing.T) {
 	same("another field", strings.Replace(string(shown), `"a"`, `"b"`, 1), strings.Replace(editable, `"a"`, `"b"`, 1))
 	same("a new token", strings.Replace(string(shown), "[hidden]", "tok-2", 1), strings.Replace(editable, "tok-1", "tok-2", 1))
 	same("the audio moved", strings.Replace(strings.Replace(string(shown), `"audio": {`, `"utterances": [{`, 1), "},\n  \"avatar_id\"", "}],\n  \"avatar_id\"", 1),
-		strings.Replace(strings.Replace(editable, `"audio":{`, `"utterances":[{`, 1), `},"n"`, `}],"n"`, 1))
+		strings.Replace(strings.Replace(editable, `"audio":{`, `"utterances":[{`, 1), `"},"output"`, `"}],"output"`, 1))
 	same("whole", `{"avatar_id":"z"}`, `{"avatar_id":"z"}`)
 	if got, err := dlq.Unmask(l, []byte(`{"avatar_id":`)); err != nil || string(got) != `{"avatar_id":` {
 		t.Errorf("half a job: %s, %v", got, err)
