@@ -53,8 +53,7 @@ type legend struct {
 }
 
 const (
-	chartWidth, chartHeight = 720, 150
-	chartLeft, chartBottom  = 34, 20
+	chartWidth, chartHeight = 720, 120
 	chartBars               = 60
 	// chartSeries is how many codes have bars of their own.
 	chartSeries = 5
@@ -98,40 +97,33 @@ func newChart(r Reader, span string, now time.Time) chart {
 	return c
 }
 
-// draw places bars, lines and ticks.
+// draw places bars and lines. They are stretched to the width there is; texts stand
+// beside them.
 func (c *chart) draw(series []CodeCount, now time.Time) {
 	if c.Total == 0 {
 		return
 	}
-	plotW, plotH := float64(chartWidth-chartLeft), float64(chartHeight-chartBottom-8)
 	top := niceTop(c.Most)
-	slot := plotW / chartBars
+	slot := float64(chartWidth) / chartBars
 	heights := make([]float64, chartBars)
 	for i, s := range series {
 		for k, n := range s.Counts {
 			if n == 0 {
 				continue
 			}
-			h := plotH * float64(n) / float64(top)
+			h := chartHeight * float64(n) / float64(top)
 			heights[k] += h
 			c.Bars = append(c.Bars, bar{
-				X: round(chartLeft + slot*float64(k) + 1), Y: round(8 + plotH - heights[k]), W: round(slot - 2), H: round(h), Series: i,
+				X: round(slot*float64(k) + 1), Y: round(chartHeight - heights[k]), W: round(slot - 2), H: round(h), Series: i,
 				Title: fmt.Sprintf("%s: %d from %s to %s", s.Code, n, c.Since.Add(time.Duration(k)*c.Every).Format("15:04"), c.Since.Add(time.Duration(k+1)*c.Every).Format("15:04")),
 			})
 		}
 	}
-	for _, n := range []int{0, top / 2, top} {
-		if n == 0 || n != top/2 || top%2 == 0 {
-			c.Lines = append(c.Lines, gridLine{Y: round(8 + plotH - plotH*float64(n)/float64(top)), Text: grouped(fmt.Sprint(n))})
-		}
+	for _, n := range []int{top, top / 2, 0} {
+		c.Lines = append(c.Lines, gridLine{Y: round(chartHeight - chartHeight*float64(n)/float64(top)), Text: grouped(fmt.Sprint(n))})
 	}
 	for i := range 5 {
-		at := c.Since.Add(now.Sub(c.Since) * time.Duration(i) / 4)
-		anchor := map[int]string{0: "start", 4: "end"}[i]
-		if anchor == "" {
-			anchor = "middle"
-		}
-		c.Ticks = append(c.Ticks, tick{X: round(chartLeft + plotW*float64(i)/4), Text: at.UTC().Format("15:04"), Anchor: anchor})
+		c.Ticks = append(c.Ticks, tick{Text: c.Since.Add(now.Sub(c.Since) * time.Duration(i) / 4).UTC().Format("15:04")})
 	}
 }
 
@@ -140,9 +132,9 @@ func round(f float64) float64 { return float64(int(f*10+0.5)) / 10 }
 // niceTop is a round number that is at least n.
 func niceTop(n int) int {
 	for unit := 1; ; unit *= 10 {
-		for _, k := range []int{1, 2, 4, 6, 8, 10} {
+		for _, k := range []int{2, 4, 6, 8, 10} {
 			if k*unit >= n {
-				return max(k*unit, 2)
+				return k * unit
 			}
 		}
 	}
@@ -245,7 +237,14 @@ func newTimeline(steps []step, published, now time.Time) *timeline {
 		return nil
 	}
 	begin, end := list[0].at, list[len(list)-1].at
-	whole := max(end.Sub(begin), time.Second)
+	whole := max(end.Sub(begin), time.Millisecond)
+	clock := "15:04:05"
+	switch {
+	case whole < 10*time.Second:
+		clock = "15:04:05.0"
+	case whole > 48*time.Hour:
+		clock = "2 Jan 15:04"
+	}
 	x := func(t time.Time) float64 {
 		return round(lineLeft + float64(lineWidth-lineLeft-lineRight)*float64(t.Sub(begin))/float64(whole))
 	}
@@ -263,7 +262,7 @@ func newTimeline(steps []step, published, now time.Time) *timeline {
 			words = append(words, text)
 		case m.kind != "now" && i+1 < len(list):
 			next := list[i+1].at
-			text := fmt.Sprintf("%s for %s", m.kind, roughly(next.Sub(m.at)))
+			text := fmt.Sprintf("%s for %s", m.kind, precise(next.Sub(m.at)))
 			run.Spans = append(run.Spans, stretch{X: x(m.at), W: max(x(next)-x(m.at), 2), Kind: m.kind, Title: text})
 			words = append(words, text)
 		}
@@ -278,7 +277,7 @@ func newTimeline(steps []step, published, now time.Time) *timeline {
 		case 4:
 			anchor = "end"
 		}
-		line.Ticks = append(line.Ticks, tick{X: x(at), Text: at.UTC().Format("15:04:05"), Anchor: anchor})
+		line.Ticks = append(line.Ticks, tick{X: x(at), Text: at.UTC().Format(clock), Anchor: anchor})
 	}
 	if len(words) > 30 {
 		words = append(words[:30], "…")

@@ -23,8 +23,8 @@ func (p *pages) funcs() template.FuncMap {
 		"say":      say,
 		"ago":      ago,
 		"until":    until,
-		"millis":   func(ms int64) string { return roughly(time.Duration(ms) * time.Millisecond) },
-		"span":     roughly,
+		"millis":   func(ms int64) string { return precise(time.Duration(ms) * time.Millisecond) },
+		"span":     precise,
 		"clock":    func(t time.Time) string { return t.UTC().Format("15:04:05") },
 		"when":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
 		"rfc3339":  func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
@@ -77,6 +77,14 @@ func until(now, t time.Time) string {
 		return "now"
 	}
 	return roughly(t.Sub(now))
+}
+
+// precise is a length of time that may be short.
+func precise(d time.Duration) string {
+	if d > 0 && d < 10*time.Second {
+		return fmt.Sprintf("%.1f s", d.Seconds())
+	}
+	return roughly(d)
 }
 
 func roughly(d time.Duration) string {
