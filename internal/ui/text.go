@@ -49,11 +49,12 @@ func (p *pages) funcs() template.FuncMap {
 // say is a text from outside without secrets in it.
 func say(text any) string { return errors.RedactText(fmt.Sprint(text)) }
 
-// link is a path with a query of names and values; empty values are left out.
+// link is a path with a query of names and values; empty values are left out, and
+// secrets in them are hidden.
 func link(path string, pairs ...any) string {
 	q := url.Values{}
 	for i := 0; i+1 < len(pairs); i += 2 {
-		if value := fmt.Sprint(pairs[i+1]); value != "" {
+		if value := say(pairs[i+1]); value != "" {
 			q.Add(fmt.Sprint(pairs[i]), value)
 		}
 	}
