@@ -116,7 +116,7 @@ func TestAnswersHaveTheHeadersThatKeepOthersOut(t *testing.T) {
 			r.Body.Close()
 			for name, want := range map[string]string{
 				"Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-				"X-Content-Type-Options":  "nosniff", "Referrer-Policy": "no-referrer",
+				"X-Content-Type-Options":  "nosniff", "Referrer-Policy": "same-origin",
 			} {
 				if got := r.Header.Get(name); got != want {
 					t.Errorf("%s: %s is %q", path, name, got)
