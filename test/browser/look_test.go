@@ -82,7 +82,7 @@ func TestEveryPageIsAccessibleAndFitsEveryScreen(t *testing.T) {
 			p.look(l)
 			p.visit(path)
 			var wide []string
-			p.run(chromedp.Evaluate(`document.scrollingElement.scrollWidth <= innerWidth ? [] : [document.scrollingElement.scrollWidth + " px", ...[...document.querySelectorAll("main *")].filter((el) => el.getBoundingClientRect().right > innerWidth + 1 && !el.closest(".scroll")).map((el) => el.outerHTML.slice(0, 120))]`, &wide))
+			p.run(chromedp.Evaluate(`document.documentElement.scrollWidth <= screen.width ? [] : [document.documentElement.scrollWidth + " px", ...[...document.querySelectorAll("main *")].filter((el) => el.getBoundingClientRect().right > screen.width + 1 && !el.closest(".scroll")).map((el) => el.outerHTML.slice(0, 120))]`, &wide))
 			if len(wide) > 0 {
 				t.Errorf("%s, %s: it is wider than the screen: %q", name, l.name, wide[:min(len(wide), 5)])
 			}
@@ -167,7 +167,7 @@ func plain(img image.Image) bool {
 // small is a picture as PNG with its most frequent colours: a page has few.
 func small(t *testing.T, img image.Image) []byte {
 	t.Helper()
-	const colours, most = 64, 1800 // of the height
+	const colours, most = 240, 1800 // of the height
 	b := img.Bounds()
 	b.Max.Y = min(b.Max.Y, b.Min.Y+most)
 	counts := make(map[color.RGBA]int)
