@@ -82,7 +82,7 @@ func TestEveryPageIsAccessibleAndFitsEveryScreen(t *testing.T) {
 			p.look(l)
 			p.visit(path)
 			var wide []string
-			p.run(chromedp.Evaluate(`document.documentElement.scrollWidth <= screen.width ? [] : [document.documentElement.scrollWidth + " px", ...[...document.querySelectorAll("main *")].filter((el) => el.getBoundingClientRect().right > screen.width + 1 && !el.closest(".scroll")).map((el) => el.outerHTML.slice(0, 120))]`, &wide))
+			p.run(chromedp.Evaluate(fmt.Sprintf(`document.documentElement.scrollWidth <= %[1]d ? [] : [document.documentElement.scrollWidth + " px", ...[...document.querySelectorAll("main *")].filter((el) => el.getBoundingClientRect().right > %[1]d + 1 && !el.closest(".scroll")).map((el) => el.outerHTML.slice(0, 120))]`, l.width), &wide))
 			if len(wide) > 0 {
 				t.Errorf("%s, %s: it is wider than the screen: %q", name, l.name, wide[:min(len(wide), 5)])
 			}
