@@ -36,6 +36,7 @@ type answer struct {
 	Page    string `json:"page,omitempty"`
 
 	Elapsed time.Duration `json:"elapsed_ns,omitempty"` // of the work itself
+	Counts  counts        `json:"counts,omitzero"`      // of a NATS node
 	Stats   stats         `json:"stats,omitzero"`
 }
 
@@ -57,6 +58,7 @@ type params struct {
 	Frames      int     `json:"frames,omitempty"` // of each utterance of the simulated backend
 	Speed       float64 `json:"speed,omitempty"`  // of the simulated backend
 	Profiles    string  `json:"profiles,omitempty"`
+	Node        *node   `json:"node,omitempty"` // of a NATS node
 }
 
 // serve plays a role until the input ends.

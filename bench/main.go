@@ -42,6 +42,11 @@ func begin(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 	only := flags.String("only", "", "measurements to take, a `regexp` over group/name")
 	asJSON := flags.Bool("json", false, "print JSON")
 	soakN := flags.Int("soak", 0, "instead of the table: so many short sessions, memory and goroutines")
+	scale := flags.Bool("scale", false, "instead of the table: measure the unit costs that -simulate multiplies, and print them as JSON")
+	simulated := flags.Bool("simulate", false, "instead of the table: what fleets of up to 1,000,000 sessions need, and what saturates first")
+	costsFile := flags.String("costs", "", "with -simulate: a `file` that -scale printed; the default is that of docs/scale.md")
+	var p plan
+	p.flags(flags)
 	profiles := flags.String("profiles", "", "`directory` for CPU, heap, mutex and block profiles of what is measured")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -51,6 +56,12 @@ func begin(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 	}
 	if *soakN > 0 {
 		return soak(ctx, *soakN, *profiles, stdout)
+	}
+	if *simulated {
+		return simulate(*costsFile, p, stdout)
+	}
+	if *scale {
+		return measureUnitCosts(ctx, *quick, stdout, stderr)
 	}
 	z := fullSizes
 	if *quick {

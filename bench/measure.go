@@ -408,6 +408,10 @@ func roleOf(name string) (role, error) {
 		return &natsRole{}, nil
 	case "backend":
 		return &backendRole{}, nil
+	case "nats node":
+		return &nodeRole{}, nil
+	case "workers":
+		return &workersRole{}, nil
 	case "queue bare":
 		return &bareQueue{}, nil
 	case "queue asyncjobs":

@@ -54,21 +54,30 @@ func (r *workerQueue) start(ctx context.Context, p params) (answer, error) {
 	r.nc, r.jobs = nc, h.Jobs
 	r.counts.reached = make(chan struct{}, 1)
 	r.worker, err = jobs.New(ctx, jobs.Options{
-		NC: nc, JS: js, Names: r.names, Jobs: h.Jobs, Events: h.Events, State: h.State, Fleet: h.Fleet,
-		Consumer: func(ctx context.Context, queue string) error {
-			_, _, err := topology.EnsureConsumer(ctx, h.Jobs, r.names, settings, queue)
-			return err
+		Stores: jobs.Stores{
+			NC: nc, JS: js, Names: r.names, Jobs: h.Jobs, Events: h.Events, State: h.State, Fleet: h.Fleet,
+			Consumer: func(ctx context.Context, queue string) error {
+				_, _, err := topology.EnsureConsumer(ctx, h.Jobs, r.names, settings, queue)
+				return err
+			},
 		},
-		Name: "bench", ID: "bench-1", Version: "bench", Queues: []fetch.Queue{{Name: "default", Weight: 1}},
-		Concurrency: p.Concurrency, AckWait: settings.AckWait, Drain: time.Minute,
-		DefaultApp: "app", DefaultRegion: "us-west", KnownApp: func(string) bool { return true },
-		Retry:   lifecycle.RetryPolicy{MaxAttempts: 5, Initial: time.Second, Max: time.Minute},
-		Circuit: circuit.Config{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 5 * time.Minute},
-		MaxHold: 24 * time.Hour,
-		Alerts:  alert.Config{Threshold: 5, Window: time.Minute},
-		Table:   table, Runner: idle{}, DeadLetters: dlq.NewWriter(js, r.names),
-		Observer: &r.counts, Tracer: noop.NewTracerProvider().Tracer(""),
-		Logger: zerolog.New(io.Discard).Level(zerolog.InfoLevel), Now: time.Now, Random: rand.Float64,
+		Profile: jobs.Profile{
+			Name: "bench", ID: "bench-1", Version: "bench", Queues: []fetch.Queue{{Name: "default", Weight: 1}},
+			Concurrency: p.Concurrency, AckWait: settings.AckWait, Drain: time.Minute,
+		},
+		Accounts: jobs.Accounts{DefaultApp: "app", DefaultRegion: "us-west", KnownApp: func(string) bool { return true }},
+		Policy: jobs.Policy{
+			Retry:   lifecycle.RetryPolicy{MaxAttempts: 5, Initial: time.Second, Max: time.Minute},
+			Circuit: circuit.Config{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 5 * time.Minute},
+			MaxHold: 24 * time.Hour,
+			Alerts:  alert.Config{Threshold: 5, Window: time.Minute},
+			Table:   table,
+		},
+		Parts: jobs.Parts{
+			Runner: idle{}, DeadLetters: dlq.NewWriter(js, r.names),
+			Observer: &r.counts, Tracer: noop.NewTracerProvider().Tracer(""),
+			Logger: zerolog.New(io.Discard).Level(zerolog.InfoLevel), Now: time.Now, Random: rand.Float64,
+		},
 	})
 	return answer{}, err
 }

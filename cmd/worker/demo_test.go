@@ -8,6 +8,7 @@ import (
 )
 
 func TestDemoShowsJobsThatEndEachWay(t *testing.T) {
+	t.Parallel()
 	var stdout, stderr bytes.Buffer
 	if code := run([]string{"demo", "--json"}, strings.NewReader(""), &stdout, &stderr); code != exitDone {
 		t.Fatalf("exit %d\n%s\n%s", code, &stdout, &stderr)
@@ -35,6 +36,7 @@ func TestDemoShowsJobsThatEndEachWay(t *testing.T) {
 }
 
 func TestDemoForPeopleEndsWithASummary(t *testing.T) {
+	t.Parallel()
 	var stdout, stderr bytes.Buffer
 	if code := run([]string{"demo"}, strings.NewReader(""), &stdout, &stderr); code != exitDone {
 		t.Fatalf("exit %d\n%s\n%s", code, &stdout, &stderr)

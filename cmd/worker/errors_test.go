@@ -9,6 +9,7 @@ import (
 )
 
 func TestErrorsPrintsTheTableUnderThePolicy(t *testing.T) {
+	t.Parallel()
 	args := []string{"errors", "--set", "policy.upstreamError.action=hold", "--set", "policy.upstreamError.attempts=3"}
 	expect(t, 0, []string{"upstreamError*", "hold", "changed by the configuration"}, args...)
 	rows := decode[[]errors.Row](t, expect(t, 0, nil, append(args, "--json")...))
@@ -23,6 +24,7 @@ func TestErrorsPrintsTheTableUnderThePolicy(t *testing.T) {
 }
 
 func TestClassifyAgreesWithEveryVector(t *testing.T) {
+	t.Parallel()
 	const file = "../../internal/errors/testdata/errors.jsonl"
 	vectors, err := os.ReadFile(file)
 	if err != nil {
@@ -60,6 +62,7 @@ func text(s *string) string {
 }
 
 func TestClassifyNamesBadLinesAndGoesOn(t *testing.T) {
+	t.Parallel()
 	good := `{"id":"g","phase":"websocket_connect","kind":"http","http_status":404}`
 	c := start(t, good+"\n\nnonsense\n"+good, "errors", "classify", "-")
 	if code := c.wait(); code != 1 {

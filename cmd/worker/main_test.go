@@ -25,7 +25,7 @@ import (
 func TestMain(m *testing.M) {
 	// nats.go 1.55 leaves it behind where an object was stored before that
 	// goroutine first ran (jetStream.cleanupReplySub sets its channel to nil).
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
 }
 
 var names = topology.Names{}
@@ -207,6 +207,7 @@ func writeFile(t *testing.T, name string, data []byte) string {
 }
 
 func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		code int
 		text string
@@ -231,6 +232,7 @@ func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
 		{2, "need --output livekit or agora", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--output", "discard", "--egress-room", "r"}},
 		{2, "--timeout needs --wait", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--timeout", "1m"}},
 		{2, "--max-silence needs --live", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.wav", "--max-silence", "5s"}},
+		{2, "--live -", []string{"submit", "--avatar", "a", "--audio", "-"}},
 		{2, "--label", []string{"submit", "--avatar", "a", "--label", "x"}},
 		{2, "--deadline", []string{"submit", "--avatar", "a", "--deadline", "soon"}},
 		{2, "--speed", []string{"simulator", "--speed", "-1"}},
@@ -308,6 +310,7 @@ func TestALoginToNATSThatCannotBeReadIsABadConfiguration(t *testing.T) {
 }
 
 func TestCheckConfigRefusesSecretsThatRunWouldAllAtOnce(t *testing.T) {
+	t.Parallel()
 	empty := writeFile(t, "empty", []byte(" \n"))
 	file := writeFile(t, "config.yaml", []byte(`app:
   api_key_file: `+empty+`
@@ -343,6 +346,7 @@ func TestUnknownVariableIsWarnedAboutOnce(t *testing.T) {
 }
 
 func TestAMistypedNameIsAnsweredWithTheOneThatWasMeant(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		text, help string
 		args       []string
@@ -371,6 +375,7 @@ func TestAMistypedNameIsAnsweredWithTheOneThatWasMeant(t *testing.T) {
 }
 
 func TestVersionAndCompletion(t *testing.T) {
+	t.Parallel()
 	version := expect(t, 0, []string{"avatarworker "}, "version")
 	if flag := expect(t, 0, nil, "--version"); flag != version {
 		t.Errorf("--version prints %q, version %q", flag, version)
@@ -382,6 +387,7 @@ func TestVersionAndCompletion(t *testing.T) {
 }
 
 func TestEveryCommandHasHelp(t *testing.T) {
+	t.Parallel()
 	for _, cmd := range newRootCommand(newCLI(nil, nil, nil, nil)).Commands() {
 		if cmd.Short == "" || !cmd.Runnable() {
 			t.Errorf("%s: no help, or nothing that it does", cmd.Name())

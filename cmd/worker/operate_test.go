@@ -55,6 +55,7 @@ func (b *bench) job(queue, id string) {
 }
 
 func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.job("default", "w1")
 	b.job("vip", "v1")
@@ -85,6 +86,7 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 }
 
 func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	fields := event.JobFields{JobID: "j1", Run: 1, Attempt: 1, Worker: "host"}
 	b.record(lifecycle.Record{
@@ -109,6 +111,7 @@ func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 }
 
 func TestStatusOfAHeldJobSaysWhyAndWhatToDo(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	now := time.Now()
 	for _, c := range []struct {
@@ -136,6 +139,7 @@ func TestStatusOfAHeldJobSaysWhyAndWhatToDo(t *testing.T) {
 }
 
 func TestFleetStatusSaysWhyAWorkerTakesNoJobs(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for id, p := range map[string]fleet.Presence{
 		"keyless":  {NotReady: "the backend refuses this worker's API key for app \"shop\"", RefusedKeys: []string{"shop"}},
@@ -157,6 +161,7 @@ func TestFleetStatusSaysWhyAWorkerTakesNoJobs(t *testing.T) {
 }
 
 func TestAlertsOfWorkersSayWhatIsWrongInOneLine(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.event("storage", event.WorkerAlert{Kind: event.AlertStorage, What: jobspec.OutputObject, Message: "bucket AVATAR_RECORDINGS is full", Worker: "host"})
 	b.event("key", event.WorkerAlert{Kind: event.AlertWorkerKey, What: "sessionTokenExpired", AppID: "shop", Message: "correct its key", Worker: "host"})
@@ -175,6 +180,7 @@ func TestAlertsOfWorkersSayWhatIsWrongInOneLine(t *testing.T) {
 }
 
 func TestAJobThatOnlyWaitsIsKnown(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for i := range 20 {
 		b.job("default", fmt.Sprint("before", i))
@@ -190,6 +196,7 @@ func TestAJobThatOnlyWaitsIsKnown(t *testing.T) {
 }
 
 func TestCancelOfANameThatNoJobHasIsUnknownAndChangesNothing(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.job("default", "mine")
 	expect(t, 1, []string{"unknown", "--if-unknown"}, b.args("cancel", "mien")...)
@@ -202,6 +209,7 @@ func TestCancelOfANameThatNoJobHasIsUnknownAndChangesNothing(t *testing.T) {
 }
 
 func TestNoDeadLettersAreAnEmptyListHoweverItIsAskedFor(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for _, emptied := range []bool{false, true} {
 		if emptied {
@@ -225,6 +233,7 @@ func TestNoDeadLettersAreAnEmptyListHoweverItIsAskedFor(t *testing.T) {
 const steering = "\u009b31m \u009d0;title\u009c \x9b2J \u2028 \u202egnp.exe\u202c \u2066x\u2069 \u200f \x1b[2J"
 
 func TestWhatOthersWroteNeverSteersATerminal(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	wrong := event.Error{JobID: "j1", Code: errors.CodeServerError, Class: errors.ClassServer, Message: "said " + steering, ServerTitle: steering, ServerDetail: steering}
 	b.record(lifecycle.Record{
@@ -275,6 +284,7 @@ func TestWhatOthersWroteNeverSteersATerminal(t *testing.T) {
 }
 
 func TestCancelTellsRequestedFromFinished(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	expect(t, 0, []string{"requested"}, b.args("cancel", "new", "--if-unknown")...)
 	var r lifecycle.Record
@@ -294,6 +304,7 @@ func TestCancelTellsRequestedFromFinished(t *testing.T) {
 }
 
 func TestDeadLettersAreListedByFilter(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	now := time.Now()
 	b.letter("a1", errors.CodeAvatarNotFound, `{}`, now.Add(-3*time.Hour))
@@ -329,6 +340,7 @@ func TestDeadLettersAreListedByFilter(t *testing.T) {
 }
 
 func TestALimitOfNoneIsNoneForEveryCommandOfDeadLetters(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	const letters = defaultList + 1
 	for i := range letters {
@@ -354,6 +366,7 @@ func TestALimitOfNoneIsNoneForEveryCommandOfDeadLetters(t *testing.T) {
 }
 
 func TestAHoldThatLastsHasItsNextAttemptAhead(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	past := time.Now().Add(-time.Hour).UTC()
 	b.record(lifecycle.Record{JobID: "h1", Run: 1, State: lifecycle.StateHeld, Queue: "default", NextAttemptAt: &past})
@@ -368,6 +381,7 @@ func TestAHoldThatLastsHasItsNextAttemptAhead(t *testing.T) {
 }
 
 func TestDeadLetterIsExplainedAndItsSecretsHidden(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	body := `{"avatar_id":"a","audio":{"url":"https://h/a.wav?sig=hush"},"output":{"livekit":{"url":"wss://lk","api_token":"hush","room_name":"r"}}}`
 	b.letter("j1", errors.CodeAvatarNotFound, body, time.Now())
@@ -387,6 +401,7 @@ func TestDeadLetterIsExplainedAndItsSecretsHidden(t *testing.T) {
 }
 
 func TestReplayRunsEachJobOnceAlsoWhenRepeated(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	past := time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)
 	b.letter("a1", errors.CodeAvatarNotFound, `{"avatar_id":"a"}`, time.Now())
@@ -413,6 +428,7 @@ func TestReplayRunsEachJobOnceAlsoWhenRepeated(t *testing.T) {
 }
 
 func TestInterruptedReplayCanBeRepeated(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	const all = 300
 	for i := range all {
@@ -434,6 +450,7 @@ func TestInterruptedReplayCanBeRepeated(t *testing.T) {
 }
 
 func TestRemovedLettersAreGone(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for i := range 3 {
 		b.letter(fmt.Sprint("j", i), errors.CodeAvatarNotFound, `{}`, time.Now())
@@ -449,6 +466,7 @@ func TestRemovedLettersAreGone(t *testing.T) {
 }
 
 func TestEventsArePrintedByKindJobAndCode(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.event("started", event.Started{JobFields: event.JobFields{JobID: "j1", Run: 1}})
 	b.event("error", event.Error{JobID: "j1", Code: errors.CodeInternal, Class: errors.ClassInternal, Message: "a\x1b[31mb"})
@@ -486,6 +504,7 @@ func TestEventsArePrintedByKindJobAndCode(t *testing.T) {
 }
 
 func TestEventsAreFollowedUntilInterrupted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.event("before", event.Started{JobFields: event.JobFields{JobID: "j0", Run: 1}})
 	c := start(t, "", b.args("events", "--json", "--since", "1h")...)

@@ -84,6 +84,7 @@ func (b *bench) get(id string) lifecycle.Record {
 }
 
 func TestJobsAreListedOneObjectALine(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.backoff("r1", "r2")
 	b.job("default", "w1")
@@ -116,6 +117,7 @@ func TestJobsAreListedOneObjectALine(t *testing.T) {
 }
 
 func TestAJobIsShownWithItsTimelineItsCostAndWhatToDo(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.record(lifecycle.Record{
 		JobID: "h1", Run: 1, StreamSeq: 1, Queue: "default", AppID: "app", State: lifecycle.StateHeld, HeldReason: lifecycle.HeldCircuit,
@@ -139,6 +141,7 @@ func TestAJobIsShownWithItsTimelineItsCostAndWhatToDo(t *testing.T) {
 }
 
 func TestJobsAreRetriedByNameAndByFilter(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.backoff("r1", "r2", "r3")
 	expect(t, 2, []string{"which ones"}, b.args("retry")...)
@@ -160,6 +163,7 @@ func TestJobsAreRetriedByNameAndByFilter(t *testing.T) {
 }
 
 func TestJobsAreCancelledByFilter(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.backoff("r1", "r2")
 	b.job("default", "w1")
@@ -180,6 +184,7 @@ func TestJobsAreCancelledByFilter(t *testing.T) {
 }
 
 func TestQueuesArePausedAndResumed(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.job("default", "w1")
 	expect(t, 0, []string{"default  paused until it is resumed"}, b.args("queue", "pause", "default")...)
@@ -215,6 +220,7 @@ func (b *bench) circuit(app, region string) {
 }
 
 func TestCircuitsAreProbedAndClosed(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.circuit("app", "us-west")
 	b.circuit("app", "eu-west")
@@ -236,11 +242,13 @@ func TestCircuitsAreProbedAndClosed(t *testing.T) {
 }
 
 func TestAWorkerThatIsNotThereCanNotDrain(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	expect(t, 1, []string{"w-1  failed", "no worker of this id answers"}, b.args("drain", "w-1")...)
 }
 
 func TestACodeIsExplainedWithTheCommandsThatHelp(t *testing.T) {
+	t.Parallel()
 	expect(t, 0, []string{"avatarNotFound", "There is no avatar", "publisher", "dlq replay --code avatarNotFound --set avatar_id=ID"}, "errors", "avatarnotfound")
 	x := decode[explainedCode](t, expect(t, 0, nil, "errors", "creditsExhausted", "--json"))
 	if x.Code != errors.CodeCreditsExhausted || x.Remedy == "" || len(x.Commands) < 3 {
@@ -281,6 +289,7 @@ func TestRecordingsAreListedAndFetched(t *testing.T) {
 }
 
 func TestStatusIsWatchedUntilItIsInterrupted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	w := start(t, "", b.args("status", "--watch", "--every", "200ms")...)
 	w.out.await(t, "Storage")
@@ -296,6 +305,7 @@ func TestStatusIsWatchedUntilItIsInterrupted(t *testing.T) {
 }
 
 func TestAStreamThatIsNearlyFullIsWarnedOf(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	cfg := b.h.Jobs.CachedInfo().Config
 	cfg.MaxBytes = 4096

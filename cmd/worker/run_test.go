@@ -81,6 +81,7 @@ func embedded(t *testing.T, dir string) (string, func() int) {
 }
 
 func TestEmbeddedWorkerKeepsRecordsAndDeadLettersOverARestart(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	url, stop := embedded(t, dir)
 	audio := "../../internal/audio/clip/hello.wav"
@@ -113,6 +114,7 @@ func TestEmbeddedWorkerKeepsRecordsAndDeadLettersOverARestart(t *testing.T) {
 }
 
 func TestEmbeddedAddressIsTakenFromTheURL(t *testing.T) {
+	t.Parallel()
 	for url, want := range map[string]string{
 		"nats://127.0.0.1:4333": "127.0.0.1 4333", "localhost": "localhost 4222", "nats://[::1]:5000": "::1 5000",
 	} {
@@ -129,6 +131,7 @@ func TestEmbeddedAddressIsTakenFromTheURL(t *testing.T) {
 }
 
 func TestAnEmptyLiveSessionHasAnEmptyRecording(t *testing.T) {
+	t.Parallel()
 	url, stop := embedded(t, t.TempDir())
 	for _, output := range []string{"frames", "object"} {
 		file := filepath.Join(t.TempDir(), "out.rec")
@@ -145,6 +148,7 @@ func TestAnEmptyLiveSessionHasAnEmptyRecording(t *testing.T) {
 }
 
 func TestEmbeddedRefusesWhatItCanNotServe(t *testing.T) {
+	t.Parallel()
 	for text, args := range map[string][]string{
 		"tls:// can't be served": {"--nats-url", "tls://127.0.0.1:4222"},
 		"nats.tls.ca":            {"--set", "nats.tls.ca=ca.pem"},
@@ -163,6 +167,7 @@ func TestEmbeddedRefusesWhatItCanNotServe(t *testing.T) {
 }
 
 func TestAnAddressThatIsTakenIsNamedOnce(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -176,6 +181,7 @@ func TestAnAddressThatIsTakenIsNamedOnce(t *testing.T) {
 }
 
 func TestWorkerWithoutAnAppSaysWhatToSet(t *testing.T) {
+	t.Parallel()
 	errs := newLines()
 	code := run([]string{"run", "--admin-addr", "off"}, strings.NewReader(""), newLines(), errs)
 	if code != exitConfig || !strings.Contains(errs.String(), "SPATIUS_API_KEY") {

@@ -60,7 +60,7 @@ func (j *jobFlags) register(cmd *cobra.Command) {
 	f.IntVar(&j.sampleRate, "sample-rate", 0, "of the speech, in `HZ`; needed for raw PCM")
 	f.StringVar(&j.format, "format", "", "`FORMAT` of the speech: wav, pcm_s16le or ogg_opus (default: by content)")
 	f.StringVar(&j.maxSilence, "max-silence", "", "with --live: end the session after this `TIME` without speech")
-	f.StringVar(&j.output, "output", "", "`KIND` of output, where frames go: frames, object, discard, livekit or agora (default frames)")
+	f.StringVar(&j.output, "output", "", "`KIND` of output, where frames go: "+strings.Join(jobspec.Outputs(), ", ")+" (default frames)")
 	f.StringVar(&j.outputName, "output-name", "", "`NAME` of the recording, with --output object (default: the job's id)")
 	f.StringArrayVar(&j.labels, "label", nil, "a `KEY=VALUE` that is copied into every event; may be repeated")
 	f.StringArrayVar(&j.extra, "extra", nil, "a `KEY=VALUE` of extra_params for the backend; may be repeated")
@@ -218,6 +218,9 @@ func (d *document) speech(s *submission) error {
 		if sp.url != "" {
 			a["url"] = sp.url
 		} else {
+			if sp.file == "-" {
+				return usagef("--audio -: want a file; --live - publishes speech from stdin")
+			}
 			if info, err := os.Stat(sp.file); err != nil {
 				return err
 			} else if !info.Mode().IsRegular() {
@@ -332,7 +335,7 @@ func (d *document) output(s *submission) error {
 			return err
 		}
 	default:
-		return usagef("--output %q: want frames, object, discard, livekit or agora", s.output)
+		return usagef("--output %q: want one of %s", s.output, strings.Join(jobspec.Outputs(), ", "))
 	}
 	d.set("output", map[string]any{s.output: o})
 	return nil

@@ -79,6 +79,7 @@ func completed(id string) event.Body {
 }
 
 func TestSubmitUploadsSpeechAndPublishesAValidJob(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	stdout := expect(t, 0, []string{"no worker serves queue default"}, b.args("submit", "--avatar", "ok", "--audio", helloWAV, "--audio", helloWAV,
 		"--label", "order=17", "--extra", "k=v", "--deadline", "10m", "--max-attempts", "2", "--output", "object", "--output-name", "rec")...)
@@ -110,6 +111,7 @@ func TestSubmitUploadsSpeechAndPublishesAValidJob(t *testing.T) {
 }
 
 func TestSubmitTakesAFileAndFlagsWin(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	c := start(t, `{"id":"mine","avatar_id":"a","labels":{"x":"1","y":"2"},"audio":{"url":"http://h/a.wav"}}`,
 		b.args("submit", "-f", "-", "--avatar", "other", "--label", "y=3", "--json")...)
@@ -128,6 +130,7 @@ func TestSubmitTakesAFileAndFlagsWin(t *testing.T) {
 }
 
 func TestWhatAWorkerWouldRefuseIsNotPublished(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	broken := writeFile(t, "broken.wav", []byte("RIFF\x00\x00\x00\x00WAVE"))
 	typo := writeFile(t, "typo.json", []byte(`{"avatar":"a"}`))
@@ -158,6 +161,7 @@ func TestWhatAWorkerWouldRefuseIsNotPublished(t *testing.T) {
 }
 
 func TestSpeechIsCheckedByWhatTheFleetTakes(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	mono, err := os.ReadFile(helloWAV)
 	if err != nil {
@@ -200,12 +204,14 @@ func TestSpeechIsCheckedByWhatTheFleetTakes(t *testing.T) {
 }
 
 func TestWithoutAStreamSubmitSaysSo(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	expect(t, 1, []string{"no stream takes jobs on other.jobs.default"},
 		b.args("submit", "--prefix", "other", "--avatar", "a", "--audio-url", "http://h/a")...)
 }
 
 func TestWaitSavesEachUtteranceOnceFromTheHighestSession(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	out := filepath.Join(t.TempDir(), "out.rec")
 	b.frame("j1", 1, 9, 1, 1, envelope("old", true)) // of an earlier job with this id
@@ -242,6 +248,7 @@ func TestWaitSavesEachUtteranceOnceFromTheHighestSession(t *testing.T) {
 }
 
 func TestFramesAreSavedAsTheyCameAlsoThoseThatCannotBeRead(t *testing.T) {
+	t.Parallel()
 	for _, frames := range [][][]byte{
 		{envelope("a", false), []byte("no envelope"), envelope("a", true)},
 		{{0x32, 0x80}, {0xff}},
@@ -272,6 +279,7 @@ func TestFramesAreSavedAsTheyCameAlsoThoseThatCannotBeRead(t *testing.T) {
 const jobBody = `{"avatar_id":"a","audio":{"url":"http://h/a.wav"}`
 
 func TestAFileOfSeveralJobsIsSubmittedWhole(t *testing.T) {
+	t.Parallel()
 	for name, file := range map[string]string{
 		"array":    "[" + jobBody + "},\n " + jobBody + `,"id":"second"},` + jobBody + "}]\n",
 		"NDJSON":   jobBody + "}\r\n\n" + jobBody + `,"id":"second"}` + "\n" + jobBody + "}",
@@ -297,6 +305,7 @@ func TestAFileOfSeveralJobsIsSubmittedWhole(t *testing.T) {
 }
 
 func TestWaitFollowsEachJobOfAFile(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	path := writeFile(t, "jobs", []byte(jobBody+`,"id":"j1"}`+jobBody+`,"id":"j2"}`))
 	c := start(t, "", b.args("submit", path, "--wait")...)
@@ -309,6 +318,7 @@ func TestWaitFollowsEachJobOfAFile(t *testing.T) {
 }
 
 func TestAFileThatIsNoJobIsAnsweredWithWhereAndWhy(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	wav, err := os.ReadFile(helloWAV)
 	if err != nil {
@@ -342,12 +352,63 @@ func TestAFileThatIsNoJobIsAnsweredWithWhereAndWhy(t *testing.T) {
 	}
 }
 
+func TestFramesOfAJobThatDidNotCompleteAreSavedAsTheyCame(t *testing.T) {
+	fields := event.JobFields{JobID: "j1", Run: 1}
+	frames := [][]byte{envelope("a", true), envelope("b", false), []byte("no envelope")}
+	for name, end := range map[string]event.Body{
+		"dead-lettered": event.DeadLettered{JobFields: fields, Code: "protocolError", Class: "protocol"},
+		"cancelled":     event.Cancelled{JobFields: fields},
+		"expired":       event.Expired{JobFields: fields},
+		"interrupted":   nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			out := filepath.Join(t.TempDir(), "out.rec")
+			c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out)...)
+			c.out.await(t, "j1")
+			for i, frame := range frames {
+				b.frame("j1", 1, 1, 1+i/2, i+1, frame)
+			}
+			if end != nil {
+				b.event("end", end)
+			} else {
+				b.event("e", event.Started{JobFields: fields}) // whose line shows that it reads
+				c.stderr.await(t, "started")
+				awaitPart(t, out, len(recordingOf(frames...)))
+				c.interrupt()
+			}
+			if code := c.wait(); code != 1 || !strings.Contains(c.stderr.String(), "saved "+out) || !strings.Contains(c.stderr.String(), "3 frames") {
+				t.Errorf("exit %d: %s", code, c.stderr)
+			}
+			got, err := os.ReadFile(out)
+			if err != nil || !bytes.Equal(got, recordingOf(frames...)) {
+				t.Errorf("%v: the file has %q", err, got)
+			}
+		})
+	}
+}
+
+// awaitPart returns when the unfinished file beside out has so many bytes.
+func awaitPart(t *testing.T, out string, size int) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		parts, err := filepath.Glob(filepath.Join(filepath.Dir(out), partName(out)))
+		if err != nil || len(parts) != 1 {
+			continue
+		}
+		if info, err := os.Stat(parts[0]); err == nil && info.Size() == int64(size) {
+			return
+		}
+	}
+	t.Fatalf("the frames of %s did not come", out)
+}
+
 func TestWaitFailsUnlessTheJobCompleted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	out := filepath.Join(t.TempDir(), "out.rec")
 	c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out, "--json")...)
 	c.stderr.await(t, "no worker serves")
-	b.frame("j1", 1, 1, 1, 1, envelope("a", false))
 	b.event("d", event.DeadLettered{JobFields: event.JobFields{JobID: "j1", Run: 1}, Code: "avatarNotFound", Class: "config", Message: "no such avatar"})
 	if code := c.wait(); code != 1 {
 		t.Errorf("exit %d, want 1", code)
@@ -361,6 +422,7 @@ func TestWaitFailsUnlessTheJobCompleted(t *testing.T) {
 }
 
 func TestWaitEndsWithTimeoutInterruptOrAnUsedID(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	job := []string{"submit", "--avatar", "a", "--audio-url", "http://h/a", "--wait"}
 	expect(t, 1, []string{"no outcome within 50ms", "goes on"}, b.args(append(job, "--timeout", "50ms")...)...)
@@ -375,6 +437,7 @@ func TestWaitEndsWithTimeoutInterruptOrAnUsedID(t *testing.T) {
 }
 
 func TestLiveSpeechIsPublishedToItsEnd(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	speech := bytes.Repeat([]byte{1, 2}, 16000/2)
 	c := start(t, string(speech), b.args("submit", "--id", "l1", "--avatar", "a", "--live", "-", "--sample-rate", "16000")...)
@@ -410,6 +473,7 @@ func TestLiveSpeechIsPublishedToItsEnd(t *testing.T) {
 }
 
 func TestLiveSessionIsClosedWhenThePublisherIsInterrupted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	in, feed := io.Pipe()
 	defer feed.Close() // never fails
@@ -449,6 +513,7 @@ func TestLiveSessionIsClosedWhenThePublisherIsInterrupted(t *testing.T) {
 }
 
 func TestRecordingInfoSaysWhatIsNotWhole(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	whole := recordingOf(envelope("a", false), envelope("a", true))
 	if _, err := b.h.Recordings.PutBytes(t.Context(), "rec", whole); err != nil {
@@ -466,6 +531,7 @@ func TestRecordingInfoSaysWhatIsNotWhole(t *testing.T) {
 }
 
 func TestSimulatorPrintsItsURLsAndServesUntilInterrupted(t *testing.T) {
+	t.Parallel()
 	c := start(t, "", "simulator", "--addr", "127.0.0.1:0", "--json")
 	c.out.await(t, "}")
 	urls := decode[map[string]string](t, c.out.String())
@@ -487,6 +553,7 @@ func TestSimulatorPrintsItsURLsAndServesUntilInterrupted(t *testing.T) {
 }
 
 func TestSimulatorServesTLSWithACertificateOfItsOwn(t *testing.T) {
+	t.Parallel()
 	c := start(t, "", "simulator", "--addr", "127.0.0.1:0", "--tls", "--json")
 	c.out.await(t, "}")
 	urls := decode[map[string]string](t, c.out.String())

@@ -34,11 +34,17 @@ func (c *cli) waitFor(ctx context.Context, l *link, s *submission, p *published,
 	end, err := w.run(ctx, live)
 	w.log.clear()
 	if err != nil {
-		return w.explain(ctx, err)
+		err = errors.Join(w.explain(ctx, err), w.keep())
+		w.noteSaved()
+		return err
 	}
 	p.Outcome, p.Event = end.State, end.Body
-	if end.State == lifecycle.StateCompleted && s.out != "" {
+	switch {
+	case s.out == "":
+	case end.State == lifecycle.StateCompleted:
 		p.Saved, err = w.save(ctx, end)
+	default:
+		err = errors.Join(w.restOfFrames(ctx), w.keep())
 	}
 	return w.verdict(end, err)
 }
@@ -69,9 +75,7 @@ func (w *waiter) verdict(end client.Outcome, err error) error {
 	if end.State == lifecycle.StateDeadLettered {
 		w.c.note("'avatarworker dlq show --job %s' explains it", w.p.JobID)
 	}
-	if w.p.Saved != nil {
-		w.c.note("saved %s: %s, %s, %.2f s, %d bytes", w.p.Saved.File, count(len(w.p.Saved.Utterances), "utterance"), count(w.p.Saved.Frames, "frame"), w.p.Saved.Seconds, w.p.Saved.Bytes)
-	}
+	w.noteSaved()
 	if err == nil && end.State != lifecycle.StateCompleted {
 		return errShown
 	}
@@ -127,11 +131,11 @@ func (w *waiter) save(ctx context.Context, end client.Outcome) (*savedRecording,
 	var err error
 	if end.Recording != "" {
 		saved, err = w.download(ctx, end.Recording)
-	} else if err = w.l.client.RestOfFrames(ctx, w.p.JobID, w.from, w.file.Frames); err == nil {
+	} else if err = w.restOfFrames(ctx); err == nil {
 		saved, err = w.file.save()
 	}
 	if err == nil && saved.Unreadable != "" {
-		w.c.note("%s has the frames as they came, but not all of them can be read: %s", w.s.out, plain(saved.Unreadable))
+		w.noteUnreadable(saved)
 		published := framesOf(end.Utterances)
 		saved.Whole = published == 0 || saved.Frames == published
 	}
@@ -140,6 +144,48 @@ func (w *waiter) save(ctx context.Context, end client.Outcome) (*savedRecording,
 		err = fmt.Errorf("%s is not whole: frames are missing, they may have aged out", w.s.out)
 	}
 	return saved, err
+}
+
+// keep saves the frames that came of a job that did not complete, or whose wait
+// has ended. Where none came it writes no file.
+func (w *waiter) keep() error {
+	if w.file == nil {
+		return nil
+	}
+	if w.file.Count() == 0 {
+		w.c.note("no frames came: %s was not written", w.s.out)
+		return nil
+	}
+	saved, err := w.file.save()
+	if err != nil {
+		return err
+	}
+	if saved.Unreadable != "" {
+		w.noteUnreadable(saved)
+	}
+	w.p.Saved = saved
+	return nil
+}
+
+func (w *waiter) restOfFrames(ctx context.Context) error {
+	return w.l.client.RestOfFrames(ctx, w.p.JobID, w.from, w.file.Frames)
+}
+
+func (w *waiter) noteUnreadable(saved *savedRecording) {
+	w.c.note("%s has the frames as they came, but not all of them can be read: %s", w.s.out, plain(saved.Unreadable))
+}
+
+// noteSaved says what is in the file, and that it is not whole where it isn't.
+func (w *waiter) noteSaved() {
+	saved := w.p.Saved
+	if saved == nil {
+		return
+	}
+	part := ""
+	if !saved.Whole && w.p.Outcome != lifecycle.StateCompleted {
+		part = "; the last utterance is not whole"
+	}
+	w.c.note("saved %s: %s, %s, %.2f s, %d bytes%s", saved.File, count(len(saved.Utterances), "utterance"), count(saved.Frames, "frame"), saved.Seconds, saved.Bytes, part)
 }
 
 // framesOf is how many frames the worker published.

@@ -60,6 +60,7 @@ func onTerminal(t *testing.T, answer string, args ...string) (code int, shown st
 }
 
 func TestChangingManyDeadLettersAsksOnATerminal(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	for i := range 4 {
 		b.letter(fmt.Sprint("j", i), errors.CodeAvatarNotFound, `{"avatar_id":"a"}`, time.Now())
@@ -83,6 +84,7 @@ func TestChangingManyDeadLettersAsksOnATerminal(t *testing.T) {
 }
 
 func TestAJobsOwnBytesDoNotSteerATerminal(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	b.letter("j1", errors.CodeAvatarNotFound, "no JSON \u009b2J", time.Now())
 	if code, shown := onTerminal(t, "", b.args("dlq", "show", "1", "--raw")...); code != 0 || bytes.Contains([]byte(shown), []byte("\u009b")) {

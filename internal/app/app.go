@@ -28,9 +28,11 @@ import (
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/alert"
 	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/session"
+	"avatarworker/internal/storage"
 	"avatarworker/internal/telemetry"
 	"avatarworker/internal/topology"
 )
@@ -96,7 +98,7 @@ func New(o Options) (*App, error) {
 	registry := prometheus.NewRegistry()
 	a.gather = registry
 	a.metrics = telemetry.NewMetrics(registry,
-		telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Region: a.c.Backend.Region, Version: o.Version},
+		telemetry.Labels{Queues: queueNames(a.c), Apps: appIDs(a.c), Outputs: jobspec.Outputs(), Region: a.c.Backend.Region, Version: o.Version},
 		telemetry.Readings{
 			Ready:   func() bool { return a.Ready() == nil },
 			Waiting: func() (retrying, held int) { return a.waiting.count(time.Now()) },
@@ -397,12 +399,19 @@ func Settings(c *config.Config) topology.Settings {
 		storage = jetstream.MemoryStorage
 	}
 	return topology.Settings{
-		Replicas: c.NATS.Replicas, Storage: storage, StateTTL: c.NATS.StateTTL, AckWait: c.Lease.AckWait,
+		Replicas: c.NATS.Replicas, Placement: placement(c.NATS.Placement), Storage: storage, StateTTL: c.NATS.StateTTL, AckWait: c.Lease.AckWait,
 		Queues: queueNames(c), JobsMaxBytes: int64(c.Streams.Jobs.MaxBytes),
 		StateMaxBytes: int64(c.Streams.State.MaxBytes), FleetMaxBytes: int64(c.Streams.Fleet.MaxBytes),
 		Events: limit(c.Streams.Events), DLQ: limit(c.Streams.DLQ), Frames: limit(c.Streams.Frames), Audio: limit(c.Streams.Audio),
 		AudioFiles: limit(c.Streams.AudioFiles), Recordings: limit(c.Streams.Recordings),
 	}
+}
+
+func placement(p config.Placement) *jetstream.Placement {
+	if p.Cluster == "" && len(p.Tags) == 0 {
+		return nil
+	}
+	return &jetstream.Placement{Cluster: p.Cluster, Tags: p.Tags}
 }
 
 // newWorker joins the other packages to a worker.
@@ -427,29 +436,40 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		JS: js, Names: a.names, Sessions: sessions, Audio: speech,
 		APIKey: a.apiKey, MaxSession: a.c.Backend.MaxSession, Logger: a.log,
 	})
-	stores := newStorage(js, a.names, speech, runner)
-	looking, stopLooking := context.WithCancel(context.WithoutCancel(ctx))
-	var looks sync.WaitGroup
-	looks.Go(func() { stores.run(looking) })
-	a.onStop("storage", func(context.Context) error { stopLooking(); looks.Wait(); return nil })
+	stores := storage.New(storage.Options{JS: js, Names: a.names, Speech: speech, Runner: runner})
+	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
+	var watch sync.WaitGroup
+	watch.Go(func() { stores.Watch(watching) })
+	a.onStop("storage", func(context.Context) error { stopWatching(); watch.Wait(); return nil })
 	c := a.c
 	options := jobs.Options{
-		NC: nc, JS: js, Names: a.names,
-		Jobs: h.Jobs, Events: h.Events, State: h.State, Fleet: h.Fleet, Consumer: a.consumer(js),
-		Name: a.name, ID: a.id, Version: a.o.Version, Queues: queues(c),
-		Concurrency: c.Worker.Concurrency, AckWait: lease(h, c), Drain: c.Worker.DrainTimeout,
-		AudioConvert: c.Audio.Convert, AudioMaxBytes: int64(c.Audio.MaxBytes),
-		DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c), Limits: sessionLimits(c),
-		Started: a.reportStarted,
-		CheckKey: func(ctx context.Context, app string) error {
-			return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
+		Stores: jobs.Stores{
+			NC: nc, JS: js, Names: a.names,
+			Jobs: h.Jobs, Events: h.Events, State: h.State, Fleet: h.Fleet, Consumer: a.consumer(js),
 		},
-		Retry:   lifecycle.RetryPolicy{MaxAttempts: c.Retry.MaxAttempts, Initial: c.Retry.Initial, Max: c.Retry.Max},
-		Circuit: circuit.Config{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown},
-		MaxHold: c.Circuit.MaxHold, PerApp: c.Backend.ConsoleURL != "" && c.Backend.IngressURL != "",
-		Alerts: alert.Config{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
-		Table:  table, Runner: stores, Storage: stores, DeadLetters: dlq.NewWriter(js, a.names),
-		Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: failpoint.Now, Random: rand.Float64,
+		Profile: jobs.Profile{
+			Name: a.name, ID: a.id, Version: a.o.Version, Queues: queues(c),
+			Concurrency: c.Worker.Concurrency, AckWait: lease(h, c), Drain: c.Worker.DrainTimeout,
+			AudioConvert: c.Audio.Convert, AudioMaxBytes: int64(c.Audio.MaxBytes),
+		},
+		Accounts: jobs.Accounts{
+			DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c), Limits: sessionLimits(c),
+			Storage: stores,
+			CheckKey: func(ctx context.Context, app string) error {
+				return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
+			},
+		},
+		Policy: jobs.Policy{
+			Retry:   lifecycle.RetryPolicy{MaxAttempts: c.Retry.MaxAttempts, Initial: c.Retry.Initial, Max: c.Retry.Max},
+			Circuit: circuit.Config{Failures: c.Circuit.Failures, Cooldown: c.Circuit.Cooldown, MaxCooldown: c.Circuit.MaxCooldown},
+			MaxHold: c.Circuit.MaxHold, PerApp: c.Backend.ConsoleURL != "" && c.Backend.IngressURL != "",
+			Alerts: alert.Config{Threshold: c.Alerts.Threshold, Window: c.Alerts.Window},
+			Table:  table,
+		},
+		Parts: jobs.Parts{
+			Started: a.reportStarted, Runner: stores, DeadLetters: dlq.NewWriter(js, a.names),
+			Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: failpoint.Now, Random: rand.Float64,
+		},
 	}
 	var worker *jobs.Worker
 	err = a.retryUntilDone(ctx, "could not create the worker", func() (err error) {

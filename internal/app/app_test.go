@@ -8,6 +8,7 @@ import (
 )
 
 func TestJobsEndAsTheirAvatarsSay(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, nil)
 	f.worker(worker{})
 	for i, c := range []struct {

@@ -34,7 +34,7 @@ import (
 // object was stored before that goroutine first ran (nats.go 1.55,
 // jetStream.cleanupReplySub sets its channel to nil).
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
 }
 
 // patience bounds every wait of a test.
@@ -116,7 +116,7 @@ func (f *fleet) configAt(url string) *config.Config {
 	c.Backend.StallTimeout, c.Backend.HandshakeTimeout = 5*time.Second, 2*time.Second
 	c.Retry.Initial, c.Retry.Max = 20*time.Millisecond, 100*time.Millisecond
 	c.Circuit.Cooldown = 100 * time.Millisecond
-	c.Lease.AckWait = 3 * time.Second
+	c.Lease.AckWait = 8 * time.Second
 	c.Audio.EgressMargin = 200 * time.Millisecond
 	c.Admin.Addr = ""
 	return c

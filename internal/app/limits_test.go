@@ -9,6 +9,7 @@ import (
 // Labels may be any text, so the limit has a name that no key of a bucket could
 // have.
 func TestTheFleetKeepsToTheConfiguredSessionLimits(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, nil)
 	for range 2 {
 		f.worker(worker{config: func(c *config.Config) {

@@ -25,7 +25,7 @@ func (a *App) serveMicro(nc *nats.Conn) (micro.Service, error) {
 		if err := r.RespondJSON(a.worker.State()); err != nil {
 			a.log.Debug().Err(err).Msg("could not answer a state request")
 		}
-	}), micro.WithEndpointSubject(a.names.WorkerSubject(a.id)+".state"), micro.WithEndpointQueueGroupDisabled())
+	}), micro.WithEndpointSubject(a.names.WorkerState(a.id)), micro.WithEndpointQueueGroupDisabled())
 	return service, err
 }
 

@@ -9,6 +9,7 @@ import (
 )
 
 func TestAScrapeSaysWhatWaitsAtThatMoment(t *testing.T) {
+	t.Parallel()
 	c := config.Defaults()
 	c.App.ID, c.App.APIKey = "app", "key"
 	a, err := New(Options{Config: c})

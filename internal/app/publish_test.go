@@ -12,6 +12,7 @@ import (
 )
 
 func TestPublishWhoseAcknowledgementIsLostIsNotWaitedForForGood(t *testing.T) {
+	t.Parallel()
 	nc := natstest.Connect(t, natstest.Start(t))
 	js, err := jetstream.New(nc, publishLimits(50*time.Millisecond)...)
 	if err != nil {

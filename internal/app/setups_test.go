@@ -124,6 +124,7 @@ func withUser(url, user string) string {
 
 // A job with an upload and a recording, interrupted by nothing, goes all the way.
 func TestJobsRunInEverySetUpOfNATS(t *testing.T) {
+	t.Parallel()
 	for name, s := range setups() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -77,7 +77,7 @@ func TestAWorkerThatStartsBeforeNATSWorksOnceItIsThere(t *testing.T) {
 	nc := natstest.Connect(t, server)
 	names := topology.Names{Prefix: "avatar"}
 	for { // until the first fetch is out
-		msg, err := nc.Request(names.WorkerSubject(a.ID())+".state", nil, 5*time.Second)
+		msg, err := nc.Request(names.WorkerState(a.ID()), nil, 5*time.Second)
 		if errors.Is(err, nats.ErrNoResponders) && ctx.Err() == nil {
 			continue // the server has not heard of the subscription yet
 		}

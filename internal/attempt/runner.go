@@ -16,8 +16,6 @@ import (
 	"avatarworker/internal/audio"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
-	"avatarworker/internal/jobs/jobspec"
-	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/output"
 	"avatarworker/internal/session"
 	"avatarworker/internal/topology"
@@ -53,9 +51,12 @@ func New(o Options) *Runner {
 
 // Run implements jobs.Runner.
 func (r *Runner) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
-	p := r.newRun(ctx, a)
+	p, err := r.newRun(ctx, a)
+	if err != nil {
+		return jobs.Report{}, err
+	}
 	defer p.release()
-	err := p.open()
+	err = p.open()
 	if err == nil {
 		err = p.loop()
 	}
@@ -70,10 +71,14 @@ func blameStorage(err error) error {
 	return err
 }
 
-func (r *Runner) newRun(ctx context.Context, a *jobs.Attempt) *run {
-	p := &run{r: r, a: a, sink: r.sink(a), egress: egress(a.Job)}
+func (r *Runner) newRun(ctx context.Context, a *jobs.Attempt) (*run, error) {
+	sink, err := r.sink(a.Job.OutputKind(), a)
+	if err != nil {
+		return nil, err
+	}
+	p := &run{r: r, a: a, sink: sink, egress: egress(a.Job)}
 	p.ctx, p.cancel = r.limited(ctx)
-	return p
+	return p, nil
 }
 
 // limited returns a context that ends after backend.max_session.
@@ -94,32 +99,12 @@ func (r *Runner) overtime(ctx context.Context, err error) error {
 		"the session was closed after %s: backend.max_session", r.o.MaxSession)
 }
 
-// sink returns the job's output.
-func (r *Runner) sink(a *jobs.Attempt) output.Sink {
-	id := output.SessionID{JobID: a.Job.ID, Run: a.Job.Run, Session: a.Session, Attempt: a.Number}
-	switch a.Job.OutputKind() {
-	case jobspec.OutputFrames:
-		return output.NewFrames(r.o.JS, r.o.Names.Frames(a.Job.ID), id)
-	case jobspec.OutputObject:
-		return r.recordings.Sink(recording(a.Job), a.Session, a.Checkpoint, (*output.Checkpoint)(a.Recorded))
-	default:
-		return output.Discard{}
-	}
-}
-
 // source returns the job's speech from the checkpoint on.
 func (r *Runner) source(ctx context.Context, a *jobs.Attempt) (source, error) {
 	if a.Job.GetLive() != nil {
 		return newLive(ctx, r.o.JS, r.o.Names, a)
 	}
 	return newClips(ctx, r.o.Audio, a)
-}
-
-// egress reports whether the backend publishes into a room, so that no frames
-// come back.
-func egress(job *jobspec.Job) bool {
-	kind := job.OutputKind()
-	return kind == jobspec.OutputLiveKit || kind == jobspec.OutputAgora
 }
 
 func (r *Runner) params(a *jobs.Attempt, src source) session.Params {
@@ -144,34 +129,4 @@ func (r *Runner) params(a *jobs.Attempt, src source) session.Params {
 		p.Agora = &session.Agora{ChannelName: g.GetChannelName(), Token: g.GetToken(), UID: g.GetUid(), PublisherID: g.GetPublisherId()}
 	}
 	return p
-}
-
-// Finish implements jobs.Runner. It publishes the recording of a completed job,
-// and removes that of any other job.
-func (r *Runner) Finish(ctx context.Context, job *jobspec.Job, f jobs.Finished) error {
-	if job.OutputKind() != jobspec.OutputObject {
-		return nil
-	}
-	if f.Outcome != lifecycle.StateCompleted {
-		return r.recordings.Sweep(ctx, recording(job))
-	}
-	var at output.Checkpoint
-	if f.Recorded != nil {
-		at = output.Checkpoint(*f.Recorded)
-	}
-	err := r.recordings.Publish(ctx, recording(job), f.Session, f.Utterances, at)
-	var taken *output.TakenError
-	if errors.Is(err, output.ErrChunksMissing) || errors.As(err, &taken) {
-		// The chunks were removed or have aged out, or another object has the
-		// name: waiting would not help.
-		r.o.Logger.Error().Err(err).Str("job_id", job.ID).Int("run", job.Run).Msg("the job is done, but its recording can't be published any more; it is removed")
-		return r.recordings.Sweep(ctx, recording(job))
-	}
-	return err
-}
-
-func recording(job *jobspec.Job) output.Recording {
-	return output.Recording{
-		Name: job.RecordingName(), JobID: job.ID, Run: job.Run, StreamSeq: job.StreamSeq, Published: job.Published,
-	}
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -23,6 +24,7 @@ const (
 	remedyConvert remedy = iota // ffmpeg reads it
 	remedyUnpack                // an archive or a compressed file
 	remedyText                  // likely the error message of another service
+	remedyBody                  // what was sent over HTTP, and not only the file
 	remedyNone                  // no speech is in it
 )
 
@@ -45,6 +47,8 @@ func (k kindOfFile) hint(rate int) string {
 		return "unpack it and send the WAV, raw PCM or Ogg Opus that is in it"
 	case remedyText:
 		return "send a WAV, raw PCM or Ogg Opus; it may be the error message of the service that should have made the speech"
+	case remedyBody:
+		return "send only the WAV, raw PCM or Ogg Opus that is in it"
 	default:
 		return "send a WAV, raw PCM or Ogg Opus"
 	}
@@ -67,11 +71,20 @@ func detectKind(head []byte) (kindOfFile, bool) {
 	if name := frames(head); name != "" {
 		return kindOfFile{name, remedyConvert}, true
 	}
+	if len(head) >= tarMagic+5 && string(head[tarMagic:tarMagic+5]) == "ustar" && head[0] != 0 {
+		return kindOfFile{"a tar archive", remedyUnpack}, true
+	}
 	if name := text(head); name != "" {
+		return kindOfFile{name, remedyText}, true
+	}
+	if name := wideText(head); name != "" {
 		return kindOfFile{name, remedyText}, true
 	}
 	return kindOfFile{}, false
 }
+
+// tarMagic is where a tar archive says that it is one.
+const tarMagic = 257
 
 // guessKind finds out what a file is by its first four bytes alone. A job that names
 // its format is believed against them.
@@ -102,7 +115,7 @@ func (s signature) is(head []byte) bool {
 
 // signatureStarts are the first bytes of all signatures: most speech begins with
 // none of them.
-const signatureStarts = "RBrOfIF.c\x1a\x30#\x02wMTACND\x1f\xfd\x287P%\x89\xffG<"
+const signatureStarts = "RBrOfIF.c\x1a\x30#\x02wMTACND\x1f\xfd\x287P%\x89\xffG<H-"
 
 // signatures lists the files that begin with fixed bytes.
 func signatures() []signature {
@@ -156,6 +169,8 @@ func signatures() []signature {
 		convert("a NIST SPHERE file", "NIST_1A\n", nil),
 		convert("an FLV file", "FLV\x01", func(h []byte) bool { return len(h) >= 9 && string(h[5:9]) == "\x00\x00\x00\x09" }),
 		convert("a DSD file", "DSD \x1c\x00\x00\x00", nil),
+		convert("a DSD file", "FRM8", func(h []byte) bool { return len(h) >= 16 && string(h[12:16]) == "DSD " }),
+		convert("an MP3 file (with an APE tag)", "APETAGEX", nil),
 		other("a MIDI file, which holds no sound", "MThd\x00\x00\x00\x06", nil),
 		unpack("gzip-compressed data", "\x1f\x8b\x08", isGzip),
 		unpack("bzip2-compressed data", "BZh", func(h []byte) bool { return len(h) >= 10 && string(h[4:10]) == "1AY&SY" }),
@@ -171,6 +186,8 @@ func signatures() []signature {
 		other("a GIF image", "GIF87a", nil),
 		other("a GIF image", "GIF89a", nil),
 		{kindOfFile{"an XML document", remedyText}, "<?xml", nil},
+		{kindOfFile{"an HTTP answer with its headers", remedyBody}, "HTTP/", func(h []byte) bool { return len(h) >= 12 && printable(h[5:12]) }},
+		{kindOfFile{"the body of a form (multipart)", remedyBody}, "--", isMultipart},
 	}
 }
 
@@ -488,6 +505,35 @@ func text(head []byte) string {
 	default:
 		return "text"
 	}
+}
+
+// wideText names a file that is text in UTF-16, with the mark of its byte order.
+func wideText(head []byte) string {
+	if len(head) < 2+2*textLeast {
+		return ""
+	}
+	var order binary.ByteOrder = binary.LittleEndian
+	if order.Uint16(head) != 0xfeff {
+		order = binary.BigEndian
+	}
+	if order.Uint16(head) != 0xfeff {
+		return ""
+	}
+	units := make([]uint16, 0, len(head)/2)
+	for at := 2; at+2 <= len(head); at += 2 {
+		units = append(units, order.Uint16(head[at:]))
+	}
+	if name := text([]byte(string(utf16.Decode(units)))); name != "" {
+		return name + " (UTF-16)"
+	}
+	return ""
+}
+
+// isMultipart looks for the header of the first part behind its boundary.
+func isMultipart(h []byte) bool {
+	boundary, part, found := bytes.Cut(h[:min(len(h), 1024)], []byte("\r\n"))
+	return found && len(boundary) > 2 && len(boundary) <= 72 && printable(boundary) &&
+		bytes.HasPrefix(bytes.ToLower(part), []byte("content-"))
 }
 
 // isText reports whether b is UTF-8 without control characters. A character

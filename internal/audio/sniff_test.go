@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"avatarworker/internal/audio/clip"
 	"avatarworker/internal/errors"
@@ -103,9 +104,27 @@ func filesOfOtherKinds(t testing.TB) map[string][]byte {
 		"PDF":                     append([]byte("%PDF-1.7\n%\xe2\xe3\xcf\xd3"), noise(600, 11)...),
 		"PNG":                     append([]byte("\x89PNG\r\n\x1a\n"), noise(600, 12)...),
 		"WavPack":                 append([]byte("wvpk\x00\x10\x00\x00\x10\x04"), noise(600, 13)...),
+		"DSD":                     append([]byte("FRM8\x00\x00\x00\x00\x00\x00\x10\x00DSD FVER"), noise(600, 15)...),
+		"MP3 file":                append([]byte("APETAGEX\xd0\x07\x00\x00"), noise(600, 16)...),
+		"HTTP answer":             append([]byte("HTTP/1.1 200 OK\r\nContent-Type: audio/wav\r\n\r\n"), noise(600, 17)...),
+		"multipart":               append([]byte("------WebKitFormBoundary7MA4\r\nContent-Disposition: form-data; name=\"f\"\r\n\r\n"), noise(600, 18)...),
+		"tar archive":             append(append(append([]byte("speech.wav"), make([]byte, tarMagic-10)...), "ustar\x0000"...), noise(600, 19)...),
+		"JSON (UTF-16)":           wide("{\"error\": {\"message\": \"the quota of this project is used up\"}}", binary.LittleEndian),
+		"text (UTF-16)":           wide("upstream connect error or disconnect/reset before headers", binary.BigEndian),
 		"header of another WAV":   append(make([]byte, 4000), clip.WAV[:4000]...),
 		"header of another WAV  ": append(append([]byte{}, noise(9596, 14)...), clip.WAV[:4000]...), // across two chunks
 	}
+}
+
+// wide is text in UTF-16 with the mark of its byte order.
+func wide(text string, order binary.ByteOrder) []byte {
+	b := make([]byte, 2, 2*len(text)+2)
+	order.PutUint16(b, 0xfeff)
+	for _, unit := range utf16.Encode([]rune(text)) {
+		b = append(b, 0, 0)
+		order.PutUint16(b[len(b)-2:], unit)
+	}
+	return b
 }
 
 func oggOf(packet string) []byte {
@@ -196,7 +215,7 @@ func TestPCMIsNeverTakenForAnythingElse(t *testing.T) {
 	unlucky := [][]byte{
 		{0xff, 0xfb, 0x90, 0x64}, {0xff, 0xf3, 0x44, 0xc4}, {0xff, 0xf1, 0x50, 0x80}, {0x1f, 0x8b, 0x08, 0x00}, {0x47, 0x40},
 		[]byte("RI"), []byte("Og"), []byte("ID"), []byte("{\""), []byte("<?"), []byte("BM"), []byte("PK\x03\x04"), {0x1a, 0x45, 0xdf, 0xa3},
-		[]byte(".snd"), []byte("FORM"), {0xff, 0xd8, 0xff}, {0x0b, 0x77}, {0x56, 0xe0}, []byte("\x00\x00\x00\x20ft"),
+		[]byte(".snd"), []byte("FORM"), []byte("FRM8"), []byte("HTTP"), []byte("--"), {0xff, 0xfe}, {0xfe, 0xff}, {0xff, 0xd8, 0xff}, {0x0b, 0x77}, {0x56, 0xe0}, []byte("\x00\x00\x00\x20ft"),
 	}
 	for seed := range uint64(rounds) {
 		r := rand.New(rand.NewPCG(seed, 7))

@@ -96,14 +96,16 @@ func wavSpeech(in *input, src *source, r *bufio.Reader, opts Options) (*Speech, 
 // (wavTooMuch bytes and more than is accepted, or wavTooLong of speech), or the
 // RIFF header around it is open as well. And the file holds a small part of it
 // only, one of wavPart at most. What a broken transfer leaves says less or holds
-// more.
+// more. A file is also whole where it ends as its RIFF header says, or where the
+// length counts the header too: some writers give the size of the file.
 func (w *wavReader) openLength(h *wavHeader) func(there int64) bool {
 	says := h.data
 	// Open, or still that of a file without samples.
 	unknown := w.end < 0 || w.end <= w.pos
 	tooMuch := says > max(wavTooMuch, w.most) || pcmLength(says/int64(h.frame), h.rate) > wavTooLong
 	return func(there int64) bool {
-		return there <= says/wavPart && (unknown || tooMuch)
+		return there <= says/wavPart && (unknown || tooMuch) ||
+			there > 0 && there < says && (w.end == w.pos+there || says-there == w.pos || says-there == w.pos-8)
 	}
 }
 

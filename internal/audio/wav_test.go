@@ -157,6 +157,28 @@ func TestALengthThatItsWriterCouldNotKnowMeansTheEndOfTheFile(t *testing.T) {
 	}
 }
 
+// Some writers give the size of the file as that of its samples.
+func TestALengthThatCountsTheHeaderTooMeansTheEndOfTheFile(t *testing.T) {
+	samples := clip.WAV[44 : 44+24000]
+	n := int64(len(samples))
+	for name, sizes := range map[string][2]int64{ // of RIFF and data
+		"RIFF right":     {n + 36, n + 36},
+		"RIFF right, 44": {n + 36, n + 44},
+		"both the file":  {n + 44, n + 44},
+		"both less 8":    {n + 36 + 36, n + 36},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := plainWAV(samples)
+			w.rate, w.riffSize, w.dataSize = 48000, sizes[0], sizes[1]
+			fromEverywhere(t, w.bytes(), Options{}, func(t *testing.T, o *Opener, spec Spec) {
+				if h, _ := mustHear(t, o, spec); !bytes.Equal(h.data, samples) {
+					t.Errorf("%+v: %d bytes", Spec{Object: spec.Object, URL: spec.URL}, len(h.data))
+				}
+			})
+		})
+	}
+}
+
 func TestAFileThatWasCutShortIsNotTakenForOneOfOpenLength(t *testing.T) {
 	samples := make([]byte, 96000*10)
 	for name, c := range map[string]struct {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/audio"
 	"avatarworker/internal/errors"
@@ -26,7 +25,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 var names = topology.Names{}
 
@@ -80,6 +79,7 @@ func storeFrame(t *testing.T, js jetstream.JetStream, id string, session, uttera
 }
 
 func TestWaitHandsOverEventsAndFramesAndReturnsTheOutcome(t *testing.T) {
+	t.Parallel()
 	c, js, _ := setup(t)
 	storeEvent(t, js, "completed", "j", map[string]any{"run": 1, "recording": "of an earlier job"})
 	from, err := c.Position(t.Context())
@@ -116,6 +116,7 @@ func TestWaitHandsOverEventsAndFramesAndReturnsTheOutcome(t *testing.T) {
 }
 
 func TestWaitSaysThatTheIDWasUsedBefore(t *testing.T) {
+	t.Parallel()
 	c, js, _ := setup(t)
 	p := publish(t, c, "j")
 	storeEvent(t, js, "duplicate", "j", map[string]any{"stream_seq": p.Seq + 1}) // another message's
@@ -126,6 +127,7 @@ func TestWaitSaysThatTheIDWasUsedBefore(t *testing.T) {
 }
 
 func TestWaitEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	c, _, _ := setup(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -135,6 +137,7 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 }
 
 func TestALaterSessionReplacesTheFramesOfAnUtterance(t *testing.T) {
+	t.Parallel()
 	frames, err := NewFrames(t.TempDir(), "frames", 1)
 	if err != nil {
 		t.Fatal(err)
@@ -166,6 +169,7 @@ func TestALaterSessionReplacesTheFramesOfAnUtterance(t *testing.T) {
 }
 
 func TestUploadStoresAllFilesOrNone(t *testing.T) {
+	t.Parallel()
 	c, _, h := setup(t)
 	file := filepath.Join(t.TempDir(), "a b.wav")
 	if err := os.WriteFile(file, []byte("speech"), 0o600); err != nil {
@@ -190,6 +194,7 @@ func TestUploadStoresAllFilesOrNone(t *testing.T) {
 }
 
 func TestPublishSaysWhyAJobIsNotStored(t *testing.T) {
+	t.Parallel()
 	c, js, _ := setup(t)
 	other := New(Options{JetStream: js, Names: topology.Names{Prefix: "other"}})
 	if _, err := other.Publish(t.Context(), "default", "j", nil); err == nil || !strings.Contains(err.Error(), "no stream takes jobs on other.jobs.default") {
@@ -206,6 +211,7 @@ func TestPublishSaysWhyAJobIsNotStored(t *testing.T) {
 }
 
 func TestWorkersAreThoseThatServeTheQueueNow(t *testing.T) {
+	t.Parallel()
 	c, _, h := setup(t)
 	for id, p := range map[string]fleet.Presence{
 		"serves":    {Queues: map[string]int{"default": 1}},
@@ -250,6 +256,7 @@ func (s *speech) Next(context.Context) ([]byte, time.Duration, error) {
 }
 
 func TestLiveSpeechHasItsEndAlsoAfterAnError(t *testing.T) {
+	t.Parallel()
 	c, js, _ := setup(t)
 	broken := errors.New("broken")
 	for id, failure := range map[string]error{"whole": io.EOF, "broken": broken} {

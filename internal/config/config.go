@@ -47,9 +47,17 @@ type NATS struct {
 	TokenFile    string        `yaml:"token_file"`
 	TLS          TLS           `yaml:"tls"`
 	Replicas     int           `yaml:"replicas"`
+	Placement    Placement     `yaml:"placement"`
 	Storage      string        `yaml:"storage"`   // file or memory
 	StoreDir     string        `yaml:"store_dir"` // embedded server only
 	StateTTL     time.Duration `yaml:"state_ttl"`
+}
+
+// Placement chooses the NATS servers that keep streams and buckets; the zero value
+// leaves it to NATS.
+type Placement struct {
+	Cluster string   `yaml:"cluster"` // name of a cluster; "": any
+	Tags    []string `yaml:"tags"`    // that a server must all have
 }
 
 // TLS names PEM files.
@@ -159,7 +167,7 @@ type Alerts struct {
 
 // Policy overrides what is done about one error code.
 type Policy struct {
-	Action   string `yaml:"action"`   // retry, dead_letter or hold; "": as the table says
+	Action   string `yaml:"action"`   // one of errors.PolicyActions; "": as the table says
 	Attempts int    `yaml:"attempts"` // failures with this code in all; 0: as the table says
 	Alert    *bool  `yaml:"alert"`    // nil: as the table says
 }

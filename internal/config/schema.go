@@ -161,6 +161,15 @@ func codes() []string {
 	return names
 }
 
+// actions are what a policy may do about a code.
+func actions() []string {
+	var names []string
+	for _, action := range errors.PolicyActions() {
+		names = append(names, string(action))
+	}
+	return names
+}
+
 // nearest returns the candidate with the fewest edits from name; "" where
 // candidates is empty.
 func nearest(name string, candidates []string) (best string, edits int) {

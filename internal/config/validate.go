@@ -89,7 +89,9 @@ var (
 	// Tokens of a subject without wildcards.
 	inboxPrefix = regexp.MustCompile(`^[^\s.*>\x00-\x1f]+(\.[^\s.*>\x00-\x1f]+)*$`)
 	apiPrefix   = regexp.MustCompile(`^[^\s.*>\x00-\x1f]+(\.[^\s.*>\x00-\x1f]+)*\.?$`)
-	dnsName     = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$`)
+	// A cluster's name or a server's tag.
+	placementName = regexp.MustCompile(`^[^\s,\x00-\x1f]{1,128}$`)
+	dnsName       = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$`)
 )
 
 const (
@@ -108,6 +110,12 @@ func (v *validator) nats() {
 	v.natsURLs(n.URL)
 	v.matches("nats.prefix", n.Prefix, token, tokenWant)
 	v.between("nats.replicas", n.Replicas, 1, 5)
+	if n.Placement.Cluster != "" {
+		v.matches("nats.placement.cluster", n.Placement.Cluster, placementName, "give the name of a NATS cluster, as its servers' cluster block has it")
+	}
+	for i, tag := range n.Placement.Tags {
+		v.matches(fmt.Sprintf("nats.placement.tags[%d]", i), tag, placementName, "give a tag without spaces, as servers have it in server_tags")
+	}
 	v.oneOf("nats.storage", n.Storage, "file", "memory")
 	if n.StoreDir == "" {
 		v.fail("nats.store_dir", "is empty: name a directory")
@@ -301,8 +309,9 @@ func (v *validator) apps() {
 	}
 }
 
-// limitKeys are what a session limit may count by, beside labels.
-var limitKeys = []string{"app_id", "avatar_id", "region", "queue"}
+// LimitKeys lists what a session limit may count by, beside label.<name>. It is the
+// same as limit.Keys (test/contract compares them).
+func LimitKeys() []string { return []string{"app_id", "avatar_id", "region", "queue"} }
 
 // limits checks the session limits.
 func (v *validator) limits() {
@@ -321,9 +330,9 @@ func (v *validator) limits() {
 func (v *validator) limitKey(at, key string) {
 	name, isLabel := strings.CutPrefix(key, "label.")
 	switch {
-	case !isLabel && slices.Contains(limitKeys, key):
+	case !isLabel && slices.Contains(LimitKeys(), key):
 	case !isLabel:
-		v.fail(at, "is %s: give one of %s, or label.<name>", quote(key), strings.Join(limitKeys, ", "))
+		v.fail(at, "is %s: give one of %s, or label.<name>", quote(key), strings.Join(LimitKeys(), ", "))
 	case name == "" || len(name) > maxLabelName || !utf8.ValidString(name):
 		v.fail(at, "is %s: name a label after the dot, 1 to %d bytes, such as label.room", quote(key), maxLabelName)
 	}
@@ -427,7 +436,7 @@ func (v *validator) policy() {
 			v.fail(key, "is not an error code: the nearest is %s (avatarworker errors lists them)", best)
 		}
 		if p.Action != "" {
-			v.oneOf(key+".action", p.Action, "retry", "dead_letter", "hold")
+			v.oneOf(key+".action", p.Action, actions()...)
 		}
 		v.between(key+".attempts", p.Attempts, 0, 100)
 	}

@@ -98,7 +98,7 @@ func parseQueue(text string) (Queue, error) {
 // SessionLimit bounds the sessions that the whole fleet holds at once of all
 // jobs with the same value under Key.
 type SessionLimit struct {
-	Key string `yaml:"key"` // app_id, avatar_id, region, queue or label.<name>
+	Key string `yaml:"key"` // one of LimitKeys, or label.<name>
 	Max int    `yaml:"max"`
 }
 

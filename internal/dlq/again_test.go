@@ -69,6 +69,7 @@ func take(t *testing.T, b bench) (run, body string) {
 }
 
 func TestLettersOfOneJobIDAreReplayedAsOneRunEach(t *testing.T) {
+	t.Parallel()
 	for name, each := range map[string]func(t *testing.T, b bench) string{
 		"while the others wait": func(t *testing.T, b bench) string {
 			info, err := b.h.Jobs.Info(t.Context())
@@ -117,6 +118,7 @@ func TestLettersOfOneJobIDAreReplayedAsOneRunEach(t *testing.T) {
 // The duplicate window of the jobs stream may be over while the first one still
 // waits: its run is taken all the same.
 func TestALetterTakesNoRunOfOneThatWaitsPastTheDuplicateWindow(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	cfg := b.h.Jobs.CachedInfo().Config
 	cfg.Duplicates = 100 * time.Millisecond
@@ -145,6 +147,7 @@ func TestALetterTakesNoRunOfOneThatWaitsPastTheDuplicateWindow(t *testing.T) {
 }
 
 func TestReplayWhoseLetterCantBeRemovedIsRepeatedWithoutASecondRun(t *testing.T) {
+	t.Parallel()
 	for name, between := range map[string]func(t *testing.T, b bench){
 		"its job waits":      func(*testing.T, bench) {},
 		"its job has run":    func(t *testing.T, b bench) { take(t, b) },
@@ -225,6 +228,7 @@ func replaceStream(t *testing.T, b bench, cfg jetstream.StreamConfig) bench {
 // What stopped between its claim and its publish comes first: a later run that
 // is taken before it would make it a duplicate.
 func TestALetterWaitsForTheReplayOfAnotherThatWasInterrupted(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	twins(t, b, 2)
 	cfg := b.h.Jobs.CachedInfo().Config
@@ -254,6 +258,7 @@ func TestALetterWaitsForTheReplayOfAnotherThatWasInterrupted(t *testing.T) {
 }
 
 func TestAnotherJobsMessageUnderTheIDOfAReplayIsNotTheReplay(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		taken  bool
 		header nats.Header
@@ -288,6 +293,7 @@ func TestAnotherJobsMessageUnderTheIDOfAReplayIsNotTheReplay(t *testing.T) {
 }
 
 func TestLettersReplayedByManyAtOnceAreOneRunEach(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	const n = 8
 	twins(t, b, n)
@@ -325,6 +331,7 @@ func TestLettersReplayedByManyAtOnceAreOneRunEach(t *testing.T) {
 }
 
 func TestAnOldLetterWhoseJobIsAtALaterRunIsKept(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	twins(t, b, 1)
 	record(t, b, "greeting", 2, 9, "completed")
@@ -338,6 +345,7 @@ func TestAnOldLetterWhoseJobIsAtALaterRunIsKept(t *testing.T) {
 // The client takes a message without a body that has a Status for an answer of
 // the server, and a list asks for letters without their bodies.
 func TestALetterThatLooksLikeTheServersIsALetter(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	statuses := []string{"100", "400", "404", "408", "409", "423", "503", "x"}
 	for i, status := range statuses {
@@ -399,6 +407,7 @@ func TestALetterThatLooksLikeTheServersIsALetter(t *testing.T) {
 }
 
 func TestNoHeaderOfAJobActsOnItsLetterOrItsReplay(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	d := letter("j1", 1)
 	for _, name := range []string{

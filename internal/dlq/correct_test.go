@@ -53,6 +53,7 @@ func sets(t *testing.T, texts ...string) dlq.ReplayOptions {
 }
 
 func TestACorrectedJobIsReplayedWithTheDigestOfWhatItWas(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	seq := wrong(t, b, []byte(wrongJob), nil)
 	r := replay(t, b, seq, sets(t, "avatar_id=ok", `labels.a\.b=1`, "audio.format=wav"))
@@ -71,6 +72,7 @@ func TestACorrectedJobIsReplayedWithTheDigestOfWhatItWas(t *testing.T) {
 }
 
 func TestACorrectionOfACorrectionKeepsBothDigests(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	first := replay(t, b, wrong(t, b, []byte(wrongJob), nil), sets(t, "avatar_id=worse"))
 	m := lastJob(t, b)
@@ -104,6 +106,7 @@ func lastJob(t *testing.T, b bench) *jetstream.RawStreamMsg {
 }
 
 func TestACorrectionThatIsNotAJobPublishesNothing(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	seq := wrong(t, b, []byte(wrongJob), nil)
 	for name, o := range map[string]dlq.ReplayOptions{
@@ -123,6 +126,7 @@ func TestACorrectionThatIsNotAJobPublishesNothing(t *testing.T) {
 
 // Whose correction is published first is the job's; the other finds it done.
 func TestTwoOperatorsWhoCorrectOneLetterRunItOnce(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	for round := range 10 {
 		seq := wrongOf(t, b, fmt.Sprint("j", round), []byte(wrongJob), nil)
@@ -166,6 +170,7 @@ func TestTwoOperatorsWhoCorrectOneLetterRunItOnce(t *testing.T) {
 }
 
 func TestAProtobufJobIsCorrectedAsJSON(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	data, err := proto.Marshal(&jobpb.Job{AvatarId: "gone", Audio: &jobpb.Audio{Inline: []byte("RIFF")}, MaxAttempts: 3})
 	if err != nil {
@@ -181,6 +186,7 @@ func TestAProtobufJobIsCorrectedAsJSON(t *testing.T) {
 }
 
 func TestACorrectedDeadlineIsTheOneThatCounts(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	seq := wrong(t, b, []byte(strings.Replace(wrongJob, "{", `{"deadline":"2001-01-01T00:00:00Z",`, 1)), nil)
 	if r := replay(t, b, seq, dlq.ReplayOptions{}); r.Status != dlq.StatusDeadlinePassed {
@@ -192,6 +198,7 @@ func TestACorrectedDeadlineIsTheOneThatCounts(t *testing.T) {
 }
 
 func TestSettingsAreTextsWhereTheFieldIsOne(t *testing.T) {
+	t.Parallel()
 	const job = `{"avatar_id":"a","utterances":[{"url":"https://h/1"},{"url":"https://h/2"}],"max_attempts":3}`
 	for _, c := range []struct{ set, want string }{
 		{"avatar_id=123", `"avatar_id":"123"`},

@@ -106,6 +106,7 @@ func FuzzPackedLetterIsUnpackedOrRefused(f *testing.F) {
 }
 
 func TestPackedLetterThatIsLargerThanAnyJobIsRefused(t *testing.T) {
+	t.Parallel()
 	m := &nats.Msg{Header: nats.Header{}, Data: make([]byte, maxUnzippedBody+1)}
 	if err := compress(m); err != nil {
 		t.Fatal(err)

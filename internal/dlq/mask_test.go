@@ -12,6 +12,7 @@ import (
 )
 
 func TestTokenOfAProtobufJobIsHiddenWhateverItsHeaderSays(t *testing.T) {
+	t.Parallel()
 	whole, err := proto.Marshal(&jobpb.Job{AvatarId: "a", Output: &jobpb.Output{Livekit: &jobpb.LiveKitOutput{RoomName: "r", ApiToken: "hush"}}})
 	if err != nil {
 		t.Fatal(err)
@@ -34,6 +35,7 @@ func TestTokenOfAProtobufJobIsHiddenWhateverItsHeaderSays(t *testing.T) {
 }
 
 func TestTokensAndQueriesAreHiddenInsideAnyValue(t *testing.T) {
+	t.Parallel()
 	for _, body := range []string{
 		`{"output":{"livekit":{"api_token":"hush"}}}`,
 		`{"output":{"agora":{"apiToken":"hush"}}}`,

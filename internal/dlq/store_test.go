@@ -34,6 +34,7 @@ func list(t testing.TB, b bench, f dlq.Filter, limit int) []string {
 }
 
 func TestListFiltersInBothDirections(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	if got := list(t, b, dlq.Filter{}, 0); len(got) != 0 {
 		t.Fatalf("an empty stream lists %v", got)
@@ -84,6 +85,7 @@ func TestListFiltersInBothDirections(t *testing.T) {
 }
 
 func TestForeignMessageInTheStreamIsListedAndCanBeRemovedButNotReplayed(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	ack, err := b.js.Publish(t.Context(), "avatar.dlq.a.b", []byte("hello"))
 	if err != nil {
@@ -111,6 +113,7 @@ func TestForeignMessageInTheStreamIsListedAndCanBeRemovedButNotReplayed(t *testi
 }
 
 func TestAMissingStreamIsNamed(t *testing.T) {
+	t.Parallel()
 	store := dlq.NewStore(natstest.JetStream(t), names, nil)
 	for _, err := range store.List(t.Context(), dlq.Filter{}, 0) {
 		if err == nil || !strings.Contains(err.Error(), "stream AVATAR_DLQ not found") {
@@ -149,6 +152,7 @@ func expectCounts(t *testing.T, b bench, letters, queued uint64) {
 }
 
 func TestReplayPublishesTheJobAsItsNextRunAndRemovesTheLetter(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	d := letter("j1", 3)
 	d.Header["Nats-TTL"] = []string{"60s"}
@@ -178,6 +182,7 @@ func TestReplayPublishesTheJobAsItsNextRunAndRemovesTheLetter(t *testing.T) {
 }
 
 func TestReplayInterruptedBeforeTheRemovalIsFinishedNotRepeated(t *testing.T) {
+	t.Parallel()
 	t.Run("the job still waits", func(t *testing.T) {
 		b := setup(t)
 		write(t, b, letter("j1", 1))
@@ -222,6 +227,7 @@ func TestReplayInterruptedBeforeTheRemovalIsFinishedNotRepeated(t *testing.T) {
 }
 
 func TestJobPastItsDeadlineIsSkippedUnlessIgnored(t *testing.T) {
+	t.Parallel()
 	inPB, err := proto.Marshal(&jobpb.Job{AvatarId: "ok", Deadline: timestamppb.New(failedAt)})
 	if err != nil {
 		t.Fatal(err)
@@ -270,6 +276,7 @@ func TestJobPastItsDeadlineIsSkippedUnlessIgnored(t *testing.T) {
 }
 
 func TestLetterOfTheLastRunIsKeptNotReplayed(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	write(t, b, letter("j1", jobspec.MaxRun))
 	write(t, b, letter("j2", math.MaxInt32))
@@ -286,6 +293,7 @@ func TestLetterOfTheLastRunIsKeptNotReplayed(t *testing.T) {
 }
 
 func TestFullJobsStreamKeepsTheLetter(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	write(t, b, letter("j1", 1))
 	cfg := b.h.Jobs.CachedInfo().Config
@@ -303,6 +311,7 @@ func TestFullJobsStreamKeepsTheLetter(t *testing.T) {
 }
 
 func TestReplayingWhileListingReachesEveryLetter(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	const n = 1200
 	fill(t, b, n)
@@ -370,6 +379,7 @@ func manyCases(n int) map[string]struct {
 }
 
 func TestListFindsWhatIsWantedAmongManyLetters(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	const n = 10_000
 	fill(t, b, n)

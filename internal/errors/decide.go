@@ -21,7 +21,7 @@ type Rule struct {
 // Override changes what the table does about a code. A zero field changes
 // nothing.
 type Override struct {
-	Action   Action // retry, dead_letter or hold
+	Action   Action // one of PolicyActions
 	Attempts int    // failures with this code in all
 	Alert    *bool
 }
@@ -93,15 +93,23 @@ func (o Override) validate(code Code) error {
 		return fmt.Errorf("policy.%s: no such code; want one of %v", code, codes())
 	}
 	var faults []error
-	switch o.Action {
-	case "", ActionRetry, ActionDeadLetter, ActionHold:
-	default:
-		faults = append(faults, fmt.Errorf("policy.%s.action: %q is not an action; want retry, dead_letter or hold", code, o.Action))
+	if o.Action != "" && !slices.Contains(PolicyActions(), o.Action) {
+		faults = append(faults, fmt.Errorf("policy.%s.action: %q is not an action of a policy; want %s", code, o.Action, policyActions()))
 	}
 	if o.Attempts < 0 {
 		faults = append(faults, fmt.Errorf("policy.%s.attempts: %d is below 0; want how many failures with this code end a job, or 0 for the job's own limit", code, o.Attempts))
 	}
 	return Join(faults...)
+}
+
+// policyActions names PolicyActions for people.
+func policyActions() string {
+	var names []string
+	for _, action := range PolicyActions() {
+		names = append(names, string(action))
+	}
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " or " + names[last]
 }
 
 // defaultRules is the table of the codes, before HTTP status, text and policy.

@@ -70,8 +70,16 @@ const (
 	ActionDeadLetter Action = "dead_letter"
 	ActionHold       Action = "hold"
 	ActionExpire     Action = "expire"
-	ActionCancel     Action = "cancel"
 )
+
+// Actions lists every action. What becomes of a failure is tested against it.
+func Actions() []Action {
+	return []Action{ActionRetry, ActionDeadLetter, ActionHold, ActionExpire}
+}
+
+// PolicyActions lists the actions that a policy may name. A job expires by its
+// deadline alone.
+func PolicyActions() []Action { return []Action{ActionRetry, ActionDeadLetter, ActionHold} }
 
 // Error is a failure with everything that is known of it. A zero field is one
 // that is not known.

@@ -42,12 +42,12 @@ type permits struct {
 type sessionRun struct {
 	permits
 
-	ctx     context.Context // of the session
-	cancel  context.CancelCauseFunc
-	stops   []func() bool   // what no longer cancels it
-	permit  *circuit.Permit // of its app's circuit; nil: not asked yet
-	before  int             // session number before this one; 0: there was none
-	started string          // why the job had no session
+	ctx             context.Context // of the session
+	cancel          context.CancelCauseFunc
+	stops           []func() bool   // what no longer cancels it
+	permit          *circuit.Permit // of its app's circuit; nil: not asked yet
+	previousSession int             // session number before this one; 0: there was none
+	startedAs       string          // why the job had no session
 
 	// What became of the attempt, once its session is closed.
 	report Report
@@ -75,7 +75,7 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 		a.nak(a.w.pace.Next("key "+draft.AppID, a.begun, a.w.pace.Spread(keyPause)))
 		return false, nil
 	}
-	a.openSession(from, draft, holder)
+	a.prepareSession(from, draft, holder)
 	defer func() {
 		if !taken {
 			a.leave()
@@ -85,7 +85,7 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 		a.notStarted(draft, err)
 		return false, nil
 	}
-	if fault := a.w.o.Storage.Check(a.ctx, a.job, draft.Checkpoint); fault != nil {
+	if fault := a.w.o.Storage.Reserve(a.ctx, a.job, draft.Checkpoint); fault != nil {
 		return false, a.notStored(from, fault)
 	}
 	if allowed, err := a.allowed(from, draft); !allowed || err != nil {
@@ -104,15 +104,15 @@ func (a admission) notStored(from *lifecycle.Record, fault error) error {
 	return a.settlement().holdForStorage(ctx, from, fault)
 }
 
-// openSession prepares what ends the session: the drain, and the loss of the
+// prepareSession prepares what ends the session: the drain, and the loss of the
 // worker's lease.
-func (a admission) openSession(from, draft *lifecycle.Record, holder *lease.Holder) {
+func (a admission) prepareSession(from, draft *lifecycle.Record, holder *lease.Lease) {
 	ctx, cancel := context.WithCancelCause(a.ctx)
 	end := func(by context.Context) func() bool {
 		return context.AfterFunc(by, func() { cancel(context.Cause(by)) })
 	}
 	a.session = sessionRun{
-		before: draft.Session - 1, started: lifecycle.StartedAs(a.record.Current(), from),
+		previousSession: draft.Session - 1, startedAs: lifecycle.StartedAs(a.record.Current(), from),
 		ctx: ctx, cancel: cancel, stops: []func() bool{end(a.w.drained), end(holder.Context())},
 	}
 }
@@ -122,9 +122,9 @@ func (e *execution) draft(from *lifecycle.Record, workerID string) *lifecycle.Re
 	return lifecycle.Start(from, e.job, workerID, e.w.defaults(), e.w.now())
 }
 
-// unstarted is the record to settle a job by that was not started here.
-func (e *execution) unstarted(from *lifecycle.Record) *lifecycle.Record {
-	return lifecycle.Settlement(from, e.id, e.job, e.w.defaults(), e.w.now())
+// unstartedRecord is the record to settle a job by that was not started here.
+func (e *execution) unstartedRecord(from *lifecycle.Record) *lifecycle.Record {
+	return lifecycle.UnstartedRecord(from, e.id, e.job, e.w.defaults(), e.w.now())
 }
 
 // acquire waits for the permits. Its place among those with crashes comes first: it
@@ -219,9 +219,9 @@ func (e *execution) freeSlotFor(places *semaphore.Weighted) bool {
 func (a admission) notStarted(draft *lifecycle.Record, err error) {
 	switch {
 	case errors.Is(err, limit.ErrBusy):
-		a.postponeFor("limit " + a.w.limits.Names(limited(draft))[0])
+		a.backToQueue("limit " + a.w.limits.Names(limited(draft))[0])
 	case errors.Is(err, errSuspect):
-		a.postponeFor("suspect")
+		a.backToQueue("suspect")
 	case errors.Is(err, lease.ErrLost):
 		a.nakWithBackoff(err)
 	default:
@@ -229,13 +229,13 @@ func (a admission) notStarted(draft *lifecycle.Record, err error) {
 	}
 }
 
-// postponeFor hands the job back for as long as the number of jobs that wait for
-// the same asks for.
-func (e *execution) postponeFor(what string) {
+// backToQueue hands the job back. waitsFor names what it waits for: the more jobs
+// wait for the same, the later it comes again.
+func (e *execution) backToQueue(waitsFor string) {
 	if e.deliveries > 1 {
 		e.w.pull.Returned(e.msg.Queue)
 	}
-	e.nak(e.inTime(e.w.pace.Next(what, e.begun, e.w.pace.Spread(minReturn))))
+	e.nak(e.inTime(e.w.pace.Next(waitsFor, e.begun, e.w.pace.Spread(minReturn))))
 }
 
 // inTime is a delay after which the job, if its deadline comes first, expires.
@@ -272,6 +272,10 @@ func (a admission) takeOver(draft *lifecycle.Record) (bool, error) {
 		return false, nil
 	}
 	failpoint.Here("before_takeover")
+	if a.session.ctx.Err() != nil { // the lease is lost, as after a freeze, or the drain's time is up
+		a.notStarted(draft, context.Cause(a.session.ctx))
+		return false, nil
+	}
 	// Not under the session's context: a drain whose time is up just now would
 	// leave it unknown whether the job was taken over, and the next worker would
 	// count a crash.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/event"
@@ -47,7 +45,7 @@ const alarmEvery = 5 * time.Minute
 // alarm publishes an alert about something of the worker's own. about tells it
 // from others of its kind.
 func (w *Worker) alarm(alert event.WorkerAlert, about string) {
-	alert.Worker, alert.WorkerID, alert.Time = w.o.Name, w.workerID(), w.now()
+	alert.Worker, alert.WorkerID, alert.Time = w.o.Name, w.lastWorkerID(), w.now()
 	window := alert.Time.Truncate(alarmEvery)
 	id := event.AlertID(alert.Kind, window, topology.Token(about))
 	w.mu.Lock()
@@ -124,19 +122,4 @@ func (w *Worker) told(ctx context.Context, ev event.Event) bool {
 		w.o.Observer.Alerted(alert.Kind, errors.Code(alert.What))
 	}
 	return true
-}
-
-// eventStored reports whether the event is the last of its subject in the stream. One
-// with this id that is older than since is of an earlier job whose id was used
-// again, and proves nothing.
-func (w *Worker) eventStored(ctx context.Context, ev event.Event, since time.Time) (bool, error) {
-	msg, err := w.o.Events.GetLastMsgForSubject(ctx, ev.Subject(w.o.Names))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	at, err := time.Parse(time.RFC3339Nano, msg.Header.Get("ce-time"))
-	return err == nil && msg.Header.Get("ce-id") == ev.ID && !at.Before(since), nil
 }

@@ -43,7 +43,7 @@ func TestStorageThatIsFullIsOneAlertHoweverManyJobsWait(t *testing.T) {
 // fullStore takes nothing.
 type fullStore struct{}
 
-func (fullStore) Check(context.Context, *jobspec.Job, int) error {
+func (fullStore) Reserve(context.Context, *jobspec.Job, int) error {
 	return errors.New("the bucket is full")
 }
 func (fullStore) Err() error { return nil }

@@ -82,7 +82,7 @@ func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err err
 	case lifecycle.StepWait:
 		return nil, false, c.wait(ctx, record, wait)
 	case lifecycle.StepRunning:
-		crashed, free, err := c.released(ctx, record)
+		crashed, free, err := c.ownerGone(ctx, record)
 		if !free || err != nil {
 			return nil, false, err
 		}
@@ -93,7 +93,7 @@ func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err err
 		}
 		from = lifecycle.Resume(record, c.id, false, now)
 	}
-	starts, err = c.begin(ctx, from, now)
+	starts, err = c.settleOrStart(ctx, from, now)
 	return from, starts, err
 }
 
@@ -112,10 +112,11 @@ func (c claim) refresh(ctx context.Context, record *lifecycle.Record) error {
 	}
 }
 
-// decide looks further where the record is another message's that has no
-// outcome. That message may have been purged: then it will not be delivered, and
-// this one takes its place. One that is gone because it was acknowledged had its
-// outcome written before, and then no write by this record's revision succeeds.
+// decide returns what lifecycle.Decide says, and looks further where the record
+// has no outcome and belongs to another message of the job. If that message was
+// purged it will not be delivered, and this one takes its place. If it was
+// acknowledged, its outcome was written before that: the record has a later
+// revision, and no write by the revision that was read here succeeds.
 func (c claim) decide(ctx context.Context, record *lifecycle.Record, now time.Time) (lifecycle.Step, time.Duration, error) {
 	if before := afterSeq(c.msg.Headers()); before != 0 {
 		if exists, err := c.w.messageExists(ctx, before, c.id.ID); exists || err != nil {
@@ -139,7 +140,7 @@ func (c claim) decide(ctx context.Context, record *lifecycle.Record, now time.Ti
 	c.log().Warn().Uint64("kept_seq", record.StreamSeq).Str("state", string(record.State)).
 		Msg("the job has no outcome and its message is gone from the stream: this one takes its place")
 	if later {
-		return lifecycle.StepStart, 0, nil // it replaces a run that nothing can end any more
+		return lifecycle.StepProceed, 0, nil // it replaces a run that nothing can end any more
 	}
 	what, wait = lifecycle.Decide(record.Adopt(c.id.StreamSeq), c.id, now)
 	return what, wait, nil
@@ -183,10 +184,10 @@ func (c claim) wait(ctx context.Context, record *lifecycle.Record, wait time.Dur
 	return nil
 }
 
-// released looks whether the worker that the record names still runs the job:
+// ownerGone looks whether the worker that the record names still runs the job:
 // then the message, which can be delivered a second time meanwhile, is handed
 // back. free: it does not. crashed: that worker's lease is gone.
-func (c claim) released(ctx context.Context, record *lifecycle.Record) (crashed, free bool, err error) {
+func (c claim) ownerGone(ctx context.Context, record *lifecycle.Record) (crashed, free bool, err error) {
 	switch {
 	case c.w.execution(c.id.ID) != nil:
 		c.nak(c.w.o.AckWait / 3)
@@ -201,14 +202,14 @@ func (c claim) released(ctx context.Context, record *lifecycle.Record) (crashed,
 	return true, !stands && err == nil, err
 }
 
-// begin checks everything that ends a job before it starts, and reports whether
-// it may start.
-func (c claim) begin(ctx context.Context, from *lifecycle.Record, now time.Time) (bool, error) {
+// settleOrStart settles a job that ends, or is held, before it starts, and reports
+// whether it may start.
+func (c claim) settleOrStart(ctx context.Context, from *lifecycle.Record, now time.Time) (bool, error) {
 	if err := c.finishedBefore(ctx, from); err != nil {
 		return false, err
 	}
 	if from != nil && from.CancelRequested {
-		return false, c.settlement().finish(ctx, c.unstarted(from), lifecycle.StateCancelled)
+		return false, c.settlement().finish(ctx, c.unstartedRecord(from), lifecycle.StateCancelled)
 	}
 	if c.invalid != nil {
 		return false, c.settlement().giveUp(ctx, from, c.invalid, lifecycle.ReasonInvalidJob)
@@ -218,7 +219,7 @@ func (c claim) begin(ctx context.Context, from *lifecycle.Record, now time.Time)
 		return false, c.settlement().giveUp(ctx, from, err, reason)
 	}
 	if lifecycle.Past(c.notAfter(), now) {
-		return false, c.settlement().finish(ctx, c.unstarted(from), lifecycle.StateExpired)
+		return false, c.settlement().finish(ctx, c.unstartedRecord(from), lifecycle.StateExpired)
 	}
 	if from != nil && from.Unsettled >= lifecycle.MaxUnsettled {
 		return false, c.settlement().hold(ctx, from, holdFor{reason: lifecycle.HeldUnsettled, wait: unsettledPause, why: fmt.Sprintf(

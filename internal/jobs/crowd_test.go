@@ -274,6 +274,52 @@ func TestIdleQueuesCostFewRequests(t *testing.T) {
 	t.Error("an idle worker goes on making more than 300 requests a second")
 }
 
+// Good jobs among messages that look like the server's are done about as fast as
+// without them.
+func TestMessagesThatLookLikeTheServersDelayNoJob(t *testing.T) {
+	h := newHouse(t)
+	const good, odd = 20, 600
+	alone := h.timeAmong("alone", good, 0)
+	among := h.timeAmong("among", good, odd)
+	ratio := float64(among) / float64(alone)
+	t.Logf("%d jobs: %s, among %d such messages %s: ratio %.2f", good, alone, odd, among, ratio)
+	if ratio > 1.5 {
+		t.Errorf("%d jobs took %s, and among %d such messages %s", good, alone, odd, among)
+	}
+}
+
+// timeAmong returns how long a worker takes for so many good jobs, each with a
+// session of a second, spread among messages with a Status header.
+func (h *house) timeAmong(name string, good, odd int) time.Duration {
+	h.t.Helper()
+	each := odd/good + 1
+	h.publishAll(odd+good, func(i int) *nats.Msg {
+		msg := nats.NewMsg(h.names.Jobs("default"))
+		if i%each == each-1 {
+			msg.Data = []byte(job(fmt.Sprintf("%s%d", name, i/each)))
+			return msg
+		}
+		msg.Header.Set("Status", "404")
+		return msg
+	})
+	from := time.Now()
+	w := h.start(&script{run: func(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
+		connect(a)
+		select {
+		case <-time.After(time.Second): // speech takes its time
+		case <-ctx.Done():
+			return jobs.Report{}, context.Cause(ctx)
+		}
+		return speakAll(ctx, a)
+	}})
+	for i := range good {
+		h.outcome(fmt.Sprintf("%s%d", name, i), lifecycle.StateCompleted)
+	}
+	took := time.Since(from)
+	w.end()
+	return took
+}
+
 // A publisher's message with a Status header is a message, whatever the server
 // says with one.
 func TestMessagesThatLookLikeTheServersAreJobs(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
@@ -34,9 +35,9 @@ type effects struct{ *execution }
 // effects returns the execution as what tells others of its job.
 func (e *execution) effects() effects { return effects{e} }
 
-// emit does what follows from a record that this worker has just written, in a
-// slot of its own: the job's is another job's already. Where it can't have one,
-// or one of the effects is known to fail, the next delivery does it.
+// emit does what follows from a record that this worker has just written. The
+// job's slot is free for another job meanwhile. If too many jobs are at this step
+// already, and one of the effects is known to fail, the next delivery does it.
 func (f effects) emit(r *lifecycle.Record) error {
 	if !f.freeSlot() && f.w.faults.any() {
 		return errEffectsWait
@@ -50,7 +51,7 @@ var errEffectsWait = errors.New("what follows from the job's state can't be told
 // repeatEffects does again what follows from an outcome that is there already.
 func (f effects) repeatEffects() error {
 	if !f.freeSlot() {
-		f.postponeFor("effects")
+		f.backToQueue("effects")
 		return nil
 	}
 	ctx, cancel := f.settling()
@@ -73,8 +74,23 @@ func (f effects) ensureEffects(ctx context.Context) error {
 	return f.emitEffects(r)
 }
 
-// emitEffects does what follows from the state of a record, in an order in which
-// the last event's presence proves the rest. It may be repeated: events have ids,
+// eventStored reports whether the event is the last of its subject in the stream. One
+// with this id that is older than since is of an earlier job whose id was used
+// again, and proves nothing.
+func (w *Worker) eventStored(ctx context.Context, ev event.Event, since time.Time) (bool, error) {
+	msg, err := w.o.Events.GetLastMsgForSubject(ctx, ev.Subject(w.o.Names))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	at, err := time.Parse(time.RFC3339Nano, msg.Header.Get("ce-time"))
+	return err == nil && msg.Header.Get("ce-id") == ev.ID && !at.Before(since), nil
+}
+
+// emitEffects does what follows from the state of a record. The job event comes
+// last: if it is stored, all else is done. It may be repeated: events have ids,
 // dead letters too.
 func (f effects) emitEffects(r *lifecycle.Record) error {
 	if r.State.Final() && f.job != nil {
@@ -207,7 +223,7 @@ func (e *execution) event(kind string, r *lifecycle.Record, body event.Body) eve
 func (e *execution) fields(r *lifecycle.Record) event.JobFields {
 	return event.JobFields{
 		JobID: r.JobID, Run: r.Run, Queue: r.Queue, AppID: r.AppID, AvatarID: r.AvatarID, Region: r.Region,
-		Worker: e.w.o.Name, WorkerID: e.w.workerID(), Attempt: r.Attempt, Session: r.Session, Labels: r.Labels, Time: r.UpdatedAt,
+		Worker: e.w.o.Name, WorkerID: e.w.lastWorkerID(), Attempt: r.Attempt, Session: r.Session, Labels: r.Labels, Time: r.UpdatedAt,
 	}
 }
 

@@ -77,7 +77,7 @@ func TestRestartAfterACrashTakesTheJobOverWhenItsLeaseEnds(t *testing.T) {
 	h.start(runner, lease, noDrain)
 	took := receive(t, began, "next session").Sub(since)
 	t.Logf("taken over %s after the crash; lease %s", took, window)
-	if took > 2*window {
+	if took > 4*window { // the lease, and what a busy machine adds
 		t.Errorf("taken over only %s after the crash", took)
 	}
 }

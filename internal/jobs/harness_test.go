@@ -17,7 +17,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/trace/noop"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
@@ -33,7 +32,10 @@ import (
 	"avatarworker/internal/topology"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	natstest.Parallel(6) // leases of a second need the processor in time
+	natstest.Main(m)
+}
 
 const testAckWait = time.Second
 
@@ -172,17 +174,24 @@ func (h *house) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 	for _, q := range h.settings.Queues {
 		queues = append(queues, fetch.Queue{Name: q, Weight: 1})
 	}
-	o.Options = jobs.Options{
-		Names: h.names,
-		Name:  "w", ID: id, Version: "test", Queues: queues, Concurrency: 16,
+	o.Stores = jobs.Stores{Names: h.names}
+	o.Profile = jobs.Profile{
+		Name: "w", ID: id, Version: "test", Queues: queues, Concurrency: 16,
 		AckWait: testAckWait, Drain: 5 * time.Second,
+	}
+	o.Accounts = jobs.Accounts{
 		DefaultApp: "app1", DefaultRegion: "us-west",
 		KnownApp: func(app string) bool { return strings.HasPrefix(app, "app") },
-		Retry:    lifecycle.RetryPolicy{MaxAttempts: 5, Initial: 20 * time.Millisecond, Max: 200 * time.Millisecond},
-		Circuit:  circuit.Config{Failures: 5, Cooldown: 500 * time.Millisecond, MaxCooldown: 4 * time.Second},
-		MaxHold:  time.Hour,
-		Alerts:   alert.Config{Threshold: 5, Window: time.Minute},
-		Table:    table, Runner: runner, DeadLetters: &letters{js: h.js, names: h.names},
+	}
+	o.Policy = jobs.Policy{
+		Retry:   lifecycle.RetryPolicy{MaxAttempts: 5, Initial: 20 * time.Millisecond, Max: 200 * time.Millisecond},
+		Circuit: circuit.Config{Failures: 5, Cooldown: 500 * time.Millisecond, MaxCooldown: 4 * time.Second},
+		MaxHold: time.Hour,
+		Alerts:  alert.Config{Threshold: 5, Window: time.Minute},
+		Table:   table,
+	}
+	o.Parts = jobs.Parts{
+		Runner: runner, DeadLetters: &letters{js: h.js, names: h.names},
 		Observer: quiet{}, Tracer: noop.NewTracerProvider().Tracer(""),
 		Logger: zerolog.New(zerolog.NewTestWriter(h.t)).Level(zerolog.ErrorLevel),
 		Now:    time.Now, Random: rand.Float64,

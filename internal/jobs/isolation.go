@@ -7,7 +7,7 @@ import (
 )
 
 // crashed counts the jobs in hand that were there when a worker died, by their
-// crashes, and keeps those apart that lifecycle.Apart tells apart. No job waits for
+// crashes, and keeps apart those that may not run together. No job waits for
 // it, and all other jobs run on.
 type crashed struct {
 	mu   sync.Mutex
@@ -22,7 +22,7 @@ func (c *crashed) enter(crashes int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for other := range c.jobs {
-		if !lifecycle.Apart(crashes, other) {
+		if !lifecycle.MayRunTogether(crashes, other) {
 			return false
 		}
 	}

@@ -21,8 +21,8 @@ func (h *house) forgetful(ttl time.Duration) {
 }
 
 const (
-	forgets    = 2 * time.Second
-	longEnough = 3 * forgets
+	forgets    = 3 * time.Second
+	longEnough = 5 * forgets / 2
 )
 
 func TestRecordOfAJobThatIsHeldForLongIsKept(t *testing.T) {
@@ -66,7 +66,7 @@ func TestRecordOfALongSessionIsKept(t *testing.T) {
 		connect(a)
 		<-leave
 		return speak(ctx, a, 1)
-	}))
+	}), h.leaseOf(forgets))
 	h.submit("default", job("j1"))
 	h.state("j1", lifecycle.StateRunning)
 	time.Sleep(longEnough) //nolint:forbidigo // by the bucket's clock

@@ -13,6 +13,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lease"
 	"avatarworker/internal/jobs/lifecycle"
 )
@@ -106,6 +107,7 @@ func (k *link) drop() {
 
 func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
 	h := newHouse(t)
+	const window = 3 * time.Second
 	k := newLink(t, h.url)
 	var lost time.Time
 	began, ended := make(chan struct{}, 4), make(chan time.Time, 4)
@@ -118,12 +120,12 @@ func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
 		}
 		ended <- time.Now()
 		return err
-	}), func(o *options) { o.url, o.Drain = k.url(), time.Millisecond })
+	}), h.leaseOf(window), func(o *options) { o.url, o.Drain = k.url(), time.Millisecond })
 	h.submit("default", job("j1"))
 	receive(t, began, "session")
 	lost = time.Now()
 	k.silence(true)
-	if took := receive(t, ended, "end").Sub(lost); took > testAckWait {
+	if took := receive(t, ended, "end").Sub(lost); took > window {
 		t.Errorf("the session ended %s after the last answer, later than its lease", took)
 	}
 	before := h.record("j1")
@@ -140,6 +142,48 @@ func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
 	if r.Crashes != 0 || r.Attempt != 1 {
 		t.Errorf("a cut counted: %d crashes, attempt %d", r.Crashes, r.Attempt)
 	}
+}
+
+// slowStore holds each look at the storage up until it is let go on.
+type slowStore struct {
+	looked  chan struct{}
+	proceed chan struct{}
+}
+
+func (s slowStore) Reserve(ctx context.Context, _ *jobspec.Job, _ int) error {
+	s.looked <- struct{}{}
+	select {
+	case <-s.proceed:
+	case <-ctx.Done():
+	}
+	return nil
+}
+func (slowStore) Err() error { return nil }
+
+func TestNoJobIsTakenOverUnderALeaseThatIsLost(t *testing.T) {
+	h := newHouse(t)
+	consumer := h.handles.Consumers["default"].CachedInfo().Config
+	consumer.AckWait = time.Minute // the message stays with the worker
+	if _, err := h.handles.Jobs.UpdateConsumer(t.Context(), consumer); err != nil {
+		t.Fatal(err)
+	}
+	k, renewed := newLink(t, h.url), newRenewals()
+	store := slowStore{looked: make(chan struct{}, 9), proceed: make(chan struct{})}
+	s := &script{}
+	h.start(s, func(o *options) { o.url, o.Observer, o.Storage = k.url(), renewed, store })
+	h.submit("default", job("j1"))
+	receive(t, store.looked, "look at the storage")
+	k.silence(true)
+	for receive(t, renewed.done, "renewal") {
+	}
+	k.silence(false)
+	for !receive(t, renewed.done, "renewal of the next lease") {
+	}
+	close(store.proceed)
+	if r := h.outcome("j1", lifecycle.StateCompleted); r.Session != 1 || !strings.HasSuffix(r.WorkerID, "-2") {
+		t.Errorf("%d sessions, the last by %s: the job was taken over under the lease that was lost", r.Session, r.WorkerID)
+	}
+	h.settled()
 }
 
 func TestWorkerThatVanishedCostsACrashAndNoAttempt(t *testing.T) {
@@ -197,7 +241,7 @@ func (h *house) leaseOfWorker(id string, life time.Duration) {
 
 func TestTakeOversCountACrashOnlyOnceTheLeaseIsGone(t *testing.T) {
 	h := newHouse(t)
-	const life = 3 * time.Second
+	const life = 5 * time.Second
 	h.leaseOfWorker("alive", life)
 	since := time.Now()
 	for _, id := range []string{"alive", "vanished"} {

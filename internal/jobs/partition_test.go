@@ -51,7 +51,8 @@ func at(c *natsserver.Cluster, node int, window time.Duration) func(*options) {
 // A leader that is cut off from the other nodes goes on confirming leases until
 // it notices.
 func TestWorkerCutOffWithItsNodeEndsItsSessionBeforeAnotherBegins(t *testing.T) {
-	const window = 12 * time.Second
+	t.Parallel()
+	const window = 6 * time.Second
 	h, c := newClusterHouse(t, window)
 	leader := c.ConsumerLeader(h.names.JobsStream(), "default")
 	if leader < 0 {

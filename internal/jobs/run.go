@@ -21,19 +21,19 @@ const saveAfter = 2 * time.Second
 
 // run runs the job against the backend, until its session is closed.
 func (e *execution) run() {
-	p := e.start()
+	p := e.announceStart()
 	defer e.closed(p)
 	e.session.report, e.session.err = e.w.o.Runner.Run(e.session.ctx, e.attempt(p))
 }
 
-// start says that the session starts.
-func (e *execution) start() *progress {
+// announceStart says that the session starts.
+func (e *execution) announceStart() *progress {
 	record := e.working(e.session.cancel)
-	e.w.o.Observer.TakenOver(e.session.started)
+	e.w.o.Observer.TakenOver(e.session.startedAs)
 	if record.Session == 1 && !record.PublishedAt.IsZero() {
 		e.w.o.Observer.FirstStarted(e.id.Queue, record.StartedAt.Sub(record.PublishedAt))
 	}
-	e.announce(record)
+	e.publishStarted(record)
 	return &progress{e: e, ctx: e.session.ctx}
 }
 
@@ -71,14 +71,14 @@ func (e *execution) attempt(p *progress) *Attempt {
 	return &Attempt{
 		Job: e.job, AppID: r.AppID, Region: r.Region,
 		Session: r.Session, Number: r.Attempt,
-		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, Recorded: r.Recorded, PreviousSession: e.session.before,
+		Checkpoint: r.Checkpoint, LiveSeq: r.LiveSeq, LiveBegun: r.LiveBegun, Recorded: r.Recorded, PreviousSession: e.session.previousSession,
 		Progress: p, Control: &e.control,
 	}
 }
 
-// announce publishes that a session starts. Nothing waits for it: the outcome is
+// publishStarted publishes that a session starts. Nothing waits for it: the outcome is
 // what counts.
-func (e *execution) announce(r *lifecycle.Record) {
+func (e *execution) publishStarted(r *lifecycle.Record) {
 	_, err := e.w.publisher.PublishAsync(e.event(event.TypeStarted, r, event.Started{
 		JobFields: e.fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
 		Output: e.job.OutputKind(), Checkpoint: r.Checkpoint,

@@ -9,7 +9,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// Attempt is one try to run a job, as the processor hands it to a Runner.
+// Attempt is one try to run a job, as the worker hands it to a Runner.
 type Attempt struct {
 	Job        *jobspec.Job
 	AppID      string // the job's, or the configuration's default
@@ -34,7 +34,7 @@ type Attempt struct {
 	Control         *Control
 }
 
-// Progress is what a Runner tells the processor while an attempt runs. Its
+// Progress is what a Runner tells the worker while an attempt runs. Its
 // methods are called from one goroutine at a time.
 type Progress interface {
 	// Connected is called when the backend confirmed the session.

@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"time"
 
@@ -49,7 +50,7 @@ func (s settlement) verdict(ctx context.Context, next *lifecycle.Record) error {
 		return lifecycle.ErrSuperseded
 	case s.session.err == nil:
 		s.abortProbe(false) // a probe that needed no session
-		next.Record(s.session.report.Recording)
+		next.SetRecording(s.session.report.Recording)
 		s.w.o.Observer.AttemptDone("", "", "")
 		return s.finish(ctx, next, lifecycle.StateCompleted)
 	case errors.Is(cause, lease.ErrLost):
@@ -99,7 +100,7 @@ func (s settlement) conclude(ctx context.Context, next *lifecycle.Record, outcom
 		next.AfterLetters(s.lettersBefore(ctx))
 	}
 	failpoint.Here("before_outcome")
-	if err := s.commit(ctx, next); err != nil {
+	if err := s.commitAndFreeSlot(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("outcome")
@@ -134,9 +135,9 @@ func (s settlement) lettersBefore(ctx context.Context) uint64 {
 	return last
 }
 
-// commit writes a settlement: of a session by its fence, else by the revision
-// that was read. Then the next job may start.
-func (s settlement) commit(ctx context.Context, next *lifecycle.Record) error {
+// commitAndFreeSlot writes a settlement: of a session by its fence, else by the
+// revision that was read. Then it frees the slot for the next job.
+func (s settlement) commitAndFreeSlot(ctx context.Context, next *lifecycle.Record) error {
 	write := s.record.Put
 	if now := s.record.Current(); now != nil && now.State == lifecycle.StateRunning && s.w.lease.Own(now.WorkerID) && now.Session == next.Session {
 		write = s.record.PutFenced
@@ -159,7 +160,10 @@ func (s settlement) failed(ctx context.Context, next *lifecycle.Record, fault *e
 	s.w.o.Observer.AttemptDone(decision.Code, decision.Class, fault.Phase)
 	failure := lifecycle.Failure{Decision: decision, Record: next, Now: now, Deadline: s.notAfter()}
 	s.consultCircuit(ctx, &failure, next, fault)
-	plan := s.w.o.Retry.Plan(failure, s.w.o.Random)
+	plan, err := s.w.o.Retry.Plan(failure, s.w.o.Random)
+	if err != nil {
+		return err
+	}
 	if plan.Action == errors.ActionHold {
 		plan.Delay = s.untilGivenUp(next, now, plan.Delay)
 	}
@@ -175,9 +179,11 @@ func (s settlement) failed(ctx context.Context, next *lifecycle.Record, fault *e
 		return s.postpone(ctx, next, plan.Delay)
 	case errors.ActionExpire:
 		return s.finish(ctx, next, lifecycle.StateExpired)
-	default:
+	case errors.ActionDeadLetter:
 		next.DeadLetter(plan.Reason)
 		return s.finish(ctx, next, lifecycle.StateDeadLettered)
+	default: // never an outcome by mistake: the job stays in the queue
+		return fmt.Errorf("the plan of a failure with code %s has the action %q, which settles nothing; this is a fault of the worker: report it", decision.Code, plan.Action)
 	}
 }
 
@@ -205,7 +211,7 @@ func (s settlement) consultCircuit(ctx context.Context, f *lifecycle.Failure, r 
 // postpone writes that the job waits, tells it, and hands it back for so long.
 func (s settlement) postpone(ctx context.Context, next *lifecycle.Record, delay time.Duration) error {
 	failpoint.Here("before_failure")
-	if err := s.commit(ctx, next); err != nil {
+	if err := s.commitAndFreeSlot(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("failure")
@@ -237,7 +243,7 @@ func heldByCircuit(r *circuit.Refusal) holdFor {
 // hold makes a job wait that may not start. A hold that lasts is not told again.
 func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor) error {
 	now := s.w.now()
-	next := s.unstarted(from)
+	next := s.unstartedRecord(from)
 	crowd := h.reason + " " + next.AppID + " " + next.Region
 	wait := s.w.pace.Next(crowd, s.begun, h.wait)
 	if h.reason != lifecycle.HeldStorage {
@@ -286,7 +292,7 @@ func (s settlement) release(ctx context.Context, next *lifecycle.Record, reason 
 	} else {
 		next.Release(reason)
 	}
-	if err := s.commit(ctx, next); err != nil {
+	if err := s.commitAndFreeSlot(ctx, next); err != nil {
 		return err
 	}
 	failpoint.Here("released")
@@ -311,11 +317,10 @@ func (s settlement) superseded(r *lifecycle.Record) {
 	}
 }
 
-// giveUp dead-letters a job without an attempt. It counts and logs only when
-// that is written: a message that is looked at for the first time may be a
-// duplicate, which the write finds out.
+// giveUp dead-letters a job without an attempt. It counts and logs only
+// after the write: a first delivery may be a duplicate, and then the write fails.
 func (s settlement) giveUp(ctx context.Context, from *lifecycle.Record, fault *errors.Error, reason string) error {
-	next := s.unstarted(from)
+	next := s.unstartedRecord(from)
 	decision := s.w.o.Table.Decide(fault, false)
 	plan := lifecycle.Plan{Action: errors.ActionDeadLetter, Reason: reason}
 	next.GiveUp(reason, s.errorEvent(next, fault, decision, plan, time.Time{}))

@@ -14,10 +14,11 @@ var ErrStorage = errors.New("the worker's own storage failed")
 // Storage looks after the streams and buckets that jobs read from and write to.
 // Its methods may be called from several goroutines.
 type Storage interface {
-	// Check reports why a store can't do for the job what it needs: the job is
-	// held. The error is an *errors.Error with code invalidJob where that never
-	// changes. done is the number of utterances that are stored already.
-	Check(ctx context.Context, job *jobspec.Job, done int) error
+	// Reserve keeps space for what the job has left to store. An error says why a
+	// store can't do for the job what it needs: the job is held. The error is an
+	// *errors.Error with code invalidJob where that never changes. done is the
+	// number of utterances that are stored already.
+	Reserve(ctx context.Context, job *jobspec.Job, done int) error
 	// Err returns what the worker can't do at the moment for want of a store;
 	// nil: nothing.
 	Err() error
@@ -26,5 +27,5 @@ type Storage interface {
 // endless is storage that takes everything.
 type endless struct{}
 
-func (endless) Check(context.Context, *jobspec.Job, int) error { return nil }
-func (endless) Err() error                                     { return nil }
+func (endless) Reserve(context.Context, *jobspec.Job, int) error { return nil }
+func (endless) Err() error                                       { return nil }

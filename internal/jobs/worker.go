@@ -32,6 +32,15 @@ import (
 // Options are what a Worker is made of. All fields are required but where they
 // say otherwise.
 type Options struct {
+	Stores
+	Profile
+	Accounts
+	Policy
+	Parts
+}
+
+// Stores are the connection to NATS and what the worker uses there.
+type Stores struct {
 	NC    *nats.Conn
 	JS    jetstream.JetStream
 	Names topology.Names
@@ -43,13 +52,16 @@ type Options struct {
 	// Consumer looks that the consumer of a queue is there, and makes it again if
 	// it was deleted.
 	Consumer func(ctx context.Context, queue string) error
+}
 
+// Profile is what the worker is called, what it takes and how long.
+type Profile struct {
 	Name        string // of the worker
 	ID          string // its name and start: no two starts have the same
 	Version     string
 	Queues      []fetch.Queue
 	Concurrency int           // sessions at a time
-	AckWait     time.Duration // the lease
+	AckWait     time.Duration // of a message; a lease lasts as long
 	Drain       time.Duration // how long sessions may go on after a drain begins
 	// SettleTimeout bounds writing what became of a job, and what a session has
 	// reached. 0: 30 s.
@@ -59,7 +71,10 @@ type Options struct {
 	// presence tells publishers.
 	AudioConvert  bool
 	AudioMaxBytes int64
+}
 
+// Accounts are the apps that jobs run under, and how much they may use.
+type Accounts struct {
 	DefaultApp    string
 	DefaultRegion string
 	KnownApp      func(app string) bool // has credentials
@@ -72,7 +87,10 @@ type Options struct {
 	// Storage looks after our own streams and buckets; nil: they always take what
 	// jobs make.
 	Storage Storage
+}
 
+// Policy is what follows from a failure.
+type Policy struct {
 	Retry    lifecycle.RetryPolicy
 	Circuit  circuit.Config
 	PerApp   bool          // one circuit for all regions of an app
@@ -80,7 +98,10 @@ type Options struct {
 	Patience time.Duration // for the bucket that keeps the circuits; 0: 10 s
 	Alerts   alert.Config
 	Table    *errors.Table
+}
 
+// Parts are what the worker calls.
+type Parts struct {
 	// Started is called once, when the worker begins to take jobs. It may be nil.
 	Started func()
 
@@ -101,7 +122,7 @@ type Worker struct {
 	// refresh is the age at which a record without an outcome is written again,
 	// before its bucket forgets it; 0: it never does.
 	refresh time.Duration
-	leaves
+	parts
 	lifetime
 	pool
 	faults  faults
@@ -118,8 +139,8 @@ type Worker struct {
 	paused  bool             // fetching rests: see pauseFetching
 }
 
-// leaves are what a worker is joined from.
-type leaves struct {
+// parts are what a worker is joined from.
+type parts struct {
 	publisher *event.Publisher
 	lease     *lease.Manager
 	circuits  *circuit.Circuits
@@ -169,9 +190,14 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if o.Storage == nil {
 		o.Storage = endless{}
 	}
+	for _, rule := range o.Limits {
+		if err := rule.Check(); err != nil {
+			return nil, err
+		}
+	}
 	w := &Worker{
 		o: o, log: o.Logger,
-		leaves:  leaves{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},
+		parts:   parts{publisher: event.NewPublisher(o.JS, o.Names, o.Name, o.Logger)},
 		pool:    newPool(o.Concurrency),
 		alarms:  make(chan event.Event, 1024),
 		running: make(map[string]*execution),
@@ -188,13 +214,13 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Now: o.Now, Changed: w.leaseChanged, Renewed: o.Observer.LeaseExtended, Log: o.Logger,
 	})
 	w.limits = limit.New(limit.Options{
-		Store: w.store, Bucket: o.State, Worker: w.leaseID, Stands: w.lease.Stands, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
+		Store: w.store, Bucket: o.State, Worker: w.currentWorkerID, Stands: w.lease.Stands, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
 		Apps: o.MaxSessions, Rules: o.Limits, MaxWaiting: max(1, o.Concurrency/2), Log: o.Logger,
 	})
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
 	w.circuits = circuit.New(circuit.Options{
-		Store: shared, Bucket: o.Fleet, Config: o.Circuit, PerApp: o.PerApp, Leases: w.lease, Window: o.AckWait, Worker: w.leaseID,
+		Store: shared, Bucket: o.Fleet, Config: o.Circuit, PerApp: o.PerApp, Leases: w.lease, Window: o.AckWait, Worker: w.currentWorkerID,
 		Now: w.now, Random: o.Random, Timeout: o.Patience, Publish: w.tellCircuit, Changed: w.circuitChanged, Log: o.Logger,
 	})
 	w.pace = pace.New(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
@@ -214,11 +240,11 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 // now is the time by the clock of the server that keeps the records.
 func (w *Worker) now() time.Time { return w.lease.Now().UTC() }
 
-// workerID is the id that the worker has at the moment, or had last.
-func (w *Worker) workerID() string { return w.fleet.Self().WorkerID }
+// lastWorkerID is the worker_id that the worker has at the moment, or had last.
+func (w *Worker) lastWorkerID() string { return w.fleet.Self().WorkerID }
 
-// leaseID is the id of the lease that the worker holds; "": it has none.
-func (w *Worker) leaseID() string {
+// currentWorkerID is the worker_id while the worker holds a lease; "": it has none.
+func (w *Worker) currentWorkerID() string {
 	if holder := w.lease.Current(); holder != nil {
 		return holder.ID
 	}
@@ -310,7 +336,7 @@ func (w *Worker) started() {
 
 // leaseChanged begins a new presence with each lease, and rests while there is
 // none.
-func (w *Worker) leaseChanged(holder *lease.Holder) {
+func (w *Worker) leaseChanged(holder *lease.Lease) {
 	if holder != nil {
 		w.fleet.Rename(w.base, holder.ID)
 	}

@@ -63,6 +63,7 @@ func next(t *testing.T, f *leader.Feed) *jetstream.RawStreamMsg {
 }
 
 func TestAFeedGivesEachMessageOnceAlsoThoseThatLookLikeTheServers(t *testing.T) {
+	t.Parallel()
 	js := prepare(t)
 	publish(t, js, likeTheServers("s.a")...)
 	publish(t, js, &nats.Msg{Subject: "s.a", Data: []byte("last")})
@@ -100,6 +101,7 @@ func TestAFeedGivesEachMessageOnceAlsoThoseThatLookLikeTheServers(t *testing.T) 
 }
 
 func TestAFeedGoesOnWhenItsConsumerIsLost(t *testing.T) {
+	t.Parallel()
 	js := prepare(t)
 	f := openFeed(t, js, leader.FeedConfig{Stream: "S", Subject: "s.a"})
 	next(t, f)
@@ -129,6 +131,7 @@ func TestAFeedGoesOnWhenItsConsumerIsLost(t *testing.T) {
 }
 
 func TestAFeedSurvivesARestartOfTheServerAndALostConnection(t *testing.T) {
+	t.Parallel()
 	o := natsserver.Options{StoreDir: t.TempDir(), Port: natstest.Port(t)}
 	s, err := natsserver.Start(o)
 	if err != nil {
@@ -189,6 +192,7 @@ func TestAFeedSurvivesARestartOfTheServerAndALostConnection(t *testing.T) {
 }
 
 func TestAChunkOfAnObjectThatLooksLikeTheServersIsReadAsWhatItIs(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()

@@ -22,7 +22,7 @@ import (
 // object was stored before that goroutine first ran (nats.go 1.55,
 // jetStream.cleanupReplySub sets its channel to nil).
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
 }
 
 // prepare makes stream S with messages 1 to 3, on s.a, s.b and s.a.
@@ -41,6 +41,7 @@ func prepare(t *testing.T) jetstream.JetStream {
 }
 
 func TestAMessageIsReadWhole(t *testing.T) {
+	t.Parallel()
 	js := prepare(t)
 	ctx := t.Context()
 	for name, c := range map[string]struct {
@@ -66,6 +67,7 @@ func TestAMessageIsReadWhole(t *testing.T) {
 }
 
 func TestWhatIsNotThereIsToldAtOnce(t *testing.T) {
+	t.Parallel()
 	js := prepare(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
@@ -106,6 +108,7 @@ func TestWhatIsNotThereIsToldAtOnce(t *testing.T) {
 }
 
 func TestAnObjectIsReadToItsEndAndItsDigestCompared(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	ctx := t.Context()
 	store, err := js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: "B", Storage: jetstream.MemoryStorage})
@@ -153,6 +156,7 @@ func TestAnObjectIsReadToItsEndAndItsDigestCompared(t *testing.T) {
 // In the leader's answer a message is larger than any that a client may publish,
 // and it comes from another node.
 func TestTheLargestMessageIsReadToo(t *testing.T) {
+	t.Parallel()
 	c := natstest.Cluster(t, 3)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -179,6 +183,7 @@ func TestTheLargestMessageIsReadToo(t *testing.T) {
 }
 
 func TestAReadWithoutAnAnswerEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	nc := natstest.Connect(t, natstest.Start(t))
 	js, err := jetstream.NewWithAPIPrefix(nc, "nobody.answers")
 	if err != nil {
@@ -203,6 +208,7 @@ func TestAReadWithoutAnAnswerEndsWithItsContext(t *testing.T) {
 
 // The client never fails a request that was lost: it waits until its context ends.
 func TestARequestThatWasLostHoldsUpNoObject(t *testing.T) {
+	t.Parallel()
 	s := natstest.Start(t)
 	js := natstest.Losing(t, s.ClientURL(), "STREAM.INFO", "STREAM.MSG", "DIRECT.GET")
 	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
@@ -233,6 +239,7 @@ func TestARequestThatWasLostHoldsUpNoObject(t *testing.T) {
 }
 
 func TestReadsGoToTheClientsOwnAPI(t *testing.T) {
+	t.Parallel()
 	js := prepare(t)
 	nc := js.Conn()
 	for _, api := range []string{"$JS.hub.API.", "an.import."} {

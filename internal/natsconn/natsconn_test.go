@@ -13,7 +13,6 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/natsconn"
@@ -21,7 +20,7 @@ import (
 	"avatarworker/internal/natsserver/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 func write(t *testing.T, name, content string) string {
 	t.Helper()
@@ -33,6 +32,7 @@ func write(t *testing.T, name, content string) string {
 }
 
 func TestBadSettingsAreNamedAndNoSecretIsShown(t *testing.T) {
+	t.Parallel()
 	missing := filepath.Join(t.TempDir(), "gone")
 	junk := write(t, "junk", "secret")
 	inContext := func(key, file string) string {
@@ -96,6 +96,7 @@ func fifo(t *testing.T) string {
 }
 
 func TestRedactHidesUsersAndTokens(t *testing.T) {
+	t.Parallel()
 	for text, want := range map[string]string{
 		"nats://u:p@h:1,nats://tok@h2": "nats://xxxxx@h:1,nats://xxxxx@h2",
 		"u:p@h":                        "xxxxx@h",
@@ -109,6 +110,7 @@ func TestRedactHidesUsersAndTokens(t *testing.T) {
 }
 
 func TestWorkerOutlivesAnAbsentServerAndHearsOfIt(t *testing.T) {
+	t.Parallel()
 	first := natstest.Start(t)
 	u, err := url.Parse(first.ClientURL())
 	if err != nil {
@@ -164,6 +166,7 @@ func expect(t *testing.T, states <-chan bool, want bool) {
 }
 
 func TestOnceFailsAtOnceWithoutTheSecret(t *testing.T) {
+	t.Parallel()
 	s := natstest.Start(t)
 	gone := s.ClientURL()
 	if err := s.Shutdown(); err != nil {
@@ -176,6 +179,7 @@ func TestOnceFailsAtOnceWithoutTheSecret(t *testing.T) {
 }
 
 func TestCloseSendsWhatWasPublishedAndCanBeRepeated(t *testing.T) {
+	t.Parallel()
 	s := natstest.Start(t)
 	nc, err := natsconn.Connect(t.Context(), natsconn.Options{InProcess: s})
 	if err != nil {
@@ -203,6 +207,7 @@ func TestCloseSendsWhatWasPublishedAndCanBeRepeated(t *testing.T) {
 }
 
 func TestLoginByNKeyAndByContext(t *testing.T) {
+	t.Parallel()
 	key, err := nkeys.CreateUser()
 	if err != nil {
 		t.Fatal(err)
@@ -250,6 +255,7 @@ func nkeyServer(t *testing.T, public string) string {
 }
 
 func TestAServerThatIsAwayIsNoFaultOfTheSettings(t *testing.T) {
+	t.Parallel()
 	for name, o := range map[string]natsconn.Options{
 		"url":     {URLs: "nats://127.0.0.1:1"},
 		"context": {Context: write(t, "ctx.json", `{"url":"nats://127.0.0.1:1"}`)},

@@ -41,6 +41,7 @@ func hub(t *testing.T) (leaf string) {
 func contextFile(t *testing.T, text string) string { return write(t, "ctx.json", text) }
 
 func TestDomainAndPrefixLeadToJetStreamByConfigurationAndByContext(t *testing.T) {
+	t.Parallel()
 	leaf := hub(t)
 	for name, o := range map[string]natsconn.Options{
 		"domain":                 {URLs: leaf, Domain: "hub"},
@@ -65,6 +66,7 @@ func TestDomainAndPrefixLeadToJetStreamByConfigurationAndByContext(t *testing.T)
 }
 
 func TestInboxPrefixComesFromConfigurationOrContext(t *testing.T) {
+	t.Parallel()
 	url := natstest.Configured(t, `
 		listen: 127.0.0.1:-1
 		jetstream: enabled
@@ -92,6 +94,7 @@ func TestInboxPrefixComesFromConfigurationOrContext(t *testing.T) {
 }
 
 func TestTLSFirstComesFromConfigurationOrContext(t *testing.T) {
+	t.Parallel()
 	cert, key := certificate(t)
 	url := natstest.Configured(t, `
 		listen: 127.0.0.1:-1
@@ -114,6 +117,7 @@ func TestTLSFirstComesFromConfigurationOrContext(t *testing.T) {
 }
 
 func TestTLSFirstAgainstAServerThatSpeaksFirstIsNamed(t *testing.T) {
+	t.Parallel()
 	nc, err := natsconn.Connect(t.Context(), natsconn.Options{URLs: natstest.Start(t).ClientURL(), TLSFirst: true, Once: true})
 	if err == nil {
 		nc.Close()

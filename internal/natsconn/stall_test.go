@@ -117,6 +117,7 @@ func (s *stalling) stall() {
 // In both ways of stalling: the write that times out has put out a part, or
 // nothing at all, after which the library would go on with the connection.
 func TestPublishOnALinkThatStallsFailsSoonAndTheConnectionIsMadeAnew(t *testing.T) {
+	t.Parallel()
 	t.Run("a part was written", func(t *testing.T) {
 		t.Parallel()
 		link := newStalling(t)

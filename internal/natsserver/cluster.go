@@ -24,7 +24,10 @@ const clusterName = "avatar"
 // Cluster is a JetStream cluster in one process, for tests. Its nodes can be
 // stopped, killed, cut off and restarted.
 type Cluster struct {
-	nodes []*node
+	name     string
+	gateways []*server.RemoteGatewayOpts // all clusters of a Federation, this one too; nil: it is alone
+	base     func() (*server.Options, error)
+	nodes    []*node
 	// links[i][j] is the connection from node i to node j; nil for i == j.
 	links [][]*link
 	once  sync.Once
@@ -32,8 +35,9 @@ type Cluster struct {
 }
 
 type node struct {
-	options   Options
-	routePort int
+	options     Options
+	routePort   int
+	gatewayPort int // 0: the cluster is alone
 
 	mu      sync.Mutex
 	running *Server // nil while it is down
@@ -42,24 +46,37 @@ type node struct {
 // StartCluster starts n nodes with their files under dir, and returns when the
 // cluster has a leader and all nodes are current. The zero logger logs nothing.
 func StartCluster(ctx context.Context, n int, dir string, logger zerolog.Logger) (*Cluster, error) {
-	c := &Cluster{}
+	c := &Cluster{name: clusterName}
 	for i := range n {
 		ports, err := StablePorts(2)
 		if err != nil {
 			return nil, err
 		}
-		name := "n" + strconv.Itoa(i)
-		c.nodes = append(c.nodes, &node{routePort: ports[1], options: Options{
-			StoreDir: filepath.Join(dir, name), Port: ports[0], Name: name, Logger: logger,
-		}})
+		c.add("n"+strconv.Itoa(i), ports, dir, logger)
 	}
-	if err := c.start(ctx); err != nil {
+	err := c.start()
+	if err == nil {
+		err = c.WaitReady(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, c.Shutdown())
 	}
 	return c, nil
 }
 
-func (c *Cluster) start(ctx context.Context) error {
+// add adds a node with these ports: for clients, for routes and, if there is a
+// third, for gateways.
+func (c *Cluster) add(name string, ports []int, dir string, logger zerolog.Logger) {
+	n := &node{routePort: ports[1], options: Options{
+		StoreDir: filepath.Join(dir, name), Port: ports[0], Name: name, Logger: logger,
+	}}
+	if len(ports) > 2 {
+		n.gatewayPort = ports[2]
+	}
+	c.nodes = append(c.nodes, n)
+}
+
+func (c *Cluster) start() error {
 	for i := range c.nodes {
 		c.links = append(c.links, make([]*link, len(c.nodes)))
 		for j, to := range c.nodes {
@@ -78,7 +95,7 @@ func (c *Cluster) start(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.WaitReady(ctx)
+	return nil
 }
 
 // StablePorts finds n free ports on the loopback address that stay free while
@@ -119,7 +136,10 @@ func (c *Cluster) Start(i int) error {
 	}
 	c.Heal(i)
 	s := &Server{logger: newLogger(n.options.Logger)}
-	opts := c.serverOptions(i)
+	opts, err := c.serverOptions(i)
+	if err != nil {
+		return err
+	}
 	if err := s.openStore(n.options.StoreDir, opts); err != nil {
 		return err
 	}
@@ -130,11 +150,23 @@ func (c *Cluster) Start(i int) error {
 	return nil
 }
 
-func (c *Cluster) serverOptions(i int) *server.Options {
+func (c *Cluster) serverOptions(i int) (*server.Options, error) {
 	opts := serverOptions(c.nodes[i].options)
+	if c.base != nil {
+		base, err := c.base()
+		if err != nil {
+			return nil, err
+		}
+		opts.Accounts, opts.Users, opts.SystemAccount = base.Accounts, base.Users, base.SystemAccount
+	}
 	opts.Tags.Add("node:" + c.nodes[i].options.Name) // so that a stream can be placed on it
+	if c.gateways != nil {
+		opts.Gateway = server.GatewayOpts{
+			Name: c.name, Host: "127.0.0.1", Port: c.nodes[i].gatewayPort, Gateways: c.gateways,
+		}
+	}
 	opts.Cluster = server.ClusterOpts{
-		Name: clusterName, Host: "127.0.0.1", Port: c.nodes[i].routePort,
+		Name: c.name, Host: "127.0.0.1", Port: c.nodes[i].routePort,
 		// One route for each pair, only through the links. Nodes tell each other
 		// the addresses of third nodes and would dial them past the links, so
 		// they advertise an address where nothing listens.
@@ -145,7 +177,10 @@ func (c *Cluster) serverOptions(i int) *server.Options {
 			opts.Routes = append(opts.Routes, &url.URL{Scheme: "nats-route", Host: l.address()})
 		}
 	}
-	return opts
+	if len(opts.Routes) == 0 { // JetStream asks for one; the server leaves a route to itself alone
+		opts.Routes = append(opts.Routes, &url.URL{Scheme: "nats-route", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(c.nodes[i].routePort))})
+	}
+	return opts, nil
 }
 
 // Stop stops a node cleanly: it hands over its leaderships.
@@ -247,9 +282,13 @@ func (n *node) server() *server.Server {
 // WaitReady waits until the cluster has a leader and every node that runs is
 // current, for the cluster and for each stream that it keeps.
 func (c *Cluster) WaitReady(ctx context.Context) error {
+	return waitReady(ctx, func() bool { return c.Leader() >= 0 && c.current() })
+}
+
+func waitReady(ctx context.Context, ready func() bool) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for !c.ready() {
+	for !ready() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -259,10 +298,9 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 	return nil
 }
 
-func (c *Cluster) ready() bool {
-	if c.Leader() < 0 {
-		return false
-	}
+// current reports whether every node that runs is current, for the cluster and
+// for each stream that it keeps.
+func (c *Cluster) current() bool {
 	return c.find(func(s *server.Server) bool {
 		health := s.JetStreamIsCurrent() && s.Running()
 		return !health || !streamsCurrent(s)

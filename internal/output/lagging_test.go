@@ -23,6 +23,7 @@ const atOnce = 16
 // A worker may be connected to a replica that does not know yet what the worker
 // itself has been told is stored.
 func TestWhatAReplicaDoesNotKnowYetIsStoredAllTheSame(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	c := natstest.Cluster(t, 3)
@@ -137,6 +138,7 @@ func laggingFrames(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
 
 // The client never fails a request that was lost: it waits until its context ends.
 func TestARequestThatWasLostHoldsUpNoLookAtTheFrames(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
 	defer cancel()
 	js := natstest.Losing(t, natstest.Start(t).ClientURL(), "CONSUMER.CREATE")

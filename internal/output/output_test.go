@@ -21,7 +21,7 @@ import (
 // object was stored before that goroutine first ran (nats.go 1.55,
 // jetStream.cleanupReplySub sets its channel to nil).
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
 }
 
 type bench struct {
@@ -57,6 +57,7 @@ func (b *bench) recording(name string) string {
 }
 
 func TestAStoreThatIsAwayIsWaitedForNoLongerThanTheSessionLives(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	if err := b.js.DeleteObjectStore(b.ctx, "R"); err != nil {
 		t.Fatal(err)
@@ -84,6 +85,7 @@ func TestAStoreThatIsAwayIsWaitedForNoLongerThanTheSessionLives(t *testing.T) {
 }
 
 func TestAFrameIsPublishedOnceHoweverOftenItIsTried(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
 	stream, err := b.js.CreateStream(b.ctx, jetstream.StreamConfig{Name: "F", Subjects: []string{"f.*"}, Storage: jetstream.MemoryStorage})
 	if err != nil {
@@ -135,6 +137,7 @@ func recording(list ...[]byte) []byte {
 }
 
 func TestARecordingTellsWhatItHoldsAndWhereItIsBroken(t *testing.T) {
+	t.Parallel()
 	whole := recording(envelope("a", false, 5), envelope("a", true, 20), envelope("b", true, 10))
 	info, err := output.ReadRecording(bytes.NewReader(whole))
 	if err != nil || !info.Whole || info.KeyFrames != 35 || info.Seconds != 1.4 || info.Envelopes != 3 || len(info.Utterances) != 2 {

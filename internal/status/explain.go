@@ -28,6 +28,9 @@ func HeldBecause(r *lifecycle.Record) (why, remedy string) {
 	case lifecycle.HeldUnsettled:
 		return r.HeldWhy,
 			"Find out why its sessions end (its history below, and the workers' logs). Then cancel it and publish it again under another id."
+	case lifecycle.HeldCircuit, "":
+	default: // written by a later version
+		return r.HeldText(), ""
 	}
 	why = fmt.Sprintf("no sessions of app %s are started in %s: the circuit is open", r.AppID, cmp.Or(r.Region, "-"))
 	if r.HeldCode == "" {
@@ -45,7 +48,6 @@ func ReleasedBecause(r *lifecycle.Record) string {
 		"lease_lost": "its worker could not renew its lease in time, so its session was closed",
 		"worker_key": "the backend refuses that worker's API key; another worker takes it over",
 		"fault":      "a fault of the worker, not of the job; see that worker's log",
-		"crash":      "its workers died while they ran it",
 	}[r.Reason]
 	if r.State != lifecycle.StateReleased || meaning == "" {
 		return r.Reason

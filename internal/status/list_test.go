@@ -79,6 +79,7 @@ func several(t *testing.T, h topology.Handles) {
 }
 
 func TestJobsAreListedByFilterNewestFirst(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	several(t, h)
 	submit(t, js, "vip", "waits", `{"app_id":"a","avatar_id":"x","audio":{"url":"https://h/a.wav"},"labels":{"customer":"2"}}`, nil)
@@ -118,6 +119,7 @@ func TestJobsAreListedByFilterNewestFirst(t *testing.T) {
 }
 
 func TestARowHasExactlyItsFields(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	several(t, h)
 	submit(t, js, "default", "waits", `{}`, nil)
@@ -158,6 +160,7 @@ func TestARowHasExactlyItsFields(t *testing.T) {
 // The record of a job that was just taken may be there while its message was
 // still seen as waiting.
 func TestAJobIsListedOnceAsItsLatestRun(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	put(t, h, lifecycle.Record{JobID: "taken", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateRunning, PublishedAt: ago(0)})
 	put(t, h, lifecycle.Record{JobID: "replayed", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, PublishedAt: ago(time.Hour)})
@@ -176,6 +179,7 @@ func TestAJobIsListedOnceAsItsLatestRun(t *testing.T) {
 }
 
 func TestWaitingJobsAreListedWithoutBeingConsumed(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	deliver(t, js, h, 3)
 	const all = 700
@@ -212,6 +216,7 @@ func TestWaitingJobsAreListedWithoutBeingConsumed(t *testing.T) {
 }
 
 func TestLookingAtWaitingJobsSaysHowFarItCame(t *testing.T) {
+	t.Parallel()
 	js, _ := setup(t)
 	for i := range 20 {
 		submit(t, js, "default", fmt.Sprint("w", i), `{}`, nil)
@@ -228,6 +233,7 @@ func TestLookingAtWaitingJobsSaysHowFarItCame(t *testing.T) {
 }
 
 func TestNewestJobsAreFoundWithoutReadingAllRecords(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	// The records of jobs published long ago that changed lately come first in
 	// the stream's order backwards.
@@ -240,6 +246,7 @@ func TestNewestJobsAreFoundWithoutReadingAllRecords(t *testing.T) {
 }
 
 func TestCostCountsSixSecondsBegunAndAtLeastOneCreditASession(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		connected time.Duration
 		sessions  int

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
@@ -19,7 +18,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 var names = topology.Names{}
 
@@ -68,6 +67,7 @@ func deliver(t *testing.T, js jetstream.JetStream, h topology.Handles, n int) {
 }
 
 func TestStatesAreCountedAmongManyRecordsOfJobsThatEnded(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	put(t, h, lifecycle.Record{JobID: "early", StreamSeq: 1, Queue: "default", State: lifecycle.StateHeld})
 	for i := range 3000 {
@@ -88,6 +88,7 @@ func TestStatesAreCountedAmongManyRecordsOfJobsThatEnded(t *testing.T) {
 }
 
 func TestCountingThatTakesTooLongSaysSo(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	put(t, h, lifecycle.Record{JobID: "r1", StreamSeq: 1, Queue: "default", State: lifecycle.StateRunning})
 	deliver(t, js, h, 1)
@@ -101,6 +102,7 @@ func TestCountingThatTakesTooLongSaysSo(t *testing.T) {
 }
 
 func TestDrainingWorkersServeNothing(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	for id, p := range map[string]fleet.Presence{
 		"up":       {},
@@ -125,6 +127,7 @@ func TestDrainingWorkersServeNothing(t *testing.T) {
 }
 
 func TestScanReadsWhatWasThereAndNoMore(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	const all = 1200
 	for i := range all {
@@ -156,6 +159,7 @@ func TestScanReadsWhatWasThereAndNoMore(t *testing.T) {
 }
 
 func TestUnknownJobIsAnErrorOfItsOwn(t *testing.T) {
+	t.Parallel()
 	js, _ := setup(t)
 	if _, err := status.NewStore(js, names, nil, 0).Job(t.Context(), "absent"); !errors.Is(err, status.ErrNoJob) {
 		t.Errorf("got %v", err)
@@ -163,6 +167,7 @@ func TestUnknownJobIsAnErrorOfItsOwn(t *testing.T) {
 }
 
 func TestMessageOfSomebodyElseIsStillAnEvent(t *testing.T) {
+	t.Parallel()
 	at := time.Unix(1, 0)
 	e := status.NewEvent("avatar.events.x.y", nil, []byte("no JSON"), 1, at)
 	if string(e.Data) != `"no JSON"` || !e.Time.Equal(at) {
@@ -171,6 +176,7 @@ func TestMessageOfSomebodyElseIsStillAnEvent(t *testing.T) {
 }
 
 func TestOneFaultOfManyCircuitsIsOneWarning(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	for key, c := range map[string]circuit.Circuit{
 		"circuit.a.us-west":      {App: "a", Region: "us-west", State: "open", Code: errors.CodeCreditsExhausted},

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -10,13 +11,14 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// Labels says which values the labels queue and app may take, so that a job
-// can't make new ones; any other is counted as "other".
+// Labels says which values the labels queue, app and output may take, so that a
+// job can't make new ones; any other is counted as "other".
 type Labels struct {
 	Queues  []string
 	Apps    []string
-	Region  string // where sessions start by default; others are added as they come
-	Version string // of the worker, for build_info
+	Outputs []string // kinds of output
+	Region  string   // where sessions start by default; others are added as they come
+	Version string   // of the worker, for build_info
 }
 
 // Readings are called at each scrape, from any goroutine. One that is nil
@@ -94,7 +96,7 @@ func (m *Metrics) counters(r registrar) {
 	frames := r.counters("frames_total", "Frame envelopes received, by the kind of output they went to.", "output")
 	frameBytes := r.counters("frame_bytes_total", "Bytes of frame envelopes received, by the kind of output they went to.", "output")
 	m.frames = map[string]frameCounters{}
-	for _, output := range append(outputs(), other) {
+	for _, output := range append(slices.Clone(m.labels.Outputs), other) {
 		m.frames[output] = frameCounters{frames.WithLabelValues(output), frameBytes.WithLabelValues(output)}
 	}
 }
@@ -145,7 +147,6 @@ func results() []string  { return []string{"ok", "failed", "lost"} }
 func kinds() []string {
 	return []string{"recurring", "circuit_opened", "circuit_closed", "storage", "worker_key", "unsettled"}
 }
-func outputs() []string { return []string{"frames", "object", "livekit", "agora", "discard"} }
 
 // zero makes the series that are known beforehand: a rate needs its first
 // value, and an absent series looks like a worker that does not count.
@@ -172,7 +173,7 @@ func (m *Metrics) zero() {
 		m.alerts.WithLabelValues("recurring", string(code))
 		m.alerts.WithLabelValues("worker_key", string(code))
 	}
-	for _, output := range outputs() {
+	for _, output := range m.labels.Outputs {
 		m.alerts.WithLabelValues("storage", output)
 	}
 	m.alerts.WithLabelValues("unsettled", "sessions")
@@ -237,7 +238,7 @@ func (m *Metrics) Alert(kind, about string) {
 	label := codeLabel(errors.Code(about))
 	switch kind {
 	case "storage":
-		label = known(about, outputs())
+		label = known(about, m.labels.Outputs)
 	case "unsettled":
 		label = known(about, []string{"sessions"})
 	}
@@ -245,7 +246,7 @@ func (m *Metrics) Alert(kind, about string) {
 }
 
 // Frames counts envelopes of so many bytes in all; output is the kind that they
-// went to: frames, object, livekit, agora or discard.
+// went to, one of Labels.Outputs.
 func (m *Metrics) Frames(output string, frames int, bytes int64) {
 	counters, ok := m.frames[output]
 	if !ok {

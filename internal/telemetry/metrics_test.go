@@ -15,7 +15,7 @@ import (
 func newMetrics(t *testing.T) (*Metrics, *prometheus.Registry) {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	return NewMetrics(reg, Labels{Queues: []string{"default", "vip"}, Apps: []string{"a"}, Version: "v1.2.3"}, Readings{
+	return NewMetrics(reg, Labels{Queues: []string{"default", "vip"}, Apps: []string{"a"}, Outputs: []string{"frames", "object"}, Version: "v1.2.3"}, Readings{
 		Ready:   func() bool { return true },
 		Waiting: func() (retrying, held int) { return 4, 6 },
 	}), reg
@@ -168,7 +168,7 @@ func TestSessionsThatWereNeverConfirmedAreNotBilled(t *testing.T) {
 }
 
 func BenchmarkFrame(b *testing.B) {
-	m := NewMetrics(prometheus.NewRegistry(), Labels{}, Readings{})
+	m := NewMetrics(prometheus.NewRegistry(), Labels{Outputs: []string{"frames"}}, Readings{})
 	b.ReportAllocs()
 	for b.Loop() {
 		m.Frames("frames", 1, 49868)

@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -48,6 +49,17 @@ func recordsKept(bucket string, have jetstream.StreamConfig) error {
 		return unusable("bucket "+bucket, "it discards old records when full, and their jobs would run again: set its discard policy to new")
 	}
 	return nil
+}
+
+// leasesEnd refuses a bucket in which a worker's lease would outlast its window. A
+// server that keeps several values of a key raises every TTL to that of its delete
+// markers, so the jobs of a worker that died would wait so long.
+func leasesEnd(bucket string, have jetstream.StreamConfig, window time.Duration) error {
+	if have.MaxMsgsPerSubject == 1 || have.SubjectDeleteMarkerTTL <= window {
+		return nil
+	}
+	return unusable("bucket "+bucket, fmt.Sprintf("its history is %s, not 1, so a worker's lease would last %s (subject_delete_marker_ttl) and not %s: "+
+		"set it to 1 with 'avatarworker setup --apply'; the newest value of each key stays", text(limitOf(have.MaxMsgsPerSubject)), have.SubjectDeleteMarkerTTL, window))
 }
 
 // usable refuses what would lose jobs.
@@ -145,12 +157,26 @@ func limitOf[T int | int32 | int64](n T) any {
 	return n
 }
 
+// comparePlacement reports another placement than a wanted one. Where none is
+// wanted, any will do.
+func (d *differ) comparePlacement(have, want *jetstream.Placement) {
+	if want == nil {
+		return
+	}
+	if have == nil {
+		have = &jetstream.Placement{}
+	}
+	d.add("placement.cluster", cmp.Or(have.Cluster, "any"), cmp.Or(want.Cluster, "any"))
+	d.add("placement.tags", have.Tags, want.Tags)
+}
+
 func compareStreams(object string, have, want jetstream.StreamConfig) []Difference {
 	d := differ{object: object}
 	d.add("subjects", have.Subjects, want.Subjects)
 	d.add("retention", have.Retention, want.Retention)
 	d.add("storage", have.Storage, want.Storage)
 	d.add("num_replicas", have.Replicas, want.Replicas)
+	d.comparePlacement(have.Placement, want.Placement)
 	d.add("discard", have.Discard, want.Discard)
 	d.add("discard_new_per_subject", have.DiscardNewPerSubject, want.DiscardNewPerSubject)
 	d.add("max_age", have.MaxAge, want.MaxAge)
@@ -181,6 +207,7 @@ func compareKeyValue(object string, have jetstream.StreamConfig, want jetstream.
 	d.add("max_value_size", limitOf(have.MaxMsgSize), limitOf(want.MaxValueSize))
 	d.add("storage", have.Storage, want.Storage)
 	d.add("num_replicas", have.Replicas, want.Replicas)
+	d.comparePlacement(have.Placement, want.Placement)
 	d.add("allow_msg_ttl", have.AllowMsgTTL, want.LimitMarkerTTL != 0)
 	d.compareFlow(have)
 	return d.found
@@ -192,10 +219,13 @@ func compareObjects(object string, have jetstream.StreamConfig, want jetstream.O
 	d.add("max_bytes", limitOf(have.MaxBytes), limitOf(want.MaxBytes))
 	d.add("storage", have.Storage, want.Storage)
 	d.add("num_replicas", have.Replicas, want.Replicas)
+	d.comparePlacement(have.Placement, want.Placement)
 	d.compareFlow(have)
 	return d.found
 }
 
+// compareConsumers leaves out whether the consumer is paused: that is an operator's
+// doing, and readiness and status tell of it.
 func compareConsumers(object string, have, want jetstream.ConsumerConfig) []Difference {
 	d := differ{object: object}
 	d.add("ack_wait", have.AckWait, want.AckWait)
@@ -206,6 +236,5 @@ func compareConsumers(object string, have, want jetstream.ConsumerConfig) []Diff
 	d.add("inactive_threshold", have.InactiveThreshold, want.InactiveThreshold)
 	d.add("mem_storage", have.MemoryStorage, want.MemoryStorage)
 	d.add("max_batch", limitOf(have.MaxRequestBatch), limitOf(want.MaxRequestBatch))
-	d.add("paused", have.PauseUntil != nil && !have.PauseUntil.IsZero(), false)
 	return d.found
 }

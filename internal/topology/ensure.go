@@ -184,10 +184,10 @@ func (e *ensurer) keyValue(ctx context.Context, want jetstream.KeyValueConfig) (
 		return nil, err
 	}
 	if want.LimitMarkerTTL != 0 && !have.AllowMsgTTL {
-		return nil, unusable("bucket "+want.Bucket, "its keys can't expire one by one, as workers' leases must: allow it with `nats stream edit "+have.Name+" --allow-msg-ttl --subject-del-markers-ttl=1m`")
+		return nil, unusable("bucket "+want.Bucket, "its keys can't expire one by one, as workers' leases must: allow it with 'avatarworker setup --apply'")
 	}
 	if want.Bucket == e.names.StateBucket() {
-		if err := recordsKept(want.Bucket, have); err != nil {
+		if err := errors.Join(recordsKept(want.Bucket, have), leasesEnd(want.Bucket, have, e.settings.AckWait)); err != nil {
 			return nil, err
 		}
 	}

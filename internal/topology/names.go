@@ -183,12 +183,16 @@ func (n Names) Control(jobID string) string { return n.subject("control", Token(
 // AllControl matches the control requests of every job.
 func (n Names) AllControl() string { return n.subject("control", "*") }
 
-// WorkerSubject begins the subjects on which one worker answers (request/reply,
-// kept nowhere).
-func (n Names) WorkerSubject(workerID string) string { return n.subject("workers", Token(workerID)) }
+// WorkerState is where a worker is asked for its state (request/reply, kept
+// nowhere).
+func (n Names) WorkerState(workerID string) string {
+	return n.subject("workers", Token(workerID), "state")
+}
 
 // WorkerDrain is where a worker is asked to drain (request/reply, kept nowhere).
-func (n Names) WorkerDrain(workerID string) string { return n.WorkerSubject(workerID) + ".drain" }
+func (n Names) WorkerDrain(workerID string) string {
+	return n.subject("workers", Token(workerID), "drain")
+}
 
 // AllWorkerDrains matches the requests to drain of every worker.
 func (n Names) AllWorkerDrains() string { return n.subject("workers", "*", "drain") }

@@ -209,6 +209,7 @@ const (
 	codeConsumers       = 10026
 	codeStreams         = 10027
 	codeBytesRequired   = 10113
+	codeInvalidStream   = 10052
 	codeMaxAckPending   = 10121
 	codeStreamTooLarge  = 10122
 	codeQueueTaken      = 10100
@@ -243,7 +244,7 @@ func hint(err error) string {
 	case codeNoStorage, codeNoMemory, codeNoClusterRoom:
 		return ": the server has less room than the size limits need; lower them or give JetStream more"
 	case codeNoPeers, codeReplicas:
-		return ": nats.replicas needs more servers than the cluster has running"
+		return ": nats.replicas needs more servers than are running, or than nats.placement leaves"
 	case codeAccountFull:
 		return ": the account may keep less than the size limits need; lower streams.*.max_bytes or raise the account's limit"
 	case codeStreams:
@@ -254,6 +255,10 @@ func hint(err error) string {
 		return ": the account wants a size limit for every stream; set streams.*.max_bytes"
 	case codeStreamTooLarge:
 		return ": the account allows no stream of that size; lower its streams.*.max_bytes"
+	case codeInvalidStream:
+		if strings.Contains(api.Description, "duplicates window") {
+			return ": raise limits.duplicate_window of jetstream on the server to 24h, the window of dead letters"
+		}
 	case codeMaxAckPending:
 		return ": jobs that wait for a retry stay un-acked, so that a queue needs a consumer without max_ack_pending; lift the account's limit"
 	}

@@ -34,6 +34,7 @@ func account(t *testing.T, setting string) jetstream.JetStream {
 }
 
 func TestAnAccountThatCanNotHoldTheStreamsIsNamedBeforeAnythingIsMade(t *testing.T) {
+	t.Parallel()
 	bounded := topology.DefaultSettings()
 	bounded.JobsMaxBytes, bounded.StateMaxBytes, bounded.FleetMaxBytes = 1<<30, 1<<30, 64<<20
 	bounded.Events.MaxBytes, bounded.DLQ.MaxBytes = 1<<29, 1<<30
@@ -69,6 +70,7 @@ func TestAnAccountThatCanNotHoldTheStreamsIsNamedBeforeAnythingIsMade(t *testing
 }
 
 func TestAnAccountWithJustEnoughIsEnough(t *testing.T) {
+	t.Parallel()
 	settings := topology.DefaultSettings()
 	settings.JobsMaxBytes, settings.StateMaxBytes, settings.FleetMaxBytes = 1<<20, 1<<20, 1<<20
 	small := topology.Limit{MaxAge: time.Hour, MaxBytes: 1 << 20}
@@ -80,6 +82,7 @@ func TestAnAccountWithJustEnoughIsEnough(t *testing.T) {
 }
 
 func TestRacingFirstStartsFitIntoAnAccountWithJustEnough(t *testing.T) {
+	t.Parallel()
 	url := natstest.Configured(t, `
 		listen: 127.0.0.1:-1
 		jetstream: enabled
@@ -101,6 +104,7 @@ func TestRacingFirstStartsFitIntoAnAccountWithJustEnough(t *testing.T) {
 }
 
 func TestWhereThereIsNoJetStreamTheErrorSaysHowToGetIt(t *testing.T) {
+	t.Parallel()
 	without, err := jetstream.New(natstest.ConnectURL(t, natstest.Configured(t, "listen: 127.0.0.1:-1")))
 	if err != nil {
 		t.Fatal(err)
@@ -166,6 +170,7 @@ func older(t *testing.T) jetstream.JetStream {
 }
 
 func TestAServerThatIsTooOldIsRefusedFirst(t *testing.T) {
+	t.Parallel()
 	js := older(t)
 	check := func(when string) {
 		_, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
@@ -183,6 +188,7 @@ func TestAServerThatIsTooOldIsRefusedFirst(t *testing.T) {
 }
 
 func TestWhatDivertsJobsIsRefusedAndNamed(t *testing.T) {
+	t.Parallel()
 	jobs := func() jetstream.StreamConfig {
 		return jetstream.StreamConfig{Name: "AVATAR_JOBS", Subjects: []string{"avatar.jobs.*"}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew}
 	}
@@ -248,6 +254,7 @@ func TestWhatDivertsJobsIsRefusedAndNamed(t *testing.T) {
 }
 
 func TestABucketThatWouldLoseRecordsIsRefusedAndNamed(t *testing.T) {
+	t.Parallel()
 	state := func() jetstream.StreamConfig {
 		return jetstream.StreamConfig{
 			Name: "KV_AVATAR_STATE", Subjects: []string{"$KV.AVATAR_STATE.>"}, MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew,
@@ -285,6 +292,7 @@ func TestABucketThatWouldLoseRecordsIsRefusedAndNamed(t *testing.T) {
 }
 
 func TestAConsumerThatTakesAQueuesJobsIsRefusedByName(t *testing.T) {
+	t.Parallel()
 	for name, filters := range map[string][]string{
 		"everything": nil, "every queue": {"avatar.jobs.*"}, "this queue": {"avatar.jobs.default"}, "among others": {"avatar.jobs.a", "avatar.jobs.default"},
 	} {
@@ -306,6 +314,7 @@ func TestAConsumerThatTakesAQueuesJobsIsRefusedByName(t *testing.T) {
 }
 
 func TestAConsumerThatTakesAnotherQueuesJobsIsReportedByName(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	settings := topology.DefaultSettings()
 	settings.Queues = []string{"default", "vip"} // vip is another worker's, below
@@ -321,6 +330,7 @@ func TestAConsumerThatTakesAnotherQueuesJobsIsReportedByName(t *testing.T) {
 }
 
 func TestAStreamThatCopiesJobsIsReported(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	h, _ := ensure(t, js, topology.DefaultSettings())
 	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "ARCHIVE", Sources: []*jetstream.StreamSource{{Name: names.JobsStream()}}}); err != nil {
@@ -337,6 +347,7 @@ func TestAStreamThatCopiesJobsIsReported(t *testing.T) {
 }
 
 func TestAConsumerThatHandsOutNothingToWorkersIsRefused(t *testing.T) {
+	t.Parallel()
 	good := jetstream.ConsumerConfig{Durable: "default", FilterSubject: "avatar.jobs.default", AckPolicy: jetstream.AckExplicitPolicy, MaxDeliver: -1}
 	for name, tc := range map[string]struct {
 		change func(*jetstream.ConsumerConfig)

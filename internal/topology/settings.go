@@ -31,7 +31,8 @@ type Limit struct {
 // Settings is what an operator may choose about streams, buckets and consumers.
 // Start from DefaultSettings.
 type Settings struct {
-	Replicas     int // of every stream and bucket; 0 is 1
+	Replicas     int                  // of every stream and bucket; 0 is 1
+	Placement    *jetstream.Placement // of every stream and bucket; nil: as NATS chooses
 	Storage      jetstream.StorageType
 	StateTTL     time.Duration // how long a job record outlives its last change
 	AckWait      time.Duration // the lease
@@ -95,7 +96,7 @@ func unlimited(n int64) int64 {
 // jobMaxSize is the largest job message, headers and body together, in bytes.
 func jobMaxSize(payload int64) (int32, error) {
 	if payload < minPayload {
-		return 0, fmt.Errorf("the NATS server's max_payload is %d bytes: at least %d are needed, so that a job can become a dead letter with its headers", payload, minPayload)
+		return 0, fmt.Errorf("%w: its max_payload is %d bytes, and at least %d are needed, so that a job can become a dead letter with its headers: raise it", ErrServer, payload, minPayload)
 	}
 	return int32(min(payload, 64<<20)) - letterRoom, nil
 }
@@ -144,6 +145,7 @@ func (s Settings) stream(name, description string, limit Limit, subjects ...stri
 		MaxConsumers:      -1,
 		Storage:           s.Storage,
 		Replicas:          s.replicas(),
+		Placement:         s.Placement,
 		Duplicates:        window,
 	}
 }
@@ -152,7 +154,7 @@ func (s Settings) stream(name, description string, limit Limit, subjects ...stri
 func (s Settings) state(n Names) jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{
 		Bucket: n.StateBucket(), Description: "Job records, by job id; workers' leases and session limits",
-		History: 1, TTL: s.StateTTL, LimitMarkerTTL: markerLife, MaxBytes: unlimited(s.StateMaxBytes), Storage: s.Storage, Replicas: s.replicas(),
+		History: 1, TTL: s.StateTTL, LimitMarkerTTL: markerLife, MaxBytes: unlimited(s.StateMaxBytes), Storage: s.Storage, Replicas: s.replicas(), Placement: s.Placement,
 	}
 }
 
@@ -161,7 +163,7 @@ func (s Settings) state(n Names) jetstream.KeyValueConfig {
 func (s Settings) fleet(n Names) jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{
 		Bucket: n.FleetBucket(), Description: "What workers share: circuits, live sessions, alerts",
-		History: 1, LimitMarkerTTL: markerLife, MaxBytes: unlimited(s.FleetMaxBytes), Storage: s.Storage, Replicas: s.replicas(),
+		History: 1, LimitMarkerTTL: markerLife, MaxBytes: unlimited(s.FleetMaxBytes), Storage: s.Storage, Replicas: s.replicas(), Placement: s.Placement,
 	}
 }
 
@@ -176,7 +178,7 @@ func (s Settings) recordings(n Names) jetstream.ObjectStoreConfig {
 func (s Settings) object(bucket, description string, limit Limit) jetstream.ObjectStoreConfig {
 	return jetstream.ObjectStoreConfig{
 		Bucket: bucket, Description: description,
-		TTL: limit.MaxAge, MaxBytes: unlimited(limit.MaxBytes), Storage: s.Storage, Replicas: s.replicas(),
+		TTL: limit.MaxAge, MaxBytes: unlimited(limit.MaxBytes), Storage: s.Storage, Replicas: s.replicas(), Placement: s.Placement,
 	}
 }
 

@@ -96,7 +96,8 @@ func (s Settings) parts(n Names, maxJob int32) []part {
 		object := "bucket " + want.Bucket
 		parts = append(parts, part{
 			object, jetstream.StreamConfig{
-				Name: "KV_" + want.Bucket, MaxAge: want.TTL, MaxBytes: want.MaxBytes, MaxMsgSize: want.MaxValueSize, Replicas: want.Replicas, AllowMsgTTL: want.LimitMarkerTTL != 0,
+				Name: "KV_" + want.Bucket, MaxAge: want.TTL, MaxBytes: want.MaxBytes, MaxMsgSize: want.MaxValueSize, Replicas: want.Replicas, Placement: want.Placement, AllowMsgTTL: want.LimitMarkerTTL != 0,
+				MaxMsgsPerSubject: int64(want.History),
 			},
 			func(have jetstream.StreamConfig) []Difference { return compareKeyValue(object, have, want) },
 		})
@@ -104,7 +105,7 @@ func (s Settings) parts(n Names, maxJob int32) []part {
 	for _, want := range []jetstream.ObjectStoreConfig{s.audioFiles(n), s.recordings(n)} {
 		object := "bucket " + want.Bucket
 		parts = append(parts, part{
-			object, jetstream.StreamConfig{Name: "OBJ_" + want.Bucket, MaxAge: want.TTL, MaxBytes: want.MaxBytes, Replicas: want.Replicas},
+			object, jetstream.StreamConfig{Name: "OBJ_" + want.Bucket, MaxAge: want.TTL, MaxBytes: want.MaxBytes, Replicas: want.Replicas, Placement: want.Placement},
 			func(have jetstream.StreamConfig) []Difference { return compareObjects(object, have, want) },
 		})
 	}
@@ -169,6 +170,8 @@ func change(next *jetstream.StreamConfig, want jetstream.StreamConfig, state jet
 		}
 		next.Replicas = want.Replicas
 		return ""
+	case "placement.cluster", "placement.tags":
+		return "moving a stream copies all that it holds: change it by hand (nats stream edit --cluster, --tag)"
 	case "max_age", "ttl":
 		old := want.MaxAge > 0 && (next.MaxAge == 0 || want.MaxAge < next.MaxAge)
 		if old && state.Msgs > 0 && time.Since(state.FirstTime) > want.MaxAge/2 {
@@ -188,7 +191,7 @@ func change(next *jetstream.StreamConfig, want jetstream.StreamConfig, state jet
 	case "max_msgs":
 		next.MaxMsgs = want.MaxMsgs // no limit is wanted anywhere
 		return ""
-	case "max_msgs_per_subject":
+	case "max_msgs_per_subject", "history": // only a key's newest value is read
 		next.MaxMsgsPerSubject = want.MaxMsgsPerSubject
 		return ""
 	case "max_msg_size", "max_value_size": // what is there stays
@@ -238,10 +241,7 @@ func (s Settings) lookAtConsumers(ctx context.Context, js jetstream.JetStream, n
 			return steps, fmt.Errorf("%s: %w", object, err)
 		}
 		for _, d := range compareConsumers(object, c.CachedInfo().Config, want) {
-			why := "a change may make waiting jobs come at once: delete the consumer while no worker runs, and the next start makes it again"
-			if d.Setting == "paused" {
-				why = "an operator has paused the queue: avatarworker queue resume " + queue
-			}
+			const why = "a change may make waiting jobs come at once: delete the consumer while no worker runs, and the next start makes it again"
 			steps = append(steps, Step{Object: d.Object, Setting: d.Setting, Have: d.Have, Want: d.Want, Action: StepKept, Why: why})
 		}
 	}

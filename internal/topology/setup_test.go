@@ -1,11 +1,13 @@
 package topology_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/topology"
 )
@@ -24,6 +26,7 @@ func setUp(t *testing.T, js jetstream.JetStream, s topology.Settings, o topology
 }
 
 func TestSetupMakesWhatIsMissingUnlessItIsADryRun(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	s := topology.DefaultSettings()
 	all := len(topology.Names{}.Kept()) + len(s.Queues)
@@ -71,6 +74,7 @@ func otherwise(t *testing.T, js jetstream.JetStream) {
 }
 
 func TestSetupChangesWhatCanBeChangedWithoutLossAndOnlyWhenAskedTo(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	otherwise(t, js)
 	s := topology.DefaultSettings()
@@ -83,7 +87,6 @@ func TestSetupChangesWhatCanBeChangedWithoutLossAndOnlyWhenAskedTo(t *testing.T)
 		"stream AVATAR_DLQ duplicate_window":    topology.StepChanged,
 		"stream AVATAR_EVENTS max_age":          topology.StepKept,
 		"stream AVATAR_EVENTS duplicate_window": topology.StepKept,
-		"consumer default paused":               topology.StepKept,
 	}
 	for _, o := range []topology.SetupOptions{{DryRun: true}, {}, {DryRun: true, Apply: true}, {Apply: true}} {
 		steps := setUp(t, js, s, o)
@@ -112,5 +115,44 @@ func TestSetupChangesWhatCanBeChangedWithoutLossAndOnlyWhenAskedTo(t *testing.T)
 	stream, err := js.Stream(t.Context(), "AVATAR_EVENTS")
 	if err != nil || stream.CachedInfo().State.Msgs != 1 {
 		t.Errorf("an event was lost: %v", err)
+	}
+}
+
+// A server that keeps several values of a key raises every TTL to that of its
+// delete markers: a lease of 5 s would last a minute.
+func TestABucketInWhichLeasesWouldLastTooLongIsRefusedUntilItIsSetUp(t *testing.T) {
+	for setting, cfg := range map[string]jetstream.KeyValueConfig{
+		"history":       {History: 5, LimitMarkerTTL: time.Minute},
+		"allow_msg_ttl": {History: 64},
+	} {
+		t.Run(setting, func(t *testing.T) {
+			js := natstest.JetStream(t)
+			n, settings := topology.Names{}, topology.DefaultSettings()
+			cfg.Bucket, cfg.TTL, cfg.MaxBytes = n.StateBucket(), settings.StateTTL, settings.StateMaxBytes
+			state, err := js.CreateKeyValue(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, value := range []string{"older", "newest"} {
+				if _, err := state.PutString(t.Context(), "j1", value); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, _, err = topology.Ensure(t.Context(), js, n, settings)
+			if !errors.Is(err, topology.ErrUnusable) || !strings.Contains(err.Error(), "bucket AVATAR_STATE") || !strings.Contains(err.Error(), "setup --apply") {
+				t.Fatalf("got %v", err)
+			}
+			steps := setUp(t, js, settings, topology.SetupOptions{Apply: true})
+			if step := steps["bucket AVATAR_STATE "+setting]; step.Action != topology.StepChanged {
+				t.Errorf("setup --apply: %+v", steps)
+			}
+			if _, found := ensure(t, js, settings); len(found) != 0 {
+				t.Errorf("after setup --apply: %v", found)
+			}
+			entry, err := state.Get(t.Context(), "j1")
+			if err != nil || string(entry.Value()) != "newest" {
+				t.Errorf("%v: the record is %v", err, entry)
+			}
+		})
 	}
 }

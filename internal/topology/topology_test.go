@@ -3,13 +3,13 @@ package topology_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/natsserver"
@@ -17,11 +17,12 @@ import (
 	"avatarworker/internal/topology"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 var names = topology.Names{Prefix: "avatar"}
 
 func TestNamesAreThoseOfTheContract(t *testing.T) {
+	t.Parallel()
 	n := topology.Names{}
 	for got, want := range map[string]string{
 		n.Jobs("default"):                         "avatar.jobs.default",
@@ -34,7 +35,7 @@ func TestNamesAreThoseOfTheContract(t *testing.T) {
 		n.Frames("j-1"):                           "avatar.frames.j-1",
 		n.Audio("j-1"):                            "avatar.audio.j-1",
 		n.Control("j-1"):                          "avatar.control.j-1",
-		n.WorkerSubject("host.example/1"):         "avatar.workers.host=2Eexample=2F1",
+		n.WorkerState("host.example/1"):           "avatar.workers.host=2Eexample=2F1.state",
 		n.JobsStream():                            "AVATAR_JOBS",
 		n.AudioFilesBucket():                      "AVATAR_AUDIO_FILES",
 		n.StateBucket():                           "AVATAR_STATE",
@@ -47,6 +48,7 @@ func TestNamesAreThoseOfTheContract(t *testing.T) {
 }
 
 func TestTokensNeverReachAnotherSubject(t *testing.T) {
+	t.Parallel()
 	seen := map[string]string{}
 	for _, text := range []string{"", "=", "*", ">", "a.b", "a b", "a=2Eb", "a_b", "ä", "\x00", "a"} {
 		token := topology.Token(text)
@@ -61,6 +63,7 @@ func TestTokensNeverReachAnotherSubject(t *testing.T) {
 }
 
 func TestQueueOfTakesOnlyJobSubjects(t *testing.T) {
+	t.Parallel()
 	for subject, want := range map[string]string{"avatar.jobs.q": "q", "avatar.jobs.q.r": "", "avatar.dlq.q": "", "avatar.jobs.*": "", "avatar.jobs": ""} {
 		if got, ok := names.QueueOf(subject); ok != (want != "") || ok && got != want {
 			t.Errorf("%s: got %q, %t", subject, got, ok)
@@ -78,6 +81,7 @@ func ensure(t *testing.T, js jetstream.JetStream, s topology.Settings) (topology
 }
 
 func TestFirstStartMakesEverythingAndTheSecondFindsNothingDifferent(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	s := topology.DefaultSettings()
 	s.Queues = []string{"default", "bulk"}
@@ -124,6 +128,7 @@ func checkJobsStream(t *testing.T, js jetstream.JetStream) {
 }
 
 func TestRacingFirstStartsAllSucceed(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	var wg sync.WaitGroup
 	failures := make(chan error, 8)
@@ -149,6 +154,7 @@ func TestRacingFirstStartsAllSucceed(t *testing.T) {
 }
 
 func TestDifferencesAreReportedSettingBySettingAndLeftAlone(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	s := topology.DefaultSettings()
 	ensure(t, js, s)
@@ -176,6 +182,7 @@ func TestDifferencesAreReportedSettingBySettingAndLeftAlone(t *testing.T) {
 }
 
 func TestStartIsRefusedWhereJobsCouldBeLost(t *testing.T) {
+	t.Parallel()
 	good := jetstream.StreamConfig{Name: "AVATAR_JOBS", Subjects: []string{"avatar.jobs.*"}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew}
 	for name, tc := range map[string]struct {
 		change func(*jetstream.StreamConfig)
@@ -204,6 +211,7 @@ func TestStartIsRefusedWhereJobsCouldBeLost(t *testing.T) {
 }
 
 func TestStartIsRefusedWhereAConsumerWouldLoseJobs(t *testing.T) {
+	t.Parallel()
 	good := jetstream.ConsumerConfig{Durable: "default", FilterSubject: "avatar.jobs.default", AckPolicy: jetstream.AckExplicitPolicy, MaxDeliver: -1}
 	for name, tc := range map[string]struct {
 		change func(*jetstream.ConsumerConfig)
@@ -233,6 +241,7 @@ func TestStartIsRefusedWhereAConsumerWouldLoseJobs(t *testing.T) {
 }
 
 func TestDeletedConsumerIsMended(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	s := topology.DefaultSettings()
 	h, _ := ensure(t, js, s)
@@ -253,6 +262,7 @@ func TestDeletedConsumerIsMended(t *testing.T) {
 }
 
 func TestErrorsNameWhatToDo(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "MINE", Subjects: []string{"avatar.>"}}); err != nil {
 		t.Fatal(err)
@@ -280,18 +290,20 @@ func TestErrorsNameWhatToDo(t *testing.T) {
 }
 
 func TestTooSmallAPayloadLimitIsRefused(t *testing.T) {
+	t.Parallel()
 	srv := natstest.StartWith(t, natsserver.Options{Port: natsserver.RandomPort, MaxPayload: 64 << 10})
 	js, err := jetstream.New(natstest.Connect(t, srv))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, _, err = topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
-	if err == nil || !strings.Contains(err.Error(), "max_payload is 65536") {
+	if !errors.Is(err, topology.ErrServer) || !strings.Contains(err.Error(), "max_payload is 65536") {
 		t.Fatalf("got %v", err)
 	}
 }
 
-func TestThreeReplicasOnACluster(t *testing.T) {
+func TestReplicasAndPlacementOnACluster(t *testing.T) {
+	t.Parallel()
 	c := natstest.Cluster(t, 3)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -309,5 +321,39 @@ func TestThreeReplicasOnACluster(t *testing.T) {
 		if n := h.Jobs.CachedInfo().Config.Replicas; n != 3 {
 			t.Fatalf("%d replicas", n)
 		}
+	}
+	placed, here := topology.Names{Prefix: "placed"}, topology.DefaultSettings()
+	here.Placement = &jetstream.Placement{Cluster: "avatar", Tags: []string{"node:n1"}}
+	for range 2 {
+		if _, differences, err := topology.Ensure(ctx, js, placed, here); err != nil || len(differences) != 0 {
+			t.Fatalf("got %v, %v", differences, err)
+		}
+	}
+	const objects = 9
+	made := 0
+	for info := range js.ListStreams(ctx).Info() {
+		if strings.Contains(info.Config.Name, "PLACED_") {
+			if made++; info.Cluster.Leader != "n1" {
+				t.Errorf("stream %s is on %s, want n1", info.Config.Name, info.Cluster.Leader)
+			}
+		}
+	}
+	if made != objects {
+		t.Errorf("%d streams and buckets, want %d", made, objects)
+	}
+	elsewhere := here
+	elsewhere.Placement = &jetstream.Placement{Tags: []string{"node:n2"}}
+	_, differences, err := topology.Ensure(ctx, js, placed, elsewhere)
+	if err != nil || len(differences) != 2*objects { // the cluster and the tags of each
+		t.Errorf("got %v, %v", differences, err)
+	}
+	steps, err := topology.Setup(ctx, js, placed, elsewhere, topology.SetupOptions{Apply: true})
+	if err != nil || len(steps) != 2*objects || slices.ContainsFunc(steps, func(s topology.Step) bool { return s.Action != topology.StepKept }) {
+		t.Errorf("setup moved streams: %v, %v", steps, err)
+	}
+	nowhere := here
+	nowhere.Placement = &jetstream.Placement{Tags: []string{"node:none"}}
+	if _, _, err := topology.Ensure(ctx, js, topology.Names{Prefix: "nowhere"}, nowhere); err == nil || !strings.Contains(err.Error(), "nats.placement") {
+		t.Errorf("a placement that no server has: %v", err)
 	}
 }

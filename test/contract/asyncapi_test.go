@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -105,15 +107,13 @@ func TestTheSubjectsOfTheAsyncAPIDocumentAreTheWorkers(t *testing.T) {
 	want := map[string]string{
 		"jobs": n.Jobs("A"), "liveAudio": n.Audio("A"), "control": n.Control("A"), "events": n.Events("A", "A"),
 		"errors": n.Errors("A", "A"), "alerts": n.Alerts("A", "A"), "deadLetters": n.DLQ("A", "A"), "frames": n.Frames("A"),
+		"workerDrain": n.WorkerDrain("A"), "workerState": n.WorkerState("A"),
 		"controlReply":     "<nil>", // the reply subject of a request
+		"workerDrainReply": "<nil>", "workerStateReply": "<nil>",
 		"acknowledgements": "<nil>",
 	}
-	channels := at(t, asyncapi(t), "channels")
-	for name := range channels {
-		address := fmt.Sprint(at(t, channels, name)["address"])
-		for parameter := range parameters(channels, name) {
-			address = strings.Replace(address, "{"+parameter+"}", "A", 1)
-		}
+	channels := addresses(t)
+	for name, address := range channels {
 		if address != want[name] {
 			t.Errorf("channel %s is at %s, want %q", name, address, want[name])
 		}
@@ -122,6 +122,61 @@ func TestTheSubjectsOfTheAsyncAPIDocumentAreTheWorkers(t *testing.T) {
 	for name := range want {
 		t.Errorf("channel %s is missing", name)
 	}
+	for method, subject := range subjects(n) {
+		if !slices.ContainsFunc(slices.Collect(maps.Values(channels)), func(address string) bool { return matches(subject, address) }) {
+			t.Errorf("topology.Names.%s: no channel of the document is at %s", method, subject)
+		}
+	}
+}
+
+// addresses lists the document's channels, with A for each parameter.
+func addresses(t *testing.T) map[string]string {
+	t.Helper()
+	channels := at(t, asyncapi(t), "channels")
+	found := make(map[string]string, len(channels))
+	for name := range channels {
+		address := fmt.Sprint(at(t, channels, name)["address"])
+		for parameter := range parameters(channels, name) {
+			address = strings.Replace(address, "{"+parameter+"}", "A", 1)
+		}
+		found[name] = address
+	}
+	return found
+}
+
+// subjects lists what each method of Names returns that makes a subject or a
+// filter, with A for each token.
+func subjects(n topology.Names) map[string]string {
+	found := make(map[string]string)
+	v := reflect.ValueOf(n)
+	for i := range v.NumMethod() {
+		method := v.Method(i)
+		if method.Type().NumOut() != 1 || method.Type().Out(0).Kind() != reflect.String {
+			continue
+		}
+		args := make([]reflect.Value, method.Type().NumIn())
+		for a := range args {
+			args[a] = reflect.ValueOf("A")
+		}
+		if subject := method.Call(args)[0].String(); strings.HasPrefix(subject, topology.DefaultPrefix+".") {
+			found[v.Type().Method(i).Name] = subject
+		}
+	}
+	return found
+}
+
+// matches reports whether a subscription to filter gets what is sent to subject.
+func matches(filter, subject string) bool {
+	want, have := strings.Split(filter, "."), strings.Split(subject, ".")
+	for i, token := range want {
+		if token == ">" {
+			return len(have) > i
+		}
+		if i >= len(have) || token != "*" && token != have[i] {
+			return false
+		}
+	}
+	return len(have) == len(want)
 }
 
 func parameters(channels object, name string) object {

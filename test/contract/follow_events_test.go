@@ -3,11 +3,13 @@ package contract
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 )
 
 func TestWhoFollowsOnlyTheDocumentCancelsAJob(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("live", "ok-avatar")
@@ -30,6 +32,7 @@ func TestWhoFollowsOnlyTheDocumentCancelsAJob(t *testing.T) {
 }
 
 func TestWhoFollowsOnlyTheDocumentInterruptsAnUtterance(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("inline", "hang-avatar") // says nothing, until it is interrupted
@@ -71,7 +74,28 @@ func (f *following) control(ctx context.Context, request string, id map[string]s
 	}
 }
 
+func TestWhoFollowsOnlyTheDocumentDrainsAWorker(t *testing.T) {
+	ctx := limited(t)
+	f := follow(ctx, t, true)
+	job := f.job("inline", "ok-avatar")
+	events := f.listen("tellEvent", f.id(job))
+	f.store(ctx, "takeJob", "Job", nil, job)
+	heard := f.until(ctx, events, "Completed")
+	worker := heard[len(heard)-1].Field("worker_id")
+	token := regexp.MustCompile(`[^A-Za-z0-9_-]`).ReplaceAllStringFunc(worker, func(s string) string { return fmt.Sprintf("=%02X", s) })
+	id := map[string]string{"worker_id": token}
+	state := f.send(ctx, "report", "StateRequest", id, f.example("report", "StateRequest", "state"))
+	if state.Field("worker_id") != worker || state.Field("ready") != "true" {
+		t.Errorf("the state is %s", state.Body)
+	}
+	reply := f.send(ctx, "drain", "DrainRequest", id, f.example("drain", "DrainRequest", "drain"))
+	if reply.Field("worker_id") != worker {
+		t.Errorf("the answer is %s", reply.Body)
+	}
+}
+
 func TestWhoFollowsOnlyTheDocumentSeesAJobGivenUp(t *testing.T) {
+	t.Parallel()
 	for _, message := range []string{"Job", "JobProtobuf"} {
 		ctx := limited(t)
 		f := follow(ctx, t, true)
@@ -93,6 +117,7 @@ func TestWhoFollowsOnlyTheDocumentSeesAJobGivenUp(t *testing.T) {
 }
 
 func TestWhoFollowsOnlyTheDocumentSeesAnAppWait(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("inline", "fail-creditsExhausted")
@@ -103,6 +128,7 @@ func TestWhoFollowsOnlyTheDocumentSeesAnAppWait(t *testing.T) {
 }
 
 func TestWhoFollowsOnlyTheDocumentLearnsOfADuplicate(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("object", "ok-avatar")
@@ -124,6 +150,7 @@ func TestWhoFollowsOnlyTheDocumentLearnsOfADuplicate(t *testing.T) {
 }
 
 func TestAJobThatIsTooLargeIsRefusedAsTheDocumentSays(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, true)
 	job := f.job("inline", "ok-avatar")
@@ -135,6 +162,7 @@ func TestAJobThatIsTooLargeIsRefusedAsTheDocumentSays(t *testing.T) {
 }
 
 func TestWithoutAWorkerNobodyAnswersAsTheDocumentSays(t *testing.T) {
+	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, false)
 	job := f.job("inline", "ok-avatar")

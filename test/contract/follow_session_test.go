@@ -16,6 +16,7 @@ import (
 )
 
 func TestAPublisherThatFollowsOnlyTheDocumentGetsASession(t *testing.T) {
+	t.Parallel()
 	for _, message := range []string{"Job", "JobProtobuf"} {
 		f := follow(limited(t), t, true)
 		examples := f.message("takeJob", "Job").Examples

@@ -110,7 +110,7 @@ func TestTheTableOfKeysIsTheConfigurations(t *testing.T) {
 	upToDate(t, "docs/configuration.md", b.String())
 }
 
-func action(r errors.Row) string { return strings.ReplaceAll(string(r.Action), "_", "-") }
+func action(r errors.Row) string { return string(r.Action) }
 
 func attempts(r errors.Row) string {
 	switch {

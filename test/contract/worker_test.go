@@ -20,6 +20,7 @@ import (
 )
 
 func TestWhatAWorkerReallyPublishesIsAsTheSchemasSay(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	server := natstest.Start(t)
@@ -30,45 +31,48 @@ func TestWhatAWorkerReallyPublishesIsAsTheSchemasSay(t *testing.T) {
 	startWorker(ctx, t, server.ClientURL())
 	names := topology.Names{}
 	speech := map[string]any{"inline": base64.StdEncoding.EncodeToString(clip.WAV)}
-	wanted := map[string]string{}
-	for id, c := range map[string]struct {
+	type sample struct {
+		id   string
 		job  map[string]any
-		want string
-	}{
-		"good":    {map[string]any{"avatar_id": "ok", "audio": speech, "labels": map[string]any{"a": "b"}}, "completed"},
-		"record":  {map[string]any{"avatar_id": "ok", "audio": speech, "output": map[string]any{"object": map[string]any{}}}, "completed"},
-		"flaky":   {map[string]any{"avatar_id": "flaky-serverError-1", "utterances": []any{speech, speech}}, "completed"},
-		"nobody":  {map[string]any{"avatar_id": "fail-avatarNotFound", "audio": speech}, "dead_lettered"},
-		"late":    {map[string]any{"avatar_id": "ok", "audio": speech, "deadline": "2020-01-01T00:00:00Z"}, "expired"},
-		"broken":  {map[string]any{"avatar_id": "ok"}, "dead_lettered"},
-		"unpaid":  {map[string]any{"avatar_id": "fail-creditsExhausted", "audio": speech}, "held"},
-		"unpaid2": {map[string]any{"avatar_id": "fail-creditsExhausted", "audio": speech, "app_id": "other"}, "held"},
-	} {
-		c.job["id"] = id
-		if id == "unpaid" {
-			// A circuit of its own, so that the other jobs do not wait for it.
-			c.job["region"], c.job["app_id"] = "ap-northeast", "unpaid"
-		}
-		data, err := json.Marshal(c.job)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if (validator(t).Job(data) == nil) == (id == "broken") {
-			t.Errorf("job %s: the schema thinks otherwise", id)
-		}
-		// What is no valid job goes by its message id.
-		if _, err := js.Publish(ctx, names.Jobs("default"), data, jetstream.WithMsgID(id)); err != nil {
-			t.Fatal(err)
-		}
-		wanted[names.Events(c.want, id)] = id
+		want string // the event that its end is awaited by
 	}
-	for subject := range wanted {
-		waitFor(ctx, t, js, subject)
+	run := func(samples ...sample) {
+		t.Helper()
+		for _, c := range samples {
+			c.job["id"] = c.id
+			data, err := json.Marshal(c.job)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (validator(t).Job(data) == nil) == (c.id == "broken") {
+				t.Errorf("job %s: the schema and the test disagree", c.id)
+			}
+			// A message that is not a valid job goes by its message id.
+			if _, err := js.Publish(ctx, names.Jobs("default"), data, jetstream.WithMsgID(c.id)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, c := range samples {
+			waitFor(ctx, t, js, names.Events(c.want, c.id))
+		}
 	}
+	run(
+		sample{"good", map[string]any{"avatar_id": "ok", "audio": speech, "labels": map[string]any{"a": "b"}}, "completed"},
+		sample{"record", map[string]any{"avatar_id": "ok", "audio": speech, "output": map[string]any{"object": map[string]any{}}}, "completed"},
+		sample{"flaky", map[string]any{"avatar_id": "flaky-serverError-1", "utterances": []any{speech, speech}}, "completed"},
+		sample{"nobody", map[string]any{"avatar_id": "fail-avatarNotFound", "audio": speech}, "dead_lettered"},
+		sample{"late", map[string]any{"avatar_id": "ok", "audio": speech, "deadline": "2020-01-01T00:00:00Z"}, "expired"},
+		sample{"broken", map[string]any{"avatar_id": "ok"}, "dead_lettered"},
+	)
 	if _, err := js.Publish(ctx, names.Jobs("default"), []byte(`{"id":"good","avatar_id":"ok","audio":{"object":"a"}}`)); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(ctx, t, js, names.Events(event.TypeDuplicate, "good"))
+	// Last: an open circuit holds the other jobs of its app.
+	run(
+		sample{"unpaid", map[string]any{"avatar_id": "fail-creditsExhausted", "audio": speech}, "held"},
+		sample{"unpaid2", map[string]any{"avatar_id": "fail-creditsExhausted", "audio": speech, "app_id": "other"}, "held"},
+	)
 
 	v := validator(t)
 	for _, name := range []string{names.EventsStream(), names.DLQStream(), names.FramesStream()} {
@@ -96,7 +100,7 @@ func startWorker(ctx context.Context, t *testing.T, url string, changes ...func(
 	c := config.Defaults()
 	c.NATS.URL = url
 	c.App.ID, c.App.APIKey = "app", "key-for-tests"
-	c.Apps = map[string]*config.App{"other": {ID: "other", APIKey: "key-for-tests"}, "unpaid": {ID: "unpaid", APIKey: "key-for-tests"}}
+	c.Apps = map[string]*config.App{"other": {ID: "other", APIKey: "key-for-tests"}}
 	c.Backend.ConsoleURL, c.Backend.IngressURL = backend.ConsoleURL(), backend.IngressURL()
 	c.Retry.Initial, c.Retry.Max = 20*time.Millisecond, 50*time.Millisecond
 	c.Worker.DrainTimeout = 0

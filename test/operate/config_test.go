@@ -10,6 +10,7 @@ import (
 )
 
 func TestCheckConfigTellsEveryProblemAndHidesEverySecret(t *testing.T) {
+	t.Parallel()
 	file := write(t, "config.yaml", "nats:\n  prefx: a\nretry:\n  max_attempts: lots\n")
 	call(t, nil, 78, []string{file + ":2: nats.prefx", file + ":4: retry.max_attempts"}, "-c", file, "check-config")
 	call(t, nil, 78, []string{"no-such.yaml", "no such file"}, "-c", "no-such.yaml", "check-config")
@@ -27,6 +28,7 @@ func TestCheckConfigTellsEveryProblemAndHidesEverySecret(t *testing.T) {
 
 // Each key's variable is known, and takes the default as it is documented.
 func TestEveryKeyIsTakenFromTheEnvironment(t *testing.T) {
+	t.Parallel()
 	env := []string{"SPATIUS_APP_ID=app", "SPATIUS_API_KEY=hush"}
 	plain, _ := call(t, env, 0, nil, "check-config")
 	for _, k := range config.Keys() {
@@ -45,6 +47,7 @@ func TestEveryKeyIsTakenFromTheEnvironment(t *testing.T) {
 
 // The config file that lies in the directory is read without being named.
 func TestConfigFileOfTheDirectoryIsRead(t *testing.T) {
+	t.Parallel()
 	p := spawn(t, nil, "errors", "--json")
 	p.wait()
 	dir := p.cmd.Dir

@@ -23,6 +23,7 @@ func (s *site) control(body string) {
 }
 
 func TestAThousandDeadLettersAreFoundExplainedAndReplayedOnce(t *testing.T) {
+	t.Parallel()
 	n := 1000
 	if testing.Short() {
 		n = 200

@@ -22,6 +22,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
+	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/simulator"
 	"avatarworker/internal/topology"
 )
@@ -49,6 +50,7 @@ func testAll(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "building the program: %v\n%s", err, out)
 		return 1
 	}
+	natstest.Parallel(8)
 	code := m.Run()
 	if err := goleak.Find(); code == 0 && err != nil {
 		fmt.Fprintln(os.Stderr, err)

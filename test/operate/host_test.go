@@ -44,6 +44,7 @@ func pipedRun(s *site) (*exec.Cmd, *os.File) {
 }
 
 func TestRunGoesOnWhenTheReaderOfItsLogHasGone(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, 0)
 	cmd, reader := pipedRun(s)
 	if err := reader.Close(); err != nil { // as in `run | head`
@@ -63,6 +64,7 @@ func TestRunGoesOnWhenTheReaderOfItsLogHasGone(t *testing.T) {
 }
 
 func TestAHangupDrainsAsSIGTERMDoes(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, 1)
 	p := s.run()
 	s.connect()
@@ -103,6 +105,7 @@ func TestUnderNohupAHangupIsIgnored(t *testing.T) {
 }
 
 func TestASecondWorkerOnOneHostIsToldWhichFlagToUse(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, 0)
 	p := s.run()
 	call(t, s.env, 1, []string{"address already in use", "--admin-addr", "AVATAR_ADMIN_ADDR", "admin.addr"}, "run")
@@ -118,6 +121,7 @@ func TestASecondWorkerOnOneHostIsToldWhichFlagToUse(t *testing.T) {
 }
 
 func TestRunWithoutNATSNamesTheURL(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, 0)
 	p := spawn(t, append(s.env, "NATS_URL=nats://me:hush@"+strings.TrimPrefix(s.url, "nats://")), "run")
 	p.stderr.awaitText(t, "can't be reached")
@@ -136,6 +140,7 @@ func TestRunWithoutNATSNamesTheURL(t *testing.T) {
 }
 
 func TestAWorkerTellsPublishersWhatSpeechItTakes(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, 0)
 	p := s.run("--set", "audio.convert=true", "--set", "audio.max_bytes=5MiB")
 	out, _ := call(t, s.env, 0, nil, "status", "--json")

@@ -33,6 +33,7 @@ type login struct {
 }
 
 func TestWorkerAndCommandsLogInAsPeopleDo(t *testing.T) {
+	t.Parallel()
 	for name, prepare := range map[string]func(t *testing.T) login{
 		"user": byUser, "token": byToken, "nkey": byNKey, "creds": byCreds, "tls": byTLS, "context": byContext,
 	} {

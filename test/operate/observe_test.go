@@ -22,6 +22,7 @@ var (
 )
 
 func TestEveryMetricOfRulesAndDashboardIsInAScrapeOfTheDemo(t *testing.T) {
+	t.Parallel()
 	p := spawn(t, nil, "demo", "--stay")
 	p.stderr.await(t, "address of the metrics", scrapeURL.MatchString)
 	found := make(map[string]bool)
@@ -73,6 +74,7 @@ type span struct {
 }
 
 func TestTraceOfAJobHasItsParentAndItsIDsAreInLogsAndEvents(t *testing.T) {
+	t.Parallel()
 	const (
 		trace  = "4bf92f3577b34da6a3ce929d0e0e4736"
 		parent = "00f067aa0ba902b7"

@@ -126,6 +126,7 @@ func inAccount(t *testing.T, account string, run scenario) {
 }
 
 func TestWorkerWorksInTheFleetsAccount(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*enough)
 	defer cancel()
 	refused := newRefusals(nil)
@@ -135,6 +136,7 @@ func TestWorkerWorksInTheFleetsAccount(t *testing.T) {
 }
 
 func TestPublisherNeedsJustTheImportsOfItsAccount(t *testing.T) {
+	t.Parallel()
 	inAccount(t, "AVATAR_PUBLISHERS", func(ctx context.Context, t *testing.T, url string, refused *refusals) error {
 		if err := publisher(ctx, t, url, refused); err != nil {
 			return err
@@ -145,6 +147,7 @@ func TestPublisherNeedsJustTheImportsOfItsAccount(t *testing.T) {
 }
 
 func TestOperatorNeedsJustTheImportsOfItsAccount(t *testing.T) {
+	t.Parallel()
 	inAccount(t, "AVATAR_OPERATORS", func(ctx context.Context, t *testing.T, url string, refused *refusals) error {
 		if err := operator(ctx, t, url, refused); err != nil {
 			return err
@@ -168,6 +171,7 @@ func TestOperatorNeedsJustTheImportsOfItsAccount(t *testing.T) {
 }
 
 func TestListenerNeedsJustTheImportsOfItsAccount(t *testing.T) {
+	t.Parallel()
 	inAccount(t, "AVATAR_LISTENERS", listenerElsewhere)
 }
 

@@ -25,6 +25,7 @@ func reading() []string {
 // A job is published, pulled, and read by an operator while a role listens
 // wherever the server lets it: none of it may come to the role.
 func TestNoRoleReadsJobsOrTheInboxesOfOthers(t *testing.T) {
+	t.Parallel()
 	for name, start := range map[string]func(*testing.T) string{
 		"accounts":    func(t *testing.T) string { return startAccounts(t, "") },
 		"one account": func(t *testing.T) string { return start(t, "publisher", nil) },
@@ -144,6 +145,7 @@ func writing(target string) map[string][]attack {
 // What decides about a job is out of reach of publishers and listeners: its
 // record, events, dead letters, and the acknowledgement of its message.
 func TestNoPublisherOrListenerWritesWhatIsNotItsOwn(t *testing.T) {
+	t.Parallel()
 	for target, stream := range map[string]string{
 		"$KV.AVATAR_STATE.J": "KV_AVATAR_STATE", "$KV.AVATAR_STATE.lease.w": "KV_AVATAR_STATE", "$KV.AVATAR_FLEET.circuit.app.us": "KV_AVATAR_FLEET",
 		"avatar.events.completed.J": "AVATAR_EVENTS", "avatar.dlq.job.invalidJob": "AVATAR_DLQ", "avatar.frames.J": "AVATAR_FRAMES",
@@ -229,6 +231,7 @@ func settle(ctx context.Context, t *testing.T, attacker, admin client) {
 // permissions of permissions.conf, JetStream's answers go where they like.
 // docs/permissions.md says so. When this no longer holds, it has to be changed.
 func TestInOneAccountAnswersGoWhereverTheyAreSent(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), enough)
 	defer cancel()
 	url := start(t, "publisher", nil)

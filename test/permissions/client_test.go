@@ -35,15 +35,35 @@ func each(t *testing.T, role string, run scenario) {
 	}
 }
 
-func TestPublisherNeedsJustItsPermissions(t *testing.T)    { each(t, "publisher", publisher) }
-func TestListenerNeedsJustItsPermissions(t *testing.T)     { each(t, "listener", listener) }
-func TestOperatorNeedsJustItsPermissions(t *testing.T)     { each(t, "operator", operator) }
-func TestPublisherMayNotTouchWhatIsNotItsOwn(t *testing.T) { foreign(t, "publisher", others...) }
-func TestListenerMayNotTouchWhatIsNotItsOwn(t *testing.T)  { foreign(t, "listener", others...) }
+func TestPublisherNeedsJustItsPermissions(t *testing.T) {
+	t.Parallel()
+	each(t, "publisher", publisher)
+}
+
+func TestListenerNeedsJustItsPermissions(t *testing.T) {
+	t.Parallel()
+	each(t, "listener", listener)
+}
+
+func TestOperatorNeedsJustItsPermissions(t *testing.T) {
+	t.Parallel()
+	each(t, "operator", operator)
+}
+
+func TestPublisherMayNotTouchWhatIsNotItsOwn(t *testing.T) {
+	t.Parallel()
+	foreign(t, "publisher", others...)
+}
+
+func TestListenerMayNotTouchWhatIsNotItsOwn(t *testing.T) {
+	t.Parallel()
+	foreign(t, "listener", others...)
+}
 
 // An operator writes records. What says which worker may run a job is the
 // workers' alone.
 func TestOperatorMayNotTouchLeasesAndSessionLimits(t *testing.T) {
+	t.Parallel()
 	foreign(t, "operator", "$KV.AVATAR_STATE.lease.w", "$KV.AVATAR_STATE.limit.app_id/app.1", "$JS.API.STREAM.PURGE.KV_AVATAR_STATE")
 }
 
@@ -351,6 +371,7 @@ var others = []string{
 func foreign(t *testing.T, role string, subjects ...string) {
 	for _, subject := range subjects {
 		t.Run(subject, func(t *testing.T) {
+			t.Parallel()
 			refused := newRefusals(&permission{subject, "publish"})
 			c := connect(t, start(t, role, nil), role, refused)
 			if err := c.nc.Publish(subject, []byte("x")); err != nil {

@@ -16,9 +16,9 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/topology"
 )
 
@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
-	goleak.VerifyTestMain(m)
+	natstest.Main(m)
 }
 
 // permission is one line of a role.

@@ -28,6 +28,7 @@ import (
 )
 
 func TestWorkerNeedsJustItsPermissions(t *testing.T) {
+	t.Parallel()
 	t.Run("all", func(t *testing.T) { t.Parallel(); withAll(t, "worker", worker) })
 	for _, p := range lines(t, "worker") {
 		t.Run("without "+p.kind+" "+p.subject, func(t *testing.T) { t.Parallel(); withOneLess(t, "worker", p, worker) })

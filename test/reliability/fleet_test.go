@@ -55,12 +55,19 @@ func newFleet(t *testing.T, urls string, lease time.Duration) *fleet {
 
 func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, backend simulator.Options) *fleet {
 	t.Helper()
+	return newFleetIn(t, cell{}, urls, lease, replicas, backend)
+}
+
+// newFleetIn is newFleetAt of one cell; the zero cell is a fleet that has NATS for
+// itself.
+func newFleetIn(t *testing.T, c cell, urls string, lease time.Duration, replicas int, backend simulator.Options) *fleet {
+	t.Helper()
 	own := urls == ""
 	if own {
 		urls = natstest.Start(t).ClientURL()
 	}
 	f := &fleet{
-		t: t, names: topology.Names{Prefix: "avatar"}, lease: lease, attempts: 5,
+		t: t, names: c.names(), lease: lease, attempts: 5,
 		records: map[string]lifecycle.Record{}, changed: make(chan struct{}),
 	}
 	f.backend = simulator.New(backend)
@@ -68,12 +75,14 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 		t.Fatal(err)
 	}
 	t.Cleanup(f.backend.Stop)
-	f.nc = natstest.ConnectURL(t, urls, nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond))
+	f.nc = natstest.ConnectURL(t, urls, append(c.operator(), nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond))...)
 	var err error
 	if f.js, err = jetstream.New(f.nc); err != nil {
 		t.Fatal(err)
 	}
-	createStreams(t.Context(), t, f.js, f.names, fleetSettings(lease, replicas))
+	settings := fleetSettings(lease, replicas)
+	settings.Placement = c.placement()
+	createStreams(t.Context(), t, f.js, f.names, settings)
 	f.env = map[string]string{
 		"NATS_URL": urls, "AVATAR_NATS_REPLICAS": fmt.Sprint(replicas),
 		"AVATAR_APP_ID": "app", "AVATAR_APP_API_KEY": apiKey,
@@ -82,6 +91,7 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 		"AVATAR_RETRY_INITIAL": "50ms", "AVATAR_RETRY_MAX": "500ms", "AVATAR_RETRY_MAX_ATTEMPTS": fmt.Sprint(f.attempts),
 		"AVATAR_LEASE_ACK_WAIT": lease.String(), "AVATAR_ADMIN_ADDR": "off", "AVATAR_LOG_FORMAT": "json",
 	}
+	maps.Copy(f.env, c.env())
 	f.watch()
 	if own { // that does not answer only where the machine is too busy
 		watched, stop := context.WithCancel(context.Background())
@@ -98,7 +108,7 @@ func newFleetAt(t *testing.T, urls string, lease time.Duration, replicas int, ba
 func createStreams(ctx context.Context, t *testing.T, js jetstream.JetStream, names topology.Names, settings topology.Settings) {
 	t.Helper()
 	err := insist(func() error {
-		if err := invariant.CreateState(ctx, js, names, settings.Replicas); err != nil {
+		if err := invariant.CreateState(ctx, js, names, settings.Replicas, settings.Placement); err != nil {
 			return err
 		}
 		_, _, err := topology.Ensure(ctx, js, names, settings)

@@ -1,18 +1,17 @@
 package reliability
 
 import (
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"sync"
 	"testing"
 
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
+
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // binary is the worker as it is shipped, but with its failpoints compiled in.
@@ -23,16 +22,14 @@ var binary = struct {
 }{}
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	zerolog.SetGlobalLevel(zerolog.Disabled) // toxiproxy's toxics log to a global logger at every level
-	// These tests mostly wait, for leases and cooldowns: more of them at once
-	// than there are processors. -parallel above that still counts.
-	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
-		if err := p.Value.Set(strconv.Itoa(max(6, runtime.GOMAXPROCS(0)))); err != nil {
+	zerolog.SetGlobalLevel(zerolog.Disabled)                                       // toxiproxy's toxics log to a global logger at every level
+	for _, role := range []string{"WORKER", "PUBLISHER", "LISTENER", "OPERATOR"} { // of deploy/nats/cells.conf
+		if err := os.Setenv("AVATAR_"+role+"_PASSWORD", natsPassword); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 	}
+	natstest.Parallel(8)
 	// toxiproxy leaves the toxics of a connection, and who reads it, behind that is
 	// cut while they are taken off it.
 	toxic := goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run")

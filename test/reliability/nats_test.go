@@ -36,10 +36,15 @@ func (f *fleet) proxy(name, target string) *toxiproxy.Proxy {
 	return p
 }
 
+// clusters bounds those at once: their elections need the processor in time.
+var clusters = make(chan struct{}, 4)
+
 // newCluster runs a cluster of three until the test ends; its files are under
 // the directory.
 func newCluster(t *testing.T) (cluster *natsserver.Cluster, dir string) {
 	t.Helper()
+	clusters <- struct{}{}
+	t.Cleanup(func() { <-clusters })
 	err := insist(func() (err error) {
 		dir = t.TempDir()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

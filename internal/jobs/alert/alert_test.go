@@ -12,7 +12,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
@@ -20,7 +19,7 @@ import (
 	"avatarworker/internal/natsserver/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 const (
 	waitTime  = 20 * time.Second
@@ -164,6 +163,7 @@ func (e *env) alerted(c errors.Code) event.RecurringAlert {
 }
 
 func TestFailureThatRecursIsOneAlertOfTheFleet(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.fail(code, "before") // no worker ran then
 	for i := range 3 {
@@ -200,6 +200,7 @@ func TestFailureThatRecursIsOneAlertOfTheFleet(t *testing.T) {
 }
 
 func TestAlertThatCouldNotBePublishedIsPublishedWithTheNextEvent(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.fault = errors.New("no stream")
 	e.run(e.counter("w"))
@@ -221,6 +222,7 @@ func TestAlertThatCouldNotBePublishedIsPublishedWithTheNextEvent(t *testing.T) {
 }
 
 func TestAlertOfAWorkerThatDiedBetweenClaimAndPublishIsPublishedByAnother(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	dead := e.counter("dead")
 	claimed, err := dead.claim(t.Context(), code, time.Now().UTC())
@@ -241,6 +243,7 @@ func TestAlertOfAWorkerThatDiedBetweenClaimAndPublishIsPublishedByAnother(t *tes
 }
 
 func TestAlertIsClaimedAgainOnlyAfterTheWindow(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	a, b := e.counter("a"), e.counter("b")
 	now := time.Unix(1_000_000, 0).UTC()
@@ -265,6 +268,7 @@ func TestAlertIsClaimedAgainOnlyAfterTheWindow(t *testing.T) {
 }
 
 func TestCountGoesOnWhenTheStreamIsMadeAgain(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.run(e.counter("w"))
 	for range threshold {
@@ -282,6 +286,7 @@ func TestCountGoesOnWhenTheStreamIsMadeAgain(t *testing.T) {
 }
 
 func TestWindowForgetsWhatHasLeftIt(t *testing.T) {
+	t.Parallel()
 	start := time.Unix(1_000_000, 0)
 	w := &eventWindow{ids: make(map[string]bool)}
 	add := func(id string, after time.Duration) { w.add(seenEvent{id: id, at: start.Add(after)}, time.Minute) }
@@ -302,6 +307,7 @@ func TestWindowForgetsWhatHasLeftIt(t *testing.T) {
 }
 
 func TestWindowIsBounded(t *testing.T) {
+	t.Parallel()
 	w := &eventWindow{ids: make(map[string]bool)}
 	for i := range maxWindow + 100 {
 		w.add(seenEvent{id: fmt.Sprint(i), at: time.Unix(0, int64(i))}, time.Hour)
@@ -312,6 +318,7 @@ func TestWindowIsBounded(t *testing.T) {
 }
 
 func TestAlertListsTheNewestJobs(t *testing.T) {
+	t.Parallel()
 	c := New(Options{Config: Config{Threshold: 1, Window: time.Minute}, Worker: "w"})
 	w := &eventWindow{ids: make(map[string]bool)}
 	for i := range 3 * event.MaxAlertJobs {

@@ -10,6 +10,7 @@ import (
 )
 
 func TestEveryCircuitThatOpensIsTold(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1")
 	e.run(c)
@@ -51,6 +52,7 @@ func TestEveryCircuitThatOpensIsTold(t *testing.T) {
 }
 
 func TestAlertsWaitForTheEventsStream(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	e.breakEvents(errors.New("no stream"))
 	c := e.worker("w1")
@@ -78,6 +80,7 @@ func TestAlertsWaitForTheEventsStream(t *testing.T) {
 }
 
 func TestAlertOfAWorkerThatDiedIsToldByTheNext(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct{ before, closes bool }{
 		"one that is there":      {before: true},
 		"one that starts later":  {},
@@ -111,6 +114,7 @@ func TestAlertOfAWorkerThatDiedIsToldByTheNext(t *testing.T) {
 }
 
 func TestUnpublishedAlertsAreBounded(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1")
 	for range maxUnpublished {

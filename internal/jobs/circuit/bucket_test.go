@@ -9,6 +9,7 @@ import (
 )
 
 func TestRegionsOfOneBackendShareACircuit(t *testing.T) {
+	t.Parallel()
 	for name, perApp := range map[string]bool{"one backend": true, "a backend for each": false} {
 		t.Run(name, func(t *testing.T) {
 			e := newEnv(t)
@@ -36,6 +37,7 @@ func TestRegionsOfOneBackendShareACircuit(t *testing.T) {
 }
 
 func TestCircuitThatExpiresIsForgotten(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1")
 	e.run(c)
@@ -66,6 +68,7 @@ func TestCircuitThatExpiresIsForgotten(t *testing.T) {
 }
 
 func TestOpenCircuitsAreWrittenAgainInANewBucket(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	soon := func(o *Options) { o.Random = func() float64 { return 0 } }
 	c, other := e.worker("w1", soon), e.worker("w2", soon)
@@ -109,6 +112,7 @@ func TestOpenCircuitsAreWrittenAgainInANewBucket(t *testing.T) {
 
 // Before the watch finds out, jobs do not all go.
 func TestOneProbeInABucketThatWasJustMadeAgain(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1")
 	e.open(c)
@@ -131,6 +135,7 @@ func (e *env) remake() {
 }
 
 func TestEntryThatCanNotBeReadHoldsNoJob(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1")
 	e.run(c)

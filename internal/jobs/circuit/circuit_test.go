@@ -10,14 +10,13 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/natsserver/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 var (
 	unpaid  = errors.Decision{Code: errors.CodeCreditsExhausted, OpensCircuit: true}
@@ -284,6 +283,7 @@ func ended() context.Context {
 }
 
 func TestCooldownDoublesWithEachFailedProbeAndResetsAfterTenGoodSessions(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1")
 	e.open(c)
@@ -316,6 +316,7 @@ func TestCooldownDoublesWithEachFailedProbeAndResetsAfterTenGoodSessions(t *test
 }
 
 func TestRowOfFailuresOverDifferentJobsOpensTheCircuit(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c, other := e.worker("w1"), e.worker("w2")
 	fail := func(c *Circuits, job string, open bool) {
@@ -351,6 +352,7 @@ func TestRowOfFailuresOverDifferentJobsOpensTheCircuit(t *testing.T) {
 }
 
 func TestOneProbeOfTheWholeFleet(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	var workers []*Circuits
 	for i := range 6 {
@@ -387,6 +389,7 @@ func TestOneProbeOfTheWholeFleet(t *testing.T) {
 }
 
 func TestPermitEndsAProbeOnce(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1")
 	e.open(c)
@@ -407,6 +410,7 @@ func TestPermitEndsAProbeOnce(t *testing.T) {
 
 // A write of its end that comes late finds the job's next probe.
 func TestEndOfAnEarlierProbeLeavesTheNextAlone(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1")
 	e.open(c)
@@ -426,6 +430,7 @@ func TestEndOfAnEarlierProbeLeavesTheNextAlone(t *testing.T) {
 }
 
 func TestBucketThatIsAwayDoesNotHoldUpAJobsOwnRecord(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	nowhere, err := jetstream.NewWithAPIPrefix(e.js.Conn(), "nowhere")
 	if err != nil {
@@ -445,6 +450,7 @@ func TestBucketThatIsAwayDoesNotHoldUpAJobsOwnRecord(t *testing.T) {
 }
 
 func TestProbeThatShowedNothing(t *testing.T) {
+	t.Parallel()
 	for name, reached := range map[string]bool{"at the backend": true, "before": false} {
 		t.Run(name, func(t *testing.T) {
 			e := newEnv(t)
@@ -465,6 +471,7 @@ func TestProbeThatShowedNothing(t *testing.T) {
 }
 
 func TestProbeIsItsWorkersWhileTheLeaseStands(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	first, other := e.worker("w1"), e.worker("w2")
 	e.run(other)
@@ -501,6 +508,7 @@ func TestProbeIsItsWorkersWhileTheLeaseStands(t *testing.T) {
 }
 
 func TestProbeIsLeftAloneWhileItsLeaseIsUnknown(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	first, other := e.worker("w1"), e.worker("w2")
 	e.run(other)
@@ -524,6 +532,7 @@ func TestProbeIsLeftAloneWhileItsLeaseIsUnknown(t *testing.T) {
 }
 
 func TestHeldJobsAskAgainWithinAMinute(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1", func(o *Options) {
 		o.Config.Cooldown, o.Config.MaxCooldown = 24*time.Hour, 24*time.Hour
@@ -540,6 +549,7 @@ func TestHeldJobsAskAgainWithinAMinute(t *testing.T) {
 
 // The worker's id changes when its lease was lost.
 func TestProbeOfALostLeaseIsTakenOverByTheSameWorker(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	var mu sync.Mutex
 	id := "w1"
@@ -568,6 +578,7 @@ func TestProbeOfALostLeaseIsTakenOverByTheSameWorker(t *testing.T) {
 }
 
 func TestEndOfAProbeIsWrittenWhenTheBucketIsThereAgain(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		end  func(*Permit) error
 		want string
@@ -605,6 +616,7 @@ func TestEndOfAProbeIsWrittenWhenTheBucketIsThereAgain(t *testing.T) {
 }
 
 func TestProbeThatItsWorkerKnowsNothingOfIsEnded(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1")
 	e.open(c)
@@ -617,6 +629,7 @@ func TestProbeThatItsWorkerKnowsNothingOfIsEnded(t *testing.T) {
 }
 
 func TestWorkerThatStopsWritesTheEndsOfItsProbes(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1")
 	e.open(c)

@@ -13,14 +13,13 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/natsserver/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 const waitLimit = 20 * time.Second
 
@@ -183,6 +182,7 @@ func receive[T any](t *testing.T, from <-chan T, what string) (v T) {
 }
 
 func TestEveryRequestHasTheReplyThatItsJobGives(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	all := newRecords()
 	one, two := &fakeJobs{records: all}, &fakeJobs{records: all}
@@ -232,6 +232,7 @@ func TestEveryRequestHasTheReplyThatItsJobGives(t *testing.T) {
 }
 
 func TestAReplyIsTheJSONThatItWas(t *testing.T) {
+	t.Parallel()
 	for want, r := range map[string]control.Reply{
 		`{"job_id":"j","status":"cancelled"}`:                                {JobID: "j", Status: control.StatusCancelled},
 		`{"job_id":"j","status":"finished","outcome":"completed"}`:           {JobID: "j", Status: control.StatusFinished, Outcome: "completed"},
@@ -245,6 +246,7 @@ func TestAReplyIsTheJSONThatItWas(t *testing.T) {
 }
 
 func TestAJobThatAnotherWorkerRunsIsLeftToIt(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	all := newRecords()
 	looks := make(chan string, 64)
@@ -277,6 +279,7 @@ func TestAJobThatAnotherWorkerRunsIsLeftToIt(t *testing.T) {
 }
 
 func TestAJobThatEndsBeforeItsRequestIsHandledIsAnsweredFor(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	jobs := &fakeJobs{records: newRecords()}
 	began, blocked := make(chan struct{}), make(chan struct{})
@@ -312,6 +315,7 @@ func TestAJobThatEndsBeforeItsRequestIsHandledIsAnsweredFor(t *testing.T) {
 }
 
 func TestRequestsToAJobAreHandledOneAtATimeAndInOrder(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	jobs := &fakeJobs{records: newRecords()}
 	var inHand, most atomic.Int32
@@ -375,6 +379,7 @@ func TestRequestsToAJobAreHandledOneAtATimeAndInOrder(t *testing.T) {
 }
 
 func TestRecordsOfUnknownNamesAreBounded(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	jobs := &fakeJobs{records: newRecords()}
 	serve(t, natstest.Connect(t, srv), jobs, func(o *control.Options) { o.NotesPerMinute = 3 })
@@ -474,6 +479,7 @@ func heapBytes() int64 {
 
 // Nothing waits in the pool for another worker's answer.
 func TestJobsOfOtherWorkersDoNotFillThePool(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	jobs := &fakeJobs{records: newRecords()}
 	s := serve(t, natstest.Connect(t, srv), jobs, func(o *control.Options) {
@@ -500,6 +506,7 @@ func TestJobsOfOtherWorkersDoNotFillThePool(t *testing.T) {
 }
 
 func TestCloseWaitsForTheRequestInHandAndRefusesTheRest(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	jobs := &fakeJobs{records: newRecords()}
 	began, blocked := make(chan struct{}), make(chan struct{})
@@ -567,6 +574,7 @@ func TestCloseWaitsForTheRequestInHandAndRefusesTheRest(t *testing.T) {
 }
 
 func TestARequestWithoutAReplySubjectIsObeyed(t *testing.T) {
+	t.Parallel()
 	srv := natstest.Start(t)
 	jobs := &fakeJobs{records: newRecords()}
 	cancelled := make(chan struct{}, 1)

@@ -114,6 +114,7 @@ func sortedHeader(h nats.Header) []string {
 }
 
 func TestEventsAreWhatSubscribersWereTold(t *testing.T) {
+	t.Parallel()
 	for name, event := range goldenEvents() {
 		t.Run(name, func(t *testing.T) {
 			msg, err := event.Message(testSubjects{}, Source("host a"))
@@ -141,6 +142,7 @@ func TestEventsAreWhatSubscribersWereTold(t *testing.T) {
 }
 
 func TestEveryGoldenFileHasItsEvent(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob(filepath.Join("testdata", "events", "*.golden"))
 	if err != nil {
 		t.Fatal(err)
@@ -151,6 +153,7 @@ func TestEveryGoldenFileHasItsEvent(t *testing.T) {
 }
 
 func TestEventIDTellsWhatHappenedApart(t *testing.T) {
+	t.Parallel()
 	ids := []string{
 		ID("J", 1, 2, TypeCompleted), ID("J", 2, 2, TypeCompleted), ID("J", 1, 1, TypeCompleted),
 		ID("J", 1, 0, TypeCompleted), ID("J", 1, 2, TypeHeld, 1), ID("J", 1, 2, TypeHeld, 2),
@@ -166,6 +169,7 @@ func TestEventIDTellsWhatHappenedApart(t *testing.T) {
 }
 
 func TestEventsOfLongJobsStayBounded(t *testing.T) {
+	t.Parallel()
 	utterances := make([]Utterance, 5000)
 	utterances[4999].ReqID = "last"
 	body := NewCompleted(eventFields(), 1, make([]string, 500), utterances, 7000, time.Hour, "")
@@ -179,6 +183,7 @@ func TestEventsOfLongJobsStayBounded(t *testing.T) {
 }
 
 func TestRetryOfAnErrorIsNotBeforeTheError(t *testing.T) {
+	t.Parallel()
 	job := eventFields()
 	for _, tc := range []struct{ asked, want time.Duration }{{-time.Hour, 0}, {-time.Millisecond, 0}, {0, 0}, {time.Second, time.Second}} {
 		ev := NewError(job, Failure{Err: &errors.Error{}, RetryAt: job.Time.Add(tc.asked)})

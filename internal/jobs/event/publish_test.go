@@ -35,6 +35,7 @@ func testContext(t *testing.T, d time.Duration) context.Context {
 }
 
 func TestPublishedEventIsStoredOnceHoweverOftenItIsTold(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t, 30*time.Second)
 	js := natstest.JetStream(t)
 	stream := eventsStream(ctx, t, js)
@@ -87,6 +88,7 @@ func (f *firstTry) Write(p []byte) (int, error) {
 }
 
 func TestPublishOutlastsAStreamThatIsNotThereYet(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t, 30*time.Second)
 	js := natstest.JetStream(t)
 	logged := &firstTry{seen: make(chan struct{})}
@@ -104,6 +106,7 @@ func TestPublishOutlastsAStreamThatIsNotThereYet(t *testing.T) {
 }
 
 func TestPublishOutlastsARestartOfTheServer(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t, 60*time.Second)
 	options := natsserver.Options{StoreDir: t.TempDir(), Port: natstest.Port(t)}
 	first := natstest.StartWith(t, options)
@@ -129,6 +132,7 @@ func TestPublishOutlastsARestartOfTheServer(t *testing.T) {
 }
 
 func TestPublishGivesUpWithItsContextAndSaysWhy(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	logged := &firstTry{seen: make(chan struct{})}
 	publisher := NewPublisher(js, testSubjects{}, "w", zerolog.New(logged))
@@ -145,6 +149,7 @@ func TestPublishGivesUpWithItsContextAndSaysWhy(t *testing.T) {
 }
 
 func TestPublishFailsAtOnceWhereNoTryCouldHelp(t *testing.T) {
+	t.Parallel()
 	ctx := testContext(t, 30*time.Second)
 	js := natstest.JetStream(t)
 	eventsStream(ctx, t, js)

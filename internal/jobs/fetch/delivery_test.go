@@ -12,6 +12,7 @@ import (
 )
 
 func TestAckSubjectsAreRead(t *testing.T) {
+	t.Parallel()
 	want := jetstream.MsgMetadata{
 		Sequence: jetstream.SequencePair{Stream: 20, Consumer: 31}, NumDelivered: 4, NumPending: 5,
 		Timestamp: time.Unix(0, 1764336576000000001), Stream: "S", Consumer: "q",
@@ -56,6 +57,7 @@ func FuzzAckSubject(f *testing.F) {
 }
 
 func TestTheServersStatusesEndARequestAsTheyShould(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		status, text string
 		over, moved  bool
@@ -70,6 +72,7 @@ func TestTheServersStatusesEndARequestAsTheyShould(t *testing.T) {
 		{"409", "Server Shutdown", true, true, ""},
 		{"409", "Consumer Deleted", true, false, "consumer deleted"},
 		{"409", "Exceeded MaxWaiting", true, false, "409 Exceeded MaxWaiting"},
+		{"409", "Exceeded MaxRequestBatch of many", true, false, "MaxRequestBatch"},
 		{"409", "Message Size Exceeds MaxBytes", true, false, "Message Size"},
 		{"400", "Bad Request", true, false, "400 Bad Request"},
 		{"503", "", true, false, nats.ErrNoResponders.Error()},

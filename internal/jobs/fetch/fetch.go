@@ -280,7 +280,7 @@ func (f *Fetcher) choose(now time.Time) (asks []request, next time.Time) {
 		divide(f.queues, all, share, f.free)
 		for i, q := range due {
 			if share[i] > 0 {
-				asks = append(asks, request{queue: q, slots: share[i], wait: q.checkWait()})
+				asks = append(asks, request{queue: q, slots: q.atMost(share[i]), wait: q.checkWait()})
 			}
 		}
 		return asks, next
@@ -295,7 +295,7 @@ func (f *Fetcher) choose(now time.Time) (asks []request, next time.Time) {
 	}
 	divide(f.queues, idle, share, f.free-len(idle))
 	for i, q := range idle {
-		asks = append(asks, request{queue: q, slots: share[i], wait: f.poll})
+		asks = append(asks, request{queue: q, slots: q.atMost(share[i]), wait: f.poll})
 	}
 	return asks, time.Time{}
 }

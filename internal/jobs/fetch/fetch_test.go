@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) {
 	// The library's own goroutine, started with the first asynchronous publish.
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
 }
 
 const patience = 20 * time.Second
@@ -208,6 +208,7 @@ func TestMessagesThatLookLikeTheServersAreMessages(t *testing.T) {
 }
 
 func TestStartsFollowTheWeights(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, natstest.JetStream(t), "a", "b", "c")
 	for _, q := range []string{"a", "b", "c"} {
 		e.publish(q, 600, nil, "x")
@@ -220,14 +221,16 @@ func TestStartsFollowTheWeights(t *testing.T) {
 		started[receive(t, e.got, "a message").Queue]++
 		f.Done()
 	}
+	const slack = 2 * 16 // as in TestStartsFollowTheWeightsExactly: two rounds of the slots
 	for q, want := range map[string]int{"a": 500, "b": 300, "c": 200} {
-		if got := started[q]; got < want*9/10 || got > want*11/10 {
+		if got := started[q]; got < want-slack || got > want+slack {
 			t.Errorf("queue %s had %d starts of 1,000, want %d", q, got, want)
 		}
 	}
 }
 
 func TestNoMoreIsFetchedThanThereArePlaces(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, natstest.JetStream(t), "a", "b")
 	e.publish("a", 20, nil, "x")
 	e.publish("b", 20, nil, "x")
@@ -298,6 +301,7 @@ func (e *env) requests() *atomic.Int64 {
 }
 
 func TestHundredsOfIdleQueuesCostLittleAndNoneWaitsLong(t *testing.T) {
+	t.Parallel()
 	var queues []string
 	for i := range 300 {
 		queues = append(queues, "q"+strconv.Itoa(i))
@@ -317,14 +321,14 @@ func TestHundredsOfIdleQueuesCostLittleAndNoneWaitsLong(t *testing.T) {
 	}
 	base := nc.Stats().OutMsgs
 	from := sent(base + 6*300)
-	if took := sent(base + 7*300).Sub(from); took < 1200*time.Millisecond {
+	if took := sent(base + 7*300).Sub(from); took < 700*time.Millisecond { // 1.5 s, less what this test notices late
 		t.Errorf("300 requests in %s, want 200 a second at most", took)
 	}
 	published := time.Now()
 	e.publish("q287", 1, nil, "x")
 	receive(t, e.got, "the message")
 	// 2 s and what a busy machine adds; TestNoQueueWaitsLongForAFreePlace is exact.
-	if waited := time.Since(published); waited > 3*time.Second {
+	if waited := time.Since(published); waited > 10*time.Second {
 		t.Errorf("the message waited %s", waited)
 	}
 }
@@ -439,6 +443,7 @@ func TestADeletedConsumerIsReportedAndMadeAgain(t *testing.T) {
 }
 
 func TestAConsumerThatCannotBeMadeIsLookedUpWithPausesAndHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, natstest.JetStream(t), "b")
 	e.publish("b", 50, nil, "x")
 	refusal := errors.New("refused")
@@ -512,6 +517,7 @@ func TestEverythingArrivesAfterTheServerWasRestarted(t *testing.T) {
 }
 
 func TestRunEndsAfterWhatItHasRequested(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, natstest.JetStream(t), "a")
 	requests := e.requests()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -554,12 +560,38 @@ func TestMaxAckPendingOfAnExistingConsumerStallsNoOtherQueue(t *testing.T) {
 			t.Fatalf("of queue %s", d.Queue)
 		}
 		f.Done()
-		if waited := time.Since(from); waited > 3*time.Second {
+		if waited := time.Since(from); waited > 10*time.Second {
 			t.Errorf("it waited %s", waited)
 		}
 	}
 	e.ack(first)
 	receive(t, e.got, "the next message of the limited queue")
+}
+
+// An account's or a server's limit for one request is in the consumer's
+// configuration.
+func TestAConsumerThatGivesFewToOneRequestIsAskedForFew(t *testing.T) {
+	e := newEnv(t, natstest.JetStream(t), "b")
+	if _, err := e.js.CreateConsumer(t.Context(), "S", jetstream.ConsumerConfig{
+		Durable: "a", FilterSubject: "s.a", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute, MaxAckPending: -1, MaxRequestBatch: 4,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, queues := range [][]string{{"a"}, {"a", "b"}} {
+		o := e.options(16, queues...)
+		o.Consumer = func(context.Context, string) error { return nil }
+		_, stop := e.start(o)
+		e.publish("a", 16, nil, "x")
+		for range 16 { // all slots are used
+			e.ack(receive(t, e.got, "a message"))
+		}
+		stop()
+		for len(e.bad) > 0 {
+			if err := <-e.bad; err != nil {
+				t.Errorf("%d queues: %v", len(queues), err)
+			}
+		}
+	}
 }
 
 // serve runs a server with options that natsserver does not have.
@@ -621,6 +653,7 @@ func TestADomainIsReachedThroughItsOwnAPI(t *testing.T) {
 }
 
 func TestAnAckThatCannotBeConfirmedIsAnError(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t, natstest.JetStream(t), "a")
 	_, stop := e.start(e.options(1, "a"))
 	e.publish("a", 1, nil, "x")

@@ -22,6 +22,7 @@ type queue struct {
 	deadline  time.Time // of the reply
 	want      int       // slots of the request
 	got       int
+	most      int // slots that one request may be for; 0: any number
 
 	idle bool          // it was found empty or can't be requested from; false at the start
 	rest time.Duration // how long it is skipped for that
@@ -101,6 +102,14 @@ func (q *queue) checkWait() time.Duration {
 		return minRest
 	}
 	return 0
+}
+
+// atMost limits the slots of a request to what the consumer gives.
+func (q *queue) atMost(slots int) int {
+	if q.most > 0 {
+		return min(slots, q.most)
+	}
+	return slots
 }
 
 // start counts an arrived message.

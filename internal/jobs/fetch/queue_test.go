@@ -114,6 +114,7 @@ func (m *model) total() (n int) {
 }
 
 func TestStartsFollowTheWeightsExactly(t *testing.T) {
+	t.Parallel()
 	for _, weights := range [][]int{{3, 1}, {5, 3, 2}, {1, 1, 1, 1}, {100, 1}} {
 		for _, places := range []int{1, 3, 16, 64} {
 			m := newModel(places, weights...)
@@ -134,6 +135,7 @@ func TestStartsFollowTheWeightsExactly(t *testing.T) {
 }
 
 func TestAnIdleQueueDoesNotMakeUpForItsRest(t *testing.T) {
+	t.Parallel()
 	m := newModel(4, 1, 1)
 	m.hold = 5 * time.Millisecond
 	m.put(0, 1<<20)
@@ -149,6 +151,7 @@ func TestAnIdleQueueDoesNotMakeUpForItsRest(t *testing.T) {
 // A message in any of 300 queues starts within 2 s, whether all others are idle or
 // one of them has work for every place, and also where there is one place only.
 func TestNoQueueWaitsLongForAFreePlace(t *testing.T) {
+	t.Parallel()
 	for _, places := range []int{1, 16, 300} {
 		for _, busy := range []bool{false, true} {
 			for _, last := range []int{1, 150, 299} {
@@ -169,6 +172,7 @@ func TestNoQueueWaitsLongForAFreePlace(t *testing.T) {
 }
 
 func TestIdleQueuesCostTwoHundredRequestsASecondAtMost(t *testing.T) {
+	t.Parallel()
 	for _, queues := range []int{2, 20, 100, 300} {
 		for _, places := range []int{1, 16, 300} {
 			m := equal(queues, places)
@@ -183,6 +187,7 @@ func TestIdleQueuesCostTwoHundredRequestsASecondAtMost(t *testing.T) {
 }
 
 func TestWhereThereIsAPlaceForEachQueueRequestsStand(t *testing.T) {
+	t.Parallel()
 	m := newModel(4, 100, 1, 1, 1)
 	m.run(5*time.Second, never)
 	for _, q := range m.queues {
@@ -199,6 +204,7 @@ func TestWhereThereIsAPlaceForEachQueueRequestsStand(t *testing.T) {
 }
 
 func TestAQueueThatHasWorkAgainIsLookedAtOftenAgain(t *testing.T) {
+	t.Parallel()
 	q := &queue{want: 1}
 	now := time.Now()
 	var rests []time.Duration
@@ -220,6 +226,7 @@ func TestAQueueThatHasWorkAgainIsLookedAtOftenAgain(t *testing.T) {
 }
 
 func TestAQueueWhoseRequestFailedGetsOnePlaceAndTheOthersTheRest(t *testing.T) {
+	t.Parallel()
 	m := equal(3, 8)
 	m.queues[0].refused = true
 	asks, _ := m.choose(m.now)
@@ -237,6 +244,7 @@ func TestAQueueWhoseRequestFailedGetsOnePlaceAndTheOthersTheRest(t *testing.T) {
 
 // An ack wait counts from before the request that brought its message.
 func TestRequestNeverWaitsForMuchOfTheAckWait(t *testing.T) {
+	t.Parallel()
 	for _, window := range []time.Duration{time.Second, 2 * time.Second, 30 * time.Second, time.Hour} {
 		if got := maxPoll(window, 1000) + min(maxGrace, window/4); got > window/2 {
 			t.Errorf("ack wait %s: a request may take %s", window, got)

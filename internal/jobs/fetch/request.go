@@ -215,7 +215,11 @@ func (f *Fetcher) receiveStatus(in *inbox, msg *nats.Msg) {
 type result struct {
 	err   error
 	moved bool // the consumer has, or will have, another leader
+	most  int  // what the consumer gives to one request; 0: as much as is asked for
 }
+
+// tooMany is how the server refuses a request for more than the consumer gives.
+const tooMany = "exceeded maxrequestbatch of "
 
 // readStatus parses the server's status. over is false if the request goes on.
 func readStatus(header nats.Header) (e result, over bool) {
@@ -232,6 +236,10 @@ func readStatus(header nats.Header) (e result, over bool) {
 	case status != "409":
 	case strings.Contains(lower, "leadership change"), strings.Contains(lower, "server shutdown"):
 		return result{moved: true}, true
+	case strings.HasPrefix(lower, tooMany):
+		if most, err := strconv.Atoi(lower[len(tooMany):]); err == nil && most > 0 {
+			return result{most: most}, true
+		}
 	case strings.Contains(lower, "consumer deleted"):
 		return result{err: fmt.Errorf("request messages: %w", jetstream.ErrConsumerDeleted)}, true
 	}
@@ -273,6 +281,8 @@ func (f *Fetcher) end(q *queue, e result) {
 		q.idle, q.ready, q.retryAt, q.refused = true, false, now.Add(max(failurePause, f.rest)), true
 	case e.moved:
 		q.ready, q.retryAt = false, now.Add(movedPause)
+	case e.most > 0:
+		q.most, q.idle, q.rest, q.due = e.most, false, 0, now
 	}
 	f.mu.Unlock()
 	f.signal()

@@ -8,13 +8,12 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/kv"
 	"avatarworker/internal/natsserver/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 const waitTime = 20 * time.Second
 
@@ -120,6 +119,7 @@ func (e *env) sees(f *Fleet, n int) {
 }
 
 func TestPresenceIsPublishedAsItIsThen(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	f, _ := e.fleet("w1", func(o *Options) { o.Fill = func(p *Presence) { p.NotReady = "no lease" } })
 	e.appears("w1")
@@ -154,6 +154,7 @@ func TestPresenceIsPublishedAsItIsThen(t *testing.T) {
 }
 
 func TestOtherWorkersAreSeenWhileTheirPresenceIsFresh(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	f, _ := e.fleet("w1")
 	e.appears("w1")
@@ -176,6 +177,7 @@ func TestOtherWorkersAreSeenWhileTheirPresenceIsFresh(t *testing.T) {
 }
 
 func TestWorkerThatLeavesIsForgotten(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	f, _ := e.fleet("w1")
 	_, stop := e.fleet("w2")
@@ -188,6 +190,7 @@ func TestWorkerThatLeavesIsForgotten(t *testing.T) {
 }
 
 func TestRenamedWorkerLeavesNothingUnderItsOldID(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	other, _ := e.fleet("other")
 	f, stop := e.fleet("w1")
@@ -210,6 +213,7 @@ func TestRenamedWorkerLeavesNothingUnderItsOldID(t *testing.T) {
 }
 
 func TestRenameToTheSameIDKeepsThePresence(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	f, _ := e.fleet("w1")
 	e.appears("w1")
@@ -220,6 +224,7 @@ func TestRenameToTheSameIDKeepsThePresence(t *testing.T) {
 }
 
 func TestPresenceThatWasRemovedIsWrittenAgain(t *testing.T) {
+	t.Parallel()
 	for name, remove := range map[string]func(e *env) error{
 		"by hand": func(e *env) error { return e.bucket.Purge(e.t.Context(), Key("w1")) },
 		"with its bucket": func(e *env) error {
@@ -244,6 +249,7 @@ func TestPresenceThatWasRemovedIsWrittenAgain(t *testing.T) {
 }
 
 func TestWatchThatEndsIsStartedAgain(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	watched := &endingBucket{KeyValue: e.bucket, watchers: make(chan jetstream.KeyWatcher, 10)}
 	f, _ := e.fleet("w1", func(o *Options) { o.Bucket = watched })
@@ -269,6 +275,7 @@ func (b *endingBucket) Watch(ctx context.Context, keys string, opts ...jetstream
 }
 
 func TestValueThatIsNoPresenceIsIgnored(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	f, _ := e.fleet("w1")
 	e.put(Presence{WorkerID: "w2"})
@@ -284,6 +291,7 @@ func TestValueThatIsNoPresenceIsIgnored(t *testing.T) {
 }
 
 func TestPresenceIsFreshForThreePublications(t *testing.T) {
+	t.Parallel()
 	stored := time.Unix(1_000_000, 0)
 	if !Fresh(stored, stored.Add(3*interval-1)) || Fresh(stored, stored.Add(3*interval)) {
 		t.Error("wrong")

@@ -86,7 +86,30 @@ func (j *Job) DropInline(utterance int) {
 	}
 }
 
-// OutputKind returns "frames", "object", "livekit", "agora" or "discard".
+// outputs are the kinds of output in the order of Outputs. Each is one field of
+// the message Output, and at most one of them is set in a valid job.
+var outputs = []struct {
+	kind  string
+	given func(*jobpb.Output) bool
+}{
+	{OutputFrames, func(o *jobpb.Output) bool { return o.GetFrames() != nil }},
+	{OutputObject, func(o *jobpb.Output) bool { return o.GetObject() != nil }},
+	{OutputLiveKit, func(o *jobpb.Output) bool { return o.GetLivekit() != nil }},
+	{OutputAgora, func(o *jobpb.Output) bool { return o.GetAgora() != nil }},
+	{OutputDiscard, func(o *jobpb.Output) bool { return o.GetDiscard() != nil }},
+}
+
+// Outputs lists the kinds of output. It is the only list: what else depends on the
+// kind is tested against it.
+func Outputs() []string {
+	kinds := make([]string, len(outputs))
+	for i, o := range outputs {
+		kinds[i] = o.kind
+	}
+	return kinds
+}
+
+// OutputKind returns the kind of the job's output, one of Outputs.
 func (j *Job) OutputKind() string {
 	if kinds := outputKinds(j.GetOutput()); len(kinds) > 0 {
 		return kinds[0]
@@ -97,18 +120,9 @@ func (j *Job) OutputKind() string {
 // outputKinds lists the outputs that are set: at most one in a valid job.
 func outputKinds(o *jobpb.Output) []string {
 	var kinds []string
-	for _, k := range []struct {
-		name  string
-		given bool
-	}{
-		{OutputFrames, o.GetFrames() != nil},
-		{OutputObject, o.GetObject() != nil},
-		{OutputLiveKit, o.GetLivekit() != nil},
-		{OutputAgora, o.GetAgora() != nil},
-		{OutputDiscard, o.GetDiscard() != nil},
-	} {
-		if k.given {
-			kinds = append(kinds, k.name)
+	for _, k := range outputs {
+		if k.given(o) {
+			kinds = append(kinds, k.kind)
 		}
 	}
 	return kinds

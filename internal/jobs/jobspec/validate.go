@@ -209,7 +209,7 @@ func (p *problems) output(o *jobpb.Output) {
 		return // the default, frames
 	}
 	given := outputKinds(o)
-	p.exactlyOne("output", given, "frames, object, livekit, agora, discard")
+	p.exactlyOne("output", given, strings.Join(Outputs(), ", "))
 	p.objectName(o.GetObject().GetName(), "output.object.name")
 	if l := o.GetLivekit(); l != nil {
 		p.livekit(l)

@@ -56,7 +56,7 @@ type Options struct {
 	Now    func() time.Time
 	// Changed is called when the worker gets a lease, and with nil when it has
 	// lost it. Calls do not overlap.
-	Changed func(*Holder)
+	Changed func(*Lease)
 	Renewed func(ok bool) // called for each renewal and each lost lease
 	Log     zerolog.Logger
 }
@@ -65,7 +65,7 @@ type Options struct {
 type Manager struct {
 	o       Options
 	margin  time.Duration
-	current atomic.Pointer[Holder]
+	current atomic.Pointer[Lease]
 	fault   atomic.Pointer[error]     // why the worker has no lease
 	offset  atomic.Int64              // server clock minus this process's clock, ns
 	grace   atomic.Pointer[time.Time] // leases of others count as standing until then; nil: no longer
@@ -74,15 +74,15 @@ type Manager struct {
 	stop    context.CancelFunc
 }
 
-// Holder is one lease of the worker, from its first write to its loss.
-type Holder struct {
+// Lease is one lease of the worker, from its first write to its loss.
+type Lease struct {
 	ID  string // the worker_id in everything written under this lease
 	ctx context.Context
 }
 
 // Context ends with the cause ErrLost when the lease is given up, Margin before
 // it expires.
-func (h *Holder) Context() context.Context { return h.ctx }
+func (h *Lease) Context() context.Context { return h.ctx }
 
 // entry is the value of a lease's key. The renewal number distinguishes renewals,
 // so that a write whose reply was lost can be recognised.
@@ -117,7 +117,7 @@ func (m *Manager) Stop() {
 }
 
 // Current returns the lease that the worker holds, or nil.
-func (m *Manager) Current() *Holder { return m.current.Load() }
+func (m *Manager) Current() *Lease { return m.current.Load() }
 
 // Own reports whether the ID is that of a lease which this worker holds or has
 // held.
@@ -226,7 +226,7 @@ func (l *activeLease) maintain(ctx context.Context) {
 	l.lost = lost
 	l.watchdog = time.AfterFunc(l.timeLeft(), func() { lost(ErrLost) })
 	defer l.watchdog.Stop()
-	holder := &Holder{ID: l.id, ctx: lease}
+	holder := &Lease{ID: l.id, ctx: lease}
 	m.current.Store(holder)
 	m.o.Changed(holder)
 	for {

@@ -11,7 +11,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/kv"
@@ -19,7 +18,7 @@ import (
 	"avatarworker/internal/natsserver/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 const (
 	window   = 2 * time.Second
@@ -52,7 +51,7 @@ type worker struct {
 	*Manager
 	nc      *nats.Conn
 	proxy   *proxy
-	changes chan *Holder
+	changes chan *Lease
 	renewed chan bool
 }
 
@@ -102,7 +101,7 @@ func (e *env) worker(id string, with ...func(*Options)) *worker {
 	e.t.Helper()
 	nc := natstest.Connect(e.t, e.server)
 	prefix := "proxy-" + id
-	w := &worker{nc: nc, proxy: &proxy{}, changes: make(chan *Holder, 100), renewed: make(chan bool, 1000)}
+	w := &worker{nc: nc, proxy: &proxy{}, changes: make(chan *Lease, 100), renewed: make(chan bool, 1000)}
 	between := natstest.Connect(e.t, e.server)
 	_, err := between.Subscribe(prefix+".>", func(m *nats.Msg) {
 		subject := strings.TrimPrefix(m.Subject, prefix+".")
@@ -133,7 +132,7 @@ func (e *env) worker(id string, with ...func(*Options)) *worker {
 	}
 	o := Options{
 		NC: nc, Store: kv.NewStore(js, bucket, window/8), ID: id, Window: window, Now: time.Now,
-		Changed: func(h *Holder) { w.changes <- h },
+		Changed: func(h *Lease) { w.changes <- h },
 		Renewed: func(ok bool) { w.renewed <- ok },
 		Log:     zerolog.New(zerolog.NewTestWriter(e.t)),
 	}
@@ -145,7 +144,7 @@ func (e *env) worker(id string, with ...func(*Options)) *worker {
 }
 
 // start starts the worker, and stops it when the test ends.
-func (e *env) start(w *worker) *Holder {
+func (e *env) start(w *worker) *Lease {
 	e.t.Helper()
 	w.Start(e.t.Context())
 	e.t.Cleanup(w.Stop)
@@ -153,7 +152,7 @@ func (e *env) start(w *worker) *Holder {
 }
 
 // next waits for the next change of the worker's lease.
-func (e *env) next(w *worker) *Holder {
+func (e *env) next(w *worker) *Lease {
 	e.t.Helper()
 	return receive(e.t, w.changes)
 }

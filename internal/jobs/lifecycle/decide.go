@@ -11,7 +11,7 @@ import (
 type Step int
 
 const (
-	StepStart     Step = iota // no worker runs the job: run it
+	StepProceed   Step = iota // no worker runs the job: start it, or end it if it may not start
 	StepDuplicate             // another message's job: acknowledge and drop
 	StepEffects               // the outcome is recorded: repeat its effects
 	StepWait                  // not yet: nak with a delay
@@ -21,7 +21,7 @@ const (
 
 const (
 	// SuspectAfter is the number of crashes after which a job is a suspect; see
-	// Apart.
+	// MayRunTogether.
 	SuspectAfter = 3
 	// minCrashLimit is the minimum number of crashes after which a job is given
 	// up. Jobs that merely ran on a worker when another job crashed it stay below
@@ -31,10 +31,10 @@ const (
 	MaxUnsettled = 5
 )
 
-// Apart reports whether two jobs with these numbers of crashes may run on one
+// MayRunTogether reports whether two jobs with these numbers of crashes may run on one
 // worker at the same time. A suspect runs only beside jobs without crashes, so
 // that each job that kills its workers harms a suspect at most once.
-func Apart(a, b int) bool { return max(a, b) < SuspectAfter || min(a, b) == 0 }
+func MayRunTogether(a, b int) bool { return max(a, b) < SuspectAfter || min(a, b) == 0 }
 
 // CrashLimit is the number of crashes after which a job is given up.
 func CrashLimit(maxAttempts int) int { return max(maxAttempts, minCrashLimit) }
@@ -44,12 +44,12 @@ func CrashLimit(maxAttempts int) int { return max(maxAttempts, minCrashLimit) }
 func Decide(r *Record, id jobspec.Identity, now time.Time) (Step, time.Duration) {
 	switch {
 	case r == nil, r.StreamSeq == 0: // the latter was created by a cancel
-		return StepStart, 0
+		return StepProceed, 0
 	case id.Run < r.Run:
 		return StepDuplicate, 0
 	case id.Run > r.Run:
 		if r.State.Final() {
-			return StepStart, 0
+			return StepProceed, 0
 		}
 		return StepWait, WaitForOutcome
 	case r.StreamSeq != id.StreamSeq && !r.State.Final():
@@ -61,11 +61,11 @@ func Decide(r *Record, id jobspec.Identity, now time.Time) (Step, time.Duration)
 	case r.State == StateRunning:
 		return StepRunning, 0
 	case r.CancelRequested:
-		return StepStart, 0 // don't wait: starting it ends it
+		return StepProceed, 0 // don't wait: starting it ends it
 	case r.NextAttemptAt != nil && r.NextAttemptAt.After(now):
 		return StepWait, r.NextAttemptAt.Sub(now)
 	default:
-		return StepStart, 0
+		return StepProceed, 0
 	}
 }
 

@@ -31,10 +31,10 @@ func TestRecordDecidesWhatBecomesOfADelivery(t *testing.T) {
 		want   Step
 		wait   time.Duration
 	}{
-		"no record":                        {nil, StepStart, 0},
-		"made by a cancel":                 {&Record{Run: 1, State: StateReleased, CancelRequested: true}, StepStart, 0},
+		"no record":                        {nil, StepProceed, 0},
+		"made by a cancel":                 {&Record{Run: 1, State: StateReleased, CancelRequested: true}, StepProceed, 0},
 		"run before, on its way":           {at(StateRunning, run(1)), StepWait, WaitForOutcome},
-		"run before, over":                 {at(StateDeadLettered, run(1)), StepStart, 0},
+		"run before, over":                 {at(StateDeadLettered, run(1)), StepProceed, 0},
 		"later run":                        {at(StateRunning, run(3)), StepDuplicate, 0},
 		"other message":                    {at(StateRunning, other), StepContend, 0},
 		"other message, over":              {at(StateCompleted, other), StepDuplicate, 0},
@@ -43,13 +43,13 @@ func TestRecordDecidesWhatBecomesOfADelivery(t *testing.T) {
 		"expired":                          {at(StateExpired), StepEffects, 0},
 		"cancelled":                        {at(StateCancelled), StepEffects, 0},
 		"running":                          {at(StateRunning), StepRunning, 0},
-		"retrying, in time":                {at(StateRetrying), StepStart, 0},
+		"retrying, in time":                {at(StateRetrying), StepProceed, 0},
 		"retrying, too early":              {at(StateRetrying, later), StepWait, 3 * time.Second},
-		"held, in time":                    {at(StateHeld), StepStart, 0},
+		"held, in time":                    {at(StateHeld), StepProceed, 0},
 		"held, too early":                  {at(StateHeld, later), StepWait, 3 * time.Second},
-		"released":                         {at(StateReleased), StepStart, 0},
+		"released":                         {at(StateReleased), StepProceed, 0},
 		"suspect after a crash, too early": {at(StateReleased, later), StepWait, 3 * time.Second},
-		"retrying, too early but unwanted": {at(StateRetrying, later, func(r *Record) { r.CancelRequested = true }), StepStart, 0},
+		"retrying, too early but unwanted": {at(StateRetrying, later, func(r *Record) { r.CancelRequested = true }), StepProceed, 0},
 	} {
 		if got, wait := Decide(c.record, me, now); got != c.want || wait != c.wait {
 			t.Errorf("%s: step %d after %s, want %d after %s", name, got, wait, c.want, c.wait)
@@ -87,7 +87,10 @@ func TestEveryCodeIsPlannedAsTheTableSays(t *testing.T) {
 		for r.Attempt < 5 {
 			r.Attempt++
 			d := table.Decide(errors.Newf(code, errors.PhaseRuntime, "scripted"), false)
-			plan := policy.Plan(Failure{Decision: d, Record: r, Now: time.Unix(0, 0), CircuitOpen: d.OpensCircuit, Wait: time.Second}, half)
+			plan, err := policy.Plan(Failure{Decision: d, Record: r, Now: time.Unix(0, 0), CircuitOpen: d.OpensCircuit, Wait: time.Second}, half)
+			if err != nil {
+				t.Fatal(err)
+			}
 			got += " " + string(plan.Action)
 			r.Failures[code]++
 			if plan.Action == errors.ActionDeadLetter || plan.Action == errors.ActionExpire {
@@ -150,8 +153,8 @@ func TestPlanKeepsToDeadlineRetryAfterAndCircuit(t *testing.T) {
 		"held past the deadline expires": {Failure{Decision: hold, Record: whole(1, 5), CircuitOpen: true, Wait: time.Hour, Deadline: now.Add(time.Minute)}, Plan{Action: errors.ActionExpire}},
 	} {
 		c.f.Now = now
-		if got := p.Plan(c.f, func() float64 { return 0.5 }); got != c.want {
-			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		if got, err := p.Plan(c.f, func() float64 { return 0.5 }); err != nil || got != c.want {
+			t.Errorf("%s: %+v (%v), want %+v", name, got, err, c.want)
 		}
 	}
 }

@@ -73,7 +73,7 @@ func (f *isolation) fetch(w *isolated) {
 // apart reports whether the job may run beside those that the worker has in hand.
 func apart(w *isolated, j *rehearsed) bool {
 	for _, other := range w.hand {
-		if !Apart(j.record.Crashes, other.record.Crashes) {
+		if !MayRunTogether(j.record.Crashes, other.record.Crashes) {
 			return false
 		}
 	}

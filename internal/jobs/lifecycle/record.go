@@ -5,6 +5,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -169,6 +170,12 @@ const (
 	HeldUnsettled = "unsettled" // its sessions end without a result
 )
 
+// HeldReasons lists the reasons of a hold. What is said and done about a held job
+// is tested against it.
+func HeldReasons() []string {
+	return []string{HeldCircuit, HeldRefused, HeldPolicy, HeldStorage, HeldUnsettled}
+}
+
 // HeldTotal returns how long the job has been held in all. A hold for our own
 // storage does not count: no job is given up for that.
 func (r *Record) HeldTotal(now time.Time) time.Duration {
@@ -199,8 +206,10 @@ func (r *Record) HeldText() string {
 		return "policy holds jobs that fail with " + string(r.HoldCode()) + "; it is tried again from time to time"
 	case HeldStorage, HeldUnsettled:
 		return r.HeldWhy
-	default:
+	case HeldCircuit, "":
 		return "the circuit of the app is open: sessions of it are not started until a probe succeeds"
+	default: // written by a later version
+		return cmp.Or(r.HeldWhy, "held for the reason "+r.HeldReason)
 	}
 }
 

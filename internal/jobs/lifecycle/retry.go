@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"fmt"
 	"time"
 
 	"avatarworker/internal/errors"
@@ -48,32 +49,38 @@ type Plan struct {
 	Reason string        // of a dead letter
 }
 
-// Plan decides what happens after a failure. rnd returns a number in [0, 1).
-func (p RetryPolicy) Plan(f Failure, rnd func() float64) Plan {
-	plan := p.plan(f, rnd)
+// Plan decides what happens after a failure. rnd returns a number in [0, 1). It
+// returns an error if it does not know the decision's action.
+func (p RetryPolicy) Plan(f Failure, rnd func() float64) (Plan, error) {
+	plan, err := p.plan(f, rnd)
+	if err != nil {
+		return Plan{}, err
+	}
 	again := plan.Action == errors.ActionRetry || plan.Action == errors.ActionHold
 	if again && Past(f.Deadline, f.Now.Add(plan.Delay)) {
-		return Plan{Action: errors.ActionExpire}
+		return Plan{Action: errors.ActionExpire}, nil
 	}
-	return plan
+	return plan, nil
 }
 
-func (p RetryPolicy) plan(f Failure, rnd func() float64) Plan {
+func (p RetryPolicy) plan(f Failure, rnd func() float64) (Plan, error) {
 	switch f.Decision.Action {
 	case errors.ActionHold:
-		return p.hold(f, rnd)
+		return p.hold(f, rnd), nil
 	case errors.ActionRetry:
 		if f.CircuitOpen {
-			return p.hold(f, rnd)
+			return p.hold(f, rnd), nil
 		}
-		return p.again(f, rnd)
+		return p.again(f, rnd), nil
 	case errors.ActionDeadLetter:
 		if f.CircuitOpen {
-			return p.hold(f, rnd)
+			return p.hold(f, rnd), nil
 		}
-		return Plan{Action: errors.ActionDeadLetter, Reason: reasonOf(f.Decision.Code)}
+		return Plan{Action: errors.ActionDeadLetter, Reason: reasonOf(f.Decision.Code)}, nil
+	case errors.ActionExpire:
+		return Plan{Action: errors.ActionExpire}, nil
 	default:
-		return Plan{Action: f.Decision.Action}
+		return Plan{}, fmt.Errorf("no plan for the action %q of code %s; this is a fault of the worker: report it", f.Decision.Action, f.Decision.Code)
 	}
 }
 

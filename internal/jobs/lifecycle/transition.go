@@ -8,10 +8,10 @@ import (
 	"avatarworker/internal/jobs/jobspec"
 )
 
-// Settlement returns the record by which a job is settled that is not started: a
+// UnstartedRecord returns the record by which a job is settled that is not started: a
 // copy of from, or a new one if from is nil. job is nil if the message is not a
 // valid job.
-func Settlement(from *Record, id jobspec.Identity, job *jobspec.Job, d Defaults, now time.Time) *Record {
+func UnstartedRecord(from *Record, id jobspec.Identity, job *jobspec.Job, d Defaults, now time.Time) *Record {
 	next := &Record{CreatedAt: now, JobID: id.ID, Run: id.Run}
 	if from != nil {
 		next = from.Clone()
@@ -60,9 +60,9 @@ func (r *Record) Speak(utterance int, liveBegun uint64) {
 // Closed adds a session's connected time.
 func (r *Record) Closed(connected time.Duration) { r.SessionTime += connected }
 
-// Record sets the name of the object with the frames; "" if the output is
+// SetRecording sets the name of the object with the frames; "" if the output is
 // another.
-func (r *Record) Record(name string) { r.Recording = name }
+func (r *Record) SetRecording(name string) { r.Recording = name }
 
 // Fail records a failed attempt. refused means that the backend refused one
 // session too many.

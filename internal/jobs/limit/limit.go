@@ -36,23 +36,8 @@ var ErrBusy = errors.New("all sessions that a limit allows are taken")
 // backend may count a session slightly longer than it takes to close it.
 const cooldown = 50 * time.Millisecond
 
-// labels begins the key of a rule that counts by a label.
-const labels = "label."
-
 // Prefix begins the keys of session limits. No job id has a dot.
 const Prefix = "limit."
-
-// Rule limits the sessions of all jobs that have the same value under Key.
-type Rule struct {
-	Key string // app_id, avatar_id, region, queue, or label.<name>
-	Max int
-}
-
-// Job is the part of a job that limits depend on.
-type Job struct {
-	ID, App, Avatar, Region, Queue string
-	Labels                         map[string]string
-}
 
 // Options configure Limits. All fields are required, except where stated
 // otherwise.
@@ -83,10 +68,10 @@ type Limits struct {
 	writing       sync.Mutex // held while a key of this worker is written again or removed
 
 	mu      sync.Mutex
-	pools   map[string]*pool   // by limit
-	held    map[slotKey]holder // keys that this worker holds
-	waiting int                // waiting jobs
-	listed  bool               // the watch has listed all keys
+	pools   map[string]*pool    // by limit
+	held    map[limitKey]holder // keys that this worker holds
+	waiting int                 // waiting jobs
+	listed  bool                // the watch has listed all keys
 }
 
 // pool is the keys of one limit.
@@ -98,22 +83,22 @@ type pool struct {
 	changed   chan struct{}  // closed and replaced when a key becomes free
 }
 
-// slotKey is one key of a limit.
-type slotKey struct {
+// limitKey is one key of a limit.
+type limitKey struct {
 	limit string
 	n     int
 }
 
-func (p slotKey) key() string { return Prefix + p.limit + "." + strconv.Itoa(p.n) }
+func (p limitKey) key() string { return Prefix + p.limit + "." + strconv.Itoa(p.n) }
 
-func parseSlotKey(key string) (p slotKey, ok bool) {
+func parseLimitKey(key string) (p limitKey, ok bool) {
 	rest, ok := strings.CutPrefix(key, Prefix)
 	i := strings.LastIndexByte(rest, '.')
 	if !ok || i < 0 {
-		return slotKey{}, false
+		return limitKey{}, false
 	}
 	n, err := strconv.Atoi(rest[i+1:])
-	return slotKey{rest[:i], n}, err == nil
+	return limitKey{rest[:i], n}, err == nil
 }
 
 // holder is the value of a key.
@@ -126,7 +111,7 @@ type holder struct {
 
 // New returns Limits without any keys; Run keeps them current.
 func New(o Options) *Limits {
-	l := &Limits{o: o, pools: make(map[string]*pool), held: make(map[slotKey]holder)}
+	l := &Limits{o: o, pools: make(map[string]*pool), held: make(map[limitKey]holder)}
 	l.releaseCtx, l.stopReleasing = context.WithCancel(context.Background())
 	return l
 }
@@ -168,25 +153,11 @@ func (l *Limits) limitsOf(job Job) []jobLimit {
 	}
 	add("app_id", job.App, l.o.Apps[job.App])
 	for _, rule := range l.o.Rules {
-		add(rule.Key, job.value(rule.Key), rule.Max)
+		value, _ := job.Value(rule.Key) // Rule.Check has refused other keys
+		add(rule.Key, value, rule.Max)
 	}
 	slices.SortFunc(list, func(a, b jobLimit) int { return strings.Compare(a.name, b.name) })
 	return list
-}
-
-func (j Job) value(key string) string {
-	switch key {
-	case "app_id":
-		return j.App
-	case "avatar_id":
-		return j.Avatar
-	case "region":
-		return j.Region
-	case "queue":
-		return j.Queue
-	default:
-		return j.Labels[strings.TrimPrefix(key, labels)]
-	}
 }
 
 // Acquire waits until it holds one key of each limit that applies to the job, or
@@ -225,7 +196,7 @@ func (l *Limits) Acquire(waiting context.Context, job Job) (release func(), err 
 // tryAcquire takes one key of each limit without waiting. If it can't, it returns
 // the limit that is full, and a channel that is closed when that changes.
 func (l *Limits) tryAcquire(ctx context.Context, bounds []jobLimit, job Job) (release func(), full jobLimit, changed <-chan struct{}) {
-	held := make([]slotKey, 0, len(bounds))
+	held := make([]limitKey, 0, len(bounds))
 	for _, b := range bounds {
 		// Get the channel first, so that a change during the attempt is noticed.
 		changed = l.change(b.name)
@@ -242,16 +213,16 @@ func (l *Limits) tryAcquire(ctx context.Context, bounds []jobLimit, job Job) (re
 
 // acquireOne takes a free key of the limit for this worker. It returns false if
 // none is free.
-func (l *Limits) acquireOne(ctx context.Context, b jobLimit, job Job) (slotKey, bool) {
+func (l *Limits) acquireOne(ctx context.Context, b jobLimit, job Job) (limitKey, bool) {
 	worker := l.o.Worker()
 	if worker == "" {
-		return slotKey{}, false
+		return limitKey{}, false
 	}
 	for range b.max {
 		h := holder{WorkerID: worker, JobID: job.ID}
 		p, before, ok := l.reserve(b, h)
 		if !ok {
-			return slotKey{}, false
+			return limitKey{}, false
 		}
 		revision, err := l.o.Store.Put(ctx, p.key(), h, before.revision)
 		if err == nil {
@@ -262,22 +233,22 @@ func (l *Limits) acquireOne(ctx context.Context, b jobLimit, job Job) (slotKey, 
 		}
 		l.set(p, before)
 		if !errors.Is(err, kv.ErrConflict) {
-			return slotKey{}, false
+			return limitKey{}, false
 		}
 		l.refresh(ctx, p)
 	}
-	return slotKey{}, false
+	return limitKey{}, false
 }
 
 // reserve picks a free key, so that no other job of this worker tries the same
 // one. before is the key's previous holder: a worker whose lease is gone, or
 // nothing.
-func (l *Limits) reserve(b jobLimit, h holder) (p slotKey, before holder, ok bool) {
+func (l *Limits) reserve(b jobLimit, h holder) (p limitKey, before holder, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	keys := l.pool(b.name)
 	if !l.listed || keys.busy >= b.max {
-		return slotKey{}, holder{}, false
+		return limitKey{}, holder{}, false
 	}
 	first := rand.IntN(b.max) // so that workers rarely try the same key
 	for i := range b.max {
@@ -285,14 +256,14 @@ func (l *Limits) reserve(b jobLimit, h holder) (p slotKey, before holder, ok boo
 		if before = keys.holders[n]; before.WorkerID == "" {
 			h.revision = before.revision
 			keys.set(n, h)
-			return slotKey{b.name, n}, before, true
+			return limitKey{b.name, n}, before, true
 		}
 	}
-	return slotKey{}, holder{}, false
+	return limitKey{}, holder{}, false
 }
 
 // refresh reads a key that another worker has taken.
-func (l *Limits) refresh(ctx context.Context, p slotKey) {
+func (l *Limits) refresh(ctx context.Context, p limitKey) {
 	var h holder
 	if revision, err := l.o.Store.Get(ctx, p.key(), &h); err == nil && revision != 0 {
 		h.revision = revision
@@ -301,7 +272,7 @@ func (l *Limits) refresh(ctx context.Context, p slotKey) {
 }
 
 // release frees keys after the given delay.
-func (l *Limits) release(held []slotKey, after time.Duration) {
+func (l *Limits) release(held []limitKey, after time.Duration) {
 	if len(held) == 0 {
 		return
 	}
@@ -315,7 +286,7 @@ func (l *Limits) release(held []slotKey, after time.Duration) {
 	})
 }
 
-func (l *Limits) remove(p slotKey) {
+func (l *Limits) remove(p limitKey) {
 	l.writing.Lock()
 	l.mu.Lock()
 	h := l.held[p]
@@ -377,7 +348,7 @@ func (l *Limits) freeExpired(ctx context.Context, limit string) {
 			stands[h.WorkerID] = alive
 		}
 		if !alive {
-			l.markFree(slotKey{limit, n}, h.revision)
+			l.markFree(limitKey{limit, n}, h.revision)
 		}
 	}
 }
@@ -394,7 +365,7 @@ func (l *Limits) heldByOthers(limit string) map[int]holder {
 	keys.checkedAt = time.Now()
 	list := make(map[int]holder, len(keys.holders))
 	for n, h := range keys.holders {
-		if _, ours := l.held[slotKey{limit, n}]; !ours && h.WorkerID != "" {
+		if _, ours := l.held[limitKey{limit, n}]; !ours && h.WorkerID != "" {
 			list[n] = h
 		}
 	}
@@ -403,7 +374,7 @@ func (l *Limits) heldByOthers(limit string) map[int]holder {
 
 // markFree marks the key as free at this revision; a job that takes the key
 // replaces that revision.
-func (l *Limits) markFree(p slotKey, revision uint64) {
+func (l *Limits) markFree(p limitKey, revision uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	keys := l.pool(p.limit)
@@ -414,21 +385,21 @@ func (l *Limits) markFree(p slotKey, revision uint64) {
 }
 
 // setHeld records that this worker holds the key.
-func (l *Limits) setHeld(p slotKey, h holder) {
+func (l *Limits) setHeld(p limitKey, h holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pool(p.limit).set(p.n, h)
 	l.held[p] = h
 }
 
-func (l *Limits) set(p slotKey, h holder) {
+func (l *Limits) set(p limitKey, h holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pool(p.limit).set(p.n, h)
 }
 
 // update records what another worker wrote.
-func (l *Limits) update(p slotKey, h holder) {
+func (l *Limits) update(p limitKey, h holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if keys := l.pool(p.limit); h.revision > keys.holders[p.n].revision {
@@ -437,7 +408,7 @@ func (l *Limits) update(p slotKey, h holder) {
 }
 
 // setRemoved records that a key was removed by a write after revision.
-func (l *Limits) setRemoved(p slotKey, revision uint64) {
+func (l *Limits) setRemoved(p limitKey, revision uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	keys := l.pool(p.limit)
@@ -525,7 +496,7 @@ func (l *Limits) follow(ctx context.Context) error {
 		return err
 	}
 	defer watcher.Stop() //nolint:errcheck // the watch has ended, or the connection
-	found := make(map[slotKey]bool)
+	found := make(map[limitKey]bool)
 	for {
 		select {
 		case <-ctx.Done():
@@ -539,7 +510,7 @@ func (l *Limits) follow(ctx context.Context) error {
 				found = nil
 				continue
 			}
-			p, ok := parseSlotKey(e.Key())
+			p, ok := parseLimitKey(e.Key())
 			if !ok {
 				continue
 			}
@@ -558,13 +529,13 @@ func (l *Limits) follow(ctx context.Context) error {
 
 // finishListing frees the keys that the watch did not list: they were removed
 // while nothing watched.
-func (l *Limits) finishListing(found map[slotKey]bool) {
+func (l *Limits) finishListing(found map[limitKey]bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.listed = true
 	for limit, keys := range l.pools {
 		for n, h := range keys.holders {
-			p := slotKey{limit, n}
+			p := limitKey{limit, n}
 			if _, ours := l.held[p]; !ours && !found[p] && h.revision != 0 {
 				keys.set(n, holder{})
 			}
@@ -590,7 +561,7 @@ func (l *Limits) rewriteHeld(ctx context.Context) {
 	}
 }
 
-func (l *Limits) rewrite(ctx context.Context, p slotKey) {
+func (l *Limits) rewrite(ctx context.Context, p limitKey) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.mu.Lock()

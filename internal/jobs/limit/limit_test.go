@@ -10,14 +10,13 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/natsserver/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 const waitTime = 20 * time.Second
 
@@ -208,6 +207,7 @@ func (b *broadcast) send() {
 }
 
 func TestWorkersTogetherStayWithinTheLimit(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	const workers, limit, each, rounds = 4, 3, 3, 3
 	var p peak
@@ -237,6 +237,7 @@ func TestWorkersTogetherStayWithinTheLimit(t *testing.T) {
 }
 
 func TestKeyOfAWorkerWhoseLeaseEndedIsFree(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	dead, _ := e.limits("dead")
 	defer e.acquire(dead, job("j1"))()
@@ -256,6 +257,7 @@ func TestKeyOfAWorkerWhoseLeaseEndedIsFree(t *testing.T) {
 }
 
 func TestKeyIsNotFreeWhileItIsUnknownWhetherItsHolderLives(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	other, _ := e.limits("other")
 	release := e.acquire(other, job("j1"))
@@ -275,6 +277,7 @@ func TestKeyIsNotFreeWhileItIsUnknownWhetherItsHolderLives(t *testing.T) {
 }
 
 func TestReleasedKeyGoesToTheNextJob(t *testing.T) {
+	t.Parallel()
 	for name, same := range map[string]bool{"of this worker": true, "of another worker": false} {
 		t.Run(name, func(t *testing.T) {
 			e := newEnv(t)
@@ -306,6 +309,7 @@ func TestReleasedKeyGoesToTheNextJob(t *testing.T) {
 }
 
 func TestJobsUnderSeveralLimitsNeverDeadlock(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	rules := func(o *Options) {
 		o.Apps = map[string]int{"app": 2}
@@ -353,6 +357,7 @@ func TestJobsUnderSeveralLimitsNeverDeadlock(t *testing.T) {
 }
 
 func TestJobThatGetsOnlyOneOfItsKeysKeepsNone(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	rules := func(o *Options) { o.Rules = []Rule{{Key: "region", Max: 1}} }
 	l, _ := e.limits("w", rules, most(2))
@@ -366,6 +371,7 @@ func TestJobThatGetsOnlyOneOfItsKeysKeepsNone(t *testing.T) {
 }
 
 func TestWatchThatEndsIsStartedAgain(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	other, _ := e.limits("other")
 	release := e.acquire(other, job("j1"))
@@ -395,6 +401,7 @@ func (b *endingBucket) Watch(ctx context.Context, keys string, opts ...jetstream
 }
 
 func TestTooManyThatWaitAreTurnedAway(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l, _ := e.limits("w", func(o *Options) { o.MaxWaiting, o.Apps["more"] = 2, 1 })
 	release := e.acquire(l, job("j1"))
@@ -424,6 +431,7 @@ func TestTooManyThatWaitAreTurnedAway(t *testing.T) {
 }
 
 func TestWaitEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l, _ := e.limits("w")
 	defer e.acquire(l, job("j1"))()
@@ -441,6 +449,7 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 }
 
 func TestWorkerWithoutALeaseTakesNoKey(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l, _ := e.limits("")
 	e.full(l, job("j1"))
@@ -450,6 +459,7 @@ func TestWorkerWithoutALeaseTakesNoKey(t *testing.T) {
 }
 
 func TestJobUnderNoLimitWaitsForNothing(t *testing.T) {
+	t.Parallel()
 	l := New(Options{})
 	release, err := l.Acquire(t.Context(), job("j1"))
 	if err != nil {
@@ -460,6 +470,7 @@ func TestJobUnderNoLimitWaitsForNothing(t *testing.T) {
 }
 
 func TestHeldKeyIsWrittenAgainBeforeItsBucketForgetsIt(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l, _ := e.limits("w", func(o *Options) { o.RewriteInterval = 20 * time.Millisecond })
 	release := e.acquire(l, job("j1"))
@@ -481,6 +492,7 @@ func (e *env) revision() uint64 {
 }
 
 func TestStopRemovesTheKeysThatWereGivenBack(t *testing.T) {
+	t.Parallel()
 	e := newEnv(t)
 	l, stop := e.limits("w")
 	e.acquire(l, job("j1"))()
@@ -491,6 +503,7 @@ func TestStopRemovesTheKeysThatWereGivenBack(t *testing.T) {
 }
 
 func TestNamesOfTheLimitsOfAJob(t *testing.T) {
+	t.Parallel()
 	l := New(Options{
 		Apps: map[string]int{"app": 2, "free": 0},
 		Rules: []Rule{

@@ -11,6 +11,7 @@ var bucketKey = regexp.MustCompile(`^[-/_=.a-zA-Z0-9]+$`)
 // Names and values of labels are any text: their keys have to be keys of a
 // bucket, and different for different texts.
 func TestEveryLabelHasAKeyOfItsOwn(t *testing.T) {
+	t.Parallel()
 	labels := []string{"room", "room.a", "room/a", "room a", "room=20a", "räum", "a*", "a>", "label.x", "app_id"}
 	seen := make(map[string]string)
 	for _, name := range labels {
@@ -20,8 +21,8 @@ func TestEveryLabelHasAKeyOfItsOwn(t *testing.T) {
 			if len(names) != 1 {
 				t.Fatalf("label %q=%q is under %v", name, value, names)
 			}
-			key := slotKey{names[0], 1}.key()
-			if p, ok := parseSlotKey(key); !bucketKey.MatchString(key) || !ok || p != (slotKey{names[0], 1}) {
+			key := limitKey{names[0], 1}.key()
+			if p, ok := parseLimitKey(key); !bucketKey.MatchString(key) || !ok || p != (limitKey{names[0], 1}) {
 				t.Errorf("label %q=%q has the key %q, which is read as %v", name, value, key, p)
 			}
 			if other := seen[key]; other != "" {
@@ -33,6 +34,7 @@ func TestEveryLabelHasAKeyOfItsOwn(t *testing.T) {
 }
 
 func TestAJobIsUnderTheLimitsOfWhatItSays(t *testing.T) {
+	t.Parallel()
 	l := New(Options{Apps: map[string]int{"a": 4}, Rules: []Rule{{Key: "app_id", Max: 2}, {Key: "queue", Max: 9}, {Key: "label.room", Max: 1}}})
 	got := l.limitsOf(Job{App: "a", Queue: "vip", Labels: map[string]string{"tier": "gold"}})
 	want := []jobLimit{{"app_id/a", 2}, {"queue/vip", 9}}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"avatarworker/internal/errors"
 	"avatarworker/internal/leader"
 )
 
@@ -34,8 +33,8 @@ func EstimateBytes(speech time.Duration) int64 {
 	return int64(math.Ceil(min(bytes, math.MaxInt64/4)))
 }
 
-// RoomError means that a stream has too little room for a job's output.
-type RoomError struct {
+// NoSpaceError means that a stream has too little space for a job's output.
+type NoSpaceError struct {
 	Stream string
 	Need   int64 // bytes that the job is expected to store
 	Free   int64 // bytes left
@@ -44,19 +43,19 @@ type RoomError struct {
 
 // Never reports whether the job would not even fit into the empty stream, so that
 // waiting would not help.
-func (e *RoomError) Never() bool { return e.Need > roomIn(e.Max) }
+func (e *NoSpaceError) Never() bool { return e.Need > shareOf(e.Max) }
 
 // Error implements error.
-func (e *RoomError) Error() string {
+func (e *NoSpaceError) Error() string {
 	if e.Never() {
 		return fmt.Sprintf("stream %s takes %d bytes (max_bytes) in all and the job needs about %d; raise max_bytes, or send the speech in several jobs", e.Stream, e.Max, e.Need)
 	}
 	return fmt.Sprintf("stream %s has %d bytes left of %d (max_bytes) and the job needs about %d; it waits until something has aged out or was removed, or max_bytes is raised", e.Stream, e.Free, e.Max, e.Need)
 }
 
-// roomIn returns how much of the free bytes one job may fill. A sixteenth is left
+// shareOf returns how much of the free bytes one job may fill. A sixteenth is left
 // for jobs that were admitted at the same time.
-func roomIn(free int64) int64 { return free - free/16 }
+func shareOf(free int64) int64 { return free - free/16 }
 
 // Space is what a stream had left when it was looked at.
 type Space struct {
@@ -81,7 +80,7 @@ func Look(ctx context.Context, js jetstream.JetStream, stream string) (Space, er
 		return err
 	})
 	if err != nil {
-		return Space{}, fmt.Errorf("look for room in stream %s: %w", stream, err)
+		return Space{}, fmt.Errorf("look for space in stream %s: %w", stream, err)
 	}
 	s := Space{
 		Stream: stream, Free: math.MaxInt64, Max: max(0, info.Config.MaxBytes),
@@ -97,54 +96,10 @@ func Look(ctx context.Context, js jetstream.JetStream, stream string) (Space, er
 	return s, nil
 }
 
-// For returns a *RoomError if there is no room for so many bytes.
+// For returns a *NoSpaceError if there is no space for so many bytes.
 func (s Space) For(need int64) error {
-	if s.Max == 0 || need <= roomIn(s.Free) {
+	if s.Max == 0 || need <= shareOf(s.Free) {
 		return nil
 	}
-	return &RoomError{Stream: s.Stream, Need: need, Free: s.Free, Max: s.Max}
-}
-
-// Room returns a *RoomError if the stream has no room for so many bytes. Any
-// other error means that the stream could not be asked.
-func Room(ctx context.Context, js jetstream.JetStream, stream string, need int64) error {
-	s, err := Look(ctx, js, stream)
-	if err != nil {
-		return err
-	}
-	return s.For(need)
-}
-
-// Room is the function Room in the bucket of recordings.
-func (b *Recordings) Room(ctx context.Context, need int64) error {
-	return Room(ctx, b.js, b.stream, need)
-}
-
-// ErrStorage is what a *StorageError is, also where only its text is left in an
-// error that was cleared of secrets.
-var ErrStorage = errors.New("a store of ours did not take what it was given")
-
-// StorageError is in the chain of an error if one of our streams did not store a
-// session's output: the fault is neither the job's nor the backend's.
-type StorageError struct {
-	Store string // stream, or the subject it should be kept under
-	Err   error
-}
-
-// Error implements error.
-func (e *StorageError) Error() string { return e.Store + ": " + e.Err.Error() }
-
-// Is reports whether target is ErrStorage.
-func (e *StorageError) Is(target error) bool { return target == ErrStorage }
-
-// Unwrap returns the cause.
-func (e *StorageError) Unwrap() error { return e.Err }
-
-// storageError wraps err in a StorageError, unless the job itself is the reason
-// why nothing was stored.
-func storageError(store string, err error) error {
-	if errors.Is(err, ErrReplaced) || errors.Is(err, ErrChunksMissing) {
-		return err
-	}
-	return &StorageError{Store: store, Err: err}
+	return &NoSpaceError{Stream: s.Stream, Need: need, Free: s.Free, Max: s.Max}
 }

@@ -1,0 +1,45 @@
+package attempt
+
+import (
+	"testing"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobpb"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/internal/output"
+)
+
+func TestEveryOutputHasASinkAndAnUnknownOneIsAnError(t *testing.T) {
+	r := New(Options{JS: natstest.JetStream(t)})
+	job := &jobspec.Job{Job: &jobpb.Job{}, ID: "j"}
+	a := &jobs.Attempt{Job: job, Session: 1, Number: 1}
+	for _, kind := range jobspec.Outputs() {
+		sink, err := r.sink(kind, a)
+		if err != nil {
+			t.Errorf("%s: %v", kind, err)
+			continue
+		}
+		_, dropped := sink.(output.Discard)
+		if keeps := kind == jobspec.OutputFrames || kind == jobspec.OutputObject; keeps == dropped {
+			t.Errorf("%s: frames go to %T", kind, sink)
+		}
+		if kind == jobspec.OutputObject {
+			continue // app's tests finish recordings, with a server
+		}
+		if err := r.finish(t.Context(), kind, job, jobs.Finished{Outcome: lifecycle.StateCompleted}); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+	for _, kind := range []string{"", "s3"} {
+		_, err := r.sink(kind, a)
+		if e := errors.Of(err); err == nil || e.Code != errors.CodeInternal {
+			t.Errorf("the output %q: %v", kind, err)
+		}
+		if err := r.finish(t.Context(), kind, job, jobs.Finished{Outcome: lifecycle.StateCompleted}); err == nil {
+			t.Errorf("the output %q is finished", kind)
+		}
+	}
+}

@@ -1,0 +1,39 @@
+package natstest
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// parallel is how many tests of a package run at once. They mostly wait for
+// servers, leases and cooldowns, so more of them run than there are processors.
+const parallel = 8
+
+// Main runs a package's tests, up to 8 at a time unless Parallel or -parallel
+// says otherwise, and fails if they leave goroutines behind.
+func Main(m *testing.M, options ...goleak.Option) {
+	Parallel(parallel)
+	goleak.VerifyTestMain(m, options...)
+}
+
+// Parallel lets n tests of this package run at once, or as many as there are
+// processors if those are more. The first call counts; a -parallel flag
+// overrides it.
+func Parallel(n int) {
+	// m.Run parses the command line, if TestMain has not: what is set before is
+	// the default.
+	p := flag.Lookup("test.parallel")
+	if p.Value.String() != p.DefValue {
+		return
+	}
+	if err := p.Value.Set(strconv.Itoa(max(n, runtime.GOMAXPROCS(0)))); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,179 @@
+package storage
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/audio"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/topology"
+)
+
+// Store is one place that jobs read from or write to, as this worker knows it. Its
+// methods may be called from several goroutines.
+type Store interface {
+	// Name names the store for people.
+	Name() string
+	// Look returns why no job that needs the store should start; nil: it serves
+	// them. It may take a round trip.
+	Look(ctx context.Context) error
+	// Fault returns what Look found last, without a round trip.
+	Fault() error
+	// Retry looks again at a store that is at fault.
+	Retry(ctx context.Context)
+	// Distrust makes the next Look ask again: something pointed at a fault.
+	Distrust()
+	// Plenty reports whether there is space for any job, so that its size does
+	// not matter.
+	Plenty() bool
+	// Reserve keeps space for the bytes that a job has left to store, or returns
+	// why there is none. all is what the whole job makes. The error is an
+	// *errors.Error with code invalidJob if it can never be stored.
+	Reserve(jobID string, left, all int64) error
+	// Begin says that the job's session begins, End how it went. A store that made
+	// it fail is at fault from then on.
+	Begin(jobID string)
+	End(jobID string, err error)
+}
+
+// Options configure a Storage. All fields are required.
+type Options struct {
+	JS     jetstream.JetStream
+	Names  topology.Names
+	Speech *audio.Opener // for the length of speech
+	Runner jobs.Runner   // what it wraps
+}
+
+// Storage looks after the stores of a worker.
+type Storage struct {
+	jobs.Runner
+	names  topology.Names
+	speech *audio.Opener
+
+	// frames and recordings are written, live and uploads are read.
+	frames, recordings, live, uploads Store
+}
+
+var (
+	_ jobs.Storage = (*Storage)(nil)
+	_ jobs.Runner  = (*Storage)(nil)
+)
+
+// New returns a Storage of the worker's own streams and buckets. Run looks after
+// those at fault.
+func New(o Options) *Storage {
+	recordings := "$O." + o.Names.RecordingsBucket()
+	return &Storage{
+		Runner: o.Runner, names: o.Names, speech: o.Speech,
+		frames:     newStream(o.JS, o.Names.FramesStream(), strings.TrimSuffix(o.Names.AllFrames(), "*")+probeToken),
+		recordings: newStream(o.JS, "OBJ_"+o.Names.RecordingsBucket(), recordings+".C."+probeToken, recordings+".M."+probeToken),
+		live:       newStream(o.JS, o.Names.AudioStream()),
+		uploads:    newStream(o.JS, "OBJ_"+o.Names.AudioFilesBucket()),
+	}
+}
+
+// writes returns the store that outputs of this kind fill; nil: none of ours.
+func (s *Storage) writes(kind string) (Store, error) {
+	switch kind {
+	case jobspec.OutputFrames:
+		return s.frames, nil
+	case jobspec.OutputObject:
+		return s.recordings, nil
+	case jobspec.OutputLiveKit, jobspec.OutputAgora, jobspec.OutputDiscard:
+		return nil, nil
+	default:
+		return nil, fmt.Errorf("internal/storage does not know the output %q; this is a fault of the worker: report it", kind)
+	}
+}
+
+// reads returns the store of ours that the job's speech comes from; nil: none.
+func (s *Storage) reads(job *jobspec.Job) Store {
+	if job.GetLive() != nil {
+		return s.live
+	}
+	bucket := s.names.AudioFilesBucket()
+	own := func(spec jobspec.AudioSpec) bool {
+		return spec.Object != "" && (!strings.Contains(spec.Object, "/") || strings.HasPrefix(spec.Object, bucket+"/"))
+	}
+	if slices.ContainsFunc(job.AudioSpecs(), own) {
+		return s.uploads
+	}
+	return nil
+}
+
+func (s *Storage) all() []Store { return []Store{s.live, s.frames, s.uploads, s.recordings} }
+
+// Reserve implements jobs.Storage.
+func (s *Storage) Reserve(ctx context.Context, job *jobspec.Job, done int) error {
+	if source := s.reads(job); source != nil {
+		if err := source.Look(ctx); err != nil {
+			return err
+		}
+	}
+	target, err := s.writes(job.OutputKind())
+	if target == nil || err != nil {
+		return err
+	}
+	if err := target.Look(ctx); err != nil {
+		return err
+	}
+	left, all := s.estimate(ctx, job, done, target.Plenty())
+	return target.Reserve(job.ID, left, all)
+}
+
+// Err implements jobs.Storage.
+func (s *Storage) Err() error {
+	var faults []error
+	for _, st := range s.all() {
+		if err := st.Fault(); err != nil {
+			faults = append(faults, fmt.Errorf("jobs that need %s are held: %w", st.Name(), err))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Watch looks again at the stores that are at fault, until ctx ends.
+func (s *Storage) Watch(ctx context.Context) {
+	ticker := time.NewTicker(lookLife / 2)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, st := range s.all() {
+			if st.Fault() != nil {
+				st.Retry(ctx)
+			}
+		}
+	}
+}
+
+// Run implements jobs.Runner.
+func (s *Storage) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
+	target, err := s.writes(a.Job.OutputKind())
+	if err != nil {
+		return jobs.Report{}, err
+	}
+	if target != nil {
+		target.Begin(a.Job.ID)
+	}
+	report, err := s.Runner.Run(ctx, a)
+	if target != nil {
+		target.End(a.Job.ID, err)
+	}
+	if e := errors.Of(err); e != nil && e.Code == errors.CodeAudioUnavailable {
+		if source := s.reads(a.Job); source != nil {
+			source.Distrust()
+		}
+	}
+	return report, err
+}
