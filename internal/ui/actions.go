@@ -31,18 +31,20 @@ const (
 // the token of the session's forms.
 func (s *Server) action(handle func(*request)) func(*request) {
 	return func(q *request) {
+		unreadable := q.r.ParseForm()
+		q.form = q.r.PostForm //nolint:forbidigo // a form's fields, not the client's function
 		switch {
 		case !s.o.Write:
 			q.fail(http.StatusForbidden, "Nothing can be changed here.", "This page was started to look only. Set ui.write, or use the command line.")
 		case !s.guard.sameOrigin(q.r):
 			q.fail(http.StatusForbidden, "This request comes from another site.", "Nothing was changed. Open the page itself and try again.")
-		case q.r.ParseForm() != nil:
+		case unreadable != nil:
 			q.fail(http.StatusRequestEntityTooLarge, "This form can't be read, or is too large.", "Nothing was changed. Choose fewer, or use the command line.")
-		case !s.guard.ownToken(q.r, q.r.PostForm.Get(tokenField)):
-			q.view.Path = backPath(q.r.PostForm.Get("back"))
+		case !s.guard.ownToken(q.r, q.form.Get(tokenField)):
+			q.view.Path = backPath(q.form.Get("back"))
 			q.fail(http.StatusForbidden, "This form is too old.", "Nothing was changed. The page was started again since, or cookies are off. Go back, load the page again and repeat it.")
 		default:
-			q.view.Path = backPath(q.r.PostForm.Get("back"))
+			q.view.Path = backPath(q.form.Get("back"))
 			handle(q)
 		}
 	}
@@ -72,7 +74,7 @@ func (q *request) finish(r *result) {
 }
 
 // sure reports whether the form was confirmed.
-func (q *request) sure() bool { return q.r.PostForm.Get("sure") == "yes" }
+func (q *request) sure() bool { return q.form.Get("sure") == "yes" }
 
 // confirmData asks before something is changed.
 type confirmData struct {
@@ -99,8 +101,8 @@ func (q *request) confirm(d confirmData) {
 
 // chosenJobs are the jobs that a form names, or all that its filter chooses.
 func (q *request) chosenJobs(states []lifecycle.State) (rows []status.Row, more, ok bool) {
-	if q.r.PostForm.Get("all") == "" {
-		ids, valid := jobIDs(q.r.PostForm["id"])
+	if q.form.Get("all") == "" {
+		ids, valid := jobIDs(q.form["id"])
 		if !valid || len(ids) == 0 {
 			q.fail(http.StatusBadRequest, "No job was chosen.", fmt.Sprintf("Nothing was changed. Tick the jobs that are meant, at most %d.", maxBulk))
 			return nil, false, false
@@ -110,9 +112,9 @@ func (q *request) chosenJobs(states []lifecycle.State) (rows []status.Row, more,
 		}
 		return rows, false, true
 	}
-	v, err := url.ParseQuery(q.r.PostForm.Get("filter"))
+	v, err := url.ParseQuery(q.form.Get("filter"))
 	filter, query := parseJobs(v, q.view.Now)
-	if err != nil || len(filter.Problems) > 0 || len(q.r.PostForm.Get("filter")) > maxQuery {
+	if err != nil || len(filter.Problems) > 0 || len(q.form.Get("filter")) > maxQuery {
 		q.fail(http.StatusBadRequest, "The filter is not valid.", "Nothing was changed. "+strings.Join(filter.Problems, " "))
 		return nil, false, false
 	}
@@ -149,7 +151,7 @@ func (s *Server) changeJobs(q *request) {
 	if !ok {
 		return
 	}
-	probe := q.r.PostForm.Get("probe") != ""
+	probe := q.form.Get("probe") != ""
 	if (cancel || len(rows) > 1) && !q.sure() {
 		d := confirmData{Question: verb + " " + count(len(rows), "job") + "?", Button: verb + " " + count(len(rows), "job"), Danger: cancel, Jobs: rows}
 		if cancel {
@@ -230,8 +232,8 @@ func summary(past, thing string, r *result) string {
 // chosenLetters are the dead letters that a form names, or all that its filter
 // chooses.
 func (q *request) chosenLetters() (list []dlq.Entry, more, ok bool) {
-	if q.r.PostForm.Get("all") == "" {
-		seqs, valid := sequences(q.r.PostForm["seq"])
+	if q.form.Get("all") == "" {
+		seqs, valid := sequences(q.form["seq"])
 		if !valid || len(seqs) == 0 {
 			q.fail(http.StatusBadRequest, "No dead letter was chosen.", fmt.Sprintf("Nothing was changed. Tick those that are meant, at most %d.", maxBulk))
 			return nil, false, false
@@ -241,9 +243,9 @@ func (q *request) chosenLetters() (list []dlq.Entry, more, ok bool) {
 		}
 		return list, false, true
 	}
-	v, err := url.ParseQuery(q.r.PostForm.Get("filter"))
+	v, err := url.ParseQuery(q.form.Get("filter"))
 	filter, query := parseLetters(v, q.view.Now)
-	if err != nil || len(filter.Problems) > 0 || len(q.r.PostForm.Get("filter")) > maxQuery {
+	if err != nil || len(filter.Problems) > 0 || len(q.form.Get("filter")) > maxQuery {
 		q.fail(http.StatusBadRequest, "The filter is not valid.", "Nothing was changed. "+strings.Join(filter.Problems, " "))
 		return nil, false, false
 	}
@@ -274,7 +276,7 @@ func (s *Server) replay(q *request) {
 	if !ok {
 		return
 	}
-	c := readCorrection(q.r.PostForm)
+	c := readCorrection(q.form)
 	o, err := c.options(!q.sure())
 	if c.Body != "" && len(list) > 1 && err == nil {
 		err = errors.New("the whole job can be edited for one dead letter at a time; fields can be set for several")
@@ -425,7 +427,7 @@ const maxPause = 30 * 24 * time.Hour
 
 // changeQueue pauses or resumes a queue.
 func (s *Server) changeQueue(q *request) {
-	name := q.r.PostForm.Get("queue")
+	name := q.form.Get("queue")
 	if name == "" || len(name) > maxValue {
 		q.fail(http.StatusBadRequest, "No queue was named.", "Nothing was changed.")
 		return
@@ -435,7 +437,7 @@ func (s *Server) changeQueue(q *request) {
 	defer cancel()
 	if strings.HasSuffix(q.r.URL.Path, "/pause") {
 		length := time.Duration(0)
-		if text := q.r.PostForm.Get("for"); text != "" {
+		if text := q.form.Get("for"); text != "" {
 			var err error
 			if length, err = time.ParseDuration(text); err != nil || length <= 0 || length > maxPause {
 				q.fail(http.StatusBadRequest, "This is not a length of time.", "Nothing was changed. Want something such as 30m or 2h, at most 720h.")
@@ -467,7 +469,7 @@ func single(r *result) string {
 
 // changeCircuit probes or closes a circuit.
 func (s *Server) changeCircuit(q *request) {
-	app, region := q.r.PostForm.Get("app"), q.r.PostForm.Get("region")
+	app, region := q.form.Get("app"), q.form.Get("region")
 	if app == "" || len(app) > maxValue || len(region) > maxValue {
 		q.fail(http.StatusBadRequest, "No app was named.", "Nothing was changed.")
 		return
@@ -505,7 +507,7 @@ func (s *Server) changeCircuit(q *request) {
 
 // drain has a worker end.
 func (s *Server) drain(q *request) {
-	id := q.r.PostForm.Get("worker")
+	id := q.form.Get("worker")
 	if id == "" || len(id) > maxValue {
 		q.fail(http.StatusBadRequest, "No worker was named.", "Nothing was changed.")
 		return

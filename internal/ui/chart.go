@@ -7,7 +7,6 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
-	"avatarworker/internal/jobs/lifecycle"
 )
 
 // chart is failures by code over time as bars: an SVG of chartWidth × chartHeight.
@@ -175,20 +174,6 @@ const (
 	lineLeft   = 64
 	lineRight  = 16
 )
-
-// kindOf is how a state is drawn: what was handed back waits.
-func kindOf(s lifecycle.State) string {
-	switch s {
-	case lifecycle.StateRunning:
-		return "running"
-	case lifecycle.StateRetrying:
-		return "retrying"
-	case lifecycle.StateHeld:
-		return "held"
-	default:
-		return "waiting"
-	}
-}
 
 // moment is a change of a job's state.
 type moment struct {

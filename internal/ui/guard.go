@@ -187,6 +187,7 @@ func (g *guard) session(w http.ResponseWriter, r *http.Request) (id string, fres
 	}
 	id = rand.Text() + rand.Text()
 	secure := r.TLS != nil || g.auth.TrustedHeader != "" && g.fromProxy(r) && r.Header.Get("X-Forwarded-Proto") == "https"
+	//nolint:gosec // Secure where the way here is TLS; on loopback it is not
 	http.SetCookie(w, &http.Cookie{Name: cookieName, Value: id, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure})
 	return id, true
 }
@@ -208,7 +209,7 @@ func (g *guard) formToken(session, user string) string {
 // tokenField is the field of a form that has its token, and tokenHeader the header
 // that does for the API.
 const (
-	tokenField  = "token"
+	tokenField  = "token" //nolint:gosec // a field's name
 	tokenHeader = "X-CSRF-Token"
 )
 

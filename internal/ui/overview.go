@@ -211,19 +211,6 @@ func circuitsByCode(list []circuit.Circuit) map[errors.Code][]circuit.Circuit {
 	return groups
 }
 
-// WorkerState is a worker's state as a word.
-func workerState(w status.Worker) string {
-	switch {
-	case w.Lost:
-		return "lost"
-	case w.Draining:
-		return "draining"
-	case w.NotReady != "":
-		return "not ready"
-	}
-	return "up"
-}
-
 // onTheWay are the states of jobs without an outcome.
 func onTheWay() []lifecycle.State {
 	return []lifecycle.State{status.StateWaiting, lifecycle.StateRunning, lifecycle.StateRetrying, lifecycle.StateHeld, lifecycle.StateReleased}

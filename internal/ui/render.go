@@ -93,6 +93,7 @@ type request struct {
 	r    *http.Request
 	ctx  context.Context
 	s    *Server
+	form url.Values // of an action
 	view view
 }
 

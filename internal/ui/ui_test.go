@@ -406,11 +406,11 @@ func TestAWrongCorrectionComesBackWithWhatWasTyped(t *testing.T) {
 		{"edit", "on", "body", `{"avatar_id": "ok-7"`},
 		{"path", "avatar_id", "value", "ok-7", "edit", "on", "body", `{}`},
 	} {
-		code, page := s.post("/letters/replay", append([]string{"seq", "1", "sure", "yes"}, fields...)...)
+		code, _ := s.post("/letters/replay", append([]string{"seq", "1", "sure", "yes"}, fields...)...)
 		if code != http.StatusBadRequest && code != http.StatusOK || len(w.called()) > 0 {
 			t.Errorf("%v: %d, called %q", fields, code, w.called())
 		}
-		code, page = s.post("/letters/replay", append([]string{"seq", "1"}, fields...)...)
+		code, page := s.post("/letters/replay", append([]string{"seq", "1"}, fields...)...)
 		if code != http.StatusBadRequest || !strings.Contains(page, "Nothing was published") || !strings.Contains(page, "ok-7") {
 			t.Errorf("%v: %d\n%s", fields, code, page)
 		}
