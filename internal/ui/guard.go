@@ -209,8 +209,8 @@ func (g *guard) formToken(session, user string) string {
 // tokenField is the field of a form that has its token, and tokenHeader the header
 // that does for the API.
 const (
-	tokenField  = "token" //nolint:gosec // a field's name
-	tokenHeader = "X-CSRF-Token"
+	tokenField  = "token"
+	tokenHeader = "X-CSRF-Token" //nolint:gosec // a header's name
 )
 
 // ownToken reports whether a request that changes something has its session's token.
