@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
@@ -50,7 +51,8 @@ type natsCosts struct {
 	RenewalsPerSec float64 `json:"renewals_per_s"` // at most: 64 in flight
 	CPUPerRenewal  float64 `json:"cpu_us_per_renewal"`
 	BytesPerLease  float64 `json:"bytes_kept_per_lease"`
-	KiBPerLease    float64 `json:"kib_per_lease"` // memory of all nodes
+	KiBPerLease    float64 `json:"kib_per_lease"`           // memory of all nodes
+	RecordMemory   float64 `json:"memory_bytes_per_record"` // of each node: what finds a record that is kept
 	CPUPerFrame    float64 `json:"cpu_us_per_frame"`
 	BytesPerFrame  float64 `json:"bytes_kept_per_frame"`
 }
@@ -75,16 +77,16 @@ type sessionCosts struct {
 }
 
 type scaleSizes struct {
-	jobs, writes, leases, frames, sessions int
-	few, many                              int // idle workers
-	presences                              int // that many watch
-	idle                                   time.Duration
+	jobs, writes, leases, records, frames, sessions int
+	few, many                                       int // idle workers
+	presences                                       int // that many watch
+	idle                                            time.Duration
 }
 
 func measureUnitCosts(ctx context.Context, quick bool, stdout, progress io.Writer) error {
-	z := scaleSizes{jobs: 10_000, writes: 50_000, leases: 10_000, frames: 125, sessions: 1_000, few: 20, many: 100, presences: 1_000, idle: 30 * time.Second}
+	z := scaleSizes{jobs: 10_000, writes: 50_000, leases: 10_000, records: 200_000, frames: 125, sessions: 1_000, few: 20, many: 100, presences: 1_000, idle: 30 * time.Second}
 	if quick {
-		z = scaleSizes{jobs: 1_000, writes: 5_000, leases: 500, frames: 25, sessions: 100, few: 5, many: 20, presences: 200, idle: 10 * time.Second}
+		z = scaleSizes{jobs: 1_000, writes: 5_000, leases: 500, records: 10_000, frames: 25, sessions: 100, few: 5, many: 20, presences: 200, idle: 10 * time.Second}
 	}
 	c := unitCosts{
 		Measured: time.Now().UTC().Format(time.DateOnly),
@@ -114,7 +116,7 @@ func measureUnitCosts(ctx context.Context, quick bool, stdout, progress io.Write
 }
 
 func (n *natsCosts) measure(ctx context.Context, replicas int, z scaleSizes) error {
-	for _, part := range []func(context.Context, *natsCluster, scaleSizes) error{n.jobs, n.writes, n.leases, n.frames} {
+	for _, part := range []func(context.Context, *natsCluster, scaleSizes) error{n.jobs, n.writes, n.leases, n.records, n.frames} {
 		c, err := startNATS(ctx, replicas) // each begins with an empty one
 		if err != nil {
 			return err
@@ -223,6 +225,27 @@ func (n *natsCosts) leases(ctx context.Context, c *natsCluster, z scaleSizes) er
 	n.KiBPerLease, n.BytesPerLease = max(taken.resident+paced.resident, 0)/leases, bytes/leases
 	n.CPUPerRenewal = micros(paced.cpu) / leases
 	n.RenewalsPerSec = leases / elapsed.Seconds()
+	return err
+}
+
+// records are written under a key each; what stays in memory is their index.
+func (n *natsCosts) records(ctx context.Context, c *natsCluster, z scaleSizes) error {
+	before, err := c.memory()
+	if err != nil {
+		return err
+	}
+	body := make([]byte, 400)
+	err = publishMany(ctx, c.urls, z.records, func(i int) (string, []byte) {
+		return fmt.Sprintf("$KV.%s.job-%020d", topology.Names{}.StateBucket(), i), body
+	})
+	if err == nil {
+		err = pause(ctx, 20*time.Second) // the server drops what it has cached
+	}
+	if err != nil {
+		return err
+	}
+	after, err := c.memory()
+	n.RecordMemory = max(after-before, 0) / float64(len(c.nodes)) / float64(z.records)
 	return err
 }
 
@@ -341,13 +364,19 @@ func deliveryCPU(ctx context.Context, z scaleSizes) (perDelivery float64, err er
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
 	var received sync.WaitGroup
+	var watchers []*nats.Conn
+	defer func() {
+		for _, nc := range watchers {
+			nc.Close()
+		}
+	}()
 	presence := make([]byte, 350)
 	for range z.many {
 		nc, js, err := connect(c.urls)
 		if err != nil {
 			return 0, err
 		}
-		defer nc.Close()
+		watchers = append(watchers, nc)
 		bucket, err := js.KeyValue(ctx, topology.Names{}.FleetBucket())
 		if err != nil {
 			return 0, err
@@ -540,7 +569,7 @@ func (c *unitCosts) round() {
 	for _, n := range []*natsCosts{&c.R1, &c.R3} {
 		for _, f := range []*float64{
 			&n.JobsPerSecond, &n.CPUPerJob, &n.WritesPerJob, &n.BytesPerJob, &n.InPerJob, &n.OutPerJob, &n.WritesPerSec, &n.CPUPerWrite,
-			&n.RenewalsPerSec, &n.CPUPerRenewal, &n.BytesPerLease, &n.KiBPerLease, &n.CPUPerFrame, &n.BytesPerFrame,
+			&n.RenewalsPerSec, &n.CPUPerRenewal, &n.BytesPerLease, &n.KiBPerLease, &n.RecordMemory, &n.CPUPerFrame, &n.BytesPerFrame,
 		} {
 			*f = digits(*f)
 		}

@@ -188,6 +188,18 @@ func (c *natsCluster) during(work func() error) (u used, elapsed time.Duration, 
 	return u, elapsed, err
 }
 
+// memory is what all nodes have in use after collections, in bytes.
+func (c *natsCluster) memory() (bytes float64, err error) {
+	for _, n := range c.nodes {
+		s, err := n.stats(true)
+		if err != nil {
+			return 0, err
+		}
+		bytes += float64(s.Memory)
+	}
+	return bytes, nil
+}
+
 // stored are the messages and bytes that all streams have taken.
 func (c *natsCluster) stored(ctx context.Context) (messages, bytes float64, err error) {
 	nc, js, err := connect(c.urls)

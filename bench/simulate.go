@@ -46,7 +46,7 @@ func (p *plan) flags(f *flag.FlagSet) {
 	f.IntVar(&p.perWorker, "per-worker", 500, "with -simulate: worker.concurrency, all of it in use")
 	f.IntVar(&p.replicas, "replicas", 3, "with -simulate: nats.replicas, 1 or 3; also the nodes of a cell")
 	f.IntVar(&p.cores, "cores", 8, "with -simulate: cores of a NATS node and of a host of workers")
-	f.IntVar(&p.memory, "memory", 32, "with -simulate: GiB of memory of a host of workers")
+	f.IntVar(&p.memory, "memory", 32, "with -simulate: GiB of memory of a NATS node and of a host of workers")
 	f.IntVar(&p.disk, "disk", 1000, "with -simulate: GiB of disk of a NATS node")
 	f.Float64Var(&p.network, "network", 10, "with -simulate: Gbit/s of each machine, each way")
 	f.DurationVar(&p.keep, "keep", 168*time.Hour, "with -simulate: nats.state_ttl and streams.events.max_age")
@@ -60,6 +60,7 @@ const (
 	otherFrames    = 4      // in each other
 	frameBytes     = 49_868 // docs/protocol.md, section 4
 	speechBytesSec = 32_000 // 16 kHz PCM
+	keysPerJob     = 3      // subjects that NATS keeps in memory: its record, two events
 	renewEvery     = 7.5    // seconds: a quarter of lease.ack_wait
 	fileLimit      = 65_536 // LimitNOFILE of deploy/systemd
 	portsOfAHost   = 28_232 // Linux's range for outgoing connections to one address
@@ -245,6 +246,7 @@ func cellNeeds(c unitCosts, p plan, f fleetSize) []need {
 		cell("writes to AVATAR_STATE", "a second", f.peak.writes, r.WritesPerSec*p.use),
 		cell("of them lease renewals", "a second", f.peak.renewals, r.RenewalsPerSec*p.use),
 		cell("network of the busiest NATS node", "MB/s", bytes/1e6, p.network*1e3/8*p.use),
+		cell("memory of a NATS node", "GiB", (f.jobs/cells*p.keep.Seconds()*keysPerJob*r.RecordMemory+workers*c.Worker.NATSKiB*1024)/(1<<30), float64(p.memory)*p.use),
 		cell("disk of a NATS node", "GiB", kept/(1<<30), float64(p.disk)*p.use),
 	}
 	slices.SortStableFunc(list, func(a, b need) int { return cmp.Compare(b.units, a.units) })

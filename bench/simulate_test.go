@@ -35,7 +35,7 @@ func TestEmbeddedCostsSayWhenAndWhereTheyWereMeasured(t *testing.T) {
 	}
 	for name, v := range map[string]float64{
 		"r1 CPU a job": c.R1.CPUPerJob, "r3 CPU a job": c.R3.CPUPerJob, "r1 writes": c.R1.WritesPerSec, "r3 writes": c.R3.WritesPerSec,
-		"r1 renewals": c.R1.RenewalsPerSec, "r3 renewals": c.R3.RenewalsPerSec, "r3 CPU a frame": c.R3.CPUPerFrame, "bytes a job": c.R3.BytesPerJob,
+		"r1 renewals": c.R1.RenewalsPerSec, "r3 renewals": c.R3.RenewalsPerSec, "r3 CPU a frame": c.R3.CPUPerFrame, "bytes a job": c.R3.BytesPerJob, "r3 memory a record": c.R3.RecordMemory,
 		"memory of a worker": c.Worker.MiB, "messages of a worker": c.Worker.MsgsPerSecond, "memory of a session": c.Session.KiB, "files": c.Session.Files,
 	} {
 		if v <= 0 {
@@ -53,7 +53,7 @@ func TestSimulationPrintsWhatSaturatesFirst(t *testing.T) {
 	}
 	for _, want := range []string{
 		"1,000 sessions: 17 jobs/s, 250 frames/s", "20,000 sessions: 333 jobs/s, 5,000 frames/s", "first to saturate: ", "cell(s) of 3 NATS node(s)",
-		"NATS CPU", "writes to AVATAR_STATE", "lease renewals", "network of the busiest NATS node", "disk of a NATS node",
+		"NATS CPU", "writes to AVATAR_STATE", "lease renewals", "network of the busiest NATS node", "disk of a NATS node", "memory of a NATS node",
 		"memory of workers", "CPU of workers", "ports to one ingress address", "open files",
 	} {
 		if !strings.Contains(out.String(), want) {
@@ -88,6 +88,7 @@ func TestWhatIsScarceSaturatesFirst(t *testing.T) {
 		"writes to AVATAR_STATE":           func(c *unitCosts, _ *plan) { c.R3.WritesPerSec = 10 },
 		"of them lease renewals":           func(c *unitCosts, p *plan) { c.R3.RenewalsPerSec, p.perWorker = 20, 10 },
 		"network of the busiest NATS node": func(_ *unitCosts, p *plan) { p.network = 0.01 },
+		"memory of a NATS node":            func(c *unitCosts, _ *plan) { c.R3.RecordMemory = 1e4 },
 		"disk of a NATS node":              func(_ *unitCosts, p *plan) { p.disk = 1 },
 	} {
 		c, p := embedded(t), defaults(t)

@@ -82,7 +82,7 @@ func TestEveryAlertSaysWhatItMeansAndWhatToDo(t *testing.T) {
 		}
 		pages[r.Alert+".md"] = true
 		page := read(t, "../"+want)
-		for _, heading := range []string{"# " + r.Alert + "\n", "## What it means\n", "## Whose fault\n", "## What to look at\n", "## What to do\n"} {
+		for _, heading := range []string{"# " + r.Alert + "\n", "## What it means\n", "## Where the cause is\n", "## What to look at\n", "## What to do\n"} {
 			if !strings.Contains(page, heading) {
 				t.Errorf("%s has no heading %q", want, strings.TrimSpace(heading))
 			}

@@ -188,6 +188,7 @@ type eventFields struct {
 	RetryAt    *time.Time `json:"retry_at"`
 	Total      int        `json:"utterances_total"`
 	SessionMS  int64      `json:"session_ms"`
+	Crashes    int        `json:"crashes"`
 	Recording  string     `json:"recording"`
 	DeadLetter string     `json:"dead_letter"`
 	Count      int        `json:"count"`
@@ -219,6 +220,7 @@ func describeEvent(e status.Event) string {
 	add(f.Attempt > 0 && f.Attempts == 0 && f.Max > 0, "attempt %d/%d", f.Attempt, f.Max)
 	add(f.Attempt > 0 && f.Attempts == 0 && f.Max == 0, "attempt %d", f.Attempt)
 	add(f.Attempts > 0, "%s", count(f.Attempts, "attempt"))
+	add(f.Crashes > 0, "after %s", crashes(f.Crashes))
 	add(f.Total > 0, "%s", count(f.Total, "utterance"))
 	add(f.SessionMS > 0, "connected %s", (time.Duration(f.SessionMS) * time.Millisecond).String())
 	add(f.Recording != "", "recording %s", f.Recording)

@@ -85,19 +85,47 @@ func TestFleetStatusShowsQueuesWorkersCircuitsAndTheWayToTheCause(t *testing.T) 
 	}
 }
 
+func TestJobStatusSaysWhereAReplayedJobWaits(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	deadLettered := func(id string) {
+		b.record(lifecycle.Record{
+			JobID: id, Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered,
+			CreatedAt: time.Now(), UpdatedAt: time.Now(),
+			LastError: &event.Error{Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"},
+		})
+	}
+	deadLettered("j1")
+	b.letter("j1", errors.CodeAvatarNotFound, `{"avatar_id":"a","audio":{"object":"a.wav"}}`, time.Now())
+	expect(t, 0, []string{"History\nnone is kept", "avatarworker dlq replay --job j1"}, b.args("jobs", "show", "j1")...)
+	expect(t, 0, nil, b.args("queue", "pause", "default")...)
+	expect(t, 0, nil, b.args("dlq", "replay", "--job", "j1", "-y")...)
+	text := expect(t, 0, []string{"dead_lettered", "Run 2", "waiting: not delivered", "the queue is paused", "avatarworker queue resume default"}, b.args("jobs", "show", "j1")...)
+	if strings.Contains(text, "dlq replay") {
+		t.Errorf("a job that was replayed is to be replayed: %s", text)
+	}
+	j := decode[status.Job](t, expect(t, 0, nil, b.args("jobs", "show", "j1", "--json")...))
+	if j.NextRun == nil || j.NextRun.Run != 2 || j.LetterGone {
+		t.Errorf("next run %+v, letter gone %t", j.NextRun, j.LetterGone)
+	}
+	deadLettered("j2")
+	expect(t, 0, []string{"Its dead letter is gone"}, b.args("jobs", "show", "j2")...)
+}
+
 func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
+	b.letter("j1", errors.CodeAvatarNotFound, `{}`, time.Now())
 	fields := event.JobFields{JobID: "j1", Run: 1, Attempt: 1, Worker: "host"}
 	b.record(lifecycle.Record{
 		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered, CreatedAt: time.Now(), UpdatedAt: time.Now(),
 		LastError: &event.Error{Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"},
 	})
-	b.event("1", event.Started{JobFields: fields})
+	b.event("1", event.Started{JobFields: fields, Crashes: 1})
 	b.event("2", event.Error{JobID: "other", Code: errors.CodeInternal, Class: errors.ClassInternal})
 	b.event("3", event.Error{JobID: "j1", Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "no such avatar"})
 	b.event("4", event.DeadLettered{JobFields: fields, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig})
-	expect(t, 0, []string{"dead_lettered", "no such avatar", "what to do", "avatarworker dlq show --job j1"}, b.args("status", "j1")...)
+	expect(t, 0, []string{"dead_lettered", "after 1 crash", "no such avatar", "what to do", "avatarworker dlq show --job j1"}, b.args("status", "j1")...)
 	j := decode[status.Job](t, expect(t, 0, nil, b.args("status", "j1", "--json")...))
 	var ids []string
 	for _, e := range j.History {

@@ -283,14 +283,28 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 			return err
 		}
 	}
+	if len(j.History) == 0 {
+		if _, err := fmt.Fprintln(c.stdout, "none is kept"); err != nil {
+			return err
+		}
+	}
 	if !j.Whole {
 		c.note("looking for error events took longer than --count-for: some may be missing")
 	}
 	if err := c.printCost(j.Cost); err != nil {
 		return err
 	}
-	if j.Record == nil {
+	switch {
+	case j.Record == nil:
 		return nil
+	case j.NextRun != nil:
+		if err := c.heading(fmt.Sprintf("\nRun %d", j.NextRun.Run)); err != nil {
+			return err
+		}
+		return c.printWaiting(ctx, store, id, j.NextRun)
+	case j.LetterGone:
+		_, err := fmt.Fprintln(c.stdout, "\nIts dead letter is gone: it was removed, or has aged out. To run it again, publish it under another id.")
+		return err
 	}
 	for _, advice := range advise(j.Record) {
 		if _, err := fmt.Fprintln(c.stdout, plain(advice)); err != nil {

@@ -95,6 +95,15 @@ func setups() map[string]setup {
 			start: behindLeaf(""),
 			nats:  func(n *config.NATS) { n.APIPrefix = "$JS.hub.API" },
 		},
+		"a server that gives few messages to a request": {
+			start: func(t *testing.T) (string, string) {
+				url := natstest.Configured(t, `
+					listen: 127.0.0.1:-1
+					jetstream { limits { max_request_batch: 3 } }`)
+				return url, url
+			},
+			nats: func(*config.NATS) {},
+		},
 		"an API imported from another account": {
 			start: func(t *testing.T) (string, string) {
 				url := natstest.Configured(t, importedAPI)

@@ -101,6 +101,57 @@ func TestAWorkerThatStartsBeforeNATSWorksOnceItIsThere(t *testing.T) {
 	}
 }
 
+func TestTheLogSaysAtTheStartWhichProxiesAreOnTheWay(t *testing.T) {
+	t.Setenv("HTTPS_PROXY", "http://user:aPassword9@127.0.0.1:1")
+	t.Setenv("NO_PROXY", "ingress.example")
+	c := config.Defaults()
+	c.NATS.URL, c.NATS.Storage = natstest.Start(t).ClientURL(), "memory"
+	c.App.ID, c.App.APIKey, c.Admin.Addr = "app", "key", ""
+	c.Backend.ConsoleURL, c.Backend.IngressURL = "https://console.example/v1/console", "wss://ingress.example/v2/driveningress"
+	said := make(chan string, 1000)
+	a, err := app.New(app.Options{Config: c, Logger: zerolog.New(lines(said))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	for ctx.Err() == nil {
+		var line string
+		select {
+		case line = <-said:
+		case <-ctx.Done():
+			t.Error("it does not say it")
+		}
+		if strings.Contains(line, "aPassword9") {
+			t.Errorf("the proxy's password is shown: %s", line)
+		}
+		if !strings.Contains(line, "console_proxy") {
+			continue
+		}
+		if !strings.Contains(line, `"console_proxy":"http://127.0.0.1:1"`) || strings.Contains(line, `"ingress_proxy":"http`) {
+			t.Errorf("it says %s", line)
+		}
+		break
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// lines hands each line of a log on, as long as there is room.
+type lines chan string
+
+func (l lines) Write(line []byte) (int, error) {
+	select {
+	case l <- string(line):
+	default:
+	}
+	return len(line), nil
+}
+
 func TestAWorkerToldToStopBeforeItCouldStartEndsWithoutAnError(t *testing.T) {
 	t.Parallel()
 	a := away(t, freePort(t), nil)

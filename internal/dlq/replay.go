@@ -136,7 +136,7 @@ const maxTaken = 100
 
 // publish claims a run for the letter and publishes it.
 func (s *Store) publish(ctx context.Context, runs *runs, l replayed, o ReplayOptions) (int, Status, error) {
-	after := 0 // the run whose message id is another message's
+	after := 0 // the run whose message id another message already has
 	for range maxTaken {
 		own, done, err := runs.claim(ctx, after)
 		switch {

@@ -134,17 +134,17 @@ func (a admission) acquire(draft *lifecycle.Record) error {
 		return errDrained
 	}
 	crashes := draft.Crashes // an utterance finished sets the record's to 0
-	if !a.w.crashed.enter(crashes) {
+	if !a.w.crashed.Enter(crashes) {
 		return errSuspect
 	}
 	release, err := a.acquireLimits(draft)
 	if err != nil {
-		a.w.crashed.leave(crashes)
+		a.w.crashed.Leave(crashes)
 		return err
 	}
 	a.session.release = func() {
 		release()
-		a.w.crashed.leave(crashes)
+		a.w.crashed.Leave(crashes)
 	}
 	return nil
 }

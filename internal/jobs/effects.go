@@ -39,7 +39,7 @@ func (e *execution) effects() effects { return effects{e} }
 // job's slot is free for another job meanwhile. If too many jobs are at this step
 // already, and one of the effects is known to fail, the next delivery does it.
 func (f effects) emit(r *lifecycle.Record) error {
-	if !f.freeSlot() && f.w.faults.any() {
+	if !f.freeSlot() && f.w.faults.Any() {
 		return errEffectsWait
 	}
 	return f.emitEffects(r)
@@ -131,13 +131,13 @@ func (f effects) tell(ctx context.Context, what string, ev event.Event) error {
 // effect does one thing that follows, and notes whether it can be done: a worker
 // for which it can't is not ready.
 func (f effects) effect(ctx context.Context, what string, limit time.Duration, do func(context.Context) error) error {
-	if f.w.faults.has(what) {
+	if f.w.faults.Has(what) {
 		limit = min(limit, faultyTimeout)
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := do(ctx)
-	f.w.faults.note(what, err)
+	f.w.faults.Note(what, err)
 	return err
 }
 

@@ -54,7 +54,7 @@ type execution struct {
 	w       *Worker
 	msg     fetch.Delivery
 	id      jobspec.Identity
-	job     *jobspec.Job  // nil: the message is no valid job
+	job     *jobspec.Job  // nil: the message is not a valid job
 	invalid *errors.Error // why
 	ctx     context.Context
 	span    trace.Span

@@ -432,7 +432,7 @@ func (h *house) put(r *lifecycle.Record) {
 // until waits for the record of the job to be as wanted.
 func (h *house) until(id string, wanted func(*lifecycle.Record) bool) *lifecycle.Record {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	watcher, err := h.handles.State.Watch(ctx, id)
 	if err != nil {
@@ -592,7 +592,7 @@ func receive[T any](t testing.TB, c <-chan T, what string) T {
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Fatalf("never came: %s", what)
 		panic("unreachable")
 	}

@@ -13,6 +13,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lease"
 	"avatarworker/internal/jobs/lifecycle"
@@ -202,8 +203,16 @@ func TestWorkerThatVanishedCostsACrashAndNoAttempt(t *testing.T) {
 	h.start(&script{})
 	r := h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
-	if r.Crashes != 0 || r.Session != 2 || r.Attempt != 1 { // progress gave the crash back
+	// Progress gave the crash back to the budget; the outcome has all of them.
+	if r.Crashes != 1 || r.CrashesPast != 1 || r.Session != 2 || r.Attempt != 1 {
 		t.Errorf("%d crashes, session %d, attempt %d", r.Crashes, r.Session, r.Attempt)
+	}
+	said := []any{}
+	for _, started := range h.told(h.names.Events(event.TypeStarted, "j1")) {
+		said = append(said, started.body["crashes"])
+	}
+	if fmt.Sprint(said) != "[<nil> 1]" {
+		t.Errorf("the started events say %v crashes", said)
 	}
 	h.wantTypes("j1", "started", "started", "completed")
 }

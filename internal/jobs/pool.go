@@ -15,7 +15,7 @@ type pool struct {
 	next       chan *execution // to one that is idle
 	idle       atomic.Int32
 	noMore     chan struct{}       // closed when there is nothing more to process
-	finalizing *semaphore.Weighted // executions whose slot is another's already
+	finalizing *semaphore.Weighted // executions that gave up their slot
 	waiting    *semaphore.Weighted // executions that look at a job only to hold it
 }
 

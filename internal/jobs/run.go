@@ -81,7 +81,7 @@ func (e *execution) attempt(p *progress) *Attempt {
 func (e *execution) publishStarted(r *lifecycle.Record) {
 	_, err := e.w.publisher.PublishAsync(e.event(event.TypeStarted, r, event.Started{
 		JobFields: e.fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
-		Output: e.job.OutputKind(), Checkpoint: r.Checkpoint,
+		Output: e.job.OutputKind(), Checkpoint: r.Checkpoint, Crashes: r.AllCrashes(),
 	}))
 	if err != nil {
 		e.log().Debug().Err(err).Msg("could not publish that the session starts")

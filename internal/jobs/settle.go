@@ -332,7 +332,7 @@ func (s settlement) giveUp(ctx context.Context, from *lifecycle.Record, fault *e
 	return s.afterOutcome(next)
 }
 
-// duplicate acknowledges and drops a message whose job is another's.
+// duplicate acknowledges and drops a message that has another job's ID.
 func (s settlement) duplicate(ctx context.Context, r *lifecycle.Record) error {
 	fields := s.fields(r)
 	fields.Run, fields.Time = s.id.Run, s.w.now()

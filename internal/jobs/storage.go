@@ -8,7 +8,7 @@ import (
 )
 
 // ErrStorage is in the chain of a Runner's error if a store of our own, and not
-// the backend, kept the session from going on. That is no failure of the job.
+// the backend, kept the session from going on. It does not count as a failure of the job.
 var ErrStorage = errors.New("the worker's own storage failed")
 
 // Storage looks after the streams and buckets that jobs read from and write to.

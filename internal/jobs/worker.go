@@ -17,6 +17,7 @@ import (
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/fault"
 	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/jobspec"
@@ -25,6 +26,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/jobs/pace"
+	"avatarworker/internal/jobs/suspect"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/topology"
 )
@@ -125,10 +127,10 @@ type Worker struct {
 	parts
 	lifetime
 	pool
-	faults  faults
+	faults  fault.Set
 	alarms  chan event.Event // alerts on their way out
 	alarmed alarmed          // those given lately; guarded by mu
-	crashed crashed
+	crashed suspect.Jobs
 
 	startedOnce sync.Once
 
@@ -406,7 +408,7 @@ func (w *Worker) Ready() error {
 	if err := w.fetchFault(); err != nil {
 		return err
 	}
-	return errors.Join(w.lease.Ready(), w.keys.Err(), w.faults.err(), w.o.Storage.Err())
+	return errors.Join(w.lease.Ready(), w.keys.Err(), w.faults.Err(), w.o.Storage.Err())
 }
 
 func (w *Worker) fetchFault() error {

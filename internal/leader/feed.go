@@ -62,6 +62,7 @@ type Feed struct {
 	pulls     int
 	reply     string // of the last request
 	wanted    int    // messages still to come
+	most      int    // messages that one request may be for
 	delivered uint64 // consumer sequence of the last message
 	stale     bool   // the consumer has to be replaced
 
@@ -205,7 +206,7 @@ func (f *Feed) status(msg *nats.Msg) {
 // pull requests as many messages as there is room for.
 func (f *Feed) pull() {
 	f.pulls++
-	f.wanted = f.cfg.Window - len(f.buffered)
+	f.wanted = min(f.cfg.Window-len(f.buffered), f.most)
 	f.reply = strings.TrimSuffix(f.sub.Subject, "*") + strconv.Itoa(f.pulls)
 	body, err := json.Marshal(map[string]int64{
 		"batch": int64(f.wanted), "expires": int64(feedExpires), "idle_heartbeat": int64(feedHeartbeat),
@@ -253,7 +254,10 @@ func (f *Feed) subscribe(ctx context.Context) error {
 	}
 	err = Try(ctx, f.cfg.Stream, func(ctx context.Context) error {
 		cfg.Name = nuid.Next() // a request whose reply was lost may have succeeded
-		_, err := f.js.CreateConsumer(ctx, f.cfg.Stream, cfg)
+		c, err := f.js.CreateConsumer(ctx, f.cfg.Stream, cfg)
+		if err == nil {
+			f.most = topology.AtMost(f.cfg.Window, c.CachedInfo().Config)
+		}
 		return err
 	})
 	if err != nil {

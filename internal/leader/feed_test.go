@@ -100,6 +100,25 @@ func TestAFeedGivesEachMessageOnceAlsoThoseThatLookLikeTheServers(t *testing.T) 
 	}
 }
 
+func TestAFeedAsksForNoMoreThanItsConsumerGives(t *testing.T) {
+	js, err := jetstream.New(natstest.ConnectURL(t, natstest.Configured(t, `
+		listen: 127.0.0.1:-1
+		jetstream { limits { max_request_batch: 3 } }`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s.*"}}); err != nil {
+		t.Fatal(err)
+	}
+	f := openFeed(t, js, leader.FeedConfig{Stream: "S", Subject: "s.a"})
+	for range 10 {
+		publish(t, js, &nats.Msg{Subject: "s.a", Data: []byte("x")})
+	}
+	for range 10 {
+		next(t, f)
+	}
+}
+
 func TestAFeedGoesOnWhenItsConsumerIsLost(t *testing.T) {
 	t.Parallel()
 	js := prepare(t)

@@ -25,8 +25,8 @@ const clusterName = "avatar"
 // stopped, killed, cut off and restarted.
 type Cluster struct {
 	name     string
-	gateways []*server.RemoteGatewayOpts // all clusters of a Federation, this one too; nil: it is alone
-	base     func() (*server.Options, error)
+	gateways []*server.RemoteGatewayOpts     // all clusters of a Federation, this one too; nil: it is alone
+	base     func() (*server.Options, error) // the accounts and users of each node; nil: none
 	nodes    []*node
 	// links[i][j] is the connection from node i to node j; nil for i == j.
 	links [][]*link

@@ -153,8 +153,7 @@ func TestServerLogsGoToOurLogger(t *testing.T) {
 	}
 }
 
-func TestClusterKeepsAcknowledgedMessagesWhenItsStreamLeaderIsKilled(t *testing.T) {
-	t.Parallel()
+func TestClusterKeepsAcknowledgedMessagesWhenItsStreamLeaderIsKilled(t *testing.T) { // alone: elections need the processor in time
 	c := natstest.Cluster(t, 3)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -210,10 +209,9 @@ func publishUntilAcknowledged(ctx context.Context, t *testing.T, js jetstream.Je
 	}
 }
 
-func TestIsolatedNodeComesBackWhenHealed(t *testing.T) {
-	t.Parallel()
+func TestIsolatedNodeComesBackWhenHealed(t *testing.T) { // alone: elections need the processor in time
 	c := natstest.Cluster(t, 3)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	leader := c.Leader()
 	c.Isolate(leader)

@@ -85,7 +85,7 @@ func parseBase(key, base, last string) (*url.URL, error) {
 	u, err := url.Parse(strings.TrimSpace(base))
 	if err != nil || u.Host == "" {
 		// Not err itself: it repeats the URL, which may hold credentials.
-		return nil, errors.Newf(errors.CodeInvalidRequest, errors.PhaseConnect, "%s is no URL with a host", key)
+		return nil, errors.Newf(errors.CodeInvalidRequest, errors.PhaseConnect, "%s is not a URL with a host", key)
 	}
 	switch u.Scheme {
 	case "ws", "wss":

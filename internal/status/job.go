@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/topology"
@@ -29,6 +30,12 @@ type Job struct {
 	Whole bool `json:"history_whole"`
 	// Waiting is set for a job without a record that is in its queue.
 	Waiting *Waiting `json:"waiting,omitempty"`
+	// NextRun is set for a dead-lettered job that was replayed: the run that waits in
+	// its queue.
+	NextRun *Waiting `json:"next_run,omitempty"`
+	// LetterGone is set for a dead-lettered job whose dead letter was removed or has
+	// aged out.
+	LetterGone bool `json:"letter_gone,omitempty"`
 	// Cost is what the job's sessions cost so far, in all its runs.
 	Cost Cost `json:"cost"`
 }
@@ -85,8 +92,32 @@ func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 			return nil, err
 		}
 	}
+	if record != nil && record.State == lifecycle.StateDeadLettered {
+		s.afterLetter(ctx, j, id)
+	}
 	j.Cost = j.cost(s.now())
 	return j, nil
+}
+
+// afterLetter looks for what became of a job's dead letter, as far as that can be
+// read in the time for counting.
+func (s *Store) afterLetter(ctx context.Context, j *Job, id string) {
+	next, _, err := s.Waiting(ctx, id)
+	if err == nil && next != nil && next.Run > j.Record.Run {
+		j.NextRun = next
+		return
+	}
+	short, cancel := context.WithTimeout(ctx, s.countFor)
+	defer cancel()
+	filter := dlq.Filter{Jobs: []string{id}}
+	if e := j.Record.LastError; e != nil {
+		filter.Codes = append(filter.Codes, e.Code)
+	}
+	letters := 0
+	for range dlq.NewStore(s.js, s.names, s.now).List(short, filter, 1) {
+		letters++ // or an error: then it is not known
+	}
+	j.LetterGone = letters == 0 && short.Err() == nil
 }
 
 // waiting finds a job of which nothing else is known.

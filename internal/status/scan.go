@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/topology"
 )
 
 const (
@@ -31,7 +33,7 @@ func Scan(ctx context.Context, stream jetstream.Stream, cfg jetstream.ConsumerCo
 	}()
 	received := uint64(0)
 	for left := c.CachedInfo().NumPending; left > 0; {
-		n, more, err := batch(ctx, c, int(min(left, scanBatch)), received, keep)
+		n, more, err := batch(ctx, c, topology.AtMost(int(min(left, scanBatch)), c.CachedInfo().Config), received, keep)
 		if err != nil || !more {
 			return err
 		}

@@ -17,3 +17,12 @@ func APIPrefix(js jetstream.JetStream) string {
 	}
 	return jetstream.DefaultAPIPrefix
 }
+
+// AtMost returns n, or what a consumer gives to one request if that is less: its
+// account or its server may limit that.
+func AtMost(n int, c jetstream.ConsumerConfig) int {
+	if c.MaxRequestBatch > 0 {
+		return min(n, c.MaxRequestBatch)
+	}
+	return n
+}

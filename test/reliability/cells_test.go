@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -255,7 +256,7 @@ func TestAClusterThatIsLostWholeStopsItsOwnCellOnlyAndItsJobsGoOnWhenItIsBack(t 
 	}
 	stop()
 	<-loaded
-	c.finish(losses, heard())
+	c.finish(losses, heard)
 }
 
 // lose stops every node of a cluster for that long. Meanwhile the other cell runs
@@ -308,8 +309,7 @@ func (c *cells) listen() (heard func() map[string]bool) {
 	nc := natstest.ConnectURL(c.t, c.urls(1), nats.UserInfo("listener", natsPassword), nats.MaxReconnects(-1))
 	var mu sync.Mutex
 	ids := map[string]bool{}
-	completed := topology.Names{}.Events("completed", "")
-	_, err := nc.Subscribe(strings.TrimSuffix(completed, "=")+"*", func(m *nats.Msg) {
+	_, err := nc.Subscribe(topology.Names{}.EventsFilter("completed", ""), func(m *nats.Msg) {
 		mu.Lock()
 		defer mu.Unlock()
 		ids[m.Subject[strings.LastIndexByte(m.Subject, '.')+1:]] = true
@@ -320,11 +320,39 @@ func (c *cells) listen() (heard func() map[string]bool) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return func() map[string]bool { mu.Lock(); defer mu.Unlock(); return ids }
+	return func() map[string]bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return maps.Clone(ids)
+	}
+}
+
+// heard checks that the listener heard of the cell's completions: of all, unless the
+// cell or the listener's own cluster was lost. A listener hears what comes while it
+// is connected, and the last ones may be on their way.
+func (c *cells) heard(i int, lost bool, heard func() map[string]bool) {
+	c.t.Helper()
+	f := c.fleets[i]
+	err := insist(func() error {
+		n, ids := 0, heard()
+		for _, id := range f.accepted {
+			if ids[id] {
+				n++
+			}
+		}
+		if n == 0 || !lost && n < len(f.accepted) {
+			return fmt.Errorf("cell %s: the listener heard %d of %d completions", cellNames[i], n, len(f.accepted))
+		}
+		c.t.Logf("cell %s: a listener in the second cluster heard %d of %d completions", cellNames[i], n, len(f.accepted))
+		return nil
+	})
+	if err != nil {
+		c.t.Error(err)
+	}
 }
 
 // finish waits until both cells have settled everything, and checks them.
-func (c *cells) finish(losses int, heard map[string]bool) {
+func (c *cells) finish(losses int, heard func() map[string]bool) {
 	c.t.Helper()
 	count := map[string]int{}
 	for i, f := range c.fleets {
@@ -343,16 +371,7 @@ func (c *cells) finish(losses int, heard map[string]bool) {
 				c.t.Errorf("job %s was in both cells", id)
 			}
 		}
-		n := 0
-		for _, id := range f.accepted {
-			if heard[id] {
-				n++
-			}
-		}
-		c.t.Logf("cell %s: a listener in the second cluster heard %d of %d completions", cellNames[i], n, len(f.accepted))
-		if n == 0 || i >= losses && n < len(f.accepted) {
-			c.t.Errorf("cell %s: the listener heard %d of %d completions", cellNames[i], n, len(f.accepted))
-		}
+		c.heard(i, i < losses, heard)
 	}
 	if len(count) != len(c.ids) {
 		c.t.Errorf("%d jobs were accepted, %d have records", len(c.ids), len(count))

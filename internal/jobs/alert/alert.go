@@ -102,6 +102,9 @@ func (a *Counter) Run(ctx context.Context) {
 	}
 }
 
+// readBatch is how many events are asked for at a time.
+const readBatch = 500
+
 // follow counts the events of the last window and the ones that follow. It
 // returns an error if its consumer ends or an event is missing. It does not use
 // the client's ordered consumer: after the stream is created again, that one
@@ -117,7 +120,8 @@ func (a *Counter) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	messages, err := consumer.Messages(jetstream.PullHeartbeat(heartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
+	messages, err := consumer.Messages(jetstream.PullHeartbeat(heartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true),
+		jetstream.PullMaxMessages(topology.AtMost(readBatch, consumer.CachedInfo().Config)))
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 	"avatarworker/internal/kv"
 )
 
-// Leases knows whose lease stands.
+// Leases reports which workers are alive.
 type Leases interface {
 	// Stands reports whether the lease with that worker ID stands.
 	Stands(ctx context.Context, workerID string) (bool, error)

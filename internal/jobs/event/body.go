@@ -31,6 +31,7 @@ type Started struct {
 	MaxAttempts int    `json:"max_attempts,omitempty"`
 	Output      string `json:"output"`               // its kind
 	Checkpoint  int    `json:"checkpoint,omitempty"` // utterances that earlier sessions delivered
+	Crashes     int    `json:"crashes,omitempty"`    // of workers that had the job before
 }
 
 // Retrying reports that an attempt failed and the job waits for the next one.

@@ -299,7 +299,7 @@ func (l *activeLease) release(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
 	failpoint.Here("lease_removal")
-	// Read anew: the last renewal may have landed without an answer.
+	// Read again: the last renewal may have landed without an answer.
 	var last entry
 	revision, err := l.m.o.Store.Get(ctx, key(l.id), &last)
 	if err == nil && revision != 0 {

@@ -20,9 +20,6 @@ const (
 )
 
 const (
-	// SuspectAfter is the number of crashes after which a job is a suspect; see
-	// MayRunTogether.
-	SuspectAfter = 3
 	// minCrashLimit is the minimum number of crashes after which a job is given
 	// up. Jobs that merely ran on a worker when another job crashed it stay below
 	// it; see the property test.
@@ -30,11 +27,6 @@ const (
 	// MaxUnsettled is the number of sessions in a row that may settle nothing.
 	MaxUnsettled = 5
 )
-
-// MayRunTogether reports whether two jobs with these numbers of crashes may run on one
-// worker at the same time. A suspect runs only beside jobs without crashes, so
-// that each job that kills its workers harms a suspect at most once.
-func MayRunTogether(a, b int) bool { return max(a, b) < SuspectAfter || min(a, b) == 0 }
 
 // CrashLimit is the number of crashes after which a job is given up.
 func CrashLimit(maxAttempts int) int { return max(maxAttempts, minCrashLimit) }

@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/suspect"
 )
 
 // isolation is a fleet in which some jobs kill their worker every time. One step is
@@ -73,7 +74,7 @@ func (f *isolation) fetch(w *isolated) {
 // apart reports whether the job may run beside those that the worker has in hand.
 func apart(w *isolated, j *rehearsed) bool {
 	for _, other := range w.hand {
-		if !MayRunTogether(j.record.Crashes, other.record.Crashes) {
+		if !suspect.MayRunTogether(j.record.Crashes, other.record.Crashes) {
 			return false
 		}
 	}

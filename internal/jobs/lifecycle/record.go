@@ -66,6 +66,7 @@ type Record struct {
 	Attempt         int          `json:"attempt"` // number of the last attempt
 	MaxAttempts     int          `json:"max_attempts"`
 	Crashes         int          `json:"crashes"`
+	CrashesPast     int          `json:"crashes_past,omitempty"` // before the utterance that gave the budget back
 	WorkerID        string       `json:"worker_id"`
 	CancelRequested bool         `json:"cancel_requested"`
 	CreatedAt       time.Time    `json:"created_at"`
@@ -236,8 +237,18 @@ func (r *Record) Delivered(u event.Utterance, keeps bool) {
 		r.LiveSeq, r.LiveBegun = u.LiveSeq, 0
 	}
 	if keeps {
+		r.CrashesPast += r.Crashes
 		r.BudgetFrom, r.Failures, r.Crashes, r.Refusals = r.Attempt, nil, 0, 0
 	}
+}
+
+// AllCrashes returns how many crashes the run has had. Crashes is those that count
+// against the limit, and in an outcome all of them.
+func (r *Record) AllCrashes() int {
+	if r.State.Final() {
+		return r.Crashes
+	}
+	return r.Crashes + r.CrashesPast
 }
 
 // Progressed reports whether the last attempt delivered an utterance.

@@ -141,6 +141,7 @@ func (r *Record) AfterLetters(seq uint64) { r.LettersBefore = seq }
 // Conclude makes outcome the job's verdict.
 func (r *Record) Conclude(now time.Time, outcome State) {
 	r.EndHold(now)
+	r.Crashes = r.AllCrashes()
 	r.State, r.Outcome = outcome, outcome
 	r.NextAttemptAt, r.Unsettled = nil, 0
 }

@@ -195,7 +195,7 @@ func (c *check) jobRun(k key, history []Revision) {
 	if spent := outcome.Spent(); spent > min(outcome.MaxAttempts, c.run.MaxAttempts) {
 		c.violate("job %s run %d: %d attempts, the limit is %d", k.job, k.run, spent, min(outcome.MaxAttempts, c.run.MaxAttempts))
 	}
-	if outcome.Crashes > c.run.MaxAttempts {
+	if outcome.Crashes-outcome.CrashesPast > c.run.MaxAttempts {
 		c.violate("job %s run %d: %d crashes, the limit is %d", k.job, k.run, outcome.Crashes, c.run.MaxAttempts)
 	}
 	c.sessions(k, history)

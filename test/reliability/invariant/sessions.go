@@ -27,7 +27,7 @@ func (c *check) sessions(k key, history []Revision) {
 	var runs *takeOver
 	var list []*takeOver
 	for i, now := range history {
-		if i > 0 && history[i-1].Record.Crashes < now.Record.Crashes {
+		if i > 0 && history[i-1].Record.AllCrashes() < now.Record.AllCrashes() {
 			c.report.Crashes++
 		}
 		running := now.Record.State == lifecycle.StateRunning
@@ -49,7 +49,7 @@ func (c *check) sessions(k key, history []Revision) {
 // ended looks how a session ended by the records before and after.
 func (c *check) ended(t *takeOver, before, after lifecycle.Record) {
 	switch {
-	case after.Crashes > before.Crashes, after.State == lifecycle.StateRunning:
+	case after.AllCrashes() > before.AllCrashes(), after.State == lifecycle.StateRunning:
 		t.lost = true
 	case after.State == lifecycle.StateReleased && after.Reason == "drain":
 		c.report.Released++
