@@ -157,7 +157,7 @@ const maxAlerts = 500
 // Alerts lists the newest alerts.
 func (s *Store) Alerts(ctx context.Context, limit int) ([]status.Event, bool, error) {
 	a, err := s.alerts.get(ctx, limitsAge, func(ctx context.Context) (alertList, error) {
-		list, more, err := s.waiting.Alerts(ctx, maxAlerts)
+		list, more, err := s.newestAlerts(ctx, maxAlerts)
 		return alertList{list, more}, err
 	})
 	if err != nil {
@@ -172,7 +172,7 @@ func (s *Store) Alerts(ctx context.Context, limit int) ([]status.Event, bool, er
 // Limits lists the session limits that this configuration knows or that sessions
 // use now.
 func (s *Store) Limits(ctx context.Context) ([]Limit, error) {
-	counts, err := s.limits.get(ctx, limitsAge, s.waiting.SessionsByLimit)
+	counts, err := s.limits.get(ctx, limitsAge, s.sessionsByLimit)
 	if err != nil {
 		return nil, s.explain("session limits", err)
 	}
