@@ -139,17 +139,14 @@ func submit(t *testing.T, id, avatar string, more ...string) {
 	command(t, append([]string{"submit", "--id", id, "--avatar", avatar, "--audio", clip}, more...)...)
 }
 
-// outcome waits until a job has an outcome.
-func outcome(t *testing.T, id string) {
+// end publishes a job and waits for its outcome.
+func end(t *testing.T, id, avatar string) {
 	t.Helper()
-	for range 100 {
-		out := command(t, "jobs", "show", id, "--json")
-		if strings.Contains(out, `"outcome": "`) {
-			return
-		}
-		<-time.After(50 * time.Millisecond)
+	cmd := exec.CommandContext(t.Context(), site.program, "submit", "--id", id, "--avatar", avatar, "--audio", clip, "--wait")
+	cmd.Env = append(os.Environ(), "NATS_URL="+site.nats)
+	if out, err := cmd.CombinedOutput(); err != nil && cmd.ProcessState.ExitCode() != 1 { // 1: it did not complete
+		t.Fatalf("job %s: %v\n%s", id, err, out)
 	}
-	t.Fatalf("job %s has no outcome", id)
 }
 
 // tab is one page in the browser, which must not ask anybody else for anything, nor

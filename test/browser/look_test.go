@@ -78,9 +78,9 @@ func TestEveryPageIsAccessibleAndFitsEveryScreen(t *testing.T) {
 	p := newTab(t, true)
 	p.expected = []string{"404 (Not Found)"}
 	for name, path := range pages {
-		for _, l := range looks {
+		p.visit(path)
+		for _, l := range looks { // a page takes another look without being loaded again
 			p.look(l)
-			p.visit(path)
 			var wide []string
 			p.run(chromedp.Evaluate(fmt.Sprintf(`document.documentElement.scrollWidth <= %[1]d ? [] : [document.documentElement.scrollWidth + " px", ...[...document.querySelectorAll("main *")].filter((el) => el.getBoundingClientRect().right > %[1]d + 1 && !el.closest(".scroll")).map((el) => el.outerHTML.slice(0, 120))]`, l.width), &wide))
 			if len(wide) > 0 {

@@ -20,8 +20,7 @@ func withAndWithout(t *testing.T, test func(t *testing.T, p *tab, scripts bool))
 func TestADeadLetterIsFoundReadCorrectedAndReplayed(t *testing.T) {
 	withAndWithout(t, func(t *testing.T, p *tab, scripts bool) {
 		id := fmt.Sprintf("wrong-avatar-%t", scripts)
-		submit(t, id, "fail-avatarNotFound")
-		outcome(t, id)
+		end(t, id, "fail-avatarNotFound")
 		p.visit("/")
 		p.sees("dead letters to decide on", scripts)
 		p.click("nav//a", "Dead letters")
@@ -81,7 +80,6 @@ func TestAQueueIsPausedAndResumed(t *testing.T) {
 		p.sees("Queue default is paused until it is resumed", scripts)
 		p.click(row, "Resume")
 		p.sees("Queue default: resumed.", scripts)
-		outcome(t, id)
 		p.visit("/jobs/" + id)
 		p.sees("It completed after", scripts)
 	})

@@ -27,6 +27,7 @@
   const refresh = async () => {
     if (busy || document.hidden) { again = true; return; }
     busy = true; again = false;
+    const began = performance.now();
     try {
       const answer = await fetch(location.href, { cache: "no-store", redirect: "error" });
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -38,7 +39,8 @@
         location.reload(); // another page stands here now
       } else say("Not current since " + new Date().toISOString().slice(11, 19) + " UTC. ");
     } catch { say("Not current: the page can't be reached. "); }
-    busy = false;
+    // A page that takes long to make is asked for less often.
+    setTimeout(() => { busy = false; if (again) refresh(); }, 3 * (performance.now() - began));
   };
   if (live?.dataset.on !== "yes" || !window.EventSource) return;
   const source = new EventSource("/events");
