@@ -25,6 +25,7 @@ const (
 	jobsPerSecond   = "jobs/s"
 	cpuPerJob       = "µs CPU/job"
 	natsPerJob      = "µs CPU/job of NATS"
+	watchPerJob     = "µs CPU/job of the watcher"
 	storedPerJob    = "messages/job"
 	bytesPerJob     = "bytes kept/job"
 	cpuPerFrame     = "µs CPU/frame"
@@ -87,8 +88,9 @@ func (s *stage) close() error {
 	return err
 }
 
-// measureQueue runs n no-op jobs through a queue.
-func measureQueue(ctx context.Context, p params, n int) (out sample, err error) {
+// measureQueue runs n no-op jobs through a queue. watched means that a process follows
+// the state of the fleet meanwhile, as the page does.
+func measureQueue(ctx context.Context, p params, n int, watched bool) (out sample, err error) {
 	s := &stage{}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.withNATS(ctx); err != nil {
@@ -107,7 +109,15 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	if err != nil {
 		return nil, err
 	}
-	before, err := statsOf(c, s.nats)
+	measured := []*child{c, s.nats}
+	if watched {
+		watcher, err := s.with(ctx, params{Role: "watcher"})
+		if err != nil {
+			return nil, err
+		}
+		measured = append(measured, watcher)
+	}
+	before, err := statsOf(measured...)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +125,7 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 	if err != nil {
 		return nil, err
 	}
-	after, err := statsOf(c, s.nats)
+	after, err := statsOf(measured...)
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +133,9 @@ func measureQueue(ctx context.Context, p params, n int) (out sample, err error) 
 		jobsPerSecond: float64(n) / done.Elapsed.Seconds(),
 		cpuPerJob:     micros(after[0].CPU-before[0].CPU) / float64(n),
 		natsPerJob:    micros(after[1].CPU-before[1].CPU) / float64(n),
+	}
+	if watched {
+		out[watchPerJob] = micros(after[2].CPU-before[2].CPU) / float64(n)
 	}
 	if !ours {
 		return out, nil
@@ -418,6 +431,8 @@ func roleOf(name string) (role, error) {
 		return &asyncQueue{}, nil
 	case "queue worker":
 		return &workerQueue{}, nil
+	case "watcher":
+		return &watcher{}, nil
 	case "reader":
 		return &bareReader{}, nil
 	case "reader to object":

@@ -68,6 +68,7 @@ func targets(list []measurement, all results) []target {
 	}
 	ratio("no-op jobs/s, worker to bare loop", jobsPerSecond, "queue/our worker", "queue/bare nats.go loop", 0.8, true)
 	ratio("no-op jobs/s, worker to asyncjobs", jobsPerSecond, "queue/our worker", "queue/choria-io/asyncjobs", 2, true)
+	ratio("no-op jobs/s, watched worker to worker", jobsPerSecond, "queue/our worker, watched", "queue/our worker", 0.95, true)
 	ratio("CPU a frame, session client to bare reader", cpuPerFrame, "relay/our session client", "relay/bare reader", 1.3, false)
 	ratio("CPU a frame, worker to discard to bare reader", cpuPerFrame, "relay/our worker to discard", "relay/bare reader", 1.6, false)
 	ratio("CPU a frame, worker to frames to bare reader that publishes", cpuPerFrame, "relay/our worker to frames", "relay/bare reader that publishes", 1.3, false)

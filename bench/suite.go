@@ -40,7 +40,7 @@ const concurrency = 16
 func suite(z sizes) []measurement {
 	queue := func(name, role string, n int) measurement {
 		return measurement{"queue", name, func(ctx context.Context, profiles string) (sample, error) {
-			return measureQueue(ctx, params{Role: role, Concurrency: concurrency, Profiles: profiles}, n)
+			return measureQueue(ctx, params{Role: role, Concurrency: concurrency, Profiles: profiles}, n, strings.HasSuffix(name, "watched"))
 		}}
 	}
 	relayed := func(name, role, output string, frames int) measurement {
@@ -60,6 +60,7 @@ func suite(z sizes) []measurement {
 		queue("bare nats.go loop", "queue bare", z.jobs),
 		queue("choria-io/asyncjobs", "queue asyncjobs", z.asyncJobs),
 		queue("our worker", "queue worker", z.jobs),
+		queue("our worker, watched", "queue worker", z.jobs),
 		relayed("bare reader", "reader", "", z.frames),
 		relayed("our session client", "client", "", z.frames),
 		relayed("our worker to discard", "worker", "discard", z.frames),

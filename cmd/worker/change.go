@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/operate"
@@ -182,30 +181,25 @@ is gone) or "unknown". With the last four the exit code is 1.`,
 	return cmd
 }
 
-// retrier opens what it needs with the first job.
+// operator opens the link's operator once.
+func (l *link) operator(ctx context.Context, what string) (*operate.Operator, error) {
+	if l.ops == nil {
+		o, err := operate.Open(ctx, l.nc, l.js, l.names)
+		if err != nil {
+			return nil, l.names.Unavailable(what, err)
+		}
+		l.ops = o
+	}
+	return l.ops, nil
+}
+
 func (c *cli) retrier(probe bool) func(context.Context, *link, status.Row) (outcome, error) {
-	var o *operate.Operator
 	return func(ctx context.Context, l *link, row status.Row) (outcome, error) {
-		var err error
-		if o == nil {
-			if o, err = operate.Open(ctx, l.nc, l.js, l.names); err != nil {
-				return outcome{}, l.names.Unavailable("retrying jobs", err)
-			}
+		o, err := l.operator(ctx, "retrying jobs")
+		if err != nil {
+			return outcome{}, err
 		}
 		r, err := o.Retry(ctx, row.ID, probe)
-		if r.Status == operate.StatusUnknown && err == nil {
-			found, looked, lookErr := status.NewStore(l.js, l.names, c.now, 0).Waiting(ctx, row.ID)
-			switch {
-			case lookErr != nil:
-				return outcome{}, lookErr
-			case found != nil:
-				r = operate.Retried{JobID: row.ID, Status: operate.StatusWaiting, Message: "no worker has had it yet"}
-			case looked.All:
-				r.Message = "no record and no waiting job has this id"
-			default:
-				r.Message = fmt.Sprintf("it has no record, and is not among the %d of %d jobs in the queues that there was time to look at", looked.Looked, looked.Of)
-			}
-		}
 		return outcome{JobID: r.JobID, Status: r.Status, State: string(r.State), Message: r.Message, failed: !r.Done()}, err
 	}
 }
@@ -214,30 +208,20 @@ func (c *cli) retrier(probe bool) func(context.Context, *link, status.Row) (outc
 // noted.
 func (c *cli) canceller(ifUnknown bool) func(context.Context, *link, status.Row) (outcome, error) {
 	return func(ctx context.Context, l *link, row status.Row) (outcome, error) {
-		reply, err := c.cancelOne(ctx, l, row, ifUnknown)
+		op, err := l.operator(ctx, "cancelling jobs")
+		if err != nil {
+			return outcome{}, err
+		}
+		found := row.State != "" // by a filter
+		reply, err := op.Cancel(ctx, row.ID, ifUnknown || found)
 		o := outcome{JobID: row.ID, Status: reply.Status, Message: reply.Message}
-		if reply.Status == control.StatusFinished {
+		switch reply.Status {
+		case control.StatusFinished:
 			o.Outcome = reply.Outcome
+		case operate.StatusUnknown:
+			o.Message += "; --if-unknown cancels it when it comes"
 		}
 		o.failed = reply.Status != control.StatusCancelled && reply.Status != control.StatusRequested
 		return o, err
 	}
-}
-
-func (c *cli) cancelOne(ctx context.Context, l *link, row status.Row, ifUnknown bool) (control.Reply, error) {
-	store, err := l.records(ctx)
-	if err != nil {
-		return control.Reply{}, err
-	}
-	if !ifUnknown && row.State == "" { // it was named, not found
-		unknown, err := c.unknownJob(ctx, l, store, row.ID)
-		if err != nil || unknown {
-			return control.Reply{JobID: row.ID, Status: statusUnknown, Message: "no record and no waiting job has this id; --if-unknown cancels it when it comes"}, err
-		}
-	}
-	reply, err := jobs.RequestCancel(ctx, l.nc, store, l.names.Control(row.ID), row.ID)
-	if err != nil {
-		err = fmt.Errorf("cancelling job %s: %w", row.ID, err)
-	}
-	return reply, err
 }

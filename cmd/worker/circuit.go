@@ -5,13 +5,12 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
-	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/operate"
-	"avatarworker/internal/status"
 )
 
 func newCircuitCommand(c *cli) *cobra.Command {
@@ -60,11 +59,11 @@ func (c *cli) listCircuits(ctx context.Context, asJSON bool) error {
 }
 
 func openCircuits(ctx context.Context, l *link, o *operate.Operator, app string, region *string) ([]circuit.Circuit, error) {
-	circuits, err := o.Circuits(ctx)
-	if err != nil {
+	list, err := o.OpenCircuits(ctx, app, region)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil, l.names.Unavailable("bucket "+l.names.FleetBucket(), err)
 	}
-	return circuits.NotClosed(ctx, app, region)
+	return list, err
 }
 
 // changedCircuit is what became of a circuit.
@@ -76,7 +75,7 @@ type changedCircuit struct {
 	Error  string `json:"error,omitempty"`
 }
 
-type circuitChange func(ctx context.Context, l *link, o *operate.Operator, cc circuit.Circuit) (changedCircuit, error)
+type circuitChange func(ctx context.Context, o *operate.Operator, cc circuit.Circuit) (changedCircuit, error)
 
 func (c *cli) circuitChange(use, short, long, verb string, change circuitChange) *cobra.Command {
 	var yes, asJSON bool
@@ -139,7 +138,7 @@ func (c *cli) changeCircuits(ctx context.Context, verb string, args []string, ye
 	}
 	failed := false
 	for _, cc := range list {
-		done, err := change(ctx, l, o, cc)
+		done, err := change(ctx, o, cc)
 		done.App, done.Region = cc.App, cc.Region
 		switch {
 		case errors.Is(err, circuit.ErrNone):
@@ -181,32 +180,12 @@ func regionText(region string) string {
 	return region
 }
 
-// probed is how many of the jobs that a circuit holds are tried to be woken.
-const probed = 20
-
-func (c *cli) probeCircuit(ctx context.Context, l *link, o *operate.Operator, cc circuit.Circuit) (changedCircuit, error) {
-	done := changedCircuit{Status: statusProbing}
-	list, err := status.NewStore(l.js, l.names, c.now, 0).Jobs(ctx, status.Query{Filter: status.Filter{
-		States: []lifecycle.State{lifecycle.StateHeld}, Apps: []string{cc.App}, Codes: []errors.Code{cc.Code},
-	}, Limit: probed})
-	if err != nil {
-		return done, err
-	}
-	var held []string
-	for _, row := range slices.Backward(list.Rows) {
-		if cc.Region == "" || row.Region() == cc.Region {
-			held = append(held, row.ID)
-		}
-	}
-	_, done.JobID, err = o.ProbeCircuit(ctx, cc.App, cc.Region, held)
-	return done, err
+func (c *cli) probeCircuit(ctx context.Context, o *operate.Operator, cc circuit.Circuit) (changedCircuit, error) {
+	_, jobID, err := o.ProbeCircuit(ctx, cc)
+	return changedCircuit{Status: statusProbing, JobID: jobID}, err
 }
 
-func (c *cli) closeCircuit(ctx context.Context, _ *link, o *operate.Operator, cc circuit.Circuit) (changedCircuit, error) {
-	circuits, err := o.Circuits(ctx)
-	if err != nil {
-		return changedCircuit{}, err
-	}
-	_, err = circuits.Close(ctx, cc.App, cc.Region)
+func (c *cli) closeCircuit(ctx context.Context, o *operate.Operator, cc circuit.Circuit) (changedCircuit, error) {
+	_, err := o.CloseCircuit(ctx, cc.App, cc.Region)
 	return changedCircuit{Status: statusClosed}, err
 }

@@ -17,8 +17,8 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/fleet"
-	"avatarworker/internal/kv"
 	"avatarworker/internal/natsconn"
+	"avatarworker/internal/operate"
 	"avatarworker/internal/telemetry"
 	"avatarworker/internal/topology"
 )
@@ -159,7 +159,7 @@ type link struct {
 	js     jetstream.JetStream
 	names  topology.Names
 	client *client.Client
-	store  *kv.Store // of job records, once it is opened
+	ops    *operate.Operator // once it is opened
 
 	served struct { // what serving has read
 		known   bool

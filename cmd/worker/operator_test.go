@@ -17,6 +17,7 @@ import (
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/operate"
+	"avatarworker/internal/output"
 	"avatarworker/internal/status"
 )
 
@@ -270,7 +271,7 @@ func TestRecordingsAreListedAndFetched(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if list := decodeLines[recordingEntry](t, expect(t, 0, nil, b.args("recording", "ls", "--json", "--limit", "2")...)); len(list) != 2 || list[0].Name != "r2" || list[0].JobID != "j2" || list[0].Bytes != 6 {
+	if list := decodeLines[output.Stored](t, expect(t, 0, nil, b.args("recording", "ls", "--json", "--limit", "2")...)); len(list) != 2 || list[0].Name != "r2" || list[0].JobID != "j2" || list[0].Bytes != 6 {
 		t.Errorf("%+v", list)
 	}
 	expect(t, 0, []string{"r1: 6 bytes"}, b.args("recording", "get", "r1")...)

@@ -1,15 +1,12 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
@@ -33,15 +30,6 @@ of that name in the bucket of recordings. Exit code 1 if it is not whole.`,
 	jsonFlag(info, &asJSON)
 	cmd.AddCommand(newRecordingListCommand(c), newRecordingGetCommand(c), info)
 	return cmd
-}
-
-// recordingEntry is a recording as a list shows it.
-type recordingEntry struct {
-	Name     string    `json:"name"`
-	JobID    string    `json:"job_id"` // "": it was not stored by a worker
-	Bytes    uint64    `json:"bytes"`
-	StoredAt time.Time `json:"stored_at"`
-	Digest   string    `json:"digest"`
 }
 
 func newRecordingListCommand(c *cli) *cobra.Command {
@@ -100,26 +88,13 @@ func (c *cli) listRecordings(ctx context.Context, limit int, limited, asJSON boo
 	return t.end()
 }
 
-// recordings lists what is complete, newest first: what a session under way has
-// stored has no name of a recording yet.
-func (l *link) recordings(ctx context.Context) ([]recordingEntry, error) {
-	bucket := l.names.RecordingsBucket()
-	store, err := l.js.ObjectStore(ctx, bucket)
-	if err != nil {
-		return nil, l.names.Unavailable("bucket "+bucket, err)
+// recordings lists the complete recordings, newest first.
+func (l *link) recordings(ctx context.Context) ([]output.Stored, error) {
+	list, err := output.ListRecordings(ctx, l.js, l.names)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		return nil, l.names.Unavailable("bucket "+l.names.RecordingsBucket(), err)
 	}
-	objects, err := store.List(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
-		return nil, fmt.Errorf("bucket %s: %w", bucket, err)
-	}
-	list := []recordingEntry{}
-	for _, o := range objects {
-		list = append(list, recordingEntry{Name: o.Name, JobID: o.Metadata[output.MetaJobID], Bytes: o.Size, StoredAt: o.ModTime.UTC(), Digest: o.Digest})
-	}
-	slices.SortFunc(list, func(a, b recordingEntry) int {
-		return cmp.Or(b.StoredAt.Compare(a.StoredAt), cmp.Compare(a.Name, b.Name))
-	})
-	return list, nil
+	return list, err
 }
 
 func newRecordingGetCommand(c *cli) *cobra.Command {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,7 +34,8 @@ Without: the queues, workers, circuits, and dead letters by code.
             jobs but no worker is listed too.
   workers   SESSIONS: open now. SLOTS: jobs at a time.
 Job records are read newest first, for --count-for at most. Where that was too
-short, the numbers begin with "≥".`,
+short, the numbers begin with "≥". With --watch all records are read once, and after
+that only what is new.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if err := checkJobID(args[0]); err != nil {
@@ -49,13 +51,14 @@ short, the numbers begin with "≥".`,
 			}
 			defer l.close()
 			store := status.NewStore(l.js, l.names, c.now, countFor)
-			show := func(c *cli) error {
-				if len(args) == 1 {
-					return c.jobStatus(cmd.Context(), l, store, args[0], asJSON)
-				}
-				return c.fleetStatus(cmd.Context(), l, store, asJSON)
+			show := func(c *cli) error { return c.fleetStatus(cmd.Context(), l, store, asJSON) }
+			if len(args) == 1 {
+				show = func(c *cli) error { return c.jobStatus(cmd.Context(), l, store, args[0], asJSON) }
 			}
-			if watch {
+			switch {
+			case watch && len(args) == 0:
+				return c.watchFleet(cmd.Context(), l, store, every, asJSON)
+			case watch:
 				return c.watch(cmd.Context(), every, asJSON, show)
 			}
 			return show(c)
@@ -109,7 +112,29 @@ func (c *cli) watch(ctx context.Context, every time.Duration, asJSON bool, show 
 	}
 }
 
-func (c *cli) fleetStatus(ctx context.Context, l *link, store *status.Store, asJSON bool) error {
+// watchFleet shows the fleet from memory: with each look only what is new is read.
+func (c *cli) watchFleet(ctx context.Context, l *link, store *status.Store, every time.Duration, asJSON bool) error {
+	model := status.NewModel(store, every)
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { model.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	return c.watch(ctx, every, asJSON, func(c *cli) error {
+		err := c.fleetStatus(ctx, l, model, asJSON)
+		if f := model.Freshness(); err == nil && f.Error != "" && ctx.Err() == nil {
+			return fmt.Errorf("the state is that of %s: %s", f.At.Format(time.RFC3339), f.Error)
+		}
+		return err
+	})
+}
+
+// fleetReader is a status.Store or a status.Model.
+type fleetReader interface {
+	Fleet(ctx context.Context) (*status.Fleet, error)
+}
+
+func (c *cli) fleetStatus(ctx context.Context, l *link, store fleetReader, asJSON bool) error {
 	f, err := store.Fleet(ctx)
 	if err != nil {
 		return l.names.Unavailable("stream "+l.names.JobsStream(), err)

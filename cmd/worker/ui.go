@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -10,10 +11,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/config"
+	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/natsconn"
+	"avatarworker/internal/output"
+	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 	"avatarworker/internal/ui"
+	"avatarworker/internal/ui/api"
 )
 
 const aboutUI = `Serve the page for operators: queues, jobs, workers, circuits, dead letters and
@@ -134,12 +139,24 @@ func (c *cli) startPage(ctx context.Context, cfg *config.Config, log zerolog.Log
 	if err != nil {
 		return nil, err
 	}
+	names := topology.Names{Prefix: cfg.NATS.Prefix}
+	// Kept in memory, so that many viewers, and lists that are looked at again and
+	// again, cost the fleet nothing.
+	model := status.NewModel(status.NewStore(js, names, c.now, 0), 0)
 	store := ui.NewStore(ui.StoreOptions{
-		NC: nc, JS: js, Names: topology.Names{Prefix: cfg.NATS.Prefix}, DefaultApp: cfg.App.ID, Limits: sessionLimits(cfg), Now: c.now, Log: log,
+		NC: nc, JS: js, Names: names, Statuses: model, Refresh: model.Refresh, DefaultApp: cfg.App.ID, Limits: sessionLimits(cfg), Now: c.now, Log: log,
 	})
+	handler, err := api.New(api.Options{
+		Reader: model, Letters: dlq.NewStore(js, names, c.now), Write: cfg.UI.Write, Refresh: model.Refresh, DefaultApp: cfg.App.ID, Table: table, Now: c.now, Log: log,
+		Recordings: func(ctx context.Context) ([]output.Stored, error) { return output.ListRecordings(ctx, js, names) },
+		Changes:    func(ctx context.Context) (api.Changes, error) { return store.Operator(ctx) },
+	})
+	if err != nil {
+		return nil, err
+	}
 	server, err := ui.New(ui.Options{
 		Addr: cfg.UI.Addr, Hosts: cfg.UI.Hosts, Write: cfg.UI.Write, Auth: pageAuth(&cfg.UI),
-		Reader: store, Actor: store, Codes: table.Rows(), Version: versionText(), Now: c.now, Logger: log,
+		Reader: store, Actor: store, API: handler, Codes: table.Rows(), Version: versionText(), Now: c.now, Logger: log,
 	})
 	if err != nil {
 		return nil, &configError{err}
@@ -153,7 +170,10 @@ func (c *cli) startPage(ctx context.Context, cfg *config.Config, log zerolog.Log
 	p := &page{url: url, server: server, end: end, ended: make(chan struct{}), log: log}
 	go func() {
 		defer close(p.ended)
+		var wg sync.WaitGroup
+		wg.Go(func() { model.Run(follow) })
 		store.Run(follow)
+		wg.Wait()
 	}()
 	return p, nil
 }

@@ -10,10 +10,6 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// MaskJSON returns JSON with its secrets hidden, as Masked does; what is not JSON
-// becomes a JSON string.
-func MaskJSON(data []byte) json.RawMessage { return maskedBody(nil, data) }
-
 // ErrHidden is in the chain of an error about an edited job in which a hidden value
 // stands where none was.
 var ErrHidden = errors.New("a hidden value stands where the job has none")

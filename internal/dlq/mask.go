@@ -37,7 +37,7 @@ type Masked struct {
 
 // Masked returns the letter with its secrets hidden.
 func (l Letter) Masked() Masked {
-	m := Masked{Entry: l.Entry, Headers: make(map[string][]string), Explanation: errors.Explain(l.Code)}
+	m := Masked{Entry: l.Entry.Masked(), Headers: make(map[string][]string), Explanation: errors.Explain(l.Code)}
 	if len(l.Error) > 0 {
 		m.Error = maskedBody(nil, l.Error)
 	}
@@ -49,9 +49,18 @@ func (l Letter) Masked() Masked {
 			m.Headers[name] = append(m.Headers[name], errors.RedactText(value))
 		}
 	}
-	m.Message, m.ServerTitle, m.ServerDetail = errors.RedactText(l.Message), errors.RedactText(l.ServerTitle), errors.RedactText(l.ServerDetail)
 	m.Body = maskedBody(l.Header, l.Data)
 	return m
+}
+
+// MaskJSON hides the secrets in JSON as Masked does: egress tokens and the queries of
+// URLs. What is not JSON becomes a JSON string.
+func MaskJSON(data json.RawMessage) json.RawMessage { return maskedBody(nil, data) }
+
+// Masked returns the entry with the queries of URLs in its texts hidden.
+func (e Entry) Masked() Entry {
+	e.Message, e.ServerTitle, e.ServerDetail = errors.RedactText(e.Message), errors.RedactText(e.ServerTitle), errors.RedactText(e.ServerDetail)
+	return e
 }
 
 // maskedBody returns a job's body as JSON with its secrets hidden.

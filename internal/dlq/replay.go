@@ -70,11 +70,11 @@ func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result
 	}
 	r := Result{Seq: seq, JobID: letter.JobID, Run: letter.Run + 1, Subject: letter.Subject}
 	if err := s.replayable(letter, o.Correct != nil); err != nil {
-		return r, fmt.Errorf("dead letter %d: %w", seq, err)
+		return r, &InvalidError{seq, err}
 	}
 	job, err := jobOf(letter, o)
 	if err != nil {
-		return r, fmt.Errorf("dead letter %d: %w", seq, err)
+		return r, &InvalidError{seq, err}
 	}
 	r.Deadline, r.Corrected = deadline(job), job.corrected
 	runs, err := s.openRuns(ctx, letter)
@@ -109,6 +109,16 @@ func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result
 	}
 	return r, nil
 }
+
+// InvalidError says that a letter can't be replayed as it is, or not with this
+// correction. Nothing was changed.
+type InvalidError struct {
+	Seq uint64
+	err error
+}
+
+func (e *InvalidError) Error() string { return fmt.Sprintf("dead letter %d: %s", e.Seq, e.err) }
+func (e *InvalidError) Unwrap() error { return e.err }
 
 // replayable returns an error if the letter can't be replayed. corrected means that
 // another job is published instead of the letter's own.

@@ -13,21 +13,22 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// Draining is a worker's answer to a request to drain.
+// Draining is a worker's reply to a request to drain.
 type Draining struct {
 	WorkerID string `json:"worker_id"`
 	Running  int    `json:"running"` // jobs in hand
 }
 
-// ErrNoWorker is in the chain of an error about a worker that did not answer.
+// ErrNoWorker is in the chain of an error about a worker that did not reply.
 var ErrNoWorker = errors.New("no worker of this id answers")
 
-// drainTime bounds the wait for the worker's answer.
-const drainTime = 5 * time.Second
+// drainTimeout bounds the wait for the worker's reply.
+const drainTimeout = 5 * time.Second
 
-// Drain asks a worker to drain, as SIGTERM would. It is drained when Empty returns.
+// Drain asks a worker to drain, as SIGTERM does. The worker has drained when Empty
+// returns. If no worker replies, the error has ErrNoWorker in its chain.
 func (o *Operator) Drain(ctx context.Context, workerID string) (Draining, error) {
-	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	msg, err := o.nc.RequestWithContext(ctx, o.names.WorkerDrain(workerID), nil)
 	if err != nil {
@@ -35,13 +36,13 @@ func (o *Operator) Drain(ctx context.Context, workerID string) (Draining, error)
 	}
 	var d Draining
 	if err := json.Unmarshal(msg.Data, &d); err != nil || d.WorkerID == "" {
-		return d, fmt.Errorf("worker %s: its answer is not one to a drain: %.200q", workerID, msg.Data)
+		return d, fmt.Errorf("worker %s: its reply is not one to a drain: %.200q", workerID, msg.Data)
 	}
 	return d, nil
 }
 
-// Empty returns when the worker has ended in good order, or its lease has run out:
-// all it had is settled or handed back, or free for others.
+// Empty returns when the worker's lease is gone: it has ended and settled or handed back
+// its jobs, or the lease has expired and other workers may take them.
 func (o *Operator) Empty(ctx context.Context, workerID string) error {
 	watcher, err := o.state.Watch(ctx, lease.Prefix+topology.Token(workerID))
 	if err != nil {

@@ -1,7 +1,8 @@
-// Package operate changes jobs, queues, circuits and workers on an operator's
-// behalf. Each change is one compare-and-set, one call of the JetStream API or one
-// request, so that it is safe beside workers and other operators, and may be
-// repeated.
+// Package operate changes jobs, queues, circuits and workers for operators. Each change
+// is one compare-and-set, one call to the JetStream API or one request, so it is safe
+// while workers and other operators change the same things, and it can be repeated. It
+// owns the statuses that answer an operator. It must not know who asks: commands and
+// pages use it alike.
 package operate
 
 import (
@@ -15,13 +16,14 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/kv"
+	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 )
 
-// storeTry bounds one round trip to a bucket.
-const storeTry = 5 * time.Second
+// storeTimeout bounds one round trip to a bucket.
+const storeTimeout = 5 * time.Second
 
-// Operator is what commands and pages use. It is safe for concurrent use.
+// Operator makes an operator's changes. It is safe for concurrent use.
 type Operator struct {
 	nc      *nats.Conn
 	js      jetstream.JetStream
@@ -29,12 +31,12 @@ type Operator struct {
 	records *kv.Store
 	state   jetstream.KeyValue
 	jobs    jetstream.Stream
-	offset  time.Duration // of the server's clock to this one's
+	status  *status.Store
+	offset  time.Duration // the server's clock minus the local one
 }
 
-// Open opens the jobs stream and the bucket of records. now is this machine's
-// clock. The error of what is not there has jetstream.ErrStreamNotFound or
-// jetstream.ErrBucketNotFound in its chain.
+// Open opens the jobs stream and the bucket of records. If one does not exist, the
+// error has jetstream.ErrStreamNotFound or jetstream.ErrBucketNotFound in its chain.
 func Open(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, names topology.Names) (*Operator, error) {
 	jobs, err := js.Stream(ctx, names.JobsStream())
 	if err != nil {
@@ -44,7 +46,8 @@ func Open(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, names topo
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", names.StateBucket(), err)
 	}
-	o := &Operator{nc: nc, js: js, names: names, records: kv.NewStore(js, state, storeTry), state: state, jobs: jobs}
+	o := &Operator{nc: nc, js: js, names: names, records: kv.NewStore(js, state, storeTimeout), state: state, jobs: jobs}
+	o.status = status.NewStore(js, names, o.now, 0)
 	if at := jobs.CachedInfo().TimeStamp; !at.IsZero() {
 		o.offset = time.Until(at)
 	}
@@ -54,31 +57,50 @@ func Open(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, names topo
 // now is the time by the server's clock.
 func (o *Operator) now() time.Time { return time.Now().Add(o.offset).UTC() }
 
-// Circuits returns what changes circuits.
+// Circuits returns the operator of the fleet's circuits.
 func (o *Operator) Circuits(ctx context.Context) (circuit.Operator, error) {
 	bucket, err := o.js.KeyValue(ctx, o.names.FleetBucket())
 	if err != nil {
 		return circuit.Operator{}, fmt.Errorf("bucket %s: %w", o.names.FleetBucket(), err)
 	}
-	return circuit.Operator{Store: kv.NewStore(o.js, bucket, storeTry), Bucket: bucket, Now: o.now}, nil
+	return circuit.Operator{Store: kv.NewStore(o.js, bucket, storeTimeout), Bucket: bucket, Now: o.now}, nil
 }
 
-// openCircuit returns the circuit that the app's jobs wait for in that region; nil:
-// they wait for none.
+// OpenCircuits lists the circuits of the app that are not closed, as
+// circuit.Operator.NotClosed does.
+func (o *Operator) OpenCircuits(ctx context.Context, app string, region *string) ([]circuit.Circuit, error) {
+	circuits, err := o.Circuits(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return circuits.NotClosed(ctx, app, region)
+}
+
+// CloseCircuit closes a circuit, as circuit.Operator.Close does.
+func (o *Operator) CloseCircuit(ctx context.Context, app, region string) (circuit.Circuit, error) {
+	circuits, err := o.Circuits(ctx)
+	if err != nil {
+		return circuit.Circuit{}, err
+	}
+	return circuits.Close(ctx, app, region)
+}
+
+// openCircuit returns the circuit that holds the app's jobs in that region, or nil if
+// none does.
 func (o *Operator) openCircuit(ctx context.Context, circuits circuit.Operator, app, region string) (*circuit.Circuit, error) {
 	list, err := circuits.NotClosed(ctx, app, nil)
 	if err != nil {
 		return nil, fmt.Errorf("circuits of app %s: %w", app, err)
 	}
 	for _, c := range list {
-		if c.Region == region || c.Region == "" {
+		if c.App == app && (c.Region == region || c.Region == "") {
 			return &c, nil
 		}
 	}
 	return nil, nil //nolint:nilnil // none is open, which is not an error
 }
 
-// Paused returns until when a queue is paused; the zero time: it is not.
+// Paused returns the end of a queue's pause, or the zero time if it is not paused.
 func (o *Operator) Paused(ctx context.Context, queue string) (time.Time, error) {
 	consumer, err := o.jobs.Consumer(ctx, queue)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -94,15 +116,16 @@ func (o *Operator) Paused(ctx context.Context, queue string) (time.Time, error) 
 	return info.Config.PauseUntil.UTC(), nil
 }
 
-// ErrNoQueue is in the chain of an error about a queue that no worker has served
-// yet.
+// ErrNoQueue is in the chain of an error about a queue that has no consumer, because no
+// worker has served it yet.
 var ErrNoQueue = errors.New("there is no such queue: no worker has served it yet")
 
-// Forever is how long a queue is paused that is paused until it is resumed.
+// Forever is the length of a pause that ends only with Resume.
 const Forever = 100 * 365 * 24 * time.Hour
 
-// Pause stops the deliveries of a queue, those of jobs that wait for a retry
-// included, for that long. What runs goes on. It returns until when.
+// Pause stops the deliveries of a queue for that long, including those of jobs that wait
+// for a retry. Running jobs go on. It returns the end of the pause. A queue that is paused
+// already gets the new end.
 func (o *Operator) Pause(ctx context.Context, queue string, d time.Duration) (time.Time, error) {
 	until := o.now().Add(d)
 	_, err := o.js.PauseConsumer(ctx, o.names.JobsStream(), queue, until)

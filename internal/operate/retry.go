@@ -3,6 +3,7 @@ package operate
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -12,20 +13,21 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/leader"
+	"avatarworker/internal/status"
 )
 
 // Statuses of a Retry.
 const (
 	StatusDelivered = "delivered" // it is delivered now
-	StatusHeld      = "held"      // its circuit is open: nothing was changed
-	StatusRunning   = "running"   // a worker runs it: nothing to do
-	StatusWaiting   = "waiting"   // no worker has had it yet: it is in its queue
+	StatusHeld      = "held"      // its circuit is open; nothing was changed
+	StatusRunning   = "running"   // a worker runs it; there is nothing to do
+	StatusWaiting   = "waiting"   // it is in its queue and was never delivered
 	StatusFinished  = "finished"  // too late: it has an outcome
-	StatusLost      = "lost"      // it has a record, but no message any more
-	StatusUnknown   = "unknown"   // it has no record
+	StatusLost      = "lost"      // it has a record, but its message is gone
+	StatusUnknown   = "unknown"   // it has no record and is in no queue
 )
 
-// Retried is what became of a job that was to be retried.
+// Retried is the result of a retry.
 type Retried struct {
 	JobID   string          `json:"job_id"`
 	Status  string          `json:"status"`
@@ -33,22 +35,25 @@ type Retried struct {
 	Message string          `json:"message,omitempty"`
 }
 
-// Done reports whether the job is on its way now.
+// Done reports whether the job runs, is delivered, or waits in its queue.
 func (r Retried) Done() bool {
 	return r.Status == StatusDelivered || r.Status == StatusRunning || r.Status == StatusWaiting
 }
 
-// Retry has a job in backoff or held delivered at once.
+// Retry has a job that is in backoff or held delivered at once.
 //
-// Its record says by compare-and-set that its time has come; then JetStream is asked
-// to deliver its message again. If that request is lost the job comes when it would
-// have come, and finds its time past. A delivery too many does no harm: the record
-// decides who runs the job.
+// It first sets the time of the next attempt in the record to now, by compare-and-set,
+// and then asks JetStream to deliver the message again. If that request is lost, the job
+// is delivered when its backoff ends. A delivery too many does no harm: the record decides
+// who runs the job.
 //
-// A job whose circuit is open stays held, unless probe lets the next job of it
-// through.
+// A job whose circuit is open stays held. With probe, the circuit lets its next job
+// through first.
 func (o *Operator) Retry(ctx context.Context, jobID string, probe bool) (Retried, error) {
 	record, result, err := o.makeDue(ctx, jobID, probe)
+	if err == nil && result.Status == StatusUnknown {
+		return o.findWaiting(ctx, result)
+	}
 	if err != nil || record == nil {
 		return result, err
 	}
@@ -65,8 +70,24 @@ func (o *Operator) Retry(ctx context.Context, jobID string, probe bool) (Retried
 	return result, nil
 }
 
-// makeDue ends the job's wait in its record. A nil record: there is nothing to
-// deliver, and the result says why.
+// findWaiting looks for a job without a record in the queues.
+func (o *Operator) findWaiting(ctx context.Context, result Retried) (Retried, error) {
+	found, looked, err := o.status.Waiting(ctx, result.JobID)
+	switch {
+	case err != nil:
+		return result, err
+	case found != nil:
+		result.Status, result.Message = StatusWaiting, "no worker has had it yet"
+	case looked.All:
+		result.Message = "no record and no waiting job has this id"
+	default:
+		result.Message = fmt.Sprintf("it has no record, and is not among the %d of %d jobs in the queues that there was time to look at", looked.Looked, looked.Of)
+	}
+	return result, nil
+}
+
+// makeDue ends the job's wait in its record. If there is nothing to deliver, it returns no
+// record, and the result says why.
 func (o *Operator) makeDue(ctx context.Context, jobID string, probe bool) (*lifecycle.Record, Retried, error) {
 	for {
 		record := new(lifecycle.Record)
@@ -76,7 +97,7 @@ func (o *Operator) makeDue(ctx context.Context, jobID string, probe bool) (*life
 			return nil, result, fmt.Errorf("record of job %s: %w", jobID, err)
 		}
 		if revision == 0 || record.StreamSeq == 0 {
-			result.Status, result.Message = StatusUnknown, "it has no record: it waits in its queue, or there is no job of this id"
+			result.Status = StatusUnknown
 			return nil, result, nil
 		}
 		result.State = record.State
@@ -103,6 +124,14 @@ func (o *Operator) makeDue(ctx context.Context, jobID string, probe bool) (*life
 			return nil, result, err
 		}
 		if !exists {
+			// An outcome is written before the message is acknowledged, so the record
+			// that was read may be older.
+			if now, err := o.records.Get(ctx, jobID, new(lifecycle.Record)); err != nil || now != revision {
+				if err != nil {
+					return nil, result, fmt.Errorf("record of job %s: %w", jobID, err)
+				}
+				continue
+			}
 			result.Status, result.Message = StatusLost, "its message is gone from the jobs stream: submit the job again"
 			return nil, result, nil
 		}
@@ -117,7 +146,7 @@ func (o *Operator) makeDue(ctx context.Context, jobID string, probe bool) (*life
 	}
 }
 
-// circuitHolds returns the circuit that would hold the job; nil: none does, or it
+// circuitHolds returns the circuit that would hold the job, or nil if none does or it
 // lets the next job through.
 func (o *Operator) circuitHolds(ctx context.Context, r *lifecycle.Record, probe bool) (*circuit.Circuit, error) {
 	circuits, err := o.Circuits(ctx)
@@ -154,35 +183,42 @@ func (o *Operator) messageExists(ctx context.Context, seq uint64) (bool, error) 
 	return true, nil
 }
 
-// nakTime bounds the wait for the consumer's leader.
-const nakTime = 5 * time.Second
+// nakTimeout bounds the wait for the consumer's leader.
+const nakTimeout = 5 * time.Second
 
-// redeliver ends the delay with which a message was handed back: it is handed back
-// once more, without one. The server takes that for any message that is delivered
-// and not acknowledged, whichever worker has it, and answers.
+// redeliver ends the delay of a message's redelivery: it sends another nak, without a
+// delay. The server accepts that for any message that is delivered and not acknowledged,
+// from any client, and replies.
 func (o *Operator) redeliver(ctx context.Context, queue string, seq uint64) error {
 	consumer, err := o.jobs.Consumer(ctx, queue)
 	if err != nil {
 		return queueError(queue, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, nakTime)
+	ctx, cancel := context.WithTimeout(ctx, nakTimeout)
 	defer cancel()
-	// The server wants a number of a delivery that it has made; which one does
-	// not matter.
+	// The subject must hold the number of a delivery that the server has made; any of
+	// them will do.
 	subject := fmt.Sprintf("$JS.ACK.%s.%s.1.%d.%d.%d.0", o.names.JobsStream(), queue, seq, consumer.CachedInfo().Delivered.Consumer, o.now().UnixNano())
 	_, err = o.nc.RequestWithContext(ctx, subject, []byte("-NAK"))
 	return err
 }
 
-// ProbeCircuit lets the next job of an open circuit through, and wakes the job of
-// it that has been held the longest. It returns the circuit, and that job; "": none
-// was found.
-func (o *Operator) ProbeCircuit(ctx context.Context, app, region string, held []string) (circuit.Circuit, string, error) {
+// probed is how many of the jobs that a circuit holds a probe tries to deliver.
+const probed = 20
+
+// ProbeCircuit lets the next job of an open circuit through, and has the job delivered
+// that the circuit has held longest. It returns the circuit and the id of that job, or ""
+// if there is none. If the circuit is closed, the error has circuit.ErrNone in its chain.
+func (o *Operator) ProbeCircuit(ctx context.Context, c circuit.Circuit) (circuit.Circuit, string, error) {
+	held, err := o.heldBy(ctx, c)
+	if err != nil {
+		return c, "", err
+	}
 	circuits, err := o.Circuits(ctx)
 	if err != nil {
-		return circuit.Circuit{}, "", err
+		return c, "", err
 	}
-	after, err := circuits.Probe(ctx, app, region)
+	after, err := circuits.Probe(ctx, c.App, c.Region)
 	if err != nil || after.State == circuit.Probing {
 		return after, "", err
 	}
@@ -194,4 +230,21 @@ func (o *Operator) ProbeCircuit(ctx context.Context, app, region string, held []
 		}
 	}
 	return after, "", nil
+}
+
+// heldBy lists jobs that the circuit holds, the one published first at the front.
+func (o *Operator) heldBy(ctx context.Context, c circuit.Circuit) ([]string, error) {
+	list, err := o.status.Jobs(ctx, status.Query{Filter: status.Filter{
+		States: []lifecycle.State{lifecycle.StateHeld}, Apps: []string{c.App}, Codes: []errors.Code{c.Code},
+	}, Limit: probed})
+	if err != nil {
+		return nil, err
+	}
+	var held []string
+	for _, row := range slices.Backward(list.Rows) {
+		if c.Region == "" || row.Region() == c.Region {
+			held = append(held, row.ID)
+		}
+	}
+	return held, nil
 }

@@ -40,7 +40,7 @@ func (s *Store) countStates(ctx context.Context, queues map[string]*Queue) (all 
 	}
 	short, cancel := context.WithTimeout(ctx, s.countFor)
 	defer cancel()
-	err = backwards(short, stream, s.recordsSubject(), func(msg jetstream.Msg, _ *jetstream.MsgMetadata) bool {
+	err = backwards(short, stream, s.recordsSubject(), firstWindow, func(msg jetstream.Msg, _ *jetstream.MsgMetadata) bool {
 		if count(queues, msg.Data()) {
 			wanted--
 		}
@@ -85,14 +85,14 @@ func count(queues map[string]*Queue, data []byte) bool {
 
 // backwards calls take for a stream's messages on a subject, newest window first and
 // oldest message first in each window, until take returns false, or more does after
-// a window.
-func backwards(ctx context.Context, stream jetstream.Stream, subject string, take func(jetstream.Msg, *jetstream.MsgMetadata) bool, more func() bool) error {
+// a window. window is the length of the first one.
+func backwards(ctx context.Context, stream jetstream.Stream, subject string, window uint64, take func(jetstream.Msg, *jetstream.MsgMetadata) bool, more func() bool) error {
 	info, err := stream.Info(ctx)
 	if err != nil {
 		return err
 	}
 	first, end := max(info.State.FirstSeq, 1), info.State.LastSeq+1
-	for window := uint64(firstWindow); end > first; window = min(window*4, mostWindow) {
+	for ; end > first; window = max(window, min(window*4, mostWindow)) {
 		start := first
 		if end-first > window {
 			start = end - window

@@ -18,7 +18,7 @@ import (
 const (
 	// directBatch and directBytes bound what one request for stored jobs brings: a
 	// job may be nearly as large as the server's payload limit.
-	directBatch = 256
+	directBatch = 1024
 	directBytes = 4 << 20
 	// directSilence without a message means that the rest of an answer is lost.
 	directSilence = 2 * time.Second
@@ -33,6 +33,18 @@ type reader struct {
 	js     jetstream.JetStream
 	stream string
 	single bool // direct gets are not possible
+	since  time.Time
+}
+
+// singleFor is how long a reader does without direct gets: that there was no answer may
+// have other reasons than that the stream or this user's permissions do not allow them.
+const singleFor = time.Minute
+
+// retryDirect has the next read try a direct get again if the last failure is old.
+func (r *reader) retryDirect() {
+	if r.single && time.Since(r.since) > singleFor {
+		r.single = false
+	}
 }
 
 // next returns messages of the subject in order, the first with at least sequence
@@ -43,7 +55,7 @@ func (r *reader) next(ctx context.Context, subject string, seq uint64, n int) ([
 		if !errors.Is(err, errNoDirect) {
 			return found, err
 		}
-		r.single = true
+		r.single, r.since = true, time.Now()
 	}
 	msg, err := leader.Next(ctx, r.js, r.stream, seq, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {

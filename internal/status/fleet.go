@@ -120,7 +120,7 @@ func (s *Store) Workers(ctx context.Context) ([]Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Fleet{At: at}
+	f := &Fleet{At: at, Workers: []Worker{}}
 	err = s.shared(ctx, f)
 	return f.Workers, err
 }
@@ -140,73 +140,105 @@ func (s *Store) shared(ctx context.Context, f *Fleet) error {
 		return err
 	}
 	for _, entry := range entries {
-		f.learn(entry)
+		f.learn(entry.Key(), entry.Value(), entry.Created())
 	}
+	f.sort()
+	return nil
+}
+
+// sort puts workers and circuits in the order in which they are shown.
+func (f *Fleet) sort() {
 	slices.SortFunc(f.Workers, func(a, b Worker) int { return cmp.Compare(a.WorkerID, b.WorkerID) })
 	slices.SortFunc(f.Circuits, func(a, b circuit.Circuit) int {
 		return cmp.Or(cmp.Compare(a.App, b.App), cmp.Compare(a.Region, b.Region))
 	})
-	return nil
 }
 
-// learn takes one entry of the bucket. One that this version can't read is
-// another version's, and left out.
-func (f *Fleet) learn(entry jetstream.KeyValueEntry) {
-	if strings.HasPrefix(entry.Key(), fleet.Prefix) {
+// learn takes one entry of the bucket, and when it was stored. One that this version
+// can't read is another version's, and left out.
+func (f *Fleet) learn(key string, value []byte, stored time.Time) {
+	if strings.HasPrefix(key, fleet.Prefix) {
 		var p fleet.Presence
-		if json.Unmarshal(entry.Value(), &p) == nil {
-			f.Workers = append(f.Workers, Worker{Presence: p, Lost: !fleet.Fresh(entry.Created(), f.At)})
+		if json.Unmarshal(value, &p) == nil {
+			f.Workers = append(f.Workers, Worker{Presence: p, Lost: !fleet.Fresh(stored, f.At)})
 		}
 		return
 	}
 	var c circuit.Circuit
-	if json.Unmarshal(entry.Value(), &c) == nil && c.State != "closed" {
+	if json.Unmarshal(value, &c) == nil && c.State != "closed" {
 		f.Circuits = append(f.Circuits, c)
 	}
 }
 
 // queues finds every queue that has a consumer, a job or a worker.
 func (s *Store) queues(ctx context.Context, stream jetstream.Stream, workers []Worker) (map[string]*Queue, error) {
-	queues := make(map[string]*Queue)
-	queue := func(name string) *Queue {
-		if queues[name] == nil {
-			queues[name] = &Queue{Name: name}
+	state, err := s.queueState(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	addWorkers(state.queues, workers)
+	return state.queues, s.oldest(ctx, state.queues, state.delivered)
+}
+
+// addWorkers counts the workers that serve each queue.
+func addWorkers(queues map[string]*Queue, workers []Worker) {
+	for _, w := range workers {
+		for name := range w.Queues {
+			if queues[name] == nil {
+				queues[name] = &Queue{Name: name}
+			}
+			if !w.Lost && !w.Draining {
+				queues[name].Served++
+			}
 		}
-		return queues[name]
+	}
+}
+
+// queueState is what the jobs stream and its consumers say of the queues.
+type queueState struct {
+	queues    map[string]*Queue
+	spans     map[string]span   // of the jobs that no worker has been given, by subject
+	delivered map[string]uint64 // by queue: sequence of the last message delivered
+}
+
+func (s *Store) queueState(ctx context.Context, stream jetstream.Stream) (queueState, error) {
+	state := queueState{queues: make(map[string]*Queue), spans: make(map[string]span), delivered: make(map[string]uint64)}
+	queue := func(name string) *Queue {
+		if state.queues[name] == nil {
+			state.queues[name] = &Queue{Name: name}
+		}
+		return state.queues[name]
 	}
 	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(s.names.AllJobs()))
 	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
+		return state, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
 	}
 	for subject, n := range info.State.Subjects {
+		state.spans[subject] = span{subject: subject, first: max(info.State.FirstSeq, 1), end: info.State.LastSeq + 1, jobs: n}
 		if name, ok := s.names.QueueOf(subject); ok {
 			queue(name).Waiting = n
 		}
 	}
-	last := make(map[string]uint64) // sequence of the last message delivered
 	list := stream.ListConsumers(ctx)
 	for consumer := range list.Info() {
+		if part, ok := state.spans[consumer.Config.FilterSubject]; ok {
+			part.first, part.jobs = max(part.first, consumer.Delivered.Stream+1), consumer.NumPending
+			state.spans[part.subject] = part
+		}
 		if _, ok := s.names.QueueOf(consumer.Config.FilterSubject); !ok {
 			continue
 		}
 		q := queue(consumer.Name)
 		q.Waiting, q.Taken = consumer.NumPending, consumer.NumAckPending
-		last[q.Name] = consumer.Delivered.Stream
+		state.delivered[q.Name] = consumer.Delivered.Stream
 		if at := consumer.Config.PauseUntil; consumer.Paused && at != nil {
 			q.PausedUntil = at.UTC()
 		}
 	}
 	if err := list.Err(); err != nil {
-		return nil, fmt.Errorf("consumers of %s: %w", s.names.JobsStream(), err)
+		return state, fmt.Errorf("consumers of %s: %w", s.names.JobsStream(), err)
 	}
-	for _, w := range workers {
-		for name := range w.Queues {
-			if q := queue(name); !w.Lost && !w.Draining {
-				q.Served++
-			}
-		}
-	}
-	return queues, s.oldest(ctx, queues, last)
+	return state, nil
 }
 
 // oldest finds when the job was published that waits longest in each queue.

@@ -2,24 +2,14 @@ package status
 
 import (
 	"encoding/json"
+	"reflect"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
 )
-
-// entryOf is an entry of a bucket.
-type entryOf struct {
-	jetstream.KeyValueEntry
-	key  string
-	data []byte
-}
-
-func (s entryOf) Key() string        { return s.key }
-func (s entryOf) Value() []byte      { return s.data }
-func (s entryOf) Created() time.Time { return time.Unix(1_800_000_000, 0) }
 
 // Presence and circuits are written by every version of the worker, and by
 // all who may write to the bucket.
@@ -29,9 +19,39 @@ func FuzzFleetEntryIsReadOrLeftOut(f *testing.F) {
 	f.Add("worker.", []byte(`null`))
 	f.Fuzz(func(t *testing.T, key string, data []byte) {
 		fleet := Fleet{At: time.Unix(1_800_000_000, 0)}
-		fleet.learn(entryOf{key: key, data: data})
+		fleet.learn(key, data, time.Unix(1_800_000_000, 0))
 		if len(fleet.Workers)+len(fleet.Circuits) > 1 {
 			t.Fatalf("%+v", fleet)
+		}
+	})
+}
+
+// The quick way to read a record gives what encoding/json gives, or nothing.
+func FuzzScannedRowIsWhatJSONDecodes(f *testing.F) {
+	at := time.Date(2026, 11, 28, 12, 0, 0, 5, time.UTC)
+	for _, r := range []lifecycle.Record{
+		{JobID: "j", Run: 2, StreamSeq: 3, State: lifecycle.StateRetrying, Queue: "q", NextAttemptAt: &at, LastError: &event.Error{Code: errors.CodeServerError, Labels: map[string]string{"a": "b"}}},
+		{JobID: "j", StreamSeq: 3, State: lifecycle.StateRunning, StartedAt: at, CreatedAt: at, Labels: map[string]string{"customer": "c<1>", "": "é"}, SessionTime: time.Hour},
+	} {
+		data, err := json.Marshal(r)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	for _, text := range []string{
+		`{"job_id":"a","job_id":"b"}`, `{"Job_id":"a"}`, `{"run":1e2}`, `{"run":-0}`, `{"labels":null,"last_error":null}`, `{"last_error":{"code":"a","code":"b"}}`,
+		`{"x":[1,2.5e-3,{"y":[]},"\u00e9\\"],"run":7}  `, `{"run":01}`, `{"x":tru}`, `{} {}`, `{"labels":{"a":"b","a":"c","A":"d"}}`, `{"created_at":"2026-13-01T00:00:00Z"}`, `{"x":"a` + "\n" + `"}`,
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var scanned, decoded recordRow
+		if !scanRow(data, &scanned) {
+			return
+		}
+		if err := json.Unmarshal(data, &decoded); err != nil || !reflect.DeepEqual(scanned, decoded) {
+			t.Fatalf("%q\nscanned %+v\ndecoded %+v\n%v", data, scanned, decoded, err)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -114,7 +115,11 @@ func (s *Store) listRecords(ctx context.Context, q *Query, top *topRows, now tim
 	hints := q.hints()
 	var oldest time.Time // when the first message of the window was stored
 	fresh := true
-	err = backwards(ctx, stream, s.recordsSubject(), func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+	window := uint64(firstWindow)
+	if !top.byAge() && q.After.IsZero() {
+		window = math.MaxUint64 // all of them have to be read
+	}
+	err = backwards(ctx, stream, s.recordsSubject(), window, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		if fresh {
 			oldest, fresh = meta.Timestamp, false
 		}
@@ -143,32 +148,48 @@ func (s *Store) listRecords(ctx context.Context, q *Query, top *topRows, now tim
 
 // hints are texts of which each record that the filter keeps has at least one of
 // every group: what has none needs no reading.
-func (f *Filter) hints() [][][]byte {
-	var hints [][][]byte
-	group := func(n int, value func(int) string) {
-		var texts [][]byte
-		for i := range n {
-			if !jobspec.ValidID(value(i)) {
-				return // it may be escaped
-			}
-			texts = append(texts, []byte(`"`+value(i)+`"`))
-		}
-		if n > 0 {
-			hints = append(hints, texts)
-		}
-	}
-	group(len(f.States), func(i int) string { return string(f.States[i]) })
-	group(len(f.Queues), func(i int) string { return f.Queues[i] })
-	group(len(f.Apps), func(i int) string { return f.Apps[i] })
-	group(len(f.Avatars), func(i int) string { return f.Avatars[i] })
-	group(len(f.Codes), func(i int) string { return string(f.Codes[i]) })
+func (f *Filter) hints() (h hints) {
+	group(&h, f.States)
+	group(&h, f.Queues)
+	group(&h, f.Apps)
+	group(&h, f.Avatars)
+	group(&h, f.Codes)
 	for _, value := range f.Labels {
-		group(1, func(int) string { return value })
+		group(&h, []string{value})
 	}
-	return hints
+	return h
 }
 
-func mayMatch(data []byte, hints [][][]byte) bool {
+// bodyHints are the same for the body of a job as it was published: what it says of
+// itself.
+func (q *Query) bodyHints() (h hints) {
+	if !slices.Contains(q.Apps, q.DefaultApp) {
+		group(&h, q.Apps)
+	}
+	group(&h, q.Avatars)
+	for _, value := range q.Labels {
+		group(&h, []string{value})
+	}
+	return h
+}
+
+// hints are groups of texts.
+type hints [][][]byte
+
+func group[T ~string](h *hints, values []T) {
+	var texts [][]byte
+	for _, value := range values {
+		if !jobspec.ValidID(string(value)) {
+			return // it may be escaped
+		}
+		texts = append(texts, []byte(`"`+string(value)+`"`))
+	}
+	if len(texts) > 0 {
+		*h = append(*h, texts)
+	}
+}
+
+func mayMatch(data []byte, hints hints) bool {
 	for _, group := range hints {
 		if !slices.ContainsFunc(group, func(text []byte) bool { return bytes.Contains(data, text) }) {
 			return false
@@ -220,32 +241,22 @@ type span struct {
 
 // undelivered finds the jobs that no worker has been given, by subject.
 func (s *Store) undelivered(ctx context.Context, stream jetstream.Stream) ([]span, error) {
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(s.names.AllJobs()))
+	state, err := s.queueState(ctx, stream)
 	if err != nil {
 		return nil, err
 	}
-	spans := make(map[string]span, len(info.State.Subjects))
-	for subject, jobs := range info.State.Subjects {
-		spans[subject] = span{subject: subject, first: max(info.State.FirstSeq, 1), end: info.State.LastSeq + 1, jobs: jobs}
-	}
-	consumers := stream.ListConsumers(ctx)
-	for c := range consumers.Info() {
-		if part, ok := spans[c.Config.FilterSubject]; ok {
-			part.first, part.jobs = max(part.first, c.Delivered.Stream+1), c.NumPending
-			spans[part.subject] = part
-		}
-	}
-	if err := consumers.Err(); err != nil {
-		return nil, err
-	}
+	return state.undelivered(), nil
+}
+
+func (state queueState) undelivered() []span {
 	var list []span
-	for _, part := range spans {
+	for _, part := range state.spans {
 		if part.jobs > 0 && part.first < part.end {
 			list = append(list, part)
 		}
 	}
 	slices.SortFunc(list, func(a, b span) int { return cmp.Compare(a.subject, b.subject) })
-	return list, nil
+	return list
 }
 
 // waitingWindow is how many sequences are read at a time at first.
@@ -254,6 +265,7 @@ const waitingWindow = 64
 // waitingIn walks a subject's jobs from the newest window on.
 func (s *Store) waitingIn(ctx context.Context, r *reader, part span, q *Query, top *topRows, now time.Time, looked *uint64) error {
 	end := part.end
+	hints := q.bodyHints()
 	for window := uint64(waitingWindow); end > part.first; window = min(window*2, mostWindow) {
 		start := part.first
 		if end-start > window {
@@ -276,6 +288,9 @@ func (s *Store) waitingIn(ctx context.Context, r *reader, part span, q *Query, t
 					oldest = raw.Time
 				}
 				*looked++
+				if len(hints) > 0 && !jobspec.IsProtobuf(raw.Header) && bytes.IndexByte(raw.Data, '\\') < 0 && !mayMatch(raw.Data, hints) {
+					continue
+				}
 				row := waitingRow(raw, now)
 				row.AppID = cmp.Or(row.AppID, q.DefaultApp)
 				if q.keeps(&row) {
@@ -339,10 +354,10 @@ func (t *topRows) add(r Row) {
 }
 
 // cut sorts the rows and drops those that are too many. Of two rows of one job
-// the one of the later run stays, or that of the record.
+// the one of the later run stays, or that of the record, or the one published first.
 func (t *topRows) cut() {
 	slices.SortFunc(t.rows, func(a, b Row) int {
-		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(b.Run, a.Run), cmp.Compare(waitingLast(a), waitingLast(b)))
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(b.Run, a.Run), cmp.Compare(waitingLast(a), waitingLast(b)), a.published.Compare(b.published))
 	})
 	t.rows = slices.CompactFunc(t.rows, func(a, b Row) bool { return a.ID == b.ID })
 	slices.SortFunc(t.rows, func(a, b Row) int { return t.order.compare(&a, &b) })
@@ -360,10 +375,13 @@ func waitingLast(r Row) int {
 	return 0
 }
 
+// byAge reports whether the newest jobs are enough.
+func (t *topRows) byAge() bool { return (t.order == ByAge || t.order == "") && t.limit > 0 }
+
 // complete reports whether no job published before that time can be among the
 // first rows any more.
 func (t *topRows) complete(before time.Time) bool {
-	if t.order != ByAge && t.order != "" || t.limit == 0 {
+	if !t.byAge() {
 		return false
 	}
 	if t.least == nil && len(t.rows) > t.limit {

@@ -1,7 +1,6 @@
 package status
 
 import (
-	"encoding/json"
 	"slices"
 	"time"
 
@@ -98,9 +97,29 @@ type recordRow struct {
 	NextAttemptAt *time.Time        `json:"next_attempt_at"`
 	HeldCode      errors.Code       `json:"held_code"`
 	SessionTime   time.Duration     `json:"session_ns"`
-	LastError     *struct {
-		Code errors.Code `json:"code"`
-	} `json:"last_error"`
+	LastError     *lastError        `json:"last_error"`
+}
+
+// published is when the job was published, as far as is known.
+func (r *recordRow) published() time.Time {
+	if r.PublishedAt.IsZero() {
+		return r.CreatedAt
+	}
+	return r.PublishedAt
+}
+
+// code is that of the last failure, or of what holds the job.
+func (r *recordRow) code() errors.Code {
+	switch {
+	case r.State == lifecycle.StateCompleted:
+		return ""
+	case r.State == lifecycle.StateHeld && r.HeldCode != "":
+		return r.HeldCode
+	case r.LastError != nil:
+		return r.LastError.Code
+	default:
+		return ""
+	}
 }
 
 // readRow makes a row of a record. It returns false if the value is not the record
@@ -108,28 +127,18 @@ type recordRow struct {
 // before its job, or another's.
 func readRow(data []byte, now time.Time) (Row, bool) {
 	var r recordRow
-	if json.Unmarshal(data, &r) != nil || r.StreamSeq == 0 || r.JobID == "" {
+	if decodeRow(data, &r) != nil || r.StreamSeq == 0 || r.JobID == "" {
 		return Row{}, false
 	}
 	row := Row{
 		ID: r.JobID, Run: r.Run, State: r.State, Queue: r.Queue, AppID: r.AppID, AvatarID: r.AvatarID, Labels: r.Labels,
-		Attempt: r.Attempt, Crashes: r.Crashes, WorkerID: r.WorkerID, published: r.PublishedAt, region: r.Region,
-	}
-	if row.published.IsZero() {
-		row.published = r.CreatedAt
+		Attempt: r.Attempt, Crashes: r.Crashes, Code: r.code(), WorkerID: r.WorkerID, published: r.published(), region: r.Region,
 	}
 	if row.Labels == nil {
 		row.Labels = map[string]string{}
 	}
 	if !r.State.Final() {
 		row.NextAttemptAt = r.NextAttemptAt
-	}
-	switch {
-	case r.State == lifecycle.StateCompleted:
-	case r.State == lifecycle.StateHeld && r.HeldCode != "":
-		row.Code = r.HeldCode
-	case r.LastError != nil:
-		row.Code = r.LastError.Code
 	}
 	connected := r.SessionTime
 	if r.State == lifecycle.StateRunning && !r.StartedAt.IsZero() {

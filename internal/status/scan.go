@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	scanBatch   = 2048
+	scanBatch   = 1024
 	scanLife    = time.Minute
 	scanCleanup = 2 * time.Second
 )

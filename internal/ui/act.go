@@ -3,7 +3,6 @@ package ui
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -12,13 +11,9 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
-	"avatarworker/internal/jobs/lifecycle"
-	"avatarworker/internal/kv"
 	"avatarworker/internal/operate"
-	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 )
 
@@ -36,60 +31,37 @@ type opener struct {
 
 	mu       sync.Mutex
 	operator *operate.Operator
-	records  *kv.Store
 }
 
-// storeTime bounds one round trip to a bucket.
-const storeTime = 5 * time.Second
-
-func (o *opener) open(ctx context.Context) (*operate.Operator, *kv.Store, error) {
+func (o *opener) open(ctx context.Context) (*operate.Operator, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.operator != nil {
-		return o.operator, o.records, nil
+		return o.operator, nil
 	}
 	operator, err := operate.Open(ctx, o.nc, o.js, o.names)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	bucket, err := o.js.KeyValue(ctx, o.names.StateBucket())
-	if err != nil {
-		return nil, nil, err
-	}
-	o.operator, o.records = operator, kv.NewStore(o.js, bucket, storeTime)
-	return o.operator, o.records, nil
+	o.operator = operator
+	return operator, nil
 }
 
-// statusUnknown is the answer for a job that has no record and waits in no queue.
-const statusUnknown = "unknown"
+// Operator opens what changes things, for the API.
+func (s *Store) Operator(ctx context.Context) (*operate.Operator, error) {
+	o, err := s.operator.open(ctx)
+	return o, s.explain("changing things", err)
+}
 
 // Cancel ends a job. One that is unknown is left alone.
 func (s *Store) Cancel(ctx context.Context, jobID string) (Done, error) {
-	_, records, err := s.operator.open(ctx)
+	o, err := s.operator.open(ctx)
 	if err != nil {
 		return Done{}, s.explain("cancelling jobs", err)
 	}
-	revision, err := records.Get(ctx, jobID, &lifecycle.Record{})
+	reply, err := o.Cancel(ctx, jobID, false)
 	if err != nil {
-		return Done{}, s.explain("record of job "+jobID, err)
-	}
-	if revision == 0 {
-		found, looked, err := s.waiting.Waiting(ctx, jobID)
-		switch {
-		case err != nil:
-			return Done{}, s.explain("job "+jobID, err)
-		case found == nil && looked.All:
-			if revision, err = records.Get(ctx, jobID, &lifecycle.Record{}); err != nil {
-				return Done{}, s.explain("record of job "+jobID, err)
-			}
-			if revision == 0 {
-				return Done{Status: statusUnknown, Message: "no record and no waiting job has this id"}, nil
-			}
-		}
-	}
-	reply, err := jobs.RequestCancel(ctx, s.o.NC, records, s.o.Names.Control(jobID), jobID)
-	if err != nil {
-		return Done{}, s.explain("cancelling job "+jobID, err)
+		return Done{}, s.explain("job "+jobID, err)
 	}
 	d := Done{Status: reply.Status, Message: reply.Message, OK: reply.Status == control.StatusCancelled || reply.Status == control.StatusRequested}
 	if reply.Status == control.StatusFinished {
@@ -103,7 +75,7 @@ func (s *Store) Cancel(ctx context.Context, jobID string) (Done, error) {
 
 // Retry delivers a job at once.
 func (s *Store) Retry(ctx context.Context, jobID string, probe bool) (Done, error) {
-	o, _, err := s.operator.open(ctx)
+	o, err := s.operator.open(ctx)
 	if err != nil {
 		return Done{}, s.explain("retrying jobs", err)
 	}
@@ -124,7 +96,7 @@ func (s *Store) Remove(ctx context.Context, seq uint64) error { return s.letters
 
 // Pause stops the deliveries of a queue; 0 is until it is resumed.
 func (s *Store) Pause(ctx context.Context, queue string, d time.Duration) (time.Time, error) {
-	o, _, err := s.operator.open(ctx)
+	o, err := s.operator.open(ctx)
 	if err != nil {
 		return time.Time{}, s.explain("pausing queues", err)
 	}
@@ -132,59 +104,47 @@ func (s *Store) Pause(ctx context.Context, queue string, d time.Duration) (time.
 		d = operate.Forever
 	}
 	until, err := o.Pause(ctx, queue, d)
-	s.fleet.expire()
+	s.refresh(ctx)
 	return until, s.explain("pausing queue "+queue, err)
 }
 
 // Resume ends a pause.
 func (s *Store) Resume(ctx context.Context, queue string) (bool, error) {
-	o, _, err := s.operator.open(ctx)
+	o, err := s.operator.open(ctx)
 	if err != nil {
 		return false, s.explain("resuming queues", err)
 	}
 	was, err := o.Resume(ctx, queue)
-	s.fleet.expire()
+	s.refresh(ctx)
 	return was, s.explain("resuming queue "+queue, err)
 }
 
-// probed is how many of the jobs that a circuit holds are tried to be woken.
-const probed = 20
-
 // Probe lets one job through an open circuit.
 func (s *Store) Probe(ctx context.Context, app, region string) (string, error) {
-	o, _, err := s.operator.open(ctx)
+	o, err := s.operator.open(ctx)
 	if err != nil {
 		return "", s.explain("circuits", err)
 	}
-	list, err := s.statuses.Jobs(ctx, status.Query{
-		Filter: status.Filter{States: []lifecycle.State{lifecycle.StateHeld}, Apps: []string{app}}, Limit: probed,
-	})
+	list, err := o.OpenCircuits(ctx, app, &region)
+	if err == nil && len(list) == 0 {
+		err = circuit.ErrNone
+	}
 	if err != nil {
-		return "", s.explain("held jobs of app "+app, err)
+		return "", s.circuitError(app, err)
 	}
-	var held []string
-	for _, row := range slices.Backward(list.Rows) {
-		if region == "" || row.Region() == region {
-			held = append(held, row.ID)
-		}
-	}
-	_, job, err := o.ProbeCircuit(ctx, app, region, held)
-	s.fleet.expire()
+	_, job, err := o.ProbeCircuit(ctx, list[0])
+	s.refresh(ctx)
 	return job, s.circuitError(app, err)
 }
 
 // CloseCircuit closes an open circuit.
 func (s *Store) CloseCircuit(ctx context.Context, app, region string) error {
-	o, _, err := s.operator.open(ctx)
+	o, err := s.operator.open(ctx)
 	if err != nil {
 		return s.explain("circuits", err)
 	}
-	circuits, err := o.Circuits(ctx)
-	if err != nil {
-		return s.explain("circuits", err)
-	}
-	_, err = circuits.Close(ctx, app, region)
-	s.fleet.expire()
+	_, err = o.CloseCircuit(ctx, app, region)
+	s.refresh(ctx)
 	return s.circuitError(app, err)
 }
 
@@ -197,11 +157,21 @@ func (s *Store) circuitError(app string, err error) error {
 
 // Drain asks a worker to drain.
 func (s *Store) Drain(ctx context.Context, workerID string) (int, error) {
-	o, _, err := s.operator.open(ctx)
+	o, err := s.operator.open(ctx)
 	if err != nil {
 		return 0, s.explain("draining workers", err)
 	}
 	d, err := o.Drain(ctx, workerID)
-	s.fleet.expire()
+	s.refresh(ctx)
 	return d.Running, err
+}
+
+// refresh has the next look at the fleet show what was changed.
+func (s *Store) refresh(ctx context.Context) {
+	if s.o.Refresh != nil {
+		if err := s.o.Refresh(ctx); err != nil {
+			s.o.Log.Debug().Err(err).Msg("looking at what was changed")
+		}
+	}
+	s.fleet.expire()
 }

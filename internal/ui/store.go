@@ -38,7 +38,9 @@ type StoreOptions struct {
 	JS    jetstream.JetStream
 	Names topology.Names
 	// Statuses answers for jobs and the fleet; nil: a status.Store.
-	Statuses   Statuses
+	Statuses Statuses
+	// Refresh has Statuses look again, after a change; may be nil.
+	Refresh    func(ctx context.Context) error
 	DefaultApp string         // of jobs that name none
 	Limits     map[string]int // most sessions, by the name of a limit's rule: "app_id a1", "label.room"
 	Now        func() time.Time

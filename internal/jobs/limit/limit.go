@@ -92,13 +92,20 @@ type limitKey struct {
 func (p limitKey) key() string { return Prefix + p.limit + "." + strconv.Itoa(p.n) }
 
 func parseLimitKey(key string) (p limitKey, ok bool) {
+	p.limit, p.n, ok = ParseKey(key)
+	return p, ok
+}
+
+// ParseKey returns the limit and the number of one of its keys, and false if the key
+// is not one of a limit.
+func ParseKey(key string) (limit string, n int, ok bool) {
 	rest, ok := strings.CutPrefix(key, Prefix)
 	i := strings.LastIndexByte(rest, '.')
 	if !ok || i < 0 {
-		return limitKey{}, false
+		return "", 0, false
 	}
 	n, err := strconv.Atoi(rest[i+1:])
-	return limitKey{rest[:i], n}, err == nil
+	return rest[:i], n, err == nil
 }
 
 // holder is the value of a key.

@@ -1,0 +1,214 @@
+package operate_test
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/internal/operate"
+	"avatarworker/internal/topology"
+)
+
+func TestOpenSaysWhatIsMissing(t *testing.T) {
+	js := natstest.JetStream(t)
+	if _, err := operate.Open(t.Context(), js.Conn(), js, topology.Names{}); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPausesAreReplacedAndEnded(t *testing.T) {
+	f := newFleet(t)
+	o := f.operator()
+	for _, err := range []error{
+		second(o.Paused(t.Context(), "none")), second(o.Pause(t.Context(), "none", time.Hour)), second(o.Resume(t.Context(), "none")),
+	} {
+		if !errors.Is(err, operate.ErrNoQueue) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if was, err := o.Resume(t.Context(), "default"); was || err != nil {
+		t.Errorf("a queue that is not paused: %t, %v", was, err)
+	}
+	for _, length := range []time.Duration{time.Hour, 2 * time.Hour, operate.Forever, time.Minute} {
+		until, err := o.Pause(t.Context(), "default", length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := o.Paused(t.Context(), "default")
+		if err != nil || !got.Equal(until) || time.Until(until)-length > time.Minute || length-time.Until(until) > time.Minute {
+			t.Errorf("paused until %s, for %s; %s, %v", until, length, got, err)
+		}
+	}
+	if was, err := o.Resume(t.Context(), "default"); !was || err != nil {
+		t.Errorf("%t, %v", was, err)
+	}
+	if until, err := o.Paused(t.Context(), "default"); err != nil || !until.IsZero() {
+		t.Errorf("paused until %s, %v", until, err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// Each state of a job has its answer to a retry, and only one that waits is changed.
+func TestRetryAnswersByState(t *testing.T) {
+	f := newFleet(t)
+	o := f.operator()
+	f.submit("waits")
+	later := time.Now().Add(time.Hour).UTC()
+	failed := &event.Error{Code: errors.CodeServerError}
+	f.put(lifecycle.Record{JobID: "runs", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateRunning})
+	f.put(lifecycle.Record{JobID: "done", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateCompleted, Outcome: lifecycle.StateCompleted})
+	f.put(lifecycle.Record{JobID: "dead", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered, LastError: failed})
+	f.put(lifecycle.Record{JobID: "lost", Run: 1, StreamSeq: 99, Queue: "default", State: lifecycle.StateRetrying, NextAttemptAt: &later, LastError: failed})
+	f.put(lifecycle.Record{JobID: "due", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateRetrying, NextAttemptAt: &later, LastError: failed})
+	f.put(lifecycle.Record{JobID: "held", Run: 1, StreamSeq: 1, Queue: "default", AppID: "a1", State: lifecycle.StateHeld, NextAttemptAt: &later, HeldCode: errors.CodeCreditsExhausted})
+	f.openCircuit("a1", "")
+	for id, want := range map[string]string{
+		"waits": operate.StatusWaiting, "runs": operate.StatusRunning, "done": operate.StatusFinished, "dead": operate.StatusFinished, "lost": operate.StatusLost,
+		"held": operate.StatusHeld, "none": operate.StatusUnknown,
+	} {
+		before, _ := f.h.State.Get(t.Context(), id) // some have none
+		r, err := o.Retry(t.Context(), id, false)
+		if err != nil || r.Status != want || r.JobID != id || r.Message == "" && want != operate.StatusRunning {
+			t.Errorf("%s: %+v, %v; want %s", id, r, err, want)
+		}
+		if after, _ := f.h.State.Get(t.Context(), id); before != nil && after.Revision() != before.Revision() {
+			t.Errorf("%s: its record was changed", id)
+		}
+	}
+	if r, err := o.Retry(t.Context(), "held", true); err != nil || r.Status != operate.StatusDelivered {
+		t.Errorf("with a probe: %+v, %v", r, err)
+	}
+	// Its message was never delivered, so there is nothing to deliver again; what was
+	// written stays.
+	_, _ = o.Retry(t.Context(), "due", false)
+	if r := f.state("due", lifecycle.StateRetrying); r.NextAttemptAt == nil || r.NextAttemptAt.After(time.Now().Add(time.Minute)) {
+		t.Errorf("its next attempt is at %v", r.NextAttemptAt)
+	}
+}
+
+func (f *fleet) openCircuit(app, region string) {
+	f.t.Helper()
+	data, err := json.Marshal(circuit.Circuit{App: app, Region: region, State: circuit.Open, Code: errors.CodeCreditsExhausted, OpenedAt: time.Now(), RetryAt: time.Now().Add(time.Hour), Cooldown: time.Hour})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	key := circuit.Prefix + topology.Token(app) + "." + topology.Token(region)
+	if _, err := f.h.Fleet.Put(f.t.Context(), key, data); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func TestCancelOfAnUnknownJobIsNotNotedUnlessAskedFor(t *testing.T) {
+	f := newFleet(t)
+	o := f.operator()
+	if r, err := o.Cancel(t.Context(), "none", false); err != nil || r.Status != operate.StatusUnknown || r.JobID != "none" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := f.h.State.Get(t.Context(), "none"); !errors.Is(err, jetstream.ErrKeyNotFound) {
+		t.Errorf("it was noted: %v", err)
+	}
+	f.submit("waits")
+	for id, ifUnknown := range map[string]bool{"waits": false, "later": true} {
+		if r, err := o.Cancel(t.Context(), id, ifUnknown); err != nil || r.Status != control.StatusRequested {
+			t.Errorf("%s: %+v, %v", id, r, err)
+		}
+	}
+	f.submit("later")
+	f.start("w-1", works)
+	for _, id := range []string{"waits", "later"} {
+		if r := f.outcome(id); r.Outcome != lifecycle.StateCancelled || r.Session != 0 {
+			t.Errorf("%s: %s after %d sessions", id, r.Outcome, r.Session)
+		}
+	}
+	if r, err := o.Cancel(t.Context(), "waits", false); err != nil || r.Status != control.StatusCancelled {
+		t.Errorf("repeated: %+v, %v", r, err)
+	}
+}
+
+func TestDrainOfAWorkerThatIsNotThere(t *testing.T) {
+	f := newFleet(t)
+	o := f.operator()
+	if _, err := o.Drain(t.Context(), "none"); !errors.Is(err, operate.ErrNoWorker) {
+		t.Errorf("got %v", err)
+	}
+	if err := o.Empty(t.Context(), "none"); err != nil {
+		t.Errorf("one without a lease has ended: %v", err)
+	}
+	if _, err := f.h.State.Put(t.Context(), "lease.w-9", []byte(`{}`)); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := o.Empty(short, "w-9"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("its lease stands: %v", err)
+	}
+	if err := f.h.State.Delete(t.Context(), "lease.w-9"); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Empty(t.Context(), "w-9"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAProbeWakesTheJobThatIsHeldLongest(t *testing.T) {
+	f := newFleet(t)
+	o := f.operator()
+	f.openCircuit("a1", "us-west")
+	f.openCircuit("a1", "eu")
+	open, err := o.OpenCircuits(t.Context(), "a1", nil)
+	if err != nil || len(open) != 2 {
+		t.Fatalf("%+v, %v", open, err)
+	}
+	region := "eu"
+	if open, err = o.OpenCircuits(t.Context(), "a1", &region); err != nil || len(open) != 1 {
+		t.Fatalf("%+v, %v", open, err)
+	}
+	if _, err := o.CloseCircuit(t.Context(), "a1", "eu"); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{second(o.CloseCircuit(t.Context(), "a1", "eu")), probeError(o, t, open[0])} {
+		if !errors.Is(err, circuit.ErrNone) {
+			t.Errorf("a closed circuit: %v", err)
+		}
+	}
+	if after, id, err := o.ProbeCircuit(t.Context(), circuit.Circuit{App: "a1", Region: "us-west", Code: errors.CodeCreditsExhausted}); err != nil || id != "" || after.RetryAt.After(time.Now().Add(time.Minute)) {
+		t.Errorf("without a job: %+v, %q, %v", after, id, err)
+	}
+	f.submit("j")
+	batch, err := f.h.Consumers["default"].Fetch(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range batch.Messages() { // a worker has it
+	}
+	later := time.Now().Add(time.Hour).UTC()
+	for id, age := range map[string]time.Duration{"new": time.Minute, "old": time.Hour, "other-region": 2 * time.Hour} {
+		r := lifecycle.Record{
+			JobID: id, Run: 1, StreamSeq: 1, Queue: "default", AppID: "a1", Region: "us-west", State: lifecycle.StateHeld, NextAttemptAt: &later,
+			HeldCode: errors.CodeCreditsExhausted, PublishedAt: time.Now().Add(-age).UTC(),
+		}
+		if id == "other-region" {
+			r.Region = "eu"
+		}
+		f.put(r)
+	}
+	if _, id, err := o.ProbeCircuit(t.Context(), circuit.Circuit{App: "a1", Region: "us-west", Code: errors.CodeCreditsExhausted}); err != nil || id != "old" {
+		t.Errorf("woke %q, %v", id, err)
+	}
+}
+
+func probeError(o *operate.Operator, t *testing.T, c circuit.Circuit) error {
+	t.Helper()
+	_, _, err := o.ProbeCircuit(t.Context(), c)
+	return err
+}
