@@ -7,7 +7,7 @@ BIN := bin
 TOOL := go tool -modfile=tools/go.mod
 
 .DEFAULT_GOAL := check
-.PHONY: check help fmt lint test race generate build bench fuzz govulncheck soak chaos deploy ci demo clean
+.PHONY: check help fmt lint test race browser pictures generate build bench fuzz govulncheck soak chaos deploy ci demo clean
 
 check: fmt lint test ## fmt, lint and test: what to run before a commit
 
@@ -25,6 +25,12 @@ test: ## the tests, with the short forms of chaos and soak
 
 race: ## the tests as CI runs them
 	go test -race -shuffle=on ./...
+
+browser: ## the page in Chromium, with axe-core from npm
+	./.ci/run browser
+
+pictures: ## the screenshots of docs/page
+	cd test/browser && npm ci --no-audit --no-fund --ignore-scripts && go test -count=1 -run Picture -update ./...
 
 generate: ## Go code from the protobuf schemas, and the API's OpenAPI document from its types
 	$(TOOL) buf generate

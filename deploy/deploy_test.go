@@ -232,7 +232,7 @@ func TestRunbooksNameKeysThatExist(t *testing.T) {
 	for _, k := range config.Keys() {
 		keys[k.Path] = true
 	}
-	keyLike := regexp.MustCompile("`((?:nats|worker|retry|lease|app|backend|audio|circuit|alerts|policy|admin|log)\\.[a-zA-Z_.]+)")
+	keyLike := regexp.MustCompile("`((?:nats|worker|retry|lease|app|backend|audio|circuit|alerts|policy|admin|ui|log)\\.[a-zA-Z_.]+)")
 	found := 0
 	for _, page := range glob(t, "../docs/runbooks/*.md") {
 		for _, m := range keyLike.FindAllStringSubmatch(read(t, page), -1) {

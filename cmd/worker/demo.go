@@ -65,8 +65,9 @@ func (c *cli) demo(ctx context.Context, stay, asJSON bool) error {
 		return err
 	}
 	if stay {
-		stage.explain()
-		<-ctx.Done()
+		if err := stage.stay(ctx); err != nil {
+			return err
+		}
 	}
 	if !ok {
 		return errShown
@@ -192,11 +193,27 @@ func (s *stage) printf(format string, args ...any) {
 	}
 }
 
+// stay serves the page, prints how to use the demo, and returns when ctx ends.
+func (s *stage) stay(ctx context.Context) error {
+	cfg := s.config()
+	// Only this machine reaches it, and there is nothing to lose.
+	cfg.UI.Addr, cfg.UI.Write = "127.0.0.1:0", true
+	page, err := s.c.startPage(ctx, cfg, zerolog.Nop(), s.nc, s.js)
+	if err != nil {
+		return err
+	}
+	s.explain(page.url)
+	<-ctx.Done()
+	return page.stop()
+}
+
 // explain prints how to use a demo that keeps running.
-func (s *stage) explain() {
+func (s *stage) explain(pageURL string) {
 	url := s.server.ClientURL()
 	s.c.note(`
-The demo stays until Ctrl-C. In another terminal:
+The demo stays until Ctrl-C. The page for operators: %s
+
+In another terminal:
 
   export NATS_URL=%s
   avatarworker submit --avatar ok --audio internal/audio/clip/hello.wav --wait
@@ -205,5 +222,5 @@ The demo stays until Ctrl-C. In another terminal:
   avatarworker events
   avatarworker dlq ls
   curl http://%s/metrics
-  curl %s/                  the simulated backend and its avatars`, url, s.worker.AdminAddr(), s.backend.URL())
+  curl %s/                  the simulated backend and its avatars`, pageURL, url, s.worker.AdminAddr(), s.backend.URL())
 }

@@ -8,6 +8,7 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/status"
 )
 
 // defaultList is how many dead letters a list shows unless told otherwise.
@@ -195,7 +196,7 @@ func (c *cli) letterList(asJSON bool) (show func(dlq.Entry) error, end func() er
 			t = newTable(c.stdout, "SEQ", "FAILED", "JOB", "RUN", "QUEUE", "APP", "AVATAR", "CODE", "REASON", "ATTEMPTS", "ERROR")
 		}
 		t.row(e.Seq, ago(c.now(), e.FailedAt)+" ago", orDash(e.JobID), e.Run, orDash(e.Queue), orDash(e.AppID), orDash(e.AvatarID),
-			e.Code, orDash(e.Reason), e.Attempts, short(cause(e.Message, e.ServerTitle, e.ServerDetail), 60))
+			e.Code, orDash(e.Reason), e.Attempts, short(status.Cause(e.Message, e.ServerTitle, e.ServerDetail), 60))
 		if rows++; rows%pageRows == 0 {
 			return t.end()
 		}

@@ -14,6 +14,7 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/status"
 )
 
 func newDLQShowCommand(c *cli) *cobra.Command {
@@ -80,7 +81,7 @@ func (c *cli) printLetter(l dlq.Letter) error {
 	t.row("dead letter", v.Seq)
 	t.row("job", fmt.Sprintf("%s, run %d, of queue %s", orDash(v.JobID), v.Run, orDash(v.Queue)))
 	t.row("failed", when(c.now(), v.FailedAt)+" on "+orDash(v.Worker))
-	t.row("error", fmt.Sprintf("%s (%s) in %s: %s", v.Code, v.Class, orDash(string(v.Phase)), cause(v.Message, v.ServerTitle, v.ServerDetail)))
+	t.row("error", fmt.Sprintf("%s (%s) in %s: %s", v.Code, v.Class, orDash(string(v.Phase)), status.Cause(v.Message, v.ServerTitle, v.ServerDetail)))
 	t.row("reason", fmt.Sprintf("%s, after %s and %s", orDash(v.Reason), count(v.Attempts, "attempt"), crashes(v.Crashes)))
 	if v.Explanation.Meaning != "" {
 		t.row("meaning", v.Explanation.Meaning)

@@ -228,7 +228,7 @@ func describeEvent(e status.Event) string {
 	add(f.Worker != "", "on %s", f.Worker)
 	text := strings.Join(parts, ", ")
 	if f.Message != "" {
-		text += ": " + short(cause(f.Message, f.Title, f.Detail), maxMessage)
+		text += ": " + short(status.Cause(f.Message, f.Title, f.Detail), maxMessage)
 	}
 	if f.RetryAt != nil {
 		text += "; again by " + f.RetryAt.UTC().Format("15:04:05")

@@ -7,6 +7,7 @@ import (
 
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/status"
 )
 
 func TestSubmitTakesEveryOutput(t *testing.T) {
@@ -23,7 +24,7 @@ func TestSubmitTakesEveryOutput(t *testing.T) {
 func TestEveryReasonOfAHoldIsExplained(t *testing.T) {
 	seen := make(map[string]string)
 	for _, reason := range append(lifecycle.HeldReasons(), "moon") {
-		why, _ := heldBecause(&lifecycle.Record{State: lifecycle.StateHeld, HeldReason: reason, HeldWhy: "why " + reason, AppID: "app"})
+		why, _ := status.HeldBecause(&lifecycle.Record{State: lifecycle.StateHeld, HeldReason: reason, HeldWhy: "why " + reason, AppID: "app"})
 		if other := seen[why]; why == "" || other != "" {
 			t.Errorf("%s is explained as %s: %q", reason, other, why)
 		}

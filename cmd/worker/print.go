@@ -9,8 +9,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-
-	"avatarworker/internal/errors"
 )
 
 // printJSON writes one value as indented JSON.
@@ -88,17 +86,6 @@ func (t *table) row(cells ...any) {
 }
 
 func (t *table) end() error { return t.w.Flush() }
-
-// cause is an error's text and, where the backend said more, that: it often
-// names the reason that a code only hints at.
-func cause(message, title, detail string) string {
-	for _, said := range []string{title, detail} {
-		if said != "" && !strings.Contains(message, said) {
-			message += ": " + said
-		}
-	}
-	return errors.RedactText(message)
-}
 
 // count is a number of things: "1 job", "2 jobs".
 func count(n int, thing string) string {

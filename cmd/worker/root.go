@@ -77,6 +77,7 @@ func commands(c *cli) []*cobra.Command {
 		newQueueCommand(c),
 		newCircuitCommand(c),
 		newDrainCommand(c),
+		newUICommand(c),
 		newEventsCommand(c),
 		newErrorsCommand(c),
 		newSimulatorCommand(c),

@@ -13,7 +13,9 @@ and settle it.
 
 SIGTERM, SIGINT or SIGHUP drains the worker: it takes no new jobs, lets sessions
 finish within worker.drain_timeout, and hands the other jobs back. A second signal
-ends the process at once, and no job is lost by that either.`
+ends the process at once, and no job is lost by that either.
+
+With --embedded the page for operators is served too, at ui.addr.`
 
 func newRunCommand(c *cli) *cobra.Command {
 	var embedded bool
@@ -25,6 +27,7 @@ func newRunCommand(c *cli) *cobra.Command {
 	c.keyFlag(cmd, "concurrency", "worker.concurrency", "`N` sessions at a time")
 	c.keyFlag(cmd, "queues", "worker.queues", "`LIST` of queues, each with a weight: default,vip:3")
 	c.keyFlag(cmd, "admin-addr", "admin.addr", "`HOST:PORT` of health and metrics")
+	c.keyFlag(cmd, "ui-addr", "ui.addr", "`HOST:PORT` of the page for operators, with --embedded; off: none")
 	return cmd
 }
 
@@ -42,6 +45,9 @@ func (c *cli) runWorker(ctx context.Context, embedded bool) error {
 	systemd := newSystemdNotifier(log)
 	options := app.Options{Config: cfg, Logger: log, Version: versionText(), OnReady: systemd.ready}
 	if embedded {
+		if err := cfg.RequireUI(); err != nil {
+			return &configError{err}
+		}
 		server, err := startEmbedded(cfg, log)
 		if err != nil {
 			return err
@@ -53,6 +59,11 @@ func (c *cli) runWorker(ctx context.Context, embedded bool) error {
 		}()
 		log.Info().Str("url", server.ClientURL()).Str("store_dir", cfg.NATS.StoreDir).Msg("embedded NATS listens")
 		options.InProcess = server
+		stopPage, err := c.embeddedPage(ctx, cfg, log, server)
+		if err != nil {
+			return err
+		}
+		defer stopPage()
 	}
 	worker, err := app.New(options)
 	if err != nil {

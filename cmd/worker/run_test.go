@@ -52,7 +52,7 @@ func (l *lines) await(t *testing.T, want string) {
 }
 
 // embedded starts `run --embedded` in dir against a simulated backend.
-func embedded(t *testing.T, dir string) (string, func() int) {
+func embedded(t *testing.T, dir string, more ...string) (string, func() int) {
 	t.Helper()
 	backend := simulator.New(simulator.Options{Addr: "127.0.0.1:0"})
 	if err := backend.Start(t.Context()); err != nil {
@@ -70,11 +70,11 @@ func embedded(t *testing.T, dir string) (string, func() int) {
 	ctx, cancel := context.WithCancel(t.Context())
 	logs, code := newLines(), make(chan int, 1)
 	go func() {
-		code <- runContext(ctx, []string{
-			"run", "--embedded", "--nats-url", url, "--admin-addr", "off", "--log-format", "json",
+		code <- runContext(ctx, append([]string{
+			"run", "--embedded", "--nats-url", url, "--admin-addr", "off", "--ui-addr", "off", "--log-format", "json",
 			"--set", "nats.store_dir=" + dir, "--set", "app.id=app", "--set", "app.api_key=key-for-tests",
 			"--set", "backend.console_url=" + backend.ConsoleURL(), "--set", "backend.ingress_url=" + backend.IngressURL(),
-		}, strings.NewReader(""), newLines(), logs)
+		}, more...), strings.NewReader(""), newLines(), logs)
 	}()
 	logs.await(t, "worker started")
 	return url, func() int { cancel(); return <-code }

@@ -432,7 +432,7 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	if r.CancelRequested && !r.State.Final() {
 		row("cancel", "requested")
 	}
-	why, remedy := heldBecause(r)
+	why, remedy := status.HeldBecause(r)
 	row("held because", why)
 	row("  what to do", remedy)
 	if r.Unsettled > 1 && !r.State.Final() {
@@ -441,66 +441,17 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	if r.Recorded != nil {
 		row("recorded", count(r.Recorded.Utterances, "utterance"))
 	}
-	row("reason", releasedBecause(r))
+	row("reason", status.ReleasedBecause(r))
 	for _, name := range slices.Sorted(maps.Keys(r.Labels)) {
 		row("label "+name, r.Labels[name])
 	}
 	if e := r.LastError; e != nil {
-		row("last error", fmt.Sprintf("%s (%s) in %s: %s", e.Code, e.Class, e.Phase, cause(e.Message, e.ServerTitle, e.ServerDetail)))
+		row("last error", fmt.Sprintf("%s (%s) in %s: %s", e.Code, e.Class, e.Phase, status.Cause(e.Message, e.ServerTitle, e.ServerDetail)))
 		x := errors.Explain(e.Code)
 		row("  meaning", x.Meaning)
 		row("  what to do", x.Remedy)
 	}
 	return t.end()
-}
-
-// heldBecause says why a job is held, and what a person can do about it; "": it
-// is not held.
-func heldBecause(r *lifecycle.Record) (why, remedy string) {
-	if r.State != lifecycle.StateHeld {
-		return "", ""
-	}
-	switch r.HeldReason {
-	case lifecycle.HeldRefused:
-		return "the backend refuses one more session of app " + r.AppID + " while others live",
-			"Set max_sessions of the app to what its plan allows. The job is tried again by itself."
-	case lifecycle.HeldPolicy:
-		return fmt.Sprintf("the configuration's policy holds jobs that fail with %s", r.HeldCode),
-			errors.Explain(r.HeldCode).Remedy
-	case lifecycle.HeldStorage:
-		return "the worker's own storage can't take what the job makes: " + r.HeldWhy,
-			"Make room in the stream or bucket, or bring it back. The job goes on by itself, and is never given up for this."
-	case lifecycle.HeldBudget:
-		return r.HeldText(),
-			"Wait until the period ends, or raise the budget (avatarworker cost budget). The job goes on by itself, and is never given up for this."
-	case lifecycle.HeldUnsettled:
-		return r.HeldWhy,
-			"Find out why its sessions end (its history below, and the workers' logs). Then cancel it and publish it again under another id."
-	case lifecycle.HeldCircuit, "":
-	default: // written by a later version
-		return r.HeldText(), ""
-	}
-	why = fmt.Sprintf("no sessions of app %s are started in %s: the circuit is open", r.AppID, orDash(r.Region))
-	if r.HeldCode == "" {
-		return why, ""
-	}
-	return why + ", because of " + string(r.HeldCode), errors.Explain(r.HeldCode).Remedy
-}
-
-// releasedBecause is the reason of a record with what it means where that is not
-// plain.
-func releasedBecause(r *lifecycle.Record) string {
-	meaning := map[string]string{
-		"drain":      "its worker stopped; another takes it over",
-		"unrecorded": "its record could not be written, so its session was closed",
-		"lease_lost": "its worker could not renew its lease in time, so its session was closed",
-		"worker_key": "the backend refuses that worker's API key; another worker takes it over",
-		"fault":      "a fault of the worker, not of the job; see that worker's log",
-	}[r.Reason]
-	if r.State != lifecycle.StateReleased || meaning == "" {
-		return r.Reason
-	}
-	return r.Reason + ": " + meaning
 }
 
 // nextAttempt is when a job that waits has its next attempt. A job that stays held

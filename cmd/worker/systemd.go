@@ -22,9 +22,12 @@ func newSystemdNotifier(log zerolog.Logger) *systemdNotifier {
 	return &systemdNotifier{log: log, began: make(chan struct{})}
 }
 
-func (n *systemdNotifier) ready() {
+func (n *systemdNotifier) ready() { n.serving("taking jobs") }
+
+// serving reports that the service has started, and what it does.
+func (n *systemdNotifier) serving(what string) {
 	n.once.Do(func() { close(n.began) })
-	n.notify(daemon.SdNotifyReady + "\nSTATUS=taking jobs")
+	n.notify(daemon.SdNotifyReady + "\nSTATUS=" + what)
 }
 
 func (n *systemdNotifier) notify(state string) {

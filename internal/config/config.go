@@ -24,6 +24,7 @@ type Config struct {
 	Cost    Cost               `yaml:"cost"`
 	Budgets []Budget           `yaml:"budgets"`
 	Admin   Admin              `yaml:"admin"`
+	UI      UI                 `yaml:"ui"`
 	Log     Log                `yaml:"log"`
 
 	// origins says where each key that is not at its default was set.
@@ -197,6 +198,26 @@ type Admin struct {
 	PProf bool     `yaml:"pprof"`
 }
 
+// UI is the page for operators.
+type UI struct {
+	Addr  string `yaml:"addr"`  // host:port; "": run --embedded and demo serve none
+	Write bool   `yaml:"write"` // actions, not only looking
+	Auth  UIAuth `yaml:"auth"`
+	// TrustedHeader names the header in which a proxy says who the user is. It
+	// counts only in requests from TrustedProxies.
+	TrustedHeader  string   `yaml:"trusted_header"`
+	TrustedProxies []string `yaml:"trusted_proxies"` // addresses, or networks such as 10.0.0.0/8
+	Hosts          []string `yaml:"hosts"`           // names and addresses by which it may be asked, beside loopback and its own
+}
+
+// UIAuth is how a request shows that it may see the page. Each file holds the
+// secret alone, and is read again when it changes.
+type UIAuth struct {
+	TokenFile    string `yaml:"token_file"` // bearer token; a browser gives it as the password of any user
+	User         string `yaml:"user"`
+	PasswordFile string `yaml:"password_file"`
+}
+
 // Log shapes the log on standard error.
 type Log struct {
 	Level  string `yaml:"level"`
@@ -244,6 +265,7 @@ func Defaults() *Config {
 		Policy:  map[string]*Policy{},
 		Cost:    Cost{Credit: 6 * time.Second, Minimum: 1},
 		Admin:   Admin{Addr: "127.0.0.1:8080"},
+		UI:      UI{Addr: "127.0.0.1:8090"},
 		Log:     Log{Level: "info", Format: "auto"},
 		origins: map[string]origin{},
 	}

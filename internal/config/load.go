@@ -36,8 +36,10 @@ func Load(src Source) (*Config, []Warning, error) {
 	for id, app := range l.c.Apps {
 		app.ID = id
 	}
-	if l.c.Admin.Addr == "off" {
-		l.c.Admin.Addr = ""
+	for _, addr := range []*string{&l.c.Admin.Addr, &l.c.UI.Addr} {
+		if *addr == "off" {
+			*addr = ""
+		}
 	}
 	// The rules are checked also where something could not be read, so that
 	// all problems show at once; a key that could not be read keeps what it

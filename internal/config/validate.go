@@ -31,6 +31,7 @@ func (c *Config) problems() []Problem {
 	v.policy()
 	v.cost()
 	v.admin()
+	v.ui()
 	return v.found
 }
 
@@ -503,13 +504,17 @@ func (v *validator) admin() {
 	for i, host := range v.c.Admin.Hosts {
 		v.matches(fmt.Sprintf("admin.hosts[%d]", i), host, dnsName, "give a host's name without scheme and port, such as avatars.example.com")
 	}
-	addr := v.c.Admin.Addr
+	v.listenAddr("admin.addr", v.c.Admin.Addr, "127.0.0.1:8080")
+}
+
+// listenAddr checks where something listens; "": nowhere.
+func (v *validator) listenAddr(key, addr, example string) {
 	if addr == "" {
 		return
 	}
 	_, port, err := net.SplitHostPort(addr)
 	n, portErr := strconv.Atoi(port)
 	if err != nil || portErr != nil || n < 0 || n > 65535 {
-		v.fail("admin.addr", "%s is not an address: write host:port, such as 127.0.0.1:8080, or off", quote(addr))
+		v.fail(key, "%s is not an address: write host:port, such as %s, or off", quote(addr), example)
 	}
 }

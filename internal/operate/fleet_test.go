@@ -256,5 +256,5 @@ func (observer) Postponed(string, lifecycle.State, time.Duration)    {}
 func (observer) CircuitOpen(string, string, bool)                    {}
 func (observer) DeadLettered(errors.Code)                            {}
 func (observer) Alerted(string, errors.Code)                         {}
-func (observer) Used(string, string, time.Duration, int64)             {}
+func (observer) Used(string, string, time.Duration, int64)           {}
 func (observer) TotalsAdded(bool)                                    {}
