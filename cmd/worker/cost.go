@@ -73,7 +73,7 @@ come from counters and are read at once; all else is summed from the records.`,
 				if err != nil {
 					return err
 				}
-				return c.printSums(by, rows, asJSON, asCSV)
+				return c.printSums(rows, asJSON, asCSV)
 			})
 		},
 	}
@@ -100,7 +100,7 @@ func (c *cli) withLedger(ctx context.Context, name string, store func(*link) *co
 	return f(l, store(l))
 }
 
-func (c *cli) printSums(by string, rows []cost.Row, asJSON, asCSV bool) error {
+func (c *cli) printSums(rows []cost.Row, asJSON, asCSV bool) error {
 	switch {
 	case asJSON:
 		return c.printJSON(rows)

@@ -183,7 +183,7 @@ func (s *stream) inspect(ctx context.Context) (output.Space, error) {
 	if err != nil || len(s.probes) == 0 {
 		return space, err
 	}
-	if space.MaxMessage > 0 && int(space.MaxMessage) < s.largest {
+	if space.MaxMessage > 0 && space.MaxMessage < s.largest {
 		return space, fmt.Errorf("stream %s takes messages of %d bytes at most (max_msg_size), and what jobs store in it is larger; raise it to %d", s.name, space.MaxMessage, s.largest)
 	}
 	s.mu.Lock()

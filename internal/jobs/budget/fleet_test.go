@@ -200,12 +200,14 @@ func TestABudgetIsRaisedAndLoweredWhileItRuns(t *testing.T) {
 	}
 	until := func(what string, free bool) {
 		t.Helper()
-		deadline := time.Now().Add(10 * time.Second)
-		for (b.Peek(budget.Job{App: "app"}) == nil) != free {
-			if time.Now().After(deadline) {
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for deadline := time.After(10 * time.Second); (b.Peek(budget.Job{App: "app"}) == nil) != free; {
+			select {
+			case <-tick.C:
+			case <-deadline:
 				t.Fatalf("never: %s", what)
 			}
-			time.Sleep(5 * time.Millisecond)
 		}
 	}
 	if e.reserve(b, "app", "") != nil {

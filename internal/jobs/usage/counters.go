@@ -161,7 +161,7 @@ func (c *Counters) Add(ctx context.Context, records []Stored, from, upto uint64)
 			}
 		}
 	}
-	if err := c.add(ctx, parts, upto); err != nil {
+	if err := c.add(ctx, parts); err != nil {
 		return err
 	}
 	failpoint.Here("totals")
@@ -169,15 +169,15 @@ func (c *Counters) Add(ctx context.Context, records []Stored, from, upto uint64)
 		return nil
 	}
 	// Its number is of no use, but a counter has to have one.
-	return c.add(ctx, map[string][]part{c.names.TotalsUpto(setOf(c.labels)): {{upto, Totals{}}}}, upto)
+	return c.add(ctx, map[string][]part{c.names.TotalsUpto(setOf(c.labels)): {{upto, Totals{}}}})
 }
 
 // maxLooks bounds how often a counter is looked at again that others add to as well.
 const maxLooks = 10
 
-func (c *Counters) add(ctx context.Context, parts map[string][]part, upto uint64) error {
+func (c *Counters) add(ctx context.Context, parts map[string][]part) error {
 	for range maxLooks {
-		missed, err := c.tryAdd(ctx, parts, upto)
+		missed, err := c.tryAdd(ctx, parts)
 		if err != nil {
 			clear(c.upto) // some may be stored
 			return err
@@ -192,7 +192,7 @@ func (c *Counters) add(ctx context.Context, parts map[string][]part, upto uint64
 
 // tryAdd sends an increment for each counter, and returns the parts of those to which
 // somebody else has added meanwhile.
-func (c *Counters) tryAdd(ctx context.Context, parts map[string][]part, upto uint64) (missed map[string][]part, err error) {
+func (c *Counters) tryAdd(ctx context.Context, parts map[string][]part) (missed map[string][]part, err error) {
 	type sent struct {
 		subject string
 		to      uint64
