@@ -62,7 +62,9 @@ type params struct {
 	Trust       string  `json:"trust,omitempty"`  // file of the certificate to trust
 	Replicas    int     `json:"replicas,omitempty"`
 	Profiles    string  `json:"profiles,omitempty"`
-	Node        *node   `json:"node,omitempty"` // of a NATS node
+	Confirmed   bool    `json:"confirmed,omitempty"` // the sessions are confirmed before they are over
+	Ledger      string  `json:"ledger,omitempty"`    // "on": what they used is written
+	Node        *node   `json:"node,omitempty"`      // of a NATS node
 }
 
 // serve plays a role until the input ends.

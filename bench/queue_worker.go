@@ -22,6 +22,7 @@ import (
 	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/topology"
 )
 
@@ -65,7 +66,7 @@ func (r *workerQueue) start(ctx context.Context, p params) (answer, error) {
 			Name: "bench", ID: "bench-1", Version: "bench", Queues: []fetch.Queue{{Name: "default", Weight: 1}},
 			Concurrency: p.Concurrency, AckWait: settings.AckWait, Drain: time.Minute,
 		},
-		Accounts: jobs.Accounts{DefaultApp: "app", DefaultRegion: "us-west", KnownApp: func(string) bool { return true }},
+		Accounts: jobs.Accounts{DefaultApp: "app", DefaultRegion: "us-west", KnownApp: func(string) bool { return true }, Ledger: p.ledger(js, r.names), Totals: p.Ledger != ""},
 		Policy: jobs.Policy{
 			Retry:   lifecycle.RetryPolicy{MaxAttempts: 5, Initial: time.Second, Max: time.Minute},
 			Circuit: circuit.Config{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 5 * time.Minute},
@@ -74,7 +75,7 @@ func (r *workerQueue) start(ctx context.Context, p params) (answer, error) {
 			Table:   table,
 		},
 		Parts: jobs.Parts{
-			Runner: idle{}, DeadLetters: dlq.NewWriter(js, r.names),
+			Runner: p.runner(), DeadLetters: dlq.NewWriter(js, r.names),
 			Observer: &r.counts, Tracer: noop.NewTracerProvider().Tracer(""),
 			Logger: zerolog.New(io.Discard).Level(zerolog.InfoLevel), Now: time.Now, Random: rand.Float64,
 		},
@@ -130,6 +131,31 @@ func emptied(ctx context.Context, stream jetstream.Stream) error {
 	}
 }
 
+// ledger is the worker's, where the measurement asks for one.
+func (p params) ledger(js jetstream.JetStream, names topology.Names) jobs.Ledger {
+	if p.Ledger == "" {
+		return nil
+	}
+	return usage.NewLedger(usage.Options{JS: js, Names: names, Tariff: usage.Tariff{Minimum: 1}, Window: topology.UsageDuplicates, Now: time.Now})
+}
+
+// runner is a session that is over at once; where the ledger is compared, one that
+// was confirmed before.
+func (p params) runner() jobs.Runner {
+	if p.Confirmed {
+		return confirmed{}
+	}
+	return idle{}
+}
+
+// confirmed is a session that is over as soon as it is confirmed.
+type confirmed struct{ idle }
+
+func (confirmed) Run(_ context.Context, a *jobs.Attempt) (jobs.Report, error) {
+	a.Progress.Connected("c", "us-west")
+	return jobs.Report{ConnectionID: "c", Connected: time.Millisecond}, nil
+}
+
 // idle is a session that is over at once.
 type idle struct{}
 
@@ -155,6 +181,8 @@ func (*counter) TakenOver(string)                                    {}
 func (*counter) FirstStarted(string, time.Duration)                  {}
 func (*counter) SessionOpened(string)                                {}
 func (*counter) SessionClosed(string, time.Duration)                 {}
+func (*counter) TotalsAdded(bool)                                    {}
+func (*counter) Used(string, string, time.Duration, int64)           {}
 func (*counter) Utterance(event.Utterance)                           {}
 func (*counter) FramesOut(string, int, int64)                        {}
 func (*counter) LeaseExtended(bool)                                  {}

@@ -55,6 +55,9 @@ func suite(z sizes) []measurement {
 			return measureQueue(ctx, p, n)
 		}}
 	}
+	ledger := func(name, ledger string, confirmed bool) measurement {
+		return queue(name, z.jobs, params{Role: "queue worker", Concurrency: concurrency, Confirmed: confirmed, Ledger: ledger})
+	}
 	relayed := func(name, output string, frames int, p params) measurement {
 		return measurement{"relay", name, func(ctx context.Context, profiles string) (sample, error) {
 			p.Concurrency, p.Profiles = concurrency, profiles
@@ -78,6 +81,9 @@ func suite(z sizes) []measurement {
 		queue("our worker", z.jobs, params{Role: "queue worker", Concurrency: concurrency}),
 		// A worker finishes as many jobs beside those that it runs.
 		queue("our worker, 16 jobs in hand", z.jobs, params{Role: "queue worker", Concurrency: concurrency / 2}),
+		ledger("our worker, with ledger", "on", false),
+		ledger("our worker, sessions confirmed, no ledger", "", true),
+		ledger("our worker, sessions confirmed, with ledger", "on", true),
 		queue("bare nats.go loop, 3 replicas", z.clusterJobs, params{Role: "queue bare", Concurrency: concurrency, Replicas: replicas}),
 		queue("our worker, 3 replicas", z.clusterJobs, params{Role: "queue worker", Concurrency: concurrency, Replicas: replicas}),
 		relayed("bare reader", "", z.frames, params{Role: "reader"}),

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"avatarworker/internal/app"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
@@ -254,7 +255,7 @@ func (c *cli) showJob(ctx context.Context, command, id string, countFor time.Dur
 		return err
 	}
 	defer l.close()
-	return c.jobStatus(ctx, l, status.NewStore(l.js, l.names, c.now, countFor), id, asJSON)
+	return c.jobStatus(ctx, l, status.NewStore(l.js, l.names, c.now, countFor).WithTariff(app.Tariff(l.cfg)), id, asJSON)
 }
 
 // chosenJobs are the jobs that are named or that the flags choose. Those that have

@@ -81,6 +81,7 @@ func commands(c *cli) []*cobra.Command {
 		newErrorsCommand(c),
 		newSimulatorCommand(c),
 		newRecordingCommand(c),
+		newCostCommand(c),
 		newSetupCommand(c),
 		newCheckConfigCommand(c),
 		newVersionCommand(c),

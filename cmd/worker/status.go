@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"avatarworker/internal/app"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lifecycle"
@@ -48,7 +49,7 @@ short, the numbers begin with "≥".`,
 				return err
 			}
 			defer l.close()
-			store := status.NewStore(l.js, l.names, c.now, countFor)
+			store := status.NewStore(l.js, l.names, c.now, countFor).WithTariff(app.Tariff(l.cfg))
 			show := func(c *cli) error {
 				if len(args) == 1 {
 					return c.jobStatus(cmd.Context(), l, store, args[0], asJSON)
@@ -444,6 +445,9 @@ func heldBecause(r *lifecycle.Record) (why, remedy string) {
 	case lifecycle.HeldStorage:
 		return "the worker's own storage can't take what the job makes: " + r.HeldWhy,
 			"Make room in the stream or bucket, or bring it back. The job goes on by itself, and is never given up for this."
+	case lifecycle.HeldBudget:
+		return r.HeldText(),
+			"Wait until the period ends, or raise the budget (avatarworker cost budget). The job goes on by itself, and is never given up for this."
 	case lifecycle.HeldUnsettled:
 		return r.HeldWhy,
 			"Find out why its sessions end (its history below, and the workers' logs). Then cancel it and publish it again under another id."

@@ -391,7 +391,14 @@ func TestFramesOfAJobThatDidNotCompleteAreSavedAsTheyCame(t *testing.T) {
 // awaitPart returns when the unfinished file beside out has so many bytes.
 func awaitPart(t *testing.T, out string, size int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	tick, late := time.NewTicker(5*time.Millisecond), time.After(20*time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("the frames of %s did not come", out)
+		}
 		parts, err := filepath.Glob(filepath.Join(filepath.Dir(out), partName(out)))
 		if err != nil || len(parts) != 1 {
 			continue
@@ -400,7 +407,6 @@ func awaitPart(t *testing.T, out string, size int) {
 			return
 		}
 	}
-	t.Fatalf("the frames of %s did not come", out)
 }
 
 func TestWaitFailsUnlessTheJobCompleted(t *testing.T) {

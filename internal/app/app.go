@@ -30,6 +30,7 @@ import (
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/session"
 	"avatarworker/internal/storage"
@@ -386,7 +387,7 @@ func Settings(c *config.Config) topology.Settings {
 		Replicas: c.NATS.Replicas, Placement: placement(c.NATS.Placement), Storage: storage, StateTTL: c.NATS.StateTTL, AckWait: c.Lease.AckWait,
 		Queues: queueNames(c), JobsMaxBytes: int64(c.Streams.Jobs.MaxBytes),
 		StateMaxBytes: int64(c.Streams.State.MaxBytes), FleetMaxBytes: int64(c.Streams.Fleet.MaxBytes),
-		Events: limit(c.Streams.Events), DLQ: limit(c.Streams.DLQ), Frames: limit(c.Streams.Frames), Audio: limit(c.Streams.Audio),
+		Events: limit(c.Streams.Events), Usage: limit(c.Streams.Usage), Totals: limit(c.Streams.Totals), DLQ: limit(c.Streams.DLQ), Frames: limit(c.Streams.Frames), Audio: limit(c.Streams.Audio),
 		AudioFiles: limit(c.Streams.AudioFiles), Recordings: limit(c.Streams.Recordings),
 	}
 }
@@ -438,7 +439,8 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		},
 		Accounts: jobs.Accounts{
 			DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c), Limits: sessionLimits(c),
-			Storage: stores,
+			Storage: stores, Budgets: Budgets(c), CostLeast: int64(c.Cost.Minimum),
+			Ledger: usage.NewLedger(ledgerOptions(c, js, a.names, h)), Totals: h.Totals != nil, TotalLabels: c.TotalLabels(),
 			CheckKey: func(ctx context.Context, app string) error {
 				return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
 			},

@@ -49,6 +49,12 @@ func (o observer) FramesOut(output string, frames int, bytes int64) {
 	o.m.Frames(output, frames, bytes)
 }
 
+func (o observer) Used(app, queue string, connected time.Duration, credits int64) {
+	o.m.Used(app, queue, connected, credits)
+}
+
+func (o observer) TotalsAdded(ok bool) { o.m.TotalsAdded(ok) }
+
 func (o observer) LeaseExtended(ok bool) {
 	if ok {
 		o.m.LeaseExtension("ok")

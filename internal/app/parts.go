@@ -10,8 +10,10 @@ import (
 	"avatarworker/internal/audio"
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/limit"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/session"
 	"avatarworker/internal/topology"
 )
@@ -105,4 +107,26 @@ func maxSessions(c *config.Config) map[string]int {
 		}
 	}
 	return limits
+}
+
+// ledgerOptions are the ledger's under a configuration. A stream that existed keeps
+// its own duplicate window.
+func ledgerOptions(c *config.Config, js jetstream.JetStream, names topology.Names, h topology.Handles) usage.Options {
+	return usage.Options{
+		JS: js, Names: names, Window: min(topology.UsageDuplicates, h.Usage.CachedInfo().Config.Duplicates), Now: time.Now, Tariff: Tariff(c),
+	}
+}
+
+// Tariff is how connected time is counted under a configuration.
+func Tariff(c *config.Config) usage.Tariff {
+	return usage.Tariff{Credit: c.Cost.Credit, Minimum: int64(c.Cost.Minimum)}
+}
+
+// Budgets are the budgets of a configuration.
+func Budgets(c *config.Config) []budget.Rule {
+	var rules []budget.Rule
+	for _, b := range c.Budgets {
+		rules = append(rules, budget.Rule{Key: b.Key, Credits: int64(b.Credits), Per: b.Per, Warn: b.Warn})
+	}
+	return rules
 }

@@ -21,6 +21,8 @@ type Config struct {
 	Circuit Circuit            `yaml:"circuit"`
 	Alerts  Alerts             `yaml:"alerts"`
 	Policy  map[string]*Policy `yaml:"policy"` // by error code
+	Cost    Cost               `yaml:"cost"`
+	Budgets []Budget           `yaml:"budgets"`
 	Admin   Admin              `yaml:"admin"`
 	Log     Log                `yaml:"log"`
 
@@ -74,6 +76,8 @@ type Streams struct {
 	Fleet      SizeLimit `yaml:"fleet"`
 	DLQ        Limits    `yaml:"dlq"`
 	Events     Limits    `yaml:"events"`
+	Usage      Limits    `yaml:"usage"`
+	Totals     Limits    `yaml:"totals"`
 	Frames     Limits    `yaml:"frames"`
 	Audio      Limits    `yaml:"audio"`
 	AudioFiles Limits    `yaml:"audio_files"`
@@ -171,6 +175,21 @@ type Policy struct {
 	Alert    *bool  `yaml:"alert"`    // nil: as the table says
 }
 
+// Cost says how connected time is counted in credits.
+type Cost struct {
+	Credit  time.Duration `yaml:"credit"`  // connected time that one credit pays for
+	Minimum int           `yaml:"minimum"` // credits of the shortest session
+	Labels  []string      `yaml:"labels"`  // names of the labels by which each day is added up
+}
+
+// Budget bounds what the sessions of all jobs with one value under Key may cost.
+type Budget struct {
+	Key     string  `yaml:"key"` // app_id or label.<name>
+	Credits int     `yaml:"credits"`
+	Per     string  `yaml:"per"`  // day or month, UTC
+	Warn    float64 `yaml:"warn"` // share of Credits at which an alert is given; 0: none
+}
+
 // Admin is the HTTP listener for health and metrics.
 type Admin struct {
 	Addr  string   `yaml:"addr"`  // host:port; "": no listener
@@ -223,18 +242,19 @@ func Defaults() *Config {
 		},
 		Alerts:  Alerts{Threshold: 5, Window: time.Minute},
 		Policy:  map[string]*Policy{},
+		Cost:    Cost{Credit: 6 * time.Second, Minimum: 1},
 		Admin:   Admin{Addr: "127.0.0.1:8080"},
 		Log:     Log{Level: "info", Format: "auto"},
 		origins: map[string]origin{},
 	}
 }
 
-// defaultStreams adds up to some 9 GiB: JetStream reserves a stream's bytes when it
+// defaultStreams adds up to some 10 GiB: JetStream reserves a stream's bytes when it
 // is made and refuses where the disk has less, so generosity has its price on
 // small machines. At 12.46 kB of frames for a second of speech
 // (docs/protocol.md, section 4), 1 GiB of frames is a day of speech and 2 GiB of
 // recordings two; 2 GiB of uploads is 18 hours of 16 kHz PCM; 1 GiB of records
-// is some 500,000 jobs.
+// is some 500,000 jobs, 1 GiB of usage records some two million sessions.
 func defaultStreams() Streams {
 	return Streams{
 		Jobs:       SizeLimit{MaxBytes: gib},
@@ -242,6 +262,8 @@ func defaultStreams() Streams {
 		Fleet:      SizeLimit{MaxBytes: 64 * mib},
 		DLQ:        Limits{MaxAge: 30 * day, MaxBytes: gib},
 		Events:     Limits{MaxAge: 7 * day, MaxBytes: gib / 2},
+		Usage:      Limits{MaxAge: 400 * day, MaxBytes: gib},
+		Totals:     Limits{MaxAge: 400 * day, MaxBytes: gib / 4},
 		Frames:     Limits{MaxAge: time.Hour, MaxBytes: gib},
 		Audio:      Limits{MaxAge: time.Hour, MaxBytes: gib / 2},
 		AudioFiles: Limits{MaxAge: day, MaxBytes: 2 * gib},

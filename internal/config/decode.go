@@ -99,7 +99,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 // hasShortForm reports whether a section of this type may also be written as one
 // text, as the environment gives it.
 func hasShortForm(t reflect.Type) bool {
-	return t == reflect.TypeFor[Queue]() || t == reflect.TypeFor[SessionLimit]()
+	return t == reflect.TypeFor[Queue]() || t == reflect.TypeFor[SessionLimit]() || t == reflect.TypeFor[Budget]()
 }
 
 // section reads a mapping into a struct. An empty section is one whose keys
@@ -180,8 +180,11 @@ func (d *decoder) list(n *yaml.Node, v reflect.Value, path string) {
 	before := len(d.problems)
 	items := reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content))
 	for i, item := range n.Content {
-		if q, ok := items.Index(i).Addr().Interface().(*Queue); ok {
-			q.Weight = 1
+		switch entry := items.Index(i).Addr().Interface().(type) {
+		case *Queue:
+			entry.Weight = 1
+		case *Budget:
+			entry.Per, entry.Warn = "month", defaultWarn
 		}
 		at := fmt.Sprintf("%s[%d]", path, i)
 		d.record(item, at) // for what is missing in it

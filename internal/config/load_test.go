@@ -120,7 +120,7 @@ func sample(k Key) string {
 		"backend.console_url": "http://127.0.0.1:1/v1/console", "backend.ingress_url": "ws://127.0.0.1:1/v2",
 		"backend.bootstrap_url": "https://b.example/x", "nats.api_prefix": "$JS.hub.API", "nats.inbox_prefix": "_INBOX.me", "audio.pace": "realtime", "audio.chunk": "20ms",
 		"circuit.cooldown": "3s", "circuit.max_hold": "30h", "admin.addr": ":9", "log.level": "debug", "log.format": "json",
-		"apps": `{"shop": {"api_key": "k"}}`, "policy": `{"internal": {"attempts": 4}}`,
+		"apps": `{"shop": {"api_key": "k"}}`, "budgets": "app_id=1000/day@0.5", "policy": `{"internal": {"attempts": 4}}`,
 	}[k.Path]; {
 	case special != "":
 		return special

@@ -105,6 +105,12 @@ func formatText(v reflect.Value) string {
 		return fmt.Sprint(*value)
 	case []string:
 		return strings.Join(value, ",")
+	case []Budget:
+		texts := make([]string, len(value))
+		for i, b := range value {
+			texts[i] = b.String()
+		}
+		return strings.Join(texts, ",")
 	case []Queue:
 		return joinTexts(value)
 	case []SessionLimit:

@@ -140,6 +140,8 @@ func typeName(t reflect.Type) string {
 		return "true/false"
 	case reflect.Int:
 		return "whole number"
+	case reflect.Float64:
+		return "number"
 	}
 	switch t {
 	case reflect.TypeFor[Secret]():

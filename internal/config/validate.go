@@ -29,6 +29,7 @@ func (c *Config) problems() []Problem {
 	v.backend()
 	v.audio()
 	v.policy()
+	v.cost()
 	v.admin()
 	return v.found
 }
@@ -219,7 +220,7 @@ func (v *validator) streams() {
 	}{
 		{"jobs", Limits{MaxBytes: s.Jobs.MaxBytes}},
 		{"state", Limits{MaxBytes: s.State.MaxBytes}}, {"fleet", Limits{MaxBytes: s.Fleet.MaxBytes}},
-		{"dlq", s.DLQ}, {"events", s.Events}, {"frames", s.Frames},
+		{"dlq", s.DLQ}, {"events", s.Events}, {"usage", s.Usage}, {"totals", s.Totals}, {"frames", s.Frames},
 		{"audio", s.Audio}, {"audio_files", s.AudioFiles}, {"recordings", s.Recordings},
 	} {
 		v.durationOrNone("streams."+l.name+".max_age", l.limits.MaxAge, time.Minute, forever)
@@ -439,6 +440,60 @@ func (v *validator) policy() {
 		}
 		v.between(key+".attempts", p.Attempts, 0, 100)
 	}
+}
+
+// maxTotalLabels bounds the labels by which each day is added up, and so the length
+// of a counter's subject.
+const maxTotalLabels = 3
+
+var labelName = regexp.MustCompile(`^[^\x00-\x1f]{1,64}$`)
+
+func (v *validator) cost() {
+	c := &v.c.Cost
+	v.duration("cost.credit", c.Credit, time.Millisecond, day)
+	v.between("cost.minimum", c.Minimum, 0, 1_000_000)
+	for i, name := range c.Labels {
+		key := fmt.Sprintf("cost.labels[%d]", i)
+		v.matches(key, name, labelName, "give a label's name, 1 to 64 bytes without control characters")
+		if slices.Contains(c.Labels[:i], name) {
+			v.fail(key, "is %s, which is in the list already: keep one", quote(name))
+		}
+	}
+	for i, b := range v.c.Budgets {
+		key := fmt.Sprintf("budgets[%d]", i)
+		v.budget(key, b)
+		if slices.ContainsFunc(v.c.Budgets[:i], func(other Budget) bool { return other.Key == b.Key && other.Per == b.Per }) {
+			v.fail(key, "is a second budget for %s per %s: keep one", quote(b.Key), b.Per)
+		}
+	}
+	if labels := v.c.TotalLabels(); len(labels) > maxTotalLabels {
+		v.fail("cost.labels", "with the labels of budgets makes %d (%s): give at most %d in all", len(labels), strings.Join(labels, ", "), maxTotalLabels)
+	}
+}
+
+func (v *validator) budget(key string, b Budget) {
+	name, isLabel := strings.CutPrefix(b.Key, "label.")
+	if b.Key != "app_id" && (!isLabel || !labelName.MatchString(name)) {
+		v.fail(key+".key", "is %s: give app_id or label.<name>", quote(b.Key))
+	}
+	v.between(key+".credits", b.Credits, 1, 1_000_000_000)
+	v.oneOf(key+".per", b.Per, "day", "month")
+	if b.Warn < 0 || b.Warn >= 1 {
+		v.fail(key+".warn", "is %g: give a share from 0 (no alert) to below 1", b.Warn)
+	}
+}
+
+// TotalLabels lists the labels by which each day is added up: those of cost.labels
+// and of budgets, sorted.
+func (c *Config) TotalLabels() []string {
+	names := slices.Clone(c.Cost.Labels)
+	for _, b := range c.Budgets {
+		if name, ok := strings.CutPrefix(b.Key, "label."); ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 func (v *validator) admin() {

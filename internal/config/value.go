@@ -95,6 +95,36 @@ func parseQueue(text string) (Queue, error) {
 	return q, nil
 }
 
+// String is key=credits/per, or key=credits/per@warn, as the environment gives it.
+func (b Budget) String() string {
+	text := fmt.Sprintf("%s=%d/%s", b.Key, b.Credits, b.Per)
+	if b.Warn != defaultWarn {
+		text += "@" + strconv.FormatFloat(b.Warn, 'g', -1, 64)
+	}
+	return text
+}
+
+// defaultWarn is the share of a budget at which an alert is published.
+const defaultWarn = 0.8
+
+func parseBudget(text string) (Budget, error) {
+	wrong := fmt.Errorf("%s is not a budget: write key=credits/per, as in app_id=1000/day, or key=credits/per@warn", quote(text))
+	body, warn, hasWarn := strings.Cut(text, "@")
+	key, amount, ok := strings.Cut(body, "=")
+	credits, per, hasPer := strings.Cut(amount, "/")
+	n, err := strconv.Atoi(credits)
+	if !ok || !hasPer || err != nil {
+		return Budget{}, wrong
+	}
+	b := Budget{Key: key, Credits: n, Per: per, Warn: defaultWarn}
+	if hasWarn {
+		if b.Warn, err = strconv.ParseFloat(warn, 64); err != nil {
+			return Budget{}, wrong
+		}
+	}
+	return b, nil
+}
+
 // SessionLimit bounds the sessions that the whole fleet holds at once of all
 // jobs with the same value under Key.
 type SessionLimit struct {
@@ -135,6 +165,12 @@ func parseText(t reflect.Type, text string) (any, error) {
 			return nil, fmt.Errorf("%s is not a whole number", quote(text))
 		}
 		return n, nil
+	case float64:
+		f, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%s is not a number", quote(text))
+		}
+		return f, nil
 	case time.Duration:
 		d, err := time.ParseDuration(text)
 		if err != nil {
@@ -149,6 +185,10 @@ func parseText(t reflect.Type, text string) (any, error) {
 		return parseSessionLimit(text)
 	case []string:
 		return splitList(text, func(s string) (string, error) { return s, nil })
+	case Budget:
+		return parseBudget(text)
+	case []Budget:
+		return splitList(text, parseBudget)
 	case []Queue:
 		return splitList(text, parseQueue)
 	case []SessionLimit:

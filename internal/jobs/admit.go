@@ -48,6 +48,11 @@ type sessionRun struct {
 	permit          *circuit.Permit // of its app's circuit; nil: not asked yet
 	previousSession int             // session number before this one; 0: there was none
 	startedAs       string          // why the job had no session
+	// reserved gives back what is reserved of its budgets, once the ledger has what
+	// it cost; nil: nothing is.
+	reserved func()
+	// usage waits for the session's usage record, which is on its way; nil: it is not.
+	usage func(context.Context) (fresh bool, err error)
 
 	// What became of the attempt, once its session is closed.
 	report Report
@@ -87,6 +92,9 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 	}
 	if fault := a.w.o.Storage.Reserve(a.ctx, a.job, draft.Checkpoint); fault != nil {
 		return false, a.notStored(from, fault)
+	}
+	if enough, err := a.afford(from, draft); !enough || err != nil {
+		return false, err
 	}
 	if allowed, err := a.allowed(from, draft); !allowed || err != nil {
 		return false, err
@@ -180,6 +188,10 @@ func (e *execution) leave() {
 	e.w.deregister(e)
 	e.abortProbe(false)
 	e.releasePermits()
+	if e.session.reserved != nil {
+		e.session.reserved()
+		e.session.reserved = nil
+	}
 	for _, stop := range e.session.stops {
 		stop()
 	}

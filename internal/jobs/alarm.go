@@ -47,7 +47,11 @@ const alarmEvery = 5 * time.Minute
 func (w *Worker) alarm(alert event.WorkerAlert, about string) {
 	alert.Worker, alert.WorkerID, alert.Time = w.o.Name, w.lastWorkerID(), w.now()
 	window := alert.Time.Truncate(alarmEvery)
-	id := event.AlertID(alert.Kind, window, topology.Token(about))
+	w.sendAlarm(window, event.AlertID(alert.Kind, window, topology.Token(about)), alert)
+}
+
+// sendAlarm publishes an alert, once for its ID as far as this worker knows.
+func (w *Worker) sendAlarm(window time.Time, id string, alert event.WorkerAlert) {
 	w.mu.Lock()
 	known := w.alarmed.add(window, id)
 	w.mu.Unlock()

@@ -87,6 +87,9 @@ func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err err
 			return nil, false, err
 		}
 		from = lifecycle.Resume(record, c.id, crashed, now)
+		if crashed && from != nil && c.w.o.Ledger != nil {
+			from.Lost(c.w.lease.Ended(ctx, record.WorkerID))
+		}
 	default:
 		if err := c.finishRunBefore(ctx, record); err != nil {
 			return nil, false, err
@@ -227,6 +230,9 @@ func (c claim) settleOrStart(ctx context.Context, from *lifecycle.Record, now ti
 	}
 	if refusal := c.w.circuits.Peek(draft.AppID, draft.Region, c.id.ID); refusal != nil {
 		return false, c.settlement().hold(ctx, from, heldByCircuit(refusal))
+	}
+	if refusal := c.w.peekBudget(draft); refusal != nil {
+		return false, c.settlement().hold(ctx, from, c.w.heldByBudget(refusal))
 	}
 	return true, nil
 }

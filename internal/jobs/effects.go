@@ -17,6 +17,7 @@ import (
 // What follows from the state of a record, by the names that readiness and logs
 // use.
 const (
+	effectUsage      = "usage records"
 	effectRecording  = "recordings"
 	effectErrorEvent = "error events"
 	effectDeadLetter = "dead letters"
@@ -94,6 +95,9 @@ func (w *Worker) eventStored(ctx context.Context, ev event.Event, since time.Tim
 // last: if it is stored, all else is done. It may be repeated: events have ids,
 // dead letters too.
 func (f effects) emitEffects(r *lifecycle.Record) error {
+	if err := f.ledger().store(r); err != nil {
+		return err
+	}
 	if r.State.Final() && f.job != nil && f.job.OutputKind() == jobspec.OutputObject {
 		if err := f.effect(effectRecording, finishTimeout, func(ctx context.Context) error {
 			return f.completeOutput(ctx, r)

@@ -170,7 +170,7 @@ func (e *execution) giveUpSession(reason string) {
 	}
 	failpoint.Here("giving_up")
 	next := r.Clone()
-	next.Closed(e.session.report.Connected)
+	next.Closed(e.session.report.Connected, e.sessionCode())
 	next.Release(reason)
 	record := e.record
 	e.w.background.Go(func() {
@@ -181,6 +181,9 @@ func (e *execution) giveUpSession(reason string) {
 				return errors.Is(err, lifecycle.ErrSuperseded) || errors.Is(err, nats.ErrConnectionClosed)
 			},
 			func() error { return record.PutFenced(ctx, next.Clone()) })
+		if errors.Is(err, lifecycle.ErrSuperseded) {
+			e.ledger().correct(ctx, next)
+		}
 		failpoint.Here("given_up")
 		if err != nil && !errors.Is(err, lifecycle.ErrSuperseded) {
 			e.log().Warn().Err(err).Msg("could not write that the job was given up; it is taken over once this worker's lease ends")

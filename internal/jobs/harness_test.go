@@ -351,6 +351,8 @@ func (quiet) TakenOver(string)                                    {}
 func (quiet) FirstStarted(string, time.Duration)                  {}
 func (quiet) SessionOpened(string)                                {}
 func (quiet) SessionClosed(string, time.Duration)                 {}
+func (quiet) TotalsAdded(bool)                                    {}
+func (quiet) Used(string, string, time.Duration, int64)           {}
 func (quiet) Utterance(event.Utterance)                           {}
 func (quiet) FramesOut(string, int, int64)                        {}
 func (quiet) LeaseExtended(bool)                                  {}

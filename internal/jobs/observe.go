@@ -22,6 +22,10 @@ type Observer interface {
 	SessionOpened(app string)
 	SessionClosed(app string, connected time.Duration)
 	Utterance(u event.Utterance)
+	// Used is told of each session that the ledger has taken.
+	Used(app, queue string, connected time.Duration, credits int64)
+	// TotalsAdded is told whether usage records could be added to the counters.
+	TotalsAdded(ok bool)
 	FramesOut(output string, frames int, bytes int64)
 	LeaseExtended(ok bool)
 	SlotsBusy(busy, all int)

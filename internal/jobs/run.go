@@ -15,9 +15,10 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// saveAfter is how long a session lives before its connection id is written:
-// short ones are over before a person could look.
-const saveAfter = 2 * time.Second
+// saveAfter is how long a session lives before it is written that the backend
+// confirmed it. Shorter ones are over by then; of one whose worker dies before, the
+// ledger takes the time from its start.
+const saveAfter = 100 * time.Millisecond
 
 // run runs the job against the backend, until its session is closed.
 func (e *execution) run() {
@@ -35,6 +36,7 @@ func (e *execution) announceStart() *progress {
 	}
 	e.publishStarted(record)
 	e.w.o.Storage.Started(e.job)
+	e.ledger().estimated(record)
 	return &progress{e: e, ctx: e.session.ctx}
 }
 
@@ -44,6 +46,9 @@ func (e *execution) closed(p *progress) {
 	if v := recover(); v != nil {
 		e.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker in an attempt")
 		e.session.err = errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "fault of the worker: %v", v)
+		if p.closed != nil { // the Runner's report is lost
+			e.session.report.Connected = time.Since(p.opened)
+		}
 	}
 	e.w.o.Storage.Ended(e.job, e.session.err)
 	failpoint.Here("session_closed")
@@ -108,7 +113,7 @@ var _ Progress = (*progress)(nil)
 func (p *progress) Connected(connectionID, region string) {
 	e := p.e
 	e.record.UpdateLocal(func(r *lifecycle.Record) {
-		r.Connected(connectionID, region)
+		r.Connected(connectionID, region, e.w.now())
 	})
 	if p.closed != nil {
 		return

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -29,7 +30,8 @@ func (s settlement) settle() {
 	defer cancel()
 	ctx, span := s.w.o.Tracer.Start(ctx, "settle")
 	next := s.record.Current().Clone()
-	next.Closed(s.session.report.Connected)
+	next.Closed(s.session.report.Connected, s.sessionCode())
+	s.ledger().begin(next)
 	err := s.verdict(ctx, next)
 	endSpan(span, err)
 	switch {
@@ -234,6 +236,7 @@ type holdFor struct {
 	code   errors.Code // of what opened the circuit; "": it is not for a circuit
 	wait   time.Duration
 	why    string // in words, for people; "": as the reason says
+	crowd  string // those that wait for the same; "": by reason, app and region
 }
 
 func heldByCircuit(r *circuit.Refusal) holdFor {
@@ -244,9 +247,9 @@ func heldByCircuit(r *circuit.Refusal) holdFor {
 func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor) error {
 	now := s.w.now()
 	next := s.unstartedRecord(from)
-	crowd := h.reason + " " + next.AppID + " " + next.Region
+	crowd := cmp.Or(h.crowd, h.reason+" "+next.AppID+" "+next.Region)
 	wait := s.w.pace.Next(crowd, s.begun, h.wait)
-	if h.reason != lifecycle.HeldStorage {
+	if lifecycle.HoldCounts(h.reason) {
 		wait = s.untilGivenUp(from, now, wait)
 	}
 	wait = s.inTime(wait)
@@ -308,9 +311,10 @@ func (s settlement) release(ctx context.Context, next *lifecycle.Record, reason 
 func (s settlement) superseded(r *lifecycle.Record) {
 	s.log().Warn().Int("session", r.Session).Str("connection_id", r.ConnectionID).
 		Msg("another worker has taken the job over: the session is closed and its result dropped")
-	ctx, cancel := context.WithTimeout(s.w.base, storeTimeout)
+	ctx, cancel := context.WithTimeout(s.w.base, s.w.o.SettleTimeout)
 	defer cancel()
 	s.ackWait.Release()
+	s.ledger().correct(ctx, r)
 	body := event.Released{JobFields: s.fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
 	if err := s.w.publisher.Publish(ctx, s.event(event.TypeReleased, r, body)); err != nil {
 		s.log().Debug().Err(err).Msg("could not tell that the job was released")

@@ -23,6 +23,9 @@ type Storage interface {
 	// err is the Runner's.
 	Started(job *jobspec.Job)
 	Ended(job *jobspec.Job, err error)
+	// DistrustLedger has the next Reserve look at the stream of usage records again:
+	// one could not be written.
+	DistrustLedger()
 	// Err returns what the worker can't do at the moment for want of a store;
 	// nil: nothing.
 	Err() error
@@ -34,4 +37,5 @@ type endless struct{}
 func (endless) Reserve(context.Context, *jobspec.Job, int) error { return nil }
 func (endless) Started(*jobspec.Job)                             {}
 func (endless) Ended(*jobspec.Job, error)                        {}
+func (endless) DistrustLedger()                                  {}
 func (endless) Err() error                                       { return nil }

@@ -14,6 +14,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/alert"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/event"
@@ -27,6 +28,7 @@ import (
 	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/jobs/pace"
 	"avatarworker/internal/jobs/suspect"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/topology"
 )
@@ -83,9 +85,17 @@ type Accounts struct {
 	Apps          []string              // that there are credentials for
 	MaxSessions   map[string]int        // by app, over the fleet; absent: no limit
 	Limits        []limit.Rule          // further session limits
+	Budgets       []budget.Rule         // may be nil; they need a Ledger
+	CostLeast     int64                 // credits that a session costs at least
 	// CheckKey mints a token with this worker's own key of an app; nil: the keys
 	// are not looked at.
 	CheckKey func(ctx context.Context, app string) error
+	// Ledger keeps what each session used; nil: nothing does.
+	Ledger Ledger
+	// Totals: there are counters to which usage records are added, by TotalLabels
+	// too, which are sorted.
+	Totals      bool
+	TotalLabels []string
 	// Storage looks after our own streams and buckets; nil: they always take what
 	// jobs make.
 	Storage Storage
@@ -147,6 +157,8 @@ type parts struct {
 	lease     *lease.Manager
 	circuits  *circuit.Circuits
 	limits    *limit.Limits
+	budgets   *budget.Budgets // nil: there are none
+	totals    *usage.Adder    // nil: there are no counters
 	fleet     *fleet.Fleet
 	alerts    *alert.Counter
 	keys      *key.Keys
@@ -219,6 +231,15 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Store: w.store, Bucket: o.State, Worker: w.currentWorkerID, Stands: w.lease.Stands, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
 		Apps: o.MaxSessions, Rules: o.Limits, MaxWaiting: max(1, o.Concurrency/2), Log: o.Logger,
 	})
+	if len(o.Budgets) > 0 && o.Ledger != nil {
+		w.budgets = budget.New(budget.Options{
+			Rules: o.Budgets, JS: o.JS, Names: o.Names, State: w.store, Fleet: o.Fleet, Least: o.CostLeast,
+			Labels: o.TotalLabels, Worker: w.currentWorkerID, Stands: w.lease.Stands, Written: o.Ledger.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
+		})
+	}
+	if o.Totals && o.Ledger != nil {
+		w.totals = usage.NewAdder(w.adderOptions())
+	}
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
 	w.circuits = circuit.New(circuit.Options{
@@ -305,6 +326,12 @@ func (w *Worker) Run(ctx context.Context) error {
 	others.Go(func() { w.fleet.Run(background) })
 	others.Go(func() { w.limits.Run(background) })
 	others.Go(func() { w.circuits.Run(background) })
+	if w.budgets != nil {
+		others.Go(func() { w.budgets.Run(background) })
+	}
+	if w.totals != nil {
+		others.Go(func() { w.totals.Run(background) })
+	}
 	others.Go(func() { w.alerts.Run(background) })
 	others.Go(func() { w.tell(background) })
 	if w.o.CheckKey != nil {

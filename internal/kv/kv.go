@@ -144,6 +144,14 @@ func marshal(v any) ([]byte, error) {
 	return json.Marshal(v)
 }
 
+// Note writes v under key without waiting for an answer, and whatever is there. It
+// may get lost.
+func (s *Store) Note(key string, v any) {
+	if data, err := marshal(v); err == nil {
+		_ = s.js.Conn().Publish(s.prefix+key, data) // the next one follows
+	}
+}
+
 // lasting reports whether the same write can never succeed.
 func lasting(err error) bool {
 	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, jetstream.ErrInvalidKey) || errors.Is(err, nats.ErrConnectionClosed) || HasCode(err, codeTTLDisabled, codeTTLInvalid)

@@ -5,10 +5,8 @@ import (
 	"time"
 
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 )
-
-// creditTime is the connected time that one credit buys.
-const creditTime = 6 * time.Second
 
 // Cost is what sessions cost, as far as records and events know. A run whose
 // record is gone, and which told no session time in an event, is not in it: it is
@@ -16,18 +14,13 @@ const creditTime = 6 * time.Second
 type Cost struct {
 	Sessions  int   `json:"sessions"` // that the backend confirmed
 	SessionMS int64 `json:"session_ms"`
-	// Credits is one for each 6 s begun, and at least one for each session.
+	// Credits is what that time costs at least, by the configuration's cost.credit
+	// and cost.minimum.
 	Credits int64 `json:"credits"`
 }
 
-// Credits is what sessions with that connected time in all cost at least.
-func Credits(connected time.Duration, sessions int) int64 {
-	begun := (connected + creditTime - 1) / creditTime
-	return max(int64(begun), int64(sessions))
-}
-
 // cost adds up what is known of the job's sessions.
-func (j *Job) cost(now time.Time) Cost {
+func (j *Job) cost(now time.Time, tariff usage.Tariff) Cost {
 	connections := make(map[string]bool)
 	runs := make(map[int]time.Duration) // connected time by run
 	for _, e := range j.History {
@@ -61,6 +54,6 @@ func (j *Job) cost(now time.Time) Cost {
 	for _, connected := range runs {
 		all += connected
 	}
-	c.SessionMS, c.Credits = all.Milliseconds(), Credits(all, c.Sessions)
+	c.SessionMS, c.Credits = all.Milliseconds(), tariff.Sum(all, c.Sessions)
 	return c
 }

@@ -19,6 +19,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/leader"
 	"avatarworker/internal/topology"
@@ -69,6 +70,7 @@ type Store struct {
 	names    topology.Names
 	now      func() time.Time
 	countFor time.Duration
+	tariff   usage.Tariff
 }
 
 // NewStore opens nothing yet. A nil now is time.Now; countFor bounds the
@@ -80,7 +82,14 @@ func NewStore(js jetstream.JetStream, names topology.Names, now func() time.Time
 	if countFor <= 0 {
 		countFor = DefaultCountFor
 	}
-	return &Store{js: js, names: names, now: now, countFor: countFor}
+	return &Store{js: js, names: names, now: now, countFor: countFor, tariff: usage.Tariff{Minimum: 1}}
+}
+
+// WithTariff sets how connected time is counted in credits, and returns the Store.
+// The default is one credit for each 6 s begun, at least one for a session.
+func (s *Store) WithTariff(t usage.Tariff) *Store {
+	s.tariff = t
+	return s
 }
 
 // Fleet returns the state of the fleet. The error names what could not be read.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
@@ -95,7 +96,7 @@ func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 	if record != nil && record.State == lifecycle.StateDeadLettered {
 		s.afterLetter(ctx, j, id)
 	}
-	j.Cost = j.cost(s.now())
+	j.Cost = j.cost(s.now(), s.tariff)
 	return j, nil
 }
 
@@ -113,11 +114,10 @@ func (s *Store) afterLetter(ctx context.Context, j *Job, id string) {
 	if e := j.Record.LastError; e != nil {
 		filter.Codes = append(filter.Codes, e.Code)
 	}
-	letters := 0
-	for range dlq.NewStore(s.js, s.names, s.now).List(short, filter, 1) {
-		letters++ // or an error: then it is not known
-	}
-	j.LetterGone = letters == 0 && short.Err() == nil
+	first, stop := iter.Pull2(dlq.NewStore(s.js, s.names, s.now).List(short, filter, 1))
+	defer stop()
+	_, err, more := first()
+	j.LetterGone = !more && err == nil && short.Err() == nil // else it is not known
 }
 
 // waiting finds a job of which nothing else is known.

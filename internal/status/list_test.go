@@ -16,6 +16,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 )
@@ -245,17 +246,8 @@ func TestNewestJobsAreFoundWithoutReadingAllRecords(t *testing.T) {
 	}
 }
 
-func TestCostCountsSixSecondsBegunAndAtLeastOneCreditASession(t *testing.T) {
+func TestCostCountsByTheConfiguredTariff(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct {
-		connected time.Duration
-		sessions  int
-		want      int64
-	}{{0, 0, 0}, {time.Millisecond, 1, 1}, {6 * time.Second, 1, 1}, {6001 * time.Millisecond, 1, 2}, {time.Second, 4, 4}, {time.Minute, 3, 10}} {
-		if got := status.Credits(c.connected, c.sessions); got != c.want {
-			t.Errorf("%s in %d sessions: %d credits, want %d", c.connected, c.sessions, got, c.want)
-		}
-	}
 	js, h := setup(t)
 	put(t, h, lifecycle.Record{
 		JobID: "j", Run: 2, StreamSeq: 9, Queue: "default", State: lifecycle.StateCancelled, CreatedAt: ago(time.Minute),
@@ -276,5 +268,9 @@ func TestCostCountsSixSecondsBegunAndAtLeastOneCreditASession(t *testing.T) {
 	j, err := status.NewStore(js, names, nil, 0).Job(t.Context(), "j")
 	if err != nil || j.Cost != (status.Cost{Sessions: 4, SessionMS: 20_000, Credits: 4}) {
 		t.Errorf("%+v, %v", j.Cost, err)
+	}
+	j, err = status.NewStore(js, names, nil, 0).WithTariff(usage.Tariff{Credit: 3 * time.Second, Minimum: 1}).Job(t.Context(), "j")
+	if err != nil || j.Cost.Credits != 7 {
+		t.Errorf("at 3 s a credit: %+v, %v", j.Cost, err)
 	}
 }

@@ -57,6 +57,8 @@ type Storage struct {
 
 	// frames and recordings are written, live and uploads are read.
 	frames, recordings, live, uploads Store
+	// usage is where what a session costs is written down, whatever it makes.
+	usage *stream
 }
 
 var _ jobs.Storage = (*Storage)(nil)
@@ -65,8 +67,10 @@ var _ jobs.Storage = (*Storage)(nil)
 // those at fault.
 func New(o Options) *Storage {
 	recordings := "$O." + o.Names.RecordingsBucket()
+	usage := newStream(o.JS, o.Names.UsageStream(), o.Names.Usage(probeToken, probeToken))
+	usage.largest = largestUsage
 	return &Storage{
-		names: o.Names, speech: o.Speech,
+		names: o.Names, speech: o.Speech, usage: usage,
 		frames:     newStream(o.JS, o.Names.FramesStream(), strings.TrimSuffix(o.Names.AllFrames(), "*")+probeToken),
 		recordings: newStream(o.JS, "OBJ_"+o.Names.RecordingsBucket(), recordings+".C."+probeToken, recordings+".M."+probeToken),
 		live:       newStream(o.JS, o.Names.AudioStream()),
@@ -103,10 +107,13 @@ func (s *Storage) reads(job *jobspec.Job) Store {
 	return nil
 }
 
-func (s *Storage) all() []Store { return []Store{s.live, s.frames, s.uploads, s.recordings} }
+func (s *Storage) all() []Store { return []Store{s.usage, s.live, s.frames, s.uploads, s.recordings} }
 
 // Reserve implements jobs.Storage.
 func (s *Storage) Reserve(ctx context.Context, job *jobspec.Job, done int) error {
+	if err := s.usage.lookFor(ctx, largestUsage); err != nil {
+		return err
+	}
 	if source := s.reads(job); source != nil {
 		if err := source.Look(ctx); err != nil {
 			return err
@@ -122,6 +129,9 @@ func (s *Storage) Reserve(ctx context.Context, job *jobspec.Job, done int) error
 	left, all := s.estimate(ctx, job, done, target.Plenty())
 	return target.Reserve(job.ID, left, all)
 }
+
+// DistrustLedger implements jobs.Storage.
+func (s *Storage) DistrustLedger() { s.usage.Distrust() }
 
 // Err implements jobs.Storage.
 func (s *Storage) Err() error {

@@ -31,6 +31,8 @@ const (
 	leastFrames = 4 * time.Second
 	// largestFrame is the size of the largest messages that frames make.
 	largestFrame = 64 << 10
+	// largestUsage is that of a usage record: its labels may have 8 KiB as JSON.
+	largestUsage = 16 << 10
 	// plenty is so much space that the length of speech in objects is not looked up.
 	plenty = 256 << 20
 )
@@ -44,6 +46,8 @@ type stream struct {
 	js     jetstream.JetStream
 	name   string
 	probes []string // subjects that it is written to; none: it is only read
+	// largest is the size of the largest messages that it is to take.
+	largest int
 
 	looking sync.Mutex // held during a look
 
@@ -61,7 +65,7 @@ type stream struct {
 var _ Store = (*stream)(nil)
 
 func newStream(js jetstream.JetStream, name string, probes ...string) *stream {
-	return &stream{js: js, name: name, probes: probes, reserved: make(map[string]*reservation)}
+	return &stream{js: js, name: name, probes: probes, largest: largestFrame, reserved: make(map[string]*reservation)}
 }
 
 // Name implements Store.
@@ -86,7 +90,7 @@ func (s *stream) Fault() error {
 func (s *stream) Distrust() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.at = time.Time{}
+	s.at, s.proven = time.Time{}, false
 }
 
 // Plenty implements Store.
@@ -108,6 +112,21 @@ func (s *stream) Look(ctx context.Context) error {
 		return err
 	}
 	return s.ask(ctx, 0)
+}
+
+// lookFor is Look, and wants so much space.
+func (s *stream) lookFor(ctx context.Context, need int64) error {
+	if err := s.Look(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		if s.err = s.space.For(need); s.err != nil {
+			s.need = need
+		}
+	}
+	return s.err
 }
 
 func (s *stream) known() (bool, error) {
@@ -164,8 +183,8 @@ func (s *stream) inspect(ctx context.Context) (output.Space, error) {
 	if err != nil || len(s.probes) == 0 {
 		return space, err
 	}
-	if space.MaxMessage > 0 && space.MaxMessage < largestFrame {
-		return space, fmt.Errorf("stream %s takes messages of %d bytes at most (max_msg_size), and what jobs store in it is larger; raise it to %d", s.name, space.MaxMessage, largestFrame)
+	if space.MaxMessage > 0 && int(space.MaxMessage) < s.largest {
+		return space, fmt.Errorf("stream %s takes messages of %d bytes at most (max_msg_size), and what jobs store in it is larger; raise it to %d", s.name, space.MaxMessage, s.largest)
 	}
 	s.mu.Lock()
 	proven := s.proven

@@ -40,6 +40,9 @@ type Metrics struct {
 	leaseExtensions *prometheus.CounterVec
 	deadLetters     *prometheus.CounterVec
 	alerts          *prometheus.CounterVec
+	connected       *prometheus.CounterVec
+	credits         *prometheus.CounterVec
+	totals          *prometheus.CounterVec
 	frames          map[string]frameCounters // by output; looked up once a frame
 
 	sessions      *prometheus.GaugeVec
@@ -92,7 +95,10 @@ func (m *Metrics) counters(r registrar) {
 	for _, code := range errors.Codes() {
 		m.deadLetters.WithLabelValues(string(code)) // from 0, so that the first ones count as an increase
 	}
-	m.alerts = r.counters("alerts_total", "Alerts published, by kind and by error code (kind storage: by output; unsettled: sessions).", "kind", "code")
+	m.connected = r.counters("connected_seconds_total", "Connected time of sessions that the ledger has taken: what is billed.", "app", "queue")
+	m.credits = r.counters("credits_total", "Credits of sessions that the ledger has taken.", "app", "queue")
+	m.totals = r.counters("totals_updates_total", "Times that usage records were added to the counters of what it costs, by result: ok, failed (it is tried again).", "result")
+	m.alerts = r.counters("alerts_total", "Alerts published, by kind and by error code (kind storage: by output; unsettled: sessions; budget: warning or spent).", "kind", "code")
 	frames := r.counters("frames_total", "Frame envelopes received, by the kind of output they went to.", "output")
 	frameBytes := r.counters("frame_bytes_total", "Bytes of frame envelopes received, by the kind of output they went to.", "output")
 	m.frames = map[string]frameCounters{}
@@ -145,7 +151,7 @@ func outcomes() []string { return []string{"completed", "dead_lettered", "expire
 func reasons() []string  { return []string{"new", "retry", "held", "crash", "released"} }
 func results() []string  { return []string{"ok", "failed", "lost"} }
 func kinds() []string {
-	return []string{"recurring", "circuit_opened", "circuit_closed", "storage", "worker_key", "unsettled"}
+	return []string{"recurring", "circuit_opened", "circuit_closed", "storage", "worker_key", "unsettled", "budget"}
 }
 
 // zero makes the series that are known beforehand: a rate needs its first
@@ -168,6 +174,10 @@ func (m *Metrics) zero() {
 		if m.labels.Region != "" {
 			m.SetCircuit(app, m.labels.Region, false)
 		}
+		for _, queue := range m.labels.Queues {
+			m.connected.WithLabelValues(app, queue)
+			m.credits.WithLabelValues(app, queue)
+		}
 	}
 	for _, code := range errors.Codes() {
 		m.alerts.WithLabelValues("recurring", string(code))
@@ -177,6 +187,11 @@ func (m *Metrics) zero() {
 		m.alerts.WithLabelValues("storage", output)
 	}
 	m.alerts.WithLabelValues("unsettled", "sessions")
+	m.alerts.WithLabelValues("budget", "warning")
+	m.alerts.WithLabelValues("budget", "spent")
+	for _, result := range []string{"ok", "failed"} {
+		m.totals.WithLabelValues(result)
+	}
 	m.SetSlots(0, 0)
 }
 
@@ -267,6 +282,22 @@ func (m *Metrics) SessionEnded(app string, connected time.Duration) {
 	m.sessions.WithLabelValues(known(app, m.labels.Apps)).Dec()
 	if connected > 0 {
 		m.session.Observe(connected.Seconds())
+	}
+}
+
+// Used counts a session that the ledger has taken.
+func (m *Metrics) Used(app, queue string, connected time.Duration, credits int64) {
+	app, queue = known(app, m.labels.Apps), known(queue, m.labels.Queues)
+	m.connected.WithLabelValues(app, queue).Add(max(connected, 0).Seconds())
+	m.credits.WithLabelValues(app, queue).Add(float64(max(credits, 0)))
+}
+
+// TotalsAdded counts a time that usage records were added to the counters.
+func (m *Metrics) TotalsAdded(ok bool) {
+	if ok {
+		m.totals.WithLabelValues("ok").Inc()
+	} else {
+		m.totals.WithLabelValues("failed").Inc()
 	}
 }
 

@@ -12,7 +12,10 @@ import (
 
 // Handles are the opened streams, buckets and consumers.
 type Handles struct {
-	Jobs, Events, DLQ, Frames, Audio jetstream.Stream
+	Jobs, Events, DLQ, Frames, Audio, Usage jetstream.Stream
+
+	// Totals is nil if the server is too old for counters.
+	Totals jetstream.Stream
 
 	// Consumers by queue. A consumer that existed keeps its own ack wait: take
 	// the lease from CachedInfo().Config.AckWait.
@@ -89,8 +92,15 @@ type ensurer struct {
 }
 
 func (e *ensurer) streams(ctx context.Context, h *Handles, maxJob int32) error {
-	into := []*jetstream.Stream{&h.Jobs, &h.Events, &h.DLQ, &h.Frames, &h.Audio}
+	into := []*jetstream.Stream{&h.Jobs, &h.Events, &h.DLQ, &h.Frames, &h.Audio, &h.Usage, &h.Totals}
 	for i, want := range e.settings.streams(e.names, maxJob) {
+		if want.AllowMsgCounter && !hasCounters(h.Jobs.CachedInfo().Config.Metadata[levelKey]) {
+			e.found = append(e.found, Difference{
+				Object: "stream " + want.Name, Setting: "server",
+				Have: "NATS " + e.js.Conn().ConnectedServerVersion() + ", which has no counters (sums of costs are read from the records)", Want: "NATS " + countersServer + " or later",
+			})
+			continue
+		}
 		s, err := e.stream(ctx, want)
 		if err != nil {
 			return err
@@ -126,6 +136,9 @@ func (e *ensurer) stream(ctx context.Context, want jetstream.StreamConfig) (jets
 		if err := e.foreignSource(ctx, have); err != nil {
 			return nil, err
 		}
+	}
+	if want.AllowMsgCounter && !have.AllowMsgCounter {
+		return nil, unusable("stream "+want.Name, "it takes no counters, and can't be changed to: delete it, the next start makes it again, and `avatarworker cost rebuild` fills it")
 	}
 	e.found = append(e.found, compareStreams("stream "+want.Name, have, want)...)
 	return s, nil

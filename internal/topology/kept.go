@@ -26,7 +26,7 @@ func (n Names) Kept() []Kept {
 	bucket := func(kind, name string) Kept { return Kept{Stream: kind + name, Object: "bucket " + name} }
 	list := []Kept{
 		stream(n.JobsStream()), stream(n.EventsStream()), stream(n.DLQStream()),
-		stream(n.FramesStream()), stream(n.AudioStream()),
+		stream(n.FramesStream()), stream(n.AudioStream()), stream(n.UsageStream()), stream(n.TotalsStream()),
 		bucket("KV_", n.StateBucket()), bucket("KV_", n.FleetBucket()),
 		bucket("OBJ_", n.AudioFilesBucket()), bucket("OBJ_", n.RecordingsBucket()),
 	}

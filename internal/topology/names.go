@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -69,6 +70,33 @@ func Token(text string) string {
 		}
 	}
 	return b.String()
+}
+
+// textOf gives the text back that Token was given.
+func textOf(token string) (string, bool) {
+	if token == "=" {
+		return "", true
+	}
+	if !strings.Contains(token, "=") {
+		return token, true
+	}
+	var b strings.Builder
+	for i := 0; i < len(token); i++ {
+		if token[i] != '=' {
+			b.WriteByte(token[i])
+			continue
+		}
+		if i+3 > len(token) {
+			return "", false
+		}
+		c, err := strconv.ParseUint(token[i+1:i+3], 16, 8)
+		if err != nil {
+			return "", false
+		}
+		b.WriteByte(byte(c))
+		i += 2
+	}
+	return b.String(), true
 }
 
 func isPlain(text string) bool {
@@ -183,6 +211,57 @@ func (n Names) Control(jobID string) string { return n.subject("control", Token(
 // AllControl matches the control requests of every job.
 func (n Names) AllControl() string { return n.subject("control", "*") }
 
+// Usage is where the usage record of a session goes.
+func (n Names) Usage(app, queue string) string { return n.subject("usage", Token(app), Token(queue)) }
+
+// AllUsage matches every usage record.
+func (n Names) AllUsage() string { return n.subject("usage", "*", "*") }
+
+// Totals is the counter of a family (one token: what it adds up) for the sessions of a
+// period (YYYY-MM-DD or YYYY-MM), an app and a queue, and of those of them that have the
+// labels, each "name=value".
+func (n Names) Totals(family, period, app, queue string, labels ...string) string {
+	tokens := make([]string, 0, 4+len(labels))
+	tokens = append(tokens, family, period, Token(app), Token(queue))
+	for _, l := range labels {
+		tokens = append(tokens, Token(l))
+	}
+	return n.subject("totals", tokens...)
+}
+
+// TotalsOf gives back what Totals was given; false if the subject is not one that
+// Totals gives.
+func (n Names) TotalsOf(subject string) (family, period, app, queue string, labels []string, ok bool) {
+	rest, ok := strings.CutPrefix(subject, n.prefix()+".totals.")
+	tokens := strings.Split(rest, ".")
+	if !ok || len(tokens) < 4 {
+		return "", "", "", "", nil, false
+	}
+	texts := make([]string, len(tokens)-2)
+	for i, t := range tokens[2:] {
+		if texts[i], ok = textOf(t); !ok {
+			return "", "", "", "", nil, false
+		}
+	}
+	return tokens[0], tokens[1], texts[0], texts[1], texts[2:], true
+}
+
+// TotalsFilter matches the counters of a family and a period; an empty period
+// matches any.
+func (n Names) TotalsFilter(family, period string) string {
+	if period == "" {
+		return n.subject("totals", family, ">")
+	}
+	return n.subject("totals", family, period, ">")
+}
+
+// TotalsUpto is the counter whose header says up to which usage record all others of
+// a set of labels are complete.
+func (n Names) TotalsUpto(set string) string { return n.subject("totals", "upto", set) }
+
+// AllTotals matches every counter.
+func (n Names) AllTotals() string { return n.subject("totals", ">") }
+
 // WorkerState is where a worker is asked for its state (request/reply, kept
 // nowhere).
 func (n Names) WorkerState(workerID string) string {
@@ -213,6 +292,12 @@ func (n Names) FramesStream() string { return n.kept("FRAMES") }
 
 // AudioStream keeps live speech until it ages out.
 func (n Names) AudioStream() string { return n.kept("AUDIO") }
+
+// UsageStream keeps one record for each session that was confirmed.
+func (n Names) UsageStream() string { return n.kept("USAGE") }
+
+// TotalsStream keeps the counters of each day's and month's sessions.
+func (n Names) TotalsStream() string { return n.kept("TOTALS") }
 
 // StateBucket is the key-value bucket of job records, by job id, and of the keys
 // that workers hold: their leases and session limits.

@@ -20,6 +20,20 @@ const LeastServer = "2.11"
 // leastLevel is JetStream's API level of LeastServer. Older servers give none.
 const leastLevel = 1
 
+// countersServer is the oldest NATS server that has counters (Nats-Incr), and
+// countersLevel its API level. A fleet on an older one has no totals.
+const (
+	countersServer = "2.12"
+	countersLevel  = 2
+)
+
+// hasCounters reports whether the server has counters. level is as a server gives
+// it; one that gives none is taken to be new enough.
+func hasCounters(level string) bool {
+	n, err := strconv.Atoi(level)
+	return err != nil || n >= countersLevel
+}
+
 // levelKey is what a server of LeastServer or later adds to a stream's metadata
 // when it is asked for it.
 const levelKey = "_nats.level"
@@ -60,8 +74,11 @@ func (e *ensurer) require(ctx context.Context, maxJob int32) error {
 
 // missing lists what is to be made, and checks the server by what is there.
 func (e *ensurer) missing(ctx context.Context, maxJob int32) (missing []lacking, err error) {
-	checked := false
+	checked, counters := false, true
 	for _, want := range e.wanted(maxJob) {
+		if want.stream == e.names.TotalsStream() && !counters {
+			continue
+		}
 		s, err := e.js.Stream(ctx, want.stream)
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
@@ -70,7 +87,9 @@ func (e *ensurer) missing(ctx context.Context, maxJob int32) (missing []lacking,
 			return nil, e.explained("", want.object, err)
 		case !checked:
 			checked = true
-			if err := checkLevel(s.CachedInfo().Config.Metadata[levelKey], e.js.Conn()); err != nil {
+			level := s.CachedInfo().Config.Metadata[levelKey]
+			counters = hasCounters(level)
+			if err := checkLevel(level, e.js.Conn()); err != nil {
 				return nil, err
 			}
 		}
@@ -248,7 +267,7 @@ func hint(err error) string {
 	case codeAccountFull:
 		return ": the account may keep less than the size limits need; lower streams.*.max_bytes or raise the account's limit"
 	case codeStreams:
-		return ": the account may have no more streams; workers need 9 streams and buckets in all"
+		return ": the account may have no more streams; workers need 11 streams and buckets in all"
 	case codeConsumers:
 		return ": the account or the stream may have no more consumers; workers need one for each queue, and some for a short time"
 	case codeBytesRequired:

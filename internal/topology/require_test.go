@@ -45,7 +45,7 @@ func TestAnAccountThatCanNotHoldTheStreamsIsNamedBeforeAnythingIsMade(t *testing
 		settings topology.Settings
 		texts    []string
 	}{
-		"too few streams":   {"jetstream: {max_streams: 4}", bounded, []string{"may have 4 streams and has 0", "9 more", "stream AVATAR_JOBS (1GiB)", "bucket AVATAR_RECORDINGS (2GiB)"}},
+		"too few streams":   {"jetstream: {max_streams: 4}", bounded, []string{"may have 4 streams and has 0", "11 more", "stream AVATAR_JOBS (1GiB)", "bucket AVATAR_RECORDINGS (2GiB)"}},
 		"too few bytes":     {"jetstream: {max_file: 1GB}", bounded, []string{"in file storage", "add up to", "streams.*.max_bytes"}},
 		"too little memory": {"jetstream: {max_memory: 1GB}", inMemory, []string{"in memory storage"}},
 		"streams too large": {"jetstream: {max_stream_bytes: true, disk_max_stream_bytes: 100MB}", bounded, []string{"larger than", "bucket AVATAR_RECORDINGS"}},
@@ -75,7 +75,7 @@ func TestAnAccountWithJustEnoughIsEnough(t *testing.T) {
 	settings.JobsMaxBytes, settings.StateMaxBytes, settings.FleetMaxBytes = 1<<20, 1<<20, 1<<20
 	small := topology.Limit{MaxAge: time.Hour, MaxBytes: 1 << 20}
 	settings.Events, settings.DLQ, settings.Frames, settings.Audio, settings.AudioFiles, settings.Recordings = small, small, small, small, small, small
-	js := account(t, "jetstream: {max_streams: 10, max_file: 10MB}")
+	js := account(t, "jetstream: {max_streams: 11, max_file: 10MB}")
 	for range 2 {
 		ensure(t, js, settings)
 	}
@@ -86,7 +86,7 @@ func TestRacingFirstStartsFitIntoAnAccountWithJustEnough(t *testing.T) {
 	url := natstest.Configured(t, `
 		listen: 127.0.0.1:-1
 		jetstream: enabled
-		accounts { A { jetstream: {max_streams: 10}, users: [{user: u, password: p}] } }`)
+		accounts { A { jetstream: {max_streams: 11}, users: [{user: u, password: p}] } }`)
 	failures := make(chan error, 8)
 	natstest.Together(cap(failures), func(int) {
 		js, err := jetstream.New(natstest.ConnectURL(t, url, nats.UserInfo("u", "p")))

@@ -16,6 +16,14 @@ const (
 
 	dlqDuplicates = 24 * time.Hour
 	duplicates    = 2 * time.Minute
+	// UsageDuplicates is how long the stream of usage records recognises one that
+	// was stored before.
+	UsageDuplicates = 10 * time.Minute
+	// totalsDuplicates is how long the counters recognise an increment.
+	totalsDuplicates = time.Hour
+	// totalsHistory is how many increments of a counter are kept: by their ids a
+	// server that has restarted knows what it has added.
+	totalsHistory = 8
 	markerLife    = time.Minute
 
 	// fetchTime is the longest wait of a request for jobs.
@@ -43,6 +51,8 @@ type Settings struct {
 	StateMaxBytes, FleetMaxBytes int64
 
 	Events     Limit
+	Usage      Limit
+	Totals     Limit
 	DLQ        Limit
 	Frames     Limit
 	Audio      Limit
@@ -60,6 +70,8 @@ func DefaultSettings() Settings {
 		AckWait:    30 * time.Second,
 		Queues:     []string{"default"},
 		Events:     Limit{MaxAge: 7 * 24 * time.Hour},
+		Usage:      Limit{MaxAge: 400 * 24 * time.Hour},
+		Totals:     Limit{MaxAge: 400 * 24 * time.Hour},
 		DLQ:        Limit{MaxAge: 30 * 24 * time.Hour},
 		Frames:     Limit{MaxAge: time.Hour, MaxBytes: 1 << 30},
 		Audio:      Limit{MaxAge: time.Hour, MaxBytes: 256 << 20},
@@ -123,7 +135,21 @@ func (s Settings) streams(n Names, maxJob int32) []jetstream.StreamConfig {
 	frames.AllowDirect = true
 	audio := s.stream(n.AudioStream(), "Speech of live jobs", s.Audio, n.AllAudio())
 	audio.AllowDirect = true
-	return []jetstream.StreamConfig{jobs, events, dlq, frames, audio}
+
+	usage := s.stream(n.UsageStream(), "Usage records: one for each confirmed session", s.Usage, n.AllUsage())
+	usage.AllowDirect, usage.Duplicates = true, within(UsageDuplicates, s.Usage)
+	totals := s.stream(n.TotalsStream(), "Counters of each day's and month's sessions", s.Totals, n.AllTotals())
+	totals.AllowDirect, totals.Duplicates = true, within(totalsDuplicates, s.Totals)
+	totals.AllowMsgCounter, totals.MaxMsgsPerSubject = true, totalsHistory
+	return []jetstream.StreamConfig{jobs, events, dlq, frames, audio, usage, totals}
+}
+
+// within bounds a duplicate window by the age of what is kept.
+func within(window time.Duration, limit Limit) time.Duration {
+	if limit.MaxAge > 0 {
+		return min(window, limit.MaxAge)
+	}
+	return window
 }
 
 func (s Settings) stream(name, description string, limit Limit, subjects ...string) jetstream.StreamConfig {

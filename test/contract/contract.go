@@ -52,6 +52,7 @@ func eventSchemas() map[string]string {
 		"avatar.alert.storage":        "events/alert_worker.schema.json",
 		"avatar.alert.worker_key":     "events/alert_worker.schema.json",
 		"avatar.alert.unsettled":      "events/alert_worker.schema.json",
+		"avatar.alert.budget":         "events/alert_worker.schema.json",
 	}
 }
 

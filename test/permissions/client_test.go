@@ -13,9 +13,11 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/audio"
+	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
@@ -296,12 +298,30 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			_, err = jobs.RequestCancel(ctx, c.nc, kv.NewStore(c.js, bucket, time.Second), names.Control("R"), "R")
 			return must(err, "cancel")
 		},
+		func(ctx context.Context) error { return costs(ctx, c) },
 		func(ctx context.Context) error { return must(operateOn(ctx, c), "operate") },
 		func(ctx context.Context) error {
 			_, err := c.nc.RequestWithContext(ctx, "$SRV.PING", nil)
 			return must(err, "ping the services")
 		},
 	)
+}
+
+// costs adds up the ledger, reads it, and changes a budget.
+func costs(ctx context.Context, c client) error {
+	store := cost.NewStore(c.js, names, nil)
+	if _, after, err := store.Rebuild(ctx); err != nil || after.Counters != 1 || after.Pending != 0 {
+		return must(errors.Join(err, fmt.Errorf("%+v", after)), "rebuild the counters")
+	}
+	if _, err := store.Sum(ctx, cost.Query{By: cost.ByApp}); err != nil {
+		return must(err, "sum what it costs")
+	}
+	fleet, err := c.js.KeyValue(ctx, names.FleetBucket())
+	if err != nil {
+		return must(err, "open the fleet's bucket")
+	}
+	_, err = fleet.Put(ctx, budget.SettingKey("app_id", budget.Month), []byte(`{"credits":1}`))
+	return must(err, "change a budget")
 }
 
 // operateOn retries a job, pauses a queue, closes a circuit and drains a worker.
@@ -344,6 +364,9 @@ func leaveTraces(ctx context.Context, admin client, handles topology.Handles) er
 		}
 	}
 	if _, err := admin.js.PublishMsg(ctx, failure); err != nil {
+		return err
+	}
+	if _, err := admin.js.Publish(ctx, names.Usage("app", "default"), []byte(`{"job_id":"R","run":1,"session":1,"app_id":"app","queue":"default","confirmed_at":"2026-03-01T12:00:00Z"}`), jetstream.WithMsgID("R.run1.s1")); err != nil {
 		return err
 	}
 	_, err := handles.Consumers["default"].Next(jetstream.FetchMaxWait(5 * time.Second))

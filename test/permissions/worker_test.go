@@ -24,6 +24,7 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/simulator"
 )
 
@@ -115,6 +116,7 @@ func beWorker(url string) error {
 	c.Retry.Initial, c.Retry.Max = 50*time.Millisecond, 100*time.Millisecond
 	c.Lease.AckWait = 2 * time.Second
 	c.Alerts.Threshold = 1
+	c.Budgets = []config.Budget{{Key: "app_id", Credits: 1000, Per: "day", Warn: 0.8}}
 	c.Admin.Addr = ""
 	c.Worker.Concurrency, c.Worker.DrainTimeout = 16, 0
 	log := zerolog.New(os.Stdout)
@@ -163,6 +165,7 @@ func waitingJobs() map[string]map[string]any {
 		"live":    {"avatar_id": "drop-1", "live": live, "max_attempts": 2},
 		"failing": {"avatar_id": "fail-serverError", "audio": speech, "max_attempts": 1, "output": map[string]any{"object": map[string]any{}}},
 		"lost":    {"avatar_id": "ok", "audio": speech},
+		"late":    {"avatar_id": "ok", "audio": speech},
 	}
 }
 
@@ -187,6 +190,9 @@ func publishAll(ctx context.Context, admin client) error {
 			}
 		}
 	}
+	if err := spend(ctx, admin); err != nil {
+		return err
+	}
 	for id, job := range waitingJobs() {
 		job["id"] = id
 		data, err := json.Marshal(job)
@@ -196,6 +202,19 @@ func publishAll(ctx context.Context, admin client) error {
 		ack, err := admin.js.Publish(ctx, names.Jobs("default"), data)
 		if err != nil {
 			return err
+		}
+		if id == "late" { // what its session used was not told to the ledger for long
+			record, err := json.Marshal(lifecycle.Record{
+				JobID: id, Run: 1, StreamSeq: ack.Sequence, State: lifecycle.StateReleased, Session: 1, Attempt: 1, MaxAttempts: 5, WorkerID: "gone",
+				Queue: "default", AppID: "app", AvatarID: "ok", Reason: "drain", CreatedAt: time.Now(), UpdatedAt: time.Now(),
+				Usage: []usage.Session{{Session: 1, Attempt: 1, AppID: "app", ConnectionID: "c", ConfirmedAt: time.Now().Add(-4 * time.Hour), OutcomeCode: usage.CodeReleased}},
+			})
+			if err != nil {
+				return err
+			}
+			if _, err := kv.Put(ctx, id, record); err != nil {
+				return err
+			}
 		}
 		if id == "lost" { // another worker is said to run it; it is not there any more
 			record, err := json.Marshal(lifecycle.Record{JobID: id, Run: 1, StreamSeq: ack.Sequence, State: lifecycle.StateRunning, Session: 1, Attempt: 1, MaxAttempts: 5, WorkerID: "gone"})
@@ -208,6 +227,20 @@ func publishAll(ctx context.Context, admin client) error {
 		}
 	}
 	return nil
+}
+
+// spend has something in the counters that budgets begin with.
+func spend(ctx context.Context, admin client) error {
+	l := usage.NewLedger(usage.Options{JS: admin.js, Names: names, Window: time.Hour, Now: time.Now})
+	_, err := l.Store(ctx, usage.Record{JobID: "before", Run: 1, Session: 1, AppID: "app", Queue: "default", ConfirmedAt: time.Now(), Credits: 1})
+	if err != nil {
+		return err
+	}
+	counters, err := usage.OpenCounters(ctx, admin.js, names, nil)
+	if err != nil {
+		return err
+	}
+	return counters.CatchUp(ctx, func(error) {})
 }
 
 // watchAll waits for the jobs' outcomes and the alert, and asks the worker.

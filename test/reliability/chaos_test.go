@@ -206,7 +206,7 @@ func (c *chaos) play(faults []fault, start time.Time) {
 	var steps []step
 	for _, f := range faults {
 		c.count[f.kind]++
-		begin, end := c.steps(f)
+		begin, end := c.timed(f)
 		steps = append(steps, step{f.at, begin}, step{f.at + f.lasts, end})
 	}
 	slices.SortStableFunc(steps, func(a, b step) int { return int(a.at - b.at) })
@@ -214,6 +214,19 @@ func (c *chaos) play(faults []fault, start time.Time) {
 		linger(c.t.Context(), time.Until(start.Add(s.at)))
 		s.do()
 	}
+}
+
+// timed is steps, and notes when the fault delayed what worker and backend told each
+// other.
+func (c *chaos) timed(f fault) (begin, end func()) {
+	breaks, mends := c.steps(f)
+	switch f.kind {
+	case freezeWorker, cutBackend, slowBackend, narrowBackend, backendDown:
+	default:
+		return breaks, mends
+	}
+	var since time.Time
+	return func() { since = time.Now(); breaks() }, func() { mends(); c.delayed(since, time.Now()) }
 }
 
 // steps are what begins a fault and what ends it.

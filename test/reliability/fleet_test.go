@@ -35,10 +35,12 @@ type fleet struct {
 	env      map[string]string // of every worker
 	lease    time.Duration
 	attempts int
+	noLedger bool // some workers are of a build that keeps no ledger
 
 	mu       sync.Mutex
 	accepted []string
 	faults   []invariant.Fault
+	delays   []invariant.Span
 	records  map[string]lifecycle.Record // as last seen
 	changed  chan struct{}               // closed and made anew when a record changes
 }
@@ -93,12 +95,13 @@ func newFleetIn(t *testing.T, c cell, urls string, lease time.Duration, replicas
 	}
 	maps.Copy(f.env, c.env())
 	f.watch()
+	watched, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { f.measureDelays(watched) })
 	if own { // that does not answer only where the machine is too busy
-		watched, stop := context.WithCancel(context.Background())
-		var wg sync.WaitGroup
 		wg.Go(func() { f.measureOutages(watched, f.js) })
-		t.Cleanup(func() { stop(); wg.Wait() })
 	}
+	t.Cleanup(func() { stop(); wg.Wait() })
 	return f
 }
 
@@ -119,12 +122,39 @@ func createStreams(ctx context.Context, t *testing.T, js jetstream.JetStream, na
 	}
 }
 
+// delayed notes a time in which a worker or the backend may have learned late of
+// what the other did.
+func (f *fleet) delayed(since, until time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.delays = append(f.delays, invariant.Span{Start: since.Add(-time.Second), End: until.Add(time.Second)})
+}
+
+// measureDelays notes when the machine was too busy to wake this process in time.
+func (f *fleet) measureDelays(ctx context.Context) {
+	const every = 20 * time.Millisecond
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for before := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := time.Now()
+		if now.Sub(before) > 4*every {
+			f.delayed(before, now)
+		}
+		before = now
+	}
+}
+
 // fleetSettings are small enough for many servers on one disk.
 func fleetSettings(lease time.Duration, replicas int) topology.Settings {
 	settings := topology.DefaultSettings()
 	settings.AckWait, settings.Replicas = lease, replicas
 	settings.JobsMaxBytes = 256 << 20
-	for _, limit := range []*topology.Limit{&settings.Events, &settings.DLQ, &settings.Frames, &settings.Audio, &settings.AudioFiles, &settings.Recordings} {
+	for _, limit := range []*topology.Limit{&settings.Events, &settings.DLQ, &settings.Usage, &settings.Totals, &settings.Frames, &settings.Audio, &settings.AudioFiles, &settings.Recordings} {
 		limit.MaxBytes = 128 << 20
 	}
 	return settings
@@ -428,8 +458,11 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	if f.noLedger {
+		seen.Ledger = nil
+	}
 	f.mu.Lock()
-	run := invariant.Run{Accepted: f.accepted, MaxAttempts: f.attempts, Lease: f.lease, Faults: f.faults}
+	run := invariant.Run{Accepted: f.accepted, MaxAttempts: f.attempts, Lease: f.lease, Faults: f.faults, Delays: f.delays}
 	f.mu.Unlock()
 	report := invariant.Check(run, seen)
 	for i, v := range report.Violations {

@@ -42,6 +42,7 @@ func TestAWorkerFrozenPastItsLeaseSettlesNothingWhenItWakes(t *testing.T) {
 			// Its lease may have ended up to a quarter of it earlier.
 			linger(t.Context(), time.Until(stopped.Add(f.lease)))
 			frozen.signal(syscall.SIGCONT)
+			f.delayed(stopped, time.Now())
 			f.fault(invariant.Fault{Kind: "freeze", WorkerID: frozen.workerID(), Start: stopped, End: time.Now()})
 			f.settle(30 * time.Second)
 			// Draining waits for all that it had in hand when it woke.

@@ -22,7 +22,7 @@ import (
 func TestMain(m *testing.M) { natstest.Main(m) }
 
 const (
-	waitTime  = 20 * time.Second
+	waitTime  = 60 * time.Second
 	threshold = 3
 	window    = time.Hour
 	code      = errors.CodeConnectionFailed

@@ -27,7 +27,7 @@ const (
 	app      = "app"
 	region   = "us-west"
 	window   = 30 * time.Second
-	waitTime = 20 * time.Second
+	waitTime = 60 * time.Second
 )
 
 // env is a bucket, the clock of its server, and the leases that stand.

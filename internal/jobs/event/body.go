@@ -50,7 +50,7 @@ type Held struct {
 	JobFields
 	Code    errors.Code `json:"code,omitempty"` // of what holds it; absent: not for a code
 	RetryAt time.Time   `json:"retry_at"`       // looked at again no later than this
-	Reason  string      `json:"reason"`         // circuit, refused, policy, storage or unsettled
+	Reason  string      `json:"reason"`         // circuit, refused, policy, storage, budget or unsettled
 	Message string      `json:"message"`        // the same for people
 }
 
@@ -202,11 +202,12 @@ func (a CircuitAlert) jobID() string             { return "" }
 func (a CircuitAlert) subject(n Subjects) string { return n.Alerts(a.Kind, string(a.Code)) }
 
 // WorkerAlert reports a problem of the worker that a person must solve: its
-// storage, its key for an app, or a job whose sessions end without a result.
+// storage, its key for an app, a budget, or a job whose sessions end without a
+// result.
 type WorkerAlert struct {
-	Kind     string    `json:"-"`                // AlertStorage, AlertWorkerKey or AlertUnsettled
-	What     string    `json:"what"`             // the output that can't be stored, the code of the refused key, or "sessions"
-	AppID    string    `json:"app_id,omitempty"` // of AlertWorkerKey and AlertUnsettled
+	Kind     string    `json:"-"`                // AlertStorage, AlertWorkerKey, AlertUnsettled or AlertBudget
+	What     string    `json:"what"`             // the output that can't be stored, the code of the refused key, "sessions", or of a budget "warning" or "spent"
+	AppID    string    `json:"app_id,omitempty"` // of AlertWorkerKey and AlertUnsettled, and of the budget of an app
 	JobID    string    `json:"job_id,omitempty"` // of AlertUnsettled
 	Message  string    `json:"message"`          // what is wrong, and what to do
 	Worker   string    `json:"worker"`

@@ -38,6 +38,7 @@ const (
 	AlertStorage       = "storage"
 	AlertWorkerKey     = "worker_key"
 	AlertUnsettled     = "unsettled"
+	AlertBudget        = "budget"
 )
 
 // Subjects returns the subjects of events.

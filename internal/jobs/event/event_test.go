@@ -63,6 +63,7 @@ func goldenEvents() map[string]Event {
 		"started":      traced,
 		"retrying":     event(id(TypeRetrying), Retrying{JobFields: job, MaxAttempts: 5, Code: errors.CodeConnectionClosed, Class: errors.ClassTransient, Phase: errors.PhaseRuntime, RetryAt: retryAt.UTC()}),
 		"held":         event(id(TypeHeld, "h2"), Held{JobFields: job, Code: errors.CodeCreditsExhausted, RetryAt: retryAt.UTC(), Reason: "circuit", Message: "the circuit of app app in us-west is open"}),
+		"held_budget":  event(ID("J", 1, 0, TypeHeld, 1), Held{JobFields: job, RetryAt: retryAt.UTC(), Reason: "budget", Message: "the budget is spent"}),
 		"held_storage": event(ID("J", 1, 0, TypeHeld, 1), Held{JobFields: job, RetryAt: retryAt.UTC(), Reason: "storage", Message: "bucket AVATAR_RECORDINGS is full"}),
 		"completed": event(id(TypeCompleted), NewCompleted(job, 2, []string{"c1", "c2"},
 			[]Utterance{{ReqID: "r1", Frames: 6, Bytes: 252896, AudioMS: 20300, FirstFrameMS: 210, DurationMS: 4100}}, 1, 5200*time.Millisecond, "J")),
@@ -84,6 +85,8 @@ func goldenEvents() map[string]Event {
 			WorkerAlert{Kind: AlertWorkerKey, What: string(errors.CodeSessionTokenExpired), AppID: "app", Message: "correct its key", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}),
 		"alert_unsettled": event(AlertID(AlertUnsettled, eventTime, "J"),
 			WorkerAlert{Kind: AlertUnsettled, What: "sessions", AppID: "app", JobID: "J", Message: "the job is held", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}),
+		"alert_budget": event(AlertID(AlertBudget, eventTime, "spent", "app_id", "app", "month", "1000"),
+			WorkerAlert{Kind: AlertBudget, What: "spent", AppID: "app", Message: "the budget is spent", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}),
 	}
 }
 

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
 }
 
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // env is a work-queue stream S, on subjects s.*, with a consumer for each queue.
 type env struct {

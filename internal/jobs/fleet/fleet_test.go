@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { natstest.Main(m) }
 
-const waitTime = 20 * time.Second
+const waitTime = 60 * time.Second
 
 // env is a bucket of presences and the offset of its server's clock.
 type env struct {

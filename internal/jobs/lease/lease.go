@@ -47,6 +47,10 @@ const (
 // Prefix begins the keys of leases. No job id has a dot.
 const Prefix = "lease."
 
+// seenPrefix begins the keys that say when a worker last renewed its lease. They
+// outlive the lease, so that the end of one that was lost is known.
+const seenPrefix = "seen."
+
 // Options configure a Manager. All fields are required.
 type Options struct {
 	NC     *nats.Conn
@@ -156,6 +160,22 @@ func (m *Manager) Stands(ctx context.Context, id string) (bool, error) {
 	return !stored.IsZero(), err
 }
 
+// Ended is when the lease of a worker that is gone had ended at the latest.
+func (m *Manager) Ended(ctx context.Context, id string) time.Time {
+	now := m.Now()
+	seen, err := m.o.Store.Stored(ctx, seenPrefix+topology.Token(id))
+	if err != nil || seen.IsZero() {
+		return now
+	}
+	// One more renewal may have landed whose answer got lost, and which was tried
+	// for as long as the lease stood.
+	end := seen.Add(2 * m.o.Window)
+	if end.After(now) {
+		return now
+	}
+	return end
+}
+
 func key(id string) string { return Prefix + topology.Token(id) }
 
 // run holds one lease after another.
@@ -197,6 +217,7 @@ func (l *activeLease) acquire(ctx context.Context) error {
 		wall := m.o.Now()
 		err := l.put(ctx, m.o.Window)
 		if err == nil {
+			m.o.Store.Note(seenPrefix+topology.Token(l.id), entry{WorkerID: l.id, Renewal: l.renewal})
 			failpoint.Here("lease_acquired")
 			m.measureOffset(ctx, l.id, wall)
 			return nil
@@ -268,6 +289,7 @@ func (l *activeLease) renew(stopping, lease context.Context) error {
 		return ErrLost // the watchdog has fired
 	}
 	m.o.Renewed(true)
+	m.o.Store.Note(seenPrefix+topology.Token(l.id), entry{WorkerID: l.id, Renewal: l.renewal})
 	if l.renewal%renewalsPerClockCheck == 0 {
 		m.measureOffset(lease, l.id, wall)
 	}

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { natstest.Main(m) }
 
 const (
 	window   = 2 * time.Second
-	waitTime = 20 * time.Second
+	waitTime = 60 * time.Second
 )
 
 // env is a server with a bucket, and a store that other workers read it by.

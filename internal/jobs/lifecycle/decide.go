@@ -92,6 +92,7 @@ func Start(from *Record, job *jobspec.Job, worker string, defaults Defaults, now
 			next.Attempt++
 		}
 	}
+	next.keepUsage()
 	next.Identify(job, defaults)
 	next.Attempt = max(next.Attempt, 1)
 	next.Session++
@@ -100,6 +101,7 @@ func Start(from *Record, job *jobspec.Job, worker string, defaults Defaults, now
 	next.WorkerID = worker
 	next.NextAttemptAt = nil
 	next.ConnectionID, next.Reason = "", ""
+	next.ConfirmedAt = time.Time{}
 	next.HeldCode, next.HeldReason, next.HeldWhy = "", "", ""
 	if job.Resume() == jobspec.OnRedeliveryRestart {
 		next.Checkpoint, next.LiveSeq, next.LiveBegun, next.UtterancesDone, next.Utterances, next.Recorded = 0, 0, 0, 0, nil, nil

@@ -11,6 +11,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/usage"
 )
 
 // State is a job's state: on its way, or one of the outcomes.
@@ -105,6 +106,13 @@ type Record struct {
 	Labels         map[string]string `json:"labels,omitempty"`
 	PublishedAt    time.Time         `json:"published_at,omitzero"`
 
+	// ConfirmedAt is when the backend confirmed the session; zero: it has not, or
+	// that is not written yet.
+	ConfirmedAt time.Time `json:"confirmed_at,omitzero"`
+	// Usage are the sessions of this run that are not known to be in the ledger,
+	// and those whose end was estimated, which may be corrected.
+	Usage []usage.Session `json:"usage,omitempty"`
+
 	// The sequence of the newest dead letter before this outcome was written. It
 	// distinguishes this job's dead letter from that of an earlier job with the
 	// same ID.
@@ -168,23 +176,27 @@ const (
 	HeldRefused   = "refused"   // the backend refuses another session of the app
 	HeldPolicy    = "policy"    // the configured policy holds jobs with this failure
 	HeldStorage   = "storage"   // a store of our own can't take the job's output
+	HeldBudget    = "budget"    // a budget of its app or of one of its labels is spent
 	HeldUnsettled = "unsettled" // its sessions end without a result
 )
 
 // HeldReasons lists the reasons of a hold. What is said and done about a held job
 // is tested against it.
 func HeldReasons() []string {
-	return []string{HeldCircuit, HeldRefused, HeldPolicy, HeldStorage, HeldUnsettled}
+	return []string{HeldCircuit, HeldRefused, HeldPolicy, HeldStorage, HeldBudget, HeldUnsettled}
 }
 
-// HeldTotal returns how long the job has been held in all. A hold for our own
-// storage does not count: no job is given up for that.
+// HeldTotal returns how long the job has been held in all. Holds for our own
+// storage or for a budget do not count: no job is given up for them.
 func (r *Record) HeldTotal(now time.Time) time.Duration {
-	if r.HeldSince == nil || r.HeldReason == HeldStorage {
+	if r.HeldSince == nil || !HoldCounts(r.HeldReason) {
 		return r.HeldFor
 	}
 	return r.HeldFor + now.Sub(*r.HeldSince)
 }
+
+// HoldCounts reports whether jobs held for that reason are given up in the end.
+func HoldCounts(reason string) bool { return reason != HeldStorage && reason != HeldBudget }
 
 // HoldCode returns the code of the dead letter of a job that was held too long.
 func (r *Record) HoldCode() errors.Code {
@@ -205,7 +217,7 @@ func (r *Record) HeldText() string {
 		return "the backend refuses one more session of the app while others live; set max_sessions"
 	case HeldPolicy:
 		return "policy holds jobs that fail with " + string(r.HoldCode()) + "; it is tried again from time to time"
-	case HeldStorage, HeldUnsettled:
+	case HeldStorage, HeldUnsettled, HeldBudget:
 		return r.HeldWhy
 	case HeldCircuit, "":
 		return "the circuit of the app is open: sessions of it are not started until a probe succeeds"
@@ -259,6 +271,7 @@ func (r *Record) Clone() *Record {
 	c := *r
 	c.Utterances = append([]event.Utterance(nil), r.Utterances...)
 	c.ConnectionIDs = append([]string(nil), r.ConnectionIDs...)
+	c.Usage = append([]usage.Session(nil), r.Usage...)
 	if r.Failures != nil {
 		c.Failures = make(map[errors.Code]int, len(r.Failures))
 		for code, n := range r.Failures {

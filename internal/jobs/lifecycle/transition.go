@@ -6,6 +6,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/usage"
 )
 
 // UnstartedRecord returns the record by which a job is settled that is not started: a
@@ -15,6 +16,7 @@ func UnstartedRecord(from *Record, id jobspec.Identity, job *jobspec.Job, d Defa
 	next := &Record{CreatedAt: now, JobID: id.ID, Run: id.Run}
 	if from != nil {
 		next = from.Clone()
+		next.keepUsage()
 	}
 	if job != nil {
 		next.Identify(job, d)
@@ -43,7 +45,8 @@ func (r *Record) Adopt(seq uint64) *Record {
 func (r *Record) Begin(now time.Time) { r.StartedAt = now }
 
 // Connected records a session that the backend has confirmed.
-func (r *Record) Connected(connectionID, region string) {
+func (r *Record) Connected(connectionID, region string, at time.Time) {
+	r.ConfirmedAt = at
 	r.ConnectionID = connectionID
 	r.ConnectionIDs = event.Newest(append(r.ConnectionIDs, connectionID), event.MaxConnections)
 	if region != "" {
@@ -57,8 +60,93 @@ func (r *Record) Speak(utterance int, liveBegun uint64) {
 	r.Speaking, r.LiveBegun = utterance, liveBegun
 }
 
-// Closed adds a session's connected time.
-func (r *Record) Closed(connected time.Duration) { r.SessionTime += connected }
+// Closed adds what a session has used that the backend had confirmed. code says how
+// it ended; see usage.Session.
+func (r *Record) Closed(connected time.Duration, code string) {
+	r.SessionTime += connected
+	if !r.ConfirmedAt.IsZero() {
+		// Whose session it was the record says as long as this one is its last.
+		r.Usage = append(r.Usage, usage.Session{Session: r.Session, Connected: connected, OutcomeCode: code})
+	}
+}
+
+// Lost adds the most that a session can have used whose worker is gone: from its
+// confirm, or if that was not written from its start, until ended.
+func (r *Record) Lost(ended time.Time) {
+	from := r.ConfirmedAt
+	if from.IsZero() {
+		from = r.StartedAt
+	}
+	if from.IsZero() { // taken over by a worker of a version that kept neither
+		from = r.UpdatedAt
+	}
+	lost := r.whole(usage.Session{Session: r.Session, Connected: max(ended.Sub(from), 0), OutcomeCode: string(errors.CodeWorkerLost)})
+	lost.ConfirmedAt, lost.Estimated = from, true
+	r.Usage = append(r.Usage, lost)
+}
+
+// whole returns a session of the record with what it leaves to the record.
+func (r *Record) whole(s usage.Session) usage.Session {
+	if s.Session != r.Session || s.WorkerID != "" {
+		return s
+	}
+	s.Attempt, s.AppID, s.Region, s.WorkerID, s.ConnectionID = r.Attempt, r.AppID, r.Region, r.WorkerID, r.ConnectionID
+	if s.ConfirmedAt.IsZero() {
+		s.ConfirmedAt = r.ConfirmedAt
+	}
+	return s
+}
+
+// maxEstimates bounds the estimates that a record keeps for a correction.
+const maxEstimates = 16
+
+// keepUsage drops the sessions that are in the ledger. What followed from a record
+// that says that no worker runs the job was done before the job goes on from it.
+func (r *Record) keepUsage() {
+	var kept []usage.Session
+	for _, s := range r.Usage {
+		s = r.whole(s)
+		s.Stored = s.Stored || r.State != StateRunning
+		if s.Estimated || !s.Stored {
+			kept = append(kept, s)
+		}
+	}
+	for i := 0; len(kept) > maxEstimates && i < len(kept); {
+		if kept[i].Stored {
+			kept = append(kept[:i], kept[i+1:]...)
+			continue
+		}
+		i++
+	}
+	r.Usage = kept
+}
+
+// UsageStored notes that the sessions are in the ledger.
+func (r *Record) UsageStored() {
+	for i := range r.Usage {
+		r.Usage[i].Stored = true
+	}
+}
+
+// UsageOf is the usage record of one of the job's sessions.
+func (r *Record) UsageOf(s usage.Session, credits func(time.Duration) int64) usage.Record {
+	s = r.whole(s)
+	return usage.Record{
+		JobID: r.JobID, Run: r.Run, Session: s.Session, Attempt: s.Attempt, AppID: s.AppID, Queue: r.Queue, AvatarID: r.AvatarID,
+		Labels: r.Labels, Region: s.Region, WorkerID: s.WorkerID, ConnectionID: s.ConnectionID, ConfirmedAt: s.ConfirmedAt.UTC(),
+		ConnectedMS: s.Connected.Milliseconds(), Credits: credits(s.Connected), OutcomeCode: s.OutcomeCode, Estimated: s.Estimated,
+	}
+}
+
+// Estimate is the estimate of a session that the record keeps; nil: none.
+func (r *Record) Estimate(session int) *usage.Session {
+	for i := range r.Usage {
+		if r.Usage[i].Session == session && r.Usage[i].Estimated {
+			return &r.Usage[i]
+		}
+	}
+	return nil
+}
 
 // SetRecording sets the name of the object with the frames; "" if the output is
 // another.

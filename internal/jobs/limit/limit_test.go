@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { natstest.Main(m) }
 
-const waitTime = 20 * time.Second
+const waitTime = 60 * time.Second
 
 // env is a bucket, and the leases that have ended.
 type env struct {

@@ -3,7 +3,6 @@ package natstest
 import (
 	"flag"
 	"fmt"
-	"os"
 	"runtime"
 	"strconv"
 	"testing"
@@ -33,7 +32,6 @@ func Parallel(n int) {
 		return
 	}
 	if err := p.Value.Set(strconv.Itoa(max(n, runtime.GOMAXPROCS(0)))); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		panic(fmt.Sprintf("test.parallel: %v", err))
 	}
 }

@@ -20,7 +20,11 @@ type Run struct {
 	MaxAttempts int      // the limit for attempts, and for crashes
 	Lease       time.Duration
 	Faults      []Fault
+	Delays      []Span // in which a worker or the backend may have learned late of what the other did
 }
+
+// Span is a time.
+type Span struct{ Start, End time.Time }
 
 // Fault is something that may take sessions away from a worker: it was killed
 // or frozen, told to drain, or cut off from the queue. One fault explains one
@@ -74,6 +78,9 @@ type Report struct {
 	Crashes    int // counted against jobs
 	Failures   int // attempts that failed
 	Repeated   int // events stored a second time under the same id
+	Exact      int // sessions of the backend's book in the ledger
+	Estimated  int // those with an upper bound
+	Unseen     int // those that ended as soon as they were confirmed, and are not in it
 	Violations []string
 
 	// Connected is the time that all sessions were connected at the backend, and
@@ -84,10 +91,10 @@ type Report struct {
 // String is the report on one line, without the violations.
 func (r Report) String() string {
 	return fmt.Sprintf("jobs %d, completed %d, dead-lettered %d, expired %d, cancelled %d; sessions %d, failed attempts %d, "+
-		"handed back %d, held at a fault %d, lost %d, run again %d, crashes counted %d, events repeated %d; connected %s, of it lost to faults %s; violations %d",
+		"handed back %d, held at a fault %d, lost %d, run again %d, crashes counted %d, events repeated %d; connected %s, of it lost to faults %s; %s; violations %d",
 		r.Jobs, r.Outcomes[lifecycle.StateCompleted], r.Outcomes[lifecycle.StateDeadLettered], r.Outcomes[lifecycle.StateExpired],
 		r.Outcomes[lifecycle.StateCancelled], r.Sessions, r.Failures, r.Released, r.Held, r.Lost, r.Again, r.Crashes, r.Repeated,
-		r.Connected.Round(time.Millisecond), r.Wasted.Round(time.Millisecond), len(r.Violations))
+		r.Connected.Round(time.Millisecond), r.Wasted.Round(time.Millisecond), r.ledgerText(), len(r.Violations))
 }
 
 // Check compares what was seen after the run with what was promised.
@@ -104,6 +111,7 @@ func Check(run Run, seen Seen) Report {
 	}
 	c.connected()
 	c.leftOver()
+	c.ledger()
 	return c.report
 }
 

@@ -26,6 +26,7 @@ type Seen struct {
 	Events   []Event               // as stored, repetitions too
 	Letters  []Letter
 	Sessions []simulator.Session // the backend's book
+	Ledger   *Ledger             // of connected time; nil: not looked at
 }
 
 // Revision is one state that a job record was in.
@@ -81,6 +82,9 @@ func Read(ctx context.Context, js jetstream.JetStream, names topology.Names, boo
 		return seen, err
 	}
 	seen.Waiting = stream.CachedInfo().State.Msgs
+	if seen.Ledger, err = readLedger(ctx, js, names); err != nil {
+		return seen, err
+	}
 	return seen, errors.Join(
 		each(ctx, js, "KV_"+names.StateBucket(), ">", seen.record),
 		each(ctx, js, names.EventsStream(), names.AllEvents(), seen.event),

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"avatarworker/internal/app"
+	"avatarworker/internal/cost"
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
+)
+
+func newCostBudgetCommand(c *cli, with ledgerFunc) *cobra.Command {
+	var (
+		per           string
+		credits       int64
+		reset, asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use: "budget [KEY]", Short: "Show what is spent of each budget, or change one while workers run", Args: cobra.MaximumNArgs(1),
+		Long: `Without a KEY: what is spent of the budgets of this configuration in the current
+period. With a KEY as in budgets (app_id or label.NAME) and --credits: the budget of
+every app or value under it is that from now on, for all workers at once, whatever
+their configuration says; --reset takes that back. Jobs that were held go on within
+seconds.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			set := cmd.Flags().Changed("credits")
+			switch {
+			case len(args) == 0 && (set || reset):
+				return usagef("name the KEY of the budget: app_id or label.NAME")
+			case len(args) == 1 && set == reset:
+				return usagef("give either --credits N or --reset")
+			case set && credits < 1:
+				return usagef("--credits %d: want at least 1", credits)
+			}
+			return with(cmd.Context(), "cost budget", func(l *link, s *cost.Store) error {
+				if len(args) == 0 {
+					return c.showBudgets(cmd.Context(), l, s, asJSON)
+				}
+				return c.setBudget(cmd.Context(), l, args[0], per, credits, reset)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&per, "per", budget.Month, "of this `PERIOD`: day or month")
+	cmd.Flags().Int64Var(&credits, "credits", 0, "the budget from now on, in `N` credits")
+	cmd.Flags().BoolVar(&reset, "reset", false, "take back what --credits set")
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bool) error {
+	now := c.now().UTC()
+	sums, err := s.Days(ctx, time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC), true)
+	if err != nil {
+		return err
+	}
+	settings, err := l.budgetSettings(ctx)
+	if err != nil {
+		return err
+	}
+	list := budget.Standing(app.Budgets(l.cfg), sums, settings, now)
+	if asJSON {
+		return c.printJSON(list)
+	}
+	t := newTable(c.stdout, "KEY", "VALUE", "PER", "CREDITS", "SPENT", "UNTIL")
+	for _, b := range list {
+		t.row(b.Key, orDash(b.Value), b.Per, b.Credits, b.Spent, b.Until.Format("2006-01-02"))
+	}
+	return t.end()
+}
+
+// budgetSettings reads what was set at run time, by key.
+func (l *link) budgetSettings(ctx context.Context) (map[string]int64, error) {
+	bucket, err := l.js.KeyValue(ctx, l.names.FleetBucket())
+	if err != nil {
+		return nil, l.names.Unavailable("bucket "+l.names.FleetBucket(), err)
+	}
+	watch, err := bucket.Watch(ctx, budget.Prefix+">", jetstream.IgnoreDeletes())
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", l.names.FleetBucket(), err)
+	}
+	defer func() { _ = watch.Stop() }() // it was only read
+	found := make(map[string][]byte)
+	for {
+		select {
+		case entry, open := <-watch.Updates():
+			if entry == nil || !open {
+				return budget.ParseSettings(found), nil
+			}
+			found[entry.Key()] = entry.Value()
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (c *cli) setBudget(ctx context.Context, l *link, key, per string, credits int64, reset bool) error {
+	known := false
+	for _, r := range app.Budgets(l.cfg) {
+		known = known || r.Key == key && r.Per == per
+	}
+	if !known {
+		return fmt.Errorf("there is no budget for %s per %s in this configuration: workers would not know of it; add it under budgets", key, per)
+	}
+	bucket, err := l.js.KeyValue(ctx, l.names.FleetBucket())
+	if err != nil {
+		return l.names.Unavailable("bucket "+l.names.FleetBucket(), err)
+	}
+	name := budget.SettingKey(key, per)
+	if reset {
+		if err := bucket.Delete(ctx, name); err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
+			return fmt.Errorf("bucket %s: %w", l.names.FleetBucket(), err)
+		}
+		c.note("the budget for %s per %s is the configuration's again", key, per)
+		return nil
+	}
+	data, err := json.Marshal(budget.Setting{Credits: credits})
+	if err != nil {
+		return err
+	}
+	if _, err := bucket.Put(ctx, name, data); err != nil {
+		return fmt.Errorf("bucket %s: %w", l.names.FleetBucket(), err)
+	}
+	c.note("the budget for %s per %s is %d credits now", key, per, credits)
+	return nil
+}

@@ -1,0 +1,262 @@
+package budget_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/jobs/budget"
+	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/kv"
+	"avatarworker/internal/natsserver/natstest"
+	"avatarworker/internal/topology"
+)
+
+var names = topology.Names{Prefix: "avatar"}
+
+// env is a fleet's streams, with budgets of one worker or more.
+type env struct {
+	t       *testing.T
+	js      jetstream.JetStream
+	h       topology.Handles
+	ledger  *usage.Ledger
+	now     time.Time
+	session int
+}
+
+func newEnv(t *testing.T) *env {
+	t.Helper()
+	js, err := jetstream.New(natstest.ConnectURL(t, natstest.Start(t).ClientURL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &env{t: t, js: js, h: h, now: time.Date(2026, 2, 28, 23, 0, 0, 0, time.UTC), ledger: usage.NewLedger(usage.Options{JS: js, Names: names, Window: 1000 * 24 * time.Hour, Now: time.Now})}
+}
+
+// spend has a session cost so much.
+func (e *env) spend(app, customer string, credits int64) {
+	e.t.Helper()
+	e.session++
+	r := usage.Record{JobID: "J", Run: 1, Session: e.session, AppID: app, Queue: "default", ConfirmedAt: e.now, Credits: credits, ConnectedMS: 1}
+	if customer != "" {
+		r.Labels = map[string]string{"customer": customer}
+	}
+	if _, err := e.ledger.Store(e.t.Context(), r); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+func (e *env) catchUp() {
+	e.t.Helper()
+	c, err := usage.OpenCounters(e.t.Context(), e.js, names, []string{"customer"})
+	if err == nil {
+		err = c.CatchUp(e.t.Context(), func(err error) { e.t.Error(err) })
+	}
+	if err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// budgets runs those of a worker until the test ends. Its lease stands as stands says.
+func (e *env) budgets(worker string, stands func(string) bool, warned chan<- budget.Warning, rules ...budget.Rule) *budget.Budgets {
+	e.t.Helper()
+	b := budget.New(budget.Options{
+		Rules: rules, JS: e.js, Names: names, State: kv.NewStore(e.js, e.h.State, 2*time.Second), Fleet: e.h.Fleet, Least: 1, Labels: []string{"customer"},
+		Worker: func() string { return worker }, Stands: func(_ context.Context, id string) (bool, error) { return stands(id), nil },
+		Written: e.ledger.Sequence, Now: func() time.Time { return e.now }, Log: zerolog.Nop(),
+		Warned: func(w budget.Warning) {
+			select {
+			case warned <- w:
+			default:
+			}
+		},
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); b.Run(ctx) }()
+	e.t.Cleanup(func() { cancel(); <-done })
+	return b
+}
+
+func alive(string) bool { return true }
+
+// reserve reserves for a job, and returns nil if it may not start.
+func (e *env) reserve(b *budget.Budgets, app, customer string) (release func()) {
+	e.t.Helper()
+	job := budget.Job{App: app}
+	if customer != "" {
+		job.Labels = map[string]string{"customer": customer}
+	}
+	release, refusal, err := b.Reserve(e.t.Context(), job)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	if refusal != nil && release != nil {
+		e.t.Error("a refusal with a reservation")
+	}
+	return release
+}
+
+// counts reserves until it is refused, and returns how often it was not.
+func (e *env) counts(b *budget.Budgets, app, customer string) (n int) {
+	for ; n < 100; n++ {
+		if e.reserve(b, app, customer) == nil {
+			return n
+		}
+	}
+	return n
+}
+
+func TestABudgetCountsWhatWasSpentAndWhatRuns(t *testing.T) {
+	e := newEnv(t)
+	e.spend("app", "acme", 2) // in the counters
+	e.catchUp()
+	e.spend("app", "acme", 1) // not yet
+	rule := budget.Rule{Key: "label.customer", Credits: 8, Per: budget.Month}
+	one, two := e.budgets("one", alive, nil, rule), e.budgets("two", alive, nil, rule)
+	release := e.reserve(one, "app", "acme")
+	if release == nil {
+		t.Fatal("there is something left")
+	}
+	if n := e.counts(two, "app", "acme"); n != 4 {
+		t.Errorf("%d more sessions could start, want 8 less 3 spent and one that runs", n)
+	}
+	if n := e.counts(two, "app", "other"); n != 8 {
+		t.Errorf("%d sessions of another customer, want 8", n)
+	}
+	if n := e.counts(two, "app", ""); n != 100 {
+		t.Errorf("%d sessions without the label", n)
+	}
+	e.spend("app", "acme", 1) // the session that ran cost what it had reserved
+	release()
+	if e.reserve(two, "app", "acme") != nil {
+		t.Error("what ran is spent now, and nothing is left")
+	}
+}
+
+func TestReservationsOfAWorkerThatIsGoneAreDropped(t *testing.T) {
+	e := newEnv(t)
+	rule := budget.Rule{Key: "app_id", Credits: 3, Per: budget.Day}
+	dead := e.budgets("dead", alive, nil, rule)
+	if n := e.counts(dead, "app", ""); n != 3 {
+		t.Fatalf("%d sessions", n)
+	}
+	b := e.budgets("b", func(id string) bool { return id != "dead" }, nil, rule)
+	if n := e.counts(b, "app", ""); n != 3 {
+		t.Errorf("%d sessions after the worker's lease has ended, want 3", n)
+	}
+}
+
+func TestAJobUnderTwoBudgetsNeedsBoth(t *testing.T) {
+	e := newEnv(t)
+	b := e.budgets("w", alive, nil,
+		budget.Rule{Key: "app_id", Credits: 5, Per: budget.Day}, budget.Rule{Key: "app_id", Credits: 4, Per: budget.Month},
+		budget.Rule{Key: "label.customer", Credits: 2, Per: budget.Month})
+	if n := e.counts(b, "app", "acme"); n != 2 {
+		t.Errorf("%d of one customer, want 2", n)
+	}
+	if n := e.counts(b, "app", "other"); n != 2 {
+		t.Errorf("%d of another, want what the app has left", n)
+	}
+	// What was reserved for a job that was refused is given back.
+	if n := e.counts(b, "second", "acme"); n != 0 {
+		t.Errorf("%d", n)
+	}
+	if n := e.counts(b, "second", "third"); n != 2 {
+		t.Errorf("%d of a second app, want 2", n)
+	}
+}
+
+func TestANewPeriodBeginsWithTheWholeBudget(t *testing.T) {
+	e := newEnv(t)
+	e.spend("app", "acme", 9)
+	b := e.budgets("w", alive, nil, budget.Rule{Key: "label.customer", Credits: 9, Per: budget.Month}, budget.Rule{Key: "app_id", Credits: 9, Per: budget.Day})
+	if e.reserve(b, "app", "acme") != nil {
+		t.Error("February is spent")
+	}
+	e.now = e.now.Add(time.Hour) // the first of March, UTC
+	if n := e.counts(b, "app", "acme"); n != 9 {
+		t.Errorf("%d in March, want 9", n)
+	}
+}
+
+func TestABudgetIsRaisedAndLoweredWhileItRuns(t *testing.T) {
+	e := newEnv(t)
+	e.spend("app", "", 3)
+	b := e.budgets("w", alive, nil, budget.Rule{Key: "app_id", Credits: 3, Per: budget.Month})
+	set := func(credits int64) {
+		t.Helper()
+		if _, err := e.h.Fleet.Put(t.Context(), budget.SettingKey("app_id", budget.Month), fmt.Appendf(nil, `{"credits":%d}`, credits)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until := func(what string, free bool) {
+		t.Helper()
+		deadline := time.Now().Add(10 * time.Second)
+		for (b.Peek(budget.Job{App: "app"}) == nil) != free {
+			if time.Now().After(deadline) {
+				t.Fatalf("never: %s", what)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	if e.reserve(b, "app", "") != nil {
+		t.Error("it is spent")
+	}
+	set(5)
+	until("raised", true)
+	set(2)
+	until("lowered below what is spent", false)
+	if err := e.h.Fleet.Delete(t.Context(), budget.SettingKey("app_id", budget.Month)); err != nil {
+		t.Fatal(err)
+	}
+	until("as configured: spent", false)
+}
+
+func TestItWarnsOnceAtItsShareAndOnceAtItsEnd(t *testing.T) {
+	e := newEnv(t)
+	warned := make(chan budget.Warning, 16)
+	b := e.budgets("w", alive, warned, budget.Rule{Key: "label.customer", Credits: 10, Per: budget.Month, Warn: 0.8})
+	if e.reserve(b, "app", "acme") == nil { // it has read what there was
+		t.Fatal("nothing is spent")
+	}
+	for range 7 {
+		e.spend("app", "acme", 1)
+	}
+	e.spend("app", "other", 1)
+	e.spend("app", "acme", 1)
+	if w := <-warned; w.Over || w.Value != "acme" || w.Spent != 8 || w.Credits != 10 {
+		t.Errorf("%+v", w)
+	}
+	e.spend("app", "acme", 1)
+	e.spend("app", "acme", 4)
+	if w := <-warned; !w.Over || w.Spent != 13 && w.Spent != 10 {
+		t.Errorf("%+v", w)
+	}
+	select {
+	case w := <-warned:
+		t.Errorf("one more: %+v", w)
+	default:
+	}
+}
+
+func TestBudgetsAreKeptWithoutCounters(t *testing.T) {
+	e := newEnv(t)
+	if err := e.js.DeleteStream(t.Context(), names.TotalsStream()); err != nil {
+		t.Fatal(err)
+	}
+	e.now = time.Now().UTC()
+	e.spend("app", "", 4)
+	b := e.budgets("w", alive, nil, budget.Rule{Key: "app_id", Credits: 6, Per: budget.Day})
+	if n := e.counts(b, "app", ""); n != 2 {
+		t.Errorf("%d sessions, want 2", n)
+	}
+}

@@ -1,0 +1,23 @@
+package budget
+
+import "encoding/json"
+
+func parseSetting(data []byte) (credits int64, ok bool) {
+	var s Setting
+	if json.Unmarshal(data, &s) != nil || s.Credits <= 0 {
+		return 0, false
+	}
+	return s.Credits, true
+}
+
+// ParseSettings reads the settings of a bucket's entries, by key; others are left
+// out.
+func ParseSettings(entries map[string][]byte) map[string]int64 {
+	settings := make(map[string]int64, len(entries))
+	for key, data := range entries {
+		if credits, ok := parseSetting(data); ok {
+			settings[key] = credits
+		}
+	}
+	return settings
+}

@@ -1,0 +1,417 @@
+package usage
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
+	"avatarworker/internal/leader"
+	"avatarworker/internal/topology"
+)
+
+const (
+	// headerIncrement is what a counter adds.
+	headerIncrement = "Nats-Incr"
+	// headerUpto is of a counter's message: the usage record up to which the counter
+	// is complete, "<stream>.<sequence>".
+	headerUpto = "Avatar-Upto"
+)
+
+// position is a usage record's: the stream, by when it was made, and the sequence.
+// One of another stream stands for the first record of this one.
+type position struct {
+	epoch int64 // Unix time in ms
+	seq   uint64
+}
+
+func (p position) String() string {
+	return strconv.FormatInt(p.epoch, 10) + "." + strconv.FormatUint(p.seq, 10)
+}
+
+// parsePosition returns the sequence if the text is a position in the same stream,
+// else 0.
+func parsePosition(text string, epoch int64) uint64 {
+	first, second, _ := strings.Cut(text, ".")
+	seq, err := strconv.ParseUint(second, 10, 64)
+	if err != nil || first != strconv.FormatInt(epoch, 10) {
+		return 0
+	}
+	return seq
+}
+
+// Sum is what the sessions of a group add up to.
+type Sum struct {
+	Group
+	Totals
+}
+
+// Counter is one counter as it stands.
+type Counter struct {
+	Subject string
+	Totals
+	// Upto is the sequence of the usage record up to which the counter is complete;
+	// 0: it has none of this stream.
+	Upto uint64
+	Seq  uint64 // of its newest message
+}
+
+// Counters adds usage records to the counters of days and months. It may be done by
+// several at once, and repeated: each counter says up to which record it is
+// complete, and the id of an increment names where it goes on from.
+type Counters struct {
+	js     jetstream.JetStream
+	names  topology.Names
+	labels []string
+	epoch  int64
+
+	upto  map[string]uint64 // what is known of counters, by subject
+	known time.Time         // when that was true at the latest
+}
+
+// knownFor is how long what is known of counters is taken to be true: much shorter
+// than the server recognises the id of an increment.
+const knownFor = 10 * time.Minute
+
+// ErrNoCounters means that there is no stream of counters: the server is too old for
+// it, or no worker has made it yet.
+var ErrNoCounters = errors.New("there are no counters")
+
+// OpenCounters opens the counters. labels are the names by which days and months are
+// added up, sorted. The error is ErrNoCounters if there are none.
+func OpenCounters(ctx context.Context, js jetstream.JetStream, names topology.Names, labels []string) (*Counters, error) {
+	stream := func(name string) (s jetstream.Stream, err error) {
+		err = leader.Try(ctx, name, func(ctx context.Context) (err error) {
+			s, err = js.Stream(ctx, name)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("stream %s: %w", name, err)
+		}
+		return s, nil
+	}
+	records, err := stream(names.UsageStream())
+	if err != nil {
+		return nil, err
+	}
+	totals, err := stream(names.TotalsStream())
+	if errors.Is(err, jetstream.ErrStreamNotFound) || err == nil && !totals.CachedInfo().Config.AllowMsgCounter {
+		return nil, ErrNoCounters
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &Counters{js: js, names: names, labels: labels, epoch: records.CachedInfo().Created.UnixMilli(), upto: make(map[string]uint64)}, nil
+}
+
+// Upto is the sequence of the usage record up to which every counter is complete.
+func (c *Counters) Upto(ctx context.Context) (uint64, error) {
+	return c.last(ctx, c.names.TotalsUpto(setOf(c.labels)))
+}
+
+// last reads from the leader up to which record a counter is complete.
+func (c *Counters) last(ctx context.Context, subject string) (uint64, error) {
+	msg, err := leader.Last(ctx, c.js, c.names.TotalsStream(), subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("counter %s: %w", subject, err)
+	}
+	return parsePosition(msg.Header.Get(headerUpto), c.epoch), nil
+}
+
+// Read hands over the counters under filters as they stand.
+func (c *Counters) Read(ctx context.Context, filters []string, f func(Counter)) error {
+	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: filters, DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy}
+	return scan(ctx, c.js, c.names.TotalsStream(), cfg, func(msg jetstream.Msg) error {
+		t, err := ParseCounter(msg.Data())
+		if err != nil {
+			return fmt.Errorf("%s in stream %s: %w", msg.Subject(), c.names.TotalsStream(), err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return err
+		}
+		f(Counter{Subject: msg.Subject(), Totals: t, Upto: parsePosition(msg.Headers().Get(headerUpto), c.epoch), Seq: meta.Sequence.Stream})
+		return nil
+	})
+}
+
+// part is what one record adds to a counter.
+type part struct {
+	seq uint64
+	add Totals
+}
+
+// Add adds records that follow each other, oldest first, and notes that every counter
+// is complete up to upto. What a counter has already is left out.
+func (c *Counters) Add(ctx context.Context, records []Stored, from, upto uint64) error {
+	parts := make(map[string][]part)
+	for i := range records {
+		for _, e := range records[i].Entries() {
+			for _, subject := range Subjects(c.names, e.Record, c.labels) {
+				parts[subject] = append(parts[subject], part{records[i].Seq, e.Totals})
+			}
+		}
+	}
+	if err := c.add(ctx, parts, upto); err != nil {
+		return err
+	}
+	failpoint.Here("totals")
+	if upto <= from {
+		return nil
+	}
+	// Its number is of no use, but a counter has to have one.
+	return c.add(ctx, map[string][]part{c.names.TotalsUpto(setOf(c.labels)): {{upto, Totals{}}}}, upto)
+}
+
+// maxLooks bounds how often a counter is looked at again that others add to as well.
+const maxLooks = 10
+
+func (c *Counters) add(ctx context.Context, parts map[string][]part, upto uint64) error {
+	for range maxLooks {
+		missed, err := c.tryAdd(ctx, parts, upto)
+		if err != nil {
+			clear(c.upto) // some may be stored
+			return err
+		}
+		if len(missed) == 0 {
+			return nil
+		}
+		parts = missed
+	}
+	return errors.New("others add to the same counters all the time")
+}
+
+// tryAdd sends an increment for each counter, and returns the parts of those to which
+// somebody else has added meanwhile.
+func (c *Counters) tryAdd(ctx context.Context, parts map[string][]part, upto uint64) (missed map[string][]part, err error) {
+	type sent struct {
+		subject string
+		to      uint64
+		wait    func(context.Context) (*jetstream.PubAck, error)
+	}
+	if time.Since(c.known) > knownFor { // this worker may have been frozen
+		clear(c.upto)
+	}
+	c.known = time.Now()
+	var waiting []sent
+	for subject, list := range parts {
+		known, ok := c.upto[subject]
+		if !ok {
+			if known, err = c.last(ctx, subject); err != nil {
+				return nil, err
+			}
+			c.upto[subject] = known
+		}
+		var sum Totals
+		to := uint64(0)
+		for _, p := range list {
+			if p.seq > known {
+				sum, to = sum.Plus(p.add), max(to, p.seq)
+			}
+		}
+		if to == 0 {
+			continue
+		}
+		msg := &nats.Msg{Subject: subject, Header: nats.Header{
+			headerIncrement: {sum.Number().String()}, headerUpto: {position{c.epoch, to}.String()},
+		}}
+		waiting = append(waiting, sent{subject, to, publish(c.js, msg, subject+"@"+position{c.epoch, known}.String())})
+	}
+	missed = make(map[string][]part)
+	for _, s := range waiting {
+		ack, failed := s.wait(ctx)
+		switch {
+		case failed != nil:
+			err = errors.Join(err, fmt.Errorf("counter %s: %w", s.subject, failed))
+		case ack.Duplicate: // ours, whose answer was lost, or somebody else's
+			delete(c.upto, s.subject)
+			missed[s.subject] = parts[s.subject]
+		default:
+			c.upto[s.subject] = s.to
+		}
+	}
+	return missed, err
+}
+
+// Correct adds a difference to a counter as it was read. Two that correct it from the
+// same state do it once.
+func (c *Counters) Correct(ctx context.Context, have Counter, add Totals) error {
+	msg := &nats.Msg{Subject: have.Subject, Header: nats.Header{
+		headerIncrement: {add.Number().String()}, headerUpto: {position{c.epoch, have.Upto}.String()},
+	}}
+	_, err := publish(c.js, msg, fmt.Sprintf("rebuild.%s.%d", have.Subject, have.Seq))(ctx)
+	if err != nil {
+		return fmt.Errorf("counter %s: %w", have.Subject, err)
+	}
+	return nil
+}
+
+// maxParts bounds how many records are added at once.
+const maxParts = 4096
+
+// CatchUp adds all records that are stored now. foreign is given what is not a usage
+// record.
+func (c *Counters) CatchUp(ctx context.Context, foreign func(error)) error {
+	from, err := c.Upto(ctx)
+	if err == nil {
+		_, err = c.catchUp(ctx, from, foreign)
+	}
+	return err
+}
+
+// catchUp adds the records after from, and returns up to which one.
+func (c *Counters) catchUp(ctx context.Context, from uint64, foreign func(error)) (upto uint64, err error) {
+	var batch []Stored
+	upto = from
+	flush := func(to uint64) error {
+		err := c.Add(ctx, batch, upto, to)
+		if err == nil {
+			batch, upto = batch[:0], to
+		}
+		return err
+	}
+	last, err := After(ctx, c.js, c.names.UsageStream(), c.names.AllUsage(), from, func(s Stored) error {
+		if batch = append(batch, s); len(batch) >= maxParts {
+			return flush(s.Seq)
+		}
+		return nil
+	}, foreign)
+	if err != nil || last <= upto {
+		return upto, err
+	}
+	return upto, flush(last)
+}
+
+// AdderOptions configure an Adder. All are required.
+type AdderOptions struct {
+	JS     jetstream.JetStream
+	Names  topology.Names
+	Labels []string // by which days and months are added up, sorted
+	// Every is how long records are gathered before they are added.
+	Every time.Duration
+	// Own returns the records after from up to upto, if this worker has stored them
+	// all and still knows them: then they are not read.
+	Own func(from, upto uint64) ([]Stored, bool)
+	// Turn reports whether it is this worker that adds. It is asked every TurnEvery.
+	Turn      func(ctx context.Context) (bool, error)
+	TurnEvery time.Duration
+	// Failed is told that records could not be added, which is tried again; nil: that
+	// they were.
+	Failed func(error)
+	// Foreign is told of a message that is not a usage record.
+	Foreign func(error)
+}
+
+// Adder adds usage records to the counters as they are stored, for as long as it is
+// this worker's turn.
+type Adder struct{ o AdderOptions }
+
+// NewAdder returns an Adder; Run starts it.
+func NewAdder(o AdderOptions) *Adder { return &Adder{o: o} }
+
+// finishTimeout bounds what an Adder still does at its end.
+const finishTimeout = 5 * time.Second
+
+// Run adds until ctx ends, and then once more what is stored.
+func (a *Adder) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		mine, err := a.o.Turn(ctx)
+		if err == nil && mine {
+			err = a.follow(ctx)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil || mine {
+			a.o.Failed(err)
+		}
+		pause(ctx, a.o.TurnEvery)
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
+	defer cancel()
+	if mine, err := a.o.Turn(last); err != nil || !mine {
+		return // somebody else's turn, or the next one's
+	}
+	counters, err := OpenCounters(last, a.o.JS, a.o.Names, a.o.Labels)
+	if err == nil {
+		err = counters.CatchUp(last, a.o.Foreign)
+	}
+	if err != nil {
+		a.o.Failed(err)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// follow adds records until ctx ends or the turn is over.
+func (a *Adder) follow(ctx context.Context) error {
+	counters, err := OpenCounters(ctx, a.o.JS, a.o.Names, a.o.Labels)
+	if err != nil {
+		return err
+	}
+	upto, err := counters.Upto(ctx)
+	if err != nil {
+		return err
+	}
+	for asked := time.Now(); ctx.Err() == nil; {
+		before := upto
+		if upto, err = a.add(ctx, counters, upto); err != nil {
+			return err
+		}
+		if upto > before {
+			a.o.Failed(nil)
+		}
+		pause(ctx, a.o.Every)
+		if time.Since(asked) < a.o.TurnEvery {
+			continue
+		}
+		asked = time.Now()
+		if mine, err := a.o.Turn(ctx); err != nil || !mine {
+			return err
+		}
+	}
+	return nil
+}
+
+// add adds what was stored since from, and returns up to which record.
+func (a *Adder) add(ctx context.Context, counters *Counters, from uint64) (upto uint64, err error) {
+	name := a.o.Names.UsageStream()
+	var info *jetstream.StreamInfo
+	err = leader.Try(ctx, name, func(ctx context.Context) error {
+		stream, err := a.o.JS.Stream(ctx, name)
+		if err == nil {
+			info = stream.CachedInfo()
+		}
+		return err
+	})
+	if err != nil {
+		return from, fmt.Errorf("stream %s: %w", name, err)
+	}
+	last := info.State.LastSeq
+	if info.Created.UnixMilli() != counters.epoch {
+		return from, fmt.Errorf("stream %s was made again", name) // the counters are opened again
+	}
+	if last <= from {
+		return from, nil
+	}
+	if own, all := a.o.Own(from, last); all {
+		return last, counters.Add(ctx, own, from, last)
+	}
+	return counters.catchUp(ctx, from, a.o.Foreign)
+}
