@@ -72,5 +72,9 @@ func (r *Record) AppendJSON(b []byte) ([]byte, error) {
 	}
 	o.OptTime("published_at", r.PublishedAt)
 	o.OptUint("letters_before", r.LettersBefore)
+	o.OptTime("confirmed_at", r.ConfirmedAt)
+	if len(r.Usage) > 0 {
+		o.Value("usage", r.Usage)
+	}
 	return o.End()
 }
