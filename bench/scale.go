@@ -288,7 +288,7 @@ func (k *leaseKeys) renew(ctx context.Context, over time.Duration) error {
 
 // frames go out through a worker: what NATS has to do for each.
 func (n *natsCosts) frames(ctx context.Context, c *natsCluster, z scaleSizes) error {
-	if err := c.withBackend(ctx, params{Frames: z.frames, Speed: 0}); err != nil {
+	if err := c.withBackend(ctx, params{Frames: z.frames}); err != nil {
 		return err
 	}
 	if _, err := c.with(ctx, params{Role: "worker", Concurrency: concurrency}); err != nil {
@@ -427,7 +427,7 @@ func idleWorkers(ctx context.Context, n int, d time.Duration) (out idleUse, err 
 		return out, err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	if err := c.withBackend(ctx, params{Frames: 1, Speed: 0}); err != nil {
+	if err := c.withBackend(ctx, params{Frames: 1}); err != nil {
 		return out, err
 	}
 	one, err := c.with(ctx, params{Role: "worker", Concurrency: concurrency})
@@ -532,7 +532,7 @@ func filesPerSession(ctx context.Context, n int) (files float64, err error) {
 	if err := s.withNATS(ctx); err != nil {
 		return 0, err
 	}
-	if err := s.withBackend(ctx, params{Frames: 1, Speed: 0}); err != nil {
+	if err := s.withBackend(ctx, params{Frames: 1}); err != nil {
 		return 0, err
 	}
 	c, err := s.with(ctx, params{Role: "worker", Concurrency: n})

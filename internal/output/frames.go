@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/ack"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/leader"
 )
@@ -129,7 +130,7 @@ func (f *Frames) publish(ctx context.Context, msg *nats.Msg) error {
 func (f *Frames) publishOnce(ctx context.Context, msg *nats.Msg) error {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	_, err := f.js.PublishMsg(ctx, msg)
+	_, err := ack.Publish(ctx, f.js.Conn(), msg)
 	return err
 }
 

@@ -71,6 +71,10 @@ func (r *Record) AppendJSON(b []byte) ([]byte, error) {
 		o.Value("labels", r.Labels)
 	}
 	o.OptTime("published_at", r.PublishedAt)
+	o.OptTime("confirmed_at", r.ConfirmedAt)
+	if len(r.Usage) > 0 {
+		o.Value("usage", r.Usage)
+	}
 	o.OptUint("letters_before", r.LettersBefore)
 	return o.End()
 }
