@@ -245,33 +245,33 @@ func (e *execution) errorEvent(r *lifecycle.Record, fault *errors.Error, d error
 	return &ev
 }
 
-func (e effects) deadLetter(r *lifecycle.Record) DeadLetter {
+func (f effects) deadLetter(r *lifecycle.Record) DeadLetter {
 	return DeadLetter{
-		Job: e.id, Header: e.msg.Headers(), Data: e.msg.Data(),
+		Job: f.id, Header: f.msg.Headers(), Data: f.msg.Data(),
 		Reason: r.Reason, Error: *r.LastError, Crashes: r.Crashes, Attempts: r.AttemptsMade(),
-		FailedAt: r.UpdatedAt, Worker: e.w.o.Name, LettersBefore: r.LettersBefore,
+		FailedAt: r.UpdatedAt, Worker: f.w.o.Name, LettersBefore: r.LettersBefore,
 	}
 }
 
-func (e settlement) logFailure(r *lifecycle.Record, fault *errors.Error, plan lifecycle.Plan) {
+func (s settlement) logFailure(r *lifecycle.Record, fault *errors.Error, plan lifecycle.Plan) {
 	var secrets []string
-	if e.job != nil {
-		secrets = e.job.Secrets()
+	if s.job != nil {
+		secrets = s.job.Secrets()
 	}
 	level := zerolog.WarnLevel
 	if plan.Action == errors.ActionDeadLetter {
 		level = zerolog.ErrorLevel
 	}
-	e.fault = fault.Redact(secrets...)
-	e.log().WithLevel(level).Err(e.fault).
+	s.fault = fault.Redact(secrets...)
+	s.log().WithLevel(level).Err(s.fault).
 		Str("code", string(fault.Code)).Str("phase", string(fault.Phase)).Str("action", string(plan.Action)).
 		Int("attempt", r.Attempt).Int("session", r.Session).Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).
 		Str("connection_id", r.ConnectionID).Str("req_id", fault.ReqID).Stringer("retry_in", plan.Delay).
 		Msg("attempt failed")
 }
 
-func (e settlement) logOutcome(r *lifecycle.Record) {
-	e.log().Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
+func (s settlement) logOutcome(r *lifecycle.Record) {
+	s.log().Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
 		Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).Str("connection_id", r.ConnectionID).
 		Int("utterances", r.UtterancesDone).Stringer("session_time", r.SessionTime).
 		Msg("job done")
