@@ -177,6 +177,44 @@ func TestAJobWhoseMessageIsGoneIsNotSaidToBeDelivered(t *testing.T) {
 	h.retry(h.operator(), "j", false, operate.StatusLost)
 }
 
+// retriesAtOnce has each job that was postponed for longer retried before its message
+// is handed back.
+type retriesAtOnce struct {
+	jobs.Observer
+	do func(id string)
+}
+
+func (o *retriesAtOnce) Postponed(id string, state lifecycle.State, d time.Duration) {
+	o.Observer.Postponed(id, state, d)
+	if d > time.Minute {
+		o.do(id)
+	}
+}
+
+func TestARetryOrCancelBetweenAFailuresRecordAndItsNakIsNotDelayed(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		do   func(h *house, id string)
+		want lifecycle.State
+	}{
+		{"retry", func(h *house, id string) { h.retry(h.operator(), id, false, operate.StatusDelivered) }, lifecycle.StateCompleted},
+		{"cancel", func(h *house, id string) {
+			if _, err := h.operator().Cancel(context.Background(), id, false); err != nil {
+				h.t.Error(err)
+			}
+		}, lifecycle.StateCancelled},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := newHouse(t)
+			h.start(failsFirst(), patient, func(o *options) {
+				o.Observer = &retriesAtOnce{o.Observer, func(id string) { tc.do(h, id) }}
+			})
+			h.submit("default", job("j"))
+			h.outcome("j", tc.want)
+		})
+	}
+}
+
 func TestAPausedQueueDeliversNothingNotEvenWhatIsRetried(t *testing.T) {
 	h := newHouse(t, "default", "other")
 	h.start(failsFirst(), patient)

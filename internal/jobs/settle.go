@@ -227,7 +227,23 @@ func (s settlement) postpone(ctx context.Context, next *lifecycle.Record, delay 
 	}
 	s.w.o.Observer.Postponed(s.id.ID, next.State, delay)
 	s.nak(delay)
+	if delay > 0 {
+		s.nakIfDue(ctx)
+	}
 	return nil
+}
+
+// nakIfDue ends the delay of a nak that has just been sent, if the job became due, or
+// was to be cancelled, after its record was written: what asked for that has sent its
+// own nak before ours.
+func (s settlement) nakIfDue(ctx context.Context) {
+	r, err := s.record.Load(ctx)
+	if err != nil || r == nil || !r.Waits() || r.NextAttemptAt == nil {
+		return // the job comes when its time has come
+	}
+	if r.CancelRequested || !r.NextAttemptAt.After(s.w.now()) {
+		s.nak(0)
+	}
 }
 
 // holdFor says why a job has to wait that may not start, and how long at least
