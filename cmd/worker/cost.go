@@ -152,8 +152,8 @@ func newCostCheckCommand(c *cli, with ledgerFunc) *cobra.Command {
 		Long: `Reads a list of sessions: CSV whose first line names the columns, or a JSON object
 on each line, with connection_id and at least one of connected_ms,
 connected_seconds and credits. "-" is stdin. Give --since and --until of the list:
-sessions of that time that are not on it are reported too. Exit code 1 where the
-two are not the same.`,
+sessions of that time that are not on it are reported too; without them, all of the
+ledger that are not. Exit code 1 where the two are not the same.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			since, until, err := when.times(c.now())
 			if err != nil {
