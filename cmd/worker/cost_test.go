@@ -96,7 +96,7 @@ func TestCountersAreRebuiltAndBudgetsAreShownAndChanged(t *testing.T) {
 	expect(t, 0, []string{"200"}, with("cost", "budget")...)
 	expect(t, 0, []string{"configuration's again"}, with("cost", "budget", "app_id", "--reset")...)
 	expect(t, 1, []string{"no budget for app_id per day"}, with("cost", "budget", "app_id", "--credits", "2", "--per", "day")...)
-	for _, wrong := range [][]string{{"--credits", "5"}, {"app_id"}, {"app_id", "--credits", "0"}, {"app_id", "--credits", "1", "--reset"}} {
+	for _, wrong := range [][]string{{"--credits", "5"}, {"app_id"}, {"app_id", "--credits", "0"}, {"app_id", "--credits", "1000000001"}, {"app_id", "--credits", "5", "--per", "week"}, {"--per", "day"}, {"app_id", "--credits", "1", "--reset"}} {
 		expect(t, 2, nil, with(append([]string{"cost", "budget"}, wrong...)...)...)
 	}
 }
