@@ -95,7 +95,7 @@ func TestEveryTargetFindsItsRows(t *testing.T) {
 			all[m.key()][0][metric] = 1
 		}
 	}
-	if got := targets(list, all); len(got) != 20 {
+	if got := targets(list, all); len(got) != 23 {
 		t.Errorf("%d targets", len(got))
 	}
 }

@@ -85,7 +85,7 @@ func TestTheBeginningOfLiveSpeechWithoutFramesIsRecordedSoon(t *testing.T) {
 		if err := p.begin(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(begunAfter)
+		time.Sleep(begunAfter) //nolint:forbidigo // fake clock
 		synctest.Wait()
 		if n.spoken.Load() != 1 {
 			t.Error("not recorded")
@@ -108,7 +108,7 @@ func TestSpeechThatIsOverIsNotRecordedAsBegun(t *testing.T) {
 		if err := p.begun.wait(); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(2 * begunAfter)
+		time.Sleep(2 * begunAfter) //nolint:forbidigo // fake clock
 		p.begun.start()
 		synctest.Wait()
 		if n.spoken.Load() != 0 {

@@ -76,7 +76,7 @@ func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err err
 	}
 	switch what {
 	case lifecycle.StepDuplicate:
-		return nil, false, c.settlement().duplicate(ctx, record)
+		return nil, false, c.settlement().duplicate(record)
 	case lifecycle.StepEffects:
 		return nil, false, c.effects().repeatEffects()
 	case lifecycle.StepWait:

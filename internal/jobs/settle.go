@@ -337,7 +337,7 @@ func (s settlement) giveUp(ctx context.Context, from *lifecycle.Record, fault *e
 }
 
 // duplicate acknowledges and drops a message that has another job's ID.
-func (s settlement) duplicate(ctx context.Context, r *lifecycle.Record) error {
+func (s settlement) duplicate(r *lifecycle.Record) error {
 	fields := s.fields(r)
 	fields.Run, fields.Time = s.id.Run, s.w.now()
 	ev := s.event(event.TypeDuplicate, r, event.Duplicate{JobFields: fields, StreamSeq: s.id.StreamSeq, KeptSeq: r.StreamSeq, CurrentRun: r.Run})

@@ -276,9 +276,10 @@ func TestTwoOperatorsAtOnceLeaveOneOutcome(t *testing.T) {
 			case 1:
 				cancelled[i], err = two.Cancel(context.Background(), id, false)
 			case 2: // somebody pauses and resumes the queue meanwhile
-				if i%4 == 0 {
+				switch i % 4 {
+				case 0:
 					_, err = two.Pause(context.Background(), "default", time.Minute)
-				} else if i%4 == 2 {
+				case 2:
 					_, err = one.Resume(context.Background(), "default")
 				}
 			}

@@ -19,12 +19,14 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/status"
 	"avatarworker/internal/ui"
 )
@@ -256,7 +258,11 @@ func busy() *world {
 	alert, _ := json.Marshal(event.RecurringAlert{Code: errors.CodeServerError, Count: 7, Window: "1m0s", AppIDs: []string{steering}, JobIDs: []string{"j1", "../x"}})
 	w.alerts = []status.Event{{Type: "avatar.alert.recurring", Time: now, Data: alert}, {Type: "avatar.alert.circuit_closed", Time: now, Data: json.RawMessage(`{"code":"creditsExhausted","app_id":"shop"}`)}, {Type: "x", Data: json.RawMessage(`"` + "text" + `"`)}}
 	w.limits = []ui.Limit{{Name: "app_id shop", Used: 2, Max: 2}, {Name: "label.room <x>", Used: 1}}
-	w.spend = &ui.Spend{Since: now.Truncate(24 * time.Hour), Connected: time.Hour, Credits: 601, Jobs: 4, AtLeast: true}
+	w.spend = &ui.Spend{Since: now.Truncate(24 * time.Hour), Connected: time.Hour, Credits: 601, Jobs: 4, AtLeast: true, Ledger: &cost.Overview{
+		Today:   usage.Totals{Sessions: 4, ConnectedMS: 3_600_000, Credits: 601, EstimatedCredits: 11, FailedCredits: 23},
+		Month:   usage.Totals{Sessions: 90, ConnectedMS: 720_000_000, Credits: 123_456},
+		ByLabel: map[string][]cost.Row{"customer": {{Key: "acme <b>", Totals: usage.Totals{Sessions: 3, Credits: 98_765}}, {Totals: usage.Totals{Credits: 1}}}},
+	}}
 	w.counts = []ui.CodeCount{{Code: errors.CodeServerError, Total: 3, Counts: []int{59: 3}}, {Code: "<b>", Total: 1, Counts: []int{0: 1, 59: 0}}}
 	return w
 }

@@ -88,6 +88,8 @@ func TestEachQuestionOfTheWalkHasItsAnswerOnAPage(t *testing.T) {
 		{"which customer's jobs fail", "/jobs?state=dead_lettered&label=customer%3Dacme", []string{"j7"}},
 		{"what does this cost", "/jobs/j1", []string{"at least 2", "7.0 s"}},
 		{"what does today cost", "/", []string{"601", "credits today"}},
+		{"what do this month and each customer cost", "/", []string{"this month", "123,456", "customer: acme &lt;b&gt;", "98,765", "not set"}},
+		{"what is lost to failures", "/", []string{"Lost to failures", ">23<"}},
 		{"what is full", "/", []string{"stream AVATAR_JOBS is 90 % full", "nearly full"}},
 		{"who is paused", "/", []string{"Queue vip is paused for 30 min"}},
 		{"why does nothing start", "/", []string{"No sessions are started for app shop in us-west: creditsExhausted", "Buy credits"}},
