@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/csv"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +52,29 @@ func TestCostsAreSummedByAnythingAndPrintedInEveryForm(t *testing.T) {
 		{"--by", "month"}, {"--by", "label:"}, {"--since", "yesterday"}, {"--until", "2026-13-01"}, {"--since", "2026-03-02", "--until", "2026-03-01"}, {"--json", "--csv"},
 	} {
 		expect(t, 2, []string{wrong[0]}, b.args(append([]string{"cost"}, wrong...)...)...)
+	}
+}
+
+func TestCSVHasNoFormulas(t *testing.T) {
+	var keys []cost.Row
+	for _, key := range []string{"=1+2", "@SUM(A1)", "-x", "+cmd|' /C calc'!A0", "\tx", "-17", "+4917", "", "a=b", "a,\"b\nc"} {
+		keys = append(keys, cost.Row{Key: key})
+	}
+	var out strings.Builder
+	if err := writeCSV(&out, keys); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := csv.NewReader(strings.NewReader(out.String())).ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, row := range rows[1:] {
+		got = append(got, row[0])
+	}
+	want := []string{"'=1+2", "'@SUM(A1)", "'-x", "'+cmd|' /C calc'!A0", "'\tx", "-17", "+4917", "", "a=b", "a,\"b\nc"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 
