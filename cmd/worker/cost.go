@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -129,7 +130,7 @@ func writeCSV(w io.Writer, rows []cost.Row) error {
 		return err
 	}
 	for _, r := range rows {
-		line := []string{r.Key}
+		line := []string{csvText(r.Key)}
 		for _, n := range []int64{r.Sessions, r.ConnectedMS, r.Credits, r.EstimatedCredits, r.FailedCredits} {
 			line = append(line, strconv.FormatInt(n, 10))
 		}
@@ -139,6 +140,18 @@ func writeCSV(w io.Writer, rows []cost.Row) error {
 	}
 	out.Flush()
 	return out.Error()
+}
+
+// csvText is text as a cell of CSV. What a spreadsheet would run as a formula begins
+// with an apostrophe: labels are what publishers say.
+func csvText(text string) string {
+	if text == "" || !strings.ContainsAny(text[:1], "=+-@\t\r") {
+		return text
+	}
+	if _, err := strconv.ParseFloat(text, 64); err == nil {
+		return text
+	}
+	return "'" + text
 }
 
 func newCostCheckCommand(c *cli, with ledgerFunc) *cobra.Command {
@@ -152,8 +165,8 @@ func newCostCheckCommand(c *cli, with ledgerFunc) *cobra.Command {
 		Long: `Reads a list of sessions: CSV whose first line names the columns, or a JSON object
 on each line, with connection_id and at least one of connected_ms,
 connected_seconds and credits. "-" is stdin. Give --since and --until of the list:
-sessions of that time that are not on it are reported too. Exit code 1 where the
-two are not the same.`,
+sessions of that time that are not on it are reported too; without them, all of the
+ledger that are not. Exit code 1 where the two are not the same.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			since, until, err := when.times(c.now())
 			if err != nil {

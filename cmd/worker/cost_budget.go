@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/app"
+	"avatarworker/internal/config"
 	"avatarworker/internal/cost"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/budget"
@@ -35,8 +36,12 @@ seconds.`,
 				return usagef("name the KEY of the budget: app_id or label.NAME")
 			case len(args) == 1 && set == reset:
 				return usagef("give either --credits N or --reset")
-			case set && credits < 1:
-				return usagef("--credits %d: want at least 1", credits)
+			case set && (credits < 1 || credits > config.MaxBudget):
+				return usagef("--credits %d: want a number from 1 to %d", credits, config.MaxBudget)
+			case per != budget.Day && per != budget.Month:
+				return usagef("--per %q: want day or month", per)
+			case len(args) == 0 && cmd.Flags().Changed("per"):
+				return usagef("--per goes with a KEY: without one all budgets are shown")
 			}
 			return with(cmd.Context(), "cost budget", func(l *link, s *cost.Store) error {
 				if len(args) == 0 {

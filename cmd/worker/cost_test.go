@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/csv"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +55,29 @@ func TestCostsAreSummedByAnythingAndPrintedInEveryForm(t *testing.T) {
 	}
 }
 
+func TestCSVHasNoFormulas(t *testing.T) {
+	var keys []cost.Row
+	for _, key := range []string{"=1+2", "@SUM(A1)", "-x", "+cmd|' /C calc'!A0", "\tx", "-17", "+4917", "", "a=b", "a,\"b\nc"} {
+		keys = append(keys, cost.Row{Key: key})
+	}
+	var out strings.Builder
+	if err := writeCSV(&out, keys); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := csv.NewReader(strings.NewReader(out.String())).ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, row := range rows[1:] {
+		got = append(got, row[0])
+	}
+	want := []string{"'=1+2", "'@SUM(A1)", "'-x", "'+cmd|' /C calc'!A0", "'\tx", "-17", "+4917", "", "a=b", "a,\"b\nc"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
 func TestAVendorsListIsCheckedAndOneThatCanNotBeReadNamesItsLine(t *testing.T) {
 	b := newBench(t)
 	b.used()
@@ -96,7 +121,7 @@ func TestCountersAreRebuiltAndBudgetsAreShownAndChanged(t *testing.T) {
 	expect(t, 0, []string{"200"}, with("cost", "budget")...)
 	expect(t, 0, []string{"configuration's again"}, with("cost", "budget", "app_id", "--reset")...)
 	expect(t, 1, []string{"no budget for app_id per day"}, with("cost", "budget", "app_id", "--credits", "2", "--per", "day")...)
-	for _, wrong := range [][]string{{"--credits", "5"}, {"app_id"}, {"app_id", "--credits", "0"}, {"app_id", "--credits", "1", "--reset"}} {
+	for _, wrong := range [][]string{{"--credits", "5"}, {"app_id"}, {"app_id", "--credits", "0"}, {"app_id", "--credits", "1000000001"}, {"app_id", "--credits", "5", "--per", "week"}, {"--per", "day"}, {"app_id", "--credits", "1", "--reset"}} {
 		expect(t, 2, nil, with(append([]string{"cost", "budget"}, wrong...)...)...)
 	}
 }

@@ -241,7 +241,7 @@ func TestBadEnvironmentAndFlagsAreNamed(t *testing.T) {
 	_, _, err := Load(Source{
 		Environ: []string{
 			"AVATAR_WORKER_CONCURRENCY=x", "AVATAR_WORKER_QUEUES=a,,b", "SPATIUS_REGION=US",
-			"AVATAR_LIMITS=label.room", "AVATAR_APPS={nope", `AVATAR_POLICY={"unknwn": {}}`,
+			"AVATAR_LIMITS=label.room", "AVATAR_BUDGETS=label.customer=5/day@x", "AVATAR_APPS={nope", `AVATAR_POLICY={"unknwn": {}}`,
 		},
 		Overrides: map[string]string{"lease.ack_wait": "500ms", "retry.initail": "1s", "log.level": "loud"},
 	})
@@ -251,6 +251,7 @@ func TestBadEnvironmentAndFlagsAreNamed(t *testing.T) {
 	for _, want := range []string{
 		`AVATAR_WORKER_CONCURRENCY: worker.concurrency: "x" is not a whole number`,
 		`AVATAR_WORKER_QUEUES: worker.queues: "a,,b" has an empty entry`,
+		`AVATAR_BUDGETS: budgets: "label.customer=5/day@x" is not a budget: write key=credits/per`,
 		`AVATAR_LIMITS: limits: "label.room" is not a session limit: write key:max`,
 		`SPATIUS_REGION: backend.region: is "US"`,
 		`AVATAR_APPS: apps: is not valid YAML`,

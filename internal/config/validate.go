@@ -477,7 +477,7 @@ func (v *validator) budget(key string, b Budget) {
 	if b.Key != "app_id" && (!isLabel || !labelName.MatchString(name)) {
 		v.fail(key+".key", "is %s: give app_id or label.<name>", quote(b.Key))
 	}
-	v.between(key+".credits", b.Credits, 1, 1_000_000_000)
+	v.between(key+".credits", b.Credits, 1, MaxBudget)
 	v.oneOf(key+".per", b.Per, "day", "month")
 	if b.Warn < 0 || b.Warn >= 1 {
 		v.fail(key+".warn", "is %g: give a share from 0 (no alert) to below 1", b.Warn)

@@ -107,8 +107,15 @@ func (b Budget) String() string {
 // defaultWarn is the share of a budget at which an alert is published.
 const defaultWarn = 0.8
 
+// MaxBudget is the largest budget, in credits.
+const MaxBudget = 1_000_000_000
+
 func parseBudget(text string) (Budget, error) {
-	wrong := fmt.Errorf("%s is not a budget: write key=credits/per, as in app_id=1000/day, or key=credits/per@warn", quote(text))
+	shown := quote(text)
+	if !strings.Contains(text, "://") {
+		shown = quoteCut(text) // what is before its @ is no login
+	}
+	wrong := fmt.Errorf("%s is not a budget: write key=credits/per, as in app_id=1000/day, or key=credits/per@warn", shown)
 	body, warn, hasWarn := strings.Cut(text, "@")
 	key, amount, ok := strings.Cut(body, "=")
 	credits, per, hasPer := strings.Cut(amount, "/")
@@ -270,9 +277,10 @@ func redactURL(text string) string {
 }
 
 // quote quotes a value for a message: redacted, and cut where it is long.
-func quote(text string) string {
+func quote(text string) string { return quoteCut(redact(text)) }
+
+func quoteCut(text string) string {
 	const most = 60
-	text = redact(text)
 	if runes := []rune(text); len(runes) > most {
 		text = string(runes[:most]) + "…"
 	}

@@ -3,6 +3,7 @@ package cost
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/csv"
 	"encoding/json"
@@ -61,30 +62,54 @@ func readLines(in io.Reader) ([]Charge, error) {
 		if text == "" {
 			continue
 		}
-		d := json.NewDecoder(strings.NewReader(text))
-		d.UseNumber()
-		var object map[string]any
-		if err := d.Decode(&object); err != nil {
-			return nil, fmt.Errorf("line %d is not a JSON object: %w", n, err)
+		var object map[string]json.RawMessage
+		if err := json.Unmarshal([]byte(text), &object); err != nil || object == nil {
+			return nil, fmt.Errorf("line %d is not one JSON object: %w", n, cmp.Or(err, errors.New("it is null")))
 		}
-		charge, err := parseCharge(func(name string) string {
-			if v, ok := object[name]; ok && v != nil {
-				return fmt.Sprint(v)
-			}
-			return ""
-		})
+		charge, err := parseCharge(func(name string) (string, error) { return scalar(object[name]) })
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
 		charges = append(charges, charge)
 	}
-	return charges, lines.Err()
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("behind %s: %w", lastOf(charges), err)
+	}
+	return charges, nil
+}
+
+// lastOf names the last session that was read.
+func lastOf(charges []Charge) string {
+	if len(charges) == 0 {
+		return "the begin"
+	}
+	return fmt.Sprintf("connection_id %q", charges[len(charges)-1].ConnectionID)
+}
+
+// scalar is a JSON string or number as text; "" for null and for nothing.
+func scalar(value json.RawMessage) (string, error) {
+	text := strings.TrimSpace(string(value))
+	switch {
+	case text == "" || text == "null":
+		return "", nil
+	case text[0] == '"':
+		var s string
+		err := json.Unmarshal(value, &s)
+		return strings.TrimSpace(s), err
+	case strings.ContainsAny(text[:1], "-0123456789"):
+		return text, nil
+	default:
+		return "", fmt.Errorf("is %.60s: want a string or a number", text)
+	}
 }
 
 func readCSV(in io.Reader) ([]Charge, error) {
 	rows := csv.NewReader(in)
 	rows.TrimLeadingSpace = true
 	head, err := rows.Read()
+	if errors.Is(err, io.EOF) {
+		return nil, errors.New("the list is empty")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("line 1 does not name the columns, of which connection_id is one: %w", err)
 	}
@@ -93,6 +118,11 @@ func readCSV(in io.Reader) ([]Charge, error) {
 	}
 	if !slices.Contains(head, "connection_id") {
 		return nil, fmt.Errorf("line 1 names no column connection_id, but %s", strings.Join(head, ", "))
+	}
+	for i, name := range head {
+		if slices.Contains(columns, name) && slices.Index(head, name) < i {
+			return nil, fmt.Errorf("line 1 names the column %s twice: keep one", name)
+		}
 	}
 	var charges []Charge
 	for {
@@ -104,11 +134,11 @@ func readCSV(in io.Reader) ([]Charge, error) {
 			return nil, err // it names the line
 		}
 		line, _ := rows.FieldPos(0)
-		charge, err := parseCharge(func(name string) string {
+		charge, err := parseCharge(func(name string) (string, error) {
 			if i := slices.Index(head, name); i >= 0 {
-				return strings.TrimSpace(row[i])
+				return strings.TrimSpace(row[i]), nil
 			}
-			return ""
+			return "", nil
 		})
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w", line, err)
@@ -117,13 +147,24 @@ func readCSV(in io.Reader) ([]Charge, error) {
 	}
 }
 
-func parseCharge(field func(name string) string) (Charge, error) {
-	c := Charge{ConnectionID: field("connection_id"), ConnectedMS: -1, Credits: -1}
-	if c.ConnectionID == "" {
-		return c, errors.New("connection_id is empty")
+// columns are the names that count in a list.
+var columns = []string{"connection_id", "connected_ms", "connected_seconds", "credits", "confirmed_at"}
+
+func parseCharge(field func(name string) (string, error)) (Charge, error) {
+	c := Charge{ConnectedMS: -1, Credits: -1}
+	fields := make(map[string]string)
+	for _, name := range columns {
+		text, err := field(name)
+		if err != nil {
+			return c, fmt.Errorf("%s %w", name, err)
+		}
+		fields[name] = text
+	}
+	if c.ConnectionID = fields["connection_id"]; c.ConnectionID == "" {
+		return c, errors.New("connection_id is empty or missing")
 	}
 	number := func(name string, scale float64, into *int64) error {
-		text := field(name)
+		text := fields[name]
 		if text == "" {
 			return nil
 		}
@@ -138,7 +179,7 @@ func parseCharge(field func(name string) string) (Charge, error) {
 	if err == nil && c.ConnectedMS < 0 && c.Credits < 0 {
 		err = errors.New("it has none of connected_ms, connected_seconds and credits")
 	}
-	if text := field("confirmed_at"); err == nil && text != "" {
+	if text := fields["confirmed_at"]; err == nil && text != "" {
 		if c.ConfirmedAt, err = time.Parse(time.RFC3339Nano, text); err != nil {
 			err = fmt.Errorf("confirmed_at is %q: want a time such as 2026-03-01T12:00:00Z", text)
 		}

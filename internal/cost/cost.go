@@ -264,9 +264,13 @@ func (s *Store) compare(ctx context.Context, counters *usage.Counters) (Compared
 	if err != nil {
 		return c, fmt.Errorf("stream %s: %w", s.names.UsageStream(), err)
 	}
-	if state := stream.CachedInfo().State; state.FirstSeq > 1 {
-		// Of the oldest day some records may be gone, of those before all are.
-		c.Before = usage.Day(state.FirstTime.Add(24 * time.Hour))
+	totals, err := s.js.Stream(ctx, s.names.TotalsStream())
+	if err != nil {
+		return c, fmt.Errorf("stream %s: %w", s.names.TotalsStream(), err)
+	}
+	if begin := completeSince(stream.CachedInfo(), totals.CachedInfo().Created, time.Now()); !begin.IsZero() {
+		// Of this day some records may be gone, of those before all are.
+		c.Before = usage.Day(begin.Add(24 * time.Hour))
 	}
 	from, err := counters.Upto(ctx)
 	if err != nil {
@@ -311,6 +315,24 @@ func (s *Store) compare(ctx context.Context, counters *usage.Counters) (Compared
 		}
 	}
 	return c, nil
+}
+
+// completeSince is the time since which all records are there. Zero: all are that
+// there ever were. Older ones aged out, were removed, or went with the stream, which
+// was made again after the counters.
+func completeSince(records *jetstream.StreamInfo, countersMade, now time.Time) time.Time {
+	oldest := records.State.FirstTime
+	if records.State.Msgs == 0 {
+		oldest = now
+	}
+	switch {
+	case records.State.FirstSeq > 1:
+		return oldest
+	case countersMade.Before(records.Created) && !oldest.Before(records.Created): // a restored one has older records
+		return records.Created
+	default:
+		return time.Time{}
+	}
 }
 
 // ours reports whether a family of counters is of the labels that are configured.

@@ -289,6 +289,58 @@ func BenchmarkSumOfAYear(b *testing.B) {
 	}
 }
 
+// What the counters of lost records say is all that is left of them.
+func TestARebuildLeavesTheSumsOfLostRecordsAlone(t *testing.T) {
+	for name, lose := range map[string]func(jetstream.JetStream) error{
+		"purged": func(js jetstream.JetStream) error {
+			stream, err := js.Stream(t.Context(), names.UsageStream())
+			if err != nil {
+				return err
+			}
+			return stream.Purge(t.Context())
+		},
+		"made again, empty": func(js jetstream.JetStream) error {
+			if err := js.DeleteStream(t.Context(), names.UsageStream()); err != nil {
+				return err
+			}
+			_, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, js := ledger(t)
+			catchUp(t, js)
+			sum := func() string {
+				t.Helper()
+				rows, err := s.Sum(t.Context(), cost.Query{By: cost.ByDay})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return fmt.Sprint(rows)
+			}
+			want := sum()
+			if err := lose(js); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				corrected, after, err := s.Rebuild(t.Context())
+				if err != nil || len(corrected)+len(after.Differences) > 0 || after.Before == "" {
+					t.Errorf("corrected %d, %+v, %v", len(corrected), after, err)
+				}
+				if got := sum(); got != want {
+					t.Errorf("the sums are %s, want %s", got, want)
+				}
+				// One more record makes the stream no more complete.
+				r := usage.Record{JobID: "K", Run: 1, Session: 1, AppID: "app", Queue: "default", ConfirmedAt: march.AddDate(0, 1, 0), Credits: 1}
+				if _, err := usage.NewLedger(usage.Options{JS: js, Names: names, Window: time.Hour, Now: time.Now}).Store(t.Context(), r); err != nil {
+					t.Fatal(err)
+				}
+				want = sum()
+			}
+		})
+	}
+}
+
 func TestAVendorsListIsHeldAgainstTheLedger(t *testing.T) {
 	s, _ := ledger(t)
 	list := "\xef\xbb\xbfCredits,Connection_ID,connected_seconds\n1,c0,6.9\n2,c1,12\n,c2,99\n8,c3,\n9,c9,1\n1,c0,6\n"
@@ -328,16 +380,25 @@ func TestAnEstimateIsTheSameUpToItsBound(t *testing.T) {
 
 func TestAListThatCanNotBeReadNamesItsLine(t *testing.T) {
 	for list, want := range map[string]string{
-		"":                              "empty",
-		"id,credits\nc,1\n":             "connection_id",
-		"connection_id,credits\n,1\n":   "line 2",
-		"connection_id,credits\nc,x\n":  `line 2: credits is "x"`,
-		"connection_id,credits\nc,-1\n": "line 2",
-		"connection_id,seconds\nc,1\n":  "line 2: it has none",
-		"connection_id,credits\nc\n":    "line 2",
-		"{\"connection_id\":\"c\"}\n":   "line 1: it has none",
-		"{\"connection_id\":\"c\",\n":   "line 1",
-		"{\"connection_id\":\"c\",\"credits\":1,\"confirmed_at\":\"x\"}": "confirmed_at",
+		"":                                       "empty",
+		"id,credits\nc,1\n":                      "connection_id",
+		"connection_id,credits\n,1\n":            "line 2",
+		"connection_id,credits\nc,x\n":           `line 2: credits is "x"`,
+		"connection_id,credits\nc,-1\n":          "line 2",
+		"connection_id,seconds\nc,1\n":           "line 2: it has none",
+		"connection_id,credits\nc\n":             "line 2",
+		"{\"connection_id\":\"c\"}\n":            "line 1: it has none",
+		"{\"connection_id\":\"c\",\n":            "line 1",
+		"\n\n":                                   "empty",
+		"connection_id,credits,Credits\nc,1,2\n": "credits twice",
+		"{\"connection_id\":\"c\",\"credits\":1}{\"connection_id\":":                              "line 1 is not one JSON object",
+		"{\"connection_id\":\"c\",\"credits\":1}\nnull\n":                                         "line 2 is not one JSON object",
+		"{\"connection_id\":\"c\",\"credits\":1} {\"connection_id\":\"d\",\"credits\":1}":         "line 1 is not one JSON object",
+		"{\"connection_id\":{\"id\":\"c\"},\"credits\":1}":                                        "connection_id is {",
+		"{\"connection_id\":true,\"credits\":1}":                                                  "connection_id is true",
+		"{\"connectionId\":\"c\",\"credits\":1}":                                                  "connection_id is empty or missing",
+		"{\"connection_id\":\"c\",\"credits\":1}\n{\"x\":\"" + strings.Repeat("x", 2<<20) + "\"}": `behind connection_id "c"`,
+		"{\"connection_id\":\"c\",\"credits\":1,\"confirmed_at\":\"x\"}":                          "confirmed_at",
 	} {
 		if _, err := cost.ReadCharges(strings.NewReader(list)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %s", list, err, want)

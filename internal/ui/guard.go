@@ -254,7 +254,7 @@ func (g *guard) api(write bool, next http.Handler) http.Handler {
 				apiError(w, http.StatusForbidden, "the request comes from another site")
 				return
 			case !g.deliberate(r):
-				apiError(w, http.StatusUnsupportedMediaType, "send application/json, or "+tokenHeader)
+				apiError(w, http.StatusUnsupportedMediaType, "a change needs Content-Type: application/json, a bearer token, or the header "+tokenHeader)
 				return
 			}
 		}

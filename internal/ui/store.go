@@ -103,6 +103,9 @@ func NewStore(o StoreOptions) *Store {
 // Fleet returns the fleet's state, at most a moment old. The caller must not change
 // it.
 func (s *Store) Fleet(ctx context.Context) (*status.Fleet, error) {
+	if err := s.away("state of the fleet"); err != nil {
+		return nil, err
+	}
 	f, err := s.fleet.get(ctx, fleetAge, func(ctx context.Context) (*status.Fleet, error) {
 		return s.statuses.Fleet(ctx)
 	})
@@ -121,11 +124,23 @@ func (s *Store) explain(what string, err error) error {
 	}
 }
 
+// away is the error if NATS can't be reached: what is known from before would look as
+// if all were well.
+func (s *Store) away(what string) error {
+	if s.o.NC.IsConnected() {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, errDisconnected)
+}
+
 // errDisconnected says that NATS is away.
 var errDisconnected = errors.New("NATS can't be reached: workers and jobs may go on, but nothing can be seen or changed here until it is back")
 
 // Jobs lists jobs.
 func (s *Store) Jobs(ctx context.Context, q status.Query) (status.List, error) {
+	if err := s.away("list of jobs"); err != nil {
+		return status.List{}, err
+	}
 	q.DefaultApp = cmp.Or(q.DefaultApp, s.o.DefaultApp)
 	list, err := s.statuses.Jobs(ctx, q)
 	return list, s.explain("list of jobs", err)
@@ -215,11 +230,16 @@ func limitName(key string) string {
 // Recordings lists the newest recordings.
 func (s *Store) Recordings(ctx context.Context, limit int) ([]Recording, bool, error) {
 	bucket := s.o.Names.RecordingsBucket()
+	ctx, cancel := context.WithTimeoutCause(ctx, readTime, errors.New("no answer: may the page's NATS user list recordings, as a listener may?"))
+	defer cancel()
 	store, err := s.o.JS.ObjectStore(ctx, bucket)
 	if err != nil {
-		return nil, false, s.explain("bucket "+bucket, err)
+		return nil, false, s.explain("bucket "+bucket, cmp.Or(context.Cause(ctx), err))
 	}
 	objects, err := store.List(ctx)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
 		return nil, false, s.explain("bucket "+bucket, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -45,6 +46,44 @@ func stored(t *testing.T) (*ui.Store, jetstream.JetStream, topology.Handles) {
 	go func() { defer close(done); s.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 	return s, js, h
+}
+
+// A model goes on with what it knew; on a page that would look as if all were well.
+func TestWithoutNATSTheStoreSaysSo(t *testing.T) {
+	server := natstest.Start(t)
+	js, err := jetstream.New(natstest.ConnectURL(t, server.ClientURL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings()); err != nil {
+		t.Fatal(err)
+	}
+	model := status.NewModel(status.NewStore(js, names, nil, 0), time.Hour)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); model.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	if err := model.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s := ui.NewStore(ui.StoreOptions{NC: js.Conn(), JS: js, Names: names, Log: zerolog.Nop(), Statuses: model})
+	ask := func() error {
+		_, err := s.Fleet(t.Context())
+		_, err2 := s.Jobs(t.Context(), status.Query{})
+		if (err == nil) != (err2 == nil) {
+			t.Errorf("the fleet: %v, the jobs: %v", err, err2)
+		}
+		return err
+	}
+	if err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	lost := js.Conn().StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	server.Shutdown()
+	<-lost
+	if err := ask(); err == nil || !strings.Contains(err.Error(), "NATS can't be reached") {
+		t.Errorf("without NATS: %v", err)
+	}
 }
 
 func TestTheStoreReadsAndChangesWhatNATSKeeps(t *testing.T) {

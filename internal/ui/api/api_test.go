@@ -118,6 +118,32 @@ func TestWhatIsWrongChangesNothing(t *testing.T) {
 	}
 }
 
+// A refused body says what was wrong in words of the API, not of its source.
+func TestABodyThatIsRefusedSaysWhatWasWrong(t *testing.T) {
+	h := serve(t, true)
+	for _, tc := range []struct {
+		body string
+		code int
+		want string
+	}{
+		{`[]`, 400, "the body is a JSON array: want an object"},
+		{`"x"`, 400, "the body is a JSON string: want an object"},
+		{`{"set":{"avatar_id":"x"}}`, 400, "set is a JSON object"},
+		{`{"dry_run":"yes"}`, 400, "dry_run is a JSON string"},
+		{`{"dry":true}`, 400, "unknown field"},
+		{`{"set":["` + strings.Repeat("a", 64) + `"]}`, 413, "the body is larger than 64 bytes"},
+	} {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, Prefix+"/dead-letters/17/replay", strings.NewReader(tc.body))
+		r.Header.Set("Content-Type", "application/json")
+		r.Body = http.MaxBytesReader(w, r.Body, 64)
+		h.ServeHTTP(w, r)
+		if text := w.Body.String(); w.Code != tc.code || !strings.Contains(text, tc.want) || strings.Contains(text, "Go ") || strings.Contains(text, "api.re") {
+			t.Errorf("%.40s: %d %s; want %d %s", tc.body, w.Code, text, tc.code, tc.want)
+		}
+	}
+}
+
 // The whole way over NATS: a letter is found, corrected and replayed, and the model has
 // it with the next answer.
 func TestALetterIsCorrectedAndReplayed(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"time"
@@ -120,6 +121,10 @@ func decode(r *http.Request, v any) error {
 		return err
 	}
 	data, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		return &failure{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
+	}
 	if err != nil {
 		return badRequest("the body can't be read: %s", err)
 	}
@@ -132,7 +137,15 @@ func decode(r *http.Request, v any) error {
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		return badRequest("the body is not what is wanted here: %s", err)
+		var mistyped *json.UnmarshalTypeError
+		switch {
+		case !errors.As(err, &mistyped):
+			return badRequest("the body is not what is wanted here: %s", err)
+		case mistyped.Field == "":
+			return badRequest("the body is a JSON %s: want an object", mistyped.Value)
+		default:
+			return badRequest("%s is a JSON %s: /api/v1/openapi.json says what is wanted", mistyped.Field, mistyped.Value)
+		}
 	}
 	if d.More() {
 		return badRequest("the body has something after its JSON object")
