@@ -10,9 +10,9 @@ import (
 
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
-	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/limit"
 )
 
