@@ -21,6 +21,7 @@ import (
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/ledger"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/topology"
@@ -132,7 +133,7 @@ func emptied(ctx context.Context, stream jetstream.Stream) error {
 }
 
 // ledger is the worker's, where the measurement asks for one.
-func (p params) ledger(js jetstream.JetStream, names topology.Names) jobs.Ledger {
+func (p params) ledger(js jetstream.JetStream, names topology.Names) ledger.Ledger {
 	if p.Ledger == "" {
 		return nil
 	}

@@ -100,7 +100,19 @@ func TestAnEmbeddedWorkerServesThePageAndWorksWithoutItsAddress(t *testing.T) {
 	addr := fmt.Sprintf("127.0.0.1:%d", natstest.Port(t))
 	_, stopFirst := embedded(t, t.TempDir(), "--ui-addr", addr)
 	_, stopSecond := embedded(t, t.TempDir(), "--ui-addr", addr)
-	if code, page := get(t, "http://"+addr+"/", nil); code != http.StatusOK || !strings.Contains(page, "Queues") {
+	// The page may be there before the worker has made its streams.
+	code, page := get(t, "http://"+addr+"/", nil)
+	again, end := time.NewTicker(50*time.Millisecond), time.After(20*time.Second)
+	defer again.Stop()
+	for waits := true; waits && code == http.StatusServiceUnavailable; {
+		select {
+		case <-again.C:
+			code, page = get(t, "http://"+addr+"/", nil)
+		case <-end:
+			waits = false
+		}
+	}
+	if code != http.StatusOK || !strings.Contains(page, "Queues") {
 		t.Errorf("%d\n%s", code, page)
 	}
 	for _, stop := range []func() int{stopFirst, stopSecond} {

@@ -8,8 +8,10 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/ledger"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/kv"
@@ -51,8 +53,7 @@ type sessionRun struct {
 	// reserved gives back what is reserved of its budgets, once the ledger has what
 	// it cost; nil: nothing is.
 	reserved func()
-	// usage waits for the session's usage record, which is on its way; nil: it is not.
-	usage func(context.Context) (fresh bool, err error)
+	sent     ledger.Sent // the session's usage record on its way to the ledger
 
 	// What became of the attempt, once its session is closed.
 	report Report
@@ -258,6 +259,24 @@ func (e *execution) inTime(delay time.Duration) time.Duration {
 	}
 	return delay
 }
+
+// afford reserves the session under the budgets of its job; false: there is not
+// enough left, and the job is held.
+func (a admission) afford(from, draft *lifecycle.Record) (bool, error) {
+	ctx, cancel := a.settling()
+	defer cancel()
+	release, refusal, err := a.w.budgets.Reserve(ctx, budgeted(draft))
+	if err != nil {
+		return false, err
+	}
+	if refusal != nil {
+		return false, a.settlement().hold(ctx, from, a.w.heldByBudget(refusal))
+	}
+	a.session.reserved = release
+	return true, nil
+}
+
+func budgeted(r *lifecycle.Record) budget.Job { return budget.Job{App: r.AppID, Labels: r.Labels} }
 
 // allowed asks the circuit; false: that is open, and the job is held.
 func (a admission) allowed(from, draft *lifecycle.Record) (bool, error) {

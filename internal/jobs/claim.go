@@ -231,7 +231,7 @@ func (c claim) settleOrStart(ctx context.Context, from *lifecycle.Record, now ti
 	if refusal := c.w.circuits.Peek(draft.AppID, draft.Region, c.id.ID); refusal != nil {
 		return false, c.settlement().hold(ctx, from, heldByCircuit(refusal))
 	}
-	if refusal := c.w.peekBudget(draft); refusal != nil {
+	if refusal := c.w.budgets.Peek(budgeted(draft)); refusal != nil {
 		return false, c.settlement().hold(ctx, from, c.w.heldByBudget(refusal))
 	}
 	return true, nil
@@ -247,11 +247,11 @@ func (c claim) hopeless(from, draft *lifecycle.Record, now time.Time) (*errors.E
 	case from == nil:
 		return nil, ""
 	case from.Crashes >= lifecycle.CrashLimit(draft.MaxAttempts):
-		return lostError(from), lifecycle.ReasonWorkerLost
+		return lifecycle.LostError(from), lifecycle.ReasonWorkerLost
 	case c.job.Resume() == jobspec.OnRedeliveryGiveUp && from.Speaking > from.Checkpoint:
-		return spokenError(from), lifecycle.ReasonPermanent
+		return lifecycle.SpokenError(from), lifecycle.ReasonPermanent
 	case from.HeldTotal(now) > c.w.o.MaxHold:
-		return heldError(from, now), lifecycle.ReasonHeldTooLong
+		return lifecycle.HeldError(from, now), lifecycle.ReasonHeldTooLong
 	default:
 		return nil, ""
 	}

@@ -104,7 +104,9 @@ func (w *Worker) eventStored(ctx context.Context, ev event.Event, since time.Tim
 // last: if it is stored, all else is done. It may be repeated: events have ids,
 // dead letters too.
 func (f effects) emitEffects(r *lifecycle.Record) error {
-	if err := f.ledger().store(r); err != nil {
+	if err := f.w.ledger.Store(r, &f.session.sent, func(write func(context.Context) error) error {
+		return f.effect(effectUsage, f.w.o.SettleTimeout, write)
+	}); err != nil {
 		return err
 	}
 	if r.State.Final() && f.job != nil {
@@ -114,7 +116,7 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 			return err
 		}
 	}
-	if f.tellsError(r) {
+	if r.TellsError() {
 		ev := f.event(event.TypeError, r, *r.LastError)
 		if r.NoAttempt { // the session of this number may have told a failure of its own
 			ev.ID = event.ID(r.JobID, r.Run, r.Session, event.TypeError, r.Reason)
@@ -170,23 +172,6 @@ func (f effects) completeOutput(ctx context.Context, r *lifecycle.Record) error 
 	stop := context.AfterFunc(f.w.drained, cancel)
 	defer stop()
 	return f.w.o.Runner.Finish(ctx, f.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint, Recorded: r.Recorded})
-}
-
-// tellsError reports whether the state came with a failed attempt of its own.
-func (e *execution) tellsError(r *lifecycle.Record) bool {
-	if r.LastError == nil {
-		return false
-	}
-	switch r.State {
-	case lifecycle.StateDeadLettered, lifecycle.StateRetrying:
-		return true
-	case lifecycle.StateHeld:
-		return r.LastError.Session == r.Session && r.LastError.Action == errors.ActionHold
-	case lifecycle.StateExpired:
-		return r.LastError.Session == r.Session && r.LastError.Action == errors.ActionExpire
-	default:
-		return false
-	}
 }
 
 // lastEvent is the job event that tells of the record's state.
@@ -269,64 +254,33 @@ func (e *execution) errorEvent(r *lifecycle.Record, fault *errors.Error, d error
 	return &ev
 }
 
-func (e *execution) deadLetter(r *lifecycle.Record) DeadLetter {
+func (f effects) deadLetter(r *lifecycle.Record) DeadLetter {
 	return DeadLetter{
-		Job: e.id, Header: e.msg.Headers(), Data: e.msg.Data(),
+		Job: f.id, Header: f.msg.Headers(), Data: f.msg.Data(),
 		Reason: r.Reason, Error: *r.LastError, Crashes: r.Crashes, Attempts: r.AttemptsMade(),
-		FailedAt: r.UpdatedAt, Worker: e.w.o.Name, LettersBefore: r.LettersBefore,
+		FailedAt: r.UpdatedAt, Worker: f.w.o.Name, LettersBefore: r.LettersBefore,
 	}
 }
 
-// lostError is the verdict on a job whose workers died one after the other.
-func lostError(r *lifecycle.Record) *errors.Error {
-	return errors.Newf(errors.CodeWorkerLost, errors.PhaseJob,
-		"the worker died %d times while it ran this job; the last was %s. Look at that worker's last log lines, then replay the job", r.Crashes, r.WorkerID)
-}
-
-// spokenError is the verdict on a job that may not be spoken twice.
-func spokenError(r *lifecycle.Record) *errors.Error {
-	const why = "utterance %d was begun and not finished, and on_redelivery is give_up: it is not spoken a second time"
-	if r.LastError == nil {
-		return errors.Newf(errors.CodeWorkerLost, errors.PhaseJob, why, r.Speaking)
-	}
-	e := errors.Newf(r.LastError.Code, r.LastError.Phase, why+"; what ended it: %s", r.Speaking, r.LastError.Message)
-	e.ConnectionID = r.LastError.ConnectionID
-	return e
-}
-
-// heldError is the verdict on a job that waited too long for its circuit. What
-// the backend said when it was last asked is still what is wrong.
-func heldError(r *lifecycle.Record, now time.Time) *errors.Error {
-	why := "held for " + r.HeldTotal(now).Round(time.Second).String() + " in all, longer than circuit.max_hold"
-	last := r.LastError
-	if last == nil || last.Code != r.HoldCode() {
-		return errors.Newf(r.HoldCode(), errors.PhaseJob, "%s", why)
-	}
-	return &errors.Error{
-		Code: last.Code, Phase: last.Phase, Message: why + "; " + last.Message, HTTPStatus: last.HTTPStatus,
-		ServerCode: last.ServerCode, ServerTitle: last.ServerTitle, ServerDetail: last.ServerDetail, Region: last.Region,
-	}
-}
-
-func (e *execution) logFailure(r *lifecycle.Record, fault *errors.Error, plan lifecycle.Plan) {
+func (s settlement) logFailure(r *lifecycle.Record, fault *errors.Error, plan lifecycle.Plan) {
 	var secrets []string
-	if e.job != nil {
-		secrets = e.job.Secrets()
+	if s.job != nil {
+		secrets = s.job.Secrets()
 	}
 	level := zerolog.WarnLevel
 	if plan.Action == errors.ActionDeadLetter {
 		level = zerolog.ErrorLevel
 	}
-	e.fault = fault.Redact(secrets...)
-	e.log().WithLevel(level).Err(e.fault).
+	s.fault = fault.Redact(secrets...)
+	s.log().WithLevel(level).Err(s.fault).
 		Str("code", string(fault.Code)).Str("phase", string(fault.Phase)).Str("action", string(plan.Action)).
 		Int("attempt", r.Attempt).Int("session", r.Session).Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).
 		Str("connection_id", r.ConnectionID).Str("req_id", fault.ReqID).Stringer("retry_in", plan.Delay).
 		Msg("attempt failed")
 }
 
-func (e *execution) logOutcome(r *lifecycle.Record) {
-	e.log().Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
+func (s settlement) logOutcome(r *lifecycle.Record) {
+	s.log().Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
 		Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).Str("connection_id", r.ConnectionID).
 		Int("utterances", r.UtterancesDone).Stringer("session_time", r.SessionTime).
 		Msg("job done")

@@ -19,6 +19,7 @@ import (
 	"avatarworker/internal/jobs/fetch"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/ledger"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/retry"
@@ -47,6 +48,11 @@ var (
 	// errCancelled: the publisher wants the job to end.
 	errCancelled = errors.New("the job was cancelled")
 )
+
+// sessionCauses are the errors with which sessions end that did not fail.
+var sessionCauses = ledger.Causes{
+	Cancelled: errCancelled, Released: []error{errDrained, errUnrecorded}, Lost: lease.ErrLost, Storage: ErrStorage,
+}
 
 // execution is one delivery on its way from the fetcher to its acknowledgement:
 // claim, admit, run, settle, effects.
@@ -170,7 +176,7 @@ func (e *execution) giveUpSession(reason string) {
 	}
 	failpoint.Here("giving_up")
 	next := r.Clone()
-	next.Closed(e.session.report.Connected, e.sessionCode())
+	e.closeSession(next)
 	next.Release(reason)
 	record := e.record
 	e.w.background.Go(func() {
@@ -182,7 +188,7 @@ func (e *execution) giveUpSession(reason string) {
 			},
 			func() error { return record.PutFenced(ctx, next.Clone()) })
 		if errors.Is(err, lifecycle.ErrSuperseded) {
-			e.ledger().correct(ctx, next)
+			e.settlement().correctUsage(ctx, next)
 		}
 		failpoint.Here("given_up")
 		if err != nil && !errors.Is(err, lifecycle.ErrSuperseded) {

@@ -36,8 +36,29 @@ func (e *execution) announceStart() *progress {
 	}
 	e.publishStarted(record)
 	e.w.o.Storage.Started(e.job)
-	e.ledger().estimated(record)
+	e.storeLost(record)
 	return &progress{e: e, ctx: e.session.ctx}
+}
+
+// storeLost writes what the sessions before this one used that were lost with their
+// workers.
+func (e *execution) storeLost(r *lifecycle.Record) {
+	if !e.w.ledger.Owed(r) {
+		return
+	}
+	update := e.record.UpdateLocal
+	e.w.background.Go(func() {
+		ctx, cancel := context.WithTimeout(e.w.base, e.w.o.SettleTimeout)
+		defer cancel()
+		if err := e.w.ledger.StoreLost(ctx, r, update); err != nil {
+			e.log().Debug().Err(err).Msg("could not write the usage of a session that was lost yet")
+		}
+	})
+}
+
+// closeSession notes in the record to write that the session is closed.
+func (e *execution) closeSession(next *lifecycle.Record) {
+	next.Closed(e.session.report.Connected, e.w.ledger.Code(e.session.err, e.session.cause))
 }
 
 // closed is called when the session is closed. A panic of the attempt becomes a

@@ -9,6 +9,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lease"
@@ -30,8 +31,8 @@ func (s settlement) settle() {
 	defer cancel()
 	ctx, span := s.w.o.Tracer.Start(ctx, "settle")
 	next := s.record.Current().Clone()
-	next.Closed(s.session.report.Connected, s.sessionCode())
-	s.ledger().begin(next)
+	s.closeSession(next)
+	s.session.sent = s.w.ledger.Send(s.ctx, next, s.session.cause)
 	err := s.verdict(ctx, next)
 	endSpan(span, err)
 	switch {
@@ -243,6 +244,10 @@ func heldByCircuit(r *circuit.Refusal) holdFor {
 	return holdFor{reason: lifecycle.HeldCircuit, code: r.Code, wait: r.Wait}
 }
 
+func (w *Worker) heldByBudget(r *budget.Refusal) holdFor {
+	return holdFor{reason: lifecycle.HeldBudget, wait: w.pace.Spread(r.Pause()), why: r.String(), crowd: "budget " + r.Key + " " + r.Value}
+}
+
 // hold makes a job wait that may not start. A hold that lasts is not told again.
 func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor) error {
 	now := s.w.now()
@@ -314,10 +319,19 @@ func (s settlement) superseded(r *lifecycle.Record) {
 	ctx, cancel := context.WithTimeout(s.w.base, s.w.o.SettleTimeout)
 	defer cancel()
 	s.ackWait.Release()
-	s.ledger().correct(ctx, r)
+	s.correctUsage(ctx, r)
 	body := event.Released{JobFields: s.fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
 	if err := s.w.publisher.Publish(ctx, s.event(event.TypeReleased, r, body)); err != nil {
 		s.log().Debug().Err(err).Msg("could not tell that the job was released")
+	}
+}
+
+// correctUsage has the ledger know exactly what a session used whose job was taken
+// from it.
+func (s settlement) correctUsage(ctx context.Context, r *lifecycle.Record) {
+	if err := s.w.ledger.Correct(ctx, r, &s.session.sent); err != nil {
+		s.log().Warn().Err(err).Int("session", r.Session).Str("connection_id", r.ConnectionID).
+			Msg("could not write what a session used whose job was taken over: the ledger keeps the estimate")
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/key"
 	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/ledger"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/jobs/pace"
@@ -91,7 +92,7 @@ type Accounts struct {
 	// are not looked at.
 	CheckKey func(ctx context.Context, app string) error
 	// Ledger keeps what each session used; nil: nothing does.
-	Ledger Ledger
+	Ledger ledger.Ledger
 	// Totals: there are counters to which usage records are added, by TotalLabels
 	// too, which are sorted.
 	Totals      bool
@@ -138,8 +139,6 @@ type Worker struct {
 	lifetime
 	pool
 	faults  fault.Set
-	alarms  chan event.Event // alerts on their way out
-	alarmed alarmed          // those given lately; guarded by mu
 	crashed suspect.Jobs
 
 	startedOnce sync.Once
@@ -161,6 +160,8 @@ type parts struct {
 	totals    *usage.Adder    // nil: there are no counters
 	fleet     *fleet.Fleet
 	alerts    *alert.Counter
+	outbox    *alert.Outbox
+	ledger    *ledger.Writer
 	keys      *key.Keys
 	pace      *pace.Pace
 	pull      *fetch.Fetcher
@@ -185,6 +186,9 @@ type lifetime struct {
 // and is waited out by trying again.
 const storeTimeout = 2 * time.Second
 
+// patience is Policy.Patience where it is not set.
+const patience = 10 * time.Second
+
 // minWaiting is the least number of jobs that a worker looks at beside those in
 // its slots, only to hold them: each waits for a few round trips, and NATS may be
 // far.
@@ -199,7 +203,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		o.SettleTimeout = settleTimeout
 	}
 	if o.Patience == 0 {
-		o.Patience = alarmTimeout
+		o.Patience = patience
 	}
 	if o.Storage == nil {
 		o.Storage = endless{}
@@ -216,7 +220,6 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		o: o, log: o.Logger,
 		parts:   parts{publisher: event.NewPublisher(o.NC, o.Names, o.Name, o.Logger)},
 		pool:    newPool(o.Concurrency),
-		alarms:  make(chan event.Event, 1024),
 		running: make(map[string]*execution),
 		health:  make(map[string]error),
 	}
@@ -234,6 +237,9 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Store: w.store, Bucket: o.State, Worker: w.currentWorkerID, Stands: w.lease.Stands, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
 		Apps: o.MaxSessions, Rules: o.Limits, MaxWaiting: max(1, o.Concurrency/2), Log: o.Logger,
 	})
+	w.ledger = ledger.New(ledger.Options{
+		Ledger: o.Ledger, Bucket: w.store, Causes: sessionCauses, Used: o.Observer.Used, Failed: o.Storage.DistrustLedger,
+	})
 	if len(o.Budgets) > 0 && o.Ledger != nil {
 		w.budgets = budget.New(budget.Options{
 			Rules: o.Budgets, JS: o.JS, Names: o.Names, State: w.store, Fleet: o.Fleet, Least: o.CostLeast,
@@ -241,7 +247,10 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		})
 	}
 	if o.Totals && o.Ledger != nil {
-		w.totals = usage.NewAdder(w.adderOptions())
+		w.totals = w.ledger.NewAdder(ledger.AdderOptions{
+			JS: o.JS, Names: o.Names, Labels: o.TotalLabels, Window: o.AckWait,
+			Worker: w.currentWorkerID, Stands: w.lease.Stands, Added: o.Observer.TotalsAdded, Log: o.Logger,
+		})
 	}
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
@@ -255,6 +264,10 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		JS: o.JS, Stream: o.Events.CachedInfo().Config.Name, Errors: o.Names.AllErrors(), Config: o.Alerts, Codes: w.alerting(),
 		Store: shared, Stored: w.eventStored, Publish: w.publisher.PublishNew, Worker: o.Name, Log: o.Logger,
 		Raised: func(code errors.Code) { o.Observer.Alerted(event.AlertRecurring, code) },
+	})
+	w.outbox = alert.NewOutbox(alert.OutboxOptions{
+		Stored: w.eventStored, Publish: w.publisher.PublishNew, Raised: o.Observer.Alerted,
+		Worker: o.Name, WorkerID: w.lastWorkerID, Now: w.now, Log: o.Logger,
 	})
 	w.pull = fetch.New(fetch.Options{
 		JS: o.JS, Stream: o.Names.JobsStream(), Queues: o.Queues, Slots: o.Concurrency, Window: o.AckWait,
@@ -336,7 +349,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		others.Go(func() { w.totals.Run(background) })
 	}
 	others.Go(func() { w.alerts.Run(background) })
-	others.Go(func() { w.tell(background) })
+	others.Go(func() { w.outbox.Run(background) })
 	if w.o.CheckKey != nil {
 		w.keys.Start(ctx)
 		others.Go(func() { w.keys.Run(background) })
@@ -387,7 +400,7 @@ func (w *Worker) keyChanged(app string, refused error) {
 		return
 	}
 	w.log.Error().Err(refused).Str("app_id", app).Msg("the backend refuses this worker's API key: it takes no jobs of the app")
-	w.alarm(event.WorkerAlert{
+	w.outbox.Alert(event.WorkerAlert{
 		Kind: event.AlertWorkerKey, What: string(errors.Of(refused).Code), AppID: app,
 		Message: "the backend refuses this worker's API key for app " + app + ", while other workers may have a good one: correct its key. It takes no jobs of the app until then",
 	}, app)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,13 +94,12 @@ func (s *recorder) publish(session int) error {
 // noise is an envelope of so many bytes that no other is equal to.
 func noise(size int) []byte {
 	data := make([]byte, size)
-	random := rand.NewChaCha8([32]byte{byte(size), byte(size >> 8), byte(noises)})
-	noises++
+	random := rand.NewChaCha8([32]byte{byte(size), byte(size >> 8), byte(noises.Add(1))})
 	_, _ = random.Read(data)
 	return data
 }
 
-var noises int
+var noises atomic.Int64
 
 // check reads the recording as any client does.
 func (b *bench) check(name string, want []byte) {

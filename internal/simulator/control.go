@@ -157,6 +157,9 @@ Avatar ids (any of them may go on after a dash: ok-1, hang-a, flaky-serverError-
   egress-end          runs; in egress it says over the socket when speech begins and ends
 API keys: fail-<code>, status-<n>, status-<n>-<seconds of Retry-After>; any other is good.
 Egress tokens that begin with "bad" are refused.
+With --tls the addresses are https and wss, with a certificate made for this start.
+A worker trusts it with SSL_CERT_FILE=<the file that is printed> in its environment;
+the file is removed at the end.
 
 Codes: ` + strings.Join(Codes(), ", ") + "\n"
 }

@@ -329,7 +329,7 @@ func TestReplicasAndPlacementOnACluster(t *testing.T) {
 			t.Fatalf("got %v, %v", differences, err)
 		}
 	}
-	const objects = 9
+	const objects = 11
 	made := 0
 	for info := range js.ListStreams(ctx).Info() {
 		if strings.Contains(info.Config.Name, "PLACED_") {

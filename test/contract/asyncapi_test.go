@@ -106,7 +106,7 @@ func TestTheSubjectsOfTheAsyncAPIDocumentAreTheWorkers(t *testing.T) {
 	n := topology.Names{}
 	want := map[string]string{
 		"jobs": n.Jobs("A"), "liveAudio": n.Audio("A"), "control": n.Control("A"), "events": n.Events("A", "A"),
-		"errors": n.Errors("A", "A"), "alerts": n.Alerts("A", "A"), "deadLetters": n.DLQ("A", "A"), "frames": n.Frames("A"),
+		"errors": n.Errors("A", "A"), "alerts": n.Alerts("A", "A"), "deadLetters": n.DLQ("A", "A"), "frames": n.Frames("A"), "usage": n.Usage("A", "A"),
 		"workerDrain": n.WorkerDrain("A"), "workerState": n.WorkerState("A"),
 		"controlReply":     "<nil>", // the reply subject of a request
 		"workerDrainReply": "<nil>", "workerStateReply": "<nil>",
@@ -151,8 +151,8 @@ func subjects(n topology.Names) map[string]string {
 	v := reflect.ValueOf(n)
 	for i := range v.NumMethod() {
 		method := v.Method(i)
-		if name := v.Type().Method(i).Name; strings.Contains(name, "Usage") || strings.Contains(name, "Totals") {
-			continue // the ledger is read by commands; docs/cost.md has its subjects and shapes
+		if name := v.Type().Method(i).Name; strings.Contains(name, "Totals") {
+			continue // counters are for the worker and its commands, as docs/cost.md says
 		}
 		if method.Type().NumOut() != 1 || method.Type().Out(0).Kind() != reflect.String {
 			continue
@@ -286,6 +286,9 @@ func exemplary(v *Validator, m *follower.Message, e follower.Example) error {
 	}
 	if m.Name == "Job" {
 		return parse(string(data))
+	}
+	if m.Name == "Usage" {
+		return v.body("usage.schema.json", data)
 	}
 	kind := e.Headers["ce-type"]
 	if kind == "" {

@@ -17,6 +17,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/topology"
 )
 
@@ -56,8 +57,11 @@ func eventSchemas() map[string]string {
 	}
 }
 
+// usageSchema is the schema of usage records.
+const usageSchema = "usage.schema.json"
+
 // New loads the schemas under dir, the repository's schema directory. What the
-// schemas of events leave open for later versions (fields that are not in them
+// schemas of events and usage records leave open for later versions (fields that are not in them
 // yet) is closed here, so that a field nobody described is found.
 func New(dir string, names topology.Names) (*Validator, error) {
 	c := jsonschema.NewCompiler()
@@ -77,7 +81,7 @@ func New(dir string, names topology.Names) (*Validator, error) {
 		if err != nil {
 			return err
 		}
-		if strings.HasPrefix(rel, "events/") {
+		if strings.HasPrefix(rel, "events/") || rel == usageSchema {
 			seal(doc)
 		}
 		paths = append(paths, rel)
@@ -160,6 +164,8 @@ func (v *Validator) Check(m Message) error {
 			return errors.New("a frame without bytes")
 		}
 		return v.header("headers/frame.schema.json", m.Header)
+	case "usage":
+		return v.usage(m)
 	default:
 		return fmt.Errorf("no worker publishes on this subject")
 	}
@@ -231,6 +237,34 @@ func (v *Validator) deadLetter(m Message, rest string) error {
 		return fmt.Errorf("its headers say %s", want)
 	}
 	return v.body("events/error.schema.json", []byte(value(m.Header, "Avatar-Error")))
+}
+
+// usage checks a usage record, and the estimate that it replaces.
+func (v *Validator) usage(m Message) error {
+	if err := v.header("headers/usage.schema.json", m.Header); err != nil {
+		return err
+	}
+	if err := v.body(usageSchema, m.Data); err != nil {
+		return err
+	}
+	var r usage.Record
+	if err := json.Unmarshal(m.Data, &r); err != nil {
+		return err
+	}
+	if want := v.names.Usage(r.AppID, r.Queue); m.Subject != want {
+		return fmt.Errorf("a usage record with this body belongs on %s", want)
+	}
+	want, estimate := r.ID(), value(m.Header, usage.HeaderReplaces)
+	if estimate != "" {
+		want += ".exact"
+		if err := v.body(usageSchema, []byte(estimate)); err != nil {
+			return fmt.Errorf("%s: %w", usage.HeaderReplaces, err)
+		}
+	}
+	if id := value(m.Header, nats.MsgIdHdr); id != want {
+		return fmt.Errorf("%s is %q, want %q", nats.MsgIdHdr, id, want)
+	}
+	return nil
 }
 
 func (v *Validator) body(path string, data []byte) error {

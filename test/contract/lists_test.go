@@ -14,6 +14,7 @@ import (
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/limit"
+	"avatarworker/internal/jobs/usage"
 )
 
 // sameList compares a list of the code with one of a document or schema.
@@ -73,6 +74,7 @@ func TestSchemasListWhatTheCodeLists(t *testing.T) {
 		{"events/started.schema.json", "properties/output/enum", jobspec.Outputs()},
 		{"events/common.schema.json", "$defs/action/enum", asTexts(errors.Actions())},
 		{"events/common.schema.json", "$defs/code/enum", asTexts(errors.Codes())},
+		{"usage.schema.json", "properties/outcome_code/enum", append(asTexts(errors.Codes()), usage.CodeCompleted, usage.CodeCancelled, usage.CodeReleased, usage.CodeStorage)},
 		{"events/held.schema.json", "properties/reason/enum", lifecycle.HeldReasons()},
 	} {
 		sameList(t, l.file+" "+l.path, enum(t, l.file, l.path), l.code)

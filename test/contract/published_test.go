@@ -17,6 +17,7 @@ import (
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/output"
 	"avatarworker/internal/topology"
@@ -93,6 +94,40 @@ func TestFramesAreAsTheSchemasSay(t *testing.T) {
 	}
 	if err := validator(t).CheckAll(got); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestUsageRecordsAreAsTheSchemasSay(t *testing.T) {
+	ctx, js, handles := ready(t)
+	ledger := usage.NewLedger(usage.Options{
+		JS: js, Names: topology.Names{}, Tariff: usage.Tariff{Minimum: 1}, Window: topology.UsageDuplicates, Now: time.Now,
+	})
+	r := lifecycle.Record{
+		JobID: "J", Run: 1, Session: 1, Attempt: 1, AppID: "my.app", Queue: "default", AvatarID: "ok", WorkerID: "w.1",
+		StartedAt: time.Now(), State: lifecycle.StateRunning,
+	}
+	lost := r.Clone()
+	lost.Lost(time.Now().Add(time.Minute))
+	estimate := lost.UsageOf(lost.Usage[0], ledger.Credits)
+	r.Connected("c", "us-west", time.Now())
+	r.Closed(time.Second, usage.CodeReleased)
+	if _, err := ledger.Store(ctx, estimate); err != nil {
+		t.Fatal(err)
+	}
+	if err := ledger.Correct(ctx, estimate, r.UsageOf(r.Usage[0], ledger.Credits)); err != nil {
+		t.Fatal(err)
+	}
+	got := stored(ctx, t, handles.Usage)
+	if len(got) != 2 {
+		t.Fatalf("%d usage records, want 2", len(got))
+	}
+	if err := validator(t).CheckAll(got); err != nil {
+		t.Error(err)
+	}
+	moved := got[0]
+	moved.Subject = "avatar.usage.other.default"
+	if validator(t).Check(moved) == nil {
+		t.Error("a usage record under another app is not found")
 	}
 }
 

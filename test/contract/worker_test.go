@@ -75,7 +75,7 @@ func TestWhatAWorkerReallyPublishesIsAsTheSchemasSay(t *testing.T) {
 	)
 
 	v := validator(t)
-	for _, name := range []string{names.EventsStream(), names.DLQStream(), names.FramesStream()} {
+	for _, name := range []string{names.EventsStream(), names.DLQStream(), names.FramesStream(), names.UsageStream()} {
 		stream, err := js.Stream(ctx, name)
 		if err != nil {
 			t.Fatal(err)

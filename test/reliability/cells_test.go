@@ -113,8 +113,8 @@ func (c *cells) placed(f *fleet, cluster string) {
 			}
 		}
 	}
-	if seen != 9 {
-		c.t.Errorf("cell %s has %d streams and buckets, want 9", cluster, seen)
+	if seen != 11 {
+		c.t.Errorf("cell %s has %d streams and buckets, want 11", cluster, seen)
 	}
 }
 

@@ -1,6 +1,7 @@
 // Package alert counts error events over the whole fleet and raises one alert for
-// each code that recurs. It owns the counts and the keys by which workers agree on
-// who publishes an alert. It must not know about jobs, sessions or circuits.
+// each code that recurs, and publishes what a worker itself has to alert of. It owns
+// the counts, the keys by which workers agree on who publishes an alert, and the alerts
+// that wait to be published. It must not know about jobs, sessions or circuits.
 package alert
 
 import (

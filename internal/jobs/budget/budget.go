@@ -118,11 +118,45 @@ func (r Refusal) String() string {
 	return text + "; jobs of it wait until " + r.Until.Format(time.RFC3339) + " or until it is raised (avatarworker cost budget)"
 }
 
+const (
+	// spentPause is about how long a job of a budget that is spent waits before it is
+	// looked at again: the budget may have been raised.
+	spentPause = 5 * time.Second
+	// reservedPause is for a budget that others may leave something of.
+	reservedPause = time.Second
+)
+
+// Pause is about how long the job waits before it is looked at again.
+func (r Refusal) Pause() time.Duration {
+	if r.Spent < r.Credits {
+		return reservedPause
+	}
+	return spentPause
+}
+
 // Warning is a budget of which a share is spent. Over: all of it.
 type Warning struct {
 	Refusal
 	Over  bool
 	Since time.Time // the begin of the period
+}
+
+// What names the warning among those of one budget and period.
+func (w Warning) What() string {
+	if w.Over {
+		return "spent"
+	}
+	return "warning"
+}
+
+// String is the warning for people.
+func (w Warning) String() string {
+	text := "jobs of it are held once it is"
+	if w.Over {
+		text = "jobs of it are held until then or until it is raised (avatarworker cost budget)"
+	}
+	return fmt.Sprintf("%d of the %d credits per %s for %s %q are spent, with the period ending at %s: %s",
+		w.Spent, w.Credits, w.Per, w.Key, w.Value, w.Until.Format(time.RFC3339), text)
 }
 
 // Options are what Budgets are made of. All are required.
@@ -144,7 +178,7 @@ type Options struct {
 }
 
 // Budgets is one worker's view of what is spent, kept current by following the usage
-// records.
+// records. A nil *Budgets has no rules: Peek and Reserve refuse nothing.
 type Budgets struct {
 	o       Options
 	life    context.Context // of the writes that give reservations back
@@ -209,6 +243,9 @@ func (r Rule) bounds(at time.Time) (begin, end time.Time) {
 // Peek returns the budget that keeps the job from starting as far as this worker
 // knows; nil: none.
 func (b *Budgets) Peek(job Job) *Refusal {
+	if b == nil {
+		return nil
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.listed {
@@ -263,6 +300,9 @@ func (r reservations) all() (n int64) {
 // Reserve reserves one session under each budget of the job. release is to be called
 // once, after what the session cost is in the ledger. A refusal is not an error.
 func (b *Budgets) Reserve(ctx context.Context, job Job) (release func(), refusal *Refusal, err error) {
+	if b == nil {
+		return func() {}, nil, nil
+	}
 	worker := b.o.Worker()
 	var held []string
 	release = func() {

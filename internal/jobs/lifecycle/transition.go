@@ -131,9 +131,13 @@ func (r *Record) UsageStored() {
 // UsageOf is the usage record of one of the job's sessions.
 func (r *Record) UsageOf(s usage.Session, credits func(time.Duration) int64) usage.Record {
 	s = r.whole(s)
+	labels := r.Labels
+	if labels == nil {
+		labels = map[string]string{} // no field of a record is null
+	}
 	return usage.Record{
 		JobID: r.JobID, Run: r.Run, Session: s.Session, Attempt: s.Attempt, AppID: s.AppID, Queue: r.Queue, AvatarID: r.AvatarID,
-		Labels: r.Labels, Region: s.Region, WorkerID: s.WorkerID, ConnectionID: s.ConnectionID, ConfirmedAt: s.ConfirmedAt.UTC(),
+		Labels: labels, Region: s.Region, WorkerID: s.WorkerID, ConnectionID: s.ConnectionID, ConfirmedAt: s.ConfirmedAt.UTC(),
 		ConnectedMS: s.Connected.Milliseconds(), Credits: credits(s.Connected), OutcomeCode: s.OutcomeCode, Estimated: s.Estimated,
 	}
 }

@@ -1,0 +1,115 @@
+package alert
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/retry"
+	"avatarworker/internal/topology"
+)
+
+const (
+	// sameWindow is the time within which the same alert of several workers, or of
+	// several jobs, is one.
+	sameWindow = 5 * time.Minute
+	// tellTimeout bounds one try to publish an alert.
+	tellTimeout = 10 * time.Second
+	// maxWaiting is how many alerts wait to be published.
+	maxWaiting = 1024
+)
+
+// OutboxOptions configure an Outbox. All fields are required.
+type OutboxOptions struct {
+	// Stored and Publish are explained at Options.
+	Stored   func(ctx context.Context, ev event.Event, since time.Time) (bool, error)
+	Publish  func(ctx context.Context, ev event.Event) (fresh bool, err error)
+	Raised   func(kind string, code errors.Code)
+	Worker   string
+	WorkerID func() string
+	Now      func() time.Time
+	Log      zerolog.Logger
+}
+
+// Outbox publishes what a worker itself has to alert of.
+type Outbox struct {
+	o       OutboxOptions
+	waiting chan event.Event
+
+	mu     sync.Mutex // guards what follows
+	window time.Time
+	given  map[string]bool // ids of the alerts given in the window
+}
+
+// NewOutbox returns an Outbox; Run makes it publish.
+func NewOutbox(o OutboxOptions) *Outbox {
+	return &Outbox{o: o, waiting: make(chan event.Event, maxWaiting)}
+}
+
+// Alert publishes an alert; about tells it from others of its kind. The same again
+// within a few minutes is dropped.
+func (b *Outbox) Alert(alert event.WorkerAlert, about string) {
+	window := b.o.Now().Truncate(sameWindow)
+	if id := event.AlertID(alert.Kind, window, topology.Token(about)); !b.known(window, id) {
+		b.AlertOnce(id, alert)
+	}
+}
+
+// AlertOnce publishes an alert that is one over the whole fleet by its id.
+func (b *Outbox) AlertOnce(id string, alert event.WorkerAlert) {
+	alert.Worker, alert.WorkerID, alert.Time = b.o.Worker, b.o.WorkerID(), b.o.Now()
+	select {
+	case b.waiting <- event.Event{ID: id, Time: alert.Time, Body: alert}:
+	default:
+		b.o.Log.Error().Str("kind", alert.Kind).Str("what", alert.What).Msg("too many alerts wait to be published: this one is dropped. " + alert.Message)
+	}
+}
+
+// known notes an alert, and reports whether it was given before.
+func (b *Outbox) known(window time.Time, id string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.given == nil || !b.window.Equal(window) {
+		b.window, b.given = window, make(map[string]bool)
+	}
+	known := b.given[id]
+	b.given[id] = true
+	return known
+}
+
+// Run publishes the alerts until ctx ends, each until the stream has it.
+func (b *Outbox) Run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case ev := <-b.waiting:
+			for ctx.Err() == nil && !b.told(ctx, ev) {
+			}
+		}
+	}
+}
+
+func (b *Outbox) told(ctx context.Context, ev event.Event) bool {
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	// The stream drops the same message again for two minutes only.
+	if stored, err := b.o.Stored(ctx, ev, time.Time{}); err == nil && stored {
+		return true
+	}
+	fresh, err := b.o.Publish(ctx, ev)
+	if err != nil {
+		if ctx.Err() == nil {
+			b.o.Log.Error().Err(err).Msg("could not publish an alert")
+		}
+		return retry.Pause(ctx, time.Second, nil) != nil && ctx.Err() == nil
+	}
+	if alert, ok := ev.Body.(event.WorkerAlert); ok && fresh {
+		b.o.Raised(alert.Kind, errors.Code(alert.What))
+	}
+	return true
+}

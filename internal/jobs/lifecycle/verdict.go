@@ -1,0 +1,55 @@
+package lifecycle
+
+import (
+	"time"
+
+	"avatarworker/internal/errors"
+)
+
+// LostError is the verdict on a job whose workers died one after the other.
+func LostError(r *Record) *errors.Error {
+	return errors.Newf(errors.CodeWorkerLost, errors.PhaseJob,
+		"the worker died %d times while it ran this job; the last was %s. Look at that worker's last log lines, then replay the job", r.Crashes, r.WorkerID)
+}
+
+// SpokenError is the verdict on a job that may not be spoken twice.
+func SpokenError(r *Record) *errors.Error {
+	const why = "utterance %d was begun and not finished, and on_redelivery is give_up: it is not spoken a second time"
+	if r.LastError == nil {
+		return errors.Newf(errors.CodeWorkerLost, errors.PhaseJob, why, r.Speaking)
+	}
+	e := errors.Newf(r.LastError.Code, r.LastError.Phase, why+"; what ended it: %s", r.Speaking, r.LastError.Message)
+	e.ConnectionID = r.LastError.ConnectionID
+	return e
+}
+
+// HeldError is the verdict on a job that waited too long for its circuit. What
+// the backend said when it was last asked is still what is wrong.
+func HeldError(r *Record, now time.Time) *errors.Error {
+	why := "held for " + r.HeldTotal(now).Round(time.Second).String() + " in all, longer than circuit.max_hold"
+	last := r.LastError
+	if last == nil || last.Code != r.HoldCode() {
+		return errors.Newf(r.HoldCode(), errors.PhaseJob, "%s", why)
+	}
+	return &errors.Error{
+		Code: last.Code, Phase: last.Phase, Message: why + "; " + last.Message, HTTPStatus: last.HTTPStatus,
+		ServerCode: last.ServerCode, ServerTitle: last.ServerTitle, ServerDetail: last.ServerDetail, Region: last.Region,
+	}
+}
+
+// TellsError reports whether the state came with a failed attempt of its own.
+func (r *Record) TellsError() bool {
+	if r.LastError == nil {
+		return false
+	}
+	switch r.State {
+	case StateDeadLettered, StateRetrying:
+		return true
+	case StateHeld:
+		return r.LastError.Session == r.Session && r.LastError.Action == errors.ActionHold
+	case StateExpired:
+		return r.LastError.Session == r.Session && r.LastError.Action == errors.ActionExpire
+	default:
+		return false
+	}
+}
