@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"time"
+	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
@@ -51,7 +51,7 @@ seconds.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&per, "per", budget.Month, "of this `PERIOD`: day or month")
+	cmd.Flags().StringVar(&per, "per", budget.Month, "of this `PERIOD`: "+strings.Join(budget.Periods(), " or "))
 	cmd.Flags().Int64Var(&credits, "credits", 0, "the budget from now on, in `N` credits")
 	cmd.Flags().BoolVar(&reset, "reset", false, "take back what --credits set")
 	jsonFlag(cmd, &asJSON)
@@ -60,7 +60,11 @@ seconds.`,
 
 func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bool) error {
 	now := c.now().UTC()
-	sums, err := s.Days(ctx, time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC), true)
+	rules := app.Budgets(l.cfg)
+	if err := budget.Check(rules); err != nil {
+		return err
+	}
+	sums, err := s.Days(ctx, budget.Begin(rules, now), true)
 	if err != nil {
 		return err
 	}
@@ -68,7 +72,7 @@ func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bo
 	if err != nil {
 		return err
 	}
-	list := budget.Standing(app.Budgets(l.cfg), sums, settings, now)
+	list := budget.Standing(rules, sums, settings, now)
 	if asJSON {
 		return c.printJSON(list)
 	}

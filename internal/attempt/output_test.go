@@ -33,7 +33,7 @@ func TestEveryOutputHasASinkAndAnUnknownOneIsAnError(t *testing.T) {
 			t.Errorf("%s: %v", kind, err)
 		}
 	}
-	for _, kind := range []string{"", "s3"} {
+	for _, kind := range []string{"", "nowhere"} {
 		_, err := r.sink(kind, a)
 		if e := errors.Of(err); err == nil || e.Code != errors.CodeInternal {
 			t.Errorf("the output %q: %v", kind, err)

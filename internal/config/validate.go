@@ -472,13 +472,16 @@ func (v *validator) cost() {
 	}
 }
 
+// BudgetPeriods lists what a budget may be per.
+func BudgetPeriods() []string { return []string{"day", "month"} }
+
 func (v *validator) budget(key string, b Budget) {
 	name, isLabel := strings.CutPrefix(b.Key, "label.")
 	if b.Key != "app_id" && (!isLabel || !labelName.MatchString(name)) {
 		v.fail(key+".key", "is %s: give app_id or label.<name>", quote(b.Key))
 	}
 	v.between(key+".credits", b.Credits, 1, MaxBudget)
-	v.oneOf(key+".per", b.Per, "day", "month")
+	v.oneOf(key+".per", b.Per, BudgetPeriods()...)
 	if b.Warn < 0 || b.Warn >= 1 {
 		v.fail(key+".warn", "is %g: give a share from 0 (no alert) to below 1", b.Warn)
 	}

@@ -24,6 +24,15 @@ const (
 	effectEvent      = "job events"
 )
 
+// outputEffect names what completes an output of that kind. Each kind has a name of
+// its own: one that works says nothing of another that does not.
+func outputEffect(kind string) string {
+	if kind == jobspec.OutputObject {
+		return effectRecording
+	}
+	return "outputs of kind " + kind
+}
+
 // finishTimeout bounds what completes an output.
 const finishTimeout = 5 * time.Minute
 
@@ -100,8 +109,8 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 	}); err != nil {
 		return err
 	}
-	if r.State.Final() && f.job != nil && f.job.OutputKind() == jobspec.OutputObject {
-		if err := f.effect(effectRecording, finishTimeout, func(ctx context.Context) error {
+	if r.State.Final() && f.job != nil {
+		if err := f.effect(outputEffect(f.job.OutputKind()), finishTimeout, func(ctx context.Context) error {
 			return f.completeOutput(ctx, r)
 		}); err != nil {
 			return err

@@ -294,13 +294,23 @@ func TestRedeliveryAfterTheOutcomeOnlyRepeatsWhatFollows(t *testing.T) {
 func TestAWorkerThatCannotFinishRecordingsIsNotReadyWhateverOtherJobsDo(t *testing.T) {
 	h := newHouse(t)
 	runner := &script{}
-	runner.finish = func(context.Context, *jobspec.Job, jobs.Finished) error { return errors.New("the bucket is gone") }
+	finished := make(chan string, 10)
+	runner.finish = func(_ context.Context, job *jobspec.Job, _ jobs.Finished) error {
+		if job.OutputKind() == jobspec.OutputObject {
+			return errors.New("the bucket is gone")
+		}
+		finished <- job.ID
+		return nil
+	}
 	w := h.start(runner)
 	h.submit("default", job("recorded", `"output":{"object":{}}`))
 	h.eventually("the worker is not ready", func() bool { return w.Ready() != nil })
 	h.submit("default", job("counted", `"output":{"discard":{}}`))
 	h.outcome("counted", lifecycle.StateCompleted)
 	h.wantTypes("counted", "started", "completed")
+	if id := receive(t, finished, "an output of another kind that is finished"); id != "counted" {
+		t.Errorf("%s is finished", id)
+	}
 	if err := w.Ready(); err == nil || !strings.Contains(err.Error(), "recordings") {
 		t.Errorf("ready: %v", err)
 	}

@@ -208,6 +208,9 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if o.Storage == nil {
 		o.Storage = endless{}
 	}
+	if err := budget.Check(o.Budgets); err != nil {
+		return nil, err
+	}
 	for _, rule := range o.Limits {
 		if err := rule.Check(); err != nil {
 			return nil, err

@@ -10,6 +10,7 @@ import (
 
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/limit"
@@ -97,6 +98,21 @@ func TestKeysOfSessionLimitsAreTheSameEverywhere(t *testing.T) {
 				t.Errorf("%s does not name the key %s", file, key)
 			}
 		}
+	}
+}
+
+func TestPeriodsOfBudgetsAreTheSameEverywhere(t *testing.T) {
+	sameList(t, "config.BudgetPeriods", config.BudgetPeriods(), budget.Periods())
+	schema := read(t, filepath.Join(root, "deploy/helm/avatarworker/values.schema.json"))
+	for _, list := range []string{
+		`"per": {"enum": ["` + strings.Join(budget.Periods(), `", "`) + `"]}`, `/(` + strings.Join(budget.Periods(), "|") + `)(@`,
+	} {
+		if !strings.Contains(schema, list) {
+			t.Errorf("the chart's schema has no %s", list)
+		}
+	}
+	if text := "a " + strings.Join(budget.Periods(), " or a ") + " (UTC)"; !strings.Contains(read(t, filepath.Join(root, "config.yaml")), text) {
+		t.Errorf("config.yaml does not say %q", text)
 	}
 }
 

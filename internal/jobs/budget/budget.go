@@ -38,6 +38,31 @@ const (
 	Month = "month"
 )
 
+// Periods lists the periods.
+func Periods() []string { return []string{Day, Month} }
+
+// Check returns an error if a rule has a period that is none of Periods.
+func Check(rules []Rule) error {
+	for _, r := range rules {
+		if !slices.Contains(Periods(), r.Per) {
+			return fmt.Errorf("the budget for %s is per %q: want one of %s", r.Key, r.Per, strings.Join(Periods(), ", "))
+		}
+	}
+	return nil
+}
+
+// Begin returns when the oldest of the rules' periods that now lies in began; now if
+// there are no rules.
+func Begin(rules []Rule, now time.Time) time.Time {
+	begin := now.UTC()
+	for _, r := range rules {
+		if from, _ := r.bounds(now); from.Before(begin) {
+			begin = from
+		}
+	}
+	return begin
+}
+
 // Rule is one budget: for every app, or for every value of a label.
 type Rule struct {
 	Key     string // app_id or label.<name>
@@ -522,14 +547,7 @@ func (b *Budgets) follow(ctx context.Context) error {
 
 // begin is when the oldest of the current periods began.
 func (b *Budgets) begin() time.Time {
-	now := b.o.Now()
-	begin := now
-	for _, r := range b.o.Rules {
-		if from, _ := r.bounds(now); from.Before(begin) {
-			begin = from
-		}
-	}
-	return begin
+	return Begin(b.o.Rules, b.o.Now())
 }
 
 // readCounters reads what is spent in the current periods, and returns the sequence
