@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -42,6 +43,20 @@ func (f *fleet) balanced(labels ...string) map[string]usage.Record {
 	return f.balancedWithin(250*time.Millisecond, labels...)
 }
 
+// sessionsEnd waits until the backend has noticed that each session was closed.
+func (f *fleet) sessionsEnd() {
+	f.t.Helper()
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for slices.ContainsFunc(f.backend.SessionLog(), func(s simulator.Session) bool { return !s.Confirmed.IsZero() && s.Closed.IsZero() }) {
+		select {
+		case <-look.C:
+		case <-f.ctx.Done():
+			f.t.Fatal("a session is still open at the backend")
+		}
+	}
+}
+
 // balancedWithin is balanced with another tolerance of exact times: that of a fleet
 // that has more to do than the machine can.
 func (f *fleet) balancedWithin(tolerance time.Duration, labels ...string) map[string]usage.Record {
@@ -53,6 +68,7 @@ func (f *fleet) balancedWithin(tolerance time.Duration, labels ...string) map[st
 		}
 		byConnection[r.ConnectionID] = r
 	}
+	f.sessionsEnd()
 	confirmed := 0
 	for _, s := range f.backend.SessionLog() {
 		if s.Confirmed.IsZero() {
