@@ -79,7 +79,9 @@ func TestWithoutNATSTheStoreSaysSo(t *testing.T) {
 		t.Fatal(err)
 	}
 	lost := js.Conn().StatusChanged(nats.RECONNECTING, nats.CLOSED)
-	server.Shutdown()
+	if err := server.Shutdown(); err != nil {
+		t.Fatal(err)
+	}
 	<-lost
 	if err := ask(); err == nil || !strings.Contains(err.Error(), "NATS can't be reached") {
 		t.Errorf("without NATS: %v", err)
