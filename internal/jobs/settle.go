@@ -228,20 +228,20 @@ func (s settlement) postpone(ctx context.Context, next *lifecycle.Record, delay 
 	s.w.o.Observer.Postponed(s.id.ID, next.State, delay)
 	s.nak(delay)
 	if delay > 0 {
-		s.nakIfDue(ctx)
+		s.nakIfDueNow(ctx, next)
 	}
 	return nil
 }
 
-// nakIfDue ends the delay of a nak that has just been sent, if the job became due, or
-// was to be cancelled, after its record was written: what asked for that has sent its
-// own nak before ours.
-func (s settlement) nakIfDue(ctx context.Context) {
+// nakIfDueNow ends the delay of a nak that has just been sent, if the job was made due,
+// or was to be cancelled, after the record written was: what asked for that has sent
+// its own nak before ours.
+func (s settlement) nakIfDueNow(ctx context.Context, written *lifecycle.Record) {
 	r, err := s.record.Load(ctx)
-	if err != nil || r == nil || !r.Waits() || r.NextAttemptAt == nil {
+	if err != nil || r == nil || !r.Waits() {
 		return // the job comes when its time has come
 	}
-	if r.CancelRequested || !r.NextAttemptAt.After(s.w.now()) {
+	if r.CancelRequested || r.NextAttemptAt.Before(*written.NextAttemptAt) {
 		s.nak(0)
 	}
 }
