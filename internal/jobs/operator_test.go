@@ -265,7 +265,7 @@ func (h *house) retryUntilDone(o *operate.Operator, id string) {
 func TestACancelBesideACompletionLeavesOneOutcome(t *testing.T) {
 	h := newHouse(t)
 	h.start(&script{})
-	store := h.store()
+	operator := h.operator()
 	const n = 40
 	var wg sync.WaitGroup
 	for i := range n {
@@ -273,7 +273,7 @@ func TestACancelBesideACompletionLeavesOneOutcome(t *testing.T) {
 		h.submit("default", job(id))
 		for range 2 {
 			wg.Go(func() {
-				if _, err := jobs.RequestCancel(context.Background(), h.nc, store, h.names.Control(id), id); err != nil {
+				if _, err := operator.Cancel(context.Background(), id, true); err != nil {
 					t.Error(err)
 				}
 			})

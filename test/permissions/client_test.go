@@ -21,7 +21,6 @@ import (
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
-	"avatarworker/internal/kv"
 	"avatarworker/internal/operate"
 	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
@@ -291,11 +290,11 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 		},
 		func(ctx context.Context) error { return must(letters.Remove(ctx, 2), "remove") },
 		func(ctx context.Context) error {
-			bucket, err := c.js.KeyValue(ctx, names.StateBucket())
+			operator, err := operate.Open(ctx, c.nc, c.js, names)
 			if err != nil {
 				return must(err, "open the records")
 			}
-			_, err = jobs.RequestCancel(ctx, c.nc, kv.NewStore(c.js, bucket, time.Second), names.Control("R"), "R")
+			_, err = operator.Cancel(ctx, "R", true)
 			return must(err, "cancel")
 		},
 		func(ctx context.Context) error { return costs(ctx, c) },
