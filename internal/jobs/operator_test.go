@@ -9,13 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lifecycle"
-	"avatarworker/internal/kv"
 	"avatarworker/internal/operate"
 )
 
@@ -302,15 +299,6 @@ func TestACancelBesideACompletionLeavesOneOutcome(t *testing.T) {
 	if len(outcomes) != n {
 		t.Errorf("%d of %d jobs have an outcome", len(outcomes), n)
 	}
-}
-
-func (h *house) store() *kv.Store {
-	h.t.Helper()
-	js, err := jetstream.New(h.nc)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return kv.NewStore(js, h.handles.State, 2*time.Second)
 }
 
 func TestTwoOperatorsAndAWorkerChangeACircuitOnce(t *testing.T) {

@@ -16,7 +16,6 @@ import (
 	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
@@ -372,8 +371,8 @@ func leaveTraces(ctx context.Context, admin client, handles topology.Handles) er
 	return err
 }
 
-func letter(id string) jobs.DeadLetter {
-	return jobs.DeadLetter{
+func letter(id string) lifecycle.DeadLetter {
+	return lifecycle.DeadLetter{
 		Job:  jobspec.Identity{ID: id, Run: 1, Queue: "default", Subject: names.Jobs("default"), StreamSeq: 1},
 		Data: []byte(`{}`), Reason: lifecycle.ReasonPermanent, FailedAt: time.Now(), Worker: "w",
 		Error: event.Error{JobID: id, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig},
