@@ -13,6 +13,7 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/streams"
 )
 
 const (
@@ -45,8 +46,8 @@ type Model struct {
 	poke chan struct{} // a look is wanted now
 
 	// Used by the look under way only.
-	state, fleetBucket, events tail
-	waitingReader              reader
+	state, fleetBucket, events streams.Tail
+	waitingReader              *streams.Reader
 	jobsCreated                time.Time // when the jobs stream was made
 	storageAt, rereadAt        time.Time
 
@@ -90,14 +91,14 @@ func NewModel(store *Store, every time.Duration) *Model {
 	names := store.names
 	m := &Model{
 		store: store, every: every, poke: make(chan struct{}, 1),
-		state:       tail{js: store.js, stream: "KV_" + names.StateBucket(), subject: "$KV." + names.StateBucket() + ".>"},
-		fleetBucket: tail{js: store.js, stream: "KV_" + names.FleetBucket(), subject: "$KV." + names.FleetBucket() + ".>"},
-		events:      tail{js: store.js, stream: names.EventsStream(), subject: names.AllErrors(), headersOnly: true, sparse: true},
+		state:       streams.Tail{JS: store.js, Stream: "KV_" + names.StateBucket(), Subject: "$KV." + names.StateBucket() + ".>"},
+		fleetBucket: streams.Tail{JS: store.js, Stream: "KV_" + names.FleetBucket(), Subject: "$KV." + names.FleetBucket() + ".>"},
+		events:      streams.Tail{JS: store.js, Stream: names.EventsStream(), Subject: names.AllErrors(), HeadersOnly: true, Sparse: true},
 		records:     newRecordTable(), waiting: make(map[string]*waitingTable), limits: newLimitKeys(), shared: make(map[string]sharedEntry),
 		failures: newFailureCounts(names), behind: make(map[string]bool), changed: make(chan struct{}), looked: make(chan struct{}),
 	}
-	m.events.since = func() time.Time { return beginOfDay(m.serverNow()) }
-	m.waitingReader = reader{js: store.js, stream: names.JobsStream()}
+	m.events.Since = func() time.Time { return beginOfDay(m.serverNow()) }
+	m.waitingReader = streams.NewReader(store.js, names.JobsStream())
 	m.fresh.Version = uint64(store.now().UnixMicro()) // #nosec G115 -- after 1970
 	return m
 }
@@ -178,9 +179,6 @@ func (m *Model) look(ctx context.Context) {
 	m.begun++
 	m.mu.Unlock()
 	changed := false
-	for _, r := range []*reader{&m.waitingReader, &m.state.reader, &m.fleetBucket.reader, &m.events.reader} {
-		r.retryDirect()
-	}
 	at, err := m.lookAtAll(ctx, &changed)
 	if ctx.Err() == nil {
 		m.ended(at, changed, err)
@@ -222,8 +220,8 @@ var errNotConnected = errors.New("there is no connection to NATS")
 func (m *Model) lookAtEach(ctx context.Context, changed *bool) (time.Time, error) {
 	at, err := m.lookAtJobs(ctx, changed)
 	for _, part := range []struct {
-		tail *tail
-		f    follower
+		tail *streams.Tail
+		f    streams.Follower
 	}{
 		{&m.state, m.stateFollower(changed)},
 		{&m.fleetBucket, m.fleetFollower(changed)},
@@ -233,13 +231,13 @@ func (m *Model) lookAtEach(ctx context.Context, changed *bool) (time.Time, error
 			break
 		}
 		var more bool
-		_, more, err = part.tail.read(ctx, part.f)
+		_, more, err = part.tail.Read(ctx, part.f)
 		if errors.Is(err, jetstream.ErrStreamNotFound) && part.tail == &m.fleetBucket {
 			err = nil // as a Store has it: no workers
 		}
 		m.mu.Lock()
-		*changed = *changed || m.behind[part.tail.stream] != more
-		m.behind[part.tail.stream] = more
+		*changed = *changed || m.behind[part.tail.Stream] != more
+		m.behind[part.tail.Stream] = more
 		m.mu.Unlock()
 	}
 	if err == nil {

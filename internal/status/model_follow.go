@@ -7,6 +7,7 @@ import (
 
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/streams"
 )
 
 type sharedEntry struct {
@@ -15,29 +16,29 @@ type sharedEntry struct {
 	revision uint64
 }
 
-func (m *Model) stateFollower(changed *bool) follower {
+func (m *Model) stateFollower(changed *bool) streams.Follower {
 	prefix := "$KV." + m.store.names.StateBucket() + "."
 	type change struct {
 		key string
 		row compactRow
 		ok  bool
-		msg *tailed
+		msg *streams.Message
 	}
-	return follower{
-		reset: func() {
+	return streams.Follower{
+		Reset: func() {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			m.records, m.limits, m.fresh.Loaded = newRecordTable(), newLimitKeys(), false
 			*changed = true
 		},
-		take: func(batch []tailed) {
+		Take: func(batch []streams.Message) {
 			// What takes long is done before others have to wait.
 			changes := make([]change, 0, len(batch))
 			for i := range batch {
-				key := strings.TrimPrefix(batch[i].subject, prefix)
+				key := strings.TrimPrefix(batch[i].Subject, prefix)
 				c := change{key: key, msg: &batch[i]}
 				if !strings.Contains(key, ".") {
-					c.row, c.ok = compactRecord(batch[i].data, batch[i].seq)
+					c.row, c.ok = compactRecord(batch[i].Data, batch[i].Seq)
 				}
 				changes = append(changes, c)
 			}
@@ -46,7 +47,7 @@ func (m *Model) stateFollower(changed *bool) follower {
 			for _, c := range changes {
 				switch {
 				case strings.Contains(c.key, "."):
-					*changed = m.limits.learn(c.key, c.msg.data, c.msg.seq) || *changed
+					*changed = m.limits.learn(c.key, c.msg.Data, c.msg.Seq) || *changed
 				case c.ok && c.row.id == c.key:
 					m.records.put(c.row)
 					*changed = true
@@ -55,7 +56,7 @@ func (m *Model) stateFollower(changed *bool) follower {
 				}
 			}
 		},
-		expired: func(first uint64) {
+		Expired: func(first uint64) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			*changed = m.records.expire(first) || *changed
@@ -64,32 +65,32 @@ func (m *Model) stateFollower(changed *bool) follower {
 	}
 }
 
-func (m *Model) fleetFollower(changed *bool) follower {
+func (m *Model) fleetFollower(changed *bool) streams.Follower {
 	prefix := "$KV." + m.store.names.FleetBucket() + "."
-	return follower{
-		reset: func() {
+	return streams.Follower{
+		Reset: func() {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			m.shared = make(map[string]sharedEntry)
 			*changed = true
 		},
-		take: func(batch []tailed) {
+		Take: func(batch []streams.Message) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			for _, msg := range batch {
-				key := strings.TrimPrefix(msg.subject, prefix)
+				key := strings.TrimPrefix(msg.Subject, prefix)
 				switch {
 				case !strings.HasPrefix(key, fleet.Prefix) && !strings.HasPrefix(key, circuit.Prefix):
 					continue
-				case len(msg.data) == 0:
+				case len(msg.Data) == 0:
 					delete(m.shared, key)
 				default:
-					m.shared[key] = sharedEntry{value: slices.Clone(msg.data), stored: msg.stored, revision: msg.seq}
+					m.shared[key] = sharedEntry{value: slices.Clone(msg.Data), stored: msg.Stored, revision: msg.Seq}
 				}
 				*changed = true
 			}
 		},
-		expired: func(first uint64) {
+		Expired: func(first uint64) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			for key, entry := range m.shared {
@@ -102,22 +103,22 @@ func (m *Model) fleetFollower(changed *bool) follower {
 	}
 }
 
-func (m *Model) eventsFollower(changed *bool) follower {
-	return follower{
-		reset: func() {
+func (m *Model) eventsFollower(changed *bool) streams.Follower {
+	return streams.Follower{
+		Reset: func() {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			m.failures = newFailureCounts(m.store.names)
 			*changed = true
 		},
-		take: func(batch []tailed) {
+		Take: func(batch []streams.Message) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			for _, msg := range batch {
-				m.failures.add(msg.subject, msg.stored)
+				m.failures.add(msg.Subject, msg.Stored)
 				*changed = true
 			}
 		},
-		expired: func(uint64) {}, // it keeps a day, whatever the stream keeps
+		Expired: func(uint64) {}, // it keeps a day, whatever the stream keeps
 	}
 }

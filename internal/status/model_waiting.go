@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"slices"
 	"time"
+
+	"avatarworker/internal/streams"
 )
 
 // lookAtJobs reads the queues, and the jobs in them that no worker has been given.
@@ -23,7 +25,7 @@ func (m *Model) lookAtJobs(ctx context.Context, changed *bool) (at time.Time, er
 	if !info.Created.Equal(m.jobsCreated) {
 		m.jobsCreated = info.Created
 		m.waiting, m.fresh.Loaded, *changed = make(map[string]*waitingTable), false, true
-		m.waitingReader = reader{js: m.store.js, stream: name}
+		m.waitingReader = streams.NewReader(m.store.js, name)
 	}
 	m.mu.Unlock()
 	state, err := m.store.queueState(ctx, stream)
@@ -63,11 +65,11 @@ func (m *Model) takeQueues(state queueState, changed *bool) {
 
 // readWaiting reads the jobs that wait and were not read yet.
 func (m *Model) readWaiting(ctx context.Context, state queueState, changed *bool) error {
-	budget := tailBudget
+	budget := streams.TailBudget
 	switch {
 	case !m.Freshness().Loaded:
 		budget = 1 << 30
-	case m.waitingReader.single:
+	case m.waitingReader.Single():
 		budget = singleBudget
 	}
 	for _, span := range state.undelivered() {
@@ -97,7 +99,7 @@ func (m *Model) readWaiting(ctx context.Context, state queueState, changed *bool
 // goes.
 func (m *Model) readSpan(ctx context.Context, span span, table *waitingTable, budget *int, changed *bool) error {
 	for next := max(table.next, span.first); next < span.end && *budget > 0; {
-		found, err := m.waitingReader.next(ctx, span.subject, next, directBatch)
+		found, err := m.waitingReader.Next(ctx, span.subject, next, streams.Batch)
 		if err != nil || len(found) == 0 {
 			return err
 		}
@@ -136,7 +138,7 @@ func (m *Model) odd(span span, table *waitingTable) bool {
 	}
 	table.odd++
 	now := m.store.now()
-	if table.odd < oddLimit || len(table.rows) > directBatch && now.Sub(m.rereadAt) < rereadEvery {
+	if table.odd < oddLimit || len(table.rows) > streams.Batch && now.Sub(m.rereadAt) < rereadEvery {
 		return false
 	}
 	m.rereadAt = now

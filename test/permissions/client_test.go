@@ -21,7 +21,7 @@ import (
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/operate"
-	"avatarworker/internal/status"
+	"avatarworker/internal/streams"
 	"avatarworker/internal/topology"
 )
 
@@ -186,7 +186,7 @@ func scan(ctx context.Context, js jetstream.JetStream, name string) error {
 	if err != nil {
 		return err
 	}
-	return status.Scan(ctx, stream, jetstream.ConsumerConfig{}, func(jetstream.Msg, *jetstream.MsgMetadata) bool { return true })
+	return streams.Scan(ctx, stream, jetstream.ConsumerConfig{}, func(jetstream.Msg, *jetstream.MsgMetadata) bool { return true })
 }
 
 // readFirst reads a stream's first message through a consumer of its own.
