@@ -1,7 +1,7 @@
 // Package lifecycle keeps the record of each job: its states, the transitions between
 // them, and the decisions that depend on it, such as what to do with a delivery and
-// when to retry. It owns the record's JSON and its fence, the revision. It must not
-// know how a session runs or what is published.
+// when to retry. It owns the record's JSON and its fence, the revision, and what events
+// say of a record. It must not know how a session runs, nor publish anything.
 package lifecycle
 
 import (
