@@ -198,8 +198,8 @@ func (r *Record) HeldTotal(now time.Time) time.Duration {
 // HoldCounts reports whether jobs held for that reason are given up in the end.
 func HoldCounts(reason string) bool { return reason != HeldStorage && reason != HeldBudget }
 
-// HoldCode returns the code of the dead letter of a job that was held too long.
-func (r *Record) HoldCode() errors.Code {
+// holdCode returns the code of the dead letter of a job that was held too long.
+func (r *Record) holdCode() errors.Code {
 	switch {
 	case r.HeldCode != "":
 		return r.HeldCode
@@ -216,7 +216,7 @@ func (r *Record) HeldText() string {
 	case HeldRefused:
 		return "the backend refuses one more session of the app while others live; set max_sessions"
 	case HeldPolicy:
-		return "policy holds jobs that fail with " + string(r.HoldCode()) + "; it is tried again from time to time"
+		return "policy holds jobs that fail with " + string(r.holdCode()) + "; it is tried again from time to time"
 	case HeldStorage, HeldUnsettled, HeldBudget:
 		return r.HeldWhy
 	case HeldCircuit, "":
@@ -226,8 +226,8 @@ func (r *Record) HeldText() string {
 	}
 }
 
-// EndHold adds the current hold to the total.
-func (r *Record) EndHold(now time.Time) {
+// endHold adds the current hold to the total.
+func (r *Record) endHold(now time.Time) {
 	r.HeldFor = r.HeldTotal(now)
 	r.HeldSince = nil
 }
