@@ -168,7 +168,7 @@ func (a *App) Run(ctx context.Context) (err error) {
 	beside, stopBeside := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { a.watchQueues(beside, js, handles) })
-	wg.Go(func() { a.newWatchdog(js).run(beside) })
+	wg.Go(func() { a.newWatchdog(js, handles).run(beside) })
 	defer wg.Wait()
 	defer stopBeside()
 	return worker.Run(working)
