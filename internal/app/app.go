@@ -236,11 +236,7 @@ func (a *App) Ready() error {
 	case worker == nil:
 		return starting
 	}
-	err := worker.Ready()
-	if err != nil && missing != nil {
-		return fmt.Errorf("%w; %w", err, missing)
-	}
-	return errors.Join(err, missing)
+	return errors.Join(worker.Ready(), missing)
 }
 
 func (a *App) started(w *jobs.Worker) {
