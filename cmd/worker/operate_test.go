@@ -423,7 +423,7 @@ func TestDeadLetterIsExplainedAndItsSecretsHidden(t *testing.T) {
 	if got := expect(t, 0, nil, b.args("dlq", "show", "1", "--raw")...); got != body {
 		t.Errorf("raw: %s", got)
 	}
-	expect(t, 1, []string{"no such dead letter"}, b.args("dlq", "show", "99")...)
+	expect(t, 1, []string{"dead letter 99: not found"}, b.args("dlq", "show", "99")...)
 	expect(t, 1, []string{"no dead letter"}, b.args("dlq", "show", "--job", "absent")...)
 }
 
@@ -448,7 +448,7 @@ func TestReplayRunsEachJobOnceAlsoWhenRepeated(t *testing.T) {
 		t.Errorf("%d jobs, want 1", b.jobsStored())
 	}
 	expect(t, 0, []string{"1 replayed"}, b.args(append(code, "--ignore-deadline")...)...)
-	expect(t, 1, []string{"no such dead letter", "1 failed"}, b.args("dlq", "replay", "1")...)
+	expect(t, 1, []string{"dead letter 1: not found", "1 failed"}, b.args("dlq", "replay", "1")...)
 	if b.jobsStored() != 2 || b.letters() != 1 {
 		t.Errorf("%d jobs, %d letters", b.jobsStored(), b.letters())
 	}

@@ -85,10 +85,13 @@ func (c *Client) connect(ctx context.Context, u *url.URL) (net.Conn, error) {
 		return c.startTLS(ctx, conn, u.Hostname())
 	}
 	conn, err := c.connectVia(ctx, via, hostPort(u))
-	if err == nil && secure {
-		conn, err = c.startTLS(ctx, conn, u.Hostname())
-	}
 	if err != nil {
+		return nil, &blockedError{via, err}
+	}
+	if !secure {
+		return conn, nil
+	}
+	if conn, err = c.startTLS(ctx, conn, u.Hostname()); err != nil {
 		return nil, fmt.Errorf("through the proxy %s: %w", proxyName(via), err)
 	}
 	return conn, nil
