@@ -73,7 +73,7 @@ func (c *cli) runBulk(ctx context.Context, command string, args []string, bf *bu
 	return c.changeJobs(ctx, l, rows, bf, b, len(args) == 1)
 }
 
-// sure asks; without a yes it returns an error that says so.
+// sure asks, and returns an error unless the answer is yes.
 func (c *cli) sure(ctx context.Context, question string) error {
 	yes, err := c.ask(ctx, question)
 	if err == nil && !yes {

@@ -74,7 +74,7 @@ func (ff *filterFlags) query(c *cli) (status.Query, error) {
 	q := status.Query{Filter: status.Filter{Queues: ff.queues, Apps: ff.apps, Avatars: ff.avatars}, Limit: ff.limit}
 	for _, name := range ff.states {
 		if !slices.Contains(stateNames(), name) {
-			return q, usagef("--state %s: there is no such state; want one of %s", name, strings.Join(stateNames(), ", "))
+			return q, usagef("--state %s: not a state; want one of %s", name, strings.Join(stateNames(), ", "))
 		}
 		q.States = append(q.States, lifecycle.State(name))
 	}
@@ -302,7 +302,7 @@ func checkChoice(args []string, ff *filterFlags, all bool) error {
 	return nil
 }
 
-// completionTime bounds the look for names while somebody types.
+// completionTime bounds the search for names while a user types.
 const completionTime = 2 * time.Second
 
 // completeJobs completes the ids of the newest jobs in one of the states.

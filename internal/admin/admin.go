@@ -31,7 +31,7 @@ type Options struct {
 	Live     func() error        // nil: alive whenever it answers
 	Ready    func() error        // the error says why not; nil: ready whenever it answers
 	Note     func() string       // what to know though it is ready; nil or "": nothing
-	Hosts    []string            // names that requests may use, beside addresses, localhost and this host's name
+	Hosts    []string            // names that requests may use, besides addresses, localhost and this host's name
 	PProf    bool                // serve /debug/pprof/
 	Logger   zerolog.Logger
 }
@@ -107,7 +107,7 @@ func adviceOnListening(err error) string {
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		return ""
 	}
-	return ": is it another worker on this host? Give each an address of its own with --admin-addr HOST:PORT, AVATAR_ADMIN_ADDR or admin.addr (port 0 takes a free one; off: none)"
+	return ": is it another worker on this host? Give each its own address with --admin-addr HOST:PORT, AVATAR_ADMIN_ADDR or admin.addr (port 0 takes a free one; off: none)"
 }
 
 // Stop takes no new requests, waits for those that run until ctx ends, and
@@ -127,7 +127,7 @@ func (s *Server) Stop(ctx context.Context) error {
 	return err
 }
 
-// Handler serves the same without a listener of its own.
+// Handler serves the same without a listener.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/{$}", s.index)
@@ -149,11 +149,11 @@ func (s *Server) Handler() http.Handler {
 }
 
 // HostCheck refuses requests for a name that is not one of ours. A web page whose
-// name has come to lead here (DNS rebinding) would else be allowed to read the
+// name has come to lead here (DNS rebinding) would otherwise be allowed to read the
 // answers, and to ask for changes.
 type HostCheck struct {
 	Addr    string   // host:port at which the server listens: its host is known
-	Hosts   []string // names and addresses that are known too, beside localhost and this host's name
+	Hosts   []string // names and addresses that are known too, besides localhost and this host's name
 	Setting string   // that has Hosts, for the answer to others
 	// OwnAddresses leaves out addresses that are neither in Hosts nor the
 	// connection's own. An address can't be made to lead here by others, so that

@@ -120,7 +120,7 @@ func (p *pinger) check(s *Session, now time.Time) {
 	select {
 	case err := <-s.ping.answered:
 		// An error while the session lives means that the ping could not be
-		// written beside a long message; the next one will be.
+		// written during a long message; the next one will be.
 		_ = err
 		s.ping.sentAt = time.Time{}
 		s.ping.due = now.Add(p.interval)

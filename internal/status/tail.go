@@ -52,7 +52,7 @@ type tail struct {
 	last    uint64    // sequence of the stream's last message at the read before
 }
 
-// follower is told by a tail what happened, in this order.
+// follower is called by a tail with what happened, in this order.
 type follower struct {
 	reset   func()             // the stream was made again: nothing of before counts
 	take    func([]tailed)     // new messages in order
