@@ -14,7 +14,6 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/event"
@@ -27,7 +26,7 @@ import (
 // letter gives a job up.
 func (b *bench) letter(id string, code errors.Code, body string, failedAt time.Time) {
 	b.t.Helper()
-	err := dlq.NewWriter(b.js, names).Write(b.t.Context(), jobs.DeadLetter{
+	err := dlq.NewWriter(b.js, names).Write(b.t.Context(), lifecycle.DeadLetter{
 		Job: jobspec.Identity{ID: id, Run: 1, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 1}, Data: []byte(body),
 		Reason: lifecycle.ReasonPermanent, Attempts: 1, FailedAt: failedAt, Worker: "host",
 		Error: event.Error{
