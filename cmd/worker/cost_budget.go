@@ -76,6 +76,10 @@ func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bo
 	if asJSON {
 		return c.printJSON(list)
 	}
+	if len(rules) == 0 {
+		c.note("no budgets: set them under budgets in the configuration")
+		return nil
+	}
 	t := newTable(c.stdout, "KEY", "VALUE", "PER", "CREDITS", "SPENT", "UNTIL")
 	for _, b := range list {
 		t.row(b.Key, orDash(b.Value), b.Per, b.Credits, b.Spent, b.Until.Format("2006-01-02"))
