@@ -10,7 +10,7 @@ import (
 )
 
 // pinger sends the pings of all sessions from one goroutine, which runs while
-// there are sessions. A ping in flight has a goroutine of its own until it is
+// there are sessions. A ping in flight has its own goroutine until it is
 // answered.
 type pinger struct {
 	interval, timeout time.Duration

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// bulk is how many sequences behind a Tail reads through a consumer of its own:
+	// bulk is how many sequences behind a Tail reads through its own consumer:
 	// that costs the server less than direct gets, but for making it.
 	bulk = 4 * Batch
 	// TailBudget is how many messages a Tail reads at a time once it has read all
