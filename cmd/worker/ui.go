@@ -27,8 +27,8 @@ const aboutUI = `Serve the page for operators: queues, jobs, workers, circuits, 
 alerts, what failures mean, and the actions that help. It needs NATS and nothing
 else, and keeps itself current.
 
-It shows; with ui.write (--write) it also changes. An address that other machines
-can reach needs ui.auth or ui.trusted_header.`
+Without ui.write (--write) the page only shows. An address that other machines can
+reach needs ui.auth or ui.trusted_header.`
 
 func newUICommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
