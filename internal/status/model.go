@@ -15,6 +15,7 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
 )
@@ -46,7 +47,8 @@ type Model struct {
 	store *Store
 	every time.Duration
 
-	poke chan struct{} // a look is wanted now
+	poke       chan struct{} // a look is wanted now
+	budgetsDue chan struct{} // a budget was set, so they are to be read now
 
 	// Used by the look under way only.
 	state, fleetBucket, events tail
@@ -65,6 +67,8 @@ type Model struct {
 	pending  map[string]uint64 // jobs that wait, by subject, as the server counts them
 	letters  []dlq.Count
 	storage  []Storage
+	spent    []budget.Spending // budgets that are spent
+	unread   error             // why the budgets are not known
 	fresh    Freshness
 	failed   error         // of the last look
 	offset   time.Duration // of the server's clock to this one's
@@ -99,7 +103,7 @@ func NewModel(store *Store, every time.Duration) *Model {
 	}
 	names := store.names
 	m := &Model{
-		store: store, every: every, poke: make(chan struct{}, 1),
+		store: store, every: every, poke: make(chan struct{}, 1), budgetsDue: make(chan struct{}, 1),
 		state:       tail{js: store.js, stream: "KV_" + names.StateBucket(), subject: "$KV." + names.StateBucket() + ".>"},
 		fleetBucket: tail{js: store.js, stream: "KV_" + names.FleetBucket(), subject: "$KV." + names.FleetBucket() + ".>"},
 		events:      tail{js: store.js, stream: names.EventsStream(), subject: names.AllErrors(), headersOnly: true, sparse: true},
@@ -114,6 +118,11 @@ func NewModel(store *Store, every time.Duration) *Model {
 
 // Run follows what changes until ctx ends.
 func (m *Model) Run(ctx context.Context) {
+	if m.store.budgets != nil {
+		var beside sync.WaitGroup
+		beside.Go(func() { m.followBudgets(ctx) })
+		defer beside.Wait()
+	}
 	ticker := time.NewTicker(m.every)
 	defer ticker.Stop()
 	for {
@@ -365,6 +374,8 @@ func (m *Model) fleetFollower(changed *bool) follower {
 			for _, msg := range batch {
 				key := strings.TrimPrefix(msg.subject, prefix)
 				switch {
+				case strings.HasPrefix(key, budget.Prefix):
+					m.budgetSet()
 				case !strings.HasPrefix(key, fleet.Prefix) && !strings.HasPrefix(key, circuit.Prefix):
 					continue
 				case len(msg.data) == 0:

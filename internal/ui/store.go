@@ -112,6 +112,19 @@ func (s *Store) Fleet(ctx context.Context) (*status.Fleet, error) {
 	return f, s.explain("state of the fleet", err)
 }
 
+// Freshness says how current the fleet and the lists of jobs are.
+func (s *Store) Freshness() Freshness {
+	m, ok := s.statuses.(interface{ Freshness() status.Freshness })
+	if !ok {
+		return Freshness{} // it is read each time
+	}
+	fresh := m.Freshness()
+	if fresh.Error == "" {
+		return Freshness{At: fresh.At}
+	}
+	return Freshness{At: fresh.At, Error: errors.RedactText(fresh.Error)}
+}
+
 // explain names what is missing where no worker has run yet.
 func (s *Store) explain(what string, err error) error {
 	switch {

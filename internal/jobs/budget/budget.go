@@ -88,9 +88,9 @@ type Job struct {
 	Labels map[string]string
 }
 
-// value is the job's under a rule's key; false: it has none, and the rule is not
+// Value is the job's under a rule's key; false: it has none, and the rule is not
 // for it.
-func (j Job) value(key string) (string, bool) {
+func (j Job) Value(key string) (string, bool) {
 	if name, ok := strings.CutPrefix(key, "label."); ok {
 		value, ok := j.Labels[name]
 		return usage.LabelValue(value), ok
@@ -259,7 +259,7 @@ func (b *Budgets) Peek(job Job) *Refusal {
 func (b *Budgets) refusal(job Job, key string, reserved int64) *Refusal {
 	now := b.o.Now()
 	for i, r := range b.o.Rules {
-		value, ok := job.value(r.Key)
+		value, ok := job.Value(r.Key)
 		if !ok || key != "" && r.Key != key {
 			continue
 		}
@@ -311,7 +311,7 @@ func (b *Budgets) Reserve(ctx context.Context, job Job) (release func(), refusal
 		}
 	}
 	for _, key := range b.keys() {
-		value, ok := job.value(key)
+		value, ok := job.Value(key)
 		if !ok {
 			continue
 		}
@@ -569,7 +569,7 @@ func (b *Budgets) readCounters(ctx context.Context) (upto uint64, err error) {
 		defer b.mu.Unlock()
 		b.upto[c.Subject] = c.Upto
 		for i, r := range b.o.Rules {
-			if value, ok := (Job{App: g.App, Labels: g.Labels}).value(r.Key); ok && b.family(r) == g.Family {
+			if value, ok := (Job{App: g.App, Labels: g.Labels}).Value(r.Key); ok && b.family(r) == g.Family {
 				b.spent[account{i, value, r.periodOf(g.Period)}] += c.Credits
 			}
 		}
@@ -608,7 +608,7 @@ func (b *Budgets) learn(s *usage.Stored) {
 	var warnings []Warning
 	for _, e := range s.Entries() {
 		for i, r := range b.o.Rules {
-			value, ok := (Job{App: e.Record.AppID, Labels: e.Record.Labels}).value(r.Key)
+			value, ok := (Job{App: e.Record.AppID, Labels: e.Record.Labels}).Value(r.Key)
 			if !ok || s.Seq <= b.upto[b.counter(r, e.Record)] {
 				continue
 			}
@@ -745,7 +745,7 @@ func Standing(rules []Rule, sums []usage.Sum, settings map[string]int64, now tim
 	spent := make(map[account]int64)
 	for _, s := range sums {
 		for i, r := range rules {
-			if value, ok := (Job{App: s.App, Labels: s.Labels}).value(r.Key); ok {
+			if value, ok := (Job{App: s.App, Labels: s.Labels}).Value(r.Key); ok {
 				spent[account{i, value, r.periodOf(s.Period)}] += s.Credits
 			}
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
@@ -46,9 +47,15 @@ type Reader interface {
 var (
 	_ Reader  = (*status.Model)(nil)
 	_ Reader  = (*status.Store)(nil)
+	_ Costs   = (*cost.Store)(nil)
 	_ Letters = (*dlq.Store)(nil)
 	_ Changes = (*operate.Operator)(nil)
 )
+
+// Costs sums what sessions cost: a *cost.Store.
+type Costs interface {
+	Sum(ctx context.Context, q cost.Query) ([]cost.Row, error)
+}
 
 // Letters lists and changes dead letters: a *dlq.Store.
 type Letters interface {
@@ -75,6 +82,10 @@ type Options struct {
 	Reader     Reader
 	Letters    Letters
 	Recordings func(ctx context.Context) ([]output.Stored, error)
+	Costs      Costs
+	// Budgets returns what is spent of each budget of the configuration in its period
+	// that now lies in.
+	Budgets status.Budgets
 	// Changes opens what changes things. It is called for each change.
 	Changes func(ctx context.Context) (Changes, error)
 	// Write allows changes. Without it they are refused with 403.
@@ -92,7 +103,12 @@ type Options struct {
 type Handler struct {
 	o   Options
 	mux *http.ServeMux
+	// summing bounds the sums at a time: some read every usage record.
+	summing chan struct{}
 }
+
+// maxSums is how many sums are made at a time.
+const maxSums = 2
 
 //go:embed openapi.json
 var document []byte
@@ -115,7 +131,7 @@ func New(o Options) (*Handler, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	h := &Handler{o: o, mux: http.NewServeMux()}
+	h := &Handler{o: o, mux: http.NewServeMux(), summing: make(chan struct{}, maxSums)}
 	for _, r := range h.routes() {
 		h.mux.HandleFunc(r.method+" "+Prefix+r.path, h.serve(r))
 	}
