@@ -16,7 +16,6 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/natsconn"
-	"avatarworker/internal/output"
 	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 	"avatarworker/internal/ui"
@@ -150,9 +149,10 @@ func (c *cli) startPage(ctx context.Context, cfg *config.Config, log zerolog.Log
 		Costs: cost.NewStore(js, names, cfg.TotalLabels()), Tariff: app.Tariff(cfg),
 	})
 	handler, err := api.New(api.Options{
-		Costs: cost.NewStore(js, names, cfg.TotalLabels()), Budgets: fleetBudgets(cfg, js, names, c.now),
+		Permitted: store.Permitted,
+		Costs:     cost.NewStore(js, names, cfg.TotalLabels()), Budgets: fleetBudgets(cfg, js, names, c.now),
 		Reader: model, Letters: dlq.NewStore(js, names, c.now), Write: cfg.UI.Write, Refresh: model.Refresh, DefaultApp: cfg.App.ID, Table: table, Now: c.now, Log: log,
-		Recordings: func(ctx context.Context) ([]output.Stored, error) { return output.ListRecordings(ctx, js, names) },
+		Recordings: store.StoredRecordings,
 		Changes:    func(ctx context.Context) (api.Changes, error) { return store.Operator(ctx) },
 	})
 	if err != nil {

@@ -49,6 +49,8 @@ type Model struct {
 
 	poke       chan struct{} // a look is wanted now
 	budgetsDue chan struct{} // a budget was set, so they are to be read now
+	stopped    chan struct{} // closed when Run has ended: nothing more is read
+	stopOnce   sync.Once
 
 	// Used by the look under way only.
 	state, fleetBucket, events tail
@@ -103,7 +105,7 @@ func NewModel(store *Store, every time.Duration) *Model {
 	}
 	names := store.names
 	m := &Model{
-		store: store, every: every, poke: make(chan struct{}, 1), budgetsDue: make(chan struct{}, 1),
+		store: store, every: every, poke: make(chan struct{}, 1), budgetsDue: make(chan struct{}, 1), stopped: make(chan struct{}),
 		state:       tail{js: store.js, stream: "KV_" + names.StateBucket(), subject: "$KV." + names.StateBucket() + ".>"},
 		fleetBucket: tail{js: store.js, stream: "KV_" + names.FleetBucket(), subject: "$KV." + names.FleetBucket() + ".>"},
 		events:      tail{js: store.js, stream: names.EventsStream(), subject: names.AllErrors(), headersOnly: true, sparse: true},
@@ -118,6 +120,7 @@ func NewModel(store *Store, every time.Duration) *Model {
 
 // Run follows what changes until ctx ends.
 func (m *Model) Run(ctx context.Context) {
+	defer m.stopOnce.Do(func() { close(m.stopped) })
 	if m.store.budgets != nil {
 		var beside sync.WaitGroup
 		beside.Go(func() { m.followBudgets(ctx) })
@@ -235,6 +238,9 @@ func (m *Model) lookAtAll(ctx context.Context, changed *bool) (time.Time, error)
 	return at, err
 }
 
+// errStopped: the model does not run any more, and had not read all there was.
+var errStopped = errors.New("the state of the fleet is not read any more: this process ends")
+
 var errNotConnected = errors.New("there is no connection to NATS")
 
 // lookAtEach reads what is new, part by part.
@@ -305,6 +311,8 @@ func (m *Model) loaded(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("the state of the fleet is still being read: %w", ctx.Err())
+		case <-m.stopped:
+			return errStopped
 		case <-looked:
 		}
 	}

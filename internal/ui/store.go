@@ -3,6 +3,7 @@ package ui
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/url"
@@ -30,6 +31,7 @@ type Statuses interface {
 	Fleet(ctx context.Context) (*status.Fleet, error)
 	Jobs(ctx context.Context, q status.Query) (status.List, error)
 	Job(ctx context.Context, id string) (*status.Job, error)
+	Limits(ctx context.Context) ([]status.Limit, error)
 }
 
 var _ Statuses = (*status.Store)(nil)
@@ -68,6 +70,7 @@ type Store struct {
 	failures failures
 	changes  changes
 	operator opener
+	refused  *refusals
 }
 
 type alertList struct {
@@ -96,6 +99,7 @@ func NewStore(o StoreOptions) *Store {
 		s.statuses = s.waiting
 	}
 	s.changes.wait = make(chan struct{})
+	s.refused = newRefusals(o.NC)
 	s.operator = opener{nc: o.NC, js: o.JS, names: o.Names}
 	return s
 }
@@ -242,31 +246,38 @@ func limitName(key string) string {
 
 // Recordings lists the newest recordings.
 func (s *Store) Recordings(ctx context.Context, limit int) ([]Recording, bool, error) {
-	bucket := s.o.Names.RecordingsBucket()
-	ctx, cancel := context.WithTimeoutCause(ctx, readTime, errors.New("no answer: may the page's NATS user list recordings, as a listener may?"))
-	defer cancel()
-	store, err := s.o.JS.ObjectStore(ctx, bucket)
+	stored, err := s.StoredRecordings(ctx)
 	if err != nil {
-		return nil, false, s.explain("bucket "+bucket, cmp.Or(context.Cause(ctx), err))
-	}
-	objects, err := store.List(ctx)
-	if ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
-		return nil, false, s.explain("bucket "+bucket, err)
+		return nil, false, err
 	}
 	list := []Recording{}
-	for _, o := range objects {
-		list = append(list, Recording{Name: o.Name, JobID: o.Metadata[output.MetaJobID], Bytes: o.Size, StoredAt: o.ModTime.UTC()})
+	for _, r := range stored[:min(len(stored), limit)] {
+		list = append(list, Recording{Name: r.Name, JobID: r.JobID, Bytes: r.Bytes, StoredAt: r.StoredAt})
 	}
-	slices.SortFunc(list, func(a, b Recording) int {
+	return list, len(stored) > limit, nil
+}
+
+// StoredRecordings lists all complete recordings, newest first. It makes no consumer,
+// unlike output.ListRecordings: who only looks may not.
+func (s *Store) StoredRecordings(ctx context.Context) ([]output.Stored, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	bucket := s.o.Names.RecordingsBucket()
+	list := []output.Stored{}
+	err := s.waiting.Messages(ctx, "OBJ_"+bucket, "$O."+bucket+".M.>", func(msg *jetstream.RawStreamMsg) bool {
+		var o jetstream.ObjectInfo
+		if json.Unmarshal(msg.Data, &o) == nil && !o.Deleted && o.Name != "" {
+			list = append(list, output.Stored{Name: o.Name, JobID: o.Metadata[output.MetaJobID], Bytes: o.Size, StoredAt: msg.Time.UTC(), Digest: o.Digest})
+		}
+		return true
+	})
+	if err != nil {
+		return nil, s.explain("bucket "+bucket, err)
+	}
+	slices.SortFunc(list, func(a, b output.Stored) int {
 		return cmp.Or(b.StoredAt.Compare(a.StoredAt), cmp.Compare(a.Name, b.Name))
 	})
-	if len(list) > limit {
-		return list[:limit], true, nil
-	}
-	return list, false, nil
+	return list, nil
 }
 
 // maxSpend is how many jobs are added up at most, the most expensive ones first.

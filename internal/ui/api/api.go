@@ -88,6 +88,9 @@ type Options struct {
 	Budgets status.Budgets
 	// Changes opens what changes things. It is called for each change.
 	Changes func(ctx context.Context) (Changes, error)
+	// Permitted begins a change: its context ends early if NATS refuses what the change
+	// needs, and explain turns the change's error into one that says so; may be nil.
+	Permitted func(ctx context.Context) (_ context.Context, explain func(error) error)
 	// Write allows changes. Without it they are refused with 403.
 	Write bool
 	// Refresh is called after a change, so that the next answer shows it; may be nil. A
@@ -194,8 +197,12 @@ func (h *Handler) serve(route route) http.HandlerFunc {
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), timeout)
 		defer cancel()
+		explain := func(err error) error { return err }
+		if route.method == http.MethodPost && h.o.Permitted != nil {
+			ctx, explain = h.o.Permitted(ctx)
+		}
 		v, err := route.do(ctx, r)
-		if err != nil {
+		if err = explain(err); err != nil {
 			h.fail(w, r, err)
 			return
 		}
@@ -209,7 +216,7 @@ func (h *Handler) serve(route route) http.HandlerFunc {
 			return
 		}
 		if route.method == http.MethodPost && h.o.Refresh != nil {
-			h.refresh(ctx)
+			h.refresh(r.Context())
 		}
 		write(w, code, data)
 	}
