@@ -14,6 +14,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/streams"
 	"avatarworker/internal/topology"
 )
 
@@ -156,7 +157,7 @@ func (s *Store) record(ctx context.Context, id string) (*lifecycle.Record, error
 // subjects do not name the job.
 func (s *Store) history(ctx context.Context, stream jetstream.Stream, j *Job, id string) error {
 	cfg := jetstream.ConsumerConfig{FilterSubject: s.names.EventsFilter("", id)}
-	err := Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+	err := streams.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		j.History = append(j.History, NewEvent(msg.Subject(), msg.Headers(), slices.Clone(msg.Data()), meta.Sequence.Stream, meta.Timestamp))
 		return true
 	})
@@ -221,7 +222,7 @@ func (s *Store) errorEvents(ctx context.Context, stream jetstream.Stream, j *Job
 	}
 	var found []uint64
 	end := j.ended()
-	err := Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+	err := streams.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		if end > 0 && meta.Sequence.Stream > end {
 			return false
 		}

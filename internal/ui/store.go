@@ -22,6 +22,7 @@ import (
 	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/output"
 	"avatarworker/internal/status"
+	"avatarworker/internal/streams"
 	"avatarworker/internal/topology"
 )
 
@@ -257,6 +258,9 @@ func (s *Store) Recordings(ctx context.Context, limit int) ([]Recording, bool, e
 	return list, len(stored) > limit, nil
 }
 
+// recordingsBatch is how many recordings are read at a time.
+const recordingsBatch = 1000
+
 // StoredRecordings lists all complete recordings, newest first. It makes no consumer,
 // unlike output.ListRecordings: who only looks may not.
 func (s *Store) StoredRecordings(ctx context.Context) ([]output.Stored, error) {
@@ -264,15 +268,28 @@ func (s *Store) StoredRecordings(ctx context.Context) ([]output.Stored, error) {
 	defer cancel()
 	bucket := s.o.Names.RecordingsBucket()
 	list := []output.Stored{}
-	err := s.waiting.Messages(ctx, "OBJ_"+bucket, "$O."+bucket+".M.>", func(msg *jetstream.RawStreamMsg) bool {
+	take := func(msg *jetstream.RawStreamMsg) {
 		var o jetstream.ObjectInfo
 		if json.Unmarshal(msg.Data, &o) == nil && !o.Deleted && o.Name != "" {
 			list = append(list, output.Stored{Name: o.Name, JobID: o.Metadata[output.MetaJobID], Bytes: o.Size, StoredAt: msg.Time.UTC(), Digest: o.Digest})
 		}
-		return true
-	})
-	if err != nil {
+	}
+	if _, err := s.o.JS.Stream(ctx, "OBJ_"+bucket); err != nil {
 		return nil, s.explain("bucket "+bucket, err)
+	}
+	r := streams.NewReader(s.o.JS, "OBJ_"+bucket)
+	for next := uint64(1); ; {
+		found, err := r.Next(ctx, "$O."+bucket+".M.>", next, recordingsBatch)
+		if err != nil {
+			return nil, s.explain("bucket "+bucket, err)
+		}
+		if len(found) == 0 {
+			break
+		}
+		for _, msg := range found {
+			take(msg)
+			next = msg.Sequence + 1
+		}
 	}
 	slices.SortFunc(list, func(a, b output.Stored) int {
 		return cmp.Or(b.StoredAt.Compare(a.StoredAt), cmp.Compare(a.Name, b.Name))
