@@ -56,8 +56,12 @@ func parseManifests(t *testing.T, r io.Reader) manifests {
 			continue
 		}
 		kind, _ := object["kind"].(string)
-		if kind == "ConfigMap" || kind == "Secret" {
-			kind += " " + field[string](t, object, "metadata", "name")
+		name := field[string](t, object, "metadata", "name")
+		switch {
+		case kind == "ConfigMap" || kind == "Secret":
+			kind += " " + name
+		case strings.HasSuffix(name, "-ui"):
+			kind += " ui"
 		}
 		if all[kind] != nil {
 			t.Fatalf("two objects of kind %s", kind)
@@ -200,10 +204,71 @@ func TestTheServicesNamesMayAskTheAdminPort(t *testing.T) {
 	}
 }
 
+// The page is a Deployment of its own, which no worker's Service, Deployment or
+// disruption budget takes for a worker.
+func TestThePageIsADeploymentOfItsOwn(t *testing.T) {
+	m := mustRender(t, "--set", "ui.enabled=true,ui.write=true,ui.auth.tokenSecret=page,ui.hosts={avatars.example},networkPolicy.enabled=true,ui.nats.user=operator,ui.nats.inboxPrefix=_INBOX_operator,ui.nats.passwordSecret=op,nats.credsSecret=w")
+	want := []string{"ConfigMap w-avatarworker", "Deployment", "Deployment ui", "NetworkPolicy", "NetworkPolicy ui", "PodDisruptionBudget", "Service", "Service ui", "ServiceAccount"}
+	if got := slices.Sorted(maps.Keys(m)); !slices.Equal(got, want) {
+		t.Errorf("kinds %v, want %v", got, want)
+	}
+	labels := field[map[string]any](t, m["Deployment ui"], "spec", "template", "metadata", "labels")
+	selects := func(selector map[string]any) bool {
+		for key, value := range selector {
+			if labels[key] != value {
+				return false
+			}
+		}
+		return true
+	}
+	for kind, path := range map[string][]string{
+		"Service": {"spec", "selector"}, "Deployment": {"spec", "selector", "matchLabels"}, "PodDisruptionBudget": {"spec", "selector", "matchLabels"}, "NetworkPolicy": {"spec", "podSelector", "matchLabels"},
+	} {
+		if selects(field[map[string]any](t, m[kind], path...)) {
+			t.Errorf("the %s of the workers takes the page for a worker", kind)
+		}
+		if own := m[kind+" ui"]; own != nil && !selects(field[map[string]any](t, own, path...)) {
+			t.Errorf("the %s of the page does not find it", kind)
+		}
+	}
+	pod := field[map[string]any](t, m["Deployment ui"], "spec", "template", "spec")
+	if !field[bool](t, pod, "securityContext", "runAsNonRoot") || !field[bool](t, pod, "containers", "securityContext", "readOnlyRootFilesystem") {
+		t.Error("the pod may do more than it needs")
+	}
+	if got := field[[]any](t, pod, "containers", "args")[0]; got != "ui" {
+		t.Errorf("it runs %v", got)
+	}
+	vars := envOf(t, m["Deployment ui"])
+	for name, want := range map[string]string{
+		"AVATAR_UI_ADDR": ":8090", "AVATAR_UI_WRITE": "true", "AVATAR_UI_AUTH_TOKEN_FILE": "/etc/avatarworker/ui/token/token", "AVATAR_NATS_USER": "operator", "AVATAR_NATS_INBOX_PREFIX": "_INBOX_operator",
+		"AVATAR_NATS_PASSWORD_FILE": "/etc/avatarworker/secrets/nats-password/password", "NATS_CREDS": "", "SPATIUS_API_KEY_FILE": "",
+	} {
+		if vars[name] != want {
+			t.Errorf("%s is %q, want %q", name, vars[name], want)
+		}
+	}
+	if hosts := strings.Split(vars["AVATAR_UI_HOSTS"], ","); !slices.Contains(hosts, "avatars.example") || !slices.Contains(hosts, "w-avatarworker-ui.avatars.svc") {
+		t.Errorf("hosts %v", hosts)
+	}
+	// Without a user of its own it has the workers'.
+	if vars := envOf(t, mustRender(t, "--set", "ui.enabled=true,ui.auth.user=u,ui.auth.passwordSecret=page,nats.credsSecret=w")["Deployment ui"]); vars["NATS_CREDS"] != "/etc/avatarworker/secrets/nats/nats.creds" || vars["AVATAR_UI_AUTH_USER"] != "u" || vars["AVATAR_UI_WRITE"] != "false" {
+		t.Errorf("%v", vars)
+	}
+	if _, err := render(t, "--set", "ui.enabled=true"); err == nil || !strings.Contains(err.Error(), "nothing says who may see the page") {
+		t.Errorf("a page for everybody: %v", err)
+	}
+}
+
 func env(t *testing.T, m manifests) map[string]string {
 	t.Helper()
+	return envOf(t, m["Deployment"])
+}
+
+// envOf are the variables of a Deployment's container.
+func envOf(t *testing.T, deployment any) map[string]string {
+	t.Helper()
 	vars := map[string]string{}
-	for _, v := range field[[]any](t, m["Deployment"], "spec", "template", "spec", "containers", "env") {
+	for _, v := range field[[]any](t, deployment, "spec", "template", "spec", "containers", "env") {
 		entry := v.(map[string]any)
 		value, _ := entry["value"].(string)
 		vars[entry["name"].(string)] = value
@@ -267,6 +332,8 @@ func TestSchemaRefusesWhatCannotWork(t *testing.T) {
 		"a limit of nothing known":         {"--set", "config.limits[0].key=room,config.limits[0].max=1"},
 		"a limit without a maximum":        {"--set", "config.limits[0].key=label.room"},
 		"no margin":                        {"--set", "terminationMargin=0"},
+		"a page's password without a user": {"--set", "ui.enabled=true,ui.auth.passwordSecret=p"},
+		"a header trusted from nowhere":    {"--set", "ui.enabled=true,ui.auth.trustedHeader=X-User"},
 		"runbooks without a slash":         {"--set", "prometheusRule.runbookBaseURL=https://example.com"},
 	} {
 		if _, err := render(t, args...); err == nil || !strings.Contains(err.Error(), "schema") {

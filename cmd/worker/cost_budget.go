@@ -58,20 +58,10 @@ says; --reset takes that back. Jobs that were held go on within seconds.`,
 }
 
 func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bool) error {
-	now := c.now().UTC()
-	rules := app.Budgets(l.cfg)
-	if err := budget.Check(rules); err != nil {
-		return err
-	}
-	sums, err := s.Days(ctx, budget.Begin(rules, now), true)
+	list, err := s.Budgets(ctx, app.Budgets(l.cfg), c.now().UTC())
 	if err != nil {
 		return err
 	}
-	settings, err := l.budgetSettings(ctx)
-	if err != nil {
-		return err
-	}
-	list := budget.Standing(rules, sums, settings, now)
 	if asJSON {
 		return c.printJSON(list)
 	}
@@ -84,31 +74,6 @@ func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bo
 		t.row(b.Key, orDash(b.Value), b.Per, b.Credits, b.Spent, b.Until.Format("2006-01-02"))
 	}
 	return t.end()
-}
-
-// budgetSettings reads what was set at run time, by key.
-func (l *link) budgetSettings(ctx context.Context) (map[string]int64, error) {
-	bucket, err := l.js.KeyValue(ctx, l.names.FleetBucket())
-	if err != nil {
-		return nil, l.names.Unavailable("bucket "+l.names.FleetBucket(), err)
-	}
-	watch, err := bucket.Watch(ctx, budget.Prefix+">", jetstream.IgnoreDeletes())
-	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", l.names.FleetBucket(), err)
-	}
-	defer func() { _ = watch.Stop() }() // it was only read
-	found := make(map[string][]byte)
-	for {
-		select {
-		case entry, open := <-watch.Updates():
-			if entry == nil || !open {
-				return budget.ParseSettings(found), nil
-			}
-			found[entry.Key()] = entry.Value()
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
 }
 
 func (c *cli) setBudget(ctx context.Context, l *link, key, per string, credits int64, reset bool) error {

@@ -12,6 +12,7 @@ import (
 	"avatarworker/internal/cost"
 	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 )
 
@@ -117,6 +118,13 @@ func TestCountersAreRebuiltAndBudgetsAreShownAndChanged(t *testing.T) {
 	list := decode[[]budget.Spending](t, expect(t, 0, nil, with("cost", "budget", "--json")...))
 	if len(list) != 2 || list[0].Key != "label.customer" || list[0].Spent != 10 || list[0].Credits != 50 || list[1].Spent != 10 {
 		t.Errorf("%+v", list)
+	}
+	expect(t, 0, []string{"Queues"}, with("status")...)
+	expect(t, 0, []string{"10 credits now"}, with("cost", "budget", "app_id", "--credits", "10")...)
+	expect(t, 0, []string{"Budgets that are spent", "app_id", "the budget of 10 credits per month for app_id \"app\" is spent (10 credits)", "avatarworker cost budget app_id --per month --credits N"}, with("status")...)
+	fleet := decode[status.Fleet](t, expect(t, 0, nil, with("status", "--json")...))
+	if len(fleet.Budgets) != 1 || fleet.Budgets[0].Value != "app" || fleet.Budgets[0].Spent != 10 || !fleet.Budgets[0].Until.After(time.Now()) {
+		t.Errorf("%+v", fleet.Budgets)
 	}
 	expect(t, 0, []string{"200 credits now"}, with("cost", "budget", "app_id", "--credits", "200")...)
 	expect(t, 0, []string{"200"}, with("cost", "budget")...)

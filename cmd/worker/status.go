@@ -10,13 +10,18 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/app"
+	"avatarworker/internal/config"
+	"avatarworker/internal/cost"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
+	"avatarworker/internal/topology"
 )
 
 func newStatusCommand(c *cli) *cobra.Command {
@@ -51,7 +56,7 @@ that only what is new.`,
 				return err
 			}
 			defer l.close()
-			store := status.NewStore(l.js, l.names, c.now, countFor).WithTariff(app.Tariff(l.cfg))
+			store := status.NewStore(l.js, l.names, c.now, countFor).WithTariff(app.Tariff(l.cfg)).WithBudgets(fleetBudgets(l.cfg, l.js, l.names, c.now))
 			show := func(c *cli) error { return c.fleetStatus(cmd.Context(), l, store, asJSON) }
 			if len(args) == 1 {
 				show = func(c *cli) error { return c.jobStatus(cmd.Context(), l, store, args[0], asJSON) }
@@ -143,7 +148,7 @@ func (c *cli) fleetStatus(ctx context.Context, l *link, store fleetReader, asJSO
 	if asJSON {
 		return c.printJSON(f)
 	}
-	if err := errors.Join(c.printQueues(f), c.printWorkers(f), c.printCircuits(f), c.printCounts(f), c.printStorage(f)); err != nil {
+	if err := errors.Join(c.printQueues(f), c.printWorkers(f), c.printCircuits(f), c.printBudgets(f), c.printCounts(f), c.printStorage(f)); err != nil {
 		return err
 	}
 	for _, w := range f.Warnings {
@@ -239,6 +244,41 @@ func (c *cli) printCircuitTable(now time.Time, list []circuit.Circuit) error {
 		t.row(cc.App, cc.Region, cc.State, cc.Code, ago(now, cc.OpenedAt), cc.RetryAt.UTC().Format(time.RFC3339))
 	}
 	return t.end()
+}
+
+// printBudgets shows the budgets that are spent.
+func (c *cli) printBudgets(f *status.Fleet) error {
+	if len(f.Budgets) == 0 {
+		return nil
+	}
+	if err := c.heading("\nBudgets that are spent"); err != nil {
+		return err
+	}
+	atLeast := ""
+	if !f.CountedAll {
+		atLeast = "≥"
+	}
+	t := newTable(c.stdout, "KEY", "VALUE", "PER", "CREDITS", "SPENT", "HELD JOBS", "UNTIL")
+	for _, b := range f.Budgets {
+		t.row(b.Key, orDash(b.Value), b.Per, b.Credits, b.Spent, fmt.Sprintf("%s%d", atLeast, b.Held), b.Until.Format(time.RFC3339))
+	}
+	return t.end()
+}
+
+// fleetBudgets reads the budgets of a configuration; nil: it has none.
+func fleetBudgets(cfg *config.Config, js jetstream.JetStream, names topology.Names, now func() time.Time) status.Budgets {
+	rules := app.Budgets(cfg)
+	if len(rules) == 0 {
+		return nil
+	}
+	store := cost.NewStore(js, names, cfg.TotalLabels())
+	return func(ctx context.Context) ([]budget.Spending, error) {
+		list, err := store.Budgets(ctx, rules, now().UTC())
+		if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrBucketNotFound) {
+			return nil, nil // no worker has run yet, so nothing is spent
+		}
+		return list, err
+	}
 }
 
 func (c *cli) printCounts(f *status.Fleet) error {

@@ -16,7 +16,6 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/natsconn"
-	"avatarworker/internal/output"
 	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 	"avatarworker/internal/ui"
@@ -144,14 +143,16 @@ func (c *cli) startPage(ctx context.Context, cfg *config.Config, log zerolog.Log
 	names := topology.Names{Prefix: cfg.NATS.Prefix}
 	// Kept in memory, so that many viewers, and lists that are looked at again and
 	// again, cost the fleet nothing.
-	model := status.NewModel(status.NewStore(js, names, c.now, 0).WithTariff(app.Tariff(cfg)), 0)
+	model := status.NewModel(status.NewStore(js, names, c.now, 0).WithTariff(app.Tariff(cfg)).WithBudgets(fleetBudgets(cfg, js, names, c.now)), 0)
 	store := ui.NewStore(ui.StoreOptions{
 		NC: nc, JS: js, Names: names, Statuses: model, Refresh: model.Refresh, DefaultApp: cfg.App.ID, Limits: sessionLimits(cfg), Now: c.now, Log: log,
 		Costs: cost.NewStore(js, names, cfg.TotalLabels()), Tariff: app.Tariff(cfg),
 	})
 	handler, err := api.New(api.Options{
+		Permitted: store.Permitted,
+		Costs:     cost.NewStore(js, names, cfg.TotalLabels()), Budgets: fleetBudgets(cfg, js, names, c.now),
 		Reader: model, Letters: dlq.NewStore(js, names, c.now), Write: cfg.UI.Write, Refresh: model.Refresh, DefaultApp: cfg.App.ID, Table: table, Now: c.now, Log: log,
-		Recordings: func(ctx context.Context) ([]output.Stored, error) { return output.ListRecordings(ctx, js, names) },
+		Recordings: store.StoredRecordings,
 		Changes:    func(ctx context.Context) (api.Changes, error) { return store.Operator(ctx) },
 	})
 	if err != nil {

@@ -268,10 +268,13 @@ func (s *Store) compare(ctx context.Context, counters *usage.Counters) (Compared
 	if err != nil {
 		return c, fmt.Errorf("stream %s: %w", s.names.TotalsStream(), err)
 	}
-	if begin := completeSince(stream.CachedInfo(), totals.CachedInfo().Created, time.Now()); !begin.IsZero() {
-		// Of this day some records may be gone, of those before all are.
-		c.Before = usage.Day(begin.Add(24 * time.Hour))
+	left := func(info *jetstream.StreamInfo) {
+		if begin := completeSince(info, totals.CachedInfo().Created, time.Now()); !begin.IsZero() {
+			// Of this day some records may be gone, of those before all are.
+			c.Before = max(c.Before, usage.Day(begin.Add(24*time.Hour)))
+		}
 	}
+	left(stream.CachedInfo())
 	from, err := counters.Upto(ctx)
 	if err != nil {
 		return c, err
@@ -299,6 +302,13 @@ func (s *Store) compare(ctx context.Context, counters *usage.Counters) (Compared
 	if err != nil {
 		return c, err
 	}
+	// The oldest records may have gone while they were read, or before they were: the
+	// stream is full, or they are too old.
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return c, fmt.Errorf("stream %s: %w", s.names.UsageStream(), err)
+	}
+	left(info)
 	all := maps.Clone(want)
 	for subject := range have {
 		all[subject] = want[subject]

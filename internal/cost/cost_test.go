@@ -1,6 +1,7 @@
 package cost_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -299,6 +300,22 @@ func TestARebuildLeavesTheSumsOfLostRecordsAlone(t *testing.T) {
 			}
 			return stream.Purge(t.Context())
 		},
+		"the oldest dropped at max_bytes": func(js jetstream.JetStream) error {
+			stream, err := js.Stream(t.Context(), names.UsageStream())
+			if err != nil {
+				return err
+			}
+			full := stream.CachedInfo().Config
+			full.Discard, full.MaxBytes = jetstream.DiscardOld, int64(stream.CachedInfo().State.Bytes/2)
+			if _, err := js.UpdateStream(t.Context(), full); err != nil {
+				return err
+			}
+			info, err := stream.Info(t.Context())
+			if err == nil && (info.State.FirstSeq == 1 || info.State.Msgs == 0) {
+				err = fmt.Errorf("not some of the records were dropped: %+v", info.State)
+			}
+			return err
+		},
 		"made again, empty": func(js jetstream.JetStream) error {
 			if err := js.DeleteStream(t.Context(), names.UsageStream()); err != nil {
 				return err
@@ -339,6 +356,52 @@ func TestARebuildLeavesTheSumsOfLostRecordsAlone(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A full stream drops its oldest records while they are read.
+func TestARebuildLeavesAloneWhatIsDroppedMeanwhile(t *testing.T) {
+	_, js := ledger(t)
+	catchUp(t, js)
+	d := &dropping{JetStream: js, t: t}
+	s := cost.NewStore(d, names, []string{"customer"})
+	before, err := s.Sum(t.Context(), cost.Query{By: cost.ByDay})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.drop = true
+	corrected, after, err := s.Rebuild(t.Context())
+	if err != nil || len(corrected)+len(after.Differences) > 0 || after.Before == "" || !d.dropped {
+		t.Errorf("corrected %+v, %+v, %v", corrected, after, err)
+	}
+	if got, err := s.Sum(t.Context(), cost.Query{By: cost.ByDay}); err != nil || fmt.Sprint(got) != fmt.Sprint(before) {
+		t.Errorf("the sums are %v, they were %v; %v", got, before, err)
+	}
+}
+
+// dropping drops the oldest usage records once the state of their stream was read.
+type dropping struct {
+	jetstream.JetStream
+	t             *testing.T
+	drop, dropped bool
+	seen          int // looks at the stream of totals
+}
+
+func (d *dropping) Stream(ctx context.Context, name string) (jetstream.Stream, error) {
+	stream, err := d.JetStream.Stream(ctx, name)
+	if name == names.TotalsStream() && d.drop {
+		d.seen++
+	}
+	if err == nil && d.seen == 2 && !d.dropped { // the first look opens the counters, the second follows that at the records
+		d.dropped = true
+		records, err := d.JetStream.Stream(ctx, names.UsageStream())
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		if err := records.Purge(ctx, jetstream.WithPurgeSequence(3)); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+	return stream, err
 }
 
 func TestAVendorsListIsHeldAgainstTheLedger(t *testing.T) {

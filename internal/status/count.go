@@ -23,9 +23,9 @@ const (
 // A bucket may hold a week of records, nearly all of jobs that have ended: the
 // count stops once it has found as many as the consumers report as taken. It
 // returns false if the time ran out before.
-func (s *Store) countStates(ctx context.Context, queues map[string]*Queue) (all bool, err error) {
+func (s *Store) countStates(ctx context.Context, t *tally) (all bool, err error) {
 	wanted := 0
-	for _, q := range queues {
+	for _, q := range t.queues {
 		wanted += q.Taken
 	}
 	if wanted == 0 {
@@ -42,7 +42,7 @@ func (s *Store) countStates(ctx context.Context, queues map[string]*Queue) (all 
 	short, cancel := context.WithTimeout(ctx, s.countFor)
 	defer cancel()
 	err = backwards(short, stream, s.recordsSubject(), firstWindow, func(msg jetstream.Msg, _ *jetstream.MsgMetadata) bool {
-		if count(queues, msg.Data()) {
+		if t.count(msg.Data()) {
 			wanted--
 		}
 		return wanted > 0
@@ -56,19 +56,29 @@ func (s *Store) countStates(ctx context.Context, queues map[string]*Queue) (all 
 	return false, fmt.Errorf("counting the records in bucket %s: %w", bucket, err)
 }
 
+// tally counts records.
+type tally struct {
+	queues map[string]*Queue
+	// held is called for each job that is held because a budget is spent; may be nil.
+	held func(app string, labels map[string]string)
+}
+
 // count adds a record to its queue, if its job is on its way.
-func count(queues map[string]*Queue, data []byte) bool {
+func (t *tally) count(data []byte) bool {
 	var record struct {
-		Queue     string          `json:"queue"`
-		State     lifecycle.State `json:"state"`
-		StreamSeq uint64          `json:"stream_seq"`
+		Queue      string            `json:"queue"`
+		State      lifecycle.State   `json:"state"`
+		StreamSeq  uint64            `json:"stream_seq"`
+		HeldReason string            `json:"held_reason"`
+		AppID      string            `json:"app_id"`
+		Labels     map[string]string `json:"labels"`
 	}
 	// No JSON: the marker of a record that was removed. No sequence: a cancel
 	// that came before its job.
-	if json.Unmarshal(data, &record) != nil || record.StreamSeq == 0 || queues[record.Queue] == nil {
+	if json.Unmarshal(data, &record) != nil || record.StreamSeq == 0 || t.queues[record.Queue] == nil {
 		return false
 	}
-	q := queues[record.Queue]
+	q := t.queues[record.Queue]
 	switch record.State {
 	case lifecycle.StateRunning:
 		q.Running++
@@ -76,6 +86,9 @@ func count(queues map[string]*Queue, data []byte) bool {
 		q.Retrying++
 	case lifecycle.StateHeld:
 		q.Held++
+		if record.HeldReason == lifecycle.HeldBudget && t.held != nil {
+			t.held(record.AppID, record.Labels)
+		}
 	case lifecycle.StateReleased:
 		q.Released++
 	default:

@@ -66,7 +66,7 @@ func ReleasedBecause(r *lifecycle.Record) string {
 func Cause(message, title, detail string) string {
 	for _, said := range []string{title, detail} {
 		if said != "" && !strings.Contains(message, said) {
-			message += ": " + said
+			message = strings.TrimSuffix(message, ".") + ": " + said
 		}
 	}
 	return errors.RedactText(message)

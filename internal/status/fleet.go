@@ -36,9 +36,13 @@ type Fleet struct {
 	Circuits    []circuit.Circuit `json:"circuits"` // those that are not closed
 	DeadLetters []dlq.Count       `json:"dead_letters"`
 	Storage     []Storage         `json:"storage"`
-	Warnings    []string          `json:"warnings"` // what a person should look at
+	Budgets     []Budget          `json:"budgets"`        // those that are spent, the one that holds most jobs first
+	HeldBudget  int               `json:"held_by_budget"` // jobs that are held because a budget is spent
+	// BudgetsUnread is why Budgets could not be read; empty: they were.
+	BudgetsUnread string   `json:"budgets_unread,omitempty"`
+	Warnings      []string `json:"warnings"` // what a person should look at
 	// CountedAll is false where counting the records took too long: running,
-	// held, retrying and released are then "at least".
+	// held, retrying, released and held_by_budget are then "at least".
 	CountedAll bool `json:"counted_all"`
 }
 
@@ -71,6 +75,7 @@ type Store struct {
 	now      func() time.Time
 	countFor time.Duration
 	tariff   usage.Tariff
+	budgets  Budgets // may be nil
 }
 
 // NewStore opens nothing yet. A nil now is time.Now; countFor bounds the
@@ -98,7 +103,7 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
 	}
-	f := &Fleet{At: stream.CachedInfo().TimeStamp.UTC(), Queues: []Queue{}, Workers: []Worker{}, Circuits: []circuit.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}, Storage: []Storage{}}
+	f := &Fleet{At: stream.CachedInfo().TimeStamp.UTC(), Queues: []Queue{}, Workers: []Worker{}, Circuits: []circuit.Circuit{}, DeadLetters: []dlq.Count{}, Budgets: []Budget{}, Warnings: []string{}, Storage: []Storage{}}
 	if err := s.shared(ctx, f); err != nil {
 		return nil, err
 	}
@@ -106,9 +111,12 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	if f.CountedAll, err = s.countStates(ctx, queues); err != nil {
+	spent, unread := s.spent(ctx)
+	held := newHeldBy(spent)
+	if f.CountedAll, err = s.countStates(ctx, &tally{queues: queues, held: held.add}); err != nil {
 		return nil, err
 	}
+	held.fill(f)
 	for _, name := range slices.Sorted(maps.Keys(queues)) {
 		f.Queues = append(f.Queues, *queues[name])
 	}
@@ -119,6 +127,7 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	if f.Storage, err = s.Storage(ctx); err != nil {
 		return nil, err
 	}
+	f.unread(unread)
 	f.warn()
 	return f, nil
 }
@@ -293,6 +302,7 @@ func (f *Fleet) warn() {
 			add("%s is %.0f %% full: %s", s.Object, 100*s.Fill, s.Remedy)
 		}
 	}
+	f.warnOfBudgets(add)
 	f.warnOfCircuits(add)
 }
 

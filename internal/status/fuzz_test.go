@@ -62,7 +62,7 @@ func FuzzRecordIsCountedOnceOrNot(f *testing.F) {
 	f.Add([]byte(`[[[[`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		q := &Queue{Name: "default"}
-		counted := count(map[string]*Queue{"default": q}, data)
+		counted := (&tally{queues: map[string]*Queue{"default": q}}).count(data)
 		if n := q.Running + q.Retrying + q.Held + q.Released; counted != (n == 1) || n > 1 {
 			t.Fatalf("counted %v: %+v", counted, *q)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -198,13 +199,33 @@ func (j *Job) begin() time.Time {
 	return from
 }
 
+// ended is the sequence of the event of the job's outcome, which comes after the error
+// events of all its attempts; 0: it has none yet, or it is gone.
+func (j *Job) ended() uint64 {
+	if j.Record == nil || !j.Record.State.Final() || len(j.History) == 0 {
+		return 0
+	}
+	last := j.History[len(j.History)-1]
+	var body struct {
+		Run int `json:"run"`
+	}
+	if json.Unmarshal(last.Data, &body) != nil || body.Run != j.Record.Run || !strings.HasSuffix(last.Type, "."+string(j.Record.State)) {
+		return 0
+	}
+	return last.Seq
+}
+
 func (s *Store) errorEvents(ctx context.Context, stream jetstream.Stream, j *Job, id string, from time.Time) error {
 	cfg := jetstream.ConsumerConfig{
 		FilterSubject: s.names.AllErrors(), HeadersOnly: true,
 		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from,
 	}
 	var found []uint64
+	end := j.ended()
 	err := streams.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		if end > 0 && meta.Sequence.Stream > end {
+			return false
+		}
 		if values := msg.Headers()["ce-subject"]; len(values) > 0 && values[0] == id {
 			found = append(found, meta.Sequence.Stream)
 		}

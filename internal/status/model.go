@@ -13,6 +13,7 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/streams"
 )
 
@@ -43,7 +44,10 @@ type Model struct {
 	store *Store
 	every time.Duration
 
-	poke chan struct{} // a look is wanted now
+	poke       chan struct{} // a look is wanted now
+	budgetsDue chan struct{} // a budget was set, so they are to be read now
+	stopped    chan struct{} // closed when Run has ended: nothing more is read
+	stopOnce   sync.Once
 
 	// Used by the look under way only.
 	state, fleetBucket, events streams.Tail
@@ -62,6 +66,8 @@ type Model struct {
 	pending  map[string]uint64 // jobs that wait, by subject, as the server counts them
 	letters  []dlq.Count
 	storage  []Storage
+	spent    []budget.Spending // budgets that are spent
+	unread   error             // why the budgets are not known
 	fresh    Freshness
 	failed   error         // of the last look
 	offset   time.Duration // of the server's clock to this one's
@@ -90,7 +96,7 @@ func NewModel(store *Store, every time.Duration) *Model {
 	}
 	names := store.names
 	m := &Model{
-		store: store, every: every, poke: make(chan struct{}, 1),
+		store: store, every: every, poke: make(chan struct{}, 1), budgetsDue: make(chan struct{}, 1), stopped: make(chan struct{}),
 		state:       streams.Tail{JS: store.js, Stream: "KV_" + names.StateBucket(), Subject: "$KV." + names.StateBucket() + ".>"},
 		fleetBucket: streams.Tail{JS: store.js, Stream: "KV_" + names.FleetBucket(), Subject: "$KV." + names.FleetBucket() + ".>"},
 		events:      streams.Tail{JS: store.js, Stream: names.EventsStream(), Subject: names.AllErrors(), HeadersOnly: true, Sparse: true},
@@ -105,6 +111,12 @@ func NewModel(store *Store, every time.Duration) *Model {
 
 // Run follows what changes until ctx ends.
 func (m *Model) Run(ctx context.Context) {
+	defer m.stopOnce.Do(func() { close(m.stopped) })
+	if m.store.budgets != nil {
+		var beside sync.WaitGroup
+		beside.Go(func() { m.followBudgets(ctx) })
+		defer beside.Wait()
+	}
 	ticker := time.NewTicker(m.every)
 	defer ticker.Stop()
 	for {
@@ -214,6 +226,9 @@ func (m *Model) lookAtAll(ctx context.Context, changed *bool) (time.Time, error)
 	return at, err
 }
 
+// errStopped: the model does not run any more, and had not read all there was.
+var errStopped = errors.New("the state of the fleet is not read any more: this process ends")
+
 var errNotConnected = errors.New("there is no connection to NATS")
 
 // lookAtEach reads what is new, part by part.
@@ -284,6 +299,8 @@ func (m *Model) loaded(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("the state of the fleet is still being read: %w", ctx.Err())
+		case <-m.stopped:
+			return errStopped
 		case <-looked:
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/streams"
@@ -80,6 +81,8 @@ func (m *Model) fleetFollower(changed *bool) streams.Follower {
 			for _, msg := range batch {
 				key := strings.TrimPrefix(msg.Subject, prefix)
 				switch {
+				case strings.HasPrefix(key, budget.Prefix):
+					m.budgetSet()
 				case !strings.HasPrefix(key, fleet.Prefix) && !strings.HasPrefix(key, circuit.Prefix):
 					continue
 				case len(msg.Data) == 0:

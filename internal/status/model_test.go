@@ -29,6 +29,13 @@ import (
 func follow(t testing.TB, js jetstream.JetStream, names topology.Names, every time.Duration) *status.Model {
 	t.Helper()
 	m := status.NewModel(status.NewStore(js, names, nil, time.Minute), every)
+	running(t, m)
+	return m
+}
+
+// running runs a model until the test ends.
+func running(t testing.TB, m *status.Model) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -39,7 +46,6 @@ func follow(t testing.TB, js jetstream.JetStream, names topology.Names, every ti
 		cancel()
 		<-ended
 	})
-	return m
 }
 
 func refresh(t testing.TB, m *status.Model) {

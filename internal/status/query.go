@@ -194,18 +194,28 @@ func (m *Model) Fleet(ctx context.Context) (*Fleet, error) {
 		}
 		queues[name] = &q
 	}
+	held := newHeldBy(m.spent)
+	if number := heldNumber(lifecycle.HeldBudget); m.records.held[number] > 0 {
+		for i := range m.records.rows {
+			if r := &m.records.rows[i]; r.held == number {
+				held.add(r.app.Value(), unpackLabels(r.labels))
+			}
+		}
+	}
+	held.fill(f)
 	addWorkers(queues, f.Workers)
 	for _, q := range queues {
 		f.Queues = append(f.Queues, *q)
 	}
 	slices.SortFunc(f.Queues, func(a, b Queue) int { return cmp.Compare(a.Name, b.Name) })
+	f.unread(m.unread)
 	f.warn()
 	return f, nil
 }
 
 // sharedNow is the part of the fleet's state that workers share.
 func (m *Model) sharedNow() *Fleet {
-	f := &Fleet{At: m.fresh.At, Queues: []Queue{}, Workers: []Worker{}, Circuits: []circuit.Circuit{}, DeadLetters: []dlq.Count{}, Warnings: []string{}, Storage: []Storage{}}
+	f := &Fleet{At: m.fresh.At, Queues: []Queue{}, Workers: []Worker{}, Circuits: []circuit.Circuit{}, DeadLetters: []dlq.Count{}, Budgets: []Budget{}, Warnings: []string{}, Storage: []Storage{}}
 	for key, entry := range m.shared {
 		f.learn(key, entry.value, entry.stored)
 	}

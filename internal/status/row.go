@@ -44,7 +44,11 @@ type Row struct {
 
 	published time.Time
 	region    string
+	held      string
 }
+
+// HeldReason is why the job is held, one of lifecycle.HeldReasons; "": it is not held.
+func (r *Row) HeldReason() string { return r.held }
 
 // Region is where the job's sessions start; "": as its worker's configuration says.
 func (r *Row) Region() string { return r.region }
@@ -96,6 +100,7 @@ type recordRow struct {
 	PublishedAt   time.Time         `json:"published_at"`
 	NextAttemptAt *time.Time        `json:"next_attempt_at"`
 	HeldCode      errors.Code       `json:"held_code"`
+	HeldReason    string            `json:"held_reason"`
 	SessionTime   time.Duration     `json:"session_ns"`
 	LastError     *lastError        `json:"last_error"`
 }
@@ -122,6 +127,15 @@ func (r *recordRow) code() errors.Code {
 	}
 }
 
+// heldReason is why the job is held; "": it is not, or a later version has another
+// reason.
+func (r *recordRow) heldReason() string {
+	if r.State == lifecycle.StateHeld && slices.Contains(lifecycle.HeldReasons(), r.HeldReason) {
+		return r.HeldReason
+	}
+	return ""
+}
+
 // readRow makes a row of a record. It returns false if the value is not the record
 // of a job that a worker has seen: the mark of a removed key, a cancel that came
 // before its job, or another's.
@@ -132,7 +146,7 @@ func readRow(data []byte, now time.Time) (Row, bool) {
 	}
 	row := Row{
 		ID: r.JobID, Run: r.Run, State: r.State, Queue: r.Queue, AppID: r.AppID, AvatarID: r.AvatarID, Labels: r.Labels,
-		Attempt: r.Attempt, Crashes: r.Crashes, Code: r.code(), WorkerID: r.WorkerID, published: r.published(), region: r.Region,
+		Attempt: r.Attempt, Crashes: r.Crashes, Code: r.code(), WorkerID: r.WorkerID, published: r.published(), region: r.Region, held: r.heldReason(),
 	}
 	if row.Labels == nil {
 		row.Labels = map[string]string{}

@@ -85,6 +85,8 @@ func (s *rowScanner) field(name []byte, r *recordRow) (bit uint32, ok bool) {
 		ok := s.count(&n)
 		r.SessionTime = time.Duration(n)
 		return 1 << 18, ok
+	case "held_reason":
+		return 1 << 20, s.text(&r.HeldReason)
 	case "last_error":
 		return 1 << 19, s.lastError(r)
 	default:

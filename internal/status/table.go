@@ -28,6 +28,8 @@ type compactRow struct {
 	run, attempt, crashes    int32
 	state                    lifecycle.State
 	open                     bool // a session is open since started
+	// held is the number of the reason among lifecycle.HeldReasons, from 1; 0: none.
+	held uint8
 }
 
 const noTime = math.MinInt64
@@ -61,10 +63,18 @@ func compactRecord(data []byte, seq uint64) (compactRow, bool) {
 	if !r.State.Final() && r.NextAttemptAt != nil {
 		row.next = nanos(*r.NextAttemptAt)
 	}
+	if reason := r.heldReason(); reason != "" {
+		row.held = heldNumber(reason)
+	}
 	if r.State == lifecycle.StateRunning {
 		row.started, row.open = nanos(r.StartedAt), r.ConnectionID != ""
 	}
 	return row, true
+}
+
+// heldNumber is a reason of a hold in one byte.
+func heldNumber(reason string) uint8 {
+	return uint8(slices.Index(lifecycle.HeldReasons(), reason) + 1) // #nosec G115 -- there are few
 }
 
 func clampInt(n int) int32 { return int32(min(max(n, math.MinInt32), math.MaxInt32)) } // #nosec G115 -- it fits
@@ -96,6 +106,9 @@ func (c *compactRow) row(now time.Time, defaultApp string) Row {
 	}
 	if c.state == StateWaiting {
 		r.AppID = cmp.Or(r.AppID, defaultApp)
+	}
+	if c.held > 0 {
+		r.held = lifecycle.HeldReasons()[c.held-1]
 	}
 	if c.next != noTime {
 		next := timeOf(c.next)
@@ -186,10 +199,11 @@ type recordTable struct {
 	free   []int32
 	index  map[string]int32 // by job id
 	counts map[word]map[lifecycle.State]int
+	held   map[uint8]int // jobs that are held, by the number of the reason
 }
 
 func newRecordTable() *recordTable {
-	return &recordTable{index: make(map[string]int32), counts: make(map[word]map[lifecycle.State]int)}
+	return &recordTable{index: make(map[string]int32), counts: make(map[word]map[lifecycle.State]int), held: make(map[uint8]int)}
 }
 
 // put takes a job's record as it is now.
@@ -244,6 +258,7 @@ func (t *recordTable) get(id string) *compactRow {
 }
 
 func (t *recordTable) count(r *compactRow, n int) {
+	t.held[r.held] += n
 	states := t.counts[r.queue]
 	if states == nil {
 		states = make(map[lifecycle.State]int)

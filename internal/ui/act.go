@@ -54,7 +54,9 @@ func (s *Store) Operator(ctx context.Context) (*operate.Operator, error) {
 }
 
 // Cancel ends a job. One that is unknown is left alone.
-func (s *Store) Cancel(ctx context.Context, jobID string) (Done, error) {
+func (s *Store) Cancel(ctx context.Context, jobID string) (_ Done, err error) {
+	ctx, explain := s.Permitted(ctx)
+	defer func() { err = explain(err) }()
 	o, err := s.operator.open(ctx)
 	if err != nil {
 		return Done{}, s.explain("cancelling jobs", err)
@@ -74,7 +76,9 @@ func (s *Store) Cancel(ctx context.Context, jobID string) (Done, error) {
 }
 
 // Retry delivers a job at once.
-func (s *Store) Retry(ctx context.Context, jobID string, probe bool) (Done, error) {
+func (s *Store) Retry(ctx context.Context, jobID string, probe bool) (_ Done, err error) {
+	ctx, explain := s.Permitted(ctx)
+	defer func() { err = explain(err) }()
 	o, err := s.operator.open(ctx)
 	if err != nil {
 		return Done{}, s.explain("retrying jobs", err)
@@ -87,15 +91,23 @@ func (s *Store) Retry(ctx context.Context, jobID string, probe bool) (Done, erro
 }
 
 // Replay publishes a dead letter's job again.
-func (s *Store) Replay(ctx context.Context, seq uint64, o dlq.ReplayOptions) (dlq.Result, error) {
+func (s *Store) Replay(ctx context.Context, seq uint64, o dlq.ReplayOptions) (_ dlq.Result, err error) {
+	ctx, explain := s.Permitted(ctx)
+	defer func() { err = explain(err) }()
 	return s.letters.Replay(ctx, seq, o)
 }
 
 // Remove removes a dead letter for good.
-func (s *Store) Remove(ctx context.Context, seq uint64) error { return s.letters.Remove(ctx, seq) }
+func (s *Store) Remove(ctx context.Context, seq uint64) (err error) {
+	ctx, explain := s.Permitted(ctx)
+	defer func() { err = explain(err) }()
+	return s.letters.Remove(ctx, seq)
+}
 
 // Pause stops the deliveries of a queue; 0 is until it is resumed.
-func (s *Store) Pause(ctx context.Context, queue string, d time.Duration) (time.Time, error) {
+func (s *Store) Pause(ctx context.Context, queue string, d time.Duration) (_ time.Time, err error) {
+	ctx, explain := s.Permitted(ctx)
+	defer func() { err = explain(err) }()
 	o, err := s.operator.open(ctx)
 	if err != nil {
 		return time.Time{}, s.explain("pausing queues", err)
@@ -109,7 +121,9 @@ func (s *Store) Pause(ctx context.Context, queue string, d time.Duration) (time.
 }
 
 // Resume ends a pause.
-func (s *Store) Resume(ctx context.Context, queue string) (bool, error) {
+func (s *Store) Resume(ctx context.Context, queue string) (_ bool, err error) {
+	ctx, explain := s.Permitted(ctx)
+	defer func() { err = explain(err) }()
 	o, err := s.operator.open(ctx)
 	if err != nil {
 		return false, s.explain("resuming queues", err)
@@ -120,7 +134,9 @@ func (s *Store) Resume(ctx context.Context, queue string) (bool, error) {
 }
 
 // Probe lets one job through an open circuit.
-func (s *Store) Probe(ctx context.Context, app, region string) (string, error) {
+func (s *Store) Probe(ctx context.Context, app, region string) (_ string, err error) {
+	ctx, explain := s.Permitted(ctx)
+	defer func() { err = explain(err) }()
 	o, err := s.operator.open(ctx)
 	if err != nil {
 		return "", s.explain("circuits", err)
@@ -138,7 +154,9 @@ func (s *Store) Probe(ctx context.Context, app, region string) (string, error) {
 }
 
 // CloseCircuit closes an open circuit.
-func (s *Store) CloseCircuit(ctx context.Context, app, region string) error {
+func (s *Store) CloseCircuit(ctx context.Context, app, region string) (err error) {
+	ctx, explain := s.Permitted(ctx)
+	defer func() { err = explain(err) }()
 	o, err := s.operator.open(ctx)
 	if err != nil {
 		return s.explain("circuits", err)
@@ -156,7 +174,9 @@ func (s *Store) circuitError(app string, err error) error {
 }
 
 // Drain asks a worker to drain.
-func (s *Store) Drain(ctx context.Context, workerID string) (int, error) {
+func (s *Store) Drain(ctx context.Context, workerID string) (_ int, err error) {
+	ctx, explain := s.Permitted(ctx)
+	defer func() { err = explain(err) }()
 	o, err := s.operator.open(ctx)
 	if err != nil {
 		return 0, s.explain("draining workers", err)

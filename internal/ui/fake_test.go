@@ -22,6 +22,7 @@ import (
 	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/fleet"
@@ -45,6 +46,7 @@ type world struct {
 	limits  []ui.Limit
 	spend   *ui.Spend
 	counts  []ui.CodeCount
+	fresh   ui.Freshness
 	err     error // of everything that is read
 	changed chan struct{}
 	calls   []string // of what was changed
@@ -118,6 +120,8 @@ func (w *world) Failures(time.Time, time.Time, int) ui.Failures {
 }
 
 func (w *world) Spend(context.Context) (*ui.Spend, error) { return w.spend, w.err }
+
+func (w *world) Freshness() ui.Freshness { return w.fresh }
 
 func (w *world) Changed() <-chan struct{} { return w.changed }
 
@@ -211,6 +215,10 @@ func busy() *world {
 		Workers: []status.Worker{
 			{Presence: fleet.Presence{WorkerID: "host-1", Slots: 16, Running: 2, StartedAt: now.Add(-time.Hour), At: now, Queues: map[string]int{"default": 1, "vip": 3}, Version: "v1"}},
 			{Presence: fleet.Presence{WorkerID: "host-2", Slots: 16, At: now.Add(-time.Minute), NotReady: steering}, Lost: true},
+		},
+		Budgets: []status.Budget{
+			{Spending: budget.Spending{Key: "label.customer", Value: "acme", Per: budget.Month, Credits: 20, Spent: 1234, Until: time.Date(2026, 4, 1, 0, 0, 0, 0, time.UTC)}, Held: 1000},
+			{Spending: budget.Spending{Key: "app_id", Value: steering, Per: budget.Day, Credits: 1, Spent: 1, Until: now.Add(time.Hour)}, Held: 1},
 		},
 		Circuits:    []circuit.Circuit{{App: "shop", Region: "us-west", State: "open", Code: errors.CodeCreditsExhausted, OpenedAt: now.Add(-time.Minute), RetryAt: now.Add(time.Minute)}},
 		DeadLetters: []dlq.Count{{Class: errors.ClassConfig, Code: errors.CodeAvatarNotFound, Letters: 2}},

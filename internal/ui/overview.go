@@ -2,11 +2,15 @@ package ui
 
 import (
 	"cmp"
+	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
+	"avatarworker/internal/cost"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lifecycle"
@@ -40,7 +44,10 @@ type overviewData struct {
 	Chart    chart
 	Limits   []Limit
 	Spend    *Spend
-	Unread   []string // panels that can't be read now
+	Ledger   *cost.Overview  // nil: it is not known now
+	Unread   []string        // panels that can't be read now
+	Workers  []status.Worker // those that need a look first
+	Others   []status.Worker // where there are many: more that are up
 }
 
 // totals are of all queues.
@@ -83,12 +90,28 @@ func (s *Server) overview(q *request) {
 		return
 	}
 	d := overviewData{Fleet: f, Totals: sum(f), Troubles: troubles(f), Chart: newChart(s.o.Reader, q.r.URL.Query().Get("span"), q.view.Now)}
-	if d.Limits, err = s.o.Reader.Limits(q.ctx); err != nil {
-		d.Unread = append(d.Unread, errors.RedactText(err.Error()))
+	soon, cancel := context.WithTimeout(q.ctx, panelTime)
+	defer cancel()
+	unread := func(what string, err error) {
+		switch {
+		case err == nil:
+		case soon.Err() != nil && q.ctx.Err() == nil:
+			d.Unread = append(d.Unread, what+" is still being read. It will be here in a moment.")
+		default:
+			d.Unread = append(d.Unread, what+" can't be read: "+errors.RedactText(err.Error()))
+		}
 	}
-	if d.Spend, err = s.o.Reader.Spend(q.ctx); err != nil {
-		d.Unread = append(d.Unread, errors.RedactText(err.Error()))
+	d.Limits, err = s.o.Reader.Limits(soon)
+	unread("How many sessions are in use by limit", err)
+	d.Spend, err = s.o.Reader.Spend(soon)
+	unread("What sessions cost", err)
+	if d.Spend != nil {
+		d.Ledger = d.Spend.Ledger
 	}
+	if f.BudgetsUnread != "" {
+		d.Unread = append(d.Unread, "The budgets can't be read: "+f.BudgetsUnread)
+	}
+	d.Workers, d.Others = sortWorkers(f.Workers)
 	for _, limit := range d.Limits {
 		if limit.Max > 0 && limit.Used >= limit.Max {
 			d.Troubles = append(d.Troubles, trouble{Level: note, Text: fmt.Sprintf("All %d sessions of %s are in use.", limit.Max, limit.Name),
@@ -96,9 +119,37 @@ func (s *Server) overview(q *request) {
 		}
 	}
 	d.Level, d.Verdict = verdict(d.Troubles, d.Totals)
+	if q.view.Stale != nil {
+		d.Level, d.Verdict = bad, "How it stands now is not known"
+	}
 	q.view.Title, q.view.Section, q.view.Live, q.view.Data = "Overview", "overview", true, d
 	q.render(http.StatusOK, "overview")
 }
+
+// mostWorkers is how many workers that are up are shown at once.
+const mostWorkers = 8
+
+// sortWorkers puts the workers that need a look first. others are those that are up
+// and too many to be shown at once.
+func sortWorkers(list []status.Worker) (first, others []status.Worker) {
+	var up []status.Worker
+	for _, w := range list {
+		if w.Lost || w.Draining || w.NotReady != "" {
+			first = append(first, w)
+		} else {
+			up = append(up, w)
+		}
+	}
+	n := min(len(up), mostWorkers)
+	if len(up) <= mostWorkers+2 { // not worth a click
+		n = len(up)
+	}
+	return append(first, up[:n]...), up[n:]
+}
+
+// panelTime is how long the overview waits for what takes long to read: what is wrong
+// must not wait for what it costs.
+const panelTime = 100 * time.Millisecond
 
 // verdict sums up in one line.
 func verdict(list []trouble, t totals) (level, text string) {
@@ -129,7 +180,9 @@ func troubles(f *status.Fleet) []trouble {
 	add := func(level, text, remedy string, links ...pageLink) {
 		list = append(list, trouble{level, text, remedy, links})
 	}
-	for code, circuits := range circuitsByCode(f.Circuits) {
+	stopped := circuitsByCode(f.Circuits)
+	for _, code := range slices.Sorted(maps.Keys(stopped)) {
+		circuits := stopped[code]
 		var names []string
 		for _, c := range circuits {
 			names = append(names, circuitName(c))
@@ -138,6 +191,7 @@ func troubles(f *status.Fleet) []trouble {
 			errors.Explain(code).Remedy,
 			pageLink{"Circuits", "#circuits"}, pageLink{"Its held jobs", link("/jobs", "state", "held", "app", circuits[0].App)})
 	}
+	list = append(list, spentBudgets(f)...)
 	for _, q := range f.Queues {
 		left := q.Waiting + uint64(max(q.Taken, 0))
 		switch {
@@ -168,6 +222,9 @@ func troubles(f *status.Fleet) []trouble {
 			add(level, fmt.Sprintf("The %s is %.0f %% full.", s.Object, 100*s.Fill), sentence(s.Remedy), pageLink{"Storage", "#storage"})
 		}
 	}
+	if len(f.Workers) == 0 && !slices.ContainsFunc(list, func(t trouble) bool { return t.Level == bad }) {
+		add(note, "Nothing runs until a worker does.", "Start one with avatarworker run, then publish a job with avatarworker submit.")
+	}
 	letters := uint64(0)
 	for _, c := range f.DeadLetters {
 		letters += c.Letters
@@ -180,6 +237,55 @@ func troubles(f *status.Fleet) []trouble {
 			text += fmt.Sprintf(", most of them because of %s", f.DeadLetters[0].Code)
 		}
 		add(warn, text+".", "Read why, correct what is wrong, then replay or remove them.", pageLink{"Dead letters", "/letters"})
+	}
+	return list
+}
+
+// mostBudgets is how many spent budgets are named one by one.
+const mostBudgets = 3
+
+// spentBudgets are the troubles of budgets that have nothing left.
+func spentBudgets(f *status.Fleet) (list []trouble) {
+	atLeast := ""
+	if !f.CountedAll {
+		atLeast = "at least "
+	}
+	holding := 0
+	for holding < len(f.Budgets) && f.Budgets[holding].Held > 0 {
+		holding++
+	}
+	named := min(max(holding, 1), mostBudgets, len(f.Budgets))
+	for _, b := range f.Budgets[:named] {
+		held := "its jobs are held"
+		if b.Held > 0 {
+			held = fmt.Sprintf("%s%s of it are held", atLeast, count(b.Held, "job"))
+		}
+		if b.Held == 1 {
+			held = atLeast + "1 job of it is held"
+		}
+		filter := []any{"state", "held", "app", b.Value}
+		if label, ok := strings.CutPrefix(b.Key, "label."); ok {
+			filter = []any{"state", "held", "label", label + "=" + b.Value}
+		}
+		level := bad
+		if b.Held == 0 {
+			level = warn
+		}
+		list = append(list, trouble{
+			Level:  level,
+			Text:   fmt.Sprintf("The budget of %s per %s for %s %s is spent: %s of %s, %s until %s UTC.", count(b.Credits, "credit"), b.Per, b.Key, b.Value, count(b.Spent, ""), count(b.Credits, ""), held, b.Until.UTC().Format("2 Jan 15:04")),
+			Remedy: fmt.Sprintf("Wait until then, or raise it: avatarworker cost budget %s --per %s --credits N. Held jobs go on by themselves.", b.Key, b.Per),
+			Links:  []pageLink{{"Its held jobs", link("/jobs", filter...)}, {"Cost", "#cost"}},
+		})
+	}
+	if more := len(f.Budgets) - named; more > 0 {
+		list = append(list, trouble{Level: warn, Text: "Spent as well: " + count(more, "more budget") + ".", Remedy: "avatarworker cost budget lists all of them.", Links: []pageLink{{"Held jobs", link("/jobs", "state", "held")}}})
+	}
+	if len(f.Budgets) == 0 && f.HeldBudget > 0 && f.BudgetsUnread == "" {
+		list = append(list, trouble{
+			Level: warn, Text: atLeast + count(f.HeldBudget, "job") + " held because a budget is spent.",
+			Remedy: "This page's configuration does not say which: give it the workers' budgets. Each job's page says it, too.", Links: []pageLink{{"Held jobs", link("/jobs", "state", "held")}},
+		})
 	}
 	return list
 }

@@ -33,9 +33,18 @@ type Reader interface {
 	Failures(since, now time.Time, n int) Failures
 	// Spend is what today's jobs cost so far; nil: it is not known.
 	Spend(ctx context.Context) (*Spend, error)
+	// Freshness says how current the answers are that are kept in memory.
+	Freshness() Freshness
 	// Changed returns a channel that is closed when something has changed, or may
 	// have.
 	Changed() <-chan struct{}
+}
+
+// Freshness is how current the state of the fleet is.
+type Freshness struct {
+	At time.Time // of what is shown; zero: nothing was read yet
+	// Error is why nothing newer can be read; "": it can.
+	Error string
 }
 
 // Limit is a session limit and how many sessions use it.

@@ -83,7 +83,8 @@ type view struct {
 	Token   string // of forms
 	Version string
 	Now     time.Time
-	Result  *result // of the action before
+	Result  *result    // of the action before
+	Stale   *Freshness // what is shown is older than it should be; nil: it is not
 	Data    any
 }
 
@@ -114,6 +115,9 @@ func (s *Server) page(handle func(*request)) http.HandlerFunc {
 		req := &request{w: w, r: r, ctx: ctx, s: s, view: view{
 			Path: ownPath(r.URL), Write: s.o.Write, User: user, Token: s.guard.formToken(session, user), Version: s.o.Version, Now: s.o.Now().UTC(),
 		}}
+		if fresh := s.o.Reader.Freshness(); fresh.Error != "" {
+			req.view.Stale = &fresh
+		}
 		if r.Method == http.MethodGet {
 			req.view.Result = s.results.get(r.URL.Query().Get("done"), session)
 		}
@@ -218,6 +222,7 @@ func (q *request) fail(code int, text, remedy string) {
 // unreadable answers that what the page shows can't be read now.
 func (q *request) unreadable(err error) {
 	q.s.o.Logger.Warn().Err(err).Str("path", q.r.URL.Path).Msg("a page can't be shown")
+	q.view.Stale = nil // this says the same
 	text := "This can't be read now."
 	if errors.Is(err, errDisconnected) {
 		text = "NATS can't be reached."

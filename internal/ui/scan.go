@@ -4,12 +4,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"avatarworker/internal/kv"
 	"avatarworker/internal/status"
 	"avatarworker/internal/streams"
 )
@@ -44,26 +42,16 @@ func (s *Store) newestAlerts(ctx context.Context, limit int) (list []status.Even
 	return list, more, nil
 }
 
-// limitPrefix begins the keys of session limits in the bucket of records.
-const limitPrefix = "limit."
-
-// sessionsByLimit counts the sessions that hold a key of each session limit, by the
-// limit's name as it is in the keys: "app_id/a1", "label/room/12".
+// sessionsByLimit counts the sessions that hold each session limit, by the limit's
+// name as it is in the keys: "app_id/a1", "label/room/12".
 func (s *Store) sessionsByLimit(ctx context.Context) (map[string]int, error) {
-	bucket, err := s.o.JS.KeyValue(ctx, s.o.Names.StateBucket())
+	list, err := s.statuses.Limits(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", s.o.Names.StateBucket(), err)
+		return nil, err
 	}
-	entries, err := kv.Entries(ctx, bucket, limitPrefix+">")
-	if err != nil {
-		return nil, fmt.Errorf("session limits in bucket %s: %w", s.o.Names.StateBucket(), err)
-	}
-	counts := make(map[string]int)
-	for _, e := range entries {
-		name := strings.TrimPrefix(e.Key(), limitPrefix)
-		if i := strings.LastIndexByte(name, '.'); i > 0 && strings.Contains(string(e.Value()), `"worker_id":"`) && !strings.Contains(string(e.Value()), `"worker_id":""`) {
-			counts[name[:i]]++
-		}
+	counts := make(map[string]int, len(list))
+	for _, l := range list {
+		counts[l.Name] = l.InUse
 	}
 	return counts, nil
 }

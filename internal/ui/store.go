@@ -3,6 +3,7 @@ package ui
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/url"
@@ -21,6 +22,7 @@ import (
 	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/output"
 	"avatarworker/internal/status"
+	"avatarworker/internal/streams"
 	"avatarworker/internal/topology"
 )
 
@@ -30,6 +32,7 @@ type Statuses interface {
 	Fleet(ctx context.Context) (*status.Fleet, error)
 	Jobs(ctx context.Context, q status.Query) (status.List, error)
 	Job(ctx context.Context, id string) (*status.Job, error)
+	Limits(ctx context.Context) ([]status.Limit, error)
 }
 
 var _ Statuses = (*status.Store)(nil)
@@ -68,6 +71,7 @@ type Store struct {
 	failures failures
 	changes  changes
 	operator opener
+	refused  *refusals
 }
 
 type alertList struct {
@@ -96,6 +100,7 @@ func NewStore(o StoreOptions) *Store {
 		s.statuses = s.waiting
 	}
 	s.changes.wait = make(chan struct{})
+	s.refused = newRefusals(o.NC)
 	s.operator = opener{nc: o.NC, js: o.JS, names: o.Names}
 	return s
 }
@@ -110,6 +115,19 @@ func (s *Store) Fleet(ctx context.Context) (*status.Fleet, error) {
 		return s.statuses.Fleet(ctx)
 	})
 	return f, s.explain("state of the fleet", err)
+}
+
+// Freshness says how current the fleet and the lists of jobs are.
+func (s *Store) Freshness() Freshness {
+	m, ok := s.statuses.(interface{ Freshness() status.Freshness })
+	if !ok {
+		return Freshness{} // it is read each time
+	}
+	fresh := m.Freshness()
+	if fresh.Error == "" {
+		return Freshness{At: fresh.At}
+	}
+	return Freshness{At: fresh.At, Error: errors.RedactText(fresh.Error)}
 }
 
 // explain names what is missing where no worker has run yet.
@@ -229,31 +247,54 @@ func limitName(key string) string {
 
 // Recordings lists the newest recordings.
 func (s *Store) Recordings(ctx context.Context, limit int) ([]Recording, bool, error) {
-	bucket := s.o.Names.RecordingsBucket()
-	ctx, cancel := context.WithTimeoutCause(ctx, readTime, errors.New("no answer: may the page's NATS user list recordings, as a listener may?"))
-	defer cancel()
-	store, err := s.o.JS.ObjectStore(ctx, bucket)
+	stored, err := s.StoredRecordings(ctx)
 	if err != nil {
-		return nil, false, s.explain("bucket "+bucket, cmp.Or(context.Cause(ctx), err))
-	}
-	objects, err := store.List(ctx)
-	if ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
-		return nil, false, s.explain("bucket "+bucket, err)
+		return nil, false, err
 	}
 	list := []Recording{}
-	for _, o := range objects {
-		list = append(list, Recording{Name: o.Name, JobID: o.Metadata[output.MetaJobID], Bytes: o.Size, StoredAt: o.ModTime.UTC()})
+	for _, r := range stored[:min(len(stored), limit)] {
+		list = append(list, Recording{Name: r.Name, JobID: r.JobID, Bytes: r.Bytes, StoredAt: r.StoredAt})
 	}
-	slices.SortFunc(list, func(a, b Recording) int {
+	return list, len(stored) > limit, nil
+}
+
+// recordingsBatch is how many recordings are read at a time.
+const recordingsBatch = 1000
+
+// StoredRecordings lists all complete recordings, newest first. It makes no consumer,
+// unlike output.ListRecordings: who only looks may not.
+func (s *Store) StoredRecordings(ctx context.Context) ([]output.Stored, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	bucket := s.o.Names.RecordingsBucket()
+	list := []output.Stored{}
+	take := func(msg *jetstream.RawStreamMsg) {
+		var o jetstream.ObjectInfo
+		if json.Unmarshal(msg.Data, &o) == nil && !o.Deleted && o.Name != "" {
+			list = append(list, output.Stored{Name: o.Name, JobID: o.Metadata[output.MetaJobID], Bytes: o.Size, StoredAt: msg.Time.UTC(), Digest: o.Digest})
+		}
+	}
+	if _, err := s.o.JS.Stream(ctx, "OBJ_"+bucket); err != nil {
+		return nil, s.explain("bucket "+bucket, err)
+	}
+	r := streams.NewReader(s.o.JS, "OBJ_"+bucket)
+	for next := uint64(1); ; {
+		found, err := r.Next(ctx, "$O."+bucket+".M.>", next, recordingsBatch)
+		if err != nil {
+			return nil, s.explain("bucket "+bucket, err)
+		}
+		if len(found) == 0 {
+			break
+		}
+		for _, msg := range found {
+			take(msg)
+			next = msg.Sequence + 1
+		}
+	}
+	slices.SortFunc(list, func(a, b output.Stored) int {
 		return cmp.Or(b.StoredAt.Compare(a.StoredAt), cmp.Compare(a.Name, b.Name))
 	})
-	if len(list) > limit {
-		return list[:limit], true, nil
-	}
-	return list, false, nil
+	return list, nil
 }
 
 // maxSpend is how many jobs are added up at most, the most expensive ones first.

@@ -102,6 +102,7 @@ func TestTheStoreReadsAndChangesWhatNATSKeeps(t *testing.T) {
 	publish("w1", `{"avatar_id":"a","audio":{"url":"https://h/x"}}`)
 	for key, value := range map[string]any{
 		"done":                   lifecycle.Record{JobID: "done", Run: 1, StreamSeq: 90, State: lifecycle.StateCompleted, Queue: "default", AppID: "shop", PublishedAt: time.Now(), SessionTime: 7 * time.Second},
+		"lease.host-1":           map[string]string{},
 		"limit.app_id/shop.1":    map[string]string{"worker_id": "host-1", "job_id": "j"},
 		"limit.app_id/shop.2":    map[string]string{"worker_id": "", "job_id": ""},
 		"limit.label/room/=2E.1": map[string]string{"worker_id": "host-1", "job_id": "j"},

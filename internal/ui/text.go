@@ -22,6 +22,7 @@ func (p *pages) funcs() template.FuncMap {
 	return template.FuncMap{
 		"static":   func(name string) string { return "/static/" + name + "?v=" + p.static[name].hash },
 		"say":      say,
+		"sentence": sentence,
 		"ago":      ago,
 		"until":    until,
 		"millis":   func(ms int64) string { return precise(time.Duration(ms) * time.Millisecond) },
@@ -44,8 +45,21 @@ func (p *pages) funcs() template.FuncMap {
 		"words":    func(text any) string { return strings.ReplaceAll(fmt.Sprint(text), "_", " ") },
 		"validjob": validJob,
 		"topRows":  topRows,
+		"workers":  newWorkerTable,
 		"cause":    func(e dlq.Entry) string { return status.Cause(e.Message, e.ServerTitle, e.ServerDetail) },
 	}
+}
+
+// workerTable is a table of workers.
+type workerTable struct {
+	View  view
+	At    time.Time
+	Label string
+	List  []status.Worker
+}
+
+func newWorkerTable(v view, at time.Time, label string, list []status.Worker) workerTable {
+	return workerTable{v, at, label, list}
 }
 
 // topRows are the rows of a sum that the overview has room for.

@@ -98,6 +98,7 @@ func TestEachQuestionOfTheWalkHasItsAnswerOnAPage(t *testing.T) {
 		{"let one through now", "/", []string{"Let one through"}},
 		{"empty this worker", "/", []string{"Drain worker host-1"}},
 		{"what does this code mean", "/codes/creditsExhausted", []string{"Buy credits"}},
+		{"which budget is spent", "/", []string{"The budget of 20 credits per month for label.customer acme is spent: 1,234 of 20, 1,000 jobs of it are held until 1 Apr 00:00 UTC", "cost budget label.customer --per month --credits N", "/jobs?label=customer%3Dacme&amp;state=held"}},
 		{"which sessions are used up", "/", []string{"All 2 sessions of app_id shop are in use"}},
 		{"where is its dead letter", "/jobs/j1", []string{"/letters/1"}},
 	} {
@@ -487,6 +488,36 @@ func TestFaultsOfReadingAreAnswersWithoutSecrets(t *testing.T) {
 		if page := text(t, r); r.StatusCode != http.StatusNotFound || !strings.Contains(page, "<h1>") {
 			t.Errorf("%s: %d", path, r.StatusCode)
 		}
+	}
+}
+
+// What is shown from memory may be old while NATS is there: a subject that is denied, a
+// stream that is away.
+func TestEveryPageSaysThatItIsNotCurrent(t *testing.T) {
+	w := busy()
+	s := open(t, w, nil)
+	paths := append(everyPage(), "/jobs/j1", "/letters/1", "/jobs/none", "/nope")
+	for _, path := range paths {
+		if page := text(t, s.do(http.MethodGet, path, "", nil)); strings.Contains(page, "not current") || !strings.Contains(page, `<div id="stale" data-live hidden></div>`) {
+			t.Errorf("%s says that it is not current, or has no place for that", path)
+		}
+	}
+	w.fresh = ui.Freshness{At: now.Add(-time.Minute), Error: "stream AVATAR_DLQ: nats: no response from stream <b>"}
+	for _, path := range paths {
+		page := text(t, s.do(http.MethodGet, path, "", nil))
+		for _, want := range []string{"shown as they were at 11:59:00 UTC", "Stream AVATAR_DLQ: nats: no response from stream &lt;b&gt;.", "setup --dry-run", `<div id="stale" data-live>`} {
+			if !strings.Contains(page, want) {
+				t.Errorf("%s does not say %q", path, want)
+			}
+		}
+		wellMade(t, path, page)
+	}
+	if page := text(t, s.do(http.MethodGet, "/", "", nil)); !strings.Contains(page, "How it stands now is not known") || strings.Contains(page, "All is well") {
+		t.Error("the overview sums up what it does not know")
+	}
+	w.fresh.At = time.Time{}
+	if page := text(t, s.do(http.MethodGet, "/codes", "", nil)); !strings.Contains(page, "Nothing could be read yet") {
+		t.Error("a page does not say that nothing was read yet")
 	}
 }
 

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	for _, role := range []string{"WORKER", "PUBLISHER", "LISTENER", "OPERATOR"} {
+	for _, role := range []string{"WORKER", "PUBLISHER", "LISTENER", "OPERATOR", "VIEWER"} {
 		if err := os.Setenv("AVATAR_"+role+"_PASSWORD", password); err != nil {
 			panic(err)
 		}

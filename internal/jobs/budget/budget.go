@@ -89,7 +89,7 @@ func (b *Budgets) Peek(job Job) *Refusal {
 func (b *Budgets) refusal(job Job, key string, reserved int64) *Refusal {
 	now := b.o.Now()
 	for i, r := range b.o.Rules {
-		value, ok := job.value(r.Key)
+		value, ok := job.Value(r.Key)
 		if !ok || key != "" && r.Key != key {
 			continue
 		}

@@ -110,7 +110,7 @@ func (b *Budgets) readCounters(ctx context.Context) (upto uint64, err error) {
 		defer b.mu.Unlock()
 		b.upto[c.Subject] = c.Upto
 		for i, r := range b.o.Rules {
-			if value, ok := (Job{App: g.App, Labels: g.Labels}).value(r.Key); ok && b.family(r) == g.Family {
+			if value, ok := (Job{App: g.App, Labels: g.Labels}).Value(r.Key); ok && b.family(r) == g.Family {
 				b.spent[account{i, value, r.periodOf(g.Period)}] += c.Credits
 			}
 		}
@@ -149,7 +149,7 @@ func (b *Budgets) learn(s *usage.Stored) {
 	var warnings []Warning
 	for _, e := range s.Entries() {
 		for i, r := range b.o.Rules {
-			value, ok := (Job{App: e.Record.AppID, Labels: e.Record.Labels}).value(r.Key)
+			value, ok := (Job{App: e.Record.AppID, Labels: e.Record.Labels}).Value(r.Key)
 			if !ok || s.Seq <= b.upto[b.counter(r, e.Record)] {
 				continue
 			}

@@ -41,7 +41,7 @@ func (b *Budgets) Reserve(ctx context.Context, job Job) (release func(), refusal
 		}
 	}
 	for _, key := range b.keys() {
-		value, ok := job.value(key)
+		value, ok := job.Value(key)
 		if !ok {
 			continue
 		}

@@ -55,9 +55,9 @@ type Job struct {
 	Labels map[string]string
 }
 
-// value is the job's under a rule's key; false: it has none, and the rule is not
+// Value is the job's under a rule's key; false: it has none, and the rule is not
 // for it.
-func (j Job) value(key string) (string, bool) {
+func (j Job) Value(key string) (string, bool) {
 	if name, ok := strings.CutPrefix(key, "label."); ok {
 		value, ok := j.Labels[name]
 		return usage.LabelValue(value), ok
@@ -108,7 +108,7 @@ func Standing(rules []Rule, sums []usage.Sum, settings map[string]int64, now tim
 	spent := make(map[account]int64)
 	for _, s := range sums {
 		for i, r := range rules {
-			if value, ok := (Job{App: s.App, Labels: s.Labels}).value(r.Key); ok {
+			if value, ok := (Job{App: s.App, Labels: s.Labels}).Value(r.Key); ok {
 				spent[account{i, value, r.periodOf(s.Period)}] += s.Credits
 			}
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
@@ -46,9 +47,15 @@ type Reader interface {
 var (
 	_ Reader  = (*status.Model)(nil)
 	_ Reader  = (*status.Store)(nil)
+	_ Costs   = (*cost.Store)(nil)
 	_ Letters = (*dlq.Store)(nil)
 	_ Changes = (*operate.Operator)(nil)
 )
+
+// Costs sums what sessions cost: a *cost.Store.
+type Costs interface {
+	Sum(ctx context.Context, q cost.Query) ([]cost.Row, error)
+}
 
 // Letters lists and changes dead letters: a *dlq.Store.
 type Letters interface {
@@ -75,8 +82,15 @@ type Options struct {
 	Reader     Reader
 	Letters    Letters
 	Recordings func(ctx context.Context) ([]output.Stored, error)
+	Costs      Costs
+	// Budgets returns what is spent of each budget of the configuration in its period
+	// that now lies in.
+	Budgets status.Budgets
 	// Changes opens what changes things. It is called for each change.
 	Changes func(ctx context.Context) (Changes, error)
+	// Permitted begins a change: its context ends early if NATS refuses what the change
+	// needs, and explain turns the change's error into one that says so; may be nil.
+	Permitted func(ctx context.Context) (_ context.Context, explain func(error) error)
 	// Write allows changes. Without it they are refused with 403.
 	Write bool
 	// Refresh is called after a change, so that the next answer shows it; may be nil. A
@@ -92,7 +106,12 @@ type Options struct {
 type Handler struct {
 	o   Options
 	mux *http.ServeMux
+	// summing bounds the sums at a time: some read every usage record.
+	summing chan struct{}
 }
+
+// maxSums is how many sums are made at a time.
+const maxSums = 2
 
 //go:embed openapi.json
 var document []byte
@@ -115,7 +134,7 @@ func New(o Options) (*Handler, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	h := &Handler{o: o, mux: http.NewServeMux()}
+	h := &Handler{o: o, mux: http.NewServeMux(), summing: make(chan struct{}, maxSums)}
 	for _, r := range h.routes() {
 		h.mux.HandleFunc(r.method+" "+Prefix+r.path, h.serve(r))
 	}
@@ -178,8 +197,12 @@ func (h *Handler) serve(route route) http.HandlerFunc {
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), timeout)
 		defer cancel()
+		explain := func(err error) error { return err }
+		if route.method == http.MethodPost && h.o.Permitted != nil {
+			ctx, explain = h.o.Permitted(ctx)
+		}
 		v, err := route.do(ctx, r)
-		if err != nil {
+		if err = explain(err); err != nil {
 			h.fail(w, r, err)
 			return
 		}
@@ -193,7 +216,7 @@ func (h *Handler) serve(route route) http.HandlerFunc {
 			return
 		}
 		if route.method == http.MethodPost && h.o.Refresh != nil {
-			h.refresh(ctx)
+			h.refresh(r.Context())
 		}
 		write(w, code, data)
 	}

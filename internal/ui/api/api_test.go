@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/lifecycle"
@@ -43,6 +44,44 @@ func TestJobsAreChosenAsTheCommandDoes(t *testing.T) {
 	}
 	if wanted, _ := json.Marshal(want); string(got) != string(wanted) {
 		t.Errorf("got %s\nwant %s", got, wanted)
+	}
+}
+
+func TestCostsAreSummedAsTheCommandDoes(t *testing.T) {
+	h := serve(t, false)
+	march := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	for query, want := range map[string]cost.Query{
+		"":                                     {By: cost.ByApp},
+		"by=queue&since=24h":                   {By: cost.ByQueue, Since: at.Add(-24 * time.Hour)},
+		"by=label:customer&since=2026-03-01":   {By: "label:customer", Since: march},
+		"by=day&until=2026-03-01":              {By: cost.ByDay, Until: march},
+		"by=avatar&since=2026-02-28T23:00:00Z": {By: cost.ByAvatar, Since: march.Add(-time.Hour)},
+	} {
+		h.costs.queries = nil
+		w := h.ask(http.MethodGet, "/cost?"+query, "")
+		if w.Code != 200 || len(h.costs.queries) != 1 || h.costs.queries[0] != want {
+			t.Errorf("%s: %d, %+v, %s", query, w.Code, h.costs.queries, w.Body)
+		}
+		for _, part := range []string{
+			`"rows":[{"key":"acme","sessions":3,"connected_ms":13000,"credits":5,"estimated_credits":1,"failed_credits":2}]`,
+			`"budgets":[{"key":"label.customer","value":"acme","per":"month","credits":20,"spent":21,"until":"2026-04-01T12:00:00Z"}]`,
+		} {
+			if !strings.Contains(w.Body.String(), part) {
+				t.Errorf("no %s in %s", part, w.Body)
+			}
+		}
+	}
+	h.costs.queries = nil
+	for query, text := range map[string]string{
+		"by=month": "want app, queue", "by=label:": "want app, queue", "by=app&by=queue": "give it once", "since=yesterday": "since", "until=2026-13-01": "until",
+		"since=2026-03-02&until=2026-03-01": "not before until", "limit=5": `no parameter \"limit\"`,
+	} {
+		if w := h.ask(http.MethodGet, "/cost?"+query, ""); w.Code != 400 || !strings.Contains(w.Body.String(), text) {
+			t.Errorf("%s: %d %s", query, w.Code, w.Body)
+		}
+	}
+	if len(h.costs.queries) > 0 {
+		t.Errorf("what is wrong was summed: %+v", h.costs.queries)
 	}
 }
 
@@ -166,6 +205,7 @@ func TestALetterIsCorrectedAndReplayed(t *testing.T) {
 		Reader: model, Letters: dlq.NewStore(js, names, nil), Write: true, Refresh: model.Refresh, Log: zerolog.Nop(),
 		Recordings: func(ctx context.Context) ([]output.Stored, error) { return output.ListRecordings(ctx, js, names) },
 		Changes:    func(ctx context.Context) (Changes, error) { return operate.Open(ctx, js.Conn(), js, names) },
+		Costs:      cost.NewStore(js, names, nil),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -189,10 +229,22 @@ func TestALetterIsCorrectedAndReplayed(t *testing.T) {
 	expect("POST", "/jobs/none/cancel", ``, 404, "unknown")
 	expect("GET", "/recordings", "", 200, `"recordings":[]`)
 	expect("GET", "/jobs/none", "", 404, "unknown job")
+	expect("GET", "/cost?by=label:customer&since=2026-03-01", "", 200, `{"rows":[],"budgets":[]}`)
+
+	// NATS is there, and a stream is not: what is known from before is old.
+	if err := js.DeleteStream(t.Context(), names.DLQStream()); err != nil {
+		t.Fatal(err)
+	}
+	if err := model.Refresh(t.Context()); err == nil {
+		t.Fatal("the model reads a stream that is gone")
+	}
+	for _, path := range []string{"/overview", "/jobs", "/queues", "/workers", "/circuits", "/limits", "/storage"} {
+		expect("GET", path, "", 200, `"error":"stream AVATAR_DLQ`)
+	}
 }
 
 func FuzzQueries(f *testing.F) {
-	for _, query := range []string{"state=held&limit=5", "label=a=b&label=a=c", "older=1h&newer=x", "%zz", "sort=cost&sort=age", "before=2026-01-01T00:00:00Z&newest=true", "code=a,b,,c&class=d", "limit=99999999999999999999", ";", "a=%00"} {
+	for _, query := range []string{"state=held&limit=5", "label=a=b&label=a=c", "older=1h&newer=x", "%zz", "sort=cost&sort=age", "before=2026-01-01T00:00:00Z&newest=true", "code=a,b,,c&class=d", "by=label:customer&since=2026-03-01&until=24h", "by=label:&since=2026-02-30", "by=day&since=-1h", "limit=99999999999999999999", ";", "a=%00"} {
 		f.Add(query)
 	}
 	h := serve(f, false)
@@ -205,7 +257,7 @@ func FuzzQueries(f *testing.F) {
 			req.URL = &url.URL{Path: Prefix + strings.NewReplacer("{id}", "j1", "{seq}", "17").Replace(r.path), RawQuery: query}
 			answersWithJSON(t, h, req, false)
 		}
-		h.reader.queries = nil
+		h.reader.queries, h.costs.queries = nil, nil
 	})
 }
 
@@ -221,7 +273,7 @@ func FuzzPathsAndBodies(f *testing.F) {
 			req.URL = &url.URL{Path: Prefix + inPath.ReplaceAllLiteralString(r.path, name)}
 			answersWithJSON(t, h, req, true)
 		}
-		h.operator.calls, h.letters.replayed = nil, nil
+		h.operator.calls, h.letters.replayed, h.costs.queries = nil, nil, nil
 	})
 }
 

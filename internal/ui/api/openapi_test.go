@@ -20,6 +20,7 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
@@ -74,6 +75,11 @@ func operations() []operation {
 		text("before", "failed before this time"+ago), text("after", "failed at this time or later"+ago),
 		{Name: "newest", In: "query", Description: "newest first", Schema: map[string]any{"type": "boolean", "default": false}}, limit(),
 	}
+	const day = " (a day such as 2026-03-01, UTC; RFC 3339; or how long ago such as 90m)"
+	sums := []parameter{
+		{Name: "by", In: "query", Description: "what to sum by: app, queue, avatar, day or label:NAME", Schema: map[string]any{"type": "string", "default": cost.ByApp}},
+		text("since", "sessions confirmed at this time or later"+day), text("until", "sessions confirmed before this time"+day),
+	}
 	get := func(path, summary string, parameters []parameter, response any, at string, statuses ...int) operation {
 		return operation{method: http.MethodGet, path: path, summary: summary, parameters: parameters, response: response, at: at, statuses: statuses}
 	}
@@ -94,6 +100,7 @@ func operations() []operation {
 		get("/dead-letters/{seq}", "A dead letter with its secrets hidden, and what its error means", nil, dlq.Masked{}, "/dead-letters/17", 404),
 		get("/alerts", "The newest alerts", []parameter{limit()}, alertList{}, "/alerts"),
 		get("/codes", "Error codes: what they mean, and what a worker does about each", nil, codeList{}, "/codes"),
+		get("/cost", "What sessions cost, and how budgets stand", sums, costSums{}, "/cost?by=label:customer&since=2026-02-01&until=2026-03-01"),
 		get("/recordings", "Recordings", []parameter{limit()}, recordingList{}, "/recordings"),
 		post("/jobs/{id}/cancel", "End a job, running or not", cancelRequest{}, `{"if_unknown":true}`, jobChange{}, "/jobs/j1/cancel", 404, 409),
 		post("/jobs/{id}/retry", "Deliver a job at once that is in backoff or held", retryRequest{}, `{"probe":true}`, jobChange{}, "/jobs/j1/retry", 404, 409),

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"fmt"
 	"net/url"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/lifecycle"
@@ -103,6 +105,14 @@ func (q *query) time(name string) time.Time {
 	return t
 }
 
+// day is a time, or the begin of a day (UTC).
+func (q *query) day(name string) time.Time {
+	if day, err := time.Parse(time.DateOnly, q.one(name)); err == nil {
+		return day
+	}
+	return q.time(name)
+}
+
 func (q *query) bool(name string) bool {
 	switch text := q.one(name); text {
 	case "", "false":
@@ -172,6 +182,16 @@ func lettersQuery(raw string, now time.Time) (f dlq.Filter, limit int, err error
 
 // maxSubjects bounds the subjects that the server has to look for.
 const maxSubjects = 200
+
+// costQuery reads the parameters of a sum of costs.
+func costQuery(raw string, now time.Time) (cost.Query, error) {
+	q := parseQuery(raw, now, "by", "since", "until")
+	out := cost.Query{By: cmp.Or(q.one("by"), cost.ByApp), Since: q.day("since"), Until: q.day("until")}
+	if !out.Since.IsZero() && !out.Until.IsZero() && !out.Since.Before(out.Until) {
+		q.fail("since is not before until: no session is in that time")
+	}
+	return out, q.err
+}
 
 func join[T ~string](list []T) string {
 	texts := make([]string, len(list))

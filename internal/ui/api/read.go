@@ -7,8 +7,10 @@ import (
 	"slices"
 	"strconv"
 
+	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/output"
@@ -19,36 +21,47 @@ import (
 // shows first.
 type overview struct {
 	*status.Fleet
-	Failures status.Failures   `json:"failures"`        // over the last day
-	Limits   []status.Limit    `json:"limits"`          // session limits in use
-	Fresh    *status.Freshness `json:"fresh,omitempty"` // how current this is, if it is kept in memory
+	Failures status.Failures `json:"failures"` // over the last day
+	Limits   []status.Limit  `json:"limits"`   // session limits in use
+	freshness
+}
+
+// freshness is part of each answer that is kept in memory.
+type freshness struct {
+	Fresh *status.Freshness `json:"fresh,omitempty"` // how current this is, if it is kept in memory
 }
 
 type jobList struct {
 	Jobs    []status.Row  `json:"jobs"`
 	More    bool          `json:"more"`    // there are more than limit
 	Waiting status.Search `json:"waiting"` // how many of the jobs that wait were looked at
+	freshness
 }
 
 type queueList struct {
 	Queues     []status.Queue `json:"queues"`
 	CountedAll bool           `json:"counted_all"` // false: running, retrying, held and released are "at least"
+	freshness
 }
 
 type workerList struct {
 	Workers []status.Worker `json:"workers"`
+	freshness
 }
 
 type circuitList struct {
 	Circuits []circuit.Circuit `json:"circuits"` // those that are not closed
+	freshness
 }
 
 type limitList struct {
 	Limits []status.Limit `json:"limits"` // those of which a session is in use
+	freshness
 }
 
 type storageList struct {
 	Storage []status.Storage `json:"storage"`
+	freshness
 }
 
 type letterList struct {
@@ -62,6 +75,11 @@ type alertList struct {
 
 type codeList struct {
 	Codes []errors.Row `json:"codes"`
+}
+
+type costSums struct {
+	Rows    []cost.Row        `json:"rows"`    // as 'cost --json' has them: most credits first, days in order
+	Budgets []budget.Spending `json:"budgets"` // as they stand now, the largest share first
 }
 
 type recordingList struct {
@@ -97,6 +115,7 @@ func (h *Handler) reads() []route {
 		get("/alerts", h.alerts),
 		plain("/codes", func(context.Context) (any, error) { return codeList{h.o.Table.Rows()}, nil }),
 		get("/recordings", h.recordings),
+		get("/cost", h.cost),
 	}
 }
 
@@ -112,12 +131,19 @@ func (h *Handler) overview(ctx context.Context) (any, error) {
 	if v.Limits, err = h.o.Reader.Limits(ctx); err != nil {
 		return nil, err
 	}
-	if m, ok := h.o.Reader.(interface{ Freshness() status.Freshness }); ok {
-		fresh := m.Freshness()
-		fresh.Error = errors.RedactText(fresh.Error)
-		v.Fresh = &fresh
-	}
+	v.freshness = h.fresh()
 	return v, nil
+}
+
+// fresh is how current the answers are; empty if they are read each time.
+func (h *Handler) fresh() freshness {
+	m, ok := h.o.Reader.(interface{ Freshness() status.Freshness })
+	if !ok {
+		return freshness{}
+	}
+	fresh := m.Freshness()
+	fresh.Error = errors.RedactText(fresh.Error)
+	return freshness{&fresh}
 }
 
 func (h *Handler) jobs(ctx context.Context, r *http.Request) (any, error) {
@@ -130,7 +156,7 @@ func (h *Handler) jobs(ctx context.Context, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return jobList{list.Rows, list.More, list.Waiting}, nil
+	return jobList{list.Rows, list.More, list.Waiting, h.fresh()}, nil
 }
 
 // jobID returns the job id in the path.
@@ -180,7 +206,7 @@ func (h *Handler) queues(ctx context.Context) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return queueList{f.Queues, f.CountedAll}, nil
+	return queueList{f.Queues, f.CountedAll, h.fresh()}, nil
 }
 
 func (h *Handler) workers(ctx context.Context) (any, error) {
@@ -188,7 +214,7 @@ func (h *Handler) workers(ctx context.Context) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return workerList{list}, nil
+	return workerList{list, h.fresh()}, nil
 }
 
 func (h *Handler) circuits(ctx context.Context) (any, error) {
@@ -196,7 +222,7 @@ func (h *Handler) circuits(ctx context.Context) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return circuitList{f.Circuits}, nil
+	return circuitList{f.Circuits, h.fresh()}, nil
 }
 
 func (h *Handler) limits(ctx context.Context) (any, error) {
@@ -204,7 +230,7 @@ func (h *Handler) limits(ctx context.Context) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return limitList{list}, nil
+	return limitList{list, h.fresh()}, nil
 }
 
 func (h *Handler) storage(ctx context.Context) (any, error) {
@@ -212,7 +238,7 @@ func (h *Handler) storage(ctx context.Context) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return storageList{list}, nil
+	return storageList{list, h.fresh()}, nil
 }
 
 func (h *Handler) letters(ctx context.Context, r *http.Request) (any, error) {
@@ -268,6 +294,34 @@ func (h *Handler) alerts(ctx context.Context, r *http.Request) (any, error) {
 		return nil, err
 	}
 	return alertList{maskEvents(list)}, nil
+}
+
+func (h *Handler) cost(ctx context.Context, r *http.Request) (any, error) {
+	query, err := costQuery(r.URL.RawQuery, h.o.Now())
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case h.summing <- struct{}{}:
+		defer func() { <-h.summing }()
+	case <-ctx.Done():
+		return nil, &failure{http.StatusServiceUnavailable, "other sums are still being made: ask again later"}
+	}
+	sums := costSums{Budgets: []budget.Spending{}}
+	if sums.Rows, err = h.o.Costs.Sum(ctx, query); err != nil {
+		if errors.Is(err, cost.ErrBy) {
+			return nil, badRequest("by %q: %s", query.By, cost.ErrBy)
+		}
+		return nil, err
+	}
+	if h.o.Budgets != nil {
+		list, err := h.o.Budgets(ctx)
+		if err != nil {
+			return nil, err
+		}
+		sums.Budgets = append(sums.Budgets, list...)
+	}
+	return sums, nil
 }
 
 func (h *Handler) recordings(ctx context.Context, r *http.Request) (any, error) {

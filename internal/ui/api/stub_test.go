@@ -14,13 +14,16 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 
+	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/operate"
 	"avatarworker/internal/output"
 	"avatarworker/internal/status"
@@ -47,7 +50,7 @@ func (*stub) Fleet(context.Context) (*status.Fleet, error) {
 			RetryAt: at.Add(time.Minute), ProbeJob: "j1", ProbeWorker: "w-1", Probes: 1, LastProbe: "j0", Good: 1,
 		}},
 		DeadLetters: []dlq.Count{{Class: errors.ClassConfig, Code: errors.CodeAvatarNotFound, Letters: 3}},
-		Storage:     storage, Warnings: []string{"queue default is paused until 2026-03-01T13:00:00Z: its jobs wait"}, CountedAll: true,
+		Storage:     storage, Budgets: []status.Budget{{Spending: budget.Spending{Key: "app_id", Value: "a1", Per: budget.Day, Credits: 5, Spent: 6, Until: at.Add(time.Hour)}, Held: 1}}, HeldBudget: 1, BudgetsUnread: "stream AVATAR_TOTALS is away", Warnings: []string{"queue default is paused until 2026-03-01T13:00:00Z: its jobs wait"}, CountedAll: true,
 	}, nil
 }
 
@@ -218,15 +221,30 @@ type served struct {
 	reader   *stub
 	letters  *letters
 	operator *operator
+	costs    *costs
+}
+
+// costs has one row for each sum.
+type costs struct{ queries []cost.Query }
+
+func (c *costs) Sum(_ context.Context, q cost.Query) ([]cost.Row, error) {
+	if q.By == "month" || q.By == "label:" {
+		return nil, fmt.Errorf("sum by %q: %w", q.By, cost.ErrBy)
+	}
+	c.queries = append(c.queries, q)
+	return []cost.Row{{Key: "acme", Totals: usage.Totals{Sessions: 3, ConnectedMS: 13_000, Credits: 5, EstimatedCredits: 1, FailedCredits: 2}}}, nil
 }
 
 func serve(t testing.TB, write bool) served {
 	t.Helper()
-	s := served{reader: &stub{}, letters: &letters{}, operator: &operator{}}
+	s := served{reader: &stub{}, letters: &letters{}, operator: &operator{}, costs: &costs{}}
 	h, err := New(Options{
 		Reader: s.reader, Letters: s.letters, Changes: func(context.Context) (Changes, error) { return s.operator, nil },
 		Recordings: func(context.Context) ([]output.Stored, error) {
 			return []output.Stored{{Name: "j1", JobID: "j1", Bytes: 100, StoredAt: at, Digest: "SHA-256=00"}}, nil
+		},
+		Costs: s.costs, Budgets: func(context.Context) ([]budget.Spending, error) {
+			return []budget.Spending{{Key: "label.customer", Value: "acme", Per: budget.Month, Credits: 20, Spent: 21, Until: at.AddDate(0, 1, 0)}}, nil
 		},
 		Write: write, DefaultApp: "a1", Now: func() time.Time { return at }, Log: zerolog.Nop(),
 	})
