@@ -2,7 +2,6 @@ package session
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/base64"
@@ -55,6 +54,9 @@ func newTransport(timeout time.Duration) *http.Transport {
 		conn, err := tcp.DialContext(ctx, network, addr)
 		if err != nil {
 			return nil, err
+		}
+		if upgrade {
+			conn = newSocket(conn)
 		}
 		return shakes.start(ctx, conn, config, host)
 	}
@@ -260,7 +262,7 @@ func (c *Client) dialTCP(ctx context.Context, network, addr string) (net.Conn, e
 
 // startTLS starts TLS on conn. It closes conn if that fails.
 func (c *Client) startTLS(ctx context.Context, conn net.Conn, host string) (net.Conn, error) {
-	return c.handshakes.start(ctx, conn, c.tls, host)
+	return c.handshakes.start(ctx, newSocket(conn), c.tls, host)
 }
 
 // connectVia connects to addr through a proxy.
@@ -401,6 +403,8 @@ const (
 // exchange is one request and its reply on a connection of its own.
 type exchange struct {
 	conn     net.Conn
+	bufs     *bufferPool
+	stream   *stream       // of a reply 101
 	br       *bufio.Reader // holds what was read beyond the reply's headers
 	answered bool          // at least one byte of a reply came
 	refusal  []byte        // the first bytes of a reply that is not an upgrade
@@ -498,27 +502,10 @@ func (l *limitedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// upgraded returns the connection behind a reply 101. It keeps the buffer only if
-// that holds data.
-func (x *exchange) upgraded() io.ReadWriteCloser {
-	n := x.br.Buffered()
-	if n == 0 {
-		x.br = nil
-		return x.conn
-	}
-	rest, _ := x.br.Peek(n) // they are buffered
-	return &readAhead{x.conn, bytes.NewReader(rest)}
-}
-
-// readAhead is a connection some of whose bytes were already read.
-type readAhead struct {
-	net.Conn
-	rest *bytes.Reader
-}
-
-func (r *readAhead) Read(p []byte) (int, error) {
-	if r.rest.Len() > 0 {
-		return r.rest.Read(p)
-	}
-	return r.Conn.Read(p)
+// upgraded returns the connection behind a reply 101.
+func (x *exchange) upgraded() *stream {
+	rest, _ := x.br.Peek(x.br.Buffered()) // they are buffered
+	x.br = nil
+	x.stream = newStream(x.conn, x.bufs, rest)
+	return x.stream
 }

@@ -11,12 +11,12 @@ import (
 // memoryPipe is net.Pipe with a buffer, as sockets have one: both sides can
 // write at the same time.
 func memoryPipe() (net.Conn, net.Conn) {
-	a, b := newStream(), newStream()
+	a, b := newPipeHalf(), newPipeHalf()
 	return &memoryConn{in: a, out: b}, &memoryConn{in: b, out: a}
 }
 
-// stream is one direction.
-type stream struct {
+// pipeHalf is one direction.
+type pipeHalf struct {
 	mu       sync.Mutex
 	data     []byte
 	closed   bool
@@ -24,9 +24,9 @@ type stream struct {
 	changed  chan struct{} // closed and replaced at every change
 }
 
-func newStream() *stream { return &stream{changed: make(chan struct{})} }
+func newPipeHalf() *pipeHalf { return &pipeHalf{changed: make(chan struct{})} }
 
-func (s *stream) change(f func()) {
+func (s *pipeHalf) change(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f()
@@ -34,7 +34,7 @@ func (s *stream) change(f func()) {
 	s.changed = make(chan struct{})
 }
 
-func (s *stream) read(p []byte) (int, error) {
+func (s *pipeHalf) read(p []byte) (int, error) {
 	for {
 		s.mu.Lock()
 		n, closed, deadline, changed := copy(p, s.data), s.closed, s.deadline, s.changed
@@ -61,7 +61,7 @@ func (s *stream) read(p []byte) (int, error) {
 	}
 }
 
-type memoryConn struct{ in, out *stream }
+type memoryConn struct{ in, out *pipeHalf }
 
 func (c *memoryConn) Read(p []byte) (int, error) { return c.in.read(p) }
 
