@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -422,6 +423,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		// Use whatever part of the body arrived.
 		x.refusal, _ = io.ReadAll(io.LimitReader(resp.Body, refusalLimit))
 		resp.Body = http.NoBody
+		x.dropReader()
 		ended()
 		_ = x.conn.Close() // it can't be used again
 		return resp, nil
@@ -466,11 +468,12 @@ func (x *exchange) watch(ctx context.Context) (ended func() bool) {
 
 // head sends a request and reads the status line and headers of the final reply.
 func (x *exchange) head(req *http.Request) (*http.Response, error) {
-	if err := req.Write(x.conn); err != nil {
+	if err := x.send(req); err != nil {
 		return nil, err
 	}
 	limited := &limitedReader{r: x.conn, left: maxAnswerHead}
-	x.br = bufio.NewReader(limited)
+	x.br = readers.Get().(*bufio.Reader)
+	x.br.Reset(limited)
 	if _, err := x.br.Peek(1); err != nil {
 		return nil, err
 	}
@@ -485,6 +488,31 @@ func (x *exchange) head(req *http.Request) (*http.Response, error) {
 			return resp, nil
 		}
 	}
+}
+
+// readers and writers hold what an exchange needs for its time. Thousands of them
+// among buffers that live as long as their sessions would keep the heap half-empty.
+var (
+	readers = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
+	writers = sync.Pool{New: func() any { return bufio.NewWriter(nil) }}
+)
+
+func (x *exchange) send(req *http.Request) error {
+	w := writers.Get().(*bufio.Writer)
+	defer writers.Put(w)
+	w.Reset(x.conn)
+	defer w.Reset(nil)
+	if err := req.Write(w); err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+// dropReader drops what was read beyond the reply's headers.
+func (x *exchange) dropReader() {
+	x.br.Reset(nil)
+	readers.Put(x.br)
+	x.br = nil
 }
 
 // limitedReader fails after left bytes.
@@ -505,7 +533,7 @@ func (l *limitedReader) Read(p []byte) (int, error) {
 // upgraded returns the connection behind a reply 101.
 func (x *exchange) upgraded() *stream {
 	rest, _ := x.br.Peek(x.br.Buffered()) // they are buffered
-	x.br = nil
 	x.stream = newStream(x.conn, x.bufs, rest)
+	x.dropReader()
 	return x.stream
 }
