@@ -270,7 +270,11 @@ func (c *Client) startTLS(ctx context.Context, conn net.Conn, host string) (net.
 func (c *Client) connectVia(ctx context.Context, via *url.URL, addr string) (net.Conn, error) {
 	switch via.Scheme {
 	case "socks5", "socks5h":
-		dialer, err := proxy.FromURL(via, dialerFunc(c.dialTCP))
+		var tcp net.Conn // without the library's wrapper, which hides the socket
+		dialer, err := proxy.FromURL(via, dialerFunc(func(ctx context.Context, network, addr string) (_ net.Conn, err error) {
+			tcp, err = c.dialTCP(ctx, network, addr)
+			return tcp, err
+		}))
 		if err != nil {
 			return nil, err
 		}
@@ -280,7 +284,10 @@ func (c *Client) connectVia(ctx context.Context, via *url.URL, addr string) (net
 		}
 		ctx, cancel := c.dialLimit(ctx)
 		defer cancel()
-		return with.DialContext(ctx, "tcp", addr)
+		if _, err := with.DialContext(ctx, "tcp", addr); err != nil {
+			return nil, err
+		}
+		return tcp, nil
 	case "http", "https":
 	default:
 		return nil, fmt.Errorf("scheme %q is not known: http, https and socks5 are", via.Scheme)

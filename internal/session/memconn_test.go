@@ -34,23 +34,26 @@ func (s *pipeHalf) change(f func()) {
 	s.changed = make(chan struct{})
 }
 
-func (s *pipeHalf) read(p []byte) (int, error) {
+func (s *pipeHalf) read(p []byte, noWait bool) (int, error) {
 	for {
 		s.mu.Lock()
+		some := len(s.data) > 0
 		n, closed, deadline, changed := copy(p, s.data), s.closed, s.deadline, s.changed
 		s.data = s.data[n:]
 		s.mu.Unlock()
 		wait := time.Until(deadline)
 		switch {
-		case n > 0:
+		case some:
 			return n, nil
 		case closed:
 			return 0, io.EOF
+		case !deadline.IsZero() && wait <= 0:
+			return 0, os.ErrDeadlineExceeded
+		case noWait:
+			return 0, errIdle
 		case deadline.IsZero():
 			<-changed
 			continue
-		case wait <= 0:
-			return 0, os.ErrDeadlineExceeded
 		}
 		t := time.NewTimer(wait)
 		select {
@@ -61,9 +64,18 @@ func (s *pipeHalf) read(p []byte) (int, error) {
 	}
 }
 
-type memoryConn struct{ in, out *pipeHalf }
+type memoryConn struct {
+	in, out *pipeHalf
+	noWait  bool
+}
 
-func (c *memoryConn) Read(p []byte) (int, error) { return c.in.read(p) }
+var _ waiter = (*memoryConn)(nil)
+
+func (c *memoryConn) Read(p []byte) (int, error) { return c.in.read(p, c.noWait) }
+
+func (c *memoryConn) setNoWait(on bool) { c.noWait = on }
+
+func (c *memoryConn) wait() { _, _ = c.in.read(nil, false) } // the next Read fails likewise
 
 func (c *memoryConn) Write(p []byte) (n int, err error) {
 	c.out.change(func() {

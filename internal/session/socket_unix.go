@@ -57,6 +57,10 @@ func (s *socket) Read(p []byte) (int, error) {
 	s.p = nil
 	switch {
 	case err != nil:
+		var op *net.OpError
+		if errors.As(err, &op) {
+			op.Op = "read" // it says raw-read
+		}
 		return 0, err
 	case s.err == syscall.EAGAIN: //nolint:errorlint // as the system returned it
 		return 0, errIdle

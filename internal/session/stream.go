@@ -1,10 +1,12 @@
 package session
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"net"
-	"sync"
 	"sync/atomic"
+
+	"avatarworker/internal/errors"
 )
 
 // stream is the connection behind an upgrade, as the WebSocket library reads it.
@@ -21,9 +23,9 @@ import (
 type stream struct {
 	net.Conn               // TCP or TLS
 	sock     waiter        // the socket beneath Conn; nil if it can't be waited for
-	bufs     *bufferPool   //
+	bufs     *bufferPool   // for buf
 	blocking atomic.Bool   // Read waits for a message after all
-	mu       sync.Mutex    // held by the goroutine that reads; guards what follows
+	reading  chan struct{} // a lock, held while the socket is waited for; guards what follows
 	buf      *buffer       // holds bytes that the library has not read yet; nil: none
 	from, to int           // where they are in buf
 	err      error         // what the connection returned after them
@@ -50,14 +52,14 @@ func (idleError) Temporary() bool { return true }
 
 // newStream returns a stream that begins with rest, at most 4 KiB.
 func newStream(conn net.Conn, bufs *bufferPool, rest []byte) *stream {
-	beneath := conn
-	if secure, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		beneath = secure.NetConn()
-	} else {
+	if _, secure := conn.(*tls.Conn); !secure {
 		conn = newSocket(conn)
-		beneath = conn
 	}
-	s := &stream{Conn: conn, bufs: bufs}
+	beneath := conn
+	for secure, ok := beneath.(*tls.Conn); ok; secure, ok = beneath.(*tls.Conn) { // two with an HTTPS proxy
+		beneath = secure.NetConn()
+	}
+	s := &stream{Conn: conn, bufs: bufs, reading: make(chan struct{}, 1)}
 	s.sock, _ = beneath.(waiter)
 	if len(rest) > 0 {
 		s.buf = bufs.get(0)
@@ -72,8 +74,8 @@ func (s *stream) wait() {
 	if s.sock == nil {
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.reading <- struct{}{}
+	defer s.release()
 	for s.buf == nil && s.err == nil && s.frames.between() {
 		if !s.tryFill() {
 			s.sock.wait()
@@ -86,7 +88,7 @@ func (s *stream) tryFill() bool {
 	s.sock.setNoWait(true)
 	defer s.sock.setNoWait(false)
 	s.fill()
-	if s.err == errIdle {
+	if errors.Is(s.err, errIdle) {
 		s.err = nil
 		return s.buf != nil
 	}
@@ -108,8 +110,8 @@ func (s *stream) fill() {
 // Read never reads beyond the end of a frame, so the library holds nothing when it
 // asks for the next one.
 func (s *stream) Read(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.reading <- struct{}{}
+	defer s.release()
 	for s.buf == nil {
 		switch {
 		case s.err != nil:
@@ -132,6 +134,8 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	return n, nil
 }
+
+func (s *stream) release() { <-s.reading }
 
 // block makes Read wait for a message from now on: the library reads the peer's
 // answer to its close frame.
