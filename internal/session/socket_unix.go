@@ -62,7 +62,7 @@ func (s *socket) Read(p []byte) (int, error) {
 			op.Op = "read" // it says raw-read
 		}
 		return 0, err
-	case s.err == syscall.EAGAIN: //nolint:errorlint // as the system returned it
+	case s.err == syscall.EAGAIN:
 		return 0, errIdle
 	case s.err != nil:
 		return 0, &net.OpError{Op: "read", Net: s.LocalAddr().Network(), Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: os.NewSyscallError("read", s.err)}

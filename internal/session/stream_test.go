@@ -71,7 +71,7 @@ func TestFrameBoundariesAreFound(t *testing.T) {
 	for name, part := range map[string]func() int{
 		"whole":        func() int { return 1 << 20 },
 		"single bytes": func() int { return 1 },
-		"parts":        func() int { return 1 + rand.IntN(40) }, //nolint:gosec // any will do
+		"parts":        func() int { return 1 + rand.IntN(40) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			var f frameBoundary
@@ -190,6 +190,23 @@ func TestStreamReturnsEachFrameAndThenThatNothingHasCome(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestStreamAllocatesNothingForAMessage(t *testing.T) {
+	s, there := layered(t, 0)
+	message, got := wsFrame(0x82, false, make([]byte, 20_000)), make([]byte, 20_004)
+	per := testing.AllocsPerRun(100, func() {
+		if _, err := there.Write(message); err != nil {
+			t.Fatal(err)
+		}
+		s.wait()
+		if _, err := io.ReadFull(s, got); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if per != 0 {
+		t.Errorf("%v allocations", per)
 	}
 }
 
