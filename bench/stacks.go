@@ -28,10 +28,6 @@ type frame struct {
 // internal/abi, on amd64).
 const nosplit = 800
 
-// guard is the room below which a stack grows before a call (stackGuard,
-// internal/abi, on amd64).
-const guard = 928
-
 // keeps returns the size of the stack that a goroutine is left with after enough
 // collections: one halves it if less than a quarter is in use.
 func (s stack) keeps() int {

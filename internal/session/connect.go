@@ -46,6 +46,9 @@ func newTransport(timeout time.Duration) *http.Transport {
 		if err != nil {
 			return nil, err
 		}
+		if upgrade {
+			conn = newSocket(conn)
+		}
 		return shakes.start(ctx, conn, config, host)
 	}
 	return t

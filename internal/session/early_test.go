@@ -201,7 +201,7 @@ func TestFramesBehindTheUpgradesAnswerAreNotLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := (&exchange{conn: here}).RoundTrip(req)
+	resp, err := (&exchange{conn: here, bufs: newBufferPool()}).RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestEndlessAnswerIsGivenUp(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := (&exchange{conn: here}).RoundTrip(req); err == nil {
+			if _, err := (&exchange{conn: here, bufs: newBufferPool()}).RoundTrip(req); err == nil {
 				t.Error("it was read to its end")
 			}
 		})

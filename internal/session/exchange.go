@@ -2,13 +2,13 @@ package session
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"math"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -25,6 +25,8 @@ const (
 // exchange is one request and its reply on its own connection.
 type exchange struct {
 	conn     net.Conn
+	bufs     *bufferPool
+	stream   *stream       // of a reply 101
 	br       *bufio.Reader // holds what was read beyond the reply's headers
 	answered bool          // at least one byte of a reply came
 	refusal  []byte        // the first bytes of a reply that is not an upgrade
@@ -42,6 +44,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		// Use whatever part of the body arrived.
 		x.refusal, _ = io.ReadAll(io.LimitReader(resp.Body, refusalLimit))
 		resp.Body = http.NoBody
+		x.dropReader()
 		ended()
 		_ = x.conn.Close() // it can't be used again
 		return resp, nil
@@ -86,11 +89,12 @@ func (x *exchange) watch(ctx context.Context) (ended func() bool) {
 
 // head sends a request and reads the status line and headers of the final reply.
 func (x *exchange) head(req *http.Request) (*http.Response, error) {
-	if err := req.Write(x.conn); err != nil {
+	if err := x.send(req); err != nil {
 		return nil, err
 	}
 	limited := &limitedReader{r: x.conn, left: maxAnswerHead}
-	x.br = bufio.NewReader(limited)
+	x.br = readers.Get().(*bufio.Reader)
+	x.br.Reset(limited)
 	if _, err := x.br.Peek(1); err != nil {
 		return nil, err
 	}
@@ -105,6 +109,31 @@ func (x *exchange) head(req *http.Request) (*http.Response, error) {
 			return resp, nil
 		}
 	}
+}
+
+// readers and writers hold what an exchange needs for its time. Thousands of them
+// among buffers that live as long as their sessions would keep the heap half-empty.
+var (
+	readers = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
+	writers = sync.Pool{New: func() any { return bufio.NewWriter(nil) }}
+)
+
+func (x *exchange) send(req *http.Request) error {
+	w := writers.Get().(*bufio.Writer)
+	defer writers.Put(w)
+	w.Reset(x.conn)
+	defer w.Reset(nil)
+	if err := req.Write(w); err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+// dropReader drops what was read beyond the reply's headers.
+func (x *exchange) dropReader() {
+	x.br.Reset(nil)
+	readers.Put(x.br)
+	x.br = nil
 }
 
 // limitedReader fails after left bytes.
@@ -122,27 +151,10 @@ func (l *limitedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// upgraded returns the connection behind a reply 101. It keeps the buffer only if
-// that holds data.
-func (x *exchange) upgraded() io.ReadWriteCloser {
-	n := x.br.Buffered()
-	if n == 0 {
-		x.br = nil
-		return x.conn
-	}
-	rest, _ := x.br.Peek(n) // they are buffered
-	return &readAhead{x.conn, bytes.NewReader(rest)}
-}
-
-// readAhead is a connection some of whose bytes were already read.
-type readAhead struct {
-	net.Conn
-	rest *bytes.Reader
-}
-
-func (r *readAhead) Read(p []byte) (int, error) {
-	if r.rest.Len() > 0 {
-		return r.rest.Read(p)
-	}
-	return r.Conn.Read(p)
+// upgraded returns the connection behind a reply 101.
+func (x *exchange) upgraded() *stream {
+	rest, _ := x.br.Peek(x.br.Buffered()) // they are buffered
+	x.stream = newStream(x.conn, x.bufs, rest)
+	x.dropReader()
+	return x.stream
 }

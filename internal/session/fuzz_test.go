@@ -34,7 +34,7 @@ func FuzzAnswerToAnUpgrade(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		x := &exchange{conn: swallow{here.(*memoryConn)}}
+		x := &exchange{conn: swallow{here.(*memoryConn)}, bufs: newBufferPool()}
 		resp, err := x.RoundTrip(req)
 		switch {
 		case err != nil:

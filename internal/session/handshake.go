@@ -83,5 +83,5 @@ func (h *handshakes) turn(ctx context.Context) (bool, error) {
 
 // startTLS starts TLS on conn. It closes conn if that fails.
 func (c *Client) startTLS(ctx context.Context, conn net.Conn, host string) (net.Conn, error) {
-	return c.handshakes.start(ctx, conn, c.tls, host)
+	return c.handshakes.start(ctx, newSocket(conn), c.tls, host)
 }

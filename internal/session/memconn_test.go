@@ -11,12 +11,12 @@ import (
 // memoryPipe is net.Pipe with a buffer, as sockets have one: both sides can
 // write at the same time.
 func memoryPipe() (net.Conn, net.Conn) {
-	a, b := newStream(), newStream()
+	a, b := newPipeHalf(), newPipeHalf()
 	return &memoryConn{in: a, out: b}, &memoryConn{in: b, out: a}
 }
 
-// stream is one direction.
-type stream struct {
+// pipeHalf is one direction.
+type pipeHalf struct {
 	mu       sync.Mutex
 	data     []byte
 	closed   bool
@@ -24,9 +24,9 @@ type stream struct {
 	changed  chan struct{} // closed and replaced at every change
 }
 
-func newStream() *stream { return &stream{changed: make(chan struct{})} }
+func newPipeHalf() *pipeHalf { return &pipeHalf{changed: make(chan struct{})} }
 
-func (s *stream) change(f func()) {
+func (s *pipeHalf) change(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f()
@@ -34,23 +34,26 @@ func (s *stream) change(f func()) {
 	s.changed = make(chan struct{})
 }
 
-func (s *stream) read(p []byte) (int, error) {
+func (s *pipeHalf) read(p []byte, noWait bool) (int, error) {
 	for {
 		s.mu.Lock()
+		some := len(s.data) > 0
 		n, closed, deadline, changed := copy(p, s.data), s.closed, s.deadline, s.changed
 		s.data = s.data[n:]
 		s.mu.Unlock()
 		wait := time.Until(deadline)
 		switch {
-		case n > 0:
+		case some:
 			return n, nil
 		case closed:
 			return 0, io.EOF
+		case !deadline.IsZero() && wait <= 0:
+			return 0, os.ErrDeadlineExceeded
+		case noWait:
+			return 0, errIdle
 		case deadline.IsZero():
 			<-changed
 			continue
-		case wait <= 0:
-			return 0, os.ErrDeadlineExceeded
 		}
 		t := time.NewTimer(wait)
 		select {
@@ -61,9 +64,18 @@ func (s *stream) read(p []byte) (int, error) {
 	}
 }
 
-type memoryConn struct{ in, out *stream }
+type memoryConn struct {
+	in, out *pipeHalf
+	noWait  bool
+}
 
-func (c *memoryConn) Read(p []byte) (int, error) { return c.in.read(p) }
+var _ waiter = (*memoryConn)(nil)
+
+func (c *memoryConn) Read(p []byte) (int, error) { return c.in.read(p, c.noWait) }
+
+func (c *memoryConn) setNoWait(on bool) { c.noWait = on }
+
+func (c *memoryConn) wait() { _, _ = c.in.read(nil, false) } // the next Read fails likewise
 
 func (c *memoryConn) Write(p []byte) (n int, err error) {
 	c.out.change(func() {

@@ -188,6 +188,7 @@ func (o *opening) once(ctx, spanCtx context.Context, region string, refused bool
 // dialled is an upgraded connection and the raw connection beneath it.
 type dialled struct {
 	conn   *websocket.Conn
+	stream *stream // beneath conn
 	raw    net.Conn
 	replay string // see replayHeader
 }
@@ -226,10 +227,10 @@ func (o *opening) dial(parent context.Context, region string, u *url.URL, token 
 	timeout := o.c.o.ConnectTimeout
 	ctx, cancel := context.WithTimeoutCause(spanCtx, timeout, fmt.Errorf("no answer to the upgrade within %s", timeout))
 	defer cancel()
-	conn, resp, x, err := upgrade(ctx, raw, u, header)
+	conn, resp, x, err := o.c.upgrade(ctx, raw, u, header)
 	if err != nil && !x.answered && waited >= staleAfter && ctx.Err() == nil {
 		if raw, err = o.c.connect(ctx, u); err == nil {
-			conn, resp, x, err = upgrade(ctx, raw, u, header)
+			conn, resp, x, err = o.c.upgrade(ctx, raw, u, header)
 		}
 	}
 	if err != nil {
@@ -239,7 +240,7 @@ func (o *opening) dial(parent context.Context, region string, u *url.URL, token 
 		raw = t.NetConn() // closing the TLS layer may wait for its farewell
 	}
 	conn.SetReadLimit(readLimit)
-	d = dialled{conn: conn, raw: raw}
+	d = dialled{conn: conn, stream: x.stream, raw: raw}
 	if id := resp.Header.Get(replayHeader); len(id) <= maxID && o.c.o.Endpoints.mayReplay() {
 		d.replay = id
 	}
@@ -247,8 +248,8 @@ func (o *opening) dial(parent context.Context, region string, u *url.URL, token 
 }
 
 // upgrade upgrades a connection to a WebSocket, and closes it if that fails.
-func upgrade(ctx context.Context, raw net.Conn, u *url.URL, header http.Header) (*websocket.Conn, *http.Response, *exchange, error) {
-	x := &exchange{conn: raw}
+func (c *Client) upgrade(ctx context.Context, raw net.Conn, u *url.URL, header http.Header) (*websocket.Conn, *http.Response, *exchange, error) {
+	x := &exchange{conn: raw, bufs: c.bufs}
 	conn, resp, err := websocket.Dial(ctx, u.String(), &websocket.DialOptions{
 		HTTPHeader: header,
 		HTTPClient: &http.Client{

@@ -85,7 +85,11 @@ func (c *Client) Proxies() (console, ingress string) {
 func (c *Client) connectVia(ctx context.Context, via *url.URL, addr string) (net.Conn, error) {
 	switch via.Scheme {
 	case "socks5", "socks5h":
-		dialer, err := proxy.FromURL(via, dialerFunc(c.dialTCP))
+		var tcp net.Conn // without the library's wrapper, which hides the socket
+		dialer, err := proxy.FromURL(via, dialerFunc(func(ctx context.Context, network, addr string) (_ net.Conn, err error) {
+			tcp, err = c.dialTCP(ctx, network, addr)
+			return tcp, err
+		}))
 		if err != nil {
 			return nil, err
 		}
@@ -95,7 +99,10 @@ func (c *Client) connectVia(ctx context.Context, via *url.URL, addr string) (net
 		}
 		ctx, cancel := c.dialLimit(ctx)
 		defer cancel()
-		return with.DialContext(ctx, "tcp", addr)
+		if _, err := with.DialContext(ctx, "tcp", addr); err != nil {
+			return nil, err
+		}
+		return tcp, nil
 	case "http", "https":
 	default:
 		return nil, fmt.Errorf("scheme %q is not known: http, https and socks5 are", via.Scheme)

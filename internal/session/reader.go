@@ -1,6 +1,7 @@
 package session
 
 import (
+	"io"
 	"strings"
 	"time"
 
@@ -22,23 +23,37 @@ func (s *Session) readLoop() {
 // ends only this session.
 func (s *Session) read() (err error) {
 	defer errors.Recover(&err, errors.PhaseRuntime)
-	if err := s.awaitConfirm(); err != nil {
-		return err
-	}
-	hint := classOf(0)
-	for err == nil {
+	for hint := classOf(0); err == nil; {
+		// This may take as long as the session lives, so the stack is kept small
+		// here: everything that needs more has returned.
+		s.in.wait()
 		hint, err = s.next(hint)
 	}
 	return err
 }
 
-// awaitConfirm handles the first message (docs/protocol.md, section 5).
-func (s *Session) awaitConfirm() error {
-	const phase = errors.PhaseHandshake
-	typ, r, err := s.conn.Reader(s.readCtx)
-	if err != nil {
-		return readFailed(phase, err)
+// next reads and handles one message, a ping or a pong. It holds no buffer while
+// it waits, and allocates nothing for a frame.
+func (s *Session) next(hint int) (int, error) {
+	confirmed, phase := !s.confirmedAt.IsZero(), errors.PhaseRuntime
+	if !confirmed {
+		phase = errors.PhaseHandshake
 	}
+	typ, r, err := s.conn.Reader(s.readCtx)
+	switch {
+	case err == nil && confirmed:
+		return s.message(typ, r, hint)
+	case err == nil:
+		return hint, s.confirm(typ, r)
+	case errors.Is(err, errIdle):
+		return hint, nil
+	}
+	return hint, readFailed(phase, err)
+}
+
+// confirm handles the first message (docs/protocol.md, section 5).
+func (s *Session) confirm(typ websocket.MessageType, r io.Reader) error {
+	const phase = errors.PhaseHandshake
 	if typ != websocket.MessageBinary {
 		return errors.FromTextFrame(phase)
 	}
@@ -64,13 +79,8 @@ func (s *Session) awaitConfirm() error {
 	return nil
 }
 
-// next reads and handles one message. It holds no buffer while it waits, and
-// allocates nothing for a frame.
-func (s *Session) next(hint int) (int, error) {
-	typ, r, err := s.conn.Reader(s.readCtx)
-	if err != nil {
-		return hint, readFailed(errors.PhaseRuntime, err)
-	}
+// message handles a message after the first one.
+func (s *Session) message(typ websocket.MessageType, r io.Reader, hint int) (int, error) {
 	buf, n, err := s.c.bufs.readMessage(r, hint)
 	if err == nil && typ == websocket.MessageBinary {
 		err = s.handle(buf.b[:n])

@@ -17,7 +17,8 @@ type Session struct {
 	c     *Client
 	p     *Params
 	conn  *websocket.Conn
-	force func() // cuts the connection
+	in    *stream // beneath conn
+	force func()  // cuts the connection
 	red   redactor
 
 	readCtx context.Context
@@ -59,7 +60,7 @@ type Session struct {
 
 func newSession(o *opening, region string, d dialled) *Session {
 	s := &Session{
-		c: o.c, p: o.p, conn: d.conn, replay: d.replay, region: region,
+		c: o.c, p: o.p, conn: d.conn, in: d.stream, replay: d.replay, region: region,
 		red:       redactor{secrets: o.red.secrets, region: region},
 		confirmed: make(chan struct{}), ended: make(chan struct{}), closed: make(chan struct{}), readDone: make(chan struct{}),
 		sending: make(chan struct{}, 1), delivering: make(chan struct{}, 1),
@@ -145,6 +146,7 @@ func (s *Session) cancel(err error) {
 func (s *Session) closeConn() {
 	defer close(s.closed)
 	cut := time.AfterFunc(closeWait, s.force)
+	s.in.block()
 	// An error means that the peer was gone or silent; the connection is closed
 	// anyway.
 	_ = s.conn.Close(websocket.StatusNormalClosure, "")
