@@ -104,8 +104,10 @@ func (w *Worker) eventStored(ctx context.Context, ev event.Event, since time.Tim
 // last: if it is stored, all else is done. It may be repeated: events have ids,
 // dead letters too.
 func (f effects) emitEffects(r *lifecycle.Record) error {
-	if err := f.w.ledger.Store(r, &f.session.sent, func(write func(context.Context) error) error {
-		return f.effect(effectUsage, f.w.o.SettleTimeout, write)
+	if err := f.w.ledger.Store(r, &f.session.sent, func(write func(context.Context, time.Duration) error) error {
+		err := write(f.ctx, f.limit(effectUsage, f.w.o.SettleTimeout))
+		f.w.faults.Note(effectUsage, err)
+		return err
 	}); err != nil {
 		return err
 	}
