@@ -61,7 +61,7 @@ var errEffectsWait = errors.New("what follows from the job's state can't be told
 
 // repeatEffects does again what follows from an outcome that is there already.
 func (f effects) repeatEffects() error {
-	if !f.freeSlot() {
+	if !f.freeSlot() && f.w.o.InHand > f.w.o.Concurrency { // a place will be free
 		f.backToQueue("effects")
 		return nil
 	}

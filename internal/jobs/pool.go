@@ -19,10 +19,12 @@ type pool struct {
 	waiting    *semaphore.Weighted // executions that look at a job only to hold it
 }
 
-func newPool(slots int) pool {
+// newPool returns a pool with so many slots, and places beside them for jobs that are
+// being finished.
+func newPool(slots, finishing int) pool {
 	return pool{
 		next: make(chan *execution), noMore: make(chan struct{}),
-		finalizing: semaphore.NewWeighted(int64(slots)),
+		finalizing: semaphore.NewWeighted(int64(finishing)),
 		waiting:    semaphore.NewWeighted(int64(max(slots, minWaiting))),
 	}
 }

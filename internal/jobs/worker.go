@@ -65,9 +65,12 @@ type Profile struct {
 	ID          string // its name and start: no two starts have the same
 	Version     string
 	Queues      []fetch.Queue
-	Concurrency int           // sessions at a time
-	AckWait     time.Duration // of a message; a lease lasts as long
-	Drain       time.Duration // how long sessions may go on after a drain begins
+	Concurrency int // sessions at a time
+	// InHand bounds the jobs that have a session or are being finished; 0: twice
+	// Concurrency. At Concurrency, a job is finished in its slot.
+	InHand  int
+	AckWait time.Duration // of a message; a lease lasts as long
+	Drain   time.Duration // how long sessions may go on after a drain begins
 	// SettleTimeout bounds writing what became of a job, and what a session has
 	// reached. 0: 30 s.
 	SettleTimeout time.Duration
@@ -205,6 +208,12 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if o.Patience == 0 {
 		o.Patience = patience
 	}
+	if o.InHand == 0 {
+		o.InHand = 2 * o.Concurrency
+	}
+	if o.InHand < o.Concurrency {
+		return nil, fmt.Errorf("jobs: InHand is %d: at least %d, which is Concurrency", o.InHand, o.Concurrency)
+	}
 	if o.Storage == nil {
 		o.Storage = endless{}
 	}
@@ -219,7 +228,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	w := &Worker{
 		o: o, log: o.Logger,
 		parts:   parts{publisher: event.NewPublisher(o.NC, o.Names, o.Name, o.Logger)},
-		pool:    newPool(o.Concurrency),
+		pool:    newPool(o.Concurrency, o.InHand-o.Concurrency),
 		running: make(map[string]*execution),
 		health:  make(map[string]error),
 	}
