@@ -112,9 +112,7 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 		return err
 	}
 	if r.State.Final() && f.job != nil {
-		if err := f.effect(outputEffect(f.job.OutputKind()), finishTimeout, func(ctx context.Context) error {
-			return f.completeOutput(ctx, r)
-		}); err != nil {
+		if err := f.completeOutput(r); err != nil {
 			return err
 		}
 	}
@@ -167,13 +165,16 @@ func (f effects) limit(what string, ordinary time.Duration) time.Duration {
 	return ordinary
 }
 
-func (f effects) completeOutput(ctx context.Context, r *lifecycle.Record) error {
-	ctx, cancel := context.WithCancel(ctx)
+func (f effects) completeOutput(r *lifecycle.Record) error {
+	what := outputEffect(f.job.OutputKind())
+	ctx, cancel := context.WithTimeout(f.ctx, f.limit(what, finishTimeout))
 	defer cancel()
 	// When the drain time is up the next delivery does it: the outcome is there.
 	stop := context.AfterFunc(f.w.drained, cancel)
 	defer stop()
-	return f.w.o.Runner.Finish(ctx, f.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint, Recorded: r.Recorded})
+	err := f.w.o.Runner.Finish(ctx, f.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint, Recorded: r.Recorded})
+	f.w.faults.Note(what, err)
+	return err
 }
 
 // lastEvent is the job event that tells of the record's state.

@@ -132,8 +132,7 @@ func (l *Ledger) Send(ctx context.Context, r Record) (wait func(ctx context.Cont
 		}
 	}
 	failpoint.Here("usage_record")
-	p := l.send(r, r.ID(), nil)
-	return p.wait
+	return l.send(r, r.ID(), nil).wait
 }
 
 // Correct replaces an estimate by what the session really used: a second record of

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -376,9 +377,17 @@ func TestAnAdderAddsWhileItIsItsTurnAndAtItsEnd(t *testing.T) {
 func TestAnAdderWithoutALeaseAsksAgainSoon(t *testing.T) {
 	l := newLedger(t, time.Hour)
 	added, asked := make(chan error, 16), 0
+	var kept atomic.Bool
 	a := usage.NewAdder(usage.AdderOptions{
-		JS: l.js, Names: names, Labels: labels, Every: time.Millisecond, TurnEvery: time.Hour, Own: l.Own,
+		JS: l.js, Names: names, Labels: labels, Every: time.Millisecond, TurnEvery: time.Hour,
+		Own: func(from, upto uint64) ([]usage.Stored, bool) {
+			kept.Store(true)
+			return l.Own(from, upto)
+		},
 		Turn: func(context.Context) (bool, error) {
+			if !kept.Load() {
+				t.Error("what is stored now will be read back")
+			}
 			if asked++; asked <= 3 {
 				return false, usage.ErrNotYet
 			}
