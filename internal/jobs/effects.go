@@ -105,9 +105,7 @@ func (w *Worker) eventStored(ctx context.Context, ev event.Event, since time.Tim
 // dead letters too.
 func (f effects) emitEffects(r *lifecycle.Record) error {
 	if err := f.w.ledger.Store(r, &f.session.sent, func(write func(context.Context, time.Duration) error) error {
-		err := write(f.ctx, f.limit(effectUsage, f.w.o.SettleTimeout))
-		f.w.faults.Note(effectUsage, err)
-		return err
+		return f.effect(effectUsage, f.w.o.SettleTimeout, write)
 	}); err != nil {
 		return err
 	}
@@ -127,7 +125,9 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 		failpoint.Here("error_event")
 	}
 	if r.State == lifecycle.StateDeadLettered {
-		if err := f.effect(effectDeadLetter, f.w.o.SettleTimeout, func(ctx context.Context) error {
+		if err := f.effect(effectDeadLetter, f.w.o.SettleTimeout, func(ctx context.Context, limit time.Duration) error {
+			ctx, cancel := context.WithTimeout(ctx, limit)
+			defer cancel()
 			return f.w.o.DeadLetters.Write(ctx, f.deadLetter(r))
 		}); err != nil {
 			return err
@@ -149,10 +149,8 @@ func (f effects) tell(what string, ev event.Event) error {
 
 // effect does one thing that follows, and notes whether it can be done: a worker
 // for which it can't is not ready.
-func (f effects) effect(what string, limit time.Duration, do func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(f.ctx, f.limit(what, limit))
-	defer cancel()
-	err := do(ctx)
+func (f effects) effect(what string, limit time.Duration, do func(context.Context, time.Duration) error) error {
+	err := do(f.ctx, f.limit(what, limit))
 	f.w.faults.Note(what, err)
 	return err
 }

@@ -19,8 +19,7 @@ type pool struct {
 	waiting    *semaphore.Weighted // executions that look at a job only to hold it
 }
 
-// newPool returns a pool with so many slots, and places beside them for jobs that are
-// being finished.
+// newPool returns a pool with places for jobs that are finished beside those in slots.
 func newPool(slots, finishing int) pool {
 	return pool{
 		next: make(chan *execution), noMore: make(chan struct{}),

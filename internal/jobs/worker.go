@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -65,12 +66,10 @@ type Profile struct {
 	ID          string // its name and start: no two starts have the same
 	Version     string
 	Queues      []fetch.Queue
-	Concurrency int // sessions at a time
-	// InHand bounds the jobs that have a session or are being finished; 0: twice
-	// Concurrency. At Concurrency, a job is finished in its slot.
-	InHand  int
-	AckWait time.Duration // of a message; a lease lasts as long
-	Drain   time.Duration // how long sessions may go on after a drain begins
+	Concurrency int           // sessions at a time
+	InHand      int           // jobs that have a session or are being finished, at most; 0: twice Concurrency
+	AckWait     time.Duration // of a message; a lease lasts as long
+	Drain       time.Duration // how long sessions may go on after a drain begins
 	// SettleTimeout bounds writing what became of a job, and what a session has
 	// reached. 0: 30 s.
 	SettleTimeout time.Duration
@@ -202,16 +201,8 @@ var errDrained = errors.New("the worker stops and the drain time is up")
 
 // New prepares a worker; Run starts it.
 func New(ctx context.Context, o Options) (*Worker, error) {
-	if o.SettleTimeout == 0 {
-		o.SettleTimeout = settleTimeout
-	}
-	if o.Patience == 0 {
-		o.Patience = patience
-	}
-	if o.InHand == 0 {
-		o.InHand = 2 * o.Concurrency
-	}
-	if o.InHand < o.Concurrency {
+	o.SettleTimeout, o.Patience = cmp.Or(o.SettleTimeout, settleTimeout), cmp.Or(o.Patience, patience)
+	if o.InHand = cmp.Or(o.InHand, 2*o.Concurrency); o.InHand < o.Concurrency {
 		return nil, fmt.Errorf("jobs: InHand is %d: at least %d, which is Concurrency", o.InHand, o.Concurrency)
 	}
 	if o.Storage == nil {

@@ -135,18 +135,17 @@ func (w *Writer) Store(r *lifecycle.Record, sent *Sent, each func(write func(ctx
 	if w.o.Ledger == nil {
 		return nil
 	}
-	for i := range r.Usage {
-		s := &r.Usage[i]
+	for _, s := range r.Usage {
 		if s.Stored {
 			continue
 		}
 		err := each(func(ctx context.Context, limit time.Duration) error {
-			if sent.wait != nil && own(r, *s) {
-				return w.finish(ctx, limit, sent, w.record(r, *s))
+			if sent.wait != nil && own(r, s) {
+				return w.finish(ctx, limit, sent, w.record(r, s))
 			}
 			ctx, cancel := context.WithTimeout(ctx, limit)
 			defer cancel()
-			return w.write(ctx, w.record(r, *s))
+			return w.write(ctx, w.record(r, s))
 		})
 		if err != nil {
 			w.o.Failed()
