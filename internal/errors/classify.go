@@ -75,7 +75,7 @@ func requestID(body payload, header http.Header) string {
 func FromProxy(phase Phase, proxy string, status int, header http.Header) *Error {
 	e := Newf(CodeConnectionFailed, phase, "can't reach the backend: the proxy %s answered %s with HTTP %d%s",
 		RedactText(proxy), asked(phase), status, proxyRemedy(status))
-	e.RetryAfter = retryAfter(header)
+	e.Proxy, e.RetryAfter = true, retryAfter(header)
 	return e
 }
 
@@ -121,9 +121,9 @@ func FromClose(phase Phase, code int, reason string) *Error {
 	}
 }
 
-// FromCutClose says that the connection ended and no close code is known:
+// fromCutClose says that the connection ended and no close code is known:
 // connectionClosed. A reason, if there is one, is kept.
-func FromCutClose(phase Phase, reason string) *Error {
+func fromCutClose(phase Phase, reason string) *Error {
 	e := Newf(CodeConnectionClosed, phase, "the connection ended without a close code")
 	e.CloseReason = reason
 	return e

@@ -1,7 +1,7 @@
 // Package lifecycle keeps the record of each job: its states, the transitions between
 // them, and the decisions that depend on it, such as what to do with a delivery and
-// when to retry. It owns the record's JSON and its fence, the revision. It must not
-// know how a session runs or what is published.
+// when to retry. It owns the record's JSON and its fence, the revision, and what events
+// say of a record. It must not know how a session runs, nor publish anything.
 package lifecycle
 
 import (
@@ -174,6 +174,7 @@ func (r *Record) AttemptsMade() int {
 const (
 	HeldCircuit   = "circuit"   // the app's circuit is open
 	HeldRefused   = "refused"   // the backend refuses another session of the app
+	HeldProxy     = "proxy"     // a proxy on the way to the backend lets nothing through
 	HeldPolicy    = "policy"    // the configured policy holds jobs with this failure
 	HeldStorage   = "storage"   // a store of our own can't take the job's output
 	HeldBudget    = "budget"    // a budget of its app or of one of its labels is spent
@@ -183,7 +184,7 @@ const (
 // HeldReasons lists the reasons of a hold. What is said and done about a held job
 // is tested against it.
 func HeldReasons() []string {
-	return []string{HeldCircuit, HeldRefused, HeldPolicy, HeldStorage, HeldBudget, HeldUnsettled}
+	return []string{HeldCircuit, HeldRefused, HeldProxy, HeldPolicy, HeldStorage, HeldBudget, HeldUnsettled}
 }
 
 // HeldTotal returns how long the job has been held in all. Holds for our own
@@ -198,8 +199,8 @@ func (r *Record) HeldTotal(now time.Time) time.Duration {
 // HoldCounts reports whether jobs held for that reason are given up in the end.
 func HoldCounts(reason string) bool { return reason != HeldStorage && reason != HeldBudget }
 
-// HoldCode returns the code of the dead letter of a job that was held too long.
-func (r *Record) HoldCode() errors.Code {
+// holdCode returns the code of the dead letter of a job that was held too long.
+func (r *Record) holdCode() errors.Code {
 	switch {
 	case r.HeldCode != "":
 		return r.HeldCode
@@ -215,8 +216,10 @@ func (r *Record) HeldText() string {
 	switch r.HeldReason {
 	case HeldRefused:
 		return "the backend refuses one more session of the app while others live; set max_sessions"
+	case HeldProxy:
+		return "a proxy on the way to the backend lets nothing through; it is tried again from time to time, and no attempt is counted"
 	case HeldPolicy:
-		return "policy holds jobs that fail with " + string(r.HoldCode()) + "; it is tried again from time to time"
+		return "policy holds jobs that fail with " + string(r.holdCode()) + "; it is tried again from time to time"
 	case HeldStorage, HeldUnsettled, HeldBudget:
 		return r.HeldWhy
 	case HeldCircuit, "":
@@ -226,8 +229,8 @@ func (r *Record) HeldText() string {
 	}
 }
 
-// EndHold adds the current hold to the total.
-func (r *Record) EndHold(now time.Time) {
+// endHold adds the current hold to the total.
+func (r *Record) endHold(now time.Time) {
 	r.HeldFor = r.HeldTotal(now)
 	r.HeldSince = nil
 }

@@ -37,6 +37,8 @@ func (f Failure) HeldReason() string {
 		return HeldCircuit
 	case f.Refused:
 		return HeldRefused
+	case f.Decision.Proxy:
+		return HeldProxy
 	default:
 		return HeldPolicy
 	}
@@ -68,7 +70,7 @@ func (p RetryPolicy) plan(f Failure, rnd func() float64) (Plan, error) {
 	case errors.ActionHold:
 		return p.hold(f, rnd), nil
 	case errors.ActionRetry:
-		if f.CircuitOpen {
+		if f.CircuitOpen || f.Decision.Proxy {
 			return p.hold(f, rnd), nil
 		}
 		return p.again(f, rnd), nil
@@ -84,15 +86,15 @@ func (p RetryPolicy) plan(f Failure, rnd func() float64) (Plan, error) {
 	}
 }
 
-// hold waits for the circuit. If none is open (a session too many, or a policy
-// that holds), the wait grows with the number of holds.
+// hold waits for the circuit. If none is open (a session too many, a proxy that
+// refuses, or a policy that holds), the wait grows with the number of holds.
 func (p RetryPolicy) hold(f Failure, rnd func() float64) Plan {
 	delay := f.Wait
 	switch {
 	case f.Refused:
-		delay = p.Backoff(f.Record.Refusals+1, rnd)
+		delay = p.backoff(f.Record.Refusals+1, rnd)
 	case !f.CircuitOpen:
-		delay = p.Backoff(f.Record.Holds+1, rnd)
+		delay = p.backoff(f.Record.Holds+1, rnd)
 	}
 	return Plan{Action: errors.ActionHold, Delay: max(delay, f.Decision.NotBefore)}
 }
@@ -104,7 +106,7 @@ func (p RetryPolicy) again(f Failure, rnd func() float64) Plan {
 	if spent >= p.budget(f) || limit > 0 && ofCode >= limit {
 		return Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}
 	}
-	delay := p.Backoff(max(spent, 1), rnd)
+	delay := p.backoff(max(spent, 1), rnd)
 	if f.Decision.NotBefore > 0 {
 		// Spread jobs that would otherwise all come back at the same moment.
 		delay += f.Decision.NotBefore
@@ -121,8 +123,8 @@ func (p RetryPolicy) budget(f Failure) int {
 	return f.Record.MaxAttempts
 }
 
-// Backoff returns a random wait of at most Initial × 2^(n−1), and of at most Max.
-func (p RetryPolicy) Backoff(n int, rnd func() float64) time.Duration {
+// backoff returns a random wait of at most Initial × 2^(n−1), and of at most Max.
+func (p RetryPolicy) backoff(n int, rnd func() float64) time.Duration {
 	bound := p.Max
 	if shift := n - 1; shift < 32 && p.Initial<<shift < p.Max && p.Initial<<shift > 0 {
 		bound = p.Initial << shift
