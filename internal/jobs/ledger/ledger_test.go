@@ -124,7 +124,9 @@ func newDesk() *desk {
 }
 
 func (d *desk) store(r *lifecycle.Record, sent *Sent) error {
-	return d.Store(r, sent, func(write func(context.Context, time.Duration) error) error { return write(context.Background(), time.Minute) })
+	return d.Store(r, sent, func(write func(context.Context, time.Duration) error) error {
+		return write(context.Background(), time.Minute)
+	})
 }
 
 // closed is the record of a job whose session with that number was closed after 7 s.
