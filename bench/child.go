@@ -56,10 +56,11 @@ type params struct {
 	Console     string  `json:"console,omitempty"`
 	Ingress     string  `json:"ingress,omitempty"`
 	Concurrency int     `json:"concurrency,omitempty"`
-	Frames      int     `json:"frames,omitempty"` // of each utterance of the simulated backend
-	Speed       float64 `json:"speed,omitempty"`  // of the simulated backend
-	TLS         bool    `json:"tls,omitempty"`    // of the simulated backend
-	Trust       string  `json:"trust,omitempty"`  // file of the certificate to trust
+	Frames      int     `json:"frames,omitempty"`  // of each utterance of the simulated backend
+	InHand      int     `json:"in_hand,omitempty"` // of a worker: jobs that it runs and finishes at most
+	Speed       float64 `json:"speed,omitempty"`   // of the simulated backend
+	TLS         bool    `json:"tls,omitempty"`     // of the simulated backend
+	Trust       string  `json:"trust,omitempty"`   // file of the certificate to trust
 	Replicas    int     `json:"replicas,omitempty"`
 	Profiles    string  `json:"profiles,omitempty"`
 	Confirmed   bool    `json:"confirmed,omitempty"` // the sessions are confirmed before they are over

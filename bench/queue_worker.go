@@ -65,7 +65,7 @@ func (r *workerQueue) start(ctx context.Context, p params) (answer, error) {
 		},
 		Profile: jobs.Profile{
 			Name: "bench", ID: "bench-1", Version: "bench", Queues: []fetch.Queue{{Name: "default", Weight: 1}},
-			Concurrency: p.Concurrency, AckWait: settings.AckWait, Drain: time.Minute,
+			Concurrency: p.Concurrency, InHand: p.InHand, AckWait: settings.AckWait, Drain: time.Minute,
 		},
 		Accounts: jobs.Accounts{DefaultApp: "app", DefaultRegion: "us-west", KnownApp: func(string) bool { return true }, Ledger: p.ledger(js, r.names), Totals: p.Ledger != ""},
 		Policy: jobs.Policy{

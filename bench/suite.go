@@ -79,8 +79,9 @@ func suite(z sizes) []measurement {
 		queue("bare nats.go loop", z.jobs, params{Role: "queue bare", Concurrency: concurrency}),
 		queue("choria-io/asyncjobs", z.asyncJobs, params{Role: "queue asyncjobs", Concurrency: concurrency}),
 		queue("our worker", z.jobs, params{Role: "queue worker", Concurrency: concurrency}),
-		// A worker finishes as many jobs as it runs, at the same time.
-		queue("our worker, 16 jobs in hand", z.jobs, params{Role: "queue worker", Concurrency: concurrency / 2}),
+		// The bare loop has a slot's job in hand until it is acknowledged; by default a
+		// worker gives the slot to another job before, and has up to twice as many.
+		queue("our worker, 16 jobs in hand", z.jobs, params{Role: "queue worker", Concurrency: concurrency, InHand: concurrency}),
 		queue("our worker, watched", z.jobs, params{Role: "queue worker", Concurrency: concurrency}),
 		ledger("our worker, with ledger", "on", false),
 		ledger("our worker, sessions confirmed, no ledger", "", true),

@@ -58,7 +58,8 @@ says; --reset takes that back. Jobs that were held go on within seconds.`,
 }
 
 func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bool) error {
-	list, err := s.Budgets(ctx, app.Budgets(l.cfg), c.now().UTC())
+	rules := app.Budgets(l.cfg)
+	list, err := s.Budgets(ctx, rules, c.now().UTC())
 	if err != nil {
 		return err
 	}

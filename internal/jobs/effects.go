@@ -60,7 +60,7 @@ var errEffectsWait = errors.New("what follows from the job's state can't be told
 
 // repeatEffects does again what follows from an outcome that is there already.
 func (f effects) repeatEffects() error {
-	if !f.freeSlot() {
+	if !f.freeSlot() && f.w.o.InHand > f.w.o.Concurrency { // a place will be free
 		f.backToQueue("effects")
 		return nil
 	}
@@ -103,15 +103,13 @@ func (w *Worker) eventStored(ctx context.Context, ev event.Event, since time.Tim
 // last: if it is stored, all else is done. It may be repeated: events have ids,
 // dead letters too.
 func (f effects) emitEffects(r *lifecycle.Record) error {
-	if err := f.w.ledger.Store(r, &f.session.sent, func(write func(context.Context) error) error {
+	if err := f.w.ledger.Store(r, &f.session.sent, func(write func(context.Context, time.Duration) error) error {
 		return f.effect(effectUsage, f.w.o.SettleTimeout, write)
 	}); err != nil {
 		return err
 	}
 	if r.State.Final() && f.job != nil {
-		if err := f.effect(outputEffect(f.job.OutputKind()), finishTimeout, func(ctx context.Context) error {
-			return f.completeOutput(ctx, r)
-		}); err != nil {
+		if err := f.completeOutput(r); err != nil {
 			return err
 		}
 	}
@@ -126,7 +124,9 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 		failpoint.Here("error_event")
 	}
 	if r.State == lifecycle.StateDeadLettered {
-		if err := f.effect(effectDeadLetter, f.w.o.SettleTimeout, func(ctx context.Context) error {
+		if err := f.effect(effectDeadLetter, f.w.o.SettleTimeout, func(ctx context.Context, limit time.Duration) error {
+			ctx, cancel := context.WithTimeout(ctx, limit)
+			defer cancel()
 			return f.w.o.DeadLetters.Write(ctx, f.deadLetter(r))
 		}); err != nil {
 			return err
@@ -148,10 +148,8 @@ func (f effects) tell(what string, ev event.Event) error {
 
 // effect does one thing that follows, and notes whether it can be done: a worker
 // for which it can't is not ready.
-func (f effects) effect(what string, limit time.Duration, do func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(f.ctx, f.limit(what, limit))
-	defer cancel()
-	err := do(ctx)
+func (f effects) effect(what string, limit time.Duration, do func(context.Context, time.Duration) error) error {
+	err := do(f.ctx, f.limit(what, limit))
 	f.w.faults.Note(what, err)
 	return err
 }
@@ -164,13 +162,16 @@ func (f effects) limit(what string, ordinary time.Duration) time.Duration {
 	return ordinary
 }
 
-func (f effects) completeOutput(ctx context.Context, r *lifecycle.Record) error {
-	ctx, cancel := context.WithCancel(ctx)
+func (f effects) completeOutput(r *lifecycle.Record) error {
+	what := outputEffect(f.job.OutputKind())
+	ctx, cancel := context.WithTimeout(f.ctx, f.limit(what, finishTimeout))
 	defer cancel()
 	// When the drain time is up the next delivery does it: the outcome is there.
 	stop := context.AfterFunc(f.w.drained, cancel)
 	defer stop()
-	return f.w.o.Runner.Finish(ctx, f.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint, Recorded: r.Recorded})
+	err := f.w.o.Runner.Finish(ctx, f.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint, Recorded: r.Recorded})
+	f.w.faults.Note(what, err)
+	return err
 }
 
 // events makes the events about the job.

@@ -19,10 +19,11 @@ type pool struct {
 	waiting    *semaphore.Weighted // executions that look at a job only to hold it
 }
 
-func newPool(slots int) pool {
+// newPool returns a pool with places for jobs that are finished beside those in slots.
+func newPool(slots, finishing int) pool {
 	return pool{
 		next: make(chan *execution), noMore: make(chan struct{}),
-		finalizing: semaphore.NewWeighted(int64(slots)),
+		finalizing: semaphore.NewWeighted(int64(finishing)),
 		waiting:    semaphore.NewWeighted(int64(max(slots, minWaiting))),
 	}
 }

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -66,6 +67,7 @@ type Profile struct {
 	Version     string
 	Queues      []fetch.Queue
 	Concurrency int           // sessions at a time
+	InHand      int           // jobs that have a session or are being finished, at most; 0: twice Concurrency
 	AckWait     time.Duration // of a message; a lease lasts as long
 	Drain       time.Duration // how long sessions may go on after a drain begins
 	// SettleTimeout bounds writing what became of a job, and what a session has
@@ -199,11 +201,9 @@ var errDrained = errors.New("the worker stops and the drain time is up")
 
 // New prepares a worker; Run starts it.
 func New(ctx context.Context, o Options) (*Worker, error) {
-	if o.SettleTimeout == 0 {
-		o.SettleTimeout = settleTimeout
-	}
-	if o.Patience == 0 {
-		o.Patience = patience
+	o.SettleTimeout, o.Patience = cmp.Or(o.SettleTimeout, settleTimeout), cmp.Or(o.Patience, patience)
+	if o.InHand = cmp.Or(o.InHand, 2*o.Concurrency); o.InHand < o.Concurrency {
+		return nil, fmt.Errorf("jobs: InHand is %d: at least %d, which is Concurrency", o.InHand, o.Concurrency)
 	}
 	if o.Storage == nil {
 		o.Storage = endless{}
@@ -219,7 +219,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	w := &Worker{
 		o: o, log: o.Logger,
 		parts:   parts{publisher: event.NewPublisher(o.NC, o.Names, o.Name, o.Logger)},
-		pool:    newPool(o.Concurrency),
+		pool:    newPool(o.Concurrency, o.InHand-o.Concurrency),
 		running: make(map[string]*execution),
 		health:  make(map[string]error),
 	}

@@ -7,6 +7,7 @@ package jsontext
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -56,6 +57,10 @@ func (o *Object) name(name string) {
 // Text appends a string.
 func (o *Object) Text(name, v string) {
 	o.name(name)
+	o.text(v)
+}
+
+func (o *Object) text(v string) {
 	if !o.plain(v) {
 		o.encode(v)
 		return
@@ -63,6 +68,75 @@ func (o *Object) Text(name, v string) {
 	o.b = append(o.b, '"')
 	o.b = append(o.b, v...)
 	o.b = append(o.b, '"')
+}
+
+// Texts appends an object of strings; a nil map is null.
+func (o *Object) Texts(name string, v map[string]string) {
+	o.name(name)
+	if v == nil {
+		o.b = append(o.b, "null"...)
+		return
+	}
+	var few [8]string
+	keys := few[:0]
+	for key := range v {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	o.b = append(o.b, '{')
+	for i, key := range keys {
+		if i > 0 {
+			o.b = append(o.b, ',')
+		}
+		o.text(key)
+		o.b = append(o.b, ':')
+		o.text(v[key])
+	}
+	o.b = append(o.b, '}')
+}
+
+// Appender is a value that writes its own JSON.
+type Appender interface {
+	AppendJSON(b []byte) ([]byte, error)
+}
+
+// List appends a list of values that write their own JSON; a nil list is null.
+func List[T Appender](o *Object, name string, list []T) {
+	o.name(name)
+	if list == nil {
+		o.b = append(o.b, "null"...)
+		return
+	}
+	o.b = append(o.b, '[')
+	for i, v := range list {
+		if i > 0 {
+			o.b = append(o.b, ',')
+		}
+		b, err := v.AppendJSON(o.b)
+		if err != nil {
+			o.fail(err)
+			return
+		}
+		o.b = b
+	}
+	o.b = append(o.b, ']')
+}
+
+// TextList appends a list of strings; a nil list is null.
+func (o *Object) TextList(name string, list []string) {
+	o.name(name)
+	if list == nil {
+		o.b = append(o.b, "null"...)
+		return
+	}
+	o.b = append(o.b, '[')
+	for i, v := range list {
+		if i > 0 {
+			o.b = append(o.b, ',')
+		}
+		o.text(v)
+	}
+	o.b = append(o.b, ']')
 }
 
 // OptText appends a string.

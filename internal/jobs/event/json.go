@@ -46,7 +46,7 @@ func (f JobFields) appendTo(o *jsontext.Object) {
 	o.OptInt("attempt", int64(f.Attempt))
 	o.OptInt("session", int64(f.Session))
 	if len(f.Labels) > 0 {
-		o.Value("labels", f.Labels)
+		o.Texts("labels", f.Labels)
 	}
 	o.Time("time", f.Time)
 }
@@ -76,7 +76,7 @@ func (f Completed) AppendJSON(b []byte) ([]byte, error) {
 	o := jsontext.Begin(b, jsontext.EscapeNone)
 	f.appendTo(&o)
 	o.Int("attempts", int64(f.Attempts))
-	list(&o, "connection_ids", f.ConnectionIDs)
+	o.TextList("connection_ids", f.ConnectionIDs)
 	list(&o, "utterances", f.Utterances)
 	o.Int("utterances_total", int64(f.UtterancesTotal))
 	o.Int("session_ms", f.SessionMS)

@@ -25,8 +25,8 @@ type Ledger interface {
 	Credits(connected time.Duration) int64
 	// Store writes a session's record, and reports whether it is new.
 	Store(ctx context.Context, r usage.Record) (fresh bool, err error)
-	// Send is Store that does not wait: wait does.
-	Send(ctx context.Context, r usage.Record) (wait func(context.Context) (fresh bool, err error))
+	// Send is Store that does not wait: wait does, at most as long as limit.
+	Send(ctx context.Context, r usage.Record) (wait func(ctx context.Context, limit time.Duration) (fresh bool, err error))
 	// Own returns the records after from up to upto, if this worker has stored them
 	// all and still knows them.
 	Own(from, upto uint64) (records []usage.Stored, all bool)
@@ -104,7 +104,7 @@ func (w *Writer) lost(cause error) bool {
 
 // Sent is the usage record of a session that is on its way. The zero value is none.
 type Sent struct {
-	wait func(context.Context) (fresh bool, err error)
+	wait func(ctx context.Context, limit time.Duration) (fresh bool, err error)
 }
 
 // Send sends the record of the session of r, which was closed, so that it is on its
@@ -129,9 +129,9 @@ func (w *Writer) record(r *lifecycle.Record, s usage.Session) usage.Record {
 }
 
 // Store writes the sessions of a record that are not known to be in the ledger. each
-// does one such write, and bounds it. It comes before everything else that is published: where
-// that is stored the ledger has them.
-func (w *Writer) Store(r *lifecycle.Record, sent *Sent, each func(write func(context.Context) error) error) error {
+// does one such write, and says how long it may take. It comes before everything
+// else that is published: where that is stored the ledger has them.
+func (w *Writer) Store(r *lifecycle.Record, sent *Sent, each func(write func(ctx context.Context, limit time.Duration) error) error) error {
 	if w.o.Ledger == nil {
 		return nil
 	}
@@ -139,10 +139,12 @@ func (w *Writer) Store(r *lifecycle.Record, sent *Sent, each func(write func(con
 		if s.Stored {
 			continue
 		}
-		err := each(func(ctx context.Context) error {
+		err := each(func(ctx context.Context, limit time.Duration) error {
 			if sent.wait != nil && own(r, s) {
-				return w.finish(ctx, sent, w.record(r, s))
+				return w.finish(ctx, limit, sent, w.record(r, s))
 			}
+			ctx, cancel := context.WithTimeout(ctx, limit)
+			defer cancel()
 			return w.write(ctx, w.record(r, s))
 		})
 		if err != nil {
@@ -154,8 +156,8 @@ func (w *Writer) Store(r *lifecycle.Record, sent *Sent, each func(write func(con
 }
 
 // finish waits for what Send has sent.
-func (w *Writer) finish(ctx context.Context, sent *Sent, u usage.Record) error {
-	fresh, err := sent.wait(ctx)
+func (w *Writer) finish(ctx context.Context, limit time.Duration, sent *Sent, u usage.Record) error {
+	fresh, err := sent.wait(ctx, limit)
 	if err == nil {
 		sent.wait = nil
 	}
@@ -213,11 +215,14 @@ func (w *Writer) Correct(ctx context.Context, r *lifecycle.Record, sent *Sent) e
 	return nil
 }
 
+// unlimited leaves it to the context when to give up.
+const unlimited = 10 * 365 * 24 * time.Hour
+
 func (w *Writer) replace(ctx context.Context, r *lifecycle.Record, s usage.Session, sent *Sent) error {
 	exact := w.record(r, s)
 	if sent.wait != nil {
 		// Its id is the estimate's: where it was stored, that is not.
-		fresh, err := sent.wait(ctx)
+		fresh, err := sent.wait(ctx, unlimited)
 		if err := w.used(exact, fresh, err); fresh && err == nil {
 			return nil
 		}

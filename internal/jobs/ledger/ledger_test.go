@@ -31,21 +31,23 @@ type fake struct {
 
 var _ Ledger = (*fake)(nil)
 
-func (f *fake) Sequence() uint64                                        { return uint64(len(f.stored)) }
-func (f *fake) Credits(connected time.Duration) int64                   { return usage.Tariff{}.Credits(connected) }
-func (f *fake) Own(_, _ uint64) ([]usage.Stored, bool)                  { return nil, false }
-func (f *fake) find(r usage.Record) (usage.Record, bool)                { s, ok := f.stored[r.ID()]; return s, ok }
-func (f *fake) Store(ctx context.Context, r usage.Record) (bool, error) { return f.Send(ctx, r)(ctx) }
+func (f *fake) Sequence() uint64                         { return uint64(len(f.stored)) }
+func (f *fake) Credits(connected time.Duration) int64    { return usage.Tariff{}.Credits(connected) }
+func (f *fake) Own(_, _ uint64) ([]usage.Stored, bool)   { return nil, false }
+func (f *fake) find(r usage.Record) (usage.Record, bool) { s, ok := f.stored[r.ID()]; return s, ok }
+func (f *fake) Store(ctx context.Context, r usage.Record) (bool, error) {
+	return f.Send(ctx, r)(ctx, time.Second)
+}
 
-func (f *fake) Send(_ context.Context, r usage.Record) func(context.Context) (bool, error) {
+func (f *fake) Send(_ context.Context, r usage.Record) func(context.Context, time.Duration) (bool, error) {
 	if f.err != nil {
-		return func(context.Context) (bool, error) { return false, f.err }
+		return func(context.Context, time.Duration) (bool, error) { return false, f.err }
 	}
 	_, duplicate := f.find(r)
 	if !duplicate {
 		f.stored[r.ID()] = r
 	}
-	return func(context.Context) (bool, error) { return !duplicate, f.err }
+	return func(context.Context, time.Duration) (bool, error) { return !duplicate, f.err }
 }
 
 func (f *fake) Correct(_ context.Context, estimate, r usage.Record) error {
@@ -122,7 +124,9 @@ func newDesk() *desk {
 }
 
 func (d *desk) store(r *lifecycle.Record, sent *Sent) error {
-	return d.Store(r, sent, func(write func(context.Context) error) error { return write(context.Background()) })
+	return d.Store(r, sent, func(write func(context.Context, time.Duration) error) error {
+		return write(context.Background(), time.Minute)
+	})
 }
 
 // closed is the record of a job whose session with that number was closed after 7 s.
@@ -242,7 +246,7 @@ func TestASessionIsSentAtItsEndUnlessItsJobMayBeAnothers(t *testing.T) {
 func TestWithoutALedgerNothingIsWritten(t *testing.T) {
 	w := New(Options{})
 	sent := w.Send(context.Background(), closed(1), nil)
-	err := w.Store(closed(1), &sent, func(func(context.Context) error) error { t.Error("a write"); return nil })
+	err := w.Store(closed(1), &sent, func(func(context.Context, time.Duration) error) error { t.Error("a write"); return nil })
 	if err != nil || w.Correct(context.Background(), closed(1), &sent) != nil || w.Owed(lost(1)) {
 		t.Error(err)
 	}
@@ -336,7 +340,9 @@ func TestOneWorkerAddsAsLongAsItsLeaseStands(t *testing.T) {
 			t.Errorf("%s: %t, %v", own, got, err)
 		}
 	}
-	expect("", false)
+	if mine, err := takeTurn(context.Background(), d.bucket, "", stands); mine || !errors.Is(err, usage.ErrNotYet) {
+		t.Errorf("without a lease: %t, %v", mine, err)
+	}
 	expect("w1", true)
 	expect("w1", true)
 	expect("w2", false)

@@ -59,10 +59,11 @@ func (w *Writer) NewAdder(o AdderOptions) *usage.Adder {
 }
 
 // takeTurn reports whether it is the worker with that id that adds, and makes it the
-// one if the lease of the one before does not stand any more.
+// one if the lease of the one before does not stand any more. Without an id it is
+// usage.ErrNotYet.
 func takeTurn(ctx context.Context, bucket Bucket, own string, stands func(context.Context, string) (bool, error)) (bool, error) {
 	if own == "" {
-		return false, nil
+		return false, usage.ErrNotYet
 	}
 	var now turn
 	revision, err := bucket.Get(ctx, turnKey, &now)

@@ -56,7 +56,7 @@ func (r *Record) AppendJSON(b []byte) ([]byte, error) {
 	o.OptInt("unsettled", int64(r.Unsettled))
 	o.OptInt("refusals", int64(r.Refusals))
 	if len(r.ConnectionIDs) > 0 {
-		o.Value("connection_ids", r.ConnectionIDs)
+		o.TextList("connection_ids", r.ConnectionIDs)
 	}
 	if len(r.Utterances) > 0 {
 		o.Value("utterances", r.Utterances)
@@ -68,12 +68,12 @@ func (r *Record) AppendJSON(b []byte) ([]byte, error) {
 		o.Value("recorded", r.Recorded)
 	}
 	if len(r.Labels) > 0 {
-		o.Value("labels", r.Labels)
+		o.Texts("labels", r.Labels)
 	}
 	o.OptTime("published_at", r.PublishedAt)
 	o.OptTime("confirmed_at", r.ConfirmedAt)
 	if len(r.Usage) > 0 {
-		o.Value("usage", r.Usage)
+		jsontext.List(&o, "usage", r.Usage)
 	}
 	o.OptUint("letters_before", r.LettersBefore)
 	return o.End()

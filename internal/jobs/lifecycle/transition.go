@@ -122,12 +122,14 @@ func (r *Record) UsageStored() {
 	}
 }
 
+var noLabels = map[string]string{} // never written to
+
 // UsageOf is the usage record of one of the job's sessions.
 func (r *Record) UsageOf(s usage.Session, credits func(time.Duration) int64) usage.Record {
 	s = r.whole(s)
 	labels := r.Labels
 	if labels == nil {
-		labels = map[string]string{} // no field of a record is null
+		labels = noLabels // no field of a record is null
 	}
 	return usage.Record{
 		JobID: r.JobID, Run: r.Run, Session: s.Session, Attempt: s.Attempt, AppID: s.AppID, Queue: r.Queue, AvatarID: r.AvatarID,

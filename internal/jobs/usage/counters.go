@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/ack"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
 	"avatarworker/internal/leader"
@@ -67,6 +68,7 @@ type Counter struct {
 // complete, and the id of an increment names where it goes on from.
 type Counters struct {
 	js     jetstream.JetStream
+	sender *ack.Sender
 	names  topology.Names
 	labels []string
 	epoch  int64
@@ -107,7 +109,7 @@ func OpenCounters(ctx context.Context, js jetstream.JetStream, names topology.Na
 	if err != nil {
 		return nil, err
 	}
-	return &Counters{js: js, names: names, labels: labels, epoch: records.CachedInfo().Created.UnixMilli(), upto: make(map[string]uint64)}, nil
+	return &Counters{js: js, sender: ack.NewSender(js.Conn()), names: names, labels: labels, epoch: records.CachedInfo().Created.UnixMilli(), upto: make(map[string]uint64)}, nil
 }
 
 // Upto is the sequence of the usage record up to which every counter is complete.
@@ -150,13 +152,32 @@ type part struct {
 	add Totals
 }
 
+// groupKey is what the counters of records without labels depend on.
+type groupKey struct {
+	year, day  int // UTC
+	app, queue string
+}
+
+func groupOf(r Record) groupKey {
+	at := r.ConfirmedAt.UTC()
+	return groupKey{at.Year(), at.YearDay(), r.AppID, r.Queue}
+}
+
 // Add adds records that follow each other, oldest first, and notes that every counter
 // is complete up to upto. What a counter has already is left out.
 func (c *Counters) Add(ctx context.Context, records []Stored, from, upto uint64) error {
 	parts := make(map[string][]part)
+	var (
+		group    groupKey
+		subjects []string
+	)
 	for i := range records {
 		for _, e := range records[i].Entries() {
-			for _, subject := range Subjects(c.names, e.Record, c.labels) {
+			// Without labels to add up by, most records follow one of the same counter.
+			if now := groupOf(e.Record); subjects == nil || now != group || len(c.labels) > 0 {
+				group, subjects = now, Subjects(c.names, e.Record, c.labels)
+			}
+			for _, subject := range subjects {
 				parts[subject] = append(parts[subject], part{records[i].Seq, e.Totals})
 			}
 		}
@@ -196,7 +217,7 @@ func (c *Counters) tryAdd(ctx context.Context, parts map[string][]part) (missed 
 	type sent struct {
 		subject string
 		to      uint64
-		wait    func(context.Context) (*jetstream.PubAck, error)
+		publication
 	}
 	if time.Since(c.known) > knownFor { // this worker may have been frozen
 		clear(c.upto)
@@ -224,15 +245,17 @@ func (c *Counters) tryAdd(ctx context.Context, parts map[string][]part) (missed 
 		msg := &nats.Msg{Subject: subject, Header: nats.Header{
 			headerIncrement: {sum.Number().String()}, headerUpto: {position{c.epoch, to}.String()},
 		}}
-		waiting = append(waiting, sent{subject, to, publish(c.js, msg, subject+"@"+position{c.epoch, known}.String())})
+		increment := sent{subject: subject, to: to}
+		increment.send(c.sender, msg, subject+"@"+position{c.epoch, known}.String())
+		waiting = append(waiting, increment)
 	}
 	missed = make(map[string][]part)
 	for _, s := range waiting {
-		ack, failed := s.wait(ctx)
+		stored, failed := s.stored(ctx, c.js.Conn(), unlimited)
 		switch {
 		case failed != nil:
 			err = errors.Join(err, fmt.Errorf("counter %s: %w", s.subject, failed))
-		case ack.Duplicate: // ours, whose answer was lost, or another worker's
+		case stored.Duplicate: // ours, whose answer was lost, or another worker's
 			delete(c.upto, s.subject)
 			missed[s.subject] = parts[s.subject]
 		default:
@@ -248,7 +271,9 @@ func (c *Counters) Correct(ctx context.Context, have Counter, add Totals) error 
 	msg := &nats.Msg{Subject: have.Subject, Header: nats.Header{
 		headerIncrement: {add.Number().String()}, headerUpto: {position{c.epoch, have.Upto}.String()},
 	}}
-	_, err := publish(c.js, msg, fmt.Sprintf("rebuild.%s.%d", have.Subject, have.Seq))(ctx)
+	var correction publication
+	correction.send(c.sender, msg, fmt.Sprintf("rebuild.%s.%d", have.Subject, have.Seq))
+	_, err := correction.stored(ctx, c.js.Conn(), unlimited)
 	if err != nil {
 		return fmt.Errorf("counter %s: %w", have.Subject, err)
 	}
@@ -301,7 +326,8 @@ type AdderOptions struct {
 	// Own returns the records after from up to upto, if this worker has stored them
 	// all and still knows them: then they are not read.
 	Own func(from, upto uint64) ([]Stored, bool)
-	// Turn reports whether it is this worker that adds. It is asked every TurnEvery.
+	// Turn reports whether it is this worker that adds. It is asked every TurnEvery;
+	// after ErrNotYet, which costs no look at a bucket, after Every.
 	Turn      func(ctx context.Context) (bool, error)
 	TurnEvery time.Duration
 	// Failed is called when records could not be added, which is tried again; nil: that
@@ -311,18 +337,34 @@ type AdderOptions struct {
 	Foreign func(error)
 }
 
+// ErrNotYet means that the worker can't have a turn yet.
+var ErrNotYet = errors.New("the worker has no lease yet")
+
 // Adder adds usage records to the counters as they are stored, for as long as it is
 // this worker's turn.
-type Adder struct{ o AdderOptions }
+type Adder struct {
+	o      AdderOptions
+	sender *ack.Sender // of increments, each time that the counters are opened
+}
 
 // NewAdder returns an Adder; Run starts it.
-func NewAdder(o AdderOptions) *Adder { return &Adder{o: o} }
+func NewAdder(o AdderOptions) *Adder { return &Adder{o: o, sender: ack.NewSender(o.JS.Conn())} }
+
+// open opens the counters.
+func (a *Adder) open(ctx context.Context) (*Counters, error) {
+	counters, err := OpenCounters(ctx, a.o.JS, a.o.Names, a.o.Labels)
+	if err == nil {
+		counters.sender = a.sender
+	}
+	return counters, err
+}
 
 // finishTimeout bounds what an Adder still does at its end.
 const finishTimeout = 5 * time.Second
 
 // Run adds until ctx ends, and then once more what is stored.
 func (a *Adder) Run(ctx context.Context) {
+	a.o.Own(0, 0) // what is stored from now on is not to be read back
 	for ctx.Err() == nil {
 		mine, err := a.o.Turn(ctx)
 		if err == nil && mine {
@@ -330,6 +372,10 @@ func (a *Adder) Run(ctx context.Context) {
 		}
 		if ctx.Err() != nil {
 			break
+		}
+		if errors.Is(err, ErrNotYet) {
+			pause(ctx, a.o.Every)
+			continue
 		}
 		if err != nil || mine {
 			a.o.Failed(err)
@@ -341,7 +387,7 @@ func (a *Adder) Run(ctx context.Context) {
 	if mine, err := a.o.Turn(last); err != nil || !mine {
 		return // another worker's turn, or the next one's
 	}
-	counters, err := OpenCounters(last, a.o.JS, a.o.Names, a.o.Labels)
+	counters, err := a.open(last)
 	if err == nil {
 		err = counters.CatchUp(last, a.o.Foreign)
 	}
@@ -361,7 +407,7 @@ func pause(ctx context.Context, d time.Duration) {
 
 // follow adds records until ctx ends or the turn is over.
 func (a *Adder) follow(ctx context.Context) error {
-	counters, err := OpenCounters(ctx, a.o.JS, a.o.Names, a.o.Labels)
+	counters, err := a.open(ctx)
 	if err != nil {
 		return err
 	}

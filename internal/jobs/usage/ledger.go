@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/ack"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
 	"avatarworker/internal/retry"
@@ -27,6 +28,8 @@ const (
 	// tryTimeout bounds one publish; it is repeated with the same id.
 	tryTimeout = 2 * time.Second
 	tryPause   = 100 * time.Millisecond
+	// unlimited leaves it to the context when to give up.
+	unlimited = 10 * 365 * 24 * time.Hour
 	// clockSlack allows for workers that read the server's clock a little
 	// differently.
 	clockSlack = 5 * time.Second
@@ -43,8 +46,9 @@ type Options struct {
 
 // Ledger writes usage records, each session once.
 type Ledger struct {
-	o   Options
-	seq atomic.Uint64
+	o      Options
+	sender *ack.Sender
+	seq    atomic.Uint64
 
 	mu    sync.Mutex
 	asked time.Time         // when Own was called last; zero: never
@@ -52,7 +56,7 @@ type Ledger struct {
 }
 
 // NewLedger returns a Ledger.
-func NewLedger(o Options) *Ledger { return &Ledger{o: o} }
+func NewLedger(o Options) *Ledger { return &Ledger{o: o, sender: ack.NewSender(o.JS.Conn())} }
 
 // Credits is what so much connected time costs.
 func (l *Ledger) Credits(connected time.Duration) int64 { return l.o.Tariff.Credits(connected) }
@@ -110,11 +114,11 @@ func (l *Ledger) keep(s Stored) {
 // days later: within the duplicate window the server knows its id, and after it the
 // stream is searched for it.
 func (l *Ledger) Store(ctx context.Context, r Record) (fresh bool, err error) {
-	return l.Send(ctx, r)(ctx)
+	return l.Send(ctx, r)(ctx, unlimited)
 }
 
-// Send is Store that does not wait: wait does.
-func (l *Ledger) Send(ctx context.Context, r Record) (wait func(context.Context) (fresh bool, err error)) {
+// Send is Store that does not wait: wait does, at most as long as limit.
+func (l *Ledger) Send(ctx context.Context, r Record) (wait func(ctx context.Context, limit time.Duration) (fresh bool, err error)) {
 	// The record of a session that ended in good order can't be stored before its
 	// end. An estimate's end is after that, and the worker may have written the truth.
 	since := r.ended()
@@ -124,32 +128,21 @@ func (l *Ledger) Send(ctx context.Context, r Record) (wait func(context.Context)
 	if l.o.Now().Sub(since) > l.o.Window/2 {
 		stored, err := l.search(ctx, r, r.ID(), since)
 		if err != nil || stored {
-			return func(context.Context) (bool, error) { return false, err }
+			return func(context.Context, time.Duration) (bool, error) { return false, err }
 		}
 	}
 	failpoint.Here("usage_record")
-	answer := l.send(r, r.ID(), nil)
-	return func(ctx context.Context) (bool, error) {
-		ack, err := answer(ctx)
-		if err != nil {
-			return false, err
-		}
-		failpoint.Here("usage")
-		if !ack.Duplicate {
-			l.keep(Stored{Seq: ack.Sequence, ID: r.ID(), Record: r})
-		}
-		return !ack.Duplicate, nil
-	}
+	return l.send(r, r.ID(), nil).wait
 }
 
 // Correct replaces an estimate by what the session actually used: a second record of
 // the session, which is not estimated and counts instead of the first.
 func (l *Ledger) Correct(ctx context.Context, estimate, r Record) error {
-	replaced, err := json.Marshal(estimate)
+	replaced, err := estimate.AppendJSON(nil)
 	if err != nil {
 		return err
 	}
-	_, err = l.send(r, r.ID()+exact, nats.Header{HeaderReplaces: {string(replaced)}})(ctx)
+	_, err = l.send(r, r.ID()+exact, nats.Header{HeaderReplaces: {string(replaced)}}).stored(ctx, unlimited)
 	return err
 }
 
@@ -171,73 +164,94 @@ func (l *Ledger) Find(ctx context.Context, r Record, since time.Time) (estimate,
 	return estimate, exactly, err
 }
 
-// send publishes a record; wait returns the answer. Without one it publishes it again
-// until there is: because of the id it is stored once.
-func (l *Ledger) send(r Record, id string, header nats.Header) (wait func(context.Context) (*jetstream.PubAck, error)) {
-	data, err := json.Marshal(r)
+// pending is a usage record that was sent.
+type pending struct {
+	l      *Ledger
+	record Record
+	id     string
+	publication
+}
+
+func (l *Ledger) send(r Record, id string, header nats.Header) *pending {
+	p := &pending{l: l, record: r, id: id}
+	data, err := r.AppendJSON(make([]byte, 0, sizeHint))
 	if err != nil {
-		return func(context.Context) (*jetstream.PubAck, error) {
-			return nil, fmt.Errorf("usage record %s: %w", id, err)
-		}
+		p.err = fmt.Errorf("%w: usage record %s: %w", errInvalid, id, err)
+		return p
 	}
-	answer := publish(l.o.JS, &nats.Msg{Subject: l.o.Names.Usage(r.AppID, r.Queue), Header: header, Data: data}, id)
-	return func(ctx context.Context) (*jetstream.PubAck, error) {
-		ack, err := answer(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("stream %s: %w", l.o.Names.UsageStream(), err)
-		}
-		for {
-			known := l.seq.Load()
-			if ack.Sequence <= known || l.seq.CompareAndSwap(known, ack.Sequence) {
-				return ack, nil
-			}
+	p.send(l.sender, &nats.Msg{Subject: l.o.Names.Usage(r.AppID, r.Queue), Header: header, Data: data}, id)
+	return p
+}
+
+// wait reports whether the record is new.
+func (p *pending) wait(ctx context.Context, limit time.Duration) (fresh bool, err error) {
+	stored, err := p.stored(ctx, limit)
+	if err != nil {
+		return false, err
+	}
+	failpoint.Here("usage")
+	if !stored.Duplicate {
+		p.l.keep(Stored{Seq: stored.Sequence, ID: p.id, Record: p.record})
+	}
+	return !stored.Duplicate, nil
+}
+
+func (p *pending) stored(ctx context.Context, limit time.Duration) (jetstream.PubAck, error) {
+	stored, err := p.publication.stored(ctx, p.l.o.JS.Conn(), limit)
+	if err != nil {
+		return stored, fmt.Errorf("stream %s: %w", p.l.o.Names.UsageStream(), err)
+	}
+	for {
+		known := p.l.seq.Load()
+		if stored.Sequence <= known || p.l.seq.CompareAndSwap(known, stored.Sequence) {
+			return stored, nil
 		}
 	}
 }
 
-// publish sends a message; wait returns the answer. Without one it publishes again
-// until there is.
-func publish(js jetstream.JetStream, msg *nats.Msg, id string) (wait func(context.Context) (*jetstream.PubAck, error)) {
+// publication is a message on its way to a stream that recognises its id.
+type publication struct {
+	msg  *nats.Msg
+	sent ack.Sent
+	err  error // of sending it
+}
+
+// send sends the message and does not wait.
+func (p *publication) send(sender *ack.Sender, msg *nats.Msg, id string) {
 	if msg.Header == nil {
-		msg.Header = nats.Header{}
+		msg.Header = make(nats.Header, 1)
 	}
-	sent, sendErr := js.PublishMsgAsync(msg, jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
-	return func(ctx context.Context) (ack *jetstream.PubAck, err error) {
-		if err = sendErr; err == nil {
-			if ack, err = answer(ctx, sent); err == nil {
-				return ack, nil
-			}
-		}
-		if final(err) {
-			return nil, err
-		}
-		again := &nats.Msg{Subject: msg.Subject, Header: msg.Header, Data: msg.Data}
-		err = retry.Until(ctx, retry.Backoff{Initial: tryPause, Max: time.Second}, final, func() error {
-			ctx, cancel := context.WithTimeout(ctx, tryTimeout)
-			defer cancel()
-			ack, err = js.PublishMsg(ctx, again, jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
-			return err
-		})
-		return ack, err
-	}
+	msg.Header[jetstream.MsgIDHeader] = []string{id}
+	p.msg = msg
+	p.sent, p.err = sender.Send(msg)
 }
 
-func answer(ctx context.Context, sent jetstream.PubAckFuture) (*jetstream.PubAck, error) {
-	timer := time.NewTimer(tryTimeout)
-	defer timer.Stop()
-	select {
-	case ack := <-sent.Ok():
-		return ack, nil
-	case err := <-sent.Err():
-		return nil, err
-	case <-timer.C:
-		return nil, errUnanswered
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+// stored waits for the answer. Without one it publishes the message again until there
+// is, limit has passed, or ctx ends: because of its id it is stored once. An answer that
+// is there already costs neither a context nor a timer.
+func (p *publication) stored(ctx context.Context, nc *nats.Conn, limit time.Duration) (stored jetstream.PubAck, err error) {
+	begun := time.Now()
+	if err = p.err; err == nil {
+		if stored, err = p.sent.Wait(ctx, min(limit, tryTimeout)); err == nil {
+			return stored, nil
+		}
 	}
+	if final(err) {
+		return stored, err
+	}
+	ctx, cancel := context.WithDeadline(ctx, begun.Add(limit))
+	defer cancel()
+	err = retry.Until(ctx, retry.Backoff{Initial: tryPause, Max: time.Second}, final, func() error {
+		ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+		defer cancel()
+		stored, err = ack.Publish(ctx, nc, p.msg)
+		return err
+	})
+	return stored, err
 }
 
-var errUnanswered = errors.New("the publish was not acknowledged in time")
+// errInvalid: the record can't be written as JSON.
+var errInvalid = errors.New("not a usage record")
 
 // codeStoreFailed is what a stream answers that is full.
 const codeStoreFailed jetstream.ErrorCode = 10077
@@ -245,7 +259,7 @@ const codeStoreFailed jetstream.ErrorCode = 10077
 // final reports whether a publish is of no use again: the server has refused it.
 func final(err error) bool {
 	var api *jetstream.APIError
-	return errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrMaxPayload) ||
+	return errors.Is(err, errInvalid) || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrMaxPayload) ||
 		errors.As(err, &api) && (api.Code < http.StatusInternalServerError || api.ErrorCode == codeStoreFailed)
 }
 

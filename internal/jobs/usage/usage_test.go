@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -369,6 +370,46 @@ func TestAnAdderAddsWhileItIsItsTurnAndAtItsEnd(t *testing.T) {
 	cancel()
 	a.Run(ended) // one that is stopped adds what there is
 	l.expect(2, record(1).Totals().Plus(record(2).Totals()))
+}
+
+// A worker has its lease soon after its start, and its records are not to wait for the
+// next turn.
+func TestAnAdderWithoutALeaseAsksAgainSoon(t *testing.T) {
+	l := newLedger(t, time.Hour)
+	added, asked := make(chan error, 16), 0
+	var kept atomic.Bool
+	a := usage.NewAdder(usage.AdderOptions{
+		JS: l.js, Names: names, Labels: labels, Every: time.Millisecond, TurnEvery: time.Hour,
+		Own: func(from, upto uint64) ([]usage.Stored, bool) {
+			kept.Store(true)
+			return l.Own(from, upto)
+		},
+		Turn: func(context.Context) (bool, error) {
+			if !kept.Load() {
+				t.Error("what is stored now will be read back")
+			}
+			if asked++; asked <= 3 {
+				return false, usage.ErrNotYet
+			}
+			return true, nil
+		},
+		Failed: func(err error) { added <- err }, Foreign: func(err error) { t.Error(err) },
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); a.Run(ctx) }()
+	l.write(record(1))
+	select {
+	case err := <-added:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("nothing was added")
+	}
+	stop()
+	<-done
+	l.expect(1, record(1).Totals())
 }
 
 func TestWhatALedgerHasStoredItselfIsNotReadAgain(t *testing.T) {

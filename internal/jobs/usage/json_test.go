@@ -1,0 +1,37 @@
+package usage_test
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/jsontext"
+	"avatarworker/internal/jsontext/jsontest"
+)
+
+func compare(t *testing.T, seed uint64) {
+	t.Helper()
+	var (
+		random  = rand.New(rand.NewPCG(seed, 1))
+		record  usage.Record
+		session usage.Session
+	)
+	jsontest.Fill(random, &record)
+	jsontest.Fill(random, &session)
+	jsontest.Compare(t, record, jsontext.EscapeHTML)
+	jsontest.Compare(t, session, jsontext.EscapeHTML)
+}
+
+// A field that AppendJSON leaves out would be lost in every record.
+func TestUsageIsWrittenAsByEncodingJSON(t *testing.T) {
+	jsontest.Compare(t, usage.Record{}, jsontext.EscapeHTML)
+	jsontest.Compare(t, usage.Session{}, jsontext.EscapeHTML)
+	for seed := range uint64(3000) {
+		compare(t, seed)
+	}
+}
+
+func FuzzUsageAppendJSON(f *testing.F) {
+	f.Add(uint64(1))
+	f.Fuzz(compare)
+}
