@@ -208,6 +208,7 @@ func samplesOf(r *rand.Rand) []byte {
 }
 
 func TestPCMIsNeverTakenForAnythingElse(t *testing.T) {
+	t.Parallel()
 	rounds := 6000
 	if os.Getenv("AVATAR_LONG") != "" {
 		rounds = 400_000

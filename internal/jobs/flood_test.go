@@ -12,6 +12,7 @@ import (
 
 // Requests for jobs that nobody knows, faster than they can be answered.
 func TestFloodOfControlRequestsHarmsNoJob(t *testing.T) {
+	t.Parallel()
 	for _, op := range []string{"cancel", "interrupt"} {
 		t.Run(op, func(t *testing.T) {
 			h := newHouse(t)

@@ -33,11 +33,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	natstest.Parallel(6) // leases of a second need the processor in time
+	natstest.Parallel(8)
 	natstest.Main(m)
 }
 
-const testAckWait = time.Second
+const testAckWait = 3 * time.Second
 
 // house is one NATS with everything in it, and the workers of a test.
 type house struct {

@@ -125,7 +125,7 @@ func chaosLength(t *testing.T) (time.Duration, int) {
 	t.Helper()
 	text := os.Getenv("AVATAR_CHAOS")
 	if text == "" {
-		return 30 * time.Second, 450
+		return 20 * time.Second, 300
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d < time.Minute {

@@ -20,7 +20,7 @@ func TestARollingRestartUnderLoadCostsNoAttemptAndCutsNoSession(t *testing.T) {
 	for i := range workers {
 		workers[i] = f.worker(fmt.Sprintf("w%d", i))
 	}
-	const total = 300
+	const total = 180
 	published := make(chan struct{})
 	go func() {
 		defer close(published)

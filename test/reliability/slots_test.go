@@ -11,7 +11,7 @@ import (
 func TestTheFleetHoldsNoMoreSessionsThanThePlanAndWastesNoTime(t *testing.T) {
 	t.Parallel()
 	const (
-		total    = 200
+		total    = 120
 		sessions = 4
 		lasts    = 300 * time.Millisecond // a session
 	)
