@@ -130,6 +130,26 @@ func (f *fleet) delayed(since, until time.Time) {
 	f.delays = append(f.delays, invariant.Span{Start: since.Add(-time.Second), End: until.Add(time.Second)})
 }
 
+// late is how much of a time the machine was too busy to wake this process in time.
+func (f *fleet) late(since, until time.Time) (d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, span := range f.delays { // in order; they may overlap
+		if span.Start.After(since) {
+			since = span.Start
+		}
+		end := span.End
+		if end.After(until) {
+			end = until
+		}
+		if end.After(since) {
+			d += end.Sub(since)
+			since = end
+		}
+	}
+	return d
+}
+
 // measureDelays notes when the machine was too busy to wake this process in time.
 func (f *fleet) measureDelays(ctx context.Context) {
 	const every = 20 * time.Millisecond
