@@ -38,7 +38,7 @@ func previousBinary(t *testing.T) string {
 	for _, command := range [][]string{
 		{"git", "-C", root, "archive", "--output", source, commit},
 		{"tar", "-xf", source, "-C", dir},
-		{"go", "-C", dir, "build", "-trimpath", "-ldflags", "-s -w", "-tags", "failpoint", "-o", filepath.Join(dir, "previous"), "./cmd/worker"},
+		{"go", "-C", dir, "build", "-ldflags", "-s -w", "-tags", "failpoint", "-o", filepath.Join(dir, "previous"), "./cmd/worker"},
 	} {
 		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
