@@ -255,7 +255,7 @@ func answer(yes, no string, check func() error, note func() string) http.Handler
 		}
 		if check != nil {
 			if err := check(); err != nil {
-				status, word, reason = http.StatusServiceUnavailable, no, err.Error()
+				status, word, reason = http.StatusServiceUnavailable, no, strings.ReplaceAll(err.Error(), "\n", "; ")
 			}
 		}
 		if wantsJSON(r) {

@@ -75,7 +75,7 @@ func requestID(body payload, header http.Header) string {
 func FromProxy(phase Phase, proxy string, status int, header http.Header) *Error {
 	e := Newf(CodeConnectionFailed, phase, "can't reach the backend: the proxy %s answered %s with HTTP %d%s",
 		RedactText(proxy), asked(phase), status, proxyRemedy(status))
-	e.RetryAfter = retryAfter(header)
+	e.Proxy, e.RetryAfter = true, retryAfter(header)
 	return e
 }
 

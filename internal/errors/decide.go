@@ -53,6 +53,9 @@ type Decision struct {
 	AppWide bool
 	// OpensCircuit: the app's circuit opens at once.
 	OpensCircuit bool
+	// Proxy: a proxy on the way to the backend let nothing through, which is the
+	// fault of neither job nor backend: a retry counts no attempt.
+	Proxy bool
 }
 
 // maxNotBefore is how much of a Retry-After counts.
@@ -167,7 +170,7 @@ func (t *Table) Decide(e *Error, progressed bool) Decision {
 	rule = rule.refine(code, e, progressed)
 	d := Decision{
 		Code: code, Class: rule.Class, Action: rule.Action, Attempts: rule.Attempts, Alert: rule.Alert,
-		AppWide: appWide(code, rule.Class, e),
+		AppWide: appWide(code, rule.Class, e), Proxy: e.Proxy,
 	}
 	t.policy[code].apply(&d)
 	d.OpensCircuit = d.Action == ActionHold && (code == CodeBillingRequired || code == CodeCreditsExhausted)

@@ -101,6 +101,7 @@ type Error struct {
 
 	RetryAfter time.Duration // the answer's Retry-After; 0: none
 	Network    bool          // audioUnavailable only: a network fault, which may go away
+	Proxy      bool          // connectionFailed only: the way to the backend leads through a proxy that let nothing through
 
 	Err error // the cause, if there is one
 }

@@ -254,8 +254,8 @@ func (e *execution) errorEvent(r *lifecycle.Record, fault *errors.Error, d error
 	return &ev
 }
 
-func (f effects) deadLetter(r *lifecycle.Record) DeadLetter {
-	return DeadLetter{
+func (f effects) deadLetter(r *lifecycle.Record) lifecycle.DeadLetter {
+	return lifecycle.DeadLetter{
 		Job: f.id, Header: f.msg.Headers(), Data: f.msg.Data(),
 		Reason: r.Reason, Error: *r.LastError, Crashes: r.Crashes, Attempts: r.AttemptsMade(),
 		FailedAt: r.UpdatedAt, Worker: f.w.o.Name, LettersBefore: r.LettersBefore,

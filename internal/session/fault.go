@@ -3,6 +3,7 @@ package session
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -62,15 +63,34 @@ func withoutURL(err error) error {
 // unreachable is the error of a request that got no reply. If one of our own
 // limits ended it, the error names that limit.
 func unreachable(ctx context.Context, phase errors.Phase, err error) error {
+	var blocked *blockedError
+	proxied := errors.As(err, &blocked)
 	if ctx.Err() != nil {
-		err = context.Cause(ctx)
+		if err = context.Cause(ctx); proxied {
+			err = &blockedError{blocked.proxy, err}
+		}
 	}
 	var refused *proxyError
 	if errors.As(err, &refused) {
 		return errors.FromProxy(phase, proxyName(refused.proxy), refused.status, refused.header)
 	}
-	return errors.FromTransport(phase, withoutURL(err))
+	e := errors.FromTransport(phase, withoutURL(err))
+	e.Proxy = proxied
+	return e
 }
+
+// blockedError means that the proxy on the way gave no connection to the backend:
+// it was not reached, refused without an HTTP status, or closed the connection.
+type blockedError struct {
+	proxy *url.URL
+	err   error
+}
+
+func (b *blockedError) Error() string {
+	return fmt.Sprintf("through the proxy %s: %s", proxyName(b.proxy), b.err)
+}
+
+func (b *blockedError) Unwrap() error { return b.err }
 
 // fromProxy reports whether a reply to a request through the proxy via came from
 // the proxy itself. Without TLS to the backend there is no certain sign: either

@@ -27,6 +27,8 @@ type testProxy struct {
 	to      string
 	connect func(host string) int // refuses a CONNECT with that status; 0: does not
 	forward func(http.ResponseWriter) (done bool)
+	// intercept, where it is set, sees every request first.
+	intercept func(http.ResponseWriter, *http.Request) (done bool)
 
 	mu      sync.Mutex
 	asked   []string // "CONNECT host" or "POST host"
@@ -41,6 +43,9 @@ func (p *testProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.asked = append(p.asked, r.Method+" "+r.Host)
 	p.logins = append(p.logins, r.Header.Get("Proxy-Authorization"))
 	p.mu.Unlock()
+	if p.intercept != nil && p.intercept(w, r) {
+		return
+	}
 	if r.Method != http.MethodConnect {
 		if p.forward != nil && p.forward(w) {
 			return
@@ -231,7 +236,7 @@ func TestProxysOwnAnswerIsConnectionFailedAndNamesTheProxy(t *testing.T) {
 			c, proxyURL := behindProxy(t, b, tc.p, tc.backendTLS, false, "")
 			_, err := c.Open(context.Background(), params())
 			e := wantError(t, err, errors.CodeConnectionFailed, tc.phase)
-			if d := table.Decide(e, false); d.Class != errors.ClassTransient || d.Action != errors.ActionRetry {
+			if d := table.Decide(e, false); d.Class != errors.ClassTransient || d.Action != errors.ActionRetry || !d.Proxy {
 				t.Errorf("decided %+v", d)
 			}
 			if !strings.Contains(e.Message, proxyURL.Host) || !strings.Contains(e.Message, "HTTP "+tc.status) {
@@ -284,11 +289,59 @@ func TestProxyThatCantBeReachedIsNamed(t *testing.T) {
 					phase = errors.PhaseConnect
 				}
 				e := wantError(t, err, errors.CodeConnectionFailed, phase)
-				if !strings.Contains(e.Message, scheme+"://"+addr) || strings.Contains(e.Error(), "hunter2") {
+				if !e.Proxy || !strings.Contains(e.Message, scheme+"://"+addr) || strings.Contains(e.Error(), "hunter2") {
 					t.Errorf("%v", e)
 				}
 			}
 		}
+	}
+}
+
+// What a proxy does that answers nothing is its own fault; what comes through it
+// is the backend's, or its certificate's.
+func TestTheFaultOfAProxyIsToldFromTheBackends(t *testing.T) {
+	hangUp := func(w http.ResponseWriter) {
+		here, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		here.Close()
+	}
+	closing := func(host string) *testProxy {
+		return &testProxy{intercept: func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.HasPrefix(r.Host, host) {
+				return false
+			}
+			hangUp(w)
+			return true
+		}}
+	}
+	for _, tc := range []struct {
+		name       string
+		p          *testProxy
+		backendTLS bool
+		change     func(*Client)
+		phase      errors.Phase
+		proxy      bool
+	}{
+		{"closes, plain", closing("console"), false, nil, errors.PhaseToken, true},
+		{"closes, console", closing("console"), true, nil, errors.PhaseToken, true},
+		{"closes, ingress", closing("ingress"), true, nil, errors.PhaseConnect, true},
+		{"closes, ws", closing("ingress"), false, nil, errors.PhaseConnect, true},
+		{"certificate, console", &testProxy{}, true, func(c *Client) { c.transport.TLSClientConfig.RootCAs = x509.NewCertPool() }, errors.PhaseToken, false},
+		{"certificate, ingress", &testProxy{}, true, func(c *Client) { c.tls.RootCAs = x509.NewCertPool() }, errors.PhaseConnect, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, proxyURL := behindProxy(t, &backend{}, tc.p, tc.backendTLS, false, "")
+			if tc.change != nil {
+				tc.change(c)
+			}
+			_, err := c.Open(context.Background(), params())
+			e := wantError(t, err, errors.CodeConnectionFailed, tc.phase)
+			if e.Proxy != tc.proxy || !strings.Contains(e.Message, proxyURL.Host) {
+				t.Errorf("the proxy's fault: %v, want %v: %v", e.Proxy, tc.proxy, e)
+			}
+		})
 	}
 }
 
@@ -313,6 +366,9 @@ func TestBadProxyAddressIsToldWithoutItsLogin(t *testing.T) {
 	})
 	_, err := c.Open(context.Background(), params())
 	e := wantError(t, err, errors.CodeConnectionFailed, errors.PhaseToken)
+	if !e.Proxy {
+		t.Error("not the proxy's fault")
+	}
 	console, ingress := c.Proxies()
 	for _, text := range []string{e.Message, console, ingress} {
 		if !strings.Contains(text, "HTTPS_PROXY") || strings.Contains(text, "hunter2") {

@@ -73,10 +73,12 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 	}
 	via, err := o.c.proxyOf(u)
 	if err != nil {
-		return "", errors.FromTransport(errors.PhaseToken, err)
+		e := errors.FromTransport(errors.PhaseToken, err)
+		e.Proxy = true
+		return "", e
 	}
-	ctx, stop := o.c.limitCall(parent, via != nil)
-	defer stop()
+	ctx, call := o.c.limitCall(parent, via != nil)
+	defer call.stop()
 
 	body := append(strconv.AppendInt([]byte(`{"expireAt":`), time.Now().Add(o.c.o.TokenTTL).Unix(), 10), '}')
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(body))
@@ -87,7 +89,10 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 	req.Header.Set("X-Api-Key", key)
 	resp, err := o.c.http.Do(req)
 	if err != nil {
-		if err = withoutURL(err); via != nil {
+		switch err = withoutURL(err); {
+		case via != nil && !call.reached(ctx, u.Scheme):
+			err = &blockedError{via, err}
+		case via != nil:
 			err = fmt.Errorf("through the proxy %s: %w", proxyName(via), err)
 		}
 		return "", callFailed(parent, ctx, errors.PhaseToken, "minting the session token", err)
@@ -115,28 +120,45 @@ func (o *opening) post(parent context.Context, region, key string) (string, erro
 // start at once, their handshakes wait for one another, which is not the
 // console's delay. The overall bound is there only for a transport or proxy
 // without such limits.
-func (c *Client) limitCall(parent context.Context, proxied bool) (context.Context, context.CancelFunc) {
+func (c *Client) limitCall(parent context.Context, proxied bool) (context.Context, *tokenCall) {
+	call := &tokenCall{}
 	ctx, cancel := context.WithCancelCause(parent)
 	connecting := 12 * c.o.ConnectTimeout
 	if proxied {
 		connecting = 3 * c.o.ConnectTimeout
 	}
-	var connected atomic.Bool
 	limit := time.AfterFunc(connecting, func() {
-		if connected.Load() {
+		if call.connected.Load() {
 			cancel(fmt.Errorf("no answer within %s", c.o.TokenTimeout))
 			return
 		}
 		cancel(fmt.Errorf("not connected within %s", connecting))
 	})
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
-		connected.Store(true)
-		limit.Reset(c.o.TokenTimeout)
-	}})
-	return ctx, func() {
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) {
+			call.connected.Store(true)
+			limit.Reset(c.o.TokenTimeout)
+		},
+		TLSHandshakeStart: func() { call.tunnel.Store(true) },
+	})
+	call.stop = func() {
 		limit.Stop()
 		cancel(nil)
 	}
+	return ctx, call
+}
+
+// tokenCall is a token call under way.
+type tokenCall struct {
+	stop      func()
+	connected atomic.Bool // to the backend, or to a proxy that forwards requests
+	tunnel    atomic.Bool // a TLS handshake with the backend began in a proxy's tunnel
+}
+
+// reached reports whether the backend may have been reached through a proxy. If a
+// proxy forwards requests without a tunnel, a broken connection is the proxy's.
+func (c *tokenCall) reached(ctx context.Context, scheme string) bool {
+	return c.tunnel.Load() || c.connected.Load() && (scheme == "https" || ctx.Err() != nil)
 }
 
 // callFailed returns the error of a request that got no complete reply: the

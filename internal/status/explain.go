@@ -19,6 +19,9 @@ func HeldBecause(r *lifecycle.Record) (why, remedy string) {
 	case lifecycle.HeldRefused:
 		return "the backend refuses one more session of app " + r.AppID + " while others live",
 			"Set max_sessions of the app to what its plan allows. The job is tried again by itself."
+	case lifecycle.HeldProxy:
+		return "a proxy on the way to the backend lets nothing through",
+			"Correct the proxy, or HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the worker; the last error names the proxy and its answer. The job is tried again by itself."
 	case lifecycle.HeldPolicy:
 		return fmt.Sprintf("the configuration's policy holds jobs that fail with %s", r.HeldCode),
 			errors.Explain(r.HeldCode).Remedy

@@ -53,7 +53,7 @@ const Prefix = "circuit."
 
 // Config says when a circuit opens and for how long.
 type Config struct {
-	Failures    int           // in a row, over different jobs
+	Failures    int           // in a row, over different jobs; those of a proxy over any
 	Cooldown    time.Duration // before the first probe; doubles with each that fails
 	MaxCooldown time.Duration // of doubling; below Cooldown it does not double
 }
@@ -151,7 +151,7 @@ func (e *entry) probe(job, worker string) {
 // fail adds a failure to a closed circuit and opens it when there are enough. It
 // reports whether anything changed.
 func (e *entry) fail(job string, d errors.Decision, config Config, now time.Time) bool {
-	known := slices.Contains(e.Failures, job)
+	known := slices.Contains(e.Failures, job) && !d.Proxy // a job is never at fault for a proxy
 	if !known {
 		e.Failures = append(e.Failures, job)
 	}

@@ -351,6 +351,19 @@ func TestRowOfFailuresOverDifferentJobsOpensTheCircuit(t *testing.T) {
 	}
 }
 
+func TestOneJobThatAProxyRefusesOpensTheCircuit(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	c := e.worker("w1")
+	blocked := errors.Decision{Code: errors.CodeConnectionFailed, AppWide: true, Proxy: true}
+	for range 4 {
+		p, _ := e.allow(c, "lone")
+		e.fail(p, blocked, false, 0)
+	}
+	p, _ := e.allow(c, "lone")
+	e.fail(p, blocked, true, 10*time.Second)
+}
+
 func TestOneProbeOfTheWholeFleet(t *testing.T) {
 	t.Parallel()
 	e := newEnv(t)

@@ -131,6 +131,7 @@ func TestPlanKeepsToDeadlineRetryAfterAndCircuit(t *testing.T) {
 	retry := errors.Decision{Code: errors.CodeServerError, Action: errors.ActionRetry}
 	asked := retry
 	asked.NotBefore = time.Minute
+	blocked := errors.Decision{Code: errors.CodeConnectionFailed, Action: errors.ActionRetry, Proxy: true}
 	dead := errors.Decision{Code: errors.CodeAppIDMismatch, Action: errors.ActionDeadLetter}
 	hold := errors.Decision{Code: errors.CodeBillingRequired, Action: errors.ActionHold}
 	for name, c := range map[string]struct {
@@ -150,6 +151,7 @@ func TestPlanKeepsToDeadlineRetryAfterAndCircuit(t *testing.T) {
 		"exhausted under open circuit":   {Failure{Decision: retry, Record: whole(5, 5), CircuitOpen: true, Wait: 3 * time.Second}, Plan{Action: errors.ActionHold, Delay: 3 * time.Second}},
 		"open circuit and Retry-After":   {Failure{Decision: asked, Record: whole(1, 5), CircuitOpen: true, Wait: time.Second}, Plan{Action: errors.ActionHold, Delay: time.Minute}},
 		"one session too many":           {Failure{Decision: hold, Record: &Record{Attempt: 1, MaxAttempts: 5, Refusals: 2}, Refused: true}, Plan{Action: errors.ActionHold, Delay: 2 * time.Second}},
+		"a proxy refuses the last one":   {Failure{Decision: blocked, Record: whole(5, 5)}, Plan{Action: errors.ActionHold, Delay: time.Second / 2}},
 		"held past the deadline expires": {Failure{Decision: hold, Record: whole(1, 5), CircuitOpen: true, Wait: time.Hour, Deadline: now.Add(time.Minute)}, Plan{Action: errors.ActionExpire}},
 	} {
 		c.f.Now = now

@@ -174,6 +174,7 @@ func (r *Record) AttemptsMade() int {
 const (
 	HeldCircuit   = "circuit"   // the app's circuit is open
 	HeldRefused   = "refused"   // the backend refuses another session of the app
+	HeldProxy     = "proxy"     // a proxy on the way to the backend lets nothing through
 	HeldPolicy    = "policy"    // the configured policy holds jobs with this failure
 	HeldStorage   = "storage"   // a store of our own can't take the job's output
 	HeldBudget    = "budget"    // a budget of its app or of one of its labels is spent
@@ -183,7 +184,7 @@ const (
 // HeldReasons lists the reasons of a hold. What is said and done about a held job
 // is tested against it.
 func HeldReasons() []string {
-	return []string{HeldCircuit, HeldRefused, HeldPolicy, HeldStorage, HeldBudget, HeldUnsettled}
+	return []string{HeldCircuit, HeldRefused, HeldProxy, HeldPolicy, HeldStorage, HeldBudget, HeldUnsettled}
 }
 
 // HeldTotal returns how long the job has been held in all. Holds for our own
@@ -215,6 +216,8 @@ func (r *Record) HeldText() string {
 	switch r.HeldReason {
 	case HeldRefused:
 		return "the backend refuses one more session of the app while others live; set max_sessions"
+	case HeldProxy:
+		return "a proxy on the way to the backend lets nothing through; it is tried again from time to time, and no attempt is counted"
 	case HeldPolicy:
 		return "policy holds jobs that fail with " + string(r.HoldCode()) + "; it is tried again from time to time"
 	case HeldStorage, HeldUnsettled, HeldBudget:

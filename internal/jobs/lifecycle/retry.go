@@ -37,6 +37,8 @@ func (f Failure) HeldReason() string {
 		return HeldCircuit
 	case f.Refused:
 		return HeldRefused
+	case f.Decision.Proxy:
+		return HeldProxy
 	default:
 		return HeldPolicy
 	}
@@ -68,7 +70,7 @@ func (p RetryPolicy) plan(f Failure, rnd func() float64) (Plan, error) {
 	case errors.ActionHold:
 		return p.hold(f, rnd), nil
 	case errors.ActionRetry:
-		if f.CircuitOpen {
+		if f.CircuitOpen || f.Decision.Proxy {
 			return p.hold(f, rnd), nil
 		}
 		return p.again(f, rnd), nil
@@ -84,8 +86,8 @@ func (p RetryPolicy) plan(f Failure, rnd func() float64) (Plan, error) {
 	}
 }
 
-// hold waits for the circuit. If none is open (a session too many, or a policy
-// that holds), the wait grows with the number of holds.
+// hold waits for the circuit. If none is open (a session too many, a proxy that
+// refuses, or a policy that holds), the wait grows with the number of holds.
 func (p RetryPolicy) hold(f Failure, rnd func() float64) Plan {
 	delay := f.Wait
 	switch {

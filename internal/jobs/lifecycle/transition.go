@@ -25,12 +25,6 @@ func UnstartedRecord(from *Record, id jobspec.Identity, job *jobspec.Job, d Defa
 	return next
 }
 
-// CancelBefore returns the record of a job that is cancelled before any worker
-// has seen it.
-func CancelBefore(jobID string, now time.Time) *Record {
-	return &Record{JobID: jobID, Run: 1, State: StateReleased, CreatedAt: now}
-}
-
 // RequestCancel records that the job is to be cancelled.
 func (r *Record) RequestCancel(now time.Time) { r.CancelRequested, r.UpdatedAt = true, now }
 
