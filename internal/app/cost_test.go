@@ -122,7 +122,7 @@ func TestEverySessionIsInTheLedgerOnceHoweverItEnds(t *testing.T) {
 	w := f.worker(worker{config: func(c *config.Config) {
 		c.Cost.Labels = []string{"customer"}
 		c.Worker.DrainTimeout = 0
-		c.Backend.StallTimeout = 500 * time.Millisecond
+		c.Backend.StallTimeout = 4 * time.Second // of the mute one; the others are cancelled and handed back before it
 		c.Backend.MaxSession = 20 * time.Second
 	}})
 	acme := fields{"labels": fields{"customer": "acme", "other": "x"}}
