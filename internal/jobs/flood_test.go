@@ -40,7 +40,7 @@ func TestFloodOfControlRequestsHarmsNoJob(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := h.nc.Flush(); err != nil {
+			if err := h.nc.FlushTimeout(time.Minute); err != nil {
 				t.Fatal(err)
 			}
 			close(flooded)

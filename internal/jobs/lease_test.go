@@ -297,6 +297,7 @@ func TestSupersededSessionDropsItsResult(t *testing.T) {
 	}))
 	h.submit("default", job("j1", spoken(2)))
 	receive(t, began, "session")
+	h.leaseOfWorker("another", time.Minute) // it lives: the job is not taken over again
 	r := h.record("j1")
 	r.Session, r.WorkerID = 2, "another"
 	h.put(r)
