@@ -257,7 +257,7 @@ func TestNoDeadLettersAreAnEmptyListHoweverItIsAskedFor(t *testing.T) {
 
 // steering are characters that a terminal obeys: C1's CSI and OSC, a lone byte
 // of it, a line separator, and an override of the direction of writing.
-const steering = "\u009b31m \u009d0;title\u009c \x9b2J \u2028 \u202egnp.exe\u202c \u2066x\u2069 \u200f \x1b[2J"
+const steering = "\u009b31m \u009d0;title\u009c \x9b2J \u2028 \u202egnp.exe\u202c \u2066x\u2069 \u200f \u200b\u00ad\ufeff\u2060\U000e0041 \x1b[2J"
 
 func TestWhatOthersWroteNeverSteersATerminal(t *testing.T) {
 	t.Parallel()

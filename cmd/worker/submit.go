@@ -256,20 +256,24 @@ func (c *cli) submitAll(ctx context.Context, s *submission, docs []*document) er
 		}
 	}
 	var all []*published
+	fresh := 0
 	for _, doc := range docs {
 		p, err := c.publishOne(ctx, l, s, doc)
 		if err != nil {
-			return fmt.Errorf("%s: %w\nThe %d jobs before it were published, and none after it", doc.where, err, len(all))
+			return fmt.Errorf("%s: %w\n%s before it published, and none after it", doc.where, err, count(fresh, "job"))
 		}
 		if s.asJSON && !s.wait {
 			if err := c.printLine(p); err != nil {
 				return err
 			}
 		}
+		if !p.Duplicate {
+			fresh++
+		}
 		all = append(all, p)
 	}
 	c.warnUnserved(ctx, l, s.queue)
-	c.note("published: %s", count(len(all), "job"))
+	c.note("published: %s", count(fresh, "job"))
 	if !s.wait {
 		return nil
 	}

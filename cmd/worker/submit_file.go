@@ -84,6 +84,9 @@ func looksLikeSpeech(data []byte) string {
 // splitJobs takes a file of several jobs apart. The error says which is wrong,
 // with line and column where it is not JSON.
 func splitJobs(name string, data []byte) ([]jobPart, error) {
+	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
+		return nil, fmt.Errorf("%s is UTF-16 text: save it as UTF-8 without a byte order mark", name)
+	}
 	if speech := looksLikeSpeech(data); speech != "" {
 		return nil, fmt.Errorf("%s is %s, not a job: did you mean --audio?", name, speech)
 	}

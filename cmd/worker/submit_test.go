@@ -295,7 +295,7 @@ func TestAFileOfSeveralJobsIsSubmittedWhole(t *testing.T) {
 			if job, invalid := jobspec.Decode(nil, b.lastJob().Data); invalid != nil || job.GetLabels()["x"] != "1" {
 				t.Errorf("%v: %v", invalid, job)
 			}
-			lines := strings.Split(strings.TrimSpace(expect(t, 0, nil, b.args("submit", path, "--json")...)), "\n")
+			lines := strings.Split(strings.TrimSpace(expect(t, 0, []string{"second was published before", "published: 2 jobs"}, b.args("submit", path, "--json")...)), "\n")
 			if len(lines) != 3 || !decode[published](t, lines[1]).Duplicate {
 				t.Errorf("got %q", lines)
 			}
@@ -331,6 +331,8 @@ func TestAFileThatIsNoJobIsAnsweredWithWhereAndWhy(t *testing.T) {
 		{"", "holds no job"},
 		{"[]", "holds no job"},
 		{"\xef\xbb\xbf{}", "byte order mark"},
+		{"\xff\xfe{\x00}\x00", "is UTF-16 text: save it as UTF-8"},
+		{"\xfe\xff\x00{\x00}", "is UTF-16 text: save it as UTF-8"},
 		{`{"avatar_id":"a","avatar_id":"b"}`, `field "avatar_id" is given twice`},
 		{`{"avatar_idd":"a"}`, `did you mean "avatar_id"?`},
 		{"[{},\n{\"avatar_id\":}]", "file: not JSON: line 2, column 14: "},
@@ -388,7 +390,7 @@ func TestFramesOfAJobThatDidNotCompleteAreSavedAsTheyCame(t *testing.T) {
 	}
 }
 
-// awaitPart returns when the unfinished file beside out has so many bytes.
+// awaitPart returns when the unfinished file next to out has so many bytes.
 func awaitPart(t *testing.T, out string, size int) {
 	t.Helper()
 	tick, late := time.NewTicker(5*time.Millisecond), time.After(20*time.Second)

@@ -10,16 +10,21 @@ import (
 	"strings"
 	"sync"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"golang.org/x/term"
 )
 
-// steers reports whether a terminal obeys the character, or shows what follows
-// it in another order: C1 controls, which are CSI and OSC in one character, and
-// Unicode's line and direction controls.
+// steers reports whether a terminal obeys the character, shows what follows it in
+// another order, or shows nothing, so that two names look alike: C1 controls, which
+// are CSI and OSC in one character, Unicode's line and direction controls, and its
+// other invisible ones. The two joiners belong to ordinary words and emoji.
 func steers(r rune) bool {
-	return r >= 0x80 && r <= 0x9f || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r)
+	if r == '\u200c' || r == '\u200d' {
+		return false
+	}
+	return r >= 0x80 && r <= 0x9f || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Cf, r)
 }
 
 // plain is text from outside as it may stand in a line for people: without
@@ -69,7 +74,9 @@ func (s *screenWriter) Write(p []byte) (int, error) {
 		}
 		r, size := utf8.DecodeRune(text)
 		if steers(r) {
-			fmt.Fprintf(&out, `\u%04x`, r)
+			for _, unit := range utf16.Encode([]rune{r}) {
+				fmt.Fprintf(&out, `\u%04x`, unit)
+			}
 		} else {
 			out.WriteRune(r) // a byte that is not UTF-8 becomes U+FFFD: alone it may be a C1 control
 		}

@@ -121,9 +121,9 @@ func FromClose(phase Phase, code int, reason string) *Error {
 	}
 }
 
-// FromCutClose says that the connection ended and no close code is known:
+// fromCutClose says that the connection ended and no close code is known:
 // connectionClosed. A reason, if there is one, is kept.
-func FromCutClose(phase Phase, reason string) *Error {
+func fromCutClose(phase Phase, reason string) *Error {
 	e := Newf(CodeConnectionClosed, phase, "the connection ended without a close code")
 	e.CloseReason = reason
 	return e
@@ -220,8 +220,8 @@ func byServerCode(code, text string) Code {
 	return ""
 }
 
-// byText looks for the phrases that the backend uses. Their order decides where
-// a text holds several; HTTP 402 stands beside "session denied".
+// byText looks for the phrases that the backend uses. Their order decides if
+// a text has several; HTTP 402 counts like "session denied".
 func byText(text string, status int) Code {
 	has := func(phrases ...string) bool { return containsAny(text, phrases...) }
 	switch {

@@ -15,31 +15,43 @@ import (
 // wins over another case. Of several other spellings the first in alphabetical
 // order is taken, so that every worker takes the same one.
 func Value(h nats.Header, name string) string {
-	value, _ := lookup(h, name)
+	if values := h[name]; len(values) > 0 {
+		return values[0]
+	}
+	var spelled, value string
+	for other, values := range h {
+		if len(values) > 0 && strings.EqualFold(other, name) && (spelled == "" || other < spelled) {
+			spelled, value = other, values[0]
+		}
+	}
 	return value
 }
 
-func lookup(h nats.Header, name string) (value string, found bool) {
-	if values := h[name]; len(values) > 0 {
-		return values[0], true
-	}
-	var spelled string
-	for other, values := range h {
-		if len(values) > 0 && strings.EqualFold(other, name) && (!found || other < spelled) {
-			spelled, value, found = other, values[0], true
+// Flag returns a boolean header: true, yes, on, 1, t, or false, no, off, 0, f, in
+// any case. It returns false without the header. For any other value, and where the
+// header is given several times with different values, the error names the header
+// and what is allowed.
+func Flag(h nats.Header, name string) (bool, error) {
+	on, found := false, false
+	for spelled, values := range h {
+		if !strings.EqualFold(spelled, name) {
+			continue
+		}
+		for _, text := range values {
+			value, err := flag(name, text)
+			switch {
+			case err != nil:
+				return false, err
+			case found && value != on:
+				return false, fmt.Errorf("header %s: given as true and as false; want one of them", name)
+			}
+			on, found = value, true
 		}
 	}
-	return value, found
+	return on, nil
 }
 
-// Flag returns a boolean header: true, yes, on, 1, t, or false, no, off, 0, f, in
-// any case. It returns false without the header. For any other value the error
-// names the header and the values that are allowed.
-func Flag(h nats.Header, name string) (bool, error) {
-	text, found := lookup(h, name)
-	if !found {
-		return false, nil
-	}
+func flag(name, text string) (bool, error) {
 	switch word := strings.ToLower(strings.TrimSpace(text)); word {
 	case "yes", "on":
 		return true, nil

@@ -33,6 +33,20 @@ func TestAFlagIsReadInEverySpellingAndNothingElseIsASilentNo(t *testing.T) {
 	}
 }
 
+func TestAFlagThatIsGivenAsTrueAndAsFalseIsAnError(t *testing.T) {
+	for _, h := range []nats.Header{
+		{"Avatar-End": {"false", "true"}},
+		{"Avatar-End": {"true"}, "avatar-end": {"0"}},
+	} {
+		if _, err := Flag(h, "Avatar-End"); err == nil || !strings.Contains(err.Error(), "header Avatar-End: given as true and as false") {
+			t.Errorf("%v: got %v", h, err)
+		}
+	}
+	if on, err := Flag(nats.Header{"Avatar-End": {"true", "1"}, "AVATAR-END": {"yes"}}, "Avatar-End"); !on || err != nil {
+		t.Errorf("got %v, %v", on, err)
+	}
+}
+
 func TestTheExactNameWinsAndElseTheFirstByName(t *testing.T) {
 	h := nats.Header{"avatar-run": {"3"}, "Avatar-Run": {"2"}, "AVATAR-RUN": {"4"}}
 	if got := Value(h, "Avatar-Run"); got != "2" {

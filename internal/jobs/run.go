@@ -107,8 +107,9 @@ func (e *execution) attempt(p *progress) *Attempt {
 // publishStarted publishes that a session starts. Nothing waits for it: the outcome is
 // what counts.
 func (e *execution) publishStarted(r *lifecycle.Record) {
-	err := e.w.publisher.Send(e.event(event.TypeStarted, r, event.Started{
-		JobFields: e.fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
+	events := e.events()
+	err := e.w.publisher.Send(events.Event(event.TypeStarted, r, event.Started{
+		JobFields: events.Fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
 		Output: e.job.OutputKind(), Checkpoint: r.Checkpoint, Crashes: r.AllCrashes(),
 	}))
 	if err != nil {
@@ -158,7 +159,7 @@ func (p *progress) again() time.Duration {
 	return p.e.w.refresh
 }
 
-// save writes the record as it stands.
+// save writes the record as it is.
 func (p *progress) save() {
 	p.saving.Lock()
 	defer p.saving.Unlock()
@@ -235,7 +236,7 @@ func (p *progress) record(ctx context.Context, f func(*lifecycle.Record)) error 
 	case errors.Is(err, lifecycle.ErrSuperseded):
 		p.e.end(lifecycle.ErrSuperseded)
 	case err != nil:
-		p.e.end(errUnrecorded) // unless it ends already, for a reason of its own
+		p.e.end(errUnrecorded) // unless it is ending already, for another reason
 	}
 	return err
 }

@@ -123,10 +123,12 @@ func (o Options) connect() (*nats.Conn, api, error) {
 // hint returns what to do about errors that do not say so themselves.
 func (o Options) hint(err error) string {
 	if o.TLSFirst && !errors.Is(err, nats.ErrNoServers) {
-		return " (nats.tls_first is set: does the server begin with the TLS handshake? It needs tls.handshake_first)"
+		return tlsFirstHint
 	}
 	return ""
 }
+
+const tlsFirstHint = " (nats.tls_first is set: does the server begin with the TLS handshake? It needs tls.handshake_first)"
 
 // api locates JetStream's API; the zero value is $JS.API.
 type api struct{ domain, prefix string }
@@ -228,6 +230,9 @@ func (o Options) connectContext(opts []nats.Option) (*nats.Conn, api, error) {
 }
 
 func contextError(name string, err error) error {
+	if strings.Contains(err.Error(), "unknown context") {
+		return &SettingError{fmt.Errorf("nats.context %s: there is no context of this name; 'nats context ls' lists them", name)}
+	}
 	return &SettingError{fmt.Errorf("nats.context %s: %s", name, Redact(err.Error()))}
 }
 

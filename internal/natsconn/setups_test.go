@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
 
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/natsserver/natstest"
@@ -125,6 +126,36 @@ func TestTLSFirstAgainstAServerThatSpeaksFirstIsNamed(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "nats.tls_first") {
 		t.Errorf("got %v", err)
 	}
+}
+
+func TestTheLogNamesTLSFirstWhereTheServerSpeaksFirst(t *testing.T) {
+	t.Parallel()
+	said := make(chan string, 1)
+	log := zerolog.New(firstLine(said))
+	nc, err := natsconn.Connect(t.Context(), natsconn.Options{URLs: natstest.Start(t).ClientURL(), TLSFirst: true, Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	select {
+	case line := <-said:
+		if !strings.Contains(line, "nats.tls_first") {
+			t.Errorf("got %s", line)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("nothing was logged")
+	}
+}
+
+// firstLine keeps the first line of a log.
+type firstLine chan string
+
+func (l firstLine) Write(line []byte) (int, error) {
+	select {
+	case l <- string(line):
+	default:
+	}
+	return len(line), nil
 }
 
 // certificate makes one for 127.0.0.1 that is its own authority.

@@ -1,11 +1,14 @@
 package natsconn
 
 import (
+	"crypto/tls"
 	"strings"
 	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
+
+	"avatarworker/internal/errors"
 )
 
 // stateLogger logs changes of a connection, each outage once, and reports its
@@ -47,7 +50,11 @@ func (w *stateLogger) reconnectFailed(nc *nats.Conn, err error) {
 	if w.away.CompareAndSwap(false, true) {
 		level = zerolog.WarnLevel
 	}
-	w.log.WithLevel(level).Str("urls", Redact(strings.Join(nc.Servers(), ","))).Str("error", Redact(err.Error())).
+	hint := ""
+	if record := (tls.RecordHeaderError{}); errors.As(err, &record) { // the server sent its INFO first
+		hint = tlsFirstHint
+	}
+	w.log.WithLevel(level).Str("urls", Redact(strings.Join(nc.Servers(), ","))).Str("error", Redact(err.Error())+hint).
 		Msg("NATS can't be reached, trying again; nats.url, NATS_URL or --nats-url say where it is")
 }
 

@@ -117,7 +117,7 @@ func (l *Ledger) Store(ctx context.Context, r Record) (fresh bool, err error) {
 func (l *Ledger) Send(ctx context.Context, r Record) (wait func(context.Context) (fresh bool, err error)) {
 	// The record of a session that ended in good order can't be stored before its
 	// end. An estimate's end is after that, and the worker may have written the truth.
-	since := r.Ended()
+	since := r.ended()
 	if r.Estimated {
 		since = r.ConfirmedAt
 	}
@@ -142,7 +142,7 @@ func (l *Ledger) Send(ctx context.Context, r Record) (wait func(context.Context)
 	}
 }
 
-// Correct replaces an estimate by what the session really used: a second record of
+// Correct replaces an estimate by what the session actually used: a second record of
 // the session, which is not estimated and counts instead of the first.
 func (l *Ledger) Correct(ctx context.Context, estimate, r Record) error {
 	replaced, err := json.Marshal(estimate)
