@@ -295,9 +295,9 @@ func (f *fleet) recorded(stream string) jetstream.StreamConfig {
 func TestSessionOutlivesAFullBucketOfTheFleet(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, func(o *simulator.Options) { o.Speed = 1 })
-	f.worker(worker{config: func(c *config.Config) { c.Lease.AckWait = 3 * time.Second }})
+	f.worker(worker{config: func(c *config.Config) { c.Lease.AckWait = 5 * time.Second }})
 	f.change("KV_"+f.names.FleetBucket(), func(c *jetstream.StreamConfig) { c.Discard, c.MaxBytes = jetstream.DiscardNew, 1 })
-	length := 8 * time.Second // of more than two leases
+	length := 11 * time.Second // of more than two leases
 	if long() {
 		length = 30 * time.Second
 	}

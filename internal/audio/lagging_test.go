@@ -23,6 +23,7 @@ const atOnce = 16
 // A session's worker may be connected to a replica that does not know yet what
 // a publisher has been told is stored.
 func TestWhatAReplicaDoesNotKnowYetIsThereAllTheSame(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	c := natstest.Cluster(t, 3)

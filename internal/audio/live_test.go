@@ -14,6 +14,7 @@ import (
 
 // The client never fails a request that was lost: it waits until its context ends.
 func TestARequestThatWasLostHoldsUpNoLiveSpeech(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
 	defer cancel()
 	js := natstest.Losing(t, natstest.Start(t).ClientURL(), "CONSUMER.CREATE")

@@ -300,6 +300,7 @@ type alerted struct {
 func (a alerted) Alerted(string, errors.Code) { a.n.Add(1) }
 
 func TestOneAlertForACodeAndWindow(t *testing.T) {
+	t.Parallel()
 	for name, claim := range map[string]string{
 		"nobody knew":                   "",
 		"who claimed it told nobody":    fmt.Sprintf(`{"at":%q,"worker_id":"gone"}`, time.Now().Format(time.RFC3339Nano)),

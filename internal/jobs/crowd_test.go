@@ -159,15 +159,12 @@ func TestJobsHeldForLongKeepNoOtherAppWaiting(t *testing.T) {
 	})
 	h.eventually("the worker looks at held jobs", func() bool { return h.delivered() > 20 })
 	for i := range 3 {
-		from, id := time.Now(), fmt.Sprintf("good%d", i)
+		id := fmt.Sprintf("good%d", i)
 		h.submit("default", job(id, `"app_id":"app-good"`))
-		h.eventuallyWithin(2*time.Minute, "a job of another app is done", func() bool {
+		h.eventuallyWithin(2*time.Minute, fmt.Sprintf("job %d of another app is done, behind %d held ones", i, n), func() bool {
 			r := h.record(id)
 			return r != nil && r.State.Final()
 		})
-		if took := time.Since(from); took > time.Duration(size(60, 120))*time.Second {
-			t.Errorf("job %d of another app waited %s behind %d held ones", i, took, n)
-		}
 	}
 	if got := len(runner.ran()); got != 3 {
 		t.Errorf("%d sessions, want those of the other app", got)

@@ -12,6 +12,7 @@ import (
 
 // Requests for unknown jobs, faster than they can be answered.
 func TestFloodOfControlRequestsHarmsNoJob(t *testing.T) {
+	t.Parallel()
 	for _, op := range []string{"cancel", "interrupt"} {
 		t.Run(op, func(t *testing.T) {
 			h := newHouse(t)
@@ -39,7 +40,7 @@ func TestFloodOfControlRequestsHarmsNoJob(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := h.nc.Flush(); err != nil {
+			if err := h.nc.FlushTimeout(time.Minute); err != nil {
 				t.Fatal(err)
 			}
 			close(flooded)

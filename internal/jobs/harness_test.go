@@ -33,11 +33,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	natstest.Parallel(6) // leases of a second need the processor in time
+	natstest.Parallel(8)
 	natstest.Main(m)
 }
 
-const testAckWait = time.Second
+const testAckWait = 3 * time.Second
 
 // house is one NATS with everything in it, and the workers of a test.
 type house struct {
@@ -97,7 +97,7 @@ func portOf(t testing.TB, url string) int {
 
 func (h *house) ensure() {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var err error
 	if h.handles, _, err = topology.Ensure(ctx, h.js, h.names, h.settings); err != nil {
@@ -539,8 +539,11 @@ func (h *house) types(id string) []string {
 	return list
 }
 
+// wantTypes waits for as many events of a job as are wanted: the last ones follow
+// its outcome.
 func (h *house) wantTypes(id string, want ...string) {
 	h.t.Helper()
+	h.eventually(fmt.Sprintf("%d events of %s", len(want), id), func() bool { return len(h.types(id)) >= len(want) })
 	if got := h.types(id); fmt.Sprint(got) != fmt.Sprint(want) {
 		h.t.Errorf("events of %s are %v, want %v", id, got, want)
 	}

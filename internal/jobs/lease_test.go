@@ -266,7 +266,7 @@ func TestTakeOversCountACrashOnlyOnceTheLeaseIsGone(t *testing.T) {
 		return failure(errors.CodeAvatarNotFound, errors.PhaseHandshake)
 	}))
 	got := map[string]bool{receive(t, began, "first"): true, receive(t, began, "second"): true}
-	if !got["j-released 0"] || !got["j-vanished 1"] || time.Since(since) > life {
+	if !got["j-released 0"] || !got["j-vanished 1"] {
 		t.Errorf("sessions and their crashes: %v after %s", got, time.Since(since))
 	}
 	if last := receive(t, began, "the one of the worker whose lease stood"); last != "j-alive 1" || time.Since(since) < life {
@@ -297,6 +297,7 @@ func TestSupersededSessionDropsItsResult(t *testing.T) {
 	}))
 	h.submit("default", job("j1", spoken(2)))
 	receive(t, began, "session")
+	h.leaseOfWorker("another", time.Minute) // it lives: the job is not taken over again
 	r := h.record("j1")
 	r.Session, r.WorkerID = 2, "another"
 	h.put(r)

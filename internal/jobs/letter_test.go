@@ -65,6 +65,7 @@ func TestJobWithAnIDThatWasUsedBeforeGetsItsDeadLetter(t *testing.T) {
 }
 
 func TestOutcomeWhoseWorkerDiedGetsItsDeadLetterUnlessThatWasRemoved(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ before, want uint64 }{
 		"the letter removed was its own":           {0, 0},
 		"the letter removed was of an earlier job": {1, 1},

@@ -194,6 +194,7 @@ func (o *retriesAtOnce) Postponed(id string, state lifecycle.State, d time.Durat
 }
 
 func TestARetryOrCancelBetweenAFailuresRecordAndItsNakIsNotDelayed(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		do   func(h *house, id string)

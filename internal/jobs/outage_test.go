@@ -78,6 +78,7 @@ func (r renewals) outlive(ctx context.Context, n int) error {
 
 // What is kept for people, and for circuits, decides nothing about a session.
 func TestSessionsOutliveABucketOfTheFleetThatIsFullOrGone(t *testing.T) {
+	t.Parallel()
 	for name, breaks := range map[string]func(h *house){
 		"full": func(h *house) { h.full("KV_" + h.names.FleetBucket()) },
 		"gone": func(h *house) {

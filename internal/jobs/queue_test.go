@@ -36,6 +36,7 @@ func (h *house) fill(queue string, n int, more ...string) {
 }
 
 func TestStartsFollowTheWeights(t *testing.T) {
+	t.Parallel()
 	for _, weights := range []map[string]int{{"a": 3, "b": 1}, {"a": 5, "b": 3, "c": 2}} {
 		t.Run(fmt.Sprint(weights), func(t *testing.T) {
 			var names []string

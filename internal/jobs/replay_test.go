@@ -25,6 +25,7 @@ func TestReplayOfAJobWithARunPastTheLastIsItsNextRun(t *testing.T) {
 }
 
 func TestReplayTellsTheOutcomeThatItsRunBeforeCouldNotTell(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		ago  time.Duration
 		want []string

@@ -133,6 +133,7 @@ func TestTheCoreStaysSmall(t *testing.T) {
 }
 
 func TestOnlyTransitionsWriteRecords(t *testing.T) {
+	t.Parallel()
 	p := newProgram(t)
 	reads := 0
 	for _, importPath := range p.packagesWithRecords() {

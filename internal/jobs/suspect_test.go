@@ -33,9 +33,7 @@ func TestSuspectLeavesTheOtherSlotsOfItsWorkerInUse(t *testing.T) {
 	for i := range others {
 		h.outcome(fmt.Sprintf("j%d", i), lifecycle.StateCompleted)
 	}
-	if err := w.Ready(); err != nil {
-		t.Errorf("not ready: %v", err)
-	}
+	h.eventually("ready beside the suspect", func() bool { return w.Ready() == nil })
 	close(leave)
 	h.outcome("suspect", lifecycle.StateCompleted)
 }

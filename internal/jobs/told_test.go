@@ -30,6 +30,7 @@ func TestEventOfAnEarlierJobHidesNoLostDeadLetter(t *testing.T) {
 }
 
 func TestFailureIsToldOnceThoughItsRecordIsWrittenAgain(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		made  time.Duration // the record, after the failure
 		again int

@@ -77,7 +77,7 @@ func OpenFeed(ctx context.Context, js jetstream.JetStream, cfg FeedConfig) (*Fee
 	}
 	f := &Feed{
 		js: js, cfg: cfg, next: max(cfg.From, 1), out: make(chan *jetstream.RawStreamMsg),
-		changed: js.Conn().StatusChanged(nats.CONNECTED),
+		changed: js.Conn().StatusChanged(nats.CONNECTED, nats.CLOSED),
 	}
 	f.life, f.end = context.WithCancel(context.WithoutCancel(ctx)) // Close ends it
 	if err := f.subscribe(ctx); err != nil {
@@ -152,7 +152,7 @@ func (f *Feed) wait(silence *time.Timer) bool {
 	case msg := <-f.in:
 		silence.Reset(feedSilence)
 		f.take(msg)
-	case _, open := <-f.changed: // messages sent during the outage are lost
+	case _, open := <-f.changed: // messages sent during the outage are lost; a closed connection ends the Feed
 		f.stale = true
 		if !open {
 			f.changed = nil

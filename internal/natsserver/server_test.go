@@ -210,6 +210,7 @@ func publishUntilAcknowledged(ctx context.Context, t *testing.T, js jetstream.Je
 }
 
 func TestIsolatedNodeComesBackWhenHealed(t *testing.T) {
+	t.Parallel()
 	c := natstest.Cluster(t, 3)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -229,7 +230,7 @@ func TestIsolatedNodeComesBackWhenHealed(t *testing.T) {
 	// just begun do not, until the third is back. A new leader may still place a
 	// stream on the node that is cut off, where it can't be made: each attempt is
 	// another stream.
-	elected := time.After(20 * time.Second)
+	elected := time.After(10 * time.Second) // longer than the longest election timeout
 isolated:
 	for n := 0; ; n++ {
 		name := fmt.Sprintf("S%d", n)

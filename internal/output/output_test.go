@@ -34,7 +34,7 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{t: t, js: natstest.JetStream(t)}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	b.ctx = ctx
 	store, err := b.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: "R", Storage: jetstream.MemoryStorage})

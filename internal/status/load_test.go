@@ -121,6 +121,7 @@ func loadedRecord(i, of int, begin time.Time) lifecycle.Record {
 // jobs that wait and 10,000 dead letters, and the answers have to come in time; without,
 // a Model and a Store have to say the same.
 func TestListsOfManyJobs(t *testing.T) {
+	t.Parallel()
 	load, full := chosenLoad()
 	js, _ := setup(t)
 	begun := time.Now()

@@ -298,6 +298,7 @@ func newWorld(t *testing.T, js jetstream.JetStream, names topology.Names) *world
 }
 
 func TestModelAnswersAsTheStoreDoes(t *testing.T) {
+	t.Parallel()
 	js := natstest.JetStream(t)
 	actions := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) action {
 		n := rapid.IntRange(0, 1000)
@@ -328,6 +329,7 @@ func TestModelAnswersAsTheStoreDoes(t *testing.T) {
 }
 
 func TestModelReadsAgainWhatWasMadeAgain(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	for i := range 5 {
 		put(t, h, lifecycle.Record{JobID: fmt.Sprint("old", i), Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateCompleted, PublishedAt: ago(time.Hour)})
@@ -367,6 +369,7 @@ func TestModelReadsAgainWhatWasMadeAgain(t *testing.T) {
 }
 
 func TestModelGoesOnWhereItWasOnceNATSIsBack(t *testing.T) {
+	t.Parallel()
 	o := natsserver.Options{Port: natstest.Port(t), StoreDir: t.TempDir()}
 	server := natstest.StartWith(t, o)
 	nc := natstest.ConnectURL(t, server.ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
@@ -410,6 +413,7 @@ func within(t *testing.T, m *status.Model, what string, is func(status.Freshness
 }
 
 func TestModelTellsOfEachChangeOnce(t *testing.T) {
+	t.Parallel()
 	js, h := setup(t)
 	m := follow(t, js, names, 10*time.Millisecond)
 	refresh(t, m)

@@ -114,10 +114,17 @@ func inAccount(t *testing.T, account string, run scenario) {
 	for _, line := range imports(t, account) {
 		t.Run("without "+strings.TrimSpace(line), func(t *testing.T) {
 			t.Parallel()
-			// What nothing answers is waited for until then.
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), enough)
 			defer cancel()
-			if err := run(ctx, t, startWithout(t, account, line), newRefusals(nil)); err == nil {
+			refused := newRefusals(nil)
+			go func() { // what nothing answers is waited for until 3 s after the role has begun
+				select {
+				case <-refused.begun:
+					time.AfterFunc(3*time.Second, cancel)
+				case <-ctx.Done():
+				}
+			}()
+			if err := run(ctx, t, startWithout(t, account, line), refused); err == nil {
 				t.Error("the role works without it: it is not needed")
 			}
 		})

@@ -27,7 +27,7 @@ const (
 	configFile = "../../deploy/nats/one-account.conf"
 	password   = "a-password-for-tests"
 	// enough is for one scenario; most end in well under a second.
-	enough = 10 * time.Second
+	enough = time.Minute
 )
 
 func TestMain(m *testing.M) {
@@ -148,10 +148,13 @@ type refusals struct {
 	list []permission
 	seen chan struct{} // closed at the first one that is waited for
 	want *permission
+
+	once  sync.Once
+	begun chan struct{} // closed when the role connects: what is around it is there
 }
 
 func newRefusals(want *permission) *refusals {
-	return &refusals{seen: make(chan struct{}), want: want}
+	return &refusals{seen: make(chan struct{}), want: want, begun: make(chan struct{})}
 }
 
 // learn reads the server's refusals out of any text.
@@ -203,6 +206,9 @@ func connect(t *testing.T, url, name string, refused *refusals) client {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if refused != nil {
+		refused.once.Do(func() { close(refused.begun) })
+	}
 	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -215,7 +221,7 @@ func connect(t *testing.T, url, name string, refused *refusals) client {
 func prepare(ctx context.Context, t *testing.T, admin client) topology.Handles {
 	t.Helper()
 	settings := topology.DefaultSettings()
-	settings.AckWait = 3 * time.Second
+	settings.AckWait, settings.Storage = 3*time.Second, jetstream.MemoryStorage
 	handles, _, err := topology.Ensure(ctx, admin.js, topology.Names{}, settings)
 	if err != nil {
 		t.Fatal(err)

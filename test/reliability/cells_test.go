@@ -222,7 +222,7 @@ func TestAClusterThatIsLostWholeStopsItsOwnCellOnlyAndItsJobsGoOnWhenItIsBack(t 
 		t.Skip("two clusters of three nodes: not with -short")
 	}
 	t.Parallel()
-	lease, away, losses := 5*time.Second, 6*time.Second, 1
+	lease, away, losses := 8*time.Second, 9*time.Second, 1
 	every := 400 * time.Millisecond
 	if long() {
 		length, _ := chaosLength(t)

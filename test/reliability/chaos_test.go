@@ -125,7 +125,7 @@ func chaosLength(t *testing.T) (time.Duration, int) {
 	t.Helper()
 	text := os.Getenv("AVATAR_CHAOS")
 	if text == "" {
-		return 30 * time.Second, 450
+		return 20 * time.Second, 300
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d < time.Minute {
@@ -359,6 +359,9 @@ func (c *chaos) toxic(proxies []*toxiproxy.Proxy, kind, attributes string) (begi
 		}
 }
 
+// queueAway is the kind of fault that measureOutages notes.
+const queueAway = "queue away"
+
 // measureOutages notes when the queue itself did not answer, as while a leader
 // is elected, or the machine was too busy. Only one that lasts explains a lost
 // lease.
@@ -378,7 +381,7 @@ func (f *fleet) measureOutages(ctx context.Context, js jetstream.JetStream) {
 			}
 			if out := time.Since(since); out > min(time.Second, f.lease/5) {
 				f.t.Logf("the queue did not answer for %s", out.Round(100*time.Millisecond))
-				f.fault(invariant.Fault{Kind: "queue away", Start: since, End: time.Now().Add(reconnect), Lasting: true})
+				f.fault(invariant.Fault{Kind: queueAway, Start: since, End: time.Now().Add(reconnect), Lasting: true})
 			}
 			since = time.Time{}
 		}

@@ -69,10 +69,11 @@ func jobsQueued() (int, time.Duration) {
 	if long() {
 		return 10_000, 30 * time.Second
 	}
-	return 500, 7 * time.Second
+	return 200, 5 * time.Second
 }
 
 func TestARefusedAccountOpensTheCircuitAndLosesNoJob(t *testing.T) {
+	t.Parallel()
 	for _, fault := range []errors.Code{errors.CodeBillingRequired, errors.CodeCreditsExhausted} {
 		t.Run(string(fault), func(t *testing.T) {
 			t.Parallel()
@@ -114,6 +115,7 @@ func refusals(seen invariant.Seen, code errors.Code) (times []time.Time) {
 }
 
 func TestARevokedKeyDoesNotEmptyTheQueueIntoTheDeadLetters(t *testing.T) {
+	t.Parallel()
 	for name, before := range map[string]bool{"revoked before the workers start": true, "revoked while they run": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

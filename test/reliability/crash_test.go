@@ -104,6 +104,7 @@ func TestAWorkerKilledAtAnyNamedPointLosesNothingAndSettlesNothingTwice(t *testi
 	if testing.Short() {
 		t.Skip("kills a worker process at each of the named points: not with -short")
 	}
+	t.Parallel()
 	workerBinary(t)
 	var mu sync.Mutex
 	var rows []crashRow

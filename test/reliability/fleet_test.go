@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -83,6 +84,9 @@ func newFleetIn(t *testing.T, c cell, urls string, lease time.Duration, replicas
 	}
 	settings := fleetSettings(lease, replicas)
 	settings.Placement = c.placement()
+	if own { // which nobody stops: what a busy disk delays is not what the test is about
+		settings.Storage = jetstream.MemoryStorage
+	}
 	createStreams(t.Context(), t, f.js, f.names, settings)
 	f.env = map[string]string{
 		"NATS_URL": urls, "AVATAR_NATS_REPLICAS": fmt.Sprint(replicas),
@@ -110,7 +114,7 @@ func newFleetIn(t *testing.T, c cell, urls string, lease time.Duration, replicas
 func createStreams(ctx context.Context, t *testing.T, js jetstream.JetStream, names topology.Names, settings topology.Settings) {
 	t.Helper()
 	err := insist(func() error {
-		if err := invariant.CreateState(ctx, js, names, settings.Replicas, settings.Placement); err != nil {
+		if err := invariant.CreateState(ctx, js, names, settings); err != nil {
 			return err
 		}
 		_, _, err := topology.Ensure(ctx, js, names, settings)
@@ -127,6 +131,34 @@ func (f *fleet) delayed(since, until time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.delays = append(f.delays, invariant.Span{Start: since.Add(-time.Second), End: until.Add(time.Second)})
+}
+
+// late is how much of a time the machine was too busy to wake this process, or the
+// queue to answer.
+func (f *fleet) late(since, until time.Time) (d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	spans := slices.Clone(f.delays)
+	for _, fault := range f.faults {
+		if fault.Kind == queueAway {
+			spans = append(spans, invariant.Span{Start: fault.Start, End: fault.End})
+		}
+	}
+	slices.SortFunc(spans, func(a, b invariant.Span) int { return a.Start.Compare(b.Start) })
+	for _, span := range spans { // they may overlap
+		if span.Start.After(since) {
+			since = span.Start
+		}
+		end := span.End
+		if end.After(until) {
+			end = until
+		}
+		if end.After(since) {
+			d += end.Sub(since)
+			since = end
+		}
+	}
+	return d
 }
 
 // measureDelays notes when the machine was too busy to wake this process in time.

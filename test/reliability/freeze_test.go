@@ -11,6 +11,7 @@ import (
 )
 
 func TestAWorkerFrozenPastItsLeaseSettlesNothingWhenItWakes(t *testing.T) {
+	t.Parallel()
 	for name, wakes := range map[string]func(f *fleet, heir *process){
 		"after the outcomes": func(f *fleet, _ *process) { f.settleRecords(5) },
 		"while its heir runs the jobs": func(f *fleet, heir *process) {

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	natstest.Parallel(8)
+	natstest.Parallel(10)
 	// toxiproxy leaves the toxics of a connection, and who reads it, behind that is
 	// cut while they are taken off it.
 	toxic := goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run")
@@ -51,7 +51,7 @@ func workerBinary(t *testing.T) string {
 			return
 		}
 		binary.path = filepath.Join(binary.dir, "worker")
-		out, err := exec.Command("go", "build", "-tags", "failpoint", "-o", binary.path, "avatarworker/cmd/worker").CombinedOutput()
+		out, err := exec.Command("go", "build", "-ldflags", "-s -w", "-tags", "failpoint", "-o", binary.path, "avatarworker/cmd/worker").CombinedOutput()
 		if err != nil {
 			binary.err = fmt.Errorf("go build: %w: %s", err, out)
 		}

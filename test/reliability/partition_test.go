@@ -22,6 +22,7 @@ func TestAClusterThatIsDividedHoldsNoTwoSessionsOfAJob(t *testing.T) {
 	if testing.Short() {
 		t.Skip("clusters that are divided: not with -short")
 	}
+	t.Parallel()
 	const window, lasts = 6 * time.Second, 14 * time.Second
 	for name, c := range map[string]struct {
 		replicas int

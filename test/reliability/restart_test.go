@@ -15,12 +15,12 @@ import (
 
 func TestARollingRestartUnderLoadCostsNoAttemptAndCutsNoSession(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "", 3*time.Second)
+	f := newFleet(t, "", 10*time.Second) // none is to end
 	workers := make([]*process, 3)
 	for i := range workers {
 		workers[i] = f.worker(fmt.Sprintf("w%d", i))
 	}
-	const total = 300
+	const total = 180
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
@@ -51,7 +51,7 @@ func TestARollingRestartUnderLoadCostsNoAttemptAndCutsNoSession(t *testing.T) {
 
 func TestAJobWhoseWorkerDiesIsResumedAfterItsLastWholeUtterance(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "", 2*time.Second)
+	f := newFleet(t, "", 4*time.Second)
 	victim := f.worker("victim")
 	j := withFrames(job("five", "slow-300", 0))
 	for range 5 {

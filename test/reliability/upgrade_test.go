@@ -38,7 +38,7 @@ func previousBinary(t *testing.T) string {
 	for _, command := range [][]string{
 		{"git", "-C", root, "archive", "--output", source, commit},
 		{"tar", "-xf", source, "-C", dir},
-		{"go", "-C", dir, "build", "-tags", "failpoint", "-o", filepath.Join(dir, "previous"), "./cmd/worker"},
+		{"go", "-C", dir, "build", "-ldflags", "-s -w", "-tags", "failpoint", "-o", filepath.Join(dir, "previous"), "./cmd/worker"},
 	} {
 		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
@@ -56,7 +56,7 @@ func TestAFleetOfThisBuildAndTheOneBeforeKeepsThePromisesThroughAnUpgrade(t *tes
 	seed := chaosSeed(t)
 	t.Logf("seed %d: replay with AVATAR_CHAOS_SEED=%d", seed, seed)
 	c := newChaos(t, 10*time.Second, 0, before, after, before, after)
-	c.run(seed, 25*time.Second, 300)
+	c.run(seed, 20*time.Second, 200)
 	for _, w := range c.workers {
 		if w.binary != before {
 			continue
@@ -68,7 +68,7 @@ func TestAFleetOfThisBuildAndTheOneBeforeKeepsThePromisesThroughAnUpgrade(t *tes
 		w.binary = after
 		c.start(w)
 	}
-	for i := range 100 {
+	for i := range 50 {
 		c.publish(job(fmt.Sprintf("new-%d", i), pick(seeded(i), "ok", "slow-300", "slow-1000"), 2))
 	}
 	c.finish(seed)

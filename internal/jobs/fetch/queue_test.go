@@ -154,19 +154,22 @@ func TestNoQueueWaitsLongForAFreePlace(t *testing.T) {
 	t.Parallel()
 	for _, places := range []int{1, 16, 300} {
 		for _, busy := range []bool{false, true} {
-			for _, last := range []int{1, 150, 299} {
+			t.Run(fmt.Sprintf("%d places, busy %v", places, busy), func(t *testing.T) {
+				t.Parallel()
 				m := equal(300, places)
 				if busy {
 					m.put(0, 1<<20)
 				}
 				m.run(5*time.Second, never)
-				from := m.now
-				m.put(last, 1)
-				m.run(10*time.Second, func() bool { return m.started[last] == 1 })
-				if waited := m.now.Sub(from); waited > 2*time.Second {
-					t.Errorf("%d places, busy %v: the message in queue %d waited %s", places, busy, last, waited)
+				for _, last := range []int{1, 150, 299} {
+					from := m.now
+					m.put(last, 1)
+					m.run(10*time.Second, func() bool { return m.started[last] == 1 })
+					if waited := m.now.Sub(from); waited > 2*time.Second {
+						t.Errorf("the message in queue %d waited %s", last, waited)
+					}
 				}
-			}
+			})
 		}
 	}
 }

@@ -61,9 +61,9 @@ const History = 64
 
 // CreateState makes the bucket of job records so that it keeps the history of
 // each. Workers leave a bucket that is there as it is.
-func CreateState(ctx context.Context, js jetstream.JetStream, names topology.Names, replicas int, placement *jetstream.Placement) error {
+func CreateState(ctx context.Context, js jetstream.JetStream, names topology.Names, settings topology.Settings) error {
 	_, err := js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-		Bucket: names.StateBucket(), History: History, Replicas: replicas, Placement: placement, Storage: jetstream.FileStorage,
+		Bucket: names.StateBucket(), History: History, Replicas: settings.Replicas, Placement: settings.Placement, Storage: settings.Storage,
 		// A server gives no key of a bucket with history a shorter life than its
 		// markers have, and leases are to expire in time.
 		LimitMarkerTTL: time.Second,
