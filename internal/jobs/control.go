@@ -60,8 +60,8 @@ func (c controlled) Look(ctx context.Context, jobID string) (control.Standing, e
 
 // NoteCancel implements control.Jobs.
 func (c controlled) NoteCancel(ctx context.Context, jobID string) (control.Reply, error) {
-	record, err := lifecycle.NoteCancel(ctx, c.w.store, jobID)
-	return control.CancelReply(string(record.Outcome)), err
+	state, err := lifecycle.NoteCancel(ctx, c.w.store, jobID)
+	return control.CancelReply(string(state), state.Final()), err
 }
 
 // Cancel implements control.Running: it ends the job and waits until that is
@@ -84,7 +84,7 @@ func (e *execution) Cancel(ctx context.Context) control.Reply {
 	if result == "" { // it failed just then and waits for its retry, or is not settled yet
 		return e.noteCancel(ctx)
 	}
-	return control.CancelReply(string(result))
+	return control.CancelReply(string(result), true)
 }
 
 // noteCancel leaves the request in the record, for the next delivery.

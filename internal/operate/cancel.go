@@ -19,16 +19,16 @@ func (o *Operator) Cancel(ctx context.Context, jobID string, ifUnknown bool) (co
 			return control.Reply{JobID: jobID, Status: StatusUnknown, Message: "no record and no waiting job has this id"}, err
 		}
 	}
-	record, err := lifecycle.NoteCancel(ctx, o.records, jobID)
+	state, err := lifecycle.NoteCancel(ctx, o.records, jobID)
 	if err != nil {
 		return control.Reply{}, fmt.Errorf("cancelling job %s: %w", jobID, err)
 	}
-	if record.State == lifecycle.StateRunning {
+	if state == lifecycle.StateRunning {
 		if reply, ok := control.AskCancel(ctx, o.nc, o.names.Control(jobID)); ok {
 			return reply, nil
 		}
 	}
-	reply := control.CancelReply(string(record.Outcome))
+	reply := control.CancelReply(string(state), state.Final())
 	reply.JobID = jobID
 	return reply, nil
 }

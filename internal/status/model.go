@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// DefaultEvery is how often a Model looks for what is new.
-	DefaultEvery = time.Second
+	// defaultEvery is how often a Model looks for what is new.
+	defaultEvery = time.Second
 	// storageEvery is how often it looks how full the streams are.
 	storageEvery = 5 * time.Second
 	// oddLimit is how often in a row the number of waiting jobs may differ from the
@@ -83,10 +83,10 @@ type Freshness struct {
 }
 
 // NewModel returns a Model that knows nothing until it runs. every is the time between
-// two looks; 0 is DefaultEvery.
+// two looks; 0 is defaultEvery.
 func NewModel(store *Store, every time.Duration) *Model {
 	if every <= 0 {
-		every = DefaultEvery
+		every = defaultEvery
 	}
 	names := store.names
 	m := &Model{

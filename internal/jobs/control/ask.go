@@ -11,16 +11,16 @@ import (
 // askTimeout bounds the wait for the worker that runs a job.
 const askTimeout = 5 * time.Second
 
-// CancelReply returns the reply to the cancel of a job that has this outcome; "": it
-// has none yet, and the cancel is recorded.
-func CancelReply(outcome string) Reply {
-	switch outcome {
-	case "":
+// CancelReply returns the reply to the cancel of a job in this state. If the state is not
+// final, the cancel is recorded.
+func CancelReply(state string, final bool) Reply {
+	switch {
+	case !final:
 		return Reply{Status: StatusRequested}
-	case StatusCancelled: // also if the worker that ran the job ended it a moment ago
+	case state == StatusCancelled: // also if the worker that ran the job ended it a moment ago
 		return Reply{Status: StatusCancelled}
 	default:
-		return Reply{Status: StatusFinished, Outcome: outcome}
+		return Reply{Status: StatusFinished, Outcome: state}
 	}
 }
 
