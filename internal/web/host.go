@@ -9,11 +9,11 @@ import (
 )
 
 // HostCheck refuses requests for a name that is not one of ours. A web page whose
-// name has come to lead here (DNS rebinding) would else be allowed to read the
+// name has come to lead here (DNS rebinding) would otherwise be allowed to read the
 // answers, and to ask for changes.
 type HostCheck struct {
 	Addr    string   // host:port at which the server listens: its host is known
-	Hosts   []string // names and addresses that are known too, beside localhost and this host's name
+	Hosts   []string // names and addresses that are known too, besides localhost and this host's name
 	Setting string   // that has Hosts, for the answer to others
 	// OwnAddresses leaves out addresses that are neither in Hosts nor the
 	// connection's own. An address can't be made to lead here by others, so that
