@@ -80,7 +80,7 @@ type circuitChange func(ctx context.Context, o *operate.Operator, cc circuit.Cir
 func (c *cli) circuitChange(use, short, long, verb string, change circuitChange) *cobra.Command {
 	var yes, asJSON bool
 	cmd := &cobra.Command{
-		Use: use, Short: short, Long: long, Args: cobra.RangeArgs(1, 2),
+		Use: use, Short: short, Long: long, Args: argCount(1, 2),
 		ValidArgsFunction: c.completeCircuits,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.changeCircuits(cmd.Context(), verb, args, yes, asJSON, change)
@@ -129,7 +129,7 @@ func (c *cli) changeCircuits(ctx context.Context, verb string, args []string, ye
 		return err
 	}
 	if len(list) == 0 {
-		return fmt.Errorf("app %s: %w: 'avatarworker circuit ls' lists those that are", args[0], circuit.ErrNone)
+		return fmt.Errorf("app %s: %w: 'avatarworker circuit ls' lists the open ones", args[0], circuit.ErrNone)
 	}
 	if len(list) > 1 && !yes && c.interactive() {
 		if err := c.sure(ctx, fmt.Sprintf("%s %s of app %s?", verb, count(len(list), "circuit"), args[0])); err != nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -42,12 +44,13 @@ type cli struct {
 	secrets    bool              // check the configuration's secrets too
 	started    bool              // the command line was valid
 	loaded     *config.Config
+	denied     *denied
 }
 
 func newCLI(stdin io.Reader, stdout, stderr io.Writer, environ []string) *cli {
 	return &cli{
 		stdin: stdin, stdout: &screenWriter{to: stdout}, stderr: &screenWriter{to: stderr}, environ: environ,
-		now: time.Now, overrides: make(map[string]string), flags: make(map[string]string),
+		now: time.Now, denied: &denied{}, overrides: make(map[string]string), flags: make(map[string]string),
 	}
 }
 
@@ -182,7 +185,7 @@ func (c *cli) connect(ctx context.Context, command string) (*link, error) {
 	if err != nil {
 		return nil, &configError{err}
 	}
-	options.Once = true
+	options.Once, options.OnDenied = true, c.denied.add
 	nc, js, err := natsconn.Open(ctx, options)
 	var wrong *natsconn.SettingError
 	if errors.As(err, &wrong) {
@@ -196,6 +199,27 @@ func (c *cli) connect(ctx context.Context, command string) (*link, error) {
 		cfg: cfg, log: log, nc: nc, js: js, names: names,
 		client: client.New(client.Options{JetStream: js, Names: names, Now: c.now, Log: log}),
 	}, nil
+}
+
+// denied is what NATS did not permit a command. A request that is not permitted gets
+// no answer, so its own error says only that time ran out.
+type denied struct {
+	mu         sync.Mutex
+	operations []string
+}
+
+func (d *denied) add(operation string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !slices.Contains(d.operations, operation) {
+		d.operations = append(d.operations, operation)
+	}
+}
+
+func (d *denied) list() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.operations)
 }
 
 // close sends what was published and closes.

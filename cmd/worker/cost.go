@@ -26,21 +26,14 @@ func (p *period) register(cmd *cobra.Command) {
 }
 
 func (p *period) times(now time.Time) (since, until time.Time, err error) {
-	if since, err = dayOrTime("--since", p.since, now); err != nil {
+	if since, err = pastTime("--since", p.since, now); err != nil {
 		return since, until, err
 	}
-	until, err = dayOrTime("--until", p.until, now)
+	until, err = pastTime("--until", p.until, now)
 	if err == nil && !since.IsZero() && !until.IsZero() && !since.Before(until) {
 		err = usagef("--since %s is not before --until %s", p.since, p.until)
 	}
 	return since, until, err
-}
-
-func dayOrTime(flag, text string, now time.Time) (time.Time, error) {
-	if day, err := time.Parse(time.DateOnly, text); err == nil {
-		return day, nil
-	}
-	return pastTime(flag, text, now)
 }
 
 func newCostCommand(c *cli) *cobra.Command {
@@ -161,7 +154,7 @@ func newCostCheckCommand(c *cli, with ledgerFunc) *cobra.Command {
 		asJSON    bool
 	)
 	cmd := &cobra.Command{
-		Use: "check FILE", Short: "Hold the vendor's own list against the ledger, by connection id", Args: cobra.ExactArgs(1),
+		Use: "check FILE", Short: "Hold the vendor's own list against the ledger, by connection id", Args: argCount(1, 1),
 		Long: `Reads a list of sessions: CSV whose first line names the columns, or a JSON object
 on each line, with connection_id and at least one of connected_ms,
 connected_seconds and credits. "-" is stdin. Give --since and --until of the list:
@@ -267,7 +260,7 @@ still differ.`,
 					view.Corrected, view.Compared, err = s.Rebuild(cmd.Context())
 				}
 				if errors.Is(err, usage.ErrNoCounters) {
-					return fmt.Errorf("%w: NATS 2.12 or later has them, and a worker makes them when it starts; until then sums are read from the records", err)
+					return fmt.Errorf("%w: 'avatarworker setup' makes them, on NATS 2.12 or later; then repeat the command. Without them sums are read from the records", err)
 				}
 				if err != nil {
 					return err

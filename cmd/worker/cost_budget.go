@@ -23,7 +23,7 @@ func newCostBudgetCommand(c *cli, with ledgerFunc) *cobra.Command {
 		reset, asJSON bool
 	)
 	cmd := &cobra.Command{
-		Use: "budget [KEY]", Short: "Show what is spent of each budget, or change one while workers run", Args: cobra.MaximumNArgs(1),
+		Use: "budget [KEY]", Short: "Show what is spent of each budget, or change one while workers run", Args: argCount(0, 1),
 		Long: `Without a KEY: what is spent of the budgets of this configuration in the current
 period. With a KEY as in budgets (app_id or label.NAME) and --credits: the budget of
 every app or value under it is that from now on, for all workers at once, whatever

@@ -100,7 +100,7 @@ func TestAVendorsListIsCheckedAndOneThatCanNotBeReadNamesItsLine(t *testing.T) {
 		expect(t, 1, []string{want}, check(file(text))...)
 	}
 	expect(t, 1, []string{"no such file"}, check(filepath.Join(t.TempDir(), "none"))...)
-	expect(t, 2, []string{"accepts 1 arg"}, b.args("cost", "check")...)
+	expect(t, 2, []string{"no FILE given"}, b.args("cost", "check")...)
 }
 
 func TestCountersAreRebuiltAndBudgetsAreShownAndChanged(t *testing.T) {
@@ -124,4 +124,15 @@ func TestCountersAreRebuiltAndBudgetsAreShownAndChanged(t *testing.T) {
 	for _, wrong := range [][]string{{"--credits", "5"}, {"app_id"}, {"app_id", "--credits", "0"}, {"app_id", "--credits", "1000000001"}, {"app_id", "--credits", "5", "--per", "week"}, {"--per", "day"}, {"app_id", "--credits", "1", "--reset"}} {
 		expect(t, 2, nil, with(append([]string{"cost", "budget"}, wrong...)...)...)
 	}
+}
+
+func TestRebuildWithoutCountersSaysHowToMakeThem(t *testing.T) {
+	b := newBench(t)
+	b.used()
+	if err := b.js.DeleteStream(t.Context(), "AVATAR_TOTALS"); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, 1, []string{"'avatarworker setup' makes them"}, b.args("cost", "rebuild")...)
+	expect(t, 0, []string{"AVATAR_TOTALS"}, b.args("setup")...)
+	expect(t, 0, []string{"different  0"}, b.args("cost", "rebuild")...)
 }

@@ -40,7 +40,7 @@ func (lf *letterFlags) register(cmd *cobra.Command, limit int) {
 	f.StringSliceVar(&lf.classes, "class", nil, "only with this error `CLASS`")
 	f.StringSliceVar(&lf.apps, "app", nil, "only of the app with this `ID`")
 	f.StringSliceVar(&lf.jobs, "job", nil, "only of the job with this `ID`")
-	f.StringVar(&lf.before, "before", "", "only those that failed before this `TIME` (RFC 3339, or a duration ago such as 2h)")
+	f.StringVar(&lf.before, "before", "", "only those that failed before this `TIME` (2026-03-01 (UTC), RFC 3339, or a duration ago such as 2h)")
 	f.StringVar(&lf.after, "after", "", "only those that failed at this `TIME` or later")
 	f.BoolVar(&lf.newest, "newest", false, "newest first")
 	f.IntVar(&lf.limit, "limit", limit, "at most `N` (0: no limit)")
@@ -81,7 +81,7 @@ func (c *cli) warnUnknown(f dlq.Filter) {
 	}
 }
 
-// pastTime reads a time, or how long ago it was.
+// pastTime reads a day (UTC), a time, or how long ago it was.
 func pastTime(flag, text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
@@ -89,11 +89,12 @@ func pastTime(flag, text string, now time.Time) (time.Time, error) {
 	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
 		return now.Add(-d), nil
 	}
-	t, err := time.Parse(time.RFC3339, text)
-	if err != nil {
-		return t, usagef("%s %q: want a time such as 2026-03-01T12:00:00Z, or how long ago such as 90m", flag, text)
+	for _, layout := range []string{time.DateOnly, time.RFC3339} {
+		if t, err := time.Parse(layout, text); err == nil {
+			return t, nil
+		}
 	}
-	return t, nil
+	return time.Time{}, usagef("%s %q: want a day such as 2026-03-01 (UTC), a time such as 2026-03-01T12:00:00Z, or how long ago such as 90m", flag, text)
 }
 
 // sequences reads the SEQ arguments.
@@ -102,7 +103,7 @@ func sequences(args []string) ([]uint64, error) {
 	for _, arg := range args {
 		seq, err := strconv.ParseUint(arg, 10, 64)
 		if err != nil || seq == 0 {
-			return nil, usagef("%q is not a SEQ: want a number as 'avatarworker dlq ls' shows it", arg)
+			return nil, usagef("%q is not a SEQ: 'avatarworker dlq ls' lists them", arg)
 		}
 		seqs = append(seqs, seq)
 	}

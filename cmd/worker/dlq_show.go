@@ -23,7 +23,7 @@ func newDLQShowCommand(c *cli) *cobra.Command {
 		raw bool
 	)
 	cmd := &cobra.Command{
-		Use: "show [SEQ]", Short: "Show a dead letter, and explain its error", Args: cobra.MaximumNArgs(1),
+		Use: "show [SEQ]", Short: "Show a dead letter, and explain its error", Args: argCount(0, 1),
 		Long: `Shows a dead letter: what its error means, who can correct it and how; then its
 headers, the error and the job. Without SEQ it shows the first letter that matches
 the filters. Egress tokens and the queries of URLs are hidden; --raw writes the job's

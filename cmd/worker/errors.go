@@ -20,7 +20,7 @@ import (
 func newErrorsCommand(c *cli) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "errors [CODE]", Short: "Print what error codes mean, and what the worker does about each", Args: cobra.MaximumNArgs(1),
+		Use: "errors [CODE]", Short: "Print what error codes mean, and what the worker does about each", Args: argCount(0, 1),
 		Long: `Prints every error code with its class, what a worker does about it, and its owner:
 who can correct it. The table includes what 'policy' in the configuration changes.
 With a CODE: what the code means, its owner, and what to do.`,
@@ -34,7 +34,7 @@ With a CODE: what the code means, its owner, and what to do.`,
 	}
 	jsonFlag(cmd, &asJSON)
 	cmd.AddCommand(&cobra.Command{
-		Use: "classify [FILE|-]", Short: "Say which code each recorded failure is", Args: cobra.MaximumNArgs(1),
+		Use: "classify [FILE|-]", Short: "Say which code each recorded failure is", Args: argCount(0, 1),
 		Long: `Reads failures, one JSON object a line, from FILE or stdin, and prints for each
 {"id","code","class","action","server_code","server_title","server_detail"}.
 A line that is not a failure is reported on stderr, and the exit code is then 1.`,

@@ -14,6 +14,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/status"
+	"avatarworker/internal/streams"
 )
 
 // eventFilter is what the flags of events choose.
@@ -125,7 +126,7 @@ func (c *cli) pastEvents(ctx context.Context, stream jetstream.Stream, f eventFi
 	cfg := jetstream.ConsumerConfig{FilterSubjects: subjects}
 	cfg.DeliverPolicy, cfg.OptStartTime = f.start(c.now())
 	var failed error
-	err := status.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+	err := streams.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		failed = show(status.NewEvent(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream, meta.Timestamp))
 		return failed == nil
 	})
@@ -135,7 +136,7 @@ func (c *cli) pastEvents(ctx context.Context, stream jetstream.Stream, f eventFi
 func (c *cli) followEvents(ctx context.Context, stream jetstream.Stream, f eventFilter, subjects []string, show func(status.Event) error) error {
 	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: subjects}
 	cfg.DeliverPolicy, cfg.OptStartTime = f.start(c.now())
-	return status.Follow(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	return streams.Follow(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		return show(status.NewEvent(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream, meta.Timestamp))
 	})
 }

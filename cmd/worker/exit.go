@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -44,6 +45,7 @@ func (c *cli) exitCode(cmd *cobra.Command, err error) int {
 	if err == nil {
 		return exitDone
 	}
+	defer c.noteDenied()
 	var (
 		usage     *usageError
 		badConfig *config.Error
@@ -65,5 +67,12 @@ func (c *cli) exitCode(cmd *cobra.Command, err error) int {
 	default:
 		c.note("avatarworker: %s", plainLines(err.Error()))
 		return exitFailed
+	}
+}
+
+// noteDenied says what NATS did not permit the command that failed.
+func (c *cli) noteDenied() {
+	if operations := c.denied.list(); len(operations) > 0 {
+		c.note("This NATS user is not permitted to: %s. docs/permissions.md lists what each command needs.", plain(strings.Join(operations, ", ")))
 	}
 }

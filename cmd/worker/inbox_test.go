@@ -45,3 +45,29 @@ func TestCommandsWorkWithAnInboxPrefix(t *testing.T) {
 		}
 	}
 }
+
+// A request that is not permitted gets no answer: without the subject the error
+// would only say that time ran out.
+func TestACommandWithoutPermissionNamesTheSubject(t *testing.T) {
+	t.Parallel() // it mostly waits
+	url := natstest.Configured(t, `
+		listen: 127.0.0.1:-1
+		jetstream: enabled
+		authorization { users: [
+			{user: admin, password: p}
+			{user: me, password: p, permissions: {publish: {deny: ["$JS.API.STREAM.INFO.AVATAR_USAGE", "avatar.workers.>"]}}}
+		] }`)
+	js, err := jetstream.New(natstest.ConnectURL(t, url, nats.UserInfo("admin", "p")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings()); err != nil {
+		t.Fatal(err)
+	}
+	for denied, args := range map[string][]string{
+		"$JS.API.STREAM.INFO.AVATAR_USAGE": {"cost"},
+		"avatar.workers.w-1.drain":         {"drain", "w-1"},
+	} {
+		expect(t, exitFailed, []string{`This NATS user is not permitted to: Publish to "` + denied + `"`, "docs/permissions.md"}, append(args, "--nats-url", strings.Replace(url, "nats://", "nats://me:p@", 1))...)
+	}
+}

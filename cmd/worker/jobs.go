@@ -33,7 +33,7 @@ func (ff *filterFlags) register(c *cli, cmd *cobra.Command, limit int) {
 	f.StringSliceVar(&ff.avatars, "avatar", nil, "of the avatar with this `ID`")
 	f.StringArrayVar(&ff.labels, "label", nil, "with the label `KEY=VALUE`; of several, all")
 	f.StringSliceVar(&ff.codes, "code", nil, "whose last failure, or what holds them, has this error `CODE`")
-	f.StringVar(&ff.older, "older", "", "published before this `TIME` (RFC 3339, or a duration ago such as 2h)")
+	f.StringVar(&ff.older, "older", "", "published before this `TIME` (2026-03-01 (UTC), RFC 3339, or a duration ago such as 2h)")
 	f.StringVar(&ff.newer, "newer", "", "published at this `TIME` or later")
 	f.IntVar(&ff.limit, "limit", limit, "at most `N` (0: no limit)")
 	f.DurationVar(&ff.countFor, "count-for", status.DefaultCountFor, "longest `TIME` for looking at jobs that wait")
@@ -232,7 +232,7 @@ func newJobsShowCommand(c *cli) *cobra.Command {
 		countFor time.Duration
 	)
 	cmd := &cobra.Command{
-		Use: "show JOB", Short: "Show a job: its record, its history, what it costs, what to do", Args: cobra.ExactArgs(1),
+		Use: "show JOB", Short: "Show a job: its record, its history, what it costs, what to do", Args: argCount(1, 1),
 		Long: `Shows a job's record, its events and errors in order, its connected time and
 credits as far as records and events know them, and what to do. A job that only
 waits in its queue is found too, in at most --count-for.`,

@@ -258,7 +258,7 @@ func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
 		{2, "give --avatar", []string{"submit"}},
 		{2, "no speech", []string{"submit", "--avatar", "a"}},
 		{2, "not both", []string{"submit", "a.json", "-f", "b.json"}},
-		{2, "accepts at most 1 arg", []string{"submit", "a.json", "b.json"}},
+		{2, `unexpected argument "b.json"`, []string{"submit", "a.json", "b.json"}},
 		{2, "unknown command", []string{"completion", "tcsh"}},
 		{2, "unknown command", []string{"help", "nonsense"}},
 		{0, "Usage:", []string{"help", "dlq", "ls"}},
@@ -345,7 +345,7 @@ func TestUnknownVariableIsWarnedAboutOnce(t *testing.T) {
 	}
 }
 
-func TestAMistypedNameIsAnsweredWithTheOneThatWasMeant(t *testing.T) {
+func TestAWrongCommandLineIsAnsweredWithARightOne(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		text, help string
@@ -360,7 +360,22 @@ func TestAMistypedNameIsAnsweredWithTheOneThatWasMeant(t *testing.T) {
 		{"did you mean --sample-rate?", "avatarworker submit", []string{"submit", "--sample_rate=16000"}},
 		{"did you mean --nats-url?", "avatarworker dlq ls", []string{"dlq", "ls", "--nat-url", "x"}},
 		{"did you mean --avatar?", "avatarworker submit", []string{"submit", "-avatar", "a"}},
-		{`avatarworker run takes no arguments, got "now"`, "avatarworker run", []string{"run", "now"}},
+		{`unexpected argument "now": write 'avatarworker run'`, "avatarworker run", []string{"run", "now"}},
+		{"no FILE given: write 'avatarworker cost check FILE'", "avatarworker cost check", []string{"cost", "check"}},
+		{"no JOB given: write 'avatarworker jobs show JOB'", "avatarworker jobs show", []string{"jobs", "show"}},
+		{"no NAME given: write 'avatarworker recording get NAME'", "avatarworker recording get", []string{"recording", "get"}},
+		{"no APP given: write 'avatarworker circuit close APP [REGION]'", "avatarworker circuit close", []string{"circuit", "close"}},
+		{`unexpected argument "c": write 'avatarworker circuit close APP [REGION]'`, "avatarworker circuit close", []string{"circuit", "close", "a", "b", "c"}},
+		{"no WORKER given: write 'avatarworker drain WORKER…'", "avatarworker drain", []string{"drain"}},
+		{"no NAME given: write 'avatarworker queue pause NAME…'", "avatarworker queue pause", []string{"queue", "pause"}},
+		{`unexpected argument "b": write 'avatarworker status [JOB]'`, "avatarworker status", []string{"status", "a", "b"}},
+		{`--limit "99999999999999999999": the number is out of range`, "avatarworker jobs ls", []string{"jobs", "ls", "--limit", "99999999999999999999"}},
+		{`--limit "few": want a whole number`, "avatarworker jobs ls", []string{"jobs", "ls", "--limit", "few"}},
+		{`--for "long": want a duration such as 90s, 15m or 24h`, "avatarworker queue pause", []string{"queue", "pause", "q", "--for", "long"}},
+		{`--json "maybe": want true or false`, "avatarworker status", []string{"status", "--json=maybe"}},
+		{`--set "x": want key=value`, "avatarworker status", []string{"status", "--set", "x"}},
+		{`--since "2026-13-01": want a day such as 2026-03-01 (UTC), a time`, "avatarworker cost", []string{"cost", "--since", "2026-13-01"}},
+		{`--newer "soon": want a day such as 2026-03-01 (UTC), a time`, "avatarworker jobs ls", []string{"jobs", "ls", "--newer", "soon"}},
 		{"is not a job id", "avatarworker status", []string{"status", "a.b"}},
 	} {
 		_, _, stderr := call(t, tc.args...)

@@ -14,7 +14,6 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/event"
@@ -27,7 +26,7 @@ import (
 // letter gives a job up.
 func (b *bench) letter(id string, code errors.Code, body string, failedAt time.Time) {
 	b.t.Helper()
-	err := dlq.NewWriter(b.js, names).Write(b.t.Context(), jobs.DeadLetter{
+	err := dlq.NewWriter(b.js, names).Write(b.t.Context(), lifecycle.DeadLetter{
 		Job: jobspec.Identity{ID: id, Run: 1, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 1}, Data: []byte(body),
 		Reason: lifecycle.ReasonPermanent, Attempts: 1, FailedAt: failedAt, Worker: "host",
 		Error: event.Error{
@@ -424,7 +423,7 @@ func TestDeadLetterIsExplainedAndItsSecretsHidden(t *testing.T) {
 	if got := expect(t, 0, nil, b.args("dlq", "show", "1", "--raw")...); got != body {
 		t.Errorf("raw: %s", got)
 	}
-	expect(t, 1, []string{"no such dead letter"}, b.args("dlq", "show", "99")...)
+	expect(t, 1, []string{"dead letter 99: not found"}, b.args("dlq", "show", "99")...)
 	expect(t, 1, []string{"no dead letter"}, b.args("dlq", "show", "--job", "absent")...)
 }
 
@@ -449,7 +448,7 @@ func TestReplayRunsEachJobOnceAlsoWhenRepeated(t *testing.T) {
 		t.Errorf("%d jobs, want 1", b.jobsStored())
 	}
 	expect(t, 0, []string{"1 replayed"}, b.args(append(code, "--ignore-deadline")...)...)
-	expect(t, 1, []string{"no such dead letter", "1 failed"}, b.args("dlq", "replay", "1")...)
+	expect(t, 1, []string{"dead letter 1: not found", "1 failed"}, b.args("dlq", "replay", "1")...)
 	if b.jobsStored() != 2 || b.letters() != 1 {
 		t.Errorf("%d jobs, %d letters", b.jobsStored(), b.letters())
 	}

@@ -200,7 +200,7 @@ func TestQueuesArePausedAndResumed(t *testing.T) {
 	}
 	expect(t, 0, []string{"default  resumed"}, b.args("queue", "resume", "default")...)
 	expect(t, 0, []string{"default  not_paused"}, b.args("queue", "resume", "default")...)
-	expect(t, 1, []string{"vip  failed", "no such queue"}, b.args("queue", "pause", "vip")...)
+	expect(t, 1, []string{"vip  failed", "no worker has served this queue yet"}, b.args("queue", "pause", "vip")...)
 	expect(t, 2, []string{"--for"}, b.args("queue", "pause", "default", "--for", "-1h")...)
 	if rows := decodeLines[status.Queue](t, expect(t, 0, nil, b.args("queue", "ls", "--json")...)); len(rows) != 1 || !rows[0].PausedUntil.IsZero() {
 		t.Errorf("%+v", rows)
@@ -239,13 +239,13 @@ func TestCircuitsAreProbedAndClosed(t *testing.T) {
 	expect(t, 0, []string{"app app in eu-west  probing with its next job"}, b.args("circuit", "probe", "app", "eu-west")...)
 	expect(t, 0, []string{"app app in eu-west  closed", "app app in us-west  closed"}, b.args("circuit", "close", "app")...)
 	expect(t, 0, []string{"no circuit is open"}, b.args("circuit", "ls")...)
-	expect(t, 1, []string{"no circuit of it is open"}, b.args("circuit", "close", "app")...)
+	expect(t, 1, []string{"app app: no circuit of this app is open"}, b.args("circuit", "close", "app")...)
 }
 
 func TestAWorkerThatIsNotThereCanNotDrain(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	expect(t, 1, []string{"w-1  failed", "no worker of this id answers"}, b.args("drain", "w-1")...)
+	expect(t, 1, []string{"w-1  failed", "no worker with this id answers: 'avatarworker status' lists the workers\n"}, b.args("drain", "w-1")...)
 }
 
 func TestACodeIsExplainedWithTheCommandsThatHelp(t *testing.T) {

@@ -73,7 +73,7 @@ func newQueuePauseCommand(c *cli) *cobra.Command {
 		yes, asJSON bool
 	)
 	cmd := &cobra.Command{
-		Use: "pause NAME…", Short: "Stop the deliveries of queues", Args: cobra.MinimumNArgs(1),
+		Use: "pause NAME…", Short: "Stop the deliveries of queues", Args: argCount(1, -1),
 		Long: `Stops the deliveries of queues: no job of them is started, nor tried again, until
 the pause ends or 'queue resume' ends it. What runs goes on. Workers stay ready.
 A queue that is paused already is paused until the new time.`,
@@ -100,7 +100,7 @@ A queue that is paused already is paused until the new time.`,
 func newQueueResumeCommand(c *cli) *cobra.Command {
 	var yes, asJSON bool
 	cmd := &cobra.Command{
-		Use: "resume NAME…", Short: "End the pause of queues", Args: cobra.MinimumNArgs(1),
+		Use: "resume NAME…", Short: "End the pause of queues", Args: argCount(1, -1),
 		ValidArgsFunction: c.completeQueues,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.changeQueues(cmd.Context(), "Resume", args, yes, asJSON, func(ctx context.Context, o *operate.Operator, queue string) (changedQueue, error) {
@@ -184,7 +184,7 @@ func (c *cli) operator(ctx context.Context, command string) (*link, *operate.Ope
 func newDrainCommand(c *cli) *cobra.Command {
 	var wait, yes, asJSON bool
 	cmd := &cobra.Command{
-		Use: "drain WORKER…", Short: "Have workers end as after SIGTERM", Args: cobra.MinimumNArgs(1),
+		Use: "drain WORKER…", Short: "Have workers end as after SIGTERM", Args: argCount(1, -1),
 		Long: `Asks workers, by their ids as 'avatarworker status' lists them, to drain: they take
 nothing new, finish what runs within worker.drain_timeout, hand back the rest, and
 end with exit code 0. What supervises a worker may start it again.`,

@@ -24,7 +24,7 @@ func newRecordingCommand(c *cli) *cobra.Command {
 		Use: "info FILE|OBJECT", Short: "Print what a recording holds, and check that it is complete",
 		Long: `Reads a recording from a file or, where no such file exists, from the object
 of that name in the bucket of recordings. Exit code 1 if it is not whole.`,
-		Args: cobra.ExactArgs(1),
+		Args: argCount(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error { return c.recordingInfo(cmd.Context(), args[0], asJSON) },
 	}
 	jsonFlag(info, &asJSON)
@@ -100,7 +100,7 @@ func (l *link) recordings(ctx context.Context) ([]output.Stored, error) {
 func newRecordingGetCommand(c *cli) *cobra.Command {
 	var out string
 	cmd := &cobra.Command{
-		Use: "get NAME", Short: "Fetch a recording", Args: cobra.ExactArgs(1),
+		Use: "get NAME", Short: "Fetch a recording", Args: argCount(1, 1),
 		Long: `Fetches a recording to the file of its name, to --out FILE, or with --out - to
 stdout. A file that is there already is left alone, unless --out names it; one that
 could not be fetched whole is not left behind.`,

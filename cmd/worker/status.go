@@ -26,7 +26,7 @@ func newStatusCommand(c *cli) *cobra.Command {
 		countFor      time.Duration
 	)
 	cmd := &cobra.Command{
-		Use: "status [JOB]", Short: "Show the state of a job, or of the whole fleet", Args: cobra.MaximumNArgs(1),
+		Use: "status [JOB]", Short: "Show the state of a job, or of the whole fleet", Args: argCount(0, 1),
 		Long: `With a JOB: its record, and its events and errors in order.
 
 Without: the queues, workers, circuits, and dead letters by code.

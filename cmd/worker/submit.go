@@ -43,7 +43,7 @@ type submission struct {
 func newSubmitCommand(c *cli) *cobra.Command {
 	var s submission
 	cmd := &cobra.Command{
-		Use: "submit [FILE|-]", Short: "Publish a job, and wait for its outcome", Long: aboutSubmit, Args: cobra.MaximumNArgs(1),
+		Use: "submit [FILE|-]", Short: "Publish a job, and wait for its outcome", Long: aboutSubmit, Args: argCount(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := s.takeFile(args); err != nil {
 				return err

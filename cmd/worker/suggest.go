@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -18,14 +19,45 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	case len(args) == 0:
 		return nil
 	case !cmd.HasAvailableSubCommands():
-		return usagef("%s takes no arguments, got %q", cmd.CommandPath(), args[0])
+		return tooMany(cmd, args[0])
 	}
 	return usagef("unknown command %q for %q%s", args[0], cmd.CommandPath(), didYouMean("", suggestions(cmd, args[0])))
 }
 
-// explainFlag adds to the error about an unknown flag which one was probably
-// meant.
+// argCount accepts from least to most arguments (most -1: any number). The error
+// names the argument that is missing, as the command's Use does.
+func argCount(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			names := strings.Fields(cmd.Use)[1:]
+			return usagef("no %s given: write '%s'", strings.TrimSuffix(names[len(args)], "…"), synopsis(cmd))
+		case most >= 0 && len(args) > most:
+			return tooMany(cmd, args[most])
+		}
+		return nil
+	}
+}
+
+func tooMany(cmd *cobra.Command, arg string) error {
+	return usagef("unexpected argument %q: write '%s'", arg, synopsis(cmd))
+}
+
+// synopsis is the command with its arguments, "avatarworker cost check FILE".
+func synopsis(cmd *cobra.Command) string {
+	if cmd.HasParent() {
+		return cmd.Parent().CommandPath() + " " + cmd.Use
+	}
+	return cmd.Use
+}
+
+// explainFlag rewrites the library's errors about flags: an unknown one gets the
+// name that was probably meant, a value that can't be read what is wanted instead.
 func explainFlag(cmd *cobra.Command, err error) error {
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) {
+		return explainValue(invalid)
+	}
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) {
 		return err
@@ -45,6 +77,23 @@ func explainFlag(cmd *cobra.Command, err error) error {
 		}
 	})
 	return fmt.Errorf("%w%s", err, didYouMean("--", suggestions(flags, typed)))
+}
+
+// explainValue says what a flag wants. The error of a flag that has a form of its
+// own says it already.
+func explainValue(err *pflag.InvalidValueError) error {
+	want := err.Unwrap().Error()
+	switch kind := err.GetFlag().Value.Type(); {
+	case errors.Is(err, strconv.ErrRange):
+		want = "the number is out of range"
+	case kind == "duration":
+		want = "want a duration such as 90s, 15m or 24h"
+	case kind == "bool":
+		want = "want true or false"
+	case strings.HasPrefix(kind, "int"), strings.HasPrefix(kind, "uint"):
+		want = "want a whole number"
+	}
+	return fmt.Errorf("--%s %q: %s", err.GetFlag().Name, err.GetValue(), want)
 }
 
 // suggestions are the commands under cmd that typed may have meant.

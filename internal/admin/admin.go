@@ -3,17 +3,12 @@
 package admin
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
-	"log"
 	"net"
 	"net/http"
 	"net/http/pprof"
-	"net/netip"
-	"os"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -22,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/web"
 )
 
 // Options of a Server.
@@ -38,12 +34,9 @@ type Options struct {
 
 // Server is the admin listener. Start it once; Stop it as often as you like.
 type Server struct {
-	options Options
-	http    *http.Server
-	stopped chan struct{} // closed when serving has ended
+	*web.Server
 
-	mu       sync.Mutex
-	listener net.Listener
+	options Options
 }
 
 const (
@@ -58,48 +51,28 @@ func New(options Options) *Server {
 	if options.Addr == "" {
 		options.Addr = defaultAddr
 	}
-	s := &Server{options: options, stopped: make(chan struct{})}
-	s.http = &http.Server{
+	s := &Server{options: options}
+	s.Server = web.NewServer("admin", &http.Server{
 		Handler:           s.Handler(),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      profileTime,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          log.New(errorLog{options.Logger}, "", 0),
-	}
+	}, options.Logger)
 	return s
-}
-
-// errorLog takes net/http's complaints about single connections, which are
-// the callers' doing.
-type errorLog struct{ logger zerolog.Logger }
-
-func (l errorLog) Write(text []byte) (int, error) {
-	l.logger.Debug().Str("component", "admin").Msg(strings.TrimSpace(string(text)))
-	return len(text), nil
 }
 
 // Start listens and serves until Stop. It returns the address that it listens
 // at, with the port that was chosen for port 0.
 func (s *Server) Start() (net.Addr, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.listener != nil {
-		return nil, errors.New("admin: already started")
-	}
-	listener, err := net.Listen("tcp", s.options.Addr)
+	addr, err := s.Server.Start(s.options.Addr, func(err error) {
+		s.options.Logger.Error().Err(err).Msg("the admin listener ended: no health and no metrics until a restart")
+	})
 	if err != nil {
 		return nil, fmt.Errorf("admin.addr: can't listen at %s: %w%s", s.options.Addr, err, adviceOnListening(err))
 	}
-	s.listener = listener
-	go func() {
-		defer close(s.stopped)
-		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			s.options.Logger.Error().Err(err).Msg("the admin listener ended: no health and no metrics until a restart")
-		}
-	}()
-	return listener.Addr(), nil
+	return addr, nil
 }
 
 // adviceOnListening says what to do where another process has the address.
@@ -110,23 +83,6 @@ func adviceOnListening(err error) string {
 	return ": is it another worker on this host? Give each an address of its own with --admin-addr HOST:PORT, AVATAR_ADMIN_ADDR or admin.addr (port 0 takes a free one; off: none)"
 }
 
-// Stop takes no new requests, waits for those that run until ctx ends, and
-// then cuts them off; the error says that it had to.
-func (s *Server) Stop(ctx context.Context) error {
-	s.mu.Lock()
-	started := s.listener != nil
-	s.mu.Unlock()
-	if !started {
-		return nil
-	}
-	err := s.http.Shutdown(ctx)
-	if err != nil {
-		err = errors.Join(fmt.Errorf("admin: requests were cut off: %w", err), s.http.Close())
-	}
-	<-s.stopped
-	return err
-}
-
 // Handler serves the same without a listener of its own.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
@@ -135,7 +91,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("/readyz", answer("ready", "not ready", s.options.Ready, s.options.Note))
 	if s.options.Gatherer != nil {
 		mux.Handle("/metrics", promhttp.HandlerFor(s.options.Gatherer, promhttp.HandlerOpts{
-			ErrorLog: log.New(errorLog{s.options.Logger}, "", 0), EnableOpenMetrics: true,
+			ErrorLog: web.ErrorLog("admin", s.options.Logger), EnableOpenMetrics: true,
 		}))
 	}
 	if s.options.PProf {
@@ -145,72 +101,8 @@ func (s *Server) Handler() http.Handler {
 		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
-	return secured(HostCheck{Addr: s.options.Addr, Hosts: s.options.Hosts, Setting: "admin.hosts"}.Handler(mux))
+	return secured(web.HostCheck{Addr: s.options.Addr, Hosts: s.options.Hosts, Setting: "admin.hosts"}.Handler(mux))
 }
-
-// HostCheck refuses requests for a name that is not one of ours. A web page whose
-// name has come to lead here (DNS rebinding) would else be allowed to read the
-// answers, and to ask for changes.
-type HostCheck struct {
-	Addr    string   // host:port at which the server listens: its host is known
-	Hosts   []string // names and addresses that are known too, beside localhost and this host's name
-	Setting string   // that has Hosts, for the answer to others
-	// OwnAddresses leaves out addresses that are neither in Hosts nor the
-	// connection's own. An address can't be made to lead here by others, so that
-	// this only matters to who counts on the list.
-	OwnAddresses bool
-}
-
-// Handler serves next to requests with a Host that is known, and the status 421 to
-// others.
-func (c HostCheck) Handler(next http.Handler) http.Handler {
-	known := map[string]bool{"localhost": true}
-	if host, _, err := net.SplitHostPort(c.Addr); err == nil {
-		known[hostName(host)] = true
-	}
-	if host, err := os.Hostname(); err == nil {
-		known[hostName(host)] = true
-	}
-	for _, host := range c.Hosts {
-		known[hostName(host)] = true
-	}
-	delete(known, "") // of an address without a host
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host := r.Host
-		if h, _, err := net.SplitHostPort(host); err == nil {
-			host = h
-		}
-		host = hostName(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
-		if !known[host] && !strings.HasSuffix(host, ".localhost") && !c.takesAddress(r, host) {
-			http.Error(w, "this name is not served here: use an address, or add the name to "+c.Setting, http.StatusMisdirectedRequest)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-// takesAddress reports whether a host that is not known by name is an address that
-// is served, or is missing, as in HTTP/1.0.
-func (c HostCheck) takesAddress(r *http.Request, host string) bool {
-	addr, err := netip.ParseAddr(host)
-	switch {
-	case !c.OwnAddresses:
-		return err == nil || host == ""
-	case err != nil:
-		return false
-	case addr.IsLoopback():
-		return true
-	}
-	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-	if !ok {
-		return false
-	}
-	own, err := netip.ParseAddrPort(local.String())
-	return err == nil && own.Addr().Unmap().WithZone("") == addr.Unmap().WithZone("")
-}
-
-// hostName is a name as names are compared.
-func hostName(host string) string { return strings.ToLower(strings.TrimSuffix(host, ".")) }
 
 func notFound(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }
 
@@ -255,7 +147,7 @@ func answer(yes, no string, check func() error, note func() string) http.Handler
 		}
 		if check != nil {
 			if err := check(); err != nil {
-				status, word, reason = http.StatusServiceUnavailable, no, err.Error()
+				status, word, reason = http.StatusServiceUnavailable, no, strings.ReplaceAll(err.Error(), "\n", "; ")
 			}
 		}
 		if wantsJSON(r) {

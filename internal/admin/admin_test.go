@@ -43,6 +43,8 @@ func TestReadyzSaysWhyNot(t *testing.T) {
 		{"not ready", "/readyz", "*/*", Options{Ready: no}, 503, "text/plain", "not ready: draining: 3 sessions left\n"},
 		{"not ready, JSON", "/readyz", "application/json", Options{Ready: no}, 503, "application/json", `{"status":"not ready","reason":"draining: 3 sessions left"}` + "\n"},
 		{"ready, JSON", "/readyz", "text/xml, application/json;q=0.9", Options{}, 200, "application/json", `{"status":"ready"}` + "\n"},
+		{"several reasons", "/readyz", "", Options{Ready: func() error { return errors.Join(no(), errors.New("no lease")) }}, 503, "text/plain", "not ready: draining: 3 sessions left; no lease\n"},
+		{"several reasons, JSON", "/readyz", "application/json", Options{Ready: func() error { return errors.Join(no(), errors.New("no lease")) }}, 503, "application/json", `{"status":"not ready","reason":"draining: 3 sessions left; no lease"}` + "\n"},
 		{"ready, with a note", "/readyz", "", Options{Note: func() string { return "queue default is paused" }}, 200, "text/plain", "ready: queue default is paused\n"},
 		{"ready, with a note, JSON", "/readyz", "application/json", Options{Note: func() string { return "paused" }}, 200, "application/json", `{"status":"ready","note":"paused"}` + "\n"},
 		{"text first", "/readyz", "text/plain, application/json", Options{}, 200, "text/plain", "ready\n"},
@@ -230,7 +232,7 @@ func TestReasonsAreValidJSONWhateverTheyHold(t *testing.T) {
 	reason := "quote \" newline \n <tag>"
 	w := ask(t, Options{Ready: func() error { return errors.New(reason) }}, http.MethodGet, "/readyz", "application/json")
 	var got struct{ Reason string }
-	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got.Reason != reason {
+	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got.Reason != "quote \" newline ;  <tag>" {
 		t.Errorf("got %q, %v", got.Reason, err)
 	}
 }

@@ -168,7 +168,7 @@ func (a *App) Run(ctx context.Context) (err error) {
 	beside, stopBeside := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { a.watchQueues(beside, js, handles) })
-	wg.Go(func() { a.newWatchdog(js).run(beside) })
+	wg.Go(func() { a.newWatchdog(js, handles).run(beside) })
 	defer wg.Wait()
 	defer stopBeside()
 	return worker.Run(working)
@@ -236,11 +236,7 @@ func (a *App) Ready() error {
 	case worker == nil:
 		return starting
 	}
-	err := worker.Ready()
-	if err != nil && missing != nil {
-		return fmt.Errorf("%w; %w", err, missing)
-	}
-	return errors.Join(err, missing)
+	return errors.Join(worker.Ready(), missing)
 }
 
 func (a *App) started(w *jobs.Worker) {

@@ -28,6 +28,7 @@ const (
 type watchdog struct {
 	js       jetstream.JetStream
 	names    topology.Names
+	kept     []topology.Kept // what it checks
 	settings topology.Settings
 	every    time.Duration
 	log      zerolog.Logger
@@ -37,13 +38,13 @@ type watchdog struct {
 	missing map[string]error // by stream
 }
 
-func (a *App) newWatchdog(js jetstream.JetStream) *watchdog {
+func (a *App) newWatchdog(js jetstream.JetStream, h topology.Handles) *watchdog {
 	every := a.o.CheckEvery
 	if every <= 0 {
 		every = checkEvery
 	}
 	return &watchdog{
-		js: js, names: a.names, settings: Settings(a.c), every: every, log: a.log,
+		js: js, names: a.names, kept: h.Kept(a.names), settings: Settings(a.c), every: every, log: a.log,
 		report: a.setMissing, fill: a.storage, missing: make(map[string]error),
 	}
 }
@@ -70,7 +71,7 @@ func (w *watchdog) run(ctx context.Context) {
 
 // check checks every stream and bucket once.
 func (w *watchdog) check(ctx context.Context) {
-	for _, kept := range w.names.Kept() {
+	for _, kept := range w.kept {
 		if !w.js.Conn().IsConnected() {
 			return // nothing can be found out
 		}
@@ -154,7 +155,7 @@ func (w *watchdog) advise(kept topology.Kept) error {
 // fault returns what is missing as an error of one line, or nil.
 func (w *watchdog) fault() error {
 	var texts []string
-	for _, kept := range w.names.Kept() {
+	for _, kept := range w.kept {
 		if err := w.missing[kept.Stream]; err != nil {
 			texts = append(texts, err.Error())
 		}

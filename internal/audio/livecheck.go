@@ -3,10 +3,10 @@ package audio
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/audio/sniff"
 	"avatarworker/internal/errors"
 )
 
@@ -19,7 +19,7 @@ const liveSniffed = 4 << 10
 type liveCheck struct {
 	head []byte // of the utterance, as far as it is looked at; nil: looked at
 	seen bool   // the head was
-	wav  wavInside
+	wav  sniff.WAVHeaders
 }
 
 // chunk checks the next message of the utterance.
@@ -39,14 +39,14 @@ func (c *liveCheck) pcm(spec LiveSpec, data []byte, refuse func(string, ...any) 
 	if c.begin(data) {
 		look = c.head
 	}
-	if kind, found := detectKind(look); found {
-		return refuse("is %s, and the job says raw PCM; %s", kind.name, kind.liveHint(spec.SampleRate))
+	if kind, found := sniff.Detect(look); found {
+		return refuse("is %s, and the job says raw PCM; %s", kind.Name, kind.LiveHint(spec.SampleRate))
 	}
 	c.end(len(c.head) >= liveSniffed)
 	if len(data)%2 == 1 {
 		return refuse("has %d bytes; 16-bit PCM has an even number in each", len(data))
 	}
-	if c.wav.find(data) >= 0 {
+	if c.wav.Find(data) >= 0 {
 		return refuse("has the header of a WAV file in it; publish the samples alone")
 	}
 	return nil
@@ -58,11 +58,11 @@ func (c *liveCheck) opus(spec LiveSpec, data []byte, refuse func(string, ...any)
 	}
 	const mark = "OggS"
 	if !bytes.HasPrefix([]byte(mark), c.head[:min(len(c.head), len(mark))]) {
-		kind, found := detectKind(c.head)
+		kind, found := sniff.Detect(c.head)
 		if !found {
-			kind.name = "not the beginning of an Ogg file"
+			kind.Name = "not the beginning of an Ogg file"
 		}
-		return refuse("is %s, and the job says ogg_opus: an utterance is one Ogg Opus stream, from its first page on", kind.name)
+		return refuse("is %s, and the job says ogg_opus: an utterance is one Ogg Opus stream, from its first page on", kind.Name)
 	}
 	page := cutPage(c.head)
 	if page == nil {
@@ -95,12 +95,4 @@ func (c *liveCheck) end(enough bool) {
 	if enough {
 		c.seen, c.head = true, nil
 	}
-}
-
-// liveHint returns what to do about live speech that is not PCM.
-func (k kindOfFile) liveHint(rate int) string {
-	if k.remedy == remedyConvert {
-		return fmt.Sprintf("publish the samples alone; to convert it: ffmpeg -i FILE -ac 1 -ar %d -f s16le -", rate)
-	}
-	return "publish 16-bit samples alone"
 }

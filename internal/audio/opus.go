@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"io"
 	"time"
+
+	"avatarworker/internal/audio/sniff"
 )
 
 const (
@@ -87,7 +89,7 @@ func (d *opusDecoder) head(page *oggPage) ([]byte, error) {
 	case page.flags&oggFirst == 0:
 		return nil, d.in.broken("Ogg does not begin with the first page of a stream")
 	case !bytes.HasPrefix(head, []byte("OpusHead")):
-		return nil, d.in.broken("is an Ogg file with %s: only Opus is taken; %s", codecName(head), kindOfFile{}.hint(d.in.SampleRate))
+		return nil, d.in.broken("is an Ogg file with %s: only Opus is taken; %s", codecName(head), sniff.Kind{}.Hint(d.in.SampleRate))
 	case len(head) < opusHeadSize || len(page.segments) != 1:
 		return nil, d.in.broken("Ogg Opus has a broken OpusHead (%d bytes)", len(head))
 	case head[8]&0xF0 != 0:

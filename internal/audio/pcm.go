@@ -5,6 +5,8 @@ import (
 	"io"
 	"math/bits"
 	"time"
+
+	"avatarworker/internal/audio/sniff"
 )
 
 // pcmDecoder divides samples into chunks and converts them.
@@ -19,7 +21,7 @@ type pcmDecoder struct {
 	convert func(out, in []byte)
 	rate    int
 	samples int64 // given out so far
-	inside  wavInside
+	inside  sniff.WAVHeaders
 	after   int64 // bytes that follow the samples; 0: none, or not known
 
 	buf []byte // one chunk as it comes in
@@ -70,7 +72,7 @@ func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
 	}
 	// If a header gives the number of samples, they may have any value.
 	if d.left < 0 || d.open != nil && d.open(0) {
-		if at := d.inside.find(want[:n]); at >= 0 {
+		if at := d.inside.Find(want[:n]); at >= 0 {
 			return nil, 0, d.joined(at)
 		}
 	}
@@ -80,14 +82,14 @@ func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
 // afterSamples checks what follows the samples of a WAV. It returns io.EOF unless
 // that is another WAV, which would not be played.
 func (d *pcmDecoder) afterSamples() error {
-	if d.after < wavBegins {
+	if d.after < sniff.WAVHeaderSize {
 		return io.EOF
 	}
-	next, err := d.r.Peek(wavBegins + 1)
+	next, err := d.r.Peek(sniff.WAVHeaderSize + 1)
 	if err != nil && !endOfFile(err) {
 		return err
 	}
-	if headerIn(next) >= 0 {
+	if sniff.WAVHeader(next) >= 0 {
 		return d.joined(d.size)
 	}
 	return io.EOF

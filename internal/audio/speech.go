@@ -5,6 +5,8 @@ import (
 	"context"
 	"io"
 	"time"
+
+	"avatarworker/internal/audio/sniff"
 )
 
 // Speech is the speech of one utterance. Use it from one goroutine at a time.
@@ -120,7 +122,7 @@ func (o *Opener) parse(in *input, src *source) (*Speech, error) {
 	r := src.buffered()
 	head, err := r.Peek(12)
 	if found := container(head); err == nil && (found == "" || in.Format != "" && in.Format != found) {
-		head, err = r.Peek(min(sniffed, r.Size()))
+		head, err = r.Peek(min(sniff.Size, r.Size()))
 	}
 	if err != nil && !endOfFile(err) {
 		return nil, err
@@ -149,16 +151,16 @@ func (in *input) detect(head []byte) (string, error) {
 	if found != "" && (in.Format == "" || in.Format == found) {
 		return found, nil
 	}
-	kind, known := detectKind(head)
+	kind, known := sniff.Detect(head)
 	if !known && in.Format == "" {
-		kind, known = guessKind(head)
+		kind, known = sniff.Guess(head)
 	}
 	raw := in.Format == "" || in.Format == formatPCM
 	switch {
 	case known && in.Format == "":
-		return "", in.broken("is %s; %s", kind.name, kind.hint(in.SampleRate))
+		return "", in.broken("is %s; %s", kind.Name, kind.Hint(in.SampleRate))
 	case known:
-		return "", in.broken("is %s, but %s.format says %s; %s", kind.name, in.Field, in.Format, kind.hint(in.SampleRate))
+		return "", in.broken("is %s, but %s.format says %s; %s", kind.Name, in.Field, in.Format, kind.Hint(in.SampleRate))
 	case !raw:
 		return "", in.broken("is neither a WAV nor an Ogg file, but %s.format says %s", in.Field, in.Format)
 	case in.SampleRate == 0 && in.Format == "":

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"avatarworker/internal/audio/sniff"
 )
 
 // What a WAV's fmt chunk can say.
@@ -364,7 +366,7 @@ func isWAVChunk(head []byte) bool {
 // the file's length say.
 func (w *wavReader) mayBeChunk(head []byte) bool {
 	end := max(w.end, w.size)
-	return printable(head[:4]) && (end < 0 || w.pos+8+int64(binary.LittleEndian.Uint32(head[4:])) <= end+1)
+	return sniff.Printable(head[:4]) && (end < 0 || w.pos+8+int64(binary.LittleEndian.Uint32(head[4:])) <= end+1)
 }
 
 func (w *wavReader) read(p []byte, what string) error {

@@ -14,6 +14,7 @@ import (
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
+	"avatarworker/internal/streams"
 )
 
 // eventGrace is how long the outcome's event may come after the outcome in the
@@ -120,7 +121,7 @@ func (w *waiter) followEvents(ctx context.Context) error {
 		FilterSubjects: []string{w.c.names.EventsFilter("", w.job.JobID)},
 		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy, OptStartSeq: w.o.From.events,
 	}
-	return status.Follow(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	return streams.Follow(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		return w.event(status.NewEvent(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream, meta.Timestamp))
 	})
 }
@@ -225,7 +226,7 @@ func (w *waiter) followFrames(ctx context.Context) error {
 		FilterSubjects: []string{w.c.names.Frames(w.job.JobID)},
 		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy, OptStartSeq: w.o.From.frames,
 	}
-	return status.Follow(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	return streams.Follow(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		if err := w.o.Frames.Add(msg.Headers(), msg.Data(), meta.Sequence.Stream); err != nil {
 			return err
 		}
@@ -248,7 +249,7 @@ func (c *Client) RestOfFrames(ctx context.Context, jobID string, from Position, 
 		FilterSubject: c.names.Frames(jobID), DeliverPolicy: jetstream.DeliverByStartSequencePolicy,
 		OptStartSeq: max(from.frames, frames.reached+1),
 	}
-	err = status.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+	err = streams.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		failed = frames.Add(msg.Headers(), msg.Data(), meta.Sequence.Stream)
 		return failed == nil
 	})

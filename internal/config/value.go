@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"avatarworker/internal/errors"
 )
 
 // Secret is a text that is never shown: every way of printing it gives
@@ -60,8 +62,11 @@ func parseSize(text string) (Size, error) {
 		}
 	}
 	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || n > math.MaxInt64/int64(unit) || n < math.MinInt64/int64(unit) {
-		return 0, fmt.Errorf("%s is not a size: write bytes, or a whole number with KiB, MiB, GiB or TiB", quote(text))
+	if err == nil && (n > math.MaxInt64/int64(unit) || n < math.MinInt64/int64(unit)) {
+		err = strconv.ErrRange
+	}
+	if err != nil {
+		return 0, badNumber(err, quote(text), "is not a size: write bytes, or a whole number with KiB, MiB, GiB or TiB")
 	}
 	return Size(n) * unit, nil
 }
@@ -89,7 +94,7 @@ func parseQueue(text string) (Queue, error) {
 	}
 	n, err := strconv.Atoi(strings.TrimSpace(weight))
 	if err != nil {
-		return q, fmt.Errorf("%s is not a queue: write name or name:weight, the weight a whole number", quote(text))
+		return q, badNumber(err, quote(text), "is not a queue: write name or name:weight, the weight a whole number")
 	}
 	q.Weight = n
 	return q, nil
@@ -115,18 +120,18 @@ func parseBudget(text string) (Budget, error) {
 	if !strings.Contains(text, "://") {
 		shown = quoteCut(text) // what is before its @ is no login
 	}
-	wrong := fmt.Errorf("%s is not a budget: write key=credits/per, as in app_id=1000/day, or key=credits/per@warn", shown)
+	const want = "is not a budget: write key=credits/per, as in app_id=1000/day, or key=credits/per@warn"
 	body, warn, hasWarn := strings.Cut(text, "@")
 	key, amount, ok := strings.Cut(body, "=")
 	credits, per, hasPer := strings.Cut(amount, "/")
 	n, err := strconv.Atoi(credits)
 	if !ok || !hasPer || err != nil {
-		return Budget{}, wrong
+		return Budget{}, badNumber(err, shown, want)
 	}
 	b := Budget{Key: key, Credits: n, Per: per, Warn: defaultWarn}
 	if hasWarn {
 		if b.Warn, err = strconv.ParseFloat(warn, 64); err != nil {
-			return Budget{}, wrong
+			return Budget{}, badNumber(err, shown, want)
 		}
 	}
 	return b, nil
@@ -148,7 +153,7 @@ func parseSessionLimit(text string) (SessionLimit, error) {
 	colon := strings.LastIndexByte(text, ':')
 	most, err := strconv.Atoi(strings.TrimSpace(text[colon+1:]))
 	if colon < 0 || err != nil {
-		return SessionLimit{}, fmt.Errorf("%s is not a session limit: write key:max, the maximum a whole number, such as label.room:1", quote(text))
+		return SessionLimit{}, badNumber(err, quote(text), "is not a session limit: write key:max, the maximum a whole number, such as label.room:1")
 	}
 	return SessionLimit{Key: strings.TrimSpace(text[:colon]), Max: most}, nil
 }
@@ -169,13 +174,13 @@ func parseText(t reflect.Type, text string) (any, error) {
 	case int:
 		n, err := strconv.Atoi(text)
 		if err != nil {
-			return nil, fmt.Errorf("%s is not a whole number", quote(text))
+			return nil, badNumber(err, quote(text), "is not a whole number")
 		}
 		return n, nil
 	case float64:
 		f, err := strconv.ParseFloat(text, 64)
 		if err != nil {
-			return nil, fmt.Errorf("%s is not a number", quote(text))
+			return nil, badNumber(err, quote(text), "is not a number")
 		}
 		return f, nil
 	case time.Duration:
@@ -202,6 +207,15 @@ func parseText(t reflect.Type, text string) (any, error) {
 		return splitList(text, parseSessionLimit)
 	}
 	return nil, fmt.Errorf("a value of type %s can't be read from text", t)
+}
+
+// badNumber is the error about text with a number that err says could not be read.
+// want says what the text is not, and what to write.
+func badNumber(err error, text, want string) error {
+	if errors.Is(err, strconv.ErrRange) {
+		return fmt.Errorf("%s: the number is out of range", text)
+	}
+	return fmt.Errorf("%s %s", text, want)
 }
 
 func parseBool(text string) (bool, error) {

@@ -33,8 +33,8 @@ func (s *Store) ThisMonth(ctx context.Context, now time.Time) (usage.Totals, err
 	return s.total(ctx, month, month.AddDate(0, 1, 0))
 }
 
-// ThisMonthBy returns this month's sums by a label, most credits first.
-func (s *Store) ThisMonthBy(ctx context.Context, label string, now time.Time) ([]Row, error) {
+// thisMonthBy returns this month's sums by a label, most credits first.
+func (s *Store) thisMonthBy(ctx context.Context, label string, now time.Time) ([]Row, error) {
 	month := monthOf(now.UTC())
 	return s.Sum(ctx, Query{By: byLabel + label, Since: month, Until: month.AddDate(0, 1, 0)})
 }
@@ -69,7 +69,7 @@ func (s *Store) Overview(ctx context.Context, now time.Time) (Overview, error) {
 	}
 	o.Days = rows
 	for _, label := range s.labels {
-		if o.ByLabel[label], err = s.ThisMonthBy(ctx, label, now); err != nil {
+		if o.ByLabel[label], err = s.thisMonthBy(ctx, label, now); err != nil {
 			return o, err
 		}
 	}

@@ -18,7 +18,7 @@ import (
 
 // ErrNoLetter is in the chain of an error about a sequence where there is no
 // dead letter (any more).
-var ErrNoLetter = errors.New("no such dead letter")
+var ErrNoLetter = errors.New("not found: it was replayed or removed, or it aged out; 'avatarworker dlq ls' lists the dead letters")
 
 // Store is what operators use.
 type Store struct {

@@ -9,8 +9,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/topology"
 )
 
@@ -27,14 +27,13 @@ type Writer struct {
 	names topology.Names
 }
 
-var _ jobs.DeadLetters = (*Writer)(nil)
-
 // NewWriter writes into the dead letter stream of these names.
 func NewWriter(js jetstream.JetStream, names topology.Names) *Writer {
 	return &Writer{js: js, names: names}
 }
 
-// Last implements jobs.DeadLetters: also of letters that were removed since.
+// Last returns the sequence of the newest letter that there has been, which may have
+// been removed since.
 func (w *Writer) Last(ctx context.Context) (uint64, error) {
 	stream, err := w.js.Stream(ctx, w.names.DLQStream())
 	if err != nil {
@@ -50,7 +49,7 @@ func (w *Writer) Last(ctx context.Context) (uint64, error) {
 //
 // Every job can become a dead letter: where a letter would be larger than the
 // server takes, it leaves out what is needed least and says so in its headers.
-func (w *Writer) Write(ctx context.Context, d jobs.DeadLetter) error {
+func (w *Writer) Write(ctx context.Context, d lifecycle.DeadLetter) error {
 	if d.Job.ID == "" {
 		return fmt.Errorf("dead letter of message %d on %s: it has no job id", d.Job.StreamSeq, d.Job.Subject)
 	}
@@ -71,7 +70,7 @@ func (w *Writer) Write(ctx context.Context, d jobs.DeadLetter) error {
 }
 
 // store publishes the letter under that message id.
-func (w *Writer) store(ctx context.Context, d jobs.DeadLetter, id string) (jetstream.PubAck, error) {
+func (w *Writer) store(ctx context.Context, d lifecycle.DeadLetter, id string) (jetstream.PubAck, error) {
 	msg, err := w.compose(d, id)
 	if err != nil {
 		return jetstream.PubAck{}, err
@@ -79,7 +78,7 @@ func (w *Writer) store(ctx context.Context, d jobs.DeadLetter, id string) (jetst
 	return event.PublishStored(ctx, w.js.Conn(), msg, nil)
 }
 
-func (w *Writer) compose(d jobs.DeadLetter, id string) (*nats.Msg, error) {
+func (w *Writer) compose(d lifecycle.DeadLetter, id string) (*nats.Msg, error) {
 	event, err := eventJSON(d.Error, maxError)
 	if err != nil {
 		return nil, err

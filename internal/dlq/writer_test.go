@@ -16,9 +16,9 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/topology"
 )
@@ -47,8 +47,8 @@ func setup(t testing.TB) bench {
 	return bench{js: js, h: h, writer: dlq.NewWriter(js, names), store: dlq.NewStore(js, names, func() time.Time { return failedAt.Add(time.Hour) })}
 }
 
-func letter(id string, run int) jobs.DeadLetter {
-	return jobs.DeadLetter{
+func letter(id string, run int) lifecycle.DeadLetter {
+	return lifecycle.DeadLetter{
 		Job:    jobspec.Identity{ID: id, Run: run, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 7},
 		Header: map[string][]string{"Nats-Msg-Id": {"mine"}, "Content-Type": {"application/json"}, "X-Mine": {"a", "b"}, "traceparent": {"00-ab"}},
 		Data:   []byte(`{"avatar_id":"ok"}`),
@@ -61,7 +61,7 @@ func letter(id string, run int) jobs.DeadLetter {
 	}
 }
 
-func write(t testing.TB, b bench, d jobs.DeadLetter) {
+func write(t testing.TB, b bench, d lifecycle.DeadLetter) {
 	t.Helper()
 	if err := b.writer.Write(t.Context(), d); err != nil {
 		t.Fatal(err)
@@ -114,7 +114,7 @@ func TestSameLetterIsStoredOnce(t *testing.T) {
 	b := setup(t)
 	again := letter("j1", 1)
 	again.Error.Code, again.Error.Class = errors.CodeInternal, errors.ClassInternal
-	for _, d := range []jobs.DeadLetter{letter("j1", 1), letter("j1", 1), again, letter("j1", 2)} {
+	for _, d := range []lifecycle.DeadLetter{letter("j1", 1), letter("j1", 1), again, letter("j1", 2)} {
 		write(t, b, d)
 	}
 	info, err := b.h.DLQ.Info(t.Context())
@@ -258,18 +258,18 @@ func TestEveryJobCanBecomeADeadLetter(t *testing.T) {
 	b := setup(t)
 	payload := int(b.js.Conn().MaxPayload())
 	for name, tc := range map[string]struct {
-		change func(*jobs.DeadLetter)
+		change func(*lifecycle.DeadLetter)
 		check  func(h nats.Header) bool
 	}{
 		"largest that the jobs stream takes": {
-			func(d *jobs.DeadLetter) {
+			func(d *lifecycle.DeadLetter) {
 				d.Data = noise(payload - 64<<10 - 200)
 				d.Error.Message = strings.Repeat("m", 100_000)
 			},
 			func(h nats.Header) bool { return h.Get(dlq.HeaderDropped) == "" && h.Get(dlq.HeaderEncoding) == "" },
 		},
 		"headers as large as the server takes": {
-			func(d *jobs.DeadLetter) {
+			func(d *lifecycle.DeadLetter) {
 				d.Header["X-Big"] = []string{strings.Repeat("b", 42<<10)}
 				d.Header["Nats-Msg-Id"] = []string{strings.Repeat("i", 20<<10)}
 				d.Error.Message = strings.Repeat("m", 100_000)
@@ -279,7 +279,7 @@ func TestEveryJobCanBecomeADeadLetter(t *testing.T) {
 			},
 		},
 		"thousands of headers": {
-			func(d *jobs.DeadLetter) {
+			func(d *lifecycle.DeadLetter) {
 				for i := range 3000 {
 					d.Header["X-"+strconv.Itoa(i)] = []string{"0123456789"}
 				}
@@ -288,7 +288,7 @@ func TestEveryJobCanBecomeADeadLetter(t *testing.T) {
 			func(h nats.Header) bool { return h.Get("Content-Type") != "" && len(h.Get(dlq.HeaderDropped)) <= 1<<10 },
 		},
 		"body of the payload limit": {
-			func(d *jobs.DeadLetter) { d.Data = bytes.Repeat([]byte("{}  "), payload/4) },
+			func(d *lifecycle.DeadLetter) { d.Data = bytes.Repeat([]byte("{}  "), payload/4) },
 			func(h nats.Header) bool { return h.Get(dlq.HeaderEncoding) == "gzip" },
 		},
 	} {

@@ -121,9 +121,9 @@ func FromClose(phase Phase, code int, reason string) *Error {
 	}
 }
 
-// FromCutClose says that the connection ended and no close code is known:
+// fromCutClose says that the connection ended and no close code is known:
 // connectionClosed. A reason, if there is one, is kept.
-func FromCutClose(phase Phase, reason string) *Error {
+func fromCutClose(phase Phase, reason string) *Error {
 	e := Newf(CodeConnectionClosed, phase, "the connection ended without a close code")
 	e.CloseReason = reason
 	return e

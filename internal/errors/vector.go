@@ -116,7 +116,7 @@ func (v Vector) Classify() (*Error, error) {
 		return FromServerError(v.Phase, *v.ServerCode, text(v.Detail)), nil
 	case "close":
 		if v.CloseCode == nil {
-			return FromCutClose(v.Phase, text(v.CloseReason)), nil
+			return fromCutClose(v.Phase, text(v.CloseReason)), nil
 		}
 		return FromClose(v.Phase, *v.CloseCode, text(v.CloseReason)), nil
 	case "transport":

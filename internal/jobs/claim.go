@@ -276,7 +276,7 @@ func (c claim) finishRunBefore(ctx context.Context, r *lifecycle.Record) error {
 	if age := c.w.o.Events.CachedInfo().Config.MaxAge; age != 0 && c.w.now().Sub(r.UpdatedAt) > age/2 {
 		return nil
 	}
-	ev := c.lastEvent(r)
+	ev := c.events().Last(r)
 	if stored, err := c.w.eventStored(ctx, ev, r.EmittedAfter()); err == nil && stored {
 		return nil
 	}

@@ -2,16 +2,10 @@ package jobs
 
 import (
 	"context"
-	"encoding/json"
 	"sync"
-	"time"
 
-	"github.com/nats-io/nats.go"
-
-	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/lifecycle"
-	"avatarworker/internal/kv"
 )
 
 // Control reaches a running attempt from outside: the control subject on one
@@ -41,66 +35,6 @@ type Interrupted struct {
 	LastSeq int64  // the last Avatar-Seq published; 0 where the output is not frames
 }
 
-// nudgeTimeout bounds the wait for the worker that runs a job.
-const nudgeTimeout = 5 * time.Second
-
-// RequestCancel asks for the end of a job, running or not: it notes the request
-// in the job's record (made if there is none) and nudges the worker that runs it.
-func RequestCancel(ctx context.Context, nc *nats.Conn, store *kv.Store, controlSubject, jobID string) (control.Reply, error) {
-	reply, running, err := noteCancel(ctx, store, jobID)
-	if err != nil || !running {
-		return reply, err
-	}
-	return nudge(ctx, nc, controlSubject, reply), nil
-}
-
-// noteCancel sets cancel_requested, and reports whether a worker is said to run
-// the job.
-func noteCancel(ctx context.Context, store *kv.Store, jobID string) (_ control.Reply, running bool, err error) {
-	for {
-		now := time.Now().UTC()
-		record := lifecycle.CancelBefore(jobID, now)
-		revision, err := store.Get(ctx, jobID, record)
-		if err != nil {
-			return control.Reply{}, false, err
-		}
-		if record.State == lifecycle.StateCancelled {
-			// Also the answer if the worker that ran the job ended it a moment ago.
-			return control.Reply{JobID: jobID, Status: control.StatusCancelled}, false, nil
-		}
-		if record.State.Final() {
-			return control.Reply{JobID: jobID, Status: control.StatusFinished, Outcome: string(record.Outcome)}, false, nil
-		}
-		reply := control.Reply{JobID: jobID, Status: control.StatusRequested}
-		if record.CancelRequested {
-			return reply, record.State == lifecycle.StateRunning, nil
-		}
-		record.RequestCancel(now)
-		if _, err = store.Put(ctx, jobID, record, revision); err == nil {
-			return reply, record.State == lifecycle.StateRunning, nil
-		}
-		if !errors.Is(err, kv.ErrConflict) {
-			return control.Reply{}, false, err
-		}
-	}
-}
-
-// nudge tells the worker that runs the job. One that does not answer, or is too
-// busy, finds the request in the record.
-func nudge(ctx context.Context, nc *nats.Conn, subject string, otherwise control.Reply) control.Reply {
-	ctx, cancel := context.WithTimeout(ctx, nudgeTimeout)
-	defer cancel()
-	msg, err := nc.RequestWithContext(ctx, subject, []byte(`{"op":"cancel"}`))
-	if err != nil {
-		return otherwise
-	}
-	var reply control.Reply
-	if json.Unmarshal(msg.Data, &reply) != nil || reply.Status == "" || reply.Status == control.StatusRefused {
-		return otherwise
-	}
-	return reply
-}
-
 // controlled is the worker as the control subject sees it.
 type controlled struct{ w *Worker }
 
@@ -126,8 +60,8 @@ func (c controlled) Look(ctx context.Context, jobID string) (control.Standing, e
 
 // NoteCancel implements control.Jobs.
 func (c controlled) NoteCancel(ctx context.Context, jobID string) (control.Reply, error) {
-	reply, _, err := noteCancel(ctx, c.w.store, jobID)
-	return reply, err
+	state, err := lifecycle.NoteCancel(ctx, c.w.store, jobID)
+	return control.CancelReply(string(state), state.Final()), err
 }
 
 // Cancel implements control.Running: it ends the job and waits until that is
@@ -147,21 +81,17 @@ func (e *execution) Cancel(ctx context.Context) control.Reply {
 	e.mu.Lock()
 	result := e.result
 	e.mu.Unlock()
-	switch result {
-	case lifecycle.StateCancelled:
-		return control.Reply{Status: control.StatusCancelled}
-	case "": // it failed just then and waits for its retry, or is not settled yet
+	if result == "" { // it failed just then and waits for its retry, or is not settled yet
 		return e.noteCancel(ctx)
-	default:
-		return control.Reply{Status: control.StatusFinished, Outcome: string(result)}
 	}
+	return control.CancelReply(string(result), true)
 }
 
 // noteCancel leaves the request in the record, for the next delivery.
 func (e *execution) noteCancel(ctx context.Context) control.Reply {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
-	reply, _, err := noteCancel(ctx, e.w.store, e.id.ID)
+	reply, err := controlled{e.w}.NoteCancel(ctx, e.id.ID)
 	if err != nil {
 		return control.Reply{Status: control.StatusRequested, Message: "not yet written; ask again to be sure"}
 	}

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
@@ -78,7 +77,7 @@ func (f effects) repeatEffects() error {
 // last event is stored: then all the rest is too.
 func (f effects) ensureEffects(ctx context.Context) error {
 	r := f.record.Current()
-	stored, err := f.w.eventStored(ctx, f.lastEvent(r), r.EmittedAfter())
+	stored, err := f.w.eventStored(ctx, f.events().Last(r), r.EmittedAfter())
 	if err != nil || stored {
 		return err
 	}
@@ -117,7 +116,7 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 		}
 	}
 	if r.TellsError() {
-		ev := f.event(event.TypeError, r, *r.LastError)
+		ev := f.events().Event(event.TypeError, r, *r.LastError)
 		if r.NoAttempt { // the session of this number may have told a failure of its own
 			ev.ID = event.ID(r.JobID, r.Run, r.Session, event.TypeError, r.Reason)
 		}
@@ -135,7 +134,7 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 		f.w.o.Observer.DeadLettered(r.LastError.Code)
 		failpoint.Here("dead_letter")
 	}
-	err := f.tell(effectEvent, f.lastEvent(r))
+	err := f.tell(effectEvent, f.events().Last(r))
 	failpoint.Here("event")
 	return err
 }
@@ -174,114 +173,19 @@ func (f effects) completeOutput(ctx context.Context, r *lifecycle.Record) error 
 	return f.w.o.Runner.Finish(ctx, f.job, Finished{Outcome: r.State, Session: r.Session, Utterances: r.Checkpoint, Recorded: r.Recorded})
 }
 
-// lastEvent is the job event that tells of the record's state.
-func (e *execution) lastEvent(r *lifecycle.Record) event.Event {
-	fields := e.fields(r)
-	switch r.State {
-	case lifecycle.StateRetrying:
-		return e.event(event.TypeRetrying, r, event.Retrying{
-			JobFields: fields, MaxAttempts: r.LastError.MaxAttempts, Code: r.LastError.Code,
-			Class: r.LastError.Class, Phase: r.LastError.Phase, RetryAt: *r.NextAttemptAt,
-		})
-	case lifecycle.StateHeld:
-		ev := e.event(event.TypeHeld, r, event.Held{JobFields: fields, Code: r.HeldCode, RetryAt: *r.NextAttemptAt, Reason: r.HeldReason, Message: r.HeldText()})
-		ev.ID = event.ID(r.JobID, r.Run, r.Session, event.TypeHeld, r.Holds)
-		return ev
-	case lifecycle.StateReleased:
-		return e.event(event.TypeReleased, r, event.Released{JobFields: fields, Reason: r.Reason, Checkpoint: r.Checkpoint})
-	case lifecycle.StateDeadLettered:
-		return e.event(event.TypeDeadLettered, r, event.DeadLettered{
-			JobFields: fields, Attempts: r.AttemptsMade(), Crashes: r.Crashes, Code: r.LastError.Code, Class: r.LastError.Class,
-			Phase: r.LastError.Phase, Reason: r.Reason, Message: r.LastError.Message,
-			DeadLetter: e.w.o.Names.DLQ(string(r.LastError.Class), string(r.LastError.Code)),
-		})
-	case lifecycle.StateExpired:
-		return e.event(event.TypeExpired, r, event.Expired{
-			JobFields: fields, Attempts: r.Attempt, Code: errors.CodeDeadlineExceeded, Deadline: e.deadline(), LastError: r.LastError,
-		})
-	case lifecycle.StateCancelled:
-		return e.event(event.TypeCancelled, r, event.Cancelled{
-			JobFields: fields, Attempts: r.Attempt, UtterancesTotal: r.UtterancesDone,
-			SessionMS: r.SessionTime.Milliseconds(), LastError: r.LastError,
-		})
-	default:
-		return e.event(event.TypeCompleted, r, event.NewCompleted(fields, r.Attempt, r.ConnectionIDs, r.Utterances, r.UtterancesDone, r.SessionTime, r.Recording))
-	}
-}
-
-// deadline is what the job says, also where it does not count.
-func (e *execution) deadline() time.Time {
-	if e.job == nil {
-		return time.Time{}
-	}
-	return e.job.NotAfter()
-}
-
-// event makes an event about the job with the time of its record, so that it is
-// the same whenever it is published.
-func (e *execution) event(kind string, r *lifecycle.Record, body event.Body) event.Event {
+// events makes the events about the job.
+func (e *execution) events() lifecycle.Events {
 	parent, state := e.traceContext()
-	return event.Event{
-		ID: event.ID(r.JobID, r.Run, r.Session, kind), Time: r.UpdatedAt, Body: body,
+	return lifecycle.Events{
+		Names: e.w.o.Names, Worker: e.w.o.Name, WorkerID: e.w.lastWorkerID(), Job: e.job,
 		TraceParent: parent, TraceState: state,
 	}
 }
 
-func (e *execution) fields(r *lifecycle.Record) event.JobFields {
-	return event.JobFields{
-		JobID: r.JobID, Run: r.Run, Queue: r.Queue, AppID: r.AppID, AvatarID: r.AvatarID, Region: r.Region,
-		Worker: e.w.o.Name, WorkerID: e.w.lastWorkerID(), Attempt: r.Attempt, Session: r.Session, Labels: r.Labels, Time: r.UpdatedAt,
-	}
-}
-
-// errorEvent tells of a failure; at is when the job is tried again, if it is.
-func (e *execution) errorEvent(r *lifecycle.Record, fault *errors.Error, d errors.Decision, plan lifecycle.Plan, at time.Time) *event.Error {
-	fields := e.fields(r)
-	fields.Time = e.w.now()
-	failure := event.Failure{Err: fault, Class: d.Class, Action: plan.Action, MaxAttempts: max(r.BudgetFrom+r.MaxAttempts, r.Attempt)}
-	if e.job != nil {
-		failure.Secrets = e.job.Secrets()
-	} else {
-		failure.MaxAttempts = 0
-	}
-	if plan.Action == errors.ActionRetry || plan.Action == errors.ActionHold {
-		failure.RetryAt = at
-	}
-	ev := event.NewError(fields, failure)
-	if ev.ConnectionID == "" {
-		ev.ConnectionID = r.ConnectionID
-	}
-	return &ev
-}
-
-func (f effects) deadLetter(r *lifecycle.Record) DeadLetter {
-	return DeadLetter{
+func (f effects) deadLetter(r *lifecycle.Record) lifecycle.DeadLetter {
+	return lifecycle.DeadLetter{
 		Job: f.id, Header: f.msg.Headers(), Data: f.msg.Data(),
 		Reason: r.Reason, Error: *r.LastError, Crashes: r.Crashes, Attempts: r.AttemptsMade(),
 		FailedAt: r.UpdatedAt, Worker: f.w.o.Name, LettersBefore: r.LettersBefore,
 	}
-}
-
-func (s settlement) logFailure(r *lifecycle.Record, fault *errors.Error, plan lifecycle.Plan) {
-	var secrets []string
-	if s.job != nil {
-		secrets = s.job.Secrets()
-	}
-	level := zerolog.WarnLevel
-	if plan.Action == errors.ActionDeadLetter {
-		level = zerolog.ErrorLevel
-	}
-	s.fault = fault.Redact(secrets...)
-	s.log().WithLevel(level).Err(s.fault).
-		Str("code", string(fault.Code)).Str("phase", string(fault.Phase)).Str("action", string(plan.Action)).
-		Int("attempt", r.Attempt).Int("session", r.Session).Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).
-		Str("connection_id", r.ConnectionID).Str("req_id", fault.ReqID).Stringer("retry_in", plan.Delay).
-		Msg("attempt failed")
-}
-
-func (s settlement) logOutcome(r *lifecycle.Record) {
-	s.log().Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
-		Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).Str("connection_id", r.ConnectionID).
-		Int("utterances", r.UtterancesDone).Stringer("session_time", r.SessionTime).
-		Msg("job done")
 }

@@ -327,7 +327,7 @@ func (l *letters) Last(ctx context.Context) (uint64, error) {
 	return dlq.NewWriter(l.js, l.names).Last(ctx)
 }
 
-func (l *letters) Write(ctx context.Context, d jobs.DeadLetter) error {
+func (l *letters) Write(ctx context.Context, d lifecycle.DeadLetter) error {
 	if l.fail != nil {
 		if err := l.fail(); err != nil {
 			return err

@@ -9,13 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lifecycle"
-	"avatarworker/internal/kv"
 	"avatarworker/internal/operate"
 )
 
@@ -265,7 +262,7 @@ func (h *house) retryUntilDone(o *operate.Operator, id string) {
 func TestACancelBesideACompletionLeavesOneOutcome(t *testing.T) {
 	h := newHouse(t)
 	h.start(&script{})
-	store := h.store()
+	operator := h.operator()
 	const n = 40
 	var wg sync.WaitGroup
 	for i := range n {
@@ -273,7 +270,7 @@ func TestACancelBesideACompletionLeavesOneOutcome(t *testing.T) {
 		h.submit("default", job(id))
 		for range 2 {
 			wg.Go(func() {
-				if _, err := jobs.RequestCancel(context.Background(), h.nc, store, h.names.Control(id), id); err != nil {
+				if _, err := operator.Cancel(context.Background(), id, true); err != nil {
 					t.Error(err)
 				}
 			})
@@ -302,15 +299,6 @@ func TestACancelBesideACompletionLeavesOneOutcome(t *testing.T) {
 	if len(outcomes) != n {
 		t.Errorf("%d of %d jobs have an outcome", len(outcomes), n)
 	}
-}
-
-func (h *house) store() *kv.Store {
-	h.t.Helper()
-	js, err := jetstream.New(h.nc)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return kv.NewStore(js, h.handles.State, 2*time.Second)
 }
 
 func TestTwoOperatorsAndAWorkerChangeACircuitOnce(t *testing.T) {

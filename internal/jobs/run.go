@@ -107,8 +107,9 @@ func (e *execution) attempt(p *progress) *Attempt {
 // publishStarted publishes that a session starts. Nothing waits for it: the outcome is
 // what counts.
 func (e *execution) publishStarted(r *lifecycle.Record) {
-	err := e.w.publisher.Send(e.event(event.TypeStarted, r, event.Started{
-		JobFields: e.fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
+	events := e.events()
+	err := e.w.publisher.Send(events.Event(event.TypeStarted, r, event.Started{
+		JobFields: events.Fields(r), MaxAttempts: r.BudgetFrom + r.MaxAttempts,
 		Output: e.job.OutputKind(), Checkpoint: r.Checkpoint, Crashes: r.AllCrashes(),
 	}))
 	if err != nil {

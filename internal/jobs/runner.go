@@ -82,27 +82,10 @@ type Finished struct {
 	Recorded   *event.Recorded
 }
 
-// DeadLetter is a job that is given up, with its own bytes and headers.
-type DeadLetter struct {
-	Job      jobspec.Identity
-	Header   map[string][]string // the job message's own
-	Data     []byte
-	Reason   string // permanent, attempts_exhausted, invalid_job, worker_lost, held_too_long
-	Error    event.Error
-	Crashes  int
-	Attempts int
-	FailedAt time.Time
-	Worker   string
-
-	// LettersBefore is what Last gave before the outcome was written: the job's
-	// own letter has a higher sequence, that of an earlier job with its id has not.
-	LettersBefore uint64
-}
-
 // DeadLetters keeps the jobs that are given up. Write returns when the letter
 // is stored; writing the same letter again stores nothing new, also where it was
 // removed since. Last is the sequence of the newest letter that there has been.
 type DeadLetters interface {
 	Last(ctx context.Context) (uint64, error)
-	Write(ctx context.Context, d DeadLetter) error
+	Write(ctx context.Context, d lifecycle.DeadLetter) error
 }

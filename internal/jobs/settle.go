@@ -7,6 +7,8 @@ import (
 	"math"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
 	"avatarworker/internal/jobs/budget"
@@ -171,7 +173,7 @@ func (s settlement) failed(ctx context.Context, next *lifecycle.Record, fault *e
 		plan.Delay = s.untilGivenUp(next, now, plan.Delay)
 	}
 	at := now.Add(plan.Delay)
-	next.Fail(s.errorEvent(next, fault, decision, plan, at), failure.Refused)
+	next.Fail(s.events().Error(next, fault, decision, plan, s.w.now(), at), failure.Refused)
 	s.logFailure(next, fault, plan)
 	switch plan.Action {
 	case errors.ActionRetry:
@@ -188,6 +190,30 @@ func (s settlement) failed(ctx context.Context, next *lifecycle.Record, fault *e
 	default: // never an outcome by mistake: the job stays in the queue
 		return fmt.Errorf("the plan of a failure with code %s has the action %q, which settles nothing; this is a fault of the worker: report it", decision.Code, plan.Action)
 	}
+}
+
+func (s settlement) logFailure(r *lifecycle.Record, fault *errors.Error, plan lifecycle.Plan) {
+	var secrets []string
+	if s.job != nil {
+		secrets = s.job.Secrets()
+	}
+	level := zerolog.WarnLevel
+	if plan.Action == errors.ActionDeadLetter {
+		level = zerolog.ErrorLevel
+	}
+	s.fault = fault.Redact(secrets...)
+	s.log().WithLevel(level).Err(s.fault).
+		Str("code", string(fault.Code)).Str("phase", string(fault.Phase)).Str("action", string(plan.Action)).
+		Int("attempt", r.Attempt).Int("session", r.Session).Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).
+		Str("connection_id", r.ConnectionID).Str("req_id", fault.ReqID).Stringer("retry_in", plan.Delay).
+		Msg("attempt failed")
+}
+
+func (s settlement) logOutcome(r *lifecycle.Record) {
+	s.log().Info().Str("outcome", string(r.Outcome)).Int("attempt", r.Attempt).Int("session", r.Session).
+		Str("avatar_id", r.AvatarID).Str("app_id", r.AppID).Str("connection_id", r.ConnectionID).
+		Int("utterances", r.UtterancesDone).Stringer("session_time", r.SessionTime).
+		Msg("job done")
 }
 
 // consultCircuit tells the circuit of the failure and learns whether the job
@@ -336,8 +362,9 @@ func (s settlement) superseded(r *lifecycle.Record) {
 	defer cancel()
 	s.ackWait.Release()
 	s.correctUsage(ctx, r)
-	body := event.Released{JobFields: s.fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
-	if err := s.w.publisher.Publish(ctx, s.event(event.TypeReleased, r, body)); err != nil {
+	events := s.events()
+	body := event.Released{JobFields: events.Fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
+	if err := s.w.publisher.Publish(ctx, events.Event(event.TypeReleased, r, body)); err != nil {
 		s.log().Debug().Err(err).Msg("could not tell that the job was released")
 	}
 }
@@ -357,7 +384,7 @@ func (s settlement) giveUp(ctx context.Context, from *lifecycle.Record, fault *e
 	next := s.unstartedRecord(from)
 	decision := s.w.o.Table.Decide(fault, false)
 	plan := lifecycle.Plan{Action: errors.ActionDeadLetter, Reason: reason}
-	next.GiveUp(reason, s.errorEvent(next, fault, decision, plan, time.Time{}))
+	next.GiveUp(reason, s.events().Error(next, fault, decision, plan, s.w.now(), time.Time{}))
 	if err := s.conclude(ctx, next, lifecycle.StateDeadLettered); err != nil {
 		return err
 	}
@@ -368,9 +395,10 @@ func (s settlement) giveUp(ctx context.Context, from *lifecycle.Record, fault *e
 
 // duplicate acknowledges and drops a message that has another job's ID.
 func (s settlement) duplicate(r *lifecycle.Record) error {
-	fields := s.fields(r)
+	events := s.events()
+	fields := events.Fields(r)
 	fields.Run, fields.Time = s.id.Run, s.w.now()
-	ev := s.event(event.TypeDuplicate, r, event.Duplicate{JobFields: fields, StreamSeq: s.id.StreamSeq, KeptSeq: r.StreamSeq, CurrentRun: r.Run})
+	ev := events.Event(event.TypeDuplicate, r, event.Duplicate{JobFields: fields, StreamSeq: s.id.StreamSeq, KeptSeq: r.StreamSeq, CurrentRun: r.Run})
 	ev.ID = event.ID(s.id.ID, s.id.Run, 0, event.TypeDuplicate, s.id.StreamSeq)
 	ev.Time = fields.Time
 	if err := s.effects().tell(effectEvent, ev); err != nil {

@@ -61,7 +61,7 @@ func subjectOf(bucket, key string) string { return "$KV." + bucket + "." + key }
 // Get reads key into v and returns its revision, 0 if the key has no value.
 func (s *Store) Get(ctx context.Context, key string, v any) (revision uint64, err error) {
 	msg, err := s.last(ctx, key)
-	if err != nil || Removed(msg) {
+	if err != nil || removed(msg) {
 		return 0, err
 	}
 	if err := json.Unmarshal(msg.Data, v); err != nil {
@@ -74,7 +74,7 @@ func (s *Store) Get(ctx context.Context, key string, v any) (revision uint64, er
 // time if the key has none.
 func (s *Store) Stored(ctx context.Context, key string) (time.Time, error) {
 	msg, err := s.last(ctx, key)
-	if err != nil || Removed(msg) {
+	if err != nil || removed(msg) {
 		return time.Time{}, err
 	}
 	return msg.Time, nil
@@ -103,7 +103,7 @@ func (s *Store) PutTTL(ctx context.Context, key string, v any, revision uint64, 
 			return next, nil
 		case lasting(err):
 			return 0, fmt.Errorf("write %s: %w", key, err)
-		case !Conflicts(err):
+		case !conflicts(err):
 			// It may have landed. If so, the next attempt conflicts with it.
 			if err := retry.Pause(ctx, RetryPause, err); err != nil {
 				return 0, err
@@ -116,10 +116,10 @@ func (s *Store) PutTTL(ctx context.Context, key string, v any, revision uint64, 
 		switch {
 		case err != nil:
 			return 0, err
-		case msg != nil && !Removed(msg) && bytes.Equal(msg.Data, data):
+		case msg != nil && !removed(msg) && bytes.Equal(msg.Data, data):
 			return msg.Sequence, nil
 		}
-		if stale++; Removed(msg) || msg.Sequence > revision || stale > MaxStale {
+		if stale++; removed(msg) || msg.Sequence > revision || stale > MaxStale {
 			return 0, ErrConflict
 		}
 		if err := retry.Pause(ctx, RetryPause, ErrConflict); err != nil {
@@ -154,17 +154,17 @@ func (s *Store) Note(key string, v any) {
 
 // lasting reports whether the same write can never succeed.
 func lasting(err error) bool {
-	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, jetstream.ErrInvalidKey) || errors.Is(err, nats.ErrConnectionClosed) || HasCode(err, codeTTLDisabled, codeTTLInvalid)
+	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, jetstream.ErrInvalidKey) || errors.Is(err, nats.ErrConnectionClosed) || hasCode(err, codeTTLDisabled, codeTTLInvalid)
 }
 
 func (s *Store) write(ctx context.Context, key string, data []byte, revision uint64, ttl time.Duration) (uint64, error) {
 	next, err := s.publish(ctx, key, data, revision, ttl)
-	if revision != 0 || !Conflicts(err) {
+	if revision != 0 || !conflicts(err) {
 		return next, err
 	}
 	// A removed key has no value, but it still has a revision.
 	msg, readErr := s.last(ctx, key)
-	if readErr != nil || msg == nil || !Removed(msg) {
+	if readErr != nil || msg == nil || !removed(msg) {
 		return 0, err
 	}
 	return s.publish(ctx, key, data, msg.Sequence, ttl)
@@ -188,7 +188,7 @@ func (s *Store) Remove(ctx context.Context, key string, revision uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	err := s.bucket.Purge(ctx, key, jetstream.LastRevision(revision), jetstream.PurgeTTL(markerLife))
-	if Conflicts(err) {
+	if conflicts(err) {
 		return ErrConflict
 	}
 	return err
@@ -204,9 +204,9 @@ func (s *Store) last(ctx context.Context, key string) (*jetstream.RawStreamMsg, 
 	return msg, err
 }
 
-// Removed reports whether msg holds no value of its key: it is nil, or the marker
+// removed reports whether msg holds no value of its key: it is nil, or the marker
 // that a deletion or an expiry leaves in a bucket.
-func Removed(msg *jetstream.RawStreamMsg) bool {
+func removed(msg *jetstream.RawStreamMsg) bool {
 	return msg == nil || msg.Header.Get("KV-Operation") != "" || msg.Header.Get("Nats-Marker-Reason") != ""
 }
 
@@ -218,15 +218,15 @@ const (
 	codeTTLDisabled                 = 10166
 )
 
-// Conflicts reports whether err is a refused compare-and-set. A replicated bucket
+// conflicts reports whether err is a refused compare-and-set. A replicated bucket
 // refuses with another code than a bucket with one replica.
-func Conflicts(err error) bool {
-	return HasCode(err, codeWrongLastSequence, codeWrongLastSequenceReplicated)
+func conflicts(err error) bool {
+	return hasCode(err, codeWrongLastSequence, codeWrongLastSequenceReplicated)
 }
 
-// HasCode reports whether err is an error of the JetStream API with one of the
+// hasCode reports whether err is an error of the JetStream API with one of the
 // codes.
-func HasCode(err error, codes ...jetstream.ErrorCode) bool {
+func hasCode(err error, codes ...jetstream.ErrorCode) bool {
 	var api *jetstream.APIError
 	if !errors.As(err, &api) {
 		return false

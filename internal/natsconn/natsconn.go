@@ -65,6 +65,10 @@ type Options struct {
 	// OnState is called for each change of state, from goroutines of the
 	// connection, one at a time. May be nil.
 	OnState func(connected bool)
+	// OnDenied is called, from a goroutine of the connection, with what the server
+	// does not permit, such as `Publish to "$JS.API.INFO"`. The request that it was
+	// for gets no answer. May be nil.
+	OnDenied func(operation string)
 }
 
 // Connect connects or (unless Once) keeps trying in the background while NATS is
@@ -230,7 +234,7 @@ func contextError(name string, err error) error {
 }
 
 func (o Options) connectionOptions() []nats.Option {
-	w := &stateLogger{log: o.Logger, onState: o.OnState}
+	w := &stateLogger{log: o.Logger, onState: o.OnState, onDenied: o.OnDenied}
 	return []nats.Option{
 		nats.Name(o.Name),
 		nats.Timeout(dialTimeout),

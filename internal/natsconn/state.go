@@ -14,9 +14,10 @@ import (
 // stateLogger logs changes of a connection, each outage once, and reports its
 // state.
 type stateLogger struct {
-	log     zerolog.Logger
-	onState func(connected bool)
-	away    atomic.Bool // the outage has been logged
+	log      zerolog.Logger
+	onState  func(connected bool)
+	onDenied func(operation string)
+	away     atomic.Bool // the outage has been logged
 }
 
 func (w *stateLogger) notify(connected bool) {
@@ -65,6 +66,9 @@ func (w *stateLogger) failed(_ *nats.Conn, sub *nats.Subscription, err error) {
 		event = event.Str("subject", sub.Subject)
 	}
 	event.Msg("NATS reports an error")
+	if _, operation, found := strings.Cut(err.Error(), "Permissions Violation for "); found && w.onDenied != nil {
+		w.onDenied(Redact(operation))
+	}
 }
 
 func (w *stateLogger) lameDuck(nc *nats.Conn) {

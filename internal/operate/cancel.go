@@ -4,14 +4,14 @@ import (
 	"context"
 	"fmt"
 
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// Cancel ends a job, running or not, as jobs.RequestCancel does. A job that has no record
-// and waits in no queue has the status StatusUnknown and nothing is changed, unless
-// ifUnknown asks to note the cancel for a job that is still to come.
+// Cancel ends a job, running or not. It records the request and asks the worker that
+// runs the job. A job that has no record and waits in no queue has the status
+// StatusUnknown and nothing is changed, unless ifUnknown asks to note the cancel for a
+// job that is still to come.
 func (o *Operator) Cancel(ctx context.Context, jobID string, ifUnknown bool) (control.Reply, error) {
 	if !ifUnknown {
 		unknown, err := o.unknown(ctx, jobID)
@@ -19,11 +19,18 @@ func (o *Operator) Cancel(ctx context.Context, jobID string, ifUnknown bool) (co
 			return control.Reply{JobID: jobID, Status: StatusUnknown, Message: "no record and no waiting job has this id"}, err
 		}
 	}
-	reply, err := jobs.RequestCancel(ctx, o.nc, o.records, o.names.Control(jobID), jobID)
+	state, err := lifecycle.NoteCancel(ctx, o.records, jobID)
 	if err != nil {
-		err = fmt.Errorf("cancelling job %s: %w", jobID, err)
+		return control.Reply{}, fmt.Errorf("cancelling job %s: %w", jobID, err)
 	}
-	return reply, err
+	if state == lifecycle.StateRunning {
+		if reply, ok := control.AskCancel(ctx, o.nc, o.names.Control(jobID)); ok {
+			return reply, nil
+		}
+	}
+	reply := control.CancelReply(string(state), state.Final())
+	reply.JobID = jobID
+	return reply, nil
 }
 
 // unknown reports whether a job has no record and waits in no queue. It returns false if

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
@@ -20,7 +21,7 @@ type Draining struct {
 }
 
 // ErrNoWorker is in the chain of an error about a worker that did not reply.
-var ErrNoWorker = errors.New("no worker of this id answers")
+var ErrNoWorker = errors.New("no worker with this id answers")
 
 // drainTimeout bounds the wait for the worker's reply.
 const drainTimeout = 5 * time.Second
@@ -28,11 +29,15 @@ const drainTimeout = 5 * time.Second
 // Drain asks a worker to drain, as SIGTERM does. The worker has drained when Empty
 // returns. If no worker replies, the error has ErrNoWorker in its chain.
 func (o *Operator) Drain(ctx context.Context, workerID string) (Draining, error) {
-	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	asking, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
-	msg, err := o.nc.RequestWithContext(ctx, o.names.WorkerDrain(workerID), nil)
-	if err != nil {
-		return Draining{}, fmt.Errorf("worker %s: %w: 'avatarworker status' lists the workers (%w)", workerID, ErrNoWorker, err)
+	msg, err := o.nc.RequestWithContext(asking, o.names.WorkerDrain(workerID), nil)
+	switch {
+	case err == nil:
+	case ctx.Err() == nil && (errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded)):
+		return Draining{}, fmt.Errorf("worker %s: %w: 'avatarworker status' lists the workers", workerID, ErrNoWorker)
+	default:
+		return Draining{}, fmt.Errorf("worker %s: %w", workerID, err)
 	}
 	var d Draining
 	if err := json.Unmarshal(msg.Data, &d); err != nil || d.WorkerID == "" {

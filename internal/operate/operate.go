@@ -118,7 +118,7 @@ func (o *Operator) Paused(ctx context.Context, queue string) (time.Time, error) 
 
 // ErrNoQueue is in the chain of an error about a queue that has no consumer, because no
 // worker has served it yet.
-var ErrNoQueue = errors.New("there is no such queue: no worker has served it yet")
+var ErrNoQueue = errors.New("not found: no worker has served this queue yet; 'avatarworker queue ls' lists the queues")
 
 // Forever is the length of a pause that ends only with Resume.
 const Forever = 100 * 365 * 24 * time.Hour

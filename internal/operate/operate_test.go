@@ -3,6 +3,7 @@ package operate_test
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -138,7 +139,7 @@ func TestCancelOfAnUnknownJobIsNotNotedUnlessAskedFor(t *testing.T) {
 func TestDrainOfAWorkerThatIsNotThere(t *testing.T) {
 	f := newFleet(t)
 	o := f.operator()
-	if _, err := o.Drain(t.Context(), "none"); !errors.Is(err, operate.ErrNoWorker) {
+	if _, err := o.Drain(t.Context(), "none"); !errors.Is(err, operate.ErrNoWorker) || !strings.HasSuffix(err.Error(), "'avatarworker status' lists the workers") {
 		t.Errorf("got %v", err)
 	}
 	if err := o.Empty(t.Context(), "none"); err != nil {

@@ -29,6 +29,9 @@ const (
 	// closeWait is how long a peer may take to answer our close frame before the
 	// connection is cut. It is below the second that Close promises.
 	closeWait = 800 * time.Millisecond
+	// crossingWait is how long a session that is cancelled waits for a confirmation
+	// that may be on its way. With closeWait it is less than a second.
+	crossingWait = 150 * time.Millisecond
 
 	// defaultTimeout is the timeout of a connection, of the token call's reply
 	// and of the handshake.
@@ -184,7 +187,7 @@ func (c *Client) Close() error {
 
 	var closing sync.WaitGroup
 	for _, s := range open {
-		closing.Go(func() { s.kill(closedByOwner()) })
+		closing.Go(func() { s.cancel(closedByOwner()) })
 	}
 	closing.Wait()
 	c.endLife()

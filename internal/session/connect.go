@@ -1,28 +1,18 @@
 package session
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"fmt"
-	"io"
-	"math"
 	"net"
 	"net/http"
 	"net/url"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http/httpproxy"
-	"golang.org/x/net/proxy"
 
 	"avatarworker/internal/errors"
 )
-
-// maxAnswerHead bounds the status line and headers of a reply, in bytes.
-const maxAnswerHead = 64 << 10
 
 // newTransport returns a transport for calls to the console and connections to
 // the ingress. timeout bounds each dial and each TLS handshake.
@@ -65,123 +55,6 @@ func newTransport(timeout time.Duration) *http.Transport {
 // http.Transport modifies its own configuration as it works, and offers HTTP/2.
 type upgradeKey struct{}
 
-// handshakes limits concurrent TLS handshakes: if thousands of sessions start at
-// once and all shake hands together, none finishes in time. A handshake waits for
-// its turn as long as others succeed. If none has succeeded within timeout, as
-// with a server that never replies, it proceeds without a turn.
-type handshakes struct {
-	turns   chan struct{}
-	timeout time.Duration // of each handshake
-	begun   time.Time
-	success atomic.Int64 // when the last one succeeded, in nanoseconds since begun
-}
-
-const handshakesAtOnce = 64
-
-func newHandshakes(timeout time.Duration) *handshakes {
-	return &handshakes{turns: make(chan struct{}, handshakesAtOnce), timeout: timeout, begun: time.Now()}
-}
-
-// start shakes hands on conn. It closes conn if that fails.
-func (h *handshakes) start(ctx context.Context, conn net.Conn, config *tls.Config, host string) (net.Conn, error) {
-	config = config.Clone()
-	if config.ServerName == "" {
-		config.ServerName = host
-	}
-	secure := tls.Client(conn, config)
-	if err := h.do(ctx, secure); err != nil {
-		_ = conn.Close() // the handshake's error says more
-		return nil, err
-	}
-	return secure, nil
-}
-
-func (h *handshakes) do(ctx context.Context, conn *tls.Conn) error {
-	had, err := h.turn(ctx)
-	if err != nil {
-		return err
-	}
-	if had {
-		defer func() { <-h.turns }()
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, h.timeout, fmt.Errorf("no TLS handshake within %s", h.timeout))
-	defer cancel()
-	err = conn.HandshakeContext(ctx)
-	switch {
-	case err == nil:
-		h.success.Store(int64(time.Since(h.begun)))
-	case ctx.Err() != nil:
-		err = context.Cause(ctx)
-	}
-	return err
-}
-
-// turn waits for a turn. It returns false if the handshake is to proceed without
-// one.
-func (h *handshakes) turn(ctx context.Context) (bool, error) {
-	wait := time.NewTimer(h.timeout)
-	defer wait.Stop()
-	for {
-		select {
-		case h.turns <- struct{}{}:
-			return true, nil
-		case <-wait.C:
-			since := time.Since(h.begun) - time.Duration(h.success.Load())
-			if since >= h.timeout {
-				return false, nil
-			}
-			wait.Reset(h.timeout - since)
-		case <-ctx.Done():
-			return false, context.Cause(ctx)
-		}
-	}
-}
-
-// environmentProxy wraps find for http.Transport. Its error does not contain the
-// proxy's address, which may hold a password.
-func environmentProxy(find func(*url.URL) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
-	return func(req *http.Request) (*url.URL, error) {
-		u, err := find(req.URL)
-		if err != nil {
-			return nil, errors.New("the proxy's address in the environment (HTTPS_PROXY, HTTP_PROXY) is not a URL: write http://host:port")
-		}
-		return u, nil
-	}
-}
-
-// proxyError is a reply that came from the proxy instead of the backend.
-type proxyError struct {
-	proxy  *url.URL
-	status int
-	header http.Header
-}
-
-func (p *proxyError) Error() string {
-	return fmt.Sprintf("the proxy %s answered with HTTP %d", proxyName(p.proxy), p.status)
-}
-
-// proxyName returns a proxy's URL without its login.
-func proxyName(u *url.URL) string { return (&url.URL{Scheme: u.Scheme, Host: u.Host}).String() }
-
-// refusedConnect keeps a proxy's reply to a CONNECT request of net/http.
-func refusedConnect(_ context.Context, proxyURL *url.URL, _ *http.Request, resp *http.Response) error {
-	if resp.StatusCode == http.StatusOK {
-		return nil
-	}
-	return &proxyError{proxyURL, resp.StatusCode, resp.Header}
-}
-
-// proxyOf returns the proxy for u, or nil if there is none. It treats ws and wss
-// as http and https.
-func (c *Client) proxyOf(u *url.URL) (*url.URL, error) {
-	if c.transport.Proxy == nil {
-		return nil, nil //nolint:nilnil // as http.Transport.Proxy has it
-	}
-	web := *u
-	web.Scheme = webScheme(u.Scheme)
-	return c.transport.Proxy(&http.Request{Method: http.MethodGet, URL: &web, Host: web.Host, Header: http.Header{}})
-}
-
 func webScheme(scheme string) string {
 	switch scheme {
 	case "ws":
@@ -190,29 +63,6 @@ func webScheme(scheme string) string {
 		return "https"
 	}
 	return scheme
-}
-
-// Proxies returns, for the log, the proxies for console and ingress in the
-// default region, without logins; "none" if there is no proxy.
-func (c *Client) Proxies() (console, ingress string) {
-	region := c.o.DefaultRegion
-	if region == AutoRegion {
-		region = DefaultRegion
-	}
-	name := func(u *url.URL, err error) string {
-		if err != nil {
-			return err.Error()
-		}
-		p, err := c.proxyOf(u)
-		switch {
-		case err != nil:
-			return err.Error()
-		case p == nil:
-			return "none"
-		}
-		return proxyName(p)
-	}
-	return name(c.o.Endpoints.tokenURL(region)), name(c.o.Endpoints.socketURL(region, "-"))
 }
 
 // connect opens a connection to u's host for an upgrade: TCP, through a proxy if
@@ -261,84 +111,10 @@ func (c *Client) dialTCP(ctx context.Context, network, addr string) (net.Conn, e
 	return conn, err
 }
 
-// startTLS starts TLS on conn. It closes conn if that fails.
-func (c *Client) startTLS(ctx context.Context, conn net.Conn, host string) (net.Conn, error) {
-	return c.handshakes.start(ctx, conn, c.tls, host)
-}
-
-// connectVia connects to addr through a proxy.
-func (c *Client) connectVia(ctx context.Context, via *url.URL, addr string) (net.Conn, error) {
-	switch via.Scheme {
-	case "socks5", "socks5h":
-		dialer, err := proxy.FromURL(via, dialerFunc(c.dialTCP))
-		if err != nil {
-			return nil, err
-		}
-		with, ok := dialer.(proxy.ContextDialer)
-		if !ok {
-			return nil, errors.New("the SOCKS library can't be cancelled")
-		}
-		ctx, cancel := c.dialLimit(ctx)
-		defer cancel()
-		return with.DialContext(ctx, "tcp", addr)
-	case "http", "https":
-	default:
-		return nil, fmt.Errorf("scheme %q is not known: http, https and socks5 are", via.Scheme)
-	}
-	conn, err := c.dialTCP(ctx, "tcp", hostPort(via))
-	if err == nil && via.Scheme == "https" {
-		conn, err = c.startTLS(ctx, conn, via.Hostname())
-	}
-	if err != nil {
-		return nil, err
-	}
-	limited, cancel := c.dialLimit(ctx)
-	defer cancel()
-	if err := tunnel(limited, conn, via, addr); err != nil {
-		_ = conn.Close() // the proxy's answer says more
-		return nil, err
-	}
-	return conn, nil
-}
-
 // dialLimit applies ConnectTimeout.
 func (c *Client) dialLimit(ctx context.Context) (context.Context, context.CancelFunc) {
 	timeout := c.o.ConnectTimeout
 	return context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not connected within %s", timeout))
-}
-
-// dialerFunc implements proxy.Dialer.
-type dialerFunc func(ctx context.Context, network, addr string) (net.Conn, error)
-
-func (f dialerFunc) Dial(network, addr string) (net.Conn, error) {
-	return f(context.Background(), network, addr)
-}
-
-func (f dialerFunc) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
-	return f(ctx, network, addr)
-}
-
-// tunnel asks an HTTP proxy for a tunnel to addr.
-func tunnel(ctx context.Context, conn net.Conn, via *url.URL, addr string) error {
-	header := http.Header{}
-	if via.User != nil {
-		password, _ := via.User.Password()
-		login := via.User.Username() + ":" + password
-		header.Set("Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(login)))
-	}
-	req := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: addr}, Host: addr, Header: header}
-	x := &exchange{conn: conn}
-	resp, err := x.ask(ctx, req)
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return &proxyError{via, resp.StatusCode, resp.Header}
-	}
-	if x.br.Buffered() > 0 {
-		return errors.New("the proxy sent more than its answer to CONNECT")
-	}
-	return nil
 }
 
 // hostPort returns u's address, with the scheme's default port if u has none.
@@ -392,136 +168,4 @@ func (e *earlyConn) stop() {
 	if e.conn != nil {
 		_ = e.conn.Close() // nothing was sent on it
 	}
-}
-
-// refusalLimit is how much of a refusal's body is read, and refusalWait how long
-// that may take.
-const (
-	refusalLimit = 64 << 10
-	refusalWait  = 3 * time.Second
-)
-
-// exchange is one request and its reply on a connection of its own.
-type exchange struct {
-	conn     net.Conn
-	br       *bufio.Reader // holds what was read beyond the reply's headers
-	answered bool          // at least one byte of a reply came
-	refusal  []byte        // the first bytes of a reply that is not an upgrade
-}
-
-var _ http.RoundTripper = (*exchange)(nil)
-
-// RoundTrip sends an upgrade request. The body of a reply 101 is the connection.
-// After any other reply the connection is closed and the body is in x.refusal.
-func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
-	ended := x.watch(req.Context())
-	resp, err := x.head(req)
-	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
-		_ = x.conn.SetReadDeadline(time.Now().Add(refusalWait)) // a closed one fails by itself
-		// Use whatever part of the body arrived.
-		x.refusal, _ = io.ReadAll(io.LimitReader(resp.Body, refusalLimit))
-		resp.Body = http.NoBody
-		ended()
-		_ = x.conn.Close() // it can't be used again
-		return resp, nil
-	}
-	if ended() {
-		err = context.Cause(req.Context())
-	}
-	if err != nil {
-		_ = x.conn.Close() // the error says more
-		return nil, err
-	}
-	resp.Body = x.upgraded()
-	return resp, nil
-}
-
-// ask sends a request and returns its reply without the body.
-func (x *exchange) ask(ctx context.Context, req *http.Request) (*http.Response, error) {
-	ended := x.watch(ctx)
-	resp, err := x.head(req)
-	if ended() {
-		return nil, context.Cause(ctx)
-	}
-	return resp, err
-}
-
-// watch makes the connection's reads and writes fail once ctx ends. The returned
-// function stops that, and reports whether ctx has ended.
-func (x *exchange) watch(ctx context.Context) (ended func() bool) {
-	done := make(chan struct{})
-	cancel := context.AfterFunc(ctx, func() {
-		defer close(done)
-		_ = x.conn.SetDeadline(time.Unix(1, 0)) // a closed one fails by itself
-	})
-	return func() bool {
-		if cancel() {
-			return false
-		}
-		<-done
-		return true
-	}
-}
-
-// head sends a request and reads the status line and headers of the final reply.
-func (x *exchange) head(req *http.Request) (*http.Response, error) {
-	if err := req.Write(x.conn); err != nil {
-		return nil, err
-	}
-	limited := &limitedReader{r: x.conn, left: maxAnswerHead}
-	x.br = bufio.NewReader(limited)
-	if _, err := x.br.Peek(1); err != nil {
-		return nil, err
-	}
-	x.answered = true
-	for {
-		resp, err := http.ReadResponse(x.br, req)
-		if err != nil {
-			return nil, err
-		}
-		if resp.StatusCode == http.StatusSwitchingProtocols || resp.StatusCode < 100 || resp.StatusCode >= 200 {
-			limited.left = math.MaxInt
-			return resp, nil
-		}
-	}
-}
-
-// limitedReader fails after left bytes.
-type limitedReader struct {
-	r    io.Reader
-	left int
-}
-
-func (l *limitedReader) Read(p []byte) (int, error) {
-	if l.left <= 0 {
-		return 0, fmt.Errorf("the answer's headers have more than %d KiB", maxAnswerHead>>10)
-	}
-	n, err := l.r.Read(p[:min(len(p), l.left)])
-	l.left -= n
-	return n, err
-}
-
-// upgraded returns the connection behind a reply 101. It keeps the buffer only if
-// that holds data.
-func (x *exchange) upgraded() io.ReadWriteCloser {
-	n := x.br.Buffered()
-	if n == 0 {
-		x.br = nil
-		return x.conn
-	}
-	rest, _ := x.br.Peek(n) // they are buffered
-	return &readAhead{x.conn, bytes.NewReader(rest)}
-}
-
-// readAhead is a connection some of whose bytes were already read.
-type readAhead struct {
-	net.Conn
-	rest *bytes.Reader
-}
-
-func (r *readAhead) Read(p []byte) (int, error) {
-	if r.rest.Len() > 0 {
-		return r.rest.Read(p)
-	}
-	return r.Conn.Read(p)
 }

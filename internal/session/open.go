@@ -31,7 +31,8 @@ type opening struct {
 // chain.
 //
 // ctx bounds the whole session, not only its opening: when ctx ends, the session
-// is closed.
+// is closed. A session that the backend confirmed is returned even if it has ended
+// since: it is billed.
 func (c *Client) Open(ctx context.Context, p Params) (*Session, error) {
 	if err := c.beginOpen(); err != nil {
 		return nil, err
@@ -309,7 +310,11 @@ func (o *opening) handshake(ctx, parent context.Context, region string, d dialle
 	}
 	if err := s.failure(""); err != nil {
 		s.kill(err)
-		return nil, err
+		<-s.readDone
+		if s.connectionIDIfConfirmed() == "" {
+			return nil, err
+		}
+		// Its end came with the confirmation: it is billed, and its owner has to know.
 	}
 	span.SetAttributes(attribute.String("avatar.connection_id", s.connectionID))
 	o.c.pinger.add(s)

@@ -216,6 +216,47 @@ func TestCancelledOpenLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestASessionThatIsConfirmedWhileItIsCancelledIsKnown(t *testing.T) {
+	for name, end := range map[string]func(c *Client, cancel func()){
+		"its context ends":     func(_ *Client, cancel func()) { cancel() },
+		"the client is closed": func(c *Client, _ func()) { go c.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &backend{session: func(p *peer) { time.Sleep(2 * time.Second); p.confirm() }}
+			inMemory(t, b, Options{}, func(c *Client) {
+				ctx, cancel := context.WithCancel(context.Background())
+				defer cancel()
+				time.AfterFunc(2*time.Second-crossingWait/2, func() { end(c, cancel) })
+				s, err := c.Open(ctx, params())
+				if err != nil {
+					t.Fatalf("the backend bills a session of which nothing is known: %v", err)
+				}
+				<-s.closed
+				if s.ConnectionID() == "" || s.Connected() < 0 || s.Connected() > time.Second {
+					t.Errorf("connection %q, connected for %s", s.ConnectionID(), s.Connected())
+				}
+				if _, err := s.Speak(context.Background(), Utterance{Speech: speechOf(1, 0)}); err == nil {
+					t.Error("a closed session speaks")
+				}
+				wantClosed1000(t, b, 1)
+			})
+		})
+	}
+}
+
+func TestASessionThatEndsWithItsConfirmationIsKnown(t *testing.T) {
+	b := &backend{session: func(p *peer) { p.confirm(); p.c.CloseNow(); p.sawClose = 1000 }}
+	inMemory(t, b, Options{}, func(c *Client) {
+		s, err := c.Open(context.Background(), params())
+		if err != nil {
+			t.Fatalf("the backend bills a session of which nothing is known: %v", err)
+		}
+		if s.ConnectionID() == "" {
+			t.Error("no connection id")
+		}
+	})
+}
+
 func TestNextRegionIsTriedOnlyWhereNoConnectionCanBeMade(t *testing.T) {
 	for _, tc := range []struct {
 		name   string

@@ -127,6 +127,20 @@ func (s *Session) kill(err error) {
 	<-s.closed
 }
 
+// cancel ends a session that its owner does not want any more. A confirmation that is
+// on its way is waited for: the backend bills the session, and a closing connection
+// drops what it reads.
+func (s *Session) cancel(err error) {
+	t := time.NewTimer(crossingWait)
+	defer t.Stop()
+	select {
+	case <-s.confirmed:
+	case <-s.ended:
+	case <-t.C:
+	}
+	s.kill(err)
+}
+
 // closeConn closes the connection with a close frame, or cuts it after closeWait.
 func (s *Session) closeConn() {
 	defer close(s.closed)
@@ -150,7 +164,7 @@ func (s *Session) closeConn() {
 func (s *Session) watch(ctx context.Context) {
 	s.mu.Lock() // the function may run before unwatch is set
 	defer s.mu.Unlock()
-	s.unwatch = context.AfterFunc(ctx, func() { s.kill(cancelled(ctx, "the session was cancelled")) })
+	s.unwatch = context.AfterFunc(ctx, func() { s.cancel(cancelled(ctx, "the session was cancelled")) })
 }
 
 // failure returns why the session ended, without secrets, or nil while it lives.

@@ -9,6 +9,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/streams"
 )
 
 // Records are read from the newest to the oldest, window by window: jobs on
@@ -99,7 +100,7 @@ func backwards(ctx context.Context, stream jetstream.Stream, subject string, win
 		}
 		enough := false
 		cfg := jetstream.ConsumerConfig{FilterSubject: subject, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: start}
-		err := Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		err := streams.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 			if meta.Sequence.Stream >= end {
 				return false
 			}

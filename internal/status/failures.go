@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/streams"
 	"avatarworker/internal/topology"
 )
 
@@ -54,7 +55,7 @@ func (s *Store) Failures(ctx context.Context) (Failures, error) {
 	cfg := jetstream.ConsumerConfig{
 		FilterSubject: s.names.AllErrors(), HeadersOnly: true, DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &since,
 	}
-	err = Scan(short, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+	err = streams.Scan(short, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		counted.add(msg.Subject(), meta.Timestamp)
 		return true
 	})
@@ -146,7 +147,7 @@ func (s *Store) Alerts(ctx context.Context, limit int) ([]Event, error) {
 		return nil, fmt.Errorf("stream %s: %w", s.names.EventsStream(), err)
 	}
 	alerts := []Event{}
-	err = Scan(ctx, stream, jetstream.ConsumerConfig{FilterSubject: s.names.AllAlerts()}, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+	err = streams.Scan(ctx, stream, jetstream.ConsumerConfig{FilterSubject: s.names.AllAlerts()}, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		if limit > 0 && len(alerts) == 2*limit {
 			alerts = slices.Delete(alerts, 0, limit)
 		}

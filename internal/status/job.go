@@ -13,6 +13,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/streams"
 	"avatarworker/internal/topology"
 )
 
@@ -155,7 +156,7 @@ func (s *Store) record(ctx context.Context, id string) (*lifecycle.Record, error
 // subjects do not name the job.
 func (s *Store) history(ctx context.Context, stream jetstream.Stream, j *Job, id string) error {
 	cfg := jetstream.ConsumerConfig{FilterSubject: s.names.EventsFilter("", id)}
-	err := Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+	err := streams.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		j.History = append(j.History, NewEvent(msg.Subject(), msg.Headers(), slices.Clone(msg.Data()), meta.Sequence.Stream, meta.Timestamp))
 		return true
 	})
@@ -203,7 +204,7 @@ func (s *Store) errorEvents(ctx context.Context, stream jetstream.Stream, j *Job
 		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from,
 	}
 	var found []uint64
-	err := Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+	err := streams.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		if values := msg.Headers()["ce-subject"]; len(values) > 0 && values[0] == id {
 			found = append(found, meta.Sequence.Stream)
 		}

@@ -15,6 +15,7 @@ import (
 	"avatarworker/internal/jobs/jobpb"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/streams"
 )
 
 // Order is how a list is sorted.
@@ -212,7 +213,7 @@ func (s *Store) listWaiting(ctx context.Context, q *Query, top *topRows, now tim
 	for _, span := range spans {
 		search.Of += span.jobs
 	}
-	r := &reader{js: s.js, stream: s.names.JobsStream()}
+	r := streams.NewReader(s.js, s.names.JobsStream())
 	for _, span := range spans {
 		if err != nil {
 			break
@@ -263,7 +264,7 @@ func (state queueState) undelivered() []span {
 const waitingWindow = 64
 
 // waitingIn walks a subject's jobs from the newest window on.
-func (s *Store) waitingIn(ctx context.Context, r *reader, part span, q *Query, top *topRows, now time.Time, looked *uint64) error {
+func (s *Store) waitingIn(ctx context.Context, r *streams.Reader, part span, q *Query, top *topRows, now time.Time, looked *uint64) error {
 	end := part.end
 	hints := q.bodyHints()
 	for window := uint64(waitingWindow); end > part.first; window = min(window*2, mostWindow) {
@@ -273,7 +274,7 @@ func (s *Store) waitingIn(ctx context.Context, r *reader, part span, q *Query, t
 		}
 		var oldest time.Time
 		for seq := start; seq < end; {
-			found, err := r.next(ctx, part.subject, seq, int(min(end-seq, directBatch)))
+			found, err := r.Next(ctx, part.subject, seq, int(min(end-seq, streams.Batch)))
 			if err != nil {
 				return err
 			}

@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -15,13 +13,12 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs/circuit"
-	"avatarworker/internal/jobs/fleet"
+	"avatarworker/internal/streams"
 )
 
 const (
-	// DefaultEvery is how often a Model looks for what is new.
-	DefaultEvery = time.Second
+	// defaultEvery is how often a Model looks for what is new.
+	defaultEvery = time.Second
 	// storageEvery is how often it looks how full the streams are.
 	storageEvery = 5 * time.Second
 	// oddLimit is how often in a row the number of waiting jobs may differ from the
@@ -49,8 +46,8 @@ type Model struct {
 	poke chan struct{} // a look is wanted now
 
 	// Used by the look under way only.
-	state, fleetBucket, events tail
-	waitingReader              reader
+	state, fleetBucket, events streams.Tail
+	waitingReader              *streams.Reader
 	jobsCreated                time.Time // when the jobs stream was made
 	storageAt, rereadAt        time.Time
 
@@ -74,12 +71,6 @@ type Model struct {
 	done     uint64        // number of the last look that ended
 }
 
-type sharedEntry struct {
-	value    []byte
-	stored   time.Time
-	revision uint64
-}
-
 // Freshness says how current a Model is.
 type Freshness struct {
 	// Version rises with each change. It begins at another number in each process.
@@ -92,22 +83,22 @@ type Freshness struct {
 }
 
 // NewModel returns a Model that knows nothing until it runs. every is the time between
-// two looks; 0 is DefaultEvery.
+// two looks; 0 is defaultEvery.
 func NewModel(store *Store, every time.Duration) *Model {
 	if every <= 0 {
-		every = DefaultEvery
+		every = defaultEvery
 	}
 	names := store.names
 	m := &Model{
 		store: store, every: every, poke: make(chan struct{}, 1),
-		state:       tail{js: store.js, stream: "KV_" + names.StateBucket(), subject: "$KV." + names.StateBucket() + ".>"},
-		fleetBucket: tail{js: store.js, stream: "KV_" + names.FleetBucket(), subject: "$KV." + names.FleetBucket() + ".>"},
-		events:      tail{js: store.js, stream: names.EventsStream(), subject: names.AllErrors(), headersOnly: true, sparse: true},
+		state:       streams.Tail{JS: store.js, Stream: "KV_" + names.StateBucket(), Subject: "$KV." + names.StateBucket() + ".>"},
+		fleetBucket: streams.Tail{JS: store.js, Stream: "KV_" + names.FleetBucket(), Subject: "$KV." + names.FleetBucket() + ".>"},
+		events:      streams.Tail{JS: store.js, Stream: names.EventsStream(), Subject: names.AllErrors(), HeadersOnly: true, Sparse: true},
 		records:     newRecordTable(), waiting: make(map[string]*waitingTable), limits: newLimitKeys(), shared: make(map[string]sharedEntry),
 		failures: newFailureCounts(names), behind: make(map[string]bool), changed: make(chan struct{}), looked: make(chan struct{}),
 	}
-	m.events.since = func() time.Time { return beginOfDay(m.serverNow()) }
-	m.waitingReader = reader{js: store.js, stream: names.JobsStream()}
+	m.events.Since = func() time.Time { return beginOfDay(m.serverNow()) }
+	m.waitingReader = streams.NewReader(store.js, names.JobsStream())
 	m.fresh.Version = uint64(store.now().UnixMicro()) // #nosec G115 -- after 1970
 	return m
 }
@@ -188,9 +179,6 @@ func (m *Model) look(ctx context.Context) {
 	m.begun++
 	m.mu.Unlock()
 	changed := false
-	for _, r := range []*reader{&m.waitingReader, &m.state.reader, &m.fleetBucket.reader, &m.events.reader} {
-		r.retryDirect()
-	}
 	at, err := m.lookAtAll(ctx, &changed)
 	if ctx.Err() == nil {
 		m.ended(at, changed, err)
@@ -232,8 +220,8 @@ var errNotConnected = errors.New("there is no connection to NATS")
 func (m *Model) lookAtEach(ctx context.Context, changed *bool) (time.Time, error) {
 	at, err := m.lookAtJobs(ctx, changed)
 	for _, part := range []struct {
-		tail *tail
-		f    follower
+		tail *streams.Tail
+		f    streams.Follower
 	}{
 		{&m.state, m.stateFollower(changed)},
 		{&m.fleetBucket, m.fleetFollower(changed)},
@@ -243,13 +231,13 @@ func (m *Model) lookAtEach(ctx context.Context, changed *bool) (time.Time, error
 			break
 		}
 		var more bool
-		_, more, err = part.tail.read(ctx, part.f)
+		_, more, err = part.tail.Read(ctx, part.f)
 		if errors.Is(err, jetstream.ErrStreamNotFound) && part.tail == &m.fleetBucket {
 			err = nil // as a Store has it: no workers
 		}
 		m.mu.Lock()
-		*changed = *changed || m.behind[part.tail.stream] != more
-		m.behind[part.tail.stream] = more
+		*changed = *changed || m.behind[part.tail.Stream] != more
+		m.behind[part.tail.Stream] = more
 		m.mu.Unlock()
 	}
 	if err == nil {
@@ -299,247 +287,6 @@ func (m *Model) loaded(ctx context.Context) error {
 		case <-looked:
 		}
 	}
-}
-
-func (m *Model) stateFollower(changed *bool) follower {
-	prefix := "$KV." + m.store.names.StateBucket() + "."
-	type change struct {
-		key string
-		row compactRow
-		ok  bool
-		msg *tailed
-	}
-	return follower{
-		reset: func() {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			m.records, m.limits, m.fresh.Loaded = newRecordTable(), newLimitKeys(), false
-			*changed = true
-		},
-		take: func(batch []tailed) {
-			// What takes long is done before others have to wait.
-			changes := make([]change, 0, len(batch))
-			for i := range batch {
-				key := strings.TrimPrefix(batch[i].subject, prefix)
-				c := change{key: key, msg: &batch[i]}
-				if !strings.Contains(key, ".") {
-					c.row, c.ok = compactRecord(batch[i].data, batch[i].seq)
-				}
-				changes = append(changes, c)
-			}
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			for _, c := range changes {
-				switch {
-				case strings.Contains(c.key, "."):
-					*changed = m.limits.learn(c.key, c.msg.data, c.msg.seq) || *changed
-				case c.ok && c.row.id == c.key:
-					m.records.put(c.row)
-					*changed = true
-				default:
-					*changed = m.records.remove(c.key) || *changed
-				}
-			}
-		},
-		expired: func(first uint64) {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			*changed = m.records.expire(first) || *changed
-			*changed = m.limits.expire(first) || *changed
-		},
-	}
-}
-
-func (m *Model) fleetFollower(changed *bool) follower {
-	prefix := "$KV." + m.store.names.FleetBucket() + "."
-	return follower{
-		reset: func() {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			m.shared = make(map[string]sharedEntry)
-			*changed = true
-		},
-		take: func(batch []tailed) {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			for _, msg := range batch {
-				key := strings.TrimPrefix(msg.subject, prefix)
-				switch {
-				case !strings.HasPrefix(key, fleet.Prefix) && !strings.HasPrefix(key, circuit.Prefix):
-					continue
-				case len(msg.data) == 0:
-					delete(m.shared, key)
-				default:
-					m.shared[key] = sharedEntry{value: slices.Clone(msg.data), stored: msg.stored, revision: msg.seq}
-				}
-				*changed = true
-			}
-		},
-		expired: func(first uint64) {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			for key, entry := range m.shared {
-				if entry.revision < first {
-					delete(m.shared, key)
-					*changed = true
-				}
-			}
-		},
-	}
-}
-
-func (m *Model) eventsFollower(changed *bool) follower {
-	return follower{
-		reset: func() {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			m.failures = newFailureCounts(m.store.names)
-			*changed = true
-		},
-		take: func(batch []tailed) {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			for _, msg := range batch {
-				m.failures.add(msg.subject, msg.stored)
-				*changed = true
-			}
-		},
-		expired: func(uint64) {}, // it keeps a day, whatever the stream keeps
-	}
-}
-
-// lookAtJobs reads the queues, and the jobs in them that no worker has been given.
-func (m *Model) lookAtJobs(ctx context.Context, changed *bool) (at time.Time, err error) {
-	name := m.store.names.JobsStream()
-	stream, err := m.store.js.Stream(ctx, name)
-	if err != nil {
-		return at, fmt.Errorf("stream %s: %w", name, err)
-	}
-	info := stream.CachedInfo()
-	at = info.TimeStamp.UTC()
-	m.mu.Lock()
-	m.offset = at.Sub(m.store.now())
-	if !info.Created.Equal(m.jobsCreated) {
-		m.jobsCreated = info.Created
-		m.waiting, m.fresh.Loaded, *changed = make(map[string]*waitingTable), false, true
-		m.waitingReader = reader{js: m.store.js, stream: name}
-	}
-	m.mu.Unlock()
-	state, err := m.store.queueState(ctx, stream)
-	if err != nil {
-		return at, err
-	}
-	m.takeQueues(state, changed)
-	return at, m.readWaiting(ctx, state, changed)
-}
-
-// takeQueues takes what the server says of the queues, and forgets the jobs that were
-// delivered since the last look.
-func (m *Model) takeQueues(state queueState, changed *bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	queues := make(map[string]Queue, len(state.queues))
-	for name, q := range state.queues {
-		queues[name] = *q
-	}
-	if !reflect.DeepEqual(queues, m.queues) {
-		m.queues, *changed = queues, true
-	}
-	m.pending = make(map[string]uint64, len(state.spans))
-	for subject, span := range state.spans {
-		m.pending[subject] = span.jobs
-	}
-	for subject, table := range m.waiting {
-		span, ok := state.spans[subject]
-		if !ok || span.jobs == 0 || span.first >= span.end {
-			delete(m.waiting, subject)
-			*changed = *changed || len(table.rows) > 0
-			continue
-		}
-		*changed = table.drop(span.first) || *changed
-	}
-}
-
-// readWaiting reads the jobs that wait and were not read yet.
-func (m *Model) readWaiting(ctx context.Context, state queueState, changed *bool) error {
-	budget := tailBudget
-	switch {
-	case !m.Freshness().Loaded:
-		budget = 1 << 30
-	case m.waitingReader.single:
-		budget = singleBudget
-	}
-	for _, span := range state.undelivered() {
-		table := m.waitingTable(span)
-		if err := m.readSpan(ctx, span, table, &budget, changed); err != nil {
-			return fmt.Errorf("jobs in stream %s: %w", m.store.names.JobsStream(), err)
-		}
-		if budget > 0 && m.odd(span, table) {
-			again := &waitingTable{}
-			if err := m.readSpan(ctx, span, again, &budget, changed); err != nil {
-				return fmt.Errorf("jobs in stream %s: %w", m.store.names.JobsStream(), err)
-			}
-			m.mu.Lock()
-			m.waiting[span.subject] = again
-			m.mu.Unlock()
-		}
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	name, more := m.store.names.JobsStream(), budget <= 0
-	*changed = *changed || m.behind[name] != more
-	m.behind[name] = more
-	return nil
-}
-
-// readSpan reads the jobs of a span that are not in the table, as far as the budget
-// goes.
-func (m *Model) readSpan(ctx context.Context, span span, table *waitingTable, budget *int, changed *bool) error {
-	for next := max(table.next, span.first); next < span.end && *budget > 0; {
-		found, err := m.waitingReader.next(ctx, span.subject, next, directBatch)
-		if err != nil || len(found) == 0 {
-			return err
-		}
-		rows := make([]compactRow, len(found))
-		for i, raw := range found {
-			row := waitingRow(raw, time.Time{})
-			rows[i] = compactWaiting(&row, raw.Sequence)
-			next = raw.Sequence + 1
-		}
-		*budget -= len(found)
-		m.mu.Lock()
-		table.rows, table.next, *changed = append(table.rows, rows...), next, true
-		m.mu.Unlock()
-	}
-	return nil
-}
-
-func (m *Model) waitingTable(span span) *waitingTable {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	table := m.waiting[span.subject]
-	if table == nil {
-		table = &waitingTable{}
-		m.waiting[span.subject] = table
-	}
-	return table
-}
-
-// odd reports whether the jobs of a queue have to be read again: for a while their
-// number has not been the server's, so some were removed from its middle.
-func (m *Model) odd(span span, table *waitingTable) bool {
-	inSpan, _ := slices.BinarySearchFunc(table.rows, span.end, func(r compactRow, end uint64) int { return cmp.Compare(r.seq, end) })
-	if uint64(inSpan) == span.jobs { // #nosec G115 -- a count
-		table.odd = 0
-		return false
-	}
-	table.odd++
-	now := m.store.now()
-	if table.odd < oddLimit || len(table.rows) > directBatch && now.Sub(m.rereadAt) < rereadEvery {
-		return false
-	}
-	m.rereadAt = now
-	return true
 }
 
 // lookAtRest counts the dead letters, and looks now and then how full the streams are.

@@ -181,7 +181,7 @@ func (m *Model) Fleet(ctx context.Context) (*Fleet, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	f := m.sharedNow()
-	f.CountedAll = !m.behind[m.state.stream]
+	f.CountedAll = !m.behind[m.state.Stream]
 	f.DeadLetters = append(f.DeadLetters, m.letters...)
 	f.Storage = append(f.Storage, m.storage...)
 	queues := make(map[string]*Queue, len(m.queues))
@@ -241,7 +241,7 @@ func (m *Model) Failures(ctx context.Context) (Failures, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	f := m.failures.at(m.now())
-	f.CountedAll = !m.behind[m.events.stream]
+	f.CountedAll = !m.behind[m.events.Stream]
 	return f, nil
 }
 

@@ -126,38 +126,6 @@ func TestDrainingWorkersServeNothing(t *testing.T) {
 	}
 }
 
-func TestScanReadsWhatWasThereAndNoMore(t *testing.T) {
-	t.Parallel()
-	js, h := setup(t)
-	const all = 1200
-	for i := range all {
-		if _, err := js.Publish(t.Context(), names.Events("started", fmt.Sprint("j", i)), []byte("{}")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	seen := 0
-	err := status.Scan(t.Context(), h.Events, jetstream.ConsumerConfig{}, func(_ jetstream.Msg, meta *jetstream.MsgMetadata) bool {
-		seen++
-		if meta.Sequence.Stream != uint64(seen) {
-			t.Fatalf("message %d came as number %d", meta.Sequence.Stream, seen)
-		}
-		return true
-	})
-	if err != nil || seen != all {
-		t.Errorf("%d of %d, %v", seen, all, err)
-	}
-	if list := h.Events.ConsumerNames(t.Context()); len(list.Name()) != 0 {
-		t.Error("a consumer stays")
-	}
-	first := 0
-	if err := status.Scan(t.Context(), h.Events, jetstream.ConsumerConfig{}, func(jetstream.Msg, *jetstream.MsgMetadata) bool {
-		first++
-		return false
-	}); err != nil || first != 1 {
-		t.Errorf("read %d after it had enough, %v", first, err)
-	}
-}
-
 func TestUnknownJobIsAnErrorOfItsOwn(t *testing.T) {
 	t.Parallel()
 	js, _ := setup(t)

@@ -27,8 +27,8 @@ type Storage struct {
 	Remedy   string  `json:"remedy,omitempty"`    // what to do if it is nearly full
 }
 
-// StorageOf reads how full a stream is from its server's answer.
-func StorageOf(kept topology.Kept, info *jetstream.StreamInfo) Storage {
+// storageOf reads how full a stream is from its server's answer.
+func storageOf(kept topology.Kept, info *jetstream.StreamInfo) Storage {
 	s := Storage{Object: kept.Object, Messages: info.State.Msgs, Bytes: int64(info.State.Bytes), MaxBytes: max(info.Config.MaxBytes, 0)}
 	if s.MaxBytes > 0 {
 		s.Fill = float64(s.Bytes) / float64(s.MaxBytes)
@@ -52,7 +52,7 @@ func (s *Store) Storage(ctx context.Context) ([]Storage, error) {
 		cancel()
 		switch {
 		case err == nil:
-			list = append(list, StorageOf(kept, stream.CachedInfo()))
+			list = append(list, storageOf(kept, stream.CachedInfo()))
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("%s: %w", kept.Object, err)

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/streams"
 )
 
 // Waiting is a job in the queue that has no record yet.
@@ -31,7 +32,7 @@ func (s *Store) Waiting(ctx context.Context, id string) (found *Waiting, looked 
 	short, cancel := context.WithTimeout(ctx, s.countFor)
 	defer cancel()
 	looked.All = true
-	r := &reader{js: s.js, stream: s.names.JobsStream()}
+	r := streams.NewReader(s.js, s.names.JobsStream())
 	from, err := s.unsettledFrom(short, stream, &looked)
 	for subject, seq := range from {
 		if err == nil && found == nil {
@@ -70,9 +71,9 @@ func (s *Store) unsettledFrom(ctx context.Context, stream jetstream.Stream, look
 	return from, list.Err()
 }
 
-func (s *Store) waitingOn(ctx context.Context, r *reader, subject string, seq uint64, id string, looked *Search) (*Waiting, error) {
+func (s *Store) waitingOn(ctx context.Context, r *streams.Reader, subject string, seq uint64, id string, looked *Search) (*Waiting, error) {
 	for {
-		batch, err := r.next(ctx, subject, seq, directBatch)
+		batch, err := r.Next(ctx, subject, seq, streams.Batch)
 		if err != nil || len(batch) == 0 {
 			return nil, err
 		}

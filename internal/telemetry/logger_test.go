@@ -2,16 +2,24 @@ package telemetry
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
 	"time"
+
+	"go.opentelemetry.io/otel/propagation"
 )
 
 const (
 	parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	state  = "vendor=value"
 )
+
+// withParent is ctx under the remote span that a traceparent and a tracestate name.
+func withParent(ctx context.Context, parent, state string) context.Context {
+	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": parent, "tracestate": state})
+}
 
 func TestLogLineHasUTCTimeAndTraceIDs(t *testing.T) {
 	var out bytes.Buffer
@@ -20,7 +28,7 @@ func TestLogLineHasUTCTimeAndTraceIDs(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := time.Now().UTC().Truncate(time.Millisecond)
-	ctx := WithParent(t.Context(), parent, state)
+	ctx := withParent(t.Context(), parent, state)
 	log.Info().Ctx(ctx).Str("job", "j1").Msg("hello")
 	var line struct {
 		Level   string    `json:"level"`
@@ -48,7 +56,7 @@ func TestLoggerUnderAContextHasTraceIDsOnEachLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	under := log.With().Ctx(WithParent(t.Context(), parent, "")).Logger()
+	under := log.With().Ctx(withParent(t.Context(), parent, "")).Logger()
 	under.Debug().Msg("with")
 	log.Debug().Ctx(t.Context()).Msg("without")
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")

@@ -95,10 +95,7 @@ func (e *ensurer) streams(ctx context.Context, h *Handles, maxJob int32) error {
 	into := []*jetstream.Stream{&h.Jobs, &h.Events, &h.DLQ, &h.Frames, &h.Audio, &h.Usage, &h.Totals}
 	for i, want := range e.settings.streams(e.names, maxJob) {
 		if want.AllowMsgCounter && !hasCounters(h.Jobs.CachedInfo().Config.Metadata[levelKey]) {
-			e.found = append(e.found, Difference{
-				Object: "stream " + want.Name, Setting: "server",
-				Have: "NATS " + e.js.Conn().ConnectedServerVersion() + ", which has no counters (sums of costs are read from the records)", Want: "NATS " + countersServer + " or later",
-			})
+			e.found = append(e.found, noCounters(e.js, "stream "+want.Name))
 			continue
 		}
 		s, err := e.stream(ctx, want)

@@ -3,6 +3,7 @@ package topology
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -20,7 +21,7 @@ type Kept struct {
 // Name is that of the stream or bucket, without saying which it is.
 func (k Kept) Name() string { return k.Object[strings.IndexByte(k.Object, ' ')+1:] }
 
-// Kept lists everything that Ensure opens, but for the consumers.
+// Kept lists every stream and bucket of a fleet.
 func (n Names) Kept() []Kept {
 	stream := func(name string) Kept { return Kept{Stream: name, Object: "stream " + name} }
 	bucket := func(kind, name string) Kept { return Kept{Stream: kind + name, Object: "bucket " + name} }
@@ -32,6 +33,15 @@ func (n Names) Kept() []Kept {
 	}
 	for i, k := range list {
 		list[i].Critical = k.Stream == n.JobsStream() || k.Stream == "KV_"+n.StateBucket()
+	}
+	return list
+}
+
+// Kept lists what Ensure has opened, but for the consumers.
+func (h Handles) Kept(n Names) []Kept {
+	list := n.Kept()
+	if h.Totals == nil {
+		list = slices.DeleteFunc(list, func(k Kept) bool { return k.Stream == n.TotalsStream() })
 	}
 	return list
 }

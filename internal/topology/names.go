@@ -201,8 +201,8 @@ func (n Names) AllFrames() string { return n.subject("frames", "*") }
 // Audio is where the speech of a live job comes from, chunk by chunk.
 func (n Names) Audio(jobID string) string { return n.subject("audio", Token(jobID)) }
 
-// AllAudio matches the speech of every live job.
-func (n Names) AllAudio() string { return n.subject("audio", "*") }
+// allAudio matches the speech of every live job.
+func (n Names) allAudio() string { return n.subject("audio", "*") }
 
 // Control is where a running job is interrupted or cancelled (request/reply,
 // kept nowhere).

@@ -34,6 +34,20 @@ func hasCounters(level string) bool {
 	return err != nil || n >= countersLevel
 }
 
+// tooOldForCounters reports whether the account's server says that it has no counters.
+func tooOldForCounters(ctx context.Context, js jetstream.JetStream) bool {
+	info, err := js.AccountInfo(ctx)
+	return err == nil && info.API.Level < countersLevel
+}
+
+// noCounters says why a fleet has no totals.
+func noCounters(js jetstream.JetStream, object string) Difference {
+	return Difference{
+		Object: object, Setting: "server",
+		Have: "NATS " + js.Conn().ConnectedServerVersion() + ", which has no counters (sums of costs are read from the records)", Want: "NATS " + countersServer + " or later",
+	}
+}
+
 // levelKey is what a server of LeastServer or later adds to a stream's metadata
 // when it is asked for it.
 const levelKey = "_nats.level"

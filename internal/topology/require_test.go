@@ -1,8 +1,10 @@
 package topology_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -132,13 +134,15 @@ func TestWhereThereIsNoJetStreamTheErrorSaysHowToGetIt(t *testing.T) {
 	}
 }
 
-// older answers JetStream's API as a server of before 2.11 does: without its
-// level. What else is asked goes to a real server.
-func older(t *testing.T) jetstream.JetStream {
+// older answers JetStream's API as a server of before 2.11 does, without its level,
+// or with level 1 as 2.11 does. What else is asked goes to a real server.
+func older(t *testing.T, level int) jetstream.JetStream {
 	t.Helper()
 	nc := natstest.JetStream(t).Conn()
 	forward := func(m *nats.Msg) {
-		answer, err := nc.RequestMsgWithContext(t.Context(), &nats.Msg{Subject: "$JS.API." + strings.TrimPrefix(m.Subject, "old."), Header: m.Header, Data: m.Data})
+		// It takes a stream with counters for one without.
+		data := bytes.ReplaceAll(m.Data, []byte(`"allow_msg_counter":true`), []byte(`"allow_msg_counter":false`))
+		answer, err := nc.RequestMsgWithContext(t.Context(), &nats.Msg{Subject: "$JS.API." + strings.TrimPrefix(m.Subject, "old."), Header: m.Header, Data: data})
 		if err != nil {
 			return // the test ends
 		}
@@ -146,12 +150,17 @@ func older(t *testing.T) jetstream.JetStream {
 		if err := json.Unmarshal(answer.Data, &fields); err != nil {
 			t.Error(err)
 		}
-		delete(fields, "api")
-		if config, ok := fields["config"].(map[string]any); ok {
+		config, ok := fields["config"].(map[string]any)
+		if level == 0 {
+			delete(fields, "api")
 			delete(config, "metadata")
+		} else {
+			fields["api"] = map[string]any{"level": level}
+			if ok {
+				config["metadata"] = map[string]any{"_nats.level": strconv.Itoa(level)}
+			}
 		}
-		data, err := json.Marshal(fields)
-		if err != nil {
+		if data, err = json.Marshal(fields); err != nil {
 			t.Error(err)
 		}
 		if err := m.Respond(data); err != nil {
@@ -171,7 +180,7 @@ func older(t *testing.T) jetstream.JetStream {
 
 func TestAServerThatIsTooOldIsRefusedFirst(t *testing.T) {
 	t.Parallel()
-	js := older(t)
+	js := older(t, 0)
 	check := func(when string) {
 		_, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
 		if !errors.Is(err, topology.ErrServer) || !strings.Contains(err.Error(), "older than NATS "+topology.LeastServer) {
@@ -185,6 +194,41 @@ func TestAServerThatIsTooOldIsRefusedFirst(t *testing.T) {
 	}
 	ensure(t, own, topology.DefaultSettings())
 	check("everything is there")
+}
+
+func TestOnAServerWithoutCountersAFleetHasNoTotalsAndMissesNone(t *testing.T) {
+	t.Parallel()
+	js, settings := older(t, 1), topology.DefaultSettings()
+	noTotals := func(when string) {
+		t.Helper()
+		if _, err := js.Stream(t.Context(), names.TotalsStream()); !errors.Is(err, jetstream.ErrStreamNotFound) {
+			t.Errorf("%s: a stream for totals was made that takes none (%v)", when, err)
+		}
+	}
+	setup := func(when string, dryRun bool) {
+		t.Helper()
+		for _, step := range setUp(t, js, settings, topology.SetupOptions{DryRun: dryRun}) {
+			if step.Object == "stream AVATAR_TOTALS" && (step.Action != topology.StepKept || !strings.Contains(step.Have, "no counters")) {
+				t.Errorf("%s: %+v", when, step)
+			}
+		}
+		noTotals(when)
+	}
+	setup("nothing is there", true)
+	h, differences, err := topology.Ensure(t.Context(), js, names, settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	noTotals("a worker started")
+	if len(differences) != 1 || h.Totals != nil {
+		t.Errorf("totals %v, differences %v, want none and one", h.Totals, differences)
+	}
+	for _, kept := range h.Kept(names) {
+		if kept.Stream == names.TotalsStream() {
+			t.Error("the worker checks whether the totals are still there")
+		}
+	}
+	setup("everything is there", false)
 }
 
 func TestWhatDivertsJobsIsRefusedAndNamed(t *testing.T) {

@@ -133,7 +133,7 @@ func (s Settings) streams(n Names, maxJob int32) []jetstream.StreamConfig {
 
 	frames := s.stream(n.FramesStream(), "Frames of jobs whose output is frames", s.Frames, n.AllFrames())
 	frames.AllowDirect = true
-	audio := s.stream(n.AudioStream(), "Speech of live jobs", s.Audio, n.AllAudio())
+	audio := s.stream(n.AudioStream(), "Speech of live jobs", s.Audio, n.allAudio())
 	audio.AllowDirect = true
 
 	usage := s.stream(n.UsageStream(), "Usage records: one for each confirmed session", s.Usage, n.AllUsage())

@@ -53,6 +53,11 @@ func Setup(ctx context.Context, js jetstream.JetStream, n Names, s Settings, o S
 	}
 	var steps []Step
 	for _, part := range s.parts(n, maxJob) {
+		if part.want.AllowMsgCounter && tooOldForCounters(ctx, js) {
+			d := noCounters(js, part.object)
+			steps = append(steps, Step{Object: d.Object, Setting: d.Setting, Have: d.Have, Want: d.Want, Action: StepKept, Why: "upgrade NATS to have totals"})
+			continue
+		}
 		found, err := part.look(ctx, js, o)
 		steps = append(steps, found...)
 		if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
-	"avatarworker/internal/status"
+	"avatarworker/internal/streams"
 )
 
 const (
@@ -166,7 +166,7 @@ func (s *Store) followFailures(ctx context.Context, stream jetstream.Stream) err
 	// If the last event of those there were is none of a failure, none says so.
 	settled := time.AfterFunc(settleTime, done)
 	defer settled.Stop()
-	return status.Follow(ctx, stream, jetstream.OrderedConsumerConfig{
+	return streams.Follow(ctx, stream, jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{s.o.Names.AllErrors()}, HeadersOnly: true,
 		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from,
 	}, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
@@ -183,7 +183,7 @@ func (s *Store) followFailures(ctx context.Context, stream jetstream.Stream) err
 }
 
 func (s *Store) followEvents(ctx context.Context, stream jetstream.Stream) error {
-	return status.Follow(ctx, stream, jetstream.OrderedConsumerConfig{
+	return streams.Follow(ctx, stream, jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{s.o.Names.AllEvents(), s.o.Names.AllAlerts()}, HeadersOnly: true, DeliverPolicy: jetstream.DeliverNewPolicy,
 	}, func(jetstream.Msg, *jetstream.MsgMetadata) error {
 		s.changes.tell()

@@ -11,6 +11,7 @@ import (
 
 	"avatarworker/internal/kv"
 	"avatarworker/internal/status"
+	"avatarworker/internal/streams"
 )
 
 // alertsFor is how far back alerts are listed.
@@ -26,7 +27,7 @@ func (s *Store) newestAlerts(ctx context.Context, limit int) (list []status.Even
 	from := s.o.Now().Add(-alertsFor)
 	cfg := jetstream.ConsumerConfig{FilterSubject: s.o.Names.AllAlerts(), DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from}
 	list = []status.Event{}
-	err = status.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+	err = streams.Scan(ctx, stream, cfg, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		if len(list) >= 2*limit {
 			list, more = slices.Delete(list, 0, len(list)-limit), true
 		}

@@ -15,7 +15,6 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
@@ -166,7 +165,7 @@ func TestTheStoreListsLettersAndReplaysThem(t *testing.T) {
 	writer := dlq.NewWriter(js, names)
 	for i := range 3 {
 		id := fmt.Sprintf("d%d", i)
-		if err := writer.Write(t.Context(), jobs.DeadLetter{
+		if err := writer.Write(t.Context(), lifecycle.DeadLetter{
 			Job: jobspec.Identity{ID: id, Run: 1, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 1}, Data: []byte(`{"avatar_id":"a","audio":{"url":"https://h/x"}}`),
 			Reason: lifecycle.ReasonPermanent, Attempts: 1, FailedAt: time.Now(), Worker: "host", Error: event.Error{JobID: id, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig},
 		}); err != nil {

@@ -7,10 +7,8 @@
 package ui
 
 import (
-	"context"
 	"crypto/rand"
 	"fmt"
-	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -20,8 +18,8 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"avatarworker/internal/admin"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/web"
 )
 
 // Options of a Server. Reader and Actor are required.
@@ -57,18 +55,15 @@ func (a *Auth) none() bool { return a.Secrets == nil && a.TrustedHeader == "" }
 
 // Server serves the page. Start it once; Stop it as often as you like.
 type Server struct {
+	*web.Server
+
 	o        Options
-	http     *http.Server
 	pages    *pages
 	guard    *guard
 	results  results
 	watchers chan struct{} // one for each open stream of changes
 	stopping chan struct{}
 	stopOnce sync.Once
-	served   chan struct{} // closed when serving has ended
-
-	mu       sync.Mutex
-	listener net.Listener
 }
 
 const (
@@ -99,22 +94,22 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		o: o, pages: pages, watchers: make(chan struct{}, maxWatchers),
-		stopping: make(chan struct{}), served: make(chan struct{}),
+		stopping: make(chan struct{}),
 	}
 	s.guard = &guard{auth: o.Auth, now: o.Now, log: o.Logger, cross: http.NewCrossOriginProtection()}
 	if _, err := rand.Read(s.guard.key[:]); err != nil {
 		return nil, err
 	}
-	s.http = &http.Server{
+	server := &http.Server{
 		Handler:           s.Handler(),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          log.New(errorLog{o.Logger}, "", 0),
 	}
-	s.http.RegisterOnShutdown(func() { s.stopOnce.Do(func() { close(s.stopping) }) })
+	server.RegisterOnShutdown(func() { s.stopOnce.Do(func() { close(s.stopping) }) })
+	s.Server = web.NewServer("ui", server, o.Logger)
 	return s, nil
 }
 
@@ -131,32 +126,15 @@ func loopback(addr string) bool {
 	return host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
-// errorLog takes net/http's complaints about single connections, which are the
-// callers' doing.
-type errorLog struct{ logger zerolog.Logger }
-
-func (l errorLog) Write(text []byte) (int, error) {
-	l.logger.Debug().Str("component", "ui").Msg(strings.TrimSpace(string(text)))
-	return len(text), nil
-}
-
 // Start listens and serves until Stop. It returns the address of the page.
 func (s *Server) Start() (url string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.listener != nil {
-		return "", errors.New("ui: already started")
-	}
-	if s.listener, err = net.Listen("tcp", s.o.Addr); err != nil {
+	addr, err := s.Server.Start(s.o.Addr, func(err error) {
+		s.o.Logger.Error().Err(err).Msg("the page's listener ended: no page until a restart")
+	})
+	if err != nil {
 		return "", fmt.Errorf("ui.addr: can't listen at %s: %w: set another address with --ui-addr HOST:PORT, AVATAR_UI_ADDR or ui.addr (port 0 takes a free one)", s.o.Addr, err)
 	}
-	go func() {
-		defer close(s.served)
-		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
-			s.o.Logger.Error().Err(err).Msg("the page's listener ended: no page until a restart")
-		}
-	}()
-	return pageURL(s.o.Addr, s.listener.Addr()), nil
+	return pageURL(s.o.Addr, addr), nil
 }
 
 // pageURL is where a browser finds the page.
@@ -169,23 +147,6 @@ func pageURL(configured string, listening net.Addr) string {
 	return "http://" + net.JoinHostPort(host, port) + "/"
 }
 
-// Stop takes no new requests, waits for those that run until ctx ends, and then cuts
-// them off; the error says that it had to.
-func (s *Server) Stop(ctx context.Context) error {
-	s.mu.Lock()
-	started := s.listener != nil
-	s.mu.Unlock()
-	if !started {
-		return nil
-	}
-	err := s.http.Shutdown(ctx)
-	if err != nil {
-		err = errors.Join(fmt.Errorf("ui: requests were cut off: %w", err), s.http.Close())
-	}
-	<-s.served
-	return err
-}
-
 // Handler serves the same without a listener of its own.
 func (s *Server) Handler() http.Handler {
 	open := http.NewServeMux() // what needs no login
@@ -194,7 +155,7 @@ func (s *Server) Handler() http.Handler {
 		_, _ = w.Write([]byte("live\n")) // the caller may have left
 	})
 	open.Handle("/", s.guard.login(s.routes()))
-	hosts := admin.HostCheck{Addr: s.o.Addr, Hosts: s.o.Hosts, Setting: "ui.hosts", OwnAddresses: true}
+	hosts := web.HostCheck{Addr: s.o.Addr, Hosts: s.o.Hosts, Setting: "ui.hosts", OwnAddresses: true}
 	return secured(hosts.Handler(bounded(open)))
 }
 

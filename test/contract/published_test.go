@@ -12,7 +12,6 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
@@ -49,7 +48,7 @@ func TestDeadLettersAreAsTheSchemasSay(t *testing.T) {
 		JobID: "J", Queue: "default", Worker: "w", WorkerID: "w.1", Run: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig,
 		Phase: errors.PhaseConnect, Message: "Avatar not found", HTTPStatus: 404, Action: errors.ActionDeadLetter, Time: failed,
 	}
-	letter := jobs.DeadLetter{
+	letter := lifecycle.DeadLetter{
 		Job:    jobspec.Identity{ID: "J", Run: 1, Queue: "default", Subject: "avatar.jobs.default", StreamSeq: 7},
 		Header: map[string][]string{nats.MsgIdHdr: {"mine"}, "Nats-TTL": {"1h"}, "X-Tenant": {"a"}},
 		Data:   []byte(speak(``)), Reason: lifecycle.ReasonPermanent, Error: event, Attempts: 1, FailedAt: failed, Worker: "w",
@@ -60,7 +59,7 @@ func TestDeadLettersAreAsTheSchemasSay(t *testing.T) {
 	huge := letter
 	huge.Job.ID, huge.Error.JobID = "L", "L"
 	huge.Data = []byte(strings.Repeat("x", 1<<20))
-	for _, l := range []jobs.DeadLetter{letter, wordy, huge} {
+	for _, l := range []lifecycle.DeadLetter{letter, wordy, huge} {
 		if err := w.Write(ctx, l); err != nil {
 			t.Fatal(err)
 		}

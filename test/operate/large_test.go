@@ -18,7 +18,6 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
@@ -145,7 +144,7 @@ func fill(t *testing.T, nc *nats.Conn, n int) {
 	}
 	var patterns []*jetstream.RawStreamMsg
 	for i, code := range []errors.Code{errors.CodeAvatarNotFound, errors.CodeServerError} {
-		err := dlq.NewWriter(js, names).Write(t.Context(), jobs.DeadLetter{
+		err := dlq.NewWriter(js, names).Write(t.Context(), lifecycle.DeadLetter{
 			Job:    jobspec.Identity{ID: fmt.Sprintf("first-%d", i), Run: 1, Queue: "default", Subject: names.Jobs("default"), StreamSeq: 1},
 			Data:   []byte(`{"avatar_id":"a","audio":{"object":"speech"}}`),
 			Reason: lifecycle.ReasonPermanent, Attempts: 1, FailedAt: time.Now(), Worker: "host",

@@ -17,8 +17,7 @@ import (
 	"avatarworker/internal/audio"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
-	"avatarworker/internal/kv"
+	"avatarworker/internal/operate"
 )
 
 // folder has the server's configuration with an account for each role, in
@@ -195,11 +194,11 @@ func byPrefix(ctx context.Context, admin, c client) error {
 			return must(err, "replay with the API's prefix")
 		},
 		func(ctx context.Context) error {
-			bucket, err := js.KeyValue(ctx, names.StateBucket())
+			operator, err := operate.Open(ctx, c.nc, js, names)
 			if err != nil {
 				return must(err, "open the records with the API's prefix")
 			}
-			_, err = jobs.RequestCancel(ctx, c.nc, kv.NewStore(js, bucket, time.Second), names.Control("P"), "P")
+			_, err = operator.Cancel(ctx, "P", true)
 			return must(err, "cancel with the API's prefix")
 		},
 	)

@@ -16,14 +16,12 @@ import (
 	"avatarworker/internal/cost"
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
-	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
-	"avatarworker/internal/kv"
 	"avatarworker/internal/operate"
-	"avatarworker/internal/status"
+	"avatarworker/internal/streams"
 	"avatarworker/internal/topology"
 )
 
@@ -188,7 +186,7 @@ func scan(ctx context.Context, js jetstream.JetStream, name string) error {
 	if err != nil {
 		return err
 	}
-	return status.Scan(ctx, stream, jetstream.ConsumerConfig{}, func(jetstream.Msg, *jetstream.MsgMetadata) bool { return true })
+	return streams.Scan(ctx, stream, jetstream.ConsumerConfig{}, func(jetstream.Msg, *jetstream.MsgMetadata) bool { return true })
 }
 
 // readFirst reads a stream's first message through a consumer of its own.
@@ -291,11 +289,11 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 		},
 		func(ctx context.Context) error { return must(letters.Remove(ctx, 2), "remove") },
 		func(ctx context.Context) error {
-			bucket, err := c.js.KeyValue(ctx, names.StateBucket())
+			operator, err := operate.Open(ctx, c.nc, c.js, names)
 			if err != nil {
 				return must(err, "open the records")
 			}
-			_, err = jobs.RequestCancel(ctx, c.nc, kv.NewStore(c.js, bucket, time.Second), names.Control("R"), "R")
+			_, err = operator.Cancel(ctx, "R", true)
 			return must(err, "cancel")
 		},
 		func(ctx context.Context) error { return costs(ctx, c) },
@@ -373,8 +371,8 @@ func leaveTraces(ctx context.Context, admin client, handles topology.Handles) er
 	return err
 }
 
-func letter(id string) jobs.DeadLetter {
-	return jobs.DeadLetter{
+func letter(id string) lifecycle.DeadLetter {
+	return lifecycle.DeadLetter{
 		Job:  jobspec.Identity{ID: id, Run: 1, Queue: "default", Subject: names.Jobs("default"), StreamSeq: 1},
 		Data: []byte(`{}`), Reason: lifecycle.ReasonPermanent, FailedAt: time.Now(), Worker: "w",
 		Error: event.Error{JobID: id, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig},

@@ -35,7 +35,6 @@ type fleet struct {
 	env      map[string]string // of every worker
 	lease    time.Duration
 	attempts int
-	noLedger bool // some workers are of a build that keeps no ledger
 
 	mu       sync.Mutex
 	accepted []string
@@ -457,9 +456,6 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 	seen, err := invariant.Read(ctx, f.js, f.names, f.backend.SessionLog())
 	if err != nil {
 		f.t.Fatal(err)
-	}
-	if f.noLedger {
-		seen.Ledger = nil
 	}
 	f.mu.Lock()
 	run := invariant.Run{Accepted: f.accepted, MaxAttempts: f.attempts, Lease: f.lease, Faults: f.faults, Delays: f.delays}

@@ -56,7 +56,6 @@ func TestAFleetOfThisBuildAndTheOneBeforeKeepsThePromisesThroughAnUpgrade(t *tes
 	seed := chaosSeed(t)
 	t.Logf("seed %d: replay with AVATAR_CHAOS_SEED=%d", seed, seed)
 	c := newChaos(t, 10*time.Second, 0, before, after, before, after)
-	c.noLedger = true // until the build before keeps one
 	c.run(seed, 25*time.Second, 300)
 	for _, w := range c.workers {
 		if w.binary != before {

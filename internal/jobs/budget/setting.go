@@ -1,6 +1,21 @@
 package budget
 
-import "encoding/json"
+import (
+	"encoding/json"
+
+	"avatarworker/internal/topology"
+)
+
+// SettingKey is the key in the fleet's bucket under which the credits of a rule can
+// be set at run time; its value is a Setting.
+func SettingKey(key, per string) string {
+	return Prefix + topology.Token(key) + "." + topology.Token(per)
+}
+
+// Setting replaces the credits of a rule at run time.
+type Setting struct {
+	Credits int64 `json:"credits"`
+}
 
 func parseSetting(data []byte) (credits int64, ok bool) {
 	var s Setting

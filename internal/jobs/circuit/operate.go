@@ -14,9 +14,8 @@ import (
 	"avatarworker/internal/kv"
 )
 
-// ErrNone is in the chain of an error about an app that has no circuit which is
-// not closed.
-var ErrNone = errors.New("no circuit of it is open")
+// ErrNone is in the chain of an error about an app that has no open circuit.
+var ErrNone = errors.New("no circuit of this app is open")
 
 // Operator changes circuits on a person's behalf, by compare-and-set like a worker.
 // All fields are required.

@@ -33,7 +33,7 @@ const (
 // Bounds of live.max_silence. A silent session is paid for, so it can't wait
 // forever.
 const (
-	DefaultMaxSilence = 30 * time.Second
+	defaultMaxSilence = 30 * time.Second
 	minMaxSilence     = time.Second
 	maxMaxSilence     = 10 * time.Minute
 )
@@ -169,7 +169,7 @@ func (j *Job) LiveFormat() string {
 func (j *Job) MaxSilence() time.Duration {
 	d, err := parseMaxSilence(j.GetLive().GetMaxSilence())
 	if err != nil {
-		return DefaultMaxSilence // not in a valid job
+		return defaultMaxSilence // not in a valid job
 	}
 	return d
 }
@@ -177,7 +177,7 @@ func (j *Job) MaxSilence() time.Duration {
 // parseMaxSilence reads a Go duration or a plain number of seconds.
 func parseMaxSilence(text string) (time.Duration, error) {
 	if text == "" {
-		return DefaultMaxSilence, nil
+		return defaultMaxSilence, nil
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil {

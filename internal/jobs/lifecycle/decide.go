@@ -76,7 +76,7 @@ func Resume(r *Record, id jobspec.Identity, crashed bool, now time.Time) *Record
 		next.Crashes++
 	}
 	if r.State != StateHeld {
-		next.EndHold(now)
+		next.endHold(now)
 	}
 	return next
 }
@@ -87,13 +87,13 @@ func Start(from *Record, job *jobspec.Job, worker string, defaults Defaults, now
 	next := &Record{CreatedAt: now}
 	if from != nil {
 		next = from.Clone()
-		next.EndHold(now)
+		next.endHold(now)
 		if from.State == StateRetrying {
 			next.Attempt++
 		}
 	}
 	next.keepUsage()
-	next.Identify(job, defaults)
+	next.identify(job, defaults)
 	next.Attempt = max(next.Attempt, 1)
 	next.Session++
 	next.Unsettled++
@@ -116,8 +116,8 @@ type Defaults struct {
 	MaxAttempts int
 }
 
-// Identify copies the job's own fields into the record.
-func (r *Record) Identify(job *jobspec.Job, d Defaults) {
+// identify copies the job's own fields into the record.
+func (r *Record) identify(job *jobspec.Job, d Defaults) {
 	r.JobID, r.Run, r.StreamSeq, r.Queue = job.ID, job.Run, job.StreamSeq, job.Queue
 	r.AppID = cmp.Or(job.GetAppId(), d.AppID)
 	r.AvatarID = job.GetAvatarId()

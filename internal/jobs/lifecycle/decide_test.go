@@ -113,7 +113,7 @@ func TestBackoffIsFullJitterWithinItsBounds(t *testing.T) {
 	} {
 		for _, rnd := range []float64{0, 0.25, 0.999999} {
 			want := time.Duration(rnd * float64(bound))
-			if got := p.Backoff(n, func() float64 { return rnd }); got != want {
+			if got := p.backoff(n, func() float64 { return rnd }); got != want {
 				t.Errorf("before attempt %d at %v: %s, want %s", n+1, rnd, got, want)
 			}
 		}

@@ -1,7 +1,7 @@
 // Package lifecycle keeps the record of each job: its states, the transitions between
 // them, and the decisions that depend on it, such as what to do with a delivery and
-// when to retry. It owns the record's JSON and its fence, the revision. It must not
-// know how a session runs or what is published.
+// when to retry. It owns the record's JSON and its fence, the revision, and what events
+// say of a record. It must not know how a session runs, nor publish anything.
 package lifecycle
 
 import (
@@ -199,8 +199,8 @@ func (r *Record) HeldTotal(now time.Time) time.Duration {
 // HoldCounts reports whether jobs held for that reason are given up in the end.
 func HoldCounts(reason string) bool { return reason != HeldStorage && reason != HeldBudget }
 
-// HoldCode returns the code of the dead letter of a job that was held too long.
-func (r *Record) HoldCode() errors.Code {
+// holdCode returns the code of the dead letter of a job that was held too long.
+func (r *Record) holdCode() errors.Code {
 	switch {
 	case r.HeldCode != "":
 		return r.HeldCode
@@ -219,7 +219,7 @@ func (r *Record) HeldText() string {
 	case HeldProxy:
 		return "a proxy on the way to the backend lets nothing through; it is tried again from time to time, and no attempt is counted"
 	case HeldPolicy:
-		return "policy holds jobs that fail with " + string(r.HoldCode()) + "; it is tried again from time to time"
+		return "policy holds jobs that fail with " + string(r.holdCode()) + "; it is tried again from time to time"
 	case HeldStorage, HeldUnsettled, HeldBudget:
 		return r.HeldWhy
 	case HeldCircuit, "":
@@ -229,8 +229,8 @@ func (r *Record) HeldText() string {
 	}
 }
 
-// EndHold adds the current hold to the total.
-func (r *Record) EndHold(now time.Time) {
+// endHold adds the current hold to the total.
+func (r *Record) endHold(now time.Time) {
 	r.HeldFor = r.HeldTotal(now)
 	r.HeldSince = nil
 }

@@ -92,9 +92,9 @@ func (p RetryPolicy) hold(f Failure, rnd func() float64) Plan {
 	delay := f.Wait
 	switch {
 	case f.Refused:
-		delay = p.Backoff(f.Record.Refusals+1, rnd)
+		delay = p.backoff(f.Record.Refusals+1, rnd)
 	case !f.CircuitOpen:
-		delay = p.Backoff(f.Record.Holds+1, rnd)
+		delay = p.backoff(f.Record.Holds+1, rnd)
 	}
 	return Plan{Action: errors.ActionHold, Delay: max(delay, f.Decision.NotBefore)}
 }
@@ -106,7 +106,7 @@ func (p RetryPolicy) again(f Failure, rnd func() float64) Plan {
 	if spent >= p.budget(f) || limit > 0 && ofCode >= limit {
 		return Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}
 	}
-	delay := p.Backoff(max(spent, 1), rnd)
+	delay := p.backoff(max(spent, 1), rnd)
 	if f.Decision.NotBefore > 0 {
 		// Spread jobs that would otherwise all come back at the same moment.
 		delay += f.Decision.NotBefore
@@ -123,8 +123,8 @@ func (p RetryPolicy) budget(f Failure) int {
 	return f.Record.MaxAttempts
 }
 
-// Backoff returns a random wait of at most Initial × 2^(n−1), and of at most Max.
-func (p RetryPolicy) Backoff(n int, rnd func() float64) time.Duration {
+// backoff returns a random wait of at most Initial × 2^(n−1), and of at most Max.
+func (p RetryPolicy) backoff(n int, rnd func() float64) time.Duration {
 	bound := p.Max
 	if shift := n - 1; shift < 32 && p.Initial<<shift < p.Max && p.Initial<<shift > 0 {
 		bound = p.Initial << shift

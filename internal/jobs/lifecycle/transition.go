@@ -19,16 +19,10 @@ func UnstartedRecord(from *Record, id jobspec.Identity, job *jobspec.Job, d Defa
 		next.keepUsage()
 	}
 	if job != nil {
-		next.Identify(job, d)
+		next.identify(job, d)
 	}
 	next.StreamSeq, next.Queue = id.StreamSeq, id.Queue
 	return next
-}
-
-// CancelBefore returns the record of a job that is cancelled before any worker
-// has seen it.
-func CancelBefore(jobID string, now time.Time) *Record {
-	return &Record{JobID: jobID, Run: 1, State: StateReleased, CreatedAt: now}
 }
 
 // RequestCancel records that the job is to be cancelled.
@@ -178,7 +172,7 @@ func (r *Record) Retry(code errors.Code, at time.Time) {
 
 // Hold makes a job wait whose attempt failed, without counting that attempt.
 func (r *Record) Hold(now, until time.Time, reason, why string, code errors.Code) {
-	r.EndHold(now)
+	r.endHold(now)
 	r.State, r.NextAttemptAt, r.HeldSince = StateHeld, &until, &now
 	r.HeldReason, r.HeldWhy, r.HeldCode = reason, why, code
 	r.Holds++
@@ -232,7 +226,7 @@ func (r *Record) AfterLetters(seq uint64) { r.LettersBefore = seq }
 
 // Conclude makes outcome the job's verdict.
 func (r *Record) Conclude(now time.Time, outcome State) {
-	r.EndHold(now)
+	r.endHold(now)
 	r.Crashes = r.AllCrashes()
 	r.State, r.Outcome = outcome, outcome
 	r.NextAttemptAt, r.Unsettled = nil, 0

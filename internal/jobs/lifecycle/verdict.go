@@ -28,8 +28,8 @@ func SpokenError(r *Record) *errors.Error {
 func HeldError(r *Record, now time.Time) *errors.Error {
 	why := "held for " + r.HeldTotal(now).Round(time.Second).String() + " in all, longer than circuit.max_hold"
 	last := r.LastError
-	if last == nil || last.Code != r.HoldCode() {
-		return errors.Newf(r.HoldCode(), errors.PhaseJob, "%s", why)
+	if last == nil || last.Code != r.holdCode() {
+		return errors.Newf(r.holdCode(), errors.PhaseJob, "%s", why)
 	}
 	return &errors.Error{
 		Code: last.Code, Phase: last.Phase, Message: why + "; " + last.Message, HTTPStatus: last.HTTPStatus,

@@ -22,8 +22,8 @@ func TestEveryLabelHasAKeyOfItsOwn(t *testing.T) {
 				t.Fatalf("label %q=%q is under %v", name, value, names)
 			}
 			key := limitKey{names[0], 1}.key()
-			if p, ok := parseLimitKey(key); !bucketKey.MatchString(key) || !ok || p != (limitKey{names[0], 1}) {
-				t.Errorf("label %q=%q has the key %q, which is read as %v", name, value, key, p)
+			if limit, n, ok := ParseKey(key); !bucketKey.MatchString(key) || !ok || limit != names[0] || n != 1 {
+				t.Errorf("label %q=%q has the key %q, which is read as %s %d", name, value, key, limit, n)
 			}
 			if other := seen[key]; other != "" {
 				t.Errorf("label %q=%q has the key of %s", name, value, other)

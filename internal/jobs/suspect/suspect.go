@@ -6,13 +6,13 @@ package suspect
 
 import "sync"
 
-// After is the number of crashes after which a job is a suspect.
-const After = 3
+// after is the number of crashes after which a job is a suspect.
+const after = 3
 
 // MayRunTogether reports whether two jobs with these numbers of crashes may run on
 // one worker at the same time. A suspect runs only beside jobs without crashes, so
 // that each job that kills its workers harms a suspect at most once.
-func MayRunTogether(a, b int) bool { return max(a, b) < After || min(a, b) == 0 }
+func MayRunTogether(a, b int) bool { return max(a, b) < after || min(a, b) == 0 }
 
 // Jobs are the jobs in hand that were there when a worker died. No job waits for
 // it, and all other jobs run on. The zero value has none.

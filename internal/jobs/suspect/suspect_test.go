@@ -8,12 +8,12 @@ func TestASuspectRunsOnlyBesideJobsWithoutCrashes(t *testing.T) {
 		job    int
 		may    bool
 	}{
-		{nil, After, true},
-		{[]int{0, 0}, After, true},
-		{[]int{1}, After, false},
-		{[]int{After}, After, false},
-		{[]int{After}, 1, false},
-		{[]int{After}, 0, true},
+		{nil, after, true},
+		{[]int{0, 0}, after, true},
+		{[]int{1}, after, false},
+		{[]int{after}, after, false},
+		{[]int{after}, 1, false},
+		{[]int{after}, 0, true},
 		{[]int{1, 2, 2}, 1, true},
 	} {
 		var j Jobs
@@ -31,7 +31,7 @@ func TestASuspectRunsOnlyBesideJobsWithoutCrashes(t *testing.T) {
 		for _, crashes := range c.inHand {
 			j.Leave(crashes)
 		}
-		if !j.Enter(After) {
+		if !j.Enter(after) {
 			t.Errorf("after %v have left, something is still in hand", c.inHand)
 		}
 	}

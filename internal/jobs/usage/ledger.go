@@ -117,7 +117,7 @@ func (l *Ledger) Store(ctx context.Context, r Record) (fresh bool, err error) {
 func (l *Ledger) Send(ctx context.Context, r Record) (wait func(context.Context) (fresh bool, err error)) {
 	// The record of a session that ended in good order can't be stored before its
 	// end. An estimate's end is after that, and the worker may have written the truth.
-	since := r.Ended()
+	since := r.ended()
 	if r.Estimated {
 		since = r.ConfirmedAt
 	}

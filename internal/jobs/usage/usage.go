@@ -66,9 +66,9 @@ type Record struct {
 	Estimated    bool              `json:"estimated"` // an upper bound
 }
 
-// Ended is when the session was closed, before which its record can't have been
+// ended is when the session was closed, before which its record can't have been
 // stored.
-func (r Record) Ended() time.Time {
+func (r Record) ended() time.Time {
 	return r.ConfirmedAt.Add(time.Duration(r.ConnectedMS) * time.Millisecond)
 }
 

@@ -62,14 +62,14 @@ func TestChangesReachTheOperatorOnce(t *testing.T) {
 		{"/jobs/j2/retry", "", 409, `"status":"held"`},
 		{"/queues/default/pause", `{"for":"30m"}`, 200, `"status":"paused"`},
 		{"/queues/default/pause", "", 200, `"status":"paused"`},
-		{"/queues/none/pause", "", 404, "no such queue"},
+		{"/queues/none/pause", "", 404, "no worker has served this queue"},
 		{"/queues/default/resume", "", 200, `"status":"resumed"`},
 		{"/queues/vip/resume", "", 200, `"status":"not_paused"`},
 		{"/workers/w-1/drain", "", 200, `"running":2`},
 		{"/workers/w-2/drain", "", 404, "no worker"},
 		{"/circuits/probe", `{"app_id":"a1"}`, 200, `"job_id":"j1"`},
 		{"/circuits/close", `{"app_id":"a1","region":"us-west"}`, 200, `"status":"closed"`},
-		{"/circuits/close", `{"app_id":"a1","region":"eu"}`, 404, "no circuit"},
+		{"/circuits/close", `{"app_id":"a1","region":"eu"}`, 404, "app a1: no circuit"},
 	} {
 		if w := h.ask(http.MethodPost, c.path, c.body); w.Code != c.code || !strings.Contains(w.Body.String(), c.answer) {
 			t.Errorf("%s %s: %d %s", c.path, c.body, w.Code, w.Body)
@@ -181,7 +181,7 @@ func TestALetterIsCorrectedAndReplayed(t *testing.T) {
 	expect("POST", "/dead-letters/1/replay", `{"set":["avatar_id=5","nothing=1"]}`, 400, "nothing")
 	expect("POST", "/dead-letters/1/replay", `{"set":["avatar_id=ok"],"dry_run":true}`, 200, "would_replay")
 	expect("POST", "/dead-letters/1/replay", `{"set":["avatar_id=ok"]}`, 200, `"status":"replayed"`)
-	expect("POST", "/dead-letters/1/replay", ``, 404, "no such dead letter")
+	expect("POST", "/dead-letters/1/replay", ``, 404, "dead letter 1: not found")
 	expect("GET", "/jobs?state=waiting", "", 200, `"id":"j","run":2,"state":"waiting","queue":"default","app_id":"","avatar_id":"ok"`)
 	expect("POST", "/queues/default/pause", `{"for":"1h"}`, 200, "paused")
 	expect("GET", "/overview", "", 200, `"paused_until"`)

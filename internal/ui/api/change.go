@@ -379,7 +379,7 @@ func (h *Handler) eachCircuit(ctx context.Context, r *http.Request, change func(
 		return nil, err
 	}
 	if len(open) == 0 {
-		return nil, circuit.ErrNone
+		return nil, fmt.Errorf("app %s: %w: GET circuits lists the open ones", request.App, circuit.ErrNone)
 	}
 	changed := circuitChanges{Circuits: []circuitChange{}}
 	for _, cc := range open {

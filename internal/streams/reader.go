@@ -1,4 +1,4 @@
-package status
+package streams
 
 import (
 	"context"
@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// directBatch and directBytes bound what one request for stored jobs brings: a
-	// job may be nearly as large as the server's payload limit.
-	directBatch = 1024
+	// Batch and directBytes bound what one request for stored messages brings: one
+	// may be nearly as large as the server's payload limit.
+	Batch       = 1024
 	directBytes = 4 << 20
 	// directSilence without a message means that the rest of an answer is lost.
 	directSilence = 2 * time.Second
@@ -27,31 +27,35 @@ const (
 // errNoDirect: the stream does not allow direct gets.
 var errNoDirect = errors.New("the stream does not allow direct gets")
 
-// reader reads the messages of a work queue without consuming them: many with one
+// Reader reads the messages of a work queue without consuming them: many with one
 // request if the stream allows direct gets, else one by one.
-type reader struct {
+type Reader struct {
 	js     jetstream.JetStream
 	stream string
-	single bool // direct gets are not possible
-	since  time.Time
+	single bool      // direct gets are not possible
+	since  time.Time // when that was found
 }
 
-// singleFor is how long a reader does without direct gets: that there was no answer may
+// NewReader returns a reader of the stream with this name.
+func NewReader(js jetstream.JetStream, stream string) *Reader {
+	return &Reader{js: js, stream: stream}
+}
+
+// Single reports whether each message takes a request of its own.
+func (r *Reader) Single() bool { return r.single }
+
+// singleFor is how long a Reader does without direct gets: that there was no answer may
 // have other reasons than that the stream or this user's permissions do not allow them.
 const singleFor = time.Minute
 
-// retryDirect has the next read try a direct get again if the last failure is old.
-func (r *reader) retryDirect() {
+// Next returns messages of the subject in order, the first with at least sequence
+// seq, at most n; none if there are no more.
+func (r *Reader) Next(ctx context.Context, subject string, seq uint64, n int) ([]*jetstream.RawStreamMsg, error) {
 	if r.single && time.Since(r.since) > singleFor {
 		r.single = false
 	}
-}
-
-// next returns messages of the subject in order, the first with at least sequence
-// seq, at most n; none if there are no more.
-func (r *reader) next(ctx context.Context, subject string, seq uint64, n int) ([]*jetstream.RawStreamMsg, error) {
 	if !r.single {
-		found, err := r.batch(ctx, subject, seq, min(n, directBatch))
+		found, err := r.batch(ctx, subject, seq, min(n, Batch))
 		if !errors.Is(err, errNoDirect) {
 			return found, err
 		}
@@ -68,7 +72,7 @@ func (r *reader) next(ctx context.Context, subject string, seq uint64, n int) ([
 }
 
 // batch makes one batched direct get.
-func (r *reader) batch(ctx context.Context, subject string, seq uint64, n int) ([]*jetstream.RawStreamMsg, error) {
+func (r *Reader) batch(ctx context.Context, subject string, seq uint64, n int) ([]*jetstream.RawStreamMsg, error) {
 	body, err := json.Marshal(map[string]any{"seq": max(seq, 1), "next_by_subj": subject, "batch": n, "max_bytes": directBytes})
 	if err != nil {
 		return nil, err
@@ -115,7 +119,7 @@ func nextReply(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error) {
 }
 
 // ended reads why a batch is over; nil: all of it has come, or there is no more.
-func (r *reader) ended(msg *nats.Msg) error {
+func (r *Reader) ended(msg *nats.Msg) error {
 	switch status := msg.Header.Get("Status"); status {
 	case "204", "404":
 		return nil

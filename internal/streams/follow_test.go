@@ -1,4 +1,4 @@
-package status_test
+package streams_test
 
 import (
 	"testing"
@@ -8,7 +8,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/natsserver/natstest"
-	"avatarworker/internal/status"
+	"avatarworker/internal/streams"
 )
 
 func TestAReaderThatStoppedLeavesItsConsumerForHalfAMinuteAtMost(t *testing.T) {
@@ -22,7 +22,7 @@ func TestAReaderThatStoppedLeavesItsConsumerForHalfAMinuteAtMost(t *testing.T) {
 		t.Fatal(err)
 	}
 	enough := errors.New("enough")
-	err = status.Follow(t.Context(), stream, jetstream.OrderedConsumerConfig{}, func(jetstream.Msg, *jetstream.MsgMetadata) error { return enough })
+	err = streams.Follow(t.Context(), stream, jetstream.OrderedConsumerConfig{}, func(jetstream.Msg, *jetstream.MsgMetadata) error { return enough })
 	if !errors.Is(err, enough) {
 		t.Fatal(err)
 	}

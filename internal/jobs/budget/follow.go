@@ -1,0 +1,270 @@
+package budget
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/retry"
+)
+
+func (b *Budgets) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.spent, b.upto, b.warned = make(map[account]int64), make(map[string]uint64), make(map[account]float64)
+	b.seq, b.listed = 0, false
+	if b.changed == nil {
+		b.changed = make(chan struct{})
+	}
+}
+
+func (b *Budgets) repeat(ctx context.Context, what string, follow func(context.Context) error) {
+	for ctx.Err() == nil {
+		err := follow(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		b.o.Log.Warn().Err(err).Msg("can't follow " + what + "; beginning again")
+		_ = retry.Pause(ctx, time.Second, nil) // the loop looks at ctx
+	}
+}
+
+func (b *Budgets) follow(ctx context.Context) error {
+	b.forget()
+	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: []string{b.o.Names.AllUsage()}}
+	upto, err := b.readCounters(ctx)
+	switch {
+	case errors.Is(err, usage.ErrNoCounters): // then the records of the periods are read
+		from := b.begin().Add(-time.Minute)
+		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &from
+	case err != nil:
+		return err
+	default:
+		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, upto+1
+	}
+	stream, err := b.o.JS.Stream(ctx, b.o.Names.UsageStream())
+	if err != nil {
+		return err
+	}
+	last := stream.CachedInfo().State.LastSeq
+	consumer, err := stream.OrderedConsumer(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	if consumer.CachedInfo().NumPending == 0 {
+		b.learnedAll(last)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		return err
+	}
+	defer messages.Stop()
+	for {
+		msg, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return err
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return err
+		}
+		// What is not a usage record costs nothing.
+		if r, err := usage.Parse(msg.Headers(), msg.Data(), meta.Sequence.Stream); err == nil {
+			b.learn(&r)
+		}
+		if meta.NumPending == 0 {
+			b.learnedAll(max(last, meta.Sequence.Stream))
+		} else {
+			b.followedTo(meta.Sequence.Stream)
+		}
+	}
+}
+
+// begin is when the oldest of the current periods began.
+func (b *Budgets) begin() time.Time {
+	return Begin(b.o.Rules, b.o.Now())
+}
+
+// readCounters reads what is spent in the current periods, and returns the sequence
+// of the usage record from which on the records are to be followed.
+func (b *Budgets) readCounters(ctx context.Context) (upto uint64, err error) {
+	counters, err := usage.OpenCounters(ctx, b.o.JS, b.o.Names, b.o.Labels)
+	if err != nil {
+		return 0, err
+	}
+	if upto, err = counters.Upto(ctx); err != nil {
+		return 0, err
+	}
+	err = counters.Read(ctx, b.filters(), func(c usage.Counter) {
+		g, ok := usage.GroupOf(b.o.Names, c.Subject)
+		if !ok {
+			return
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.upto[c.Subject] = c.Upto
+		for i, r := range b.o.Rules {
+			if value, ok := (Job{App: g.App, Labels: g.Labels}).value(r.Key); ok && b.family(r) == g.Family {
+				b.spent[account{i, value, r.periodOf(g.Period)}] += c.Credits
+			}
+		}
+	})
+	return upto, err
+}
+
+// family is that of the counters which add up what a rule is for.
+func (b *Budgets) family(r Rule) string {
+	if strings.HasPrefix(r.Key, "label.") {
+		return usage.ByLabels(b.o.Labels)
+	}
+	return usage.ByDay
+}
+
+// filters match the counters of the current periods. A session of tomorrow may be in
+// them already: the clocks differ.
+func (b *Budgets) filters() []string {
+	families := make(map[string]bool)
+	for _, r := range b.o.Rules {
+		families[b.family(r)] = true
+	}
+	var filters []string
+	end := b.o.Now().AddDate(0, 0, 1)
+	for family := range families {
+		for day := b.begin().UTC(); !day.After(end); day = day.AddDate(0, 0, 1) {
+			filters = append(filters, b.o.Names.TotalsFilter(family, usage.Day(day)))
+		}
+	}
+	return slices.Sorted(slices.Values(filters))
+}
+
+// learn takes a usage record in.
+func (b *Budgets) learn(s *usage.Stored) {
+	b.mu.Lock()
+	var warnings []Warning
+	for _, e := range s.Entries() {
+		for i, r := range b.o.Rules {
+			value, ok := (Job{App: e.Record.AppID, Labels: e.Record.Labels}).value(r.Key)
+			if !ok || s.Seq <= b.upto[b.counter(r, e.Record)] {
+				continue
+			}
+			a := account{i, value, r.periodOf(e.Record.Day())}
+			b.spent[a] += e.Totals.Credits
+			warnings = append(warnings, b.warning(a)...)
+		}
+	}
+	b.mu.Unlock()
+	for _, w := range warnings {
+		b.o.Warned(w)
+	}
+}
+
+// counter is the subject of the counter that a record was added to, for a rule.
+func (b *Budgets) counter(r Rule, u usage.Record) string {
+	if len(b.upto) == 0 {
+		return ""
+	}
+	for _, subject := range usage.Subjects(b.o.Names, u, b.o.Labels) {
+		if strings.HasPrefix(subject, strings.TrimSuffix(b.o.Names.TotalsFilter(b.family(r), ""), ">")) {
+			return subject
+		}
+	}
+	return ""
+}
+
+// followedTo notes that everything up to a sequence is known.
+func (b *Budgets) followedTo(seq uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.seq = max(b.seq, seq)
+	b.notify()
+}
+
+// warning returns what is to be warned of now that an account has changed.
+func (b *Budgets) warning(a account) []Warning {
+	r := b.o.Rules[a.rule]
+	begin, end := r.bounds(b.o.Now())
+	if !b.listed || a.period != usage.Day(begin) {
+		return nil // what was there has been warned of
+	}
+	credits := b.credits(r)
+	share := 0.0
+	switch spent := b.spent[a]; {
+	case spent >= credits:
+		share = 1
+	case r.Warn > 0 && float64(spent) >= r.Warn*float64(credits):
+		share = r.Warn
+	}
+	if share <= b.warned[a] {
+		b.warned[a] = share // below again: it was raised
+		return nil
+	}
+	b.warned[a] = share
+	return []Warning{{Over: share == 1, Since: begin, Refusal: Refusal{
+		Key: r.Key, Value: a.value, Per: r.Per, Credits: credits, Spent: b.spent[a], Until: end,
+	}}}
+}
+
+// learnedAll notes that everything up to a sequence is known, and what there was
+// when the following began.
+func (b *Budgets) learnedAll(seq uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.listed {
+		b.listed = true
+		for a := range b.spent { // those that are over their limit already are no news
+			_ = b.warning(a)
+		}
+	}
+	b.seq = max(b.seq, seq)
+	b.notify()
+}
+
+func (b *Budgets) notify() {
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// followSettings follows what was set at run time.
+func (b *Budgets) followSettings(ctx context.Context) error {
+	watch, err := b.o.Fleet.Watch(ctx, Prefix+">")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = watch.Stop() }() // it may have ended by itself
+	found, listing := make(map[string]int64), true
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case entry, open := <-watch.Updates():
+			switch {
+			case !open:
+				return errors.New("the watch ended")
+			case entry == nil:
+				listing = false
+			case entry.Operation() != jetstream.KeyValuePut:
+				delete(found, entry.Key())
+			default:
+				if credits, ok := parseSetting(entry.Value()); ok {
+					found[entry.Key()] = credits
+				}
+			}
+			if !listing {
+				b.set(found)
+			}
+		}
+	}
+}
+
+func (b *Budgets) set(settings map[string]int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.settings = maps.Clone(settings)
+	b.notify()
+}

@@ -1,0 +1,67 @@
+package budget
+
+import (
+	"fmt"
+	"time"
+)
+
+// Refusal says why a session may not start.
+type Refusal struct {
+	Key      string // app_id or label.<name>
+	Value    string
+	Per      string
+	Credits  int64 // of the budget
+	Spent    int64
+	Reserved int64     // for sessions that run
+	Until    time.Time // the end of the period
+}
+
+// String is the refusal for people.
+func (r Refusal) String() string {
+	text := fmt.Sprintf("the budget of %d credits per %s for %s %q is spent (%d credits)", r.Credits, r.Per, r.Key, r.Value, r.Spent)
+	if r.Spent < r.Credits {
+		text = fmt.Sprintf("of the budget of %d credits per %s for %s %q %d are spent, and the rest is reserved for sessions that run", r.Credits, r.Per, r.Key, r.Value, r.Spent)
+	}
+	return text + "; jobs of it wait until " + r.Until.Format(time.RFC3339) + " or until it is raised (avatarworker cost budget)"
+}
+
+const (
+	// spentPause is about how long a job of a budget that is spent waits before it is
+	// looked at again: the budget may have been raised.
+	spentPause = 5 * time.Second
+	// reservedPause is for a budget that others may leave something of.
+	reservedPause = time.Second
+)
+
+// Pause is about how long the job waits before it is looked at again.
+func (r Refusal) Pause() time.Duration {
+	if r.Spent < r.Credits {
+		return reservedPause
+	}
+	return spentPause
+}
+
+// Warning is a budget of which a share is spent. Over: all of it.
+type Warning struct {
+	Refusal
+	Over  bool
+	Since time.Time // the begin of the period
+}
+
+// What names the warning among those of one budget and period.
+func (w Warning) What() string {
+	if w.Over {
+		return "spent"
+	}
+	return "warning"
+}
+
+// String is the warning for people.
+func (w Warning) String() string {
+	text := "jobs of it are held once it is"
+	if w.Over {
+		text = "jobs of it are held until then or until it is raised (avatarworker cost budget)"
+	}
+	return fmt.Sprintf("%d of the %d credits per %s for %s %q are spent, with the period ending at %s: %s",
+		w.Spent, w.Credits, w.Per, w.Key, w.Value, w.Until.Format(time.RFC3339), text)
+}

@@ -1,0 +1,232 @@
+package limit
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/failpoint"
+	"avatarworker/internal/kv"
+	"avatarworker/internal/retry"
+)
+
+// ErrBusy means that enough jobs wait for a limit already; the caller should
+// return the job to the queue.
+var ErrBusy = errors.New("all sessions that a limit allows are taken")
+
+// cooldown is how long a key stays taken after its session was closed: the
+// backend may count a session slightly longer than it takes to close it.
+const cooldown = 50 * time.Millisecond
+
+// Acquire waits until it holds one key of each limit that applies to the job, or
+// waiting ends. Call release after the session is closed. It returns ErrBusy if
+// enough jobs wait already. A job without limits does not wait.
+func (l *Limits) Acquire(waiting context.Context, job Job) (release func(), err error) {
+	bounds := l.limitsOf(job)
+	if len(bounds) == 0 {
+		return func() {}, nil
+	}
+	if release, _, _ = l.tryAcquire(waiting, bounds, job); release != nil {
+		return release, nil
+	}
+	if !l.enqueue(bounds) {
+		return nil, ErrBusy
+	}
+	defer l.dequeue(bounds)
+	timer := time.NewTimer(l.o.CheckInterval)
+	defer timer.Stop()
+	for {
+		release, full, changed := l.tryAcquire(waiting, bounds, job)
+		if release != nil {
+			return release, nil
+		}
+		select {
+		case <-waiting.Done():
+			return nil, context.Cause(waiting)
+		case <-changed:
+		case <-timer.C:
+			l.freeExpired(waiting, full.name)
+			timer.Reset(l.o.CheckInterval)
+		}
+	}
+}
+
+// tryAcquire takes one key of each limit without waiting. If it can't, it returns
+// the limit that is full, and a channel that is closed when that changes.
+func (l *Limits) tryAcquire(ctx context.Context, bounds []jobLimit, job Job) (release func(), full jobLimit, changed <-chan struct{}) {
+	held := make([]limitKey, 0, len(bounds))
+	for _, b := range bounds {
+		// Get the channel first, so that a change during the attempt is noticed.
+		changed = l.change(b.name)
+		p, ok := l.acquireOne(ctx, b, job)
+		if !ok {
+			// Other jobs could use the keys while this one waits.
+			l.release(held, 0)
+			return nil, b, changed
+		}
+		held = append(held, p)
+	}
+	return func() { l.release(held, cooldown) }, jobLimit{}, nil
+}
+
+// acquireOne takes a free key of the limit for this worker. It returns false if
+// none is free.
+func (l *Limits) acquireOne(ctx context.Context, b jobLimit, job Job) (limitKey, bool) {
+	worker := l.o.Worker()
+	if worker == "" {
+		return limitKey{}, false
+	}
+	for range b.max {
+		h := holder{WorkerID: worker, JobID: job.ID}
+		p, before, ok := l.reserve(b, h)
+		if !ok {
+			return limitKey{}, false
+		}
+		revision, err := l.o.Store.Put(ctx, p.key(), h, before.revision)
+		if err == nil {
+			h.revision = revision
+			failpoint.Here("limit_taken")
+			l.setHeld(p, h)
+			return p, true
+		}
+		l.set(p, before)
+		if !errors.Is(err, kv.ErrConflict) {
+			return limitKey{}, false
+		}
+		l.refresh(ctx, p)
+	}
+	return limitKey{}, false
+}
+
+// reserve picks a free key, so that no other job of this worker tries the same
+// one. before is the key's previous holder: a worker whose lease is gone, or
+// nothing.
+func (l *Limits) reserve(b jobLimit, h holder) (p limitKey, before holder, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	keys := l.pool(b.name)
+	if !l.listed || keys.busy >= b.max {
+		return limitKey{}, holder{}, false
+	}
+	first := rand.IntN(b.max) // so that workers rarely try the same key
+	for i := range b.max {
+		n := (first+i)%b.max + 1
+		if before = keys.holders[n]; before.WorkerID == "" {
+			h.revision = before.revision
+			keys.set(n, h)
+			return limitKey{b.name, n}, before, true
+		}
+	}
+	return limitKey{}, holder{}, false
+}
+
+// refresh reads a key that another worker has taken.
+func (l *Limits) refresh(ctx context.Context, p limitKey) {
+	var h holder
+	if revision, err := l.o.Store.Get(ctx, p.key(), &h); err == nil && revision != 0 {
+		h.revision = revision
+		l.update(p, h)
+	}
+}
+
+// release frees keys after the given delay.
+func (l *Limits) release(held []limitKey, after time.Duration) {
+	if len(held) == 0 {
+		return
+	}
+	l.wg.Go(func() {
+		if after > 0 && retry.Pause(l.releaseCtx, after, nil) != nil {
+			return
+		}
+		for _, p := range held {
+			l.remove(p)
+		}
+	})
+}
+
+func (l *Limits) remove(p limitKey) {
+	l.writing.Lock()
+	l.mu.Lock()
+	h := l.held[p]
+	delete(l.held, p)
+	l.mu.Unlock()
+	l.writing.Unlock()
+	failpoint.Here("limit_removal")
+	gone := func(err error) bool { return errors.Is(err, kv.ErrConflict) }
+	err := retry.Until(l.releaseCtx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second}, gone,
+		func() error { return l.o.Store.Remove(l.releaseCtx, p.key(), h.revision) })
+	if err != nil && !gone(err) {
+		l.o.Log.Warn().Err(err).Str("key", p.key()).Msg("could not remove the key of a session limit; it is free once this worker's lease ends")
+		return
+	}
+	l.setRemoved(p, h.revision)
+}
+
+// enqueue counts one more waiting job, and returns false if there are too many. A
+// limit gets at most half of MaxWaiting, so that jobs under other limits can wait
+// too.
+func (l *Limits) enqueue(bounds []jobLimit) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waiting >= max(1, l.o.MaxWaiting) {
+		return false
+	}
+	for _, b := range bounds {
+		if keys := l.pools[b.name]; keys != nil && keys.waiting >= max(1, min(b.max, l.o.MaxWaiting/2)) {
+			return false
+		}
+	}
+	l.waiting++
+	for _, b := range bounds {
+		l.pool(b.name).waiting++
+	}
+	return true
+}
+
+func (l *Limits) dequeue(bounds []jobLimit) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiting--
+	for _, b := range bounds {
+		l.pool(b.name).waiting--
+		l.dropUnused(b.name)
+	}
+}
+
+// freeExpired frees the limit's keys whose holders' leases are gone.
+func (l *Limits) freeExpired(ctx context.Context, limit string) {
+	stands := make(map[string]bool)
+	for n, h := range l.heldByOthers(limit) {
+		alive, asked := stands[h.WorkerID]
+		if !asked {
+			var err error
+			if alive, err = l.o.Stands(ctx, h.WorkerID); err != nil {
+				return
+			}
+			stands[h.WorkerID] = alive
+		}
+		if !alive {
+			l.markFree(limitKey{limit, n}, h.revision)
+		}
+	}
+}
+
+// heldByOthers lists the limit's keys that other workers hold, or none if another
+// job has just checked them.
+func (l *Limits) heldByOthers(limit string) map[int]holder {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	keys := l.pool(limit)
+	if time.Since(keys.checkedAt) < l.o.CheckInterval/2 {
+		return nil
+	}
+	keys.checkedAt = time.Now()
+	list := make(map[int]holder, len(keys.holders))
+	for n, h := range keys.holders {
+		if _, ours := l.held[limitKey{limit, n}]; !ours && h.WorkerID != "" {
+			list[n] = h
+		}
+	}
+	return list
+}
