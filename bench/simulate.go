@@ -143,7 +143,7 @@ type fleetSize struct {
 }
 
 // fleetFor finds the least number of cells that carry n sessions, by playing their
-// seconds: each session begins at a time of its own, in the cell that its id
+// seconds: each session begins at its own time, in the cell that its id
 // belongs to.
 func fleetFor(c unitCosts, p plan, n int) fleetSize {
 	f := fleetSize{sessions: n, cells: 1, workers: ceil(float64(n) / float64(p.perWorker)), replicas: p.replicas}

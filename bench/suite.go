@@ -79,7 +79,7 @@ func suite(z sizes) []measurement {
 		queue("bare nats.go loop", z.jobs, params{Role: "queue bare", Concurrency: concurrency}),
 		queue("choria-io/asyncjobs", z.asyncJobs, params{Role: "queue asyncjobs", Concurrency: concurrency}),
 		queue("our worker", z.jobs, params{Role: "queue worker", Concurrency: concurrency}),
-		// A worker finishes as many jobs beside those that it runs.
+		// A worker finishes as many jobs as it runs, at the same time.
 		queue("our worker, 16 jobs in hand", z.jobs, params{Role: "queue worker", Concurrency: concurrency / 2}),
 		queue("our worker, watched", z.jobs, params{Role: "queue worker", Concurrency: concurrency}),
 		ledger("our worker, with ledger", "on", false),

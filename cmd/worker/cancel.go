@@ -14,10 +14,10 @@ func newCancelCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cancel [JOB…]", Short: "End jobs, running or not",
 		Long: `Ends jobs. Give job ids, filters, or --all; filters choose among the jobs that
-have no outcome yet, those that only wait in their queue among them. Answers
+have no outcome yet, including those that only wait in their queue. Answers
 "cancelled", "requested" (it will be, when it is next delivered), "finished" with
 the outcome (it is too late) or "unknown": no record and no waiting job has this
-id. With the last two the exit code is 1. It may be repeated.`,
+id. With the last two the exit code is 1. The command may be repeated.`,
 		ValidArgsFunction: c.completeJobs(onTheWay()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.runBulk(cmd.Context(), "cancel", args, &bf, bulk{verb: "Cancel", states: onTheWay(), change: c.canceller(ifUnknown)})

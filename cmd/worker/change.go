@@ -24,7 +24,7 @@ func (bf *bulkFlags) register(c *cli, cmd *cobra.Command, what string) {
 	bf.filterFlags.register(c, cmd, 0)
 	f := cmd.Flags()
 	f.BoolVar(&bf.all, "all", false, "every job "+what)
-	f.BoolVar(&bf.dryRun, "dry-run", false, "say which jobs are meant, change nothing")
+	f.BoolVar(&bf.dryRun, "dry-run", false, "list the jobs, change nothing")
 	f.BoolVarP(&bf.yes, "yes", "y", false, "do not ask before more than one is changed")
 	jsonFlag(cmd, &bf.asJSON)
 }
@@ -73,7 +73,7 @@ func (c *cli) runBulk(ctx context.Context, command string, args []string, bf *bu
 	return c.changeJobs(ctx, l, rows, bf, b, len(args) == 1)
 }
 
-// sure asks; without a yes it returns an error that says so.
+// sure asks, and returns an error unless the answer is yes.
 func (c *cli) sure(ctx context.Context, question string) error {
 	yes, err := c.ask(ctx, question)
 	if err == nil && !yes {
@@ -163,11 +163,11 @@ func newRetryCommand(c *cli) *cobra.Command {
 	states := []lifecycle.State{lifecycle.StateRetrying, lifecycle.StateHeld}
 	cmd := &cobra.Command{
 		Use: "retry [JOB…]", Short: "Deliver jobs at once that are in backoff or held",
-		Long: `Has jobs that wait for a retry, or are held, delivered at once. Give job ids,
+		Long: `Delivers jobs at once that wait for a retry or are held. Give job ids,
 filters, or --all; filters choose among those that are retrying or held. A job
 whose circuit is open stays held, unless --probe lets the next one of it through.
-A job that was held because its sessions settled nothing may have as many again.
-It may be repeated.
+A job that is held because its sessions settled nothing gets as many sessions again.
+The command may be repeated.
 
 Answers "delivered", "running", "held", "finished" (too late), "lost" (its message
 is gone) or "unknown". With the last four the exit code is 1.`,

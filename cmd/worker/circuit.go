@@ -24,12 +24,12 @@ func newCircuitCommand(c *cli) *cobra.Command {
 	cmd.AddCommand(ls,
 		c.circuitChange("probe APP [REGION]", "Let one job of an open circuit through now",
 			`Lets one job of an open circuit through now, as its probe, and wakes one that it
-holds. If it succeeds the circuit closes; if not, it stays open for
-its next cooldown. Without a REGION all circuits of the app are meant.`, "Probe", c.probeCircuit),
+holds. If the job succeeds the circuit closes; if not, it stays open for its next
+cooldown. Without a REGION this applies to all circuits of the app.`, "Probe", c.probeCircuit),
 		c.circuitChange("close APP [REGION]", "Close an open circuit",
 			`Closes an open circuit: its jobs are started again, the held ones within a minute
 ('retry' delivers them at once). If sessions still fail it opens again. Without a
-REGION all circuits of the app are meant.`, "Close", c.closeCircuit))
+REGION this applies to all circuits of the app.`, "Close", c.closeCircuit))
 	return cmd
 }
 

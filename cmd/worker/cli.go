@@ -77,8 +77,8 @@ func (c *cli) set(pair string) error {
 	return nil
 }
 
-// wrongFlags is a usage error where nothing but flags of their own is wrong
-// with the configuration; nil: something else is.
+// wrongFlags is a usage error if everything that is wrong with the configuration
+// came from flags; otherwise nil.
 func (c *cli) wrongFlags(err error) error {
 	var wrong *config.Error
 	if !errors.As(err, &wrong) {

@@ -154,12 +154,12 @@ func newCostCheckCommand(c *cli, with ledgerFunc) *cobra.Command {
 		asJSON    bool
 	)
 	cmd := &cobra.Command{
-		Use: "check FILE", Short: "Hold the vendor's own list against the ledger, by connection id", Args: argCount(1, 1),
+		Use: "check FILE", Short: "Compare the vendor's own list with the ledger, by connection id", Args: argCount(1, 1),
 		Long: `Reads a list of sessions: CSV whose first line names the columns, or a JSON object
 on each line, with connection_id and at least one of connected_ms,
 connected_seconds and credits. "-" is stdin. Give --since and --until of the list:
-sessions of that time that are not on it are reported too; without them, all of the
-ledger that are not. Exit code 1 where the two are not the same.`,
+sessions of that time that are not on it are reported too; without them, all sessions
+of the ledger that are not on it. The exit code is 1 if list and ledger differ.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			since, until, err := when.times(c.now())
 			if err != nil {
@@ -179,7 +179,7 @@ ledger that are not. Exit code 1 where the two are not the same.`,
 		},
 	}
 	when.register(cmd)
-	cmd.Flags().DurationVar(&tolerance, "tolerance", time.Second, "`TIME` by which the two sides may differ")
+	cmd.Flags().DurationVar(&tolerance, "tolerance", time.Second, "`TIME` by which list and ledger may differ")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
@@ -210,7 +210,7 @@ func (c *cli) printChecked(k cost.Checked, asJSON bool) error {
 		return err
 	}
 	if !k.OK {
-		return fmt.Errorf("%s of the list and the ledger are not the same", count(len(k.Findings), "session"))
+		return fmt.Errorf("list and ledger differ in %s", count(len(k.Findings), "session"))
 	}
 	return nil
 }
@@ -242,10 +242,10 @@ func (c *cli) printFindings(k cost.Checked) error {
 func newCostRebuildCommand(c *cli, with ledgerFunc) *cobra.Command {
 	var dryRun, asJSON bool
 	cmd := &cobra.Command{
-		Use: "rebuild", Short: "Bring the counters of each day to what the records add up to, and prove it", Args: noArgs,
+		Use: "rebuild", Short: "Correct the counters of each day by the records, and compare them again", Args: noArgs,
 		Long: `Adds the records that are not in the counters yet, sums all records by day, app,
-queue and the labels of cost.labels, and corrects the counters that differ: for
-counters that are in doubt. Workers may go on meanwhile. Exit code 1 if counters
+queue and the labels of cost.labels, and corrects the counters that differ. Use it if the counters are in doubt. Workers may
+go on meanwhile. Exit code 1 if counters
 still differ.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return with(cmd.Context(), "cost rebuild", func(_ *link, s *cost.Store) error {
@@ -300,7 +300,7 @@ func (c *cli) printRebuilt(corrected []cost.Difference, after cost.Compared, vie
 		}
 	}
 	if n := len(after.Differences); n > 0 {
-		return fmt.Errorf("%s not what the records add up to", count(n, "counter"))
+		return fmt.Errorf("%s still different from the sums of the records", count(n, "counter"))
 	}
 	return nil
 }

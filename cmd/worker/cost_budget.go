@@ -25,10 +25,9 @@ func newCostBudgetCommand(c *cli, with ledgerFunc) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "budget [KEY]", Short: "Show what is spent of each budget, or change one while workers run", Args: argCount(0, 1),
 		Long: `Without a KEY: what is spent of the budgets of this configuration in the current
-period. With a KEY as in budgets (app_id or label.NAME) and --credits: the budget of
-every app or value under it is that from now on, for all workers at once, whatever
-their configuration says; --reset takes that back. Jobs that were held go on within
-seconds.`,
+period. With a KEY as in budgets (app_id or label.NAME) and --credits: sets the budget
+of every app or value under it, for all workers at once, whatever their configuration
+says; --reset takes that back. Jobs that were held go on within seconds.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			set := cmd.Flags().Changed("credits")
 			switch {
@@ -75,6 +74,10 @@ func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bo
 	list := budget.Standing(rules, sums, settings, now)
 	if asJSON {
 		return c.printJSON(list)
+	}
+	if len(rules) == 0 {
+		c.note("no budgets: set them under budgets in the configuration")
+		return nil
 	}
 	t := newTable(c.stdout, "KEY", "VALUE", "PER", "CREDITS", "SPENT", "UNTIL")
 	for _, b := range list {

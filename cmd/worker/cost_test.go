@@ -35,6 +35,7 @@ func (b *bench) used() {
 func TestCostsAreSummedByAnythingAndPrintedInEveryForm(t *testing.T) {
 	b := newBench(t)
 	expect(t, 0, []string{"total"}, b.args("cost")...) // nothing was used yet
+	expect(t, 0, []string{"no budgets: set them"}, b.args("cost", "budget")...)
 	b.used()
 	expect(t, 0, []string{"app", "13", "shop", "total", "14"}, b.args("cost")...)
 	rows := decode[[]cost.Row](t, expect(t, 0, nil, b.args("cost", "--by", "day", "--since", "2026-03-01", "--until", "2026-03-03", "--json")...))

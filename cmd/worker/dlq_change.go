@@ -38,9 +38,9 @@ or --all. On a terminal it asks before it replays more than one. It may be
 interrupted and repeated: that runs no job twice.
 A job whose deadline has passed is skipped and reported.
 
-A job may be corrected before it is published: --set changes a field of it, --body replaces it,
---edit opens it in $VISUAL or $EDITOR. The corrected job is validated before anything
-is published, keeps its id, and has the header Avatar-Corrected with the digest of
+A job may be corrected before it is published: --set changes a field of it, --body
+replaces it, --edit opens it in $VISUAL or $EDITOR. The corrected job is validated
+before anything is published, keeps its id, and has the header Avatar-Corrected with the digest of
 its original bytes. Here --set does not change the program's settings: those come
 from the configuration file and AVATAR_ variables.`,
 		Example: `  avatarworker dlq replay 17 --set avatar_id=ok-42 --set audio.format=wav

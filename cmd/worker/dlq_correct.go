@@ -25,7 +25,7 @@ type correction struct {
 
 func (f *correction) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringArrayVar(&f.sets, "set", nil, "set the job's field PATH, as in `PATH=VALUE`: names with dots between them, entries of lists by number from 0; null removes it; may be repeated")
+	flags.StringArrayVar(&f.sets, "set", nil, "set a field of the job, `PATH=VALUE`: names joined by dots, entries of lists by number from 0; null removes the field; may be repeated")
 	flags.StringVar(&f.body, "body", "", "publish the job in this `FILE` instead (JSON; - for stdin); for one SEQ")
 	flags.BoolVar(&f.edit, "edit", false, "edit the job in $VISUAL or $EDITOR; for one SEQ")
 }

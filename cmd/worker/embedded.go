@@ -23,10 +23,10 @@ func startEmbedded(cfg *config.Config, log zerolog.Logger) (*natsserver.Server, 
 		return nil, &configError{errors.New("nats.nkey: --embedded knows no nkeys: set nats.user and nats.password, or nats.token, instead")}
 	}
 	if tls := cfg.NATS.TLS; tls.Cert+tls.Key+tls.CA != "" || cfg.NATS.TLSFirst {
-		return nil, &configError{errors.New("nats.tls: --embedded listens without TLS: leave out nats.tls_first, nats.tls.cert, nats.tls.key and nats.tls.ca, or run NATS as a server of its own")}
+		return nil, &configError{errors.New("nats.tls: --embedded listens without TLS: leave out nats.tls_first, nats.tls.cert, nats.tls.key and nats.tls.ca, or run NATS as a separate server")}
 	}
 	if cfg.NATS.APIPrefix != "" {
-		return nil, &configError{errors.New("nats.api_prefix: --embedded has JetStream at $JS.API: leave it out, or run NATS as a server of its own")}
+		return nil, &configError{errors.New("nats.api_prefix: --embedded has JetStream at $JS.API: leave it out, or run NATS as a separate server")}
 	}
 	password, token, err := cfg.NATS.Login()
 	if err != nil {
@@ -56,7 +56,7 @@ func listenAt(text string) (host string, port int, err error) {
 		return "", 0, errors.New("nats.url: --embedded needs an address to listen at, such as nats://127.0.0.1:4222")
 	}
 	if u.Scheme != "nats" {
-		return "", 0, fmt.Errorf("nats.url: --embedded listens without TLS and WebSocket, so that %s:// can't be served: write nats://host:port, or run NATS as a server of its own", u.Scheme)
+		return "", 0, fmt.Errorf("nats.url: --embedded listens without TLS and WebSocket, so that %s:// can't be served: write nats://host:port, or run NATS as a separate server", u.Scheme)
 	}
 	if u.User != nil {
 		return "", 0, errors.New("nats.url: with --embedded set nats.user and nats.password, or nats.token, instead of writing them into the URL")

@@ -18,7 +18,7 @@ type frameFile struct {
 	path string
 }
 
-// newFrameFile collects frames beside path. Nothing is at path before save.
+// newFrameFile collects frames next to path. Nothing is at path before save.
 func newFrameFile(path string) (*frameFile, error) {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("--out: %s exists and is not a regular file: name one that may be written", path)

@@ -27,16 +27,16 @@ type filterFlags struct {
 
 func (ff *filterFlags) register(c *cli, cmd *cobra.Command, limit int) {
 	f := cmd.Flags()
-	f.StringSliceVar(&ff.states, "state", nil, "in this `STATE` ("+strings.Join(stateNames(), ", ")+"); may be repeated, as the next five")
+	f.StringSliceVar(&ff.states, "state", nil, "in this `STATE` ("+strings.Join(stateNames(), ", ")+"); may be repeated, as may --queue, --app, --avatar, --label and --code")
 	f.StringSliceVar(&ff.queues, "queue", nil, "of the queue with this `NAME`")
 	f.StringSliceVar(&ff.apps, "app", nil, "of the app with this `ID`")
 	f.StringSliceVar(&ff.avatars, "avatar", nil, "of the avatar with this `ID`")
-	f.StringArrayVar(&ff.labels, "label", nil, "with the label `KEY=VALUE`; of several, all")
-	f.StringSliceVar(&ff.codes, "code", nil, "whose last failure, or what holds them, has this error `CODE`")
+	f.StringArrayVar(&ff.labels, "label", nil, "with the label `KEY=VALUE`; if repeated, with all of them")
+	f.StringSliceVar(&ff.codes, "code", nil, "whose last failure, or the failure that holds them, has this error `CODE`")
 	f.StringVar(&ff.older, "older", "", "published before this `TIME` (2026-03-01 (UTC), RFC 3339, or a duration ago such as 2h)")
 	f.StringVar(&ff.newer, "newer", "", "published at this `TIME` or later")
 	f.IntVar(&ff.limit, "limit", limit, "at most `N` (0: no limit)")
-	f.DurationVar(&ff.countFor, "count-for", status.DefaultCountFor, "longest `TIME` for looking at jobs that wait")
+	f.DurationVar(&ff.countFor, "count-for", status.DefaultCountFor, "longest `TIME` for reading jobs that wait")
 	complete := func(flag string, values func(context.Context) []string) {
 		// The flag is there: it was just made.
 		_ = cmd.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -74,7 +74,7 @@ func (ff *filterFlags) query(c *cli) (status.Query, error) {
 	q := status.Query{Filter: status.Filter{Queues: ff.queues, Apps: ff.apps, Avatars: ff.avatars}, Limit: ff.limit}
 	for _, name := range ff.states {
 		if !slices.Contains(stateNames(), name) {
-			return q, usagef("--state %s: there is no such state; want one of %s", name, strings.Join(stateNames(), ", "))
+			return q, usagef("--state %s: not a state; want one of %s", name, strings.Join(stateNames(), ", "))
 		}
 		q.States = append(q.States, lifecycle.State(name))
 	}
@@ -302,7 +302,7 @@ func checkChoice(args []string, ff *filterFlags, all bool) error {
 	return nil
 }
 
-// completionTime bounds the look for names while somebody types.
+// completionTime bounds the search for names while a user types.
 const completionTime = 2 * time.Second
 
 // completeJobs completes the ids of the newest jobs in one of the states.

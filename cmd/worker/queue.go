@@ -74,9 +74,9 @@ func newQueuePauseCommand(c *cli) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use: "pause NAME…", Short: "Stop the deliveries of queues", Args: argCount(1, -1),
-		Long: `Stops the deliveries of queues: no job of them is started, nor tried again, until
-the pause ends or 'queue resume' ends it. What runs goes on. Workers stay ready.
-A queue that is paused already is paused until the new time.`,
+		Long: `Stops the deliveries of queues: none of their jobs is started or tried again until
+the pause ends or 'queue resume' ends it. Running jobs go on. Workers stay ready.
+If a queue is paused already, the new time replaces the old one.`,
 		ValidArgsFunction: c.completeQueues,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("for") && length <= 0 {
@@ -186,8 +186,8 @@ func newDrainCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "drain WORKER…", Short: "Have workers end as after SIGTERM", Args: argCount(1, -1),
 		Long: `Asks workers, by their ids as 'avatarworker status' lists them, to drain: they take
-nothing new, finish what runs within worker.drain_timeout, hand back the rest, and
-end with exit code 0. What supervises a worker may start it again.`,
+no new jobs, let sessions finish within worker.drain_timeout, hand back the rest, and
+end with exit code 0. A supervisor may start them again.`,
 		ValidArgsFunction: c.completeWorkers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.drain(cmd.Context(), args, wait, yes, asJSON)

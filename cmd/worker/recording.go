@@ -102,8 +102,8 @@ func newRecordingGetCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "get NAME", Short: "Fetch a recording", Args: argCount(1, 1),
 		Long: `Fetches a recording to the file of its name, to --out FILE, or with --out - to
-stdout. A file that is there already is left alone, unless --out names it; one that
-could not be fetched whole is not left behind.`,
+stdout. An existing file is left alone, unless --out names it. If the recording
+can't be fetched completely, no file is left behind.`,
 		ValidArgsFunction: func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 			var names []string
 			c.lookUp(cmd.Context(), func(ctx context.Context, l *link) {

@@ -48,7 +48,7 @@ func newSimulatorCommand(c *cli) *cobra.Command {
 	f.BoolVar(&o.ReplayPatch, "replay-patch", false, "put the session's own ids into what is replayed")
 	f.IntVar(&o.MaxSessions, "max-sessions", 0, "at most `N` sessions of one app at a time (0: no limit)")
 	f.BoolVar(&o.SingleUseTokens, "single-use-tokens", false, "a session token opens one session only")
-	f.BoolVar(&secure, "tls", false, "serve https and wss with a certificate of its own, and print the file that a worker has to trust (SSL_CERT_FILE)")
+	f.BoolVar(&secure, "tls", false, "serve https and wss with its own certificate, and print the file that a worker has to trust (SSL_CERT_FILE)")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }

@@ -350,7 +350,7 @@ func (c *cli) printCost(cost status.Cost) error {
 	return err
 }
 
-// advise names the commands that help with a job as it stands.
+// advise names the commands that help with a job in its present state.
 func advise(r *lifecycle.Record) []string {
 	id := r.JobID
 	switch r.State {

@@ -390,7 +390,7 @@ func TestFramesOfAJobThatDidNotCompleteAreSavedAsTheyCame(t *testing.T) {
 	}
 }
 
-// awaitPart returns when the unfinished file beside out has so many bytes.
+// awaitPart returns when the unfinished file next to out has so many bytes.
 func awaitPart(t *testing.T, out string, size int) {
 	t.Helper()
 	tick, late := time.NewTicker(5*time.Millisecond), time.After(20*time.Second)

@@ -27,8 +27,8 @@ const aboutUI = `Serve the page for operators: queues, jobs, workers, circuits, 
 alerts, what failures mean, and the actions that help. It needs NATS and nothing
 else, and keeps itself current.
 
-It shows; with ui.write (--write) it also changes. An address that other machines
-can reach needs ui.auth or ui.trusted_header.`
+Without ui.write (--write) the page only shows. An address that other machines can
+reach needs ui.auth or ui.trusted_header.`
 
 func newUICommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
@@ -84,8 +84,8 @@ func (c *cli) serveUI(ctx context.Context) error {
 	return page.stop()
 }
 
-// embeddedPage serves the page beside a worker with embedded NATS, and returns what
-// ends it. An address that is taken is no reason not to work: it is logged.
+// embeddedPage serves the page next to a worker with embedded NATS, and returns what
+// ends it. If the address is in use, that is logged and the worker goes on.
 func (c *cli) embeddedPage(ctx context.Context, cfg *config.Config, log zerolog.Logger, server nats.InProcessConnProvider) (stop func(), err error) {
 	if cfg.UI.Addr == "" {
 		return func() {}, nil

@@ -27,7 +27,7 @@ type Options struct {
 	Live     func() error        // nil: alive whenever it answers
 	Ready    func() error        // the error says why not; nil: ready whenever it answers
 	Note     func() string       // what to know though it is ready; nil or "": nothing
-	Hosts    []string            // names that requests may use, beside addresses, localhost and this host's name
+	Hosts    []string            // names that requests may use, besides addresses, localhost and this host's name
 	PProf    bool                // serve /debug/pprof/
 	Logger   zerolog.Logger
 }
@@ -80,10 +80,10 @@ func adviceOnListening(err error) string {
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		return ""
 	}
-	return ": is it another worker on this host? Give each an address of its own with --admin-addr HOST:PORT, AVATAR_ADMIN_ADDR or admin.addr (port 0 takes a free one; off: none)"
+	return ": is it another worker on this host? Give each its own address with --admin-addr HOST:PORT, AVATAR_ADMIN_ADDR or admin.addr (port 0 takes a free one; off: none)"
 }
 
-// Handler serves the same without a listener of its own.
+// Handler serves the same without a listener.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/{$}", s.index)

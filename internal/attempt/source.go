@@ -125,7 +125,7 @@ func checkFormat(spec audio.Spec, got, want session.AudioConfig) error {
 		return nil
 	}
 	return errors.Newf(errors.CodeInvalidJob, errors.PhaseAudio,
-		"%s: %s; the utterances before it have %s, and a session has one format and rate. Bring them to the same, or send them as jobs of their own",
+		"%s: %s; the utterances before it have %s, and a session has one format and rate. Bring them to the same, or send them as separate jobs",
 		spec.Field, describe(got), describe(want))
 }
 

@@ -180,7 +180,7 @@ func (d *opusDecoder) accept(page *oggPage) error {
 }
 
 // acceptTags follows the OpusTags packet over its pages. Speech begins on a
-// page of its own.
+// separate page.
 func (d *opusDecoder) acceptTags(page *oggPage) error {
 	if !d.tagsSeen && !bytes.HasPrefix(page.body, []byte("OpusTags")) {
 		return d.in.broken("Ogg Opus has no OpusTags after its OpusHead")

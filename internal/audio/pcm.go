@@ -99,7 +99,7 @@ func (d *pcmDecoder) joined(at int64) error {
 	if at == 0 && d.size == 0 { // NewPCM does not look at the beginning
 		return d.in.broken("%s is a WAV file: send its samples alone", d.what)
 	}
-	return d.in.broken("%s has the header of another WAV file in it, after %d bytes of samples: join the samples and not the files, or send each as an utterance of its own", d.what, at)
+	return d.in.broken("%s has the header of another WAV file in it, after %d bytes of samples: join the samples and not the files, or send each as its own utterance", d.what, at)
 }
 
 // end handles a file that ended after n more bytes. It returns nil if these are a

@@ -194,7 +194,7 @@ type Budget struct {
 // Admin is the HTTP listener for health and metrics.
 type Admin struct {
 	Addr  string   `yaml:"addr"`  // host:port; "": no listener
-	Hosts []string `yaml:"hosts"` // names that requests may use, beside addresses and localhost
+	Hosts []string `yaml:"hosts"` // names that requests may use, besides addresses and localhost
 	PProf bool     `yaml:"pprof"`
 }
 
@@ -207,7 +207,7 @@ type UI struct {
 	// counts only in requests from TrustedProxies.
 	TrustedHeader  string   `yaml:"trusted_header"`
 	TrustedProxies []string `yaml:"trusted_proxies"` // addresses, or networks such as 10.0.0.0/8
-	Hosts          []string `yaml:"hosts"`           // names and addresses by which it may be asked, beside loopback and its own
+	Hosts          []string `yaml:"hosts"`           // names and addresses that requests may use, besides loopback and its own
 }
 
 // UIAuth is how a request shows that it may see the page. Each file holds the

@@ -154,7 +154,7 @@ func (d *decoder) pairs(n *yaml.Node, path string, each func(key, value *yaml.No
 		return
 	}
 	if n.Kind != yaml.MappingNode {
-		d.fail(n, path, "must be a section with keys of its own, not %s", kindName(n))
+		d.fail(n, path, "must be a section with keys, not %s", kindName(n))
 		return
 	}
 	var seen []string

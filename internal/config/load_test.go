@@ -185,7 +185,7 @@ func TestKeysHaveVariablesOfTheirOwn(t *testing.T) {
 		}
 	}
 	if slices.Contains(paths, "apps.<id>.id") {
-		t.Error("an entry of apps has an id beside its name")
+		t.Error("an entry of apps has an id as well as its name")
 	}
 }
 

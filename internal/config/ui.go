@@ -59,8 +59,8 @@ func (u *UI) hasAuth() bool {
 	return u.Auth.TokenFile != "" || u.Auth.PasswordFile != "" || u.TrustedHeader != ""
 }
 
-// RequireUI checks what the commands that serve the page need: whoever can reach it
-// from another machine has to log in, and the secrets can be read now. The error is
+// RequireUI checks what the commands that serve the page need: a user from another machine
+// has to log in, and the secrets can be read now. The error is
 // an *Error.
 func (c *Config) RequireUI() error {
 	v, u := &validator{c: c}, &c.UI

@@ -274,7 +274,7 @@ func (v *validator) retries() {
 const recordMargin = time.Hour
 
 // outlives refuses waits that a job's record does not outlive: who takes the job
-// then would take it for a new one. A nats.state_ttl out of its own bounds has
+// then would take it for a new one. A nats.state_ttl that is itself out of bounds has
 // been reported.
 func (v *validator) outlives(key string, wait time.Duration) {
 	ttl := v.c.NATS.StateTTL
@@ -310,7 +310,7 @@ func (v *validator) apps() {
 	}
 }
 
-// LimitKeys lists what a session limit may count by, beside label.<name>. It is the
+// LimitKeys lists what a session limit may count by, besides label.<name>. It is the
 // same as limit.Keys (test/contract compares them).
 func LimitKeys() []string { return []string{"app_id", "avatar_id", "region", "queue"} }
 

@@ -72,7 +72,7 @@ func parseSize(text string) (Size, error) {
 }
 
 // Queue is one queue that a worker serves. Weight is its share of the starts
-// beside the other queues.
+// compared with the other queues.
 type Queue struct {
 	Name   string `yaml:"name"`
 	Weight int    `yaml:"weight"`

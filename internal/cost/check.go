@@ -210,7 +210,7 @@ type Finding struct {
 	TheirCredits int64  `json:"their_credits"`
 }
 
-// Checked is a vendor's list held against the ledger.
+// Checked is a vendor's list compared with the ledger.
 type Checked struct {
 	OK           bool  `json:"ok"`
 	Listed       int   `json:"listed"`
@@ -225,7 +225,7 @@ type Checked struct {
 	Findings  []Finding `json:"findings"`
 }
 
-// Check holds a vendor's list against the sessions confirmed at since or later and
+// Check compares a vendor's list with the sessions confirmed at since or later and
 // before until (zero: no bound). Times within tolerance are the same.
 func (s *Store) Check(ctx context.Context, charges []Charge, since, until time.Time, tolerance time.Duration) (Checked, error) {
 	c := Checked{Listed: len(charges), Findings: []Finding{}}

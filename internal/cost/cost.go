@@ -1,6 +1,6 @@
 // Package cost reads the ledger of connected time: sums by app, queue, avatar,
 // label or day, the counters rebuilt from the records, and the vendor's own list
-// held against it. docs/cost.md explains it.
+// compared with it. docs/cost.md explains it.
 package cost
 
 import (
@@ -19,7 +19,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// What sums can be by, beside "label:NAME".
+// What sums can be by, besides "label:NAME".
 const (
 	ByApp    = "app"
 	ByQueue  = "queue"
@@ -59,8 +59,8 @@ func NewStore(js jetstream.JetStream, names topology.Names, labels []string) *St
 	return &Store{js: js, names: names, labels: labels}
 }
 
-// Sum returns the sums, most credits first, days in order. Whole days by what the
-// counters know are read from those, and from the records that are not in them yet;
+// Sum returns the sums, most credits first, days in order. Whole days of what the
+// counters have are read from them, and from the records that are not in them yet;
 // all else is summed from the records.
 func (s *Store) Sum(ctx context.Context, q Query) ([]Row, error) {
 	label, isLabel := strings.CutPrefix(q.By, byLabel)
@@ -248,7 +248,7 @@ type Compared struct {
 	Differences []Difference `json:"differences"`
 }
 
-// Compare sums all records and holds the counters against them: each against those
+// Compare sums all records and compares the counters with them: each with those
 // that it says it has. The error is usage.ErrNoCounters if there are none.
 func (s *Store) Compare(ctx context.Context) (Compared, error) {
 	counters, err := usage.OpenCounters(ctx, s.js, s.names, s.labels)

@@ -27,7 +27,7 @@ const (
 	cleanupTime  = 2 * time.Second
 )
 
-// lister reads headers through consumers of its own, which the server filters
+// lister reads headers through its own consumers, which the server filters
 // and forgets.
 type lister struct {
 	js     jetstream.JetStream

@@ -20,7 +20,7 @@ const (
 	pullTime = 10 * time.Second
 )
 
-// puller requests batches from a consumer over an inbox of its own. The client's Fetch
+// puller requests batches from a consumer over its own inbox. The client's Fetch
 // takes a message without a body that has a Status header for an answer of the
 // server, and in a list every letter is without its body.
 type puller struct {

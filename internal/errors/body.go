@@ -38,7 +38,7 @@ func (p payload) fieldsOr(text string, isJSON bool) serverFields {
 }
 
 // serverFields reads the first of the list "errors" where that is an object,
-// else the flat object. A JSON string is read as a text of its own.
+// else the flat object. A JSON string is read as a separate text.
 func (p payload) serverFields() serverFields {
 	switch v := p.value.(type) {
 	case string:

@@ -220,8 +220,8 @@ func byServerCode(code, text string) Code {
 	return ""
 }
 
-// byText looks for the phrases that the backend uses. Their order decides where
-// a text holds several; HTTP 402 stands beside "session denied".
+// byText looks for the phrases that the backend uses. Their order decides if
+// a text has several; HTTP 402 counts like "session denied".
 func byText(text string, status int) Code {
 	has := func(phrases ...string) bool { return containsAny(text, phrases...) }
 	switch {

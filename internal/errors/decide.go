@@ -93,7 +93,7 @@ func sortedCodes(policy Policy) []Code {
 
 func (o Override) validate(code Code) error {
 	if !code.Known() {
-		return fmt.Errorf("policy.%s: no such code; want one of %v", code, codes())
+		return fmt.Errorf("policy.%s: not a code; want one of %v", code, codes())
 	}
 	var faults []error
 	if o.Action != "" && !slices.Contains(PolicyActions(), o.Action) {
@@ -281,7 +281,7 @@ func (o Override) apply(d *Decision) {
 	}
 }
 
-// Row is one code of the table as it stands under the policy.
+// Row is one code of the table as it is under the policy.
 type Row struct {
 	Code       Code   `json:"code"`
 	Class      Class  `json:"class"`

@@ -31,7 +31,7 @@ const (
 )
 
 // errSuspect: the job, or one that runs here, may be what crashes its workers.
-var errSuspect = errors.New("a job that may have crashed its workers runs beside none that was there when one died")
+var errSuspect = errors.New("a job that may have crashed its workers does not run alongside one that was running when a worker died")
 
 // permits are what a job holds while its session may live: its keys of session
 // limits, and its place among those that were there when a worker died.

@@ -189,7 +189,7 @@ func TestNoSecondProbeWhileOneIsUnderWay(t *testing.T) {
 		receive(t, renewed.done, "renewal")
 	}
 	if n := probes.Load() - first; n != 0 {
-		t.Errorf("%d more probes beside the first", n)
+		t.Errorf("%d more probes than the first", n)
 	}
 	close(leave)
 	for i := range 5 {

@@ -73,7 +73,7 @@ func (f effects) repeatEffects() error {
 	return nil
 }
 
-// ensureEffects repeats what follows from the record as it stands, unless its
+// ensureEffects repeats what follows from the record as it is, unless its
 // last event is stored: then all the rest is too.
 func (f effects) ensureEffects(ctx context.Context) error {
 	r := f.record.Current()

@@ -10,7 +10,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// Requests for jobs that nobody knows, faster than they can be answered.
+// Requests for unknown jobs, faster than they can be answered.
 func TestFloodOfControlRequestsHarmsNoJob(t *testing.T) {
 	for _, op := range []string{"cancel", "interrupt"} {
 		t.Run(op, func(t *testing.T) {

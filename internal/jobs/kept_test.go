@@ -10,7 +10,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// forgetful makes the bucket of records anew, one that forgets soon.
+// forgetful replaces the bucket of records by one that forgets soon.
 func (h *house) forgetful(ttl time.Duration) {
 	h.t.Helper()
 	if err := h.js.DeleteKeyValue(h.t.Context(), h.names.StateBucket()); err != nil {

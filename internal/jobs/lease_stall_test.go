@@ -12,7 +12,7 @@ import (
 )
 
 // stall makes the link take nothing any more, until the returned function is
-// called: what is sent fills the buffers, and then whoever sends waits.
+// called: what is sent fills the buffers, and then every sender waits.
 func (k *link) stall() (goOn func()) {
 	k.stalled.Lock()
 	return sync.OnceFunc(k.stalled.Unlock)
@@ -73,5 +73,5 @@ func TestLinkThatTakesNothingEndsTheSessionWithinItsLease(t *testing.T) {
 	if took := receive(t, ended, "end of the session").Sub(since); took > window {
 		t.Errorf("the session ended %s after the link stalled, later than its lease of %s", took, window)
 	}
-	w.stop() // the job is for nobody
+	w.stop() // no worker may take the job
 }

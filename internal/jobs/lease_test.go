@@ -67,7 +67,7 @@ func (k *link) url() string { return "nats://" + k.listener.Addr().String() }
 
 // pipe copies one way; while the link is silent what comes is lost.
 func (k *link) pipe(to, from net.Conn) {
-	defer func() { _, _ = to.Close(), from.Close() }() // both ends, whoever closed first
+	defer func() { _, _ = to.Close(), from.Close() }() // both ends, in any order
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)

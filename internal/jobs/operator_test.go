@@ -233,7 +233,7 @@ func TestAPausedQueueDeliversNothingNotEvenWhatIsRetried(t *testing.T) {
 	if r := h.retry(o, "j", false, operate.StatusDelivered); !strings.Contains(r.Message, "paused") {
 		t.Errorf("got %+v", r)
 	}
-	for i := range 5 { // a queue beside goes on
+	for i := range 5 { // another queue goes on
 		id := fmt.Sprint("o", i)
 		h.submit("other", job(id))
 		h.retryUntilDone(o, id)

@@ -324,7 +324,7 @@ func (h *house) finalWithin(id string, limit time.Duration) (r *lifecycle.Record
 }
 
 // The node that keeps the records reboots as a session ends. The worker's lease is
-// lost meanwhile; nobody else can take the job.
+// lost meanwhile; no other worker can take the job.
 func TestFinishedSessionIsNotThrownAwayWhileTheRecordsAreAway(t *testing.T) {
 	const window = 3 * time.Second
 	n := topology.Names{}

@@ -86,7 +86,7 @@ func TestWorkerCutOffWithItsNodeEndsItsSessionBeforeAnotherBegins(t *testing.T) 
 	}
 }
 
-// inStep tells whether a stream's replicas have all that its leader has.
+// inStep reports whether a stream's replicas have all that its leader has.
 func (h *house) inStep(stream string) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()

@@ -159,7 +159,7 @@ func (p *progress) again() time.Duration {
 	return p.e.w.refresh
 }
 
-// save writes the record as it stands.
+// save writes the record as it is.
 func (p *progress) save() {
 	p.saving.Lock()
 	defer p.saving.Unlock()
@@ -236,7 +236,7 @@ func (p *progress) record(ctx context.Context, f func(*lifecycle.Record)) error 
 	case errors.Is(err, lifecycle.ErrSuperseded):
 		p.e.end(lifecycle.ErrSuperseded)
 	case err != nil:
-		p.e.end(errUnrecorded) // unless it ends already, for a reason of its own
+		p.e.end(errUnrecorded) // unless it is ending already, for another reason
 	}
 	return err
 }

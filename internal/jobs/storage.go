@@ -26,7 +26,7 @@ type Storage interface {
 	// DistrustLedger has the next Reserve look at the stream of usage records again:
 	// one could not be written.
 	DistrustLedger()
-	// Err returns what the worker can't do at the moment for want of a store;
+	// Err returns what the worker can't do at the moment because a store fails;
 	// nil: nothing.
 	Err() error
 }

@@ -189,8 +189,8 @@ const storeTimeout = 2 * time.Second
 // patience is Policy.Patience where it is not set.
 const patience = 10 * time.Second
 
-// minWaiting is the least number of jobs that a worker looks at beside those in
-// its slots, only to hold them: each waits for a few round trips, and NATS may be
+// minWaiting is the least number of jobs outside its slots that a worker looks at,
+// only to hold them: each waits for a few round trips, and NATS may be
 // far.
 const minWaiting = 16
 

@@ -104,7 +104,7 @@ func TestAValueWithATTLExpires(t *testing.T) {
 }
 
 // A write whose acknowledgement got lost has landed: repeating it conflicts with
-// itself, which is no conflict.
+// itself, which is not a conflict.
 func TestAWriteThatLandedWithoutAnAnswerIsRecognised(t *testing.T) {
 	t.Parallel()
 	nc := natstest.Connect(t, natstest.Start(t))

@@ -2,9 +2,9 @@
 // know what the messages mean.
 //
 // The client's own reads of a stream with direct access may be answered by any
-// replica, which may lag behind what a publisher was told is stored. "Not found"
+// replica, which may lag behind what a publisher knows is stored. "Not found"
 // then means "not here yet", and an object may have been replaced since. Callers
-// that decide by what is or is not stored must read through this package. A Feed
+// that depend on what is or is not stored must read through this package. A Feed
 // follows a subject's messages as they are stored.
 package leader
 

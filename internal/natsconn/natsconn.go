@@ -230,6 +230,9 @@ func (o Options) connectContext(opts []nats.Option) (*nats.Conn, api, error) {
 }
 
 func contextError(name string, err error) error {
+	if strings.Contains(err.Error(), "unknown context") {
+		return &SettingError{fmt.Errorf("nats.context %s: there is no context of this name; 'nats context ls' lists them", name)}
+	}
 	return &SettingError{fmt.Errorf("nats.context %s: %s", name, Redact(err.Error()))}
 }
 

@@ -63,7 +63,7 @@ func TestBadSettingsAreNamedAndNoSecretIsShown(t *testing.T) {
 		"a pipe for the ca": {natsconn.Options{TLS: natsconn.TLS{CA: fifo(t)}}, "is not a regular file"},
 		"a pipe for a key":  {natsconn.Options{TLS: natsconn.TLS{Cert: junk, Key: fifo(t)}}, "is not a regular file"},
 		"two ways":          {natsconn.Options{Creds: junk, Token: "secret"}, "nats.creds and a token"},
-		"context unknown":   {natsconn.Options{Context: "nobody-has-this"}, "nats.context nobody-has-this"},
+		"context unknown":   {natsconn.Options{Context: "nobody-has-this"}, "nats.context nobody-has-this: there is no context of this name; 'nats context ls' lists them"},
 		"context's creds":   {natsconn.Options{Context: inContext("creds", missing)}, missing},
 		"context's junk":    {natsconn.Options{Context: inContext("creds", junk)}, "nats.context"},
 		"context's nkey":    {natsconn.Options{Context: inContext("nkey", missing)}, missing},

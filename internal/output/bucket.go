@@ -16,7 +16,7 @@ import (
 // requestTimeout bounds one request: a node that fails may take it along.
 const requestTimeout = 5 * time.Second
 
-// errChanged means that the operation is to be repeated: somebody changed what
+// errChanged means that the operation is to be repeated: something else changed what
 // was read, or a newly elected leader does not have everything yet.
 var errChanged = errors.New("the bucket has changed meanwhile")
 

@@ -22,7 +22,7 @@ const (
 	refusalWait  = 3 * time.Second
 )
 
-// exchange is one request and its reply on a connection of its own.
+// exchange is one request and its reply on its own connection.
 type exchange struct {
 	conn     net.Conn
 	br       *bufio.Reader // holds what was read beyond the reply's headers

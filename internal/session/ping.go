@@ -10,7 +10,7 @@ import (
 )
 
 // pinger sends the pings of all sessions from one goroutine, which runs while
-// there are sessions. A ping in flight has a goroutine of its own until it is
+// there are sessions. A ping in flight has its own goroutine until it is
 // answered.
 type pinger struct {
 	interval, timeout time.Duration
@@ -120,7 +120,7 @@ func (p *pinger) check(s *Session, now time.Time) {
 	select {
 	case err := <-s.ping.answered:
 		// An error while the session lives means that the ping could not be
-		// written beside a long message; the next one will be.
+		// written during a long message; the next one will be.
 		_ = err
 		s.ping.sentAt = time.Time{}
 		s.ping.due = now.Add(p.interval)

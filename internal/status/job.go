@@ -55,7 +55,7 @@ type Event struct {
 }
 
 // NewEvent reads a message of the events stream. at is when it was stored, for
-// a message without a time of its own.
+// a message without its own time.
 func NewEvent(subject string, header map[string][]string, data []byte, seq uint64, at time.Time) Event {
 	first := func(key string) string {
 		if values := header[key]; len(values) > 0 {

@@ -225,7 +225,7 @@ func TestLookingAtWaitingJobsSaysHowFarItCame(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := status.NewStore(js, names, nil, time.Minute).Jobs(ended, status.Query{}); err == nil {
-		t.Error("an interrupted list is no list")
+		t.Error("an interrupted list did not fail")
 	}
 	l, err := status.NewStore(js, names, nil, time.Nanosecond).Jobs(t.Context(), status.Query{})
 	if err != nil || l.Waiting.All {

@@ -181,7 +181,7 @@ func inLowerCase(name []byte) bool {
 	return true
 }
 
-// plain reads a string that stands for itself: ASCII, without an escape.
+// plain reads a string that needs no decoding: ASCII, without an escape.
 func (s *rowScanner) plain() ([]byte, bool) {
 	if !s.take('"') {
 		return nil, false

@@ -16,7 +16,7 @@ import (
 // word is a text that many jobs share, such as the id of an app: it is in memory once.
 type word = unique.Handle[string]
 
-// compactRow is a job in memory, in about 130 bytes beside its id and its labels.
+// compactRow is a job in memory, in about 130 bytes plus its id and its labels.
 type compactRow struct {
 	id                                       string
 	queue, app, avatar, region, code, worker word

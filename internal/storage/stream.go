@@ -259,7 +259,7 @@ func (s *stream) tried(jobID string) bool {
 	return false
 }
 
-// fits reports whether there is so much space beside what is kept for other jobs.
+// fits reports whether there is that much space in addition to what is reserved for other jobs.
 func (s *stream) fits(jobID string, need int64) error {
 	for id, r := range s.reserved {
 		if id != jobID && !s.space.Evicts {

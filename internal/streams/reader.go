@@ -41,7 +41,7 @@ func NewReader(js jetstream.JetStream, stream string) *Reader {
 	return &Reader{js: js, stream: stream}
 }
 
-// Single reports whether each message takes a request of its own.
+// Single reports whether each message takes a separate request.
 func (r *Reader) Single() bool { return r.single }
 
 // singleFor is how long a Reader does without direct gets: that there was no answer may

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// bulk is how many sequences behind a Tail reads through a consumer of its own:
+	// bulk is how many sequences behind a Tail reads through its own consumer:
 	// that costs the server less than direct gets, but for making it.
 	bulk = 4 * Batch
 	// TailBudget is how many messages a Tail reads at a time once it has read all
@@ -52,7 +52,7 @@ type Tail struct {
 	last    uint64    // sequence of the stream's last message at the read before
 }
 
-// Follower is told by a Tail what happened, in this order.
+// Follower is called by a Tail with what happened, in this order.
 type Follower struct {
 	Reset   func()             // the stream was made again: nothing of before counts
 	Take    func([]Message)    // new messages in order

@@ -38,7 +38,7 @@ func writable(object string, have jetstream.StreamConfig) error {
 	case have.Sealed:
 		return unusable(object, "it is sealed and takes no messages")
 	case have.Mirror != nil:
-		return unusable(object, fmt.Sprintf("it mirrors stream %s and takes no messages of its own: set nats.domain to where that one is, or choose another nats.prefix", have.Mirror.Name))
+		return unusable(object, fmt.Sprintf("it mirrors stream %s and takes no other messages: set nats.domain to where that one is, or choose another nats.prefix", have.Mirror.Name))
 	}
 	return nil
 }

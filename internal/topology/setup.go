@@ -162,7 +162,7 @@ const (
 func change(next *jetstream.StreamConfig, want jetstream.StreamConfig, state jetstream.StreamState, setting string) (kept string) {
 	switch setting {
 	case "subjects":
-		kept = "subjects beside those that are wanted are left"
+		kept = "additional subjects are left"
 		for _, subject := range want.Subjects {
 			if !slices.ContainsFunc(next.Subjects, func(have string) bool { return covers(have, subject) }) {
 				next.Subjects, kept = append(slices.Clone(next.Subjects), subject), ""

@@ -54,7 +54,7 @@ type legend struct {
 const (
 	chartWidth, chartHeight = 720, 120
 	chartBars               = 60
-	// chartSeries is how many codes have bars of their own.
+	// chartSeries is how many codes have their own bars.
 	chartSeries = 5
 )
 
@@ -96,8 +96,8 @@ func newChart(r Reader, span string, now time.Time) chart {
 	return c
 }
 
-// draw places bars and lines. They are stretched to the width there is; texts stand
-// beside them.
+// draw places bars and lines. They are stretched to the available width; texts are next
+// to them.
 func (c *chart) draw(series []CodeCount, now time.Time) {
 	if c.Total == 0 {
 		return

@@ -126,8 +126,8 @@ func (s *Store) Changed() <-chan struct{} {
 	return s.changes.wait
 }
 
-// Run follows the events until ctx ends: failures are counted, and whoever waits
-// for a change is told.
+// Run follows the events until ctx ends: it counts failures, and notifies those that
+// wait for a change.
 func (s *Store) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.follow(ctx, s.followFailures) })

@@ -76,7 +76,8 @@ type guard struct {
 // userKey is the key of a request's user in its context.
 type userKey struct{}
 
-// userOf is who asks, for logs and the page; "": nobody has to say.
+// userOf returns the user of a request, for logs and the page; "" if no login is
+// required.
 func userOf(r *http.Request) string {
 	user, _ := r.Context().Value(userKey{}).(string)
 	return user
@@ -95,7 +96,7 @@ func (g *guard) login(next http.Handler) http.Handler {
 				w.Header().Add("WWW-Authenticate", `Basic realm="avatarworker", charset="UTF-8"`)
 				w.Header().Add("WWW-Authenticate", `Bearer realm="avatarworker"`)
 			}
-			http.Error(w, "log in: this page is not for everybody", http.StatusUnauthorized)
+			http.Error(w, "log in to see this page", http.StatusUnauthorized)
 			return
 		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), userKey{}, user)))
@@ -263,7 +264,7 @@ func (g *guard) api(write bool, next http.Handler) http.Handler {
 }
 
 // deliberate reports whether a request can't be a form of another site: those send
-// no JSON, no header of their own and no bearer token.
+// no JSON, no custom header and no bearer token.
 func (g *guard) deliberate(r *http.Request) bool {
 	if scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " "); strings.EqualFold(scheme, "Bearer") {
 		return true

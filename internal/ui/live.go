@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	// leastBetween is the least time between two changes that a viewer is told of.
+	// leastBetween is the least time between two changes that a viewer is sent.
 	leastBetween = time.Second
 	// mostBetween is the time after which a page is read again without one: what
 	// waits in a queue makes no event.

@@ -17,7 +17,7 @@ import (
 const (
 	bad  = "bad"  // jobs do not run, or will not
 	warn = "warn" // a person should look soon
-	note = "note" // somebody wants it so
+	note = "note" // set by a person
 )
 
 // trouble is one thing that a person should know first.

@@ -33,7 +33,7 @@ func (r *result) add(row resultRow) {
 	}
 }
 
-// maxResults is how many results are kept until somebody looks.
+// maxResults is how many results are kept until they are shown.
 const maxResults = 100
 
 // results keeps the results of the last actions, so that a page that is loaded

@@ -48,7 +48,7 @@ func (s *Store) newestAlerts(ctx context.Context, limit int) (list []status.Even
 const limitPrefix = "limit."
 
 // sessionsByLimit counts the sessions that hold a key of each session limit, by the
-// limit's name as it stands in the keys: "app_id/a1", "label/room/12".
+// limit's name as it is in the keys: "app_id/a1", "label/room/12".
 func (s *Store) sessionsByLimit(ctx context.Context) (map[string]int, error) {
 	bucket, err := s.o.JS.KeyValue(ctx, s.o.Names.StateBucket())
 	if err != nil {

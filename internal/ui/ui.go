@@ -39,7 +39,7 @@ type Options struct {
 	Logger  zerolog.Logger
 }
 
-// Auth is who may see the page. Its zero value lets everybody in, which New takes
+// Auth is who may see the page. Its zero value lets everyone in, which New takes
 // for a loopback address only.
 type Auth struct {
 	// Secrets returns the bearer token and the user's password; "": there is none.
@@ -77,7 +77,7 @@ const (
 )
 
 // New returns a server that does not listen yet. The error says that it would show
-// the page to everybody.
+// the page to everyone.
 func New(o Options) (*Server, error) {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -147,7 +147,7 @@ func pageURL(configured string, listening net.Addr) string {
 	return "http://" + net.JoinHostPort(host, port) + "/"
 }
 
-// Handler serves the same without a listener of its own.
+// Handler serves the same without a listener.
 func (s *Server) Handler() http.Handler {
 	open := http.NewServeMux() // what needs no login
 	open.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {

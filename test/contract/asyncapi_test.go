@@ -274,7 +274,7 @@ func described(t *testing.T) []*follower.Message {
 }
 
 // exemplary checks an example against what the document says of its message,
-// and beyond: an event has no field that nobody described, and the worker takes
+// and beyond: an event has no field without a description, and the worker takes
 // the job.
 func exemplary(v *Validator, m *follower.Message, e follower.Example) error {
 	if err := m.Valid(e); err != nil || m.ContentType != "application/json" {

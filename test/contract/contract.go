@@ -62,7 +62,7 @@ const usageSchema = "usage.schema.json"
 
 // New loads the schemas under dir, the repository's schema directory. What the
 // schemas of events and usage records leave open for later versions (fields that are not in them
-// yet) is closed here, so that a field nobody described is found.
+// yet) is closed here, so that a field without a description is found.
 func New(dir string, names topology.Names) (*Validator, error) {
 	c := jsonschema.NewCompiler()
 	c.DefaultDraft(jsonschema.Draft2020)

@@ -63,7 +63,7 @@ func testAll(m *testing.M) int {
 type screen struct {
 	mu    sync.Mutex
 	text  bytes.Buffer
-	grown chan struct{} // closed and made anew with each write
+	grown chan struct{} // closed and replaced at each write
 }
 
 func newScreen() *screen { return &screen{grown: make(chan struct{})} }
@@ -331,7 +331,7 @@ func lines(text string) []map[string]any {
 	return objects
 }
 
-// freeAddr is an address of this machine where nobody listens.
+// freeAddr is an address of this machine where nothing listens.
 func freeAddr(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

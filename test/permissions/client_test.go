@@ -189,7 +189,7 @@ func scan(ctx context.Context, js jetstream.JetStream, name string) error {
 	return streams.Scan(ctx, stream, jetstream.ConsumerConfig{}, func(jetstream.Msg, *jetstream.MsgMetadata) bool { return true })
 }
 
-// readFirst reads a stream's first message through a consumer of its own.
+// readFirst reads a stream's first message through its own consumer.
 func readFirst(ctx context.Context, js jetstream.JetStream, name string) error {
 	stream, err := js.Stream(ctx, name)
 	if err != nil {

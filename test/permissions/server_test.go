@@ -171,7 +171,7 @@ func (r *refusals) learn(text string) {
 	}
 }
 
-// found tells whether the permission that is missing was named.
+// found reports whether the permission that is missing was named.
 func (r *refusals) found() bool {
 	return r.want != nil && slices.ContainsFunc(r.list, func(p permission) bool {
 		if r.want.kind == "responses" {

@@ -49,7 +49,7 @@ func (c cell) operator() []nats.Option {
 	return []nats.Option{nats.UserInfo("operator", natsPassword)}
 }
 
-// env is what a worker of the cell is told beside what all are.
+// env is a cell worker's environment, in addition to what all workers have.
 func (c cell) env() map[string]string {
 	if c.name == "" {
 		return nil

@@ -201,7 +201,7 @@ type step struct {
 	do func()
 }
 
-// play breaks and mends, step by step.
+// play breaks and repairs, step by step.
 func (c *chaos) play(faults []fault, start time.Time) {
 	var steps []step
 	for _, f := range faults {
@@ -219,14 +219,14 @@ func (c *chaos) play(faults []fault, start time.Time) {
 // timed is steps, and notes when the fault delayed what worker and backend told each
 // other.
 func (c *chaos) timed(f fault) (begin, end func()) {
-	breaks, mends := c.steps(f)
+	breaks, repairs := c.steps(f)
 	switch f.kind {
 	case freezeWorker, cutBackend, slowBackend, narrowBackend, backendDown:
 	default:
-		return breaks, mends
+		return breaks, repairs
 	}
 	var since time.Time
-	return func() { since = time.Now(); breaks() }, func() { mends(); c.delayed(since, time.Now()) }
+	return func() { since = time.Now(); breaks() }, func() { repairs(); c.delayed(since, time.Now()) }
 }
 
 // steps are what begins a fault and what ends it.
@@ -301,7 +301,7 @@ func (c *chaos) nodeUp(f fault) {
 // gone. A take-over that was on its way lands meanwhile, and is given back at once.
 const wake = time.Second
 
-// reconnect is how long a client may take to notice that a cut is mended.
+// reconnect is how long a client may take to notice that a cut is repaired.
 const reconnect = 3 * time.Second
 
 func (c *chaos) networkSteps(f fault) (begin, end func()) {

@@ -24,7 +24,7 @@ const (
 )
 
 // faultyAccount runs three workers on queued jobs of an account with a fault,
-// lets it last, and mends it. The fault is there before the workers start, or
+// lets it last, and repairs it. The fault is there before the workers start, or
 // comes before the first job.
 func faultyAccount(t *testing.T, fault string, before bool, total int, lasts time.Duration) (invariant.Report, invariant.Seen) {
 	t.Helper()
@@ -56,9 +56,9 @@ func faultyAccount(t *testing.T, fault string, before bool, total int, lasts tim
 	if err := f.backend.SetFault(simulator.Control{}); err != nil {
 		t.Fatal(err)
 	}
-	mended := time.Now()
+	repaired := time.Now()
 	f.settle(time.Minute + time.Duration(total)*10*time.Millisecond)
-	t.Logf("settled %s after the account was mended", time.Since(mended).Round(time.Millisecond))
+	t.Logf("settled %s after the account was repaired", time.Since(repaired).Round(time.Millisecond))
 	for _, w := range workers {
 		w.alive()
 	}

@@ -41,7 +41,7 @@ type fleet struct {
 	faults   []invariant.Fault
 	delays   []invariant.Span
 	records  map[string]lifecycle.Record // as last seen
-	changed  chan struct{}               // closed and made anew when a record changes
+	changed  chan struct{}               // closed and replaced when a record changes
 }
 
 // apiKey may appear in no line that a worker logs.

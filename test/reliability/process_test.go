@@ -135,7 +135,7 @@ func (p *process) signal(s syscall.Signal) {
 		if s == syscall.SIGTERM && p.draining != nil && p.workerID() != "" {
 			p.draining()
 		}
-		// It may end right now: then there is nobody left to tell.
+		// It may be ending right now: then nothing receives the signal.
 		_ = p.cmd.Process.Signal(s)
 	}
 }

@@ -121,7 +121,7 @@ func (c *Circuits) permit(app, region, job string) *Permit {
 	return &Permit{c: c, key: key(app, region), app: app, region: region, job: job, worker: c.o.Worker()}
 }
 
-// Peek is Allow by what this worker already knows: it makes no round trip and
+// Peek is Allow on what this worker already knows: it makes no round trip and
 // starts no probe. It returns nil if the job may call Allow.
 func (c *Circuits) Peek(app, region, job string) *Refusal {
 	_, refusal := c.checkLocal(c.permit(app, region, job), false)

@@ -26,8 +26,8 @@ type Operator struct {
 }
 
 // NotClosed lists the circuits of the app that are open or being probed, by app and
-// region. An empty app stands for all; a nil region for all regions, and an empty
-// one for the circuit of an app whose regions share one.
+// region. An empty app means all apps. A nil region means all regions, and an empty
+// one the circuit of an app whose regions share one.
 func (o Operator) NotClosed(ctx context.Context, app string, region *string) ([]Circuit, error) {
 	watcher, err := o.Bucket.Watch(ctx, Prefix+">", jetstream.IgnoreDeletes())
 	if err != nil {
@@ -55,7 +55,7 @@ func (o Operator) NotClosed(ctx context.Context, app string, region *string) ([]
 }
 
 // Probe lets the next job of an open circuit through as its probe, now. One that is
-// being probed is left as it is. It returns the circuit as it stands then; ErrNone:
+// being probed is left as it is. It returns the circuit as it then is; ErrNone:
 // it is closed.
 func (o Operator) Probe(ctx context.Context, app, region string) (Circuit, error) {
 	return o.change(ctx, app, region, func(e *entry, now time.Time) bool {
@@ -69,7 +69,7 @@ func (o Operator) Probe(ctx context.Context, app, region string) (Circuit, error
 }
 
 // Close closes a circuit; how a probe that is under way ends then counts as any
-// session. It returns the circuit as it stands then; ErrNone: it was closed already.
+// session. It returns the circuit as it then is; ErrNone: it was closed already.
 func (o Operator) Close(ctx context.Context, app, region string) (Circuit, error) {
 	return o.change(ctx, app, region, func(e *entry, now time.Time) bool {
 		e.close(now)

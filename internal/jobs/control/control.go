@@ -8,7 +8,7 @@
 // the first reply, so a second one does no harm.
 //
 // Any user who may publish to the control subject can send any number of requests
-// under any job ID. A request therefore has no goroutine of its own: two bounded
+// under any job ID. So a request does not get its own goroutine: two bounded
 // pools handle requests, one at a time for each job, and refuse at once what does
 // not fit. Requests to jobs that this worker runs have a separate pool, which a
 // flood of other IDs does not reach.

@@ -234,7 +234,7 @@ func (f *Fleet) publish(ctx context.Context) {
 	}
 }
 
-// put writes the presence. If it was removed by somebody, alone or with its
+// put writes the presence. If it was removed, alone or with its
 // bucket, it is written again.
 func (f *Fleet) put(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, interval)

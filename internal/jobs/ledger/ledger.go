@@ -17,7 +17,7 @@ import (
 	"avatarworker/internal/jobs/usage"
 )
 
-// Ledger keeps what each session used, once, however often it is told.
+// Ledger stores what each session used, once, however often it is sent.
 type Ledger interface {
 	// Sequence is that of the newest usage record that this worker has written.
 	Sequence() uint64
@@ -58,7 +58,7 @@ type Options struct {
 	Ledger Ledger // nil: nothing is written
 	Bucket Bucket
 	Causes Causes
-	// Used is told of each session that the ledger has taken.
+	// Used is called for each session that was stored in the ledger.
 	Used func(app, queue string, connected time.Duration, credits int64)
 	// Failed is called when a record that has to be there could not be written.
 	Failed func()
@@ -129,7 +129,7 @@ func (w *Writer) record(r *lifecycle.Record, s usage.Session) usage.Record {
 }
 
 // Store writes the sessions of a record that are not known to be in the ledger. each
-// does one such write, and bounds it. It comes before all else that is told: where
+// does one such write, and bounds it. It comes before everything else that is published: where
 // that is stored the ledger has them.
 func (w *Writer) Store(r *lifecycle.Record, sent *Sent, each func(write func(context.Context) error) error) error {
 	if w.o.Ledger == nil {

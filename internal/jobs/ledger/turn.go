@@ -35,7 +35,7 @@ type AdderOptions struct {
 	Worker func() string // the id of the worker's lease; "" while it has none
 	// Stands reports whether the lease of a worker stands.
 	Stands func(ctx context.Context, workerID string) (bool, error)
-	// Added is told whether records could be added.
+	// Added is called with whether records could be added.
 	Added func(ok bool)
 	Log   zerolog.Logger
 }

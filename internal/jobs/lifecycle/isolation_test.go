@@ -13,7 +13,7 @@ import (
 
 // isolation is a fleet in which some jobs kill their worker every time. One step is
 // a lease. The rules are those of the core: Resume counts crashes, a suspect runs
-// beside no other suspect and stays away for a while after each crash, and a job is
+// with no other suspect and stays away for a while after each crash, and a job is
 // given up after CrashLimit crashes.
 type isolation struct {
 	t       *rapid.T
@@ -71,7 +71,7 @@ func (f *isolation) fetch(w *isolated) {
 	f.queue = left
 }
 
-// apart reports whether the job may run beside those that the worker has in hand.
+// apart reports whether the job may run alongside those that the worker has in hand.
 func apart(w *isolated, j *rehearsed) bool {
 	for _, other := range w.hand {
 		if !suspect.MayRunTogether(j.record.Crashes, other.record.Crashes) {

@@ -31,7 +31,7 @@ type Job struct {
 	Labels                         map[string]string
 }
 
-// fields are what a rule may count by, beside labels.
+// fields are what a rule may count by, besides labels.
 var fields = map[string]func(Job) string{
 	"app_id":    func(j Job) string { return j.App },
 	"avatar_id": func(j Job) string { return j.Avatar },
@@ -39,7 +39,7 @@ var fields = map[string]func(Job) string{
 	"queue":     func(j Job) string { return j.Queue },
 }
 
-// Keys lists what a rule may count by, beside labels.
+// Keys lists what a rule may count by, besides labels.
 func Keys() []string { return slices.Sorted(maps.Keys(fields)) }
 
 // Value returns what the job has under the key of a rule; "" if it has no such

@@ -1,6 +1,6 @@
 // Package suspect keeps jobs apart that may have crashed their workers. A suspect
-// runs only beside jobs that were never there when a worker died, so that the
-// innocent are told from the guilty. It counts the jobs in hand by their crashes,
+// runs only alongside jobs that were never running when a worker died, so that
+// innocent jobs can be told from guilty ones. It counts the jobs in hand by their crashes,
 // and must not know what a job or a record is.
 package suspect
 
@@ -10,19 +10,19 @@ import "sync"
 const after = 3
 
 // MayRunTogether reports whether two jobs with these numbers of crashes may run on
-// one worker at the same time. A suspect runs only beside jobs without crashes, so
+// one worker at the same time. A suspect runs only alongside jobs without crashes, so
 // that each job that kills its workers harms a suspect at most once.
 func MayRunTogether(a, b int) bool { return max(a, b) < after || min(a, b) == 0 }
 
-// Jobs are the jobs in hand that were there when a worker died. No job waits for
-// it, and all other jobs run on. The zero value has none.
+// Jobs are the jobs in hand that were running when a worker died. No job waits for
+// them to end. The zero value has none.
 type Jobs struct {
 	mu        sync.Mutex
 	byCrashes map[int]int // number of jobs
 }
 
-// Enter takes in a job with so many crashes, and reports whether it may run beside
-// those in hand. If it may not it is not taken in.
+// Enter adds a job with so many crashes, and reports whether it may run alongside
+// those in hand. If it may not, it is not added.
 func (j *Jobs) Enter(crashes int) bool {
 	if crashes == 0 {
 		return true

@@ -25,7 +25,7 @@ const (
 )
 
 // position is a usage record's: the stream, by when it was made, and the sequence.
-// One of another stream stands for the first record of this one.
+// One of another stream counts as the first record of this one.
 type position struct {
 	epoch int64 // Unix time in ms
 	seq   uint64
@@ -52,7 +52,7 @@ type Sum struct {
 	Totals
 }
 
-// Counter is one counter as it stands.
+// Counter is the present value of one counter.
 type Counter struct {
 	Subject string
 	Totals
@@ -191,7 +191,7 @@ func (c *Counters) add(ctx context.Context, parts map[string][]part) error {
 }
 
 // tryAdd sends an increment for each counter, and returns the parts of those to which
-// somebody else has added meanwhile.
+// another worker has added meanwhile.
 func (c *Counters) tryAdd(ctx context.Context, parts map[string][]part) (missed map[string][]part, err error) {
 	type sent struct {
 		subject string
@@ -232,7 +232,7 @@ func (c *Counters) tryAdd(ctx context.Context, parts map[string][]part) (missed 
 		switch {
 		case failed != nil:
 			err = errors.Join(err, fmt.Errorf("counter %s: %w", s.subject, failed))
-		case ack.Duplicate: // ours, whose answer was lost, or somebody else's
+		case ack.Duplicate: // ours, whose answer was lost, or another worker's
 			delete(c.upto, s.subject)
 			missed[s.subject] = parts[s.subject]
 		default:
@@ -304,10 +304,10 @@ type AdderOptions struct {
 	// Turn reports whether it is this worker that adds. It is asked every TurnEvery.
 	Turn      func(ctx context.Context) (bool, error)
 	TurnEvery time.Duration
-	// Failed is told that records could not be added, which is tried again; nil: that
+	// Failed is called when records could not be added, which is tried again; nil: that
 	// they were.
 	Failed func(error)
-	// Foreign is told of a message that is not a usage record.
+	// Foreign is called for a message that is not a usage record.
 	Foreign func(error)
 }
 
@@ -339,7 +339,7 @@ func (a *Adder) Run(ctx context.Context) {
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
 	defer cancel()
 	if mine, err := a.o.Turn(last); err != nil || !mine {
-		return // somebody else's turn, or the next one's
+		return // another worker's turn, or the next one's
 	}
 	counters, err := OpenCounters(last, a.o.JS, a.o.Names, a.o.Labels)
 	if err == nil {

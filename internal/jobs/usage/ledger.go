@@ -142,7 +142,7 @@ func (l *Ledger) Send(ctx context.Context, r Record) (wait func(context.Context)
 	}
 }
 
-// Correct replaces an estimate by what the session really used: a second record of
+// Correct replaces an estimate by what the session actually used: a second record of
 // the session, which is not estimated and counts instead of the first.
 func (l *Ledger) Correct(ctx context.Context, estimate, r Record) error {
 	replaced, err := json.Marshal(estimate)

@@ -11,7 +11,7 @@ import (
 )
 
 // Scan hands over the messages of a stream under filter that were stored since a
-// time, oldest first; the zero time stands for the first one. It ends with what is
+// time, oldest first; the zero time means the first one. It ends with what is
 // stored now.
 func Scan(ctx context.Context, js jetstream.JetStream, stream, filter string, since time.Time, f func(jetstream.Msg) error) error {
 	c := jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}}

@@ -1,6 +1,6 @@
 // Package usage is the ledger of connected time: one record for each session that
 // the backend confirmed, in the stream AVATAR_USAGE, and counters of each day's
-// sessions beside it, in AVATAR_TOTALS. docs/cost.md says how it counts.
+// sessions next to it, in AVATAR_TOTALS. docs/cost.md says how it counts.
 //
 // It knows nothing of how jobs are run.
 package usage

@@ -140,7 +140,7 @@ func newLedger(t *testing.T, window time.Duration) stored {
 
 var labels = []string{"customer"}
 
-// counters opens the counters anew, as another worker.
+// counters opens the counters again, as another worker.
 func (s stored) counters() *usage.Counters {
 	s.t.Helper()
 	c, err := usage.OpenCounters(s.t.Context(), s.js, names, labels)

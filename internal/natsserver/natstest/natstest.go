@@ -127,7 +127,7 @@ func Losing(t testing.TB, url string, kinds ...string) jetstream.JetStream {
 	return js
 }
 
-// lag is how late a node that was told to lag hears of what is stored: long
+// lag is how late a lagging node learns what is stored: long
 // against a round trip, short against an election's timeout.
 const lag = 500 * time.Millisecond
 

@@ -36,7 +36,7 @@ type operation struct {
 	request               any    // its type; nil: none
 	example               string // of the request; "": none
 	response              any    // its type
-	statuses              []int  // beside 200
+	statuses              []int  // besides 200
 	at                    string // a path with values that the stubs know
 }
 

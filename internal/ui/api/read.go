@@ -159,7 +159,7 @@ func (h *Handler) job(ctx context.Context, r *http.Request) (any, error) {
 	return masked, nil
 }
 
-// maskEvents hides secrets in events: anybody who may publish events may put some into
+// maskEvents hides secrets in events: anyone who may publish events may put some into
 // them.
 func maskEvents(events []status.Event) []status.Event {
 	masked := slices.Clone(events)

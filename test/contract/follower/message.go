@@ -189,7 +189,7 @@ func descriptor(about node) (protoreflect.MessageDescriptor, error) {
 	}
 	message, ok := found.(protoreflect.MessageDescriptor)
 	if from := found.ParentFile().Path(); !ok || !strings.HasSuffix(file, "/"+from) {
-		return nil, fmt.Errorf("%s: %s is no message of %s, but in %s", about, name, file, from)
+		return nil, fmt.Errorf("%s: %s is not a message of %s, but in %s", about, name, file, from)
 	}
 	return message, nil
 }
