@@ -131,7 +131,7 @@ func callMeasured(t *testing.T, env []string, args ...string) (stdout string, re
 // fill gives n jobs up, every tenth with another code.
 func fill(t *testing.T, nc *nats.Conn, n int) {
 	t.Helper()
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(4000))
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(n))
 	if err != nil {
 		t.Fatal(err)
 	}
