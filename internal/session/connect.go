@@ -42,14 +42,11 @@ func newTransport(timeout time.Duration) *http.Transport {
 		if err != nil {
 			return nil, err
 		}
-		conn, err := tcp.DialContext(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
+		var dial dialFunc = func(ctx context.Context) (net.Conn, error) { return tcp.DialContext(ctx, network, addr) }
 		if upgrade {
-			conn = newSocket(conn)
+			dial = dial.sockets()
 		}
-		return shakes.start(ctx, conn, config, host)
+		return shakes.start(ctx, dial, config, host)
 	}
 	return t
 }
@@ -81,23 +78,27 @@ func (c *Client) connect(ctx context.Context, u *url.URL) (net.Conn, error) {
 		if secure && c.transport.DialTLSContext != nil {
 			return c.transport.DialTLSContext(context.WithValue(ctx, upgradeKey{}, c.tls), "tcp", hostPort(u))
 		}
-		conn, err := c.dialTCP(ctx, "tcp", hostPort(u))
-		if err != nil || !secure {
-			return conn, err
+		dial := func(ctx context.Context) (net.Conn, error) { return c.dialTCP(ctx, "tcp", hostPort(u)) }
+		if !secure {
+			return dial(ctx)
 		}
-		return c.startTLS(ctx, conn, u.Hostname())
+		return c.connectTLS(ctx, dial, u.Hostname())
 	}
-	conn, err := c.connectVia(ctx, via, hostPort(u))
-	if err != nil {
-		return nil, &blockedError{via, err}
-	}
-	if !secure {
+	dial := func(ctx context.Context) (net.Conn, error) {
+		conn, err := c.connectVia(ctx, via, hostPort(u))
+		if err != nil {
+			return nil, &blockedError{via, err}
+		}
 		return conn, nil
 	}
-	if conn, err = c.startTLS(ctx, conn, u.Hostname()); err != nil {
-		return nil, fmt.Errorf("through the proxy %s: %w", proxyName(via), err)
+	if !secure {
+		return dial(ctx)
 	}
-	return conn, nil
+	conn, err := c.connectTLS(ctx, dial, u.Hostname())
+	if blocked := (*blockedError)(nil); err != nil && !errors.As(err, &blocked) {
+		err = fmt.Errorf("through the proxy %s: %w", proxyName(via), err)
+	}
+	return conn, err
 }
 
 func (c *Client) dialTCP(ctx context.Context, network, addr string) (net.Conn, error) {

@@ -248,9 +248,12 @@ func TestHandshakesThatNeverEndHoldUpTheOthersForOneTimeoutOnly(t *testing.T) {
 		begun := time.Now()
 		for range 4 * handshakesAtOnce {
 			wg.Go(func() {
-				here, there := memoryPipe()
-				defer there.Close()
-				if _, err := h.start(t.Context(), here, &tls.Config{MinVersion: tls.VersionTLS12}, "h"); err == nil || !strings.Contains(err.Error(), "no TLS handshake within 10s") {
+				dial := func(context.Context) (net.Conn, error) {
+					here, there := memoryPipe()
+					t.Cleanup(func() { there.Close() })
+					return here, nil
+				}
+				if _, err := h.start(t.Context(), dial, &tls.Config{MinVersion: tls.VersionTLS12}, "h"); err == nil || !strings.Contains(err.Error(), "no TLS handshake within 10s") {
 					t.Errorf("%v", err)
 				}
 			})
@@ -290,6 +293,37 @@ func TestATurnIsWaitedForAsLongAsHandshakesSucceed(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+func TestAConnectionThatWaitedLongForItsTurnIsDialledAgain(t *testing.T) {
+	for waited, want := range map[time.Duration]int{staleAfter - time.Second: 1, staleAfter: 2} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHandshakes(10 * time.Second)
+			for range handshakesAtOnce {
+				h.turns <- struct{}{}
+			}
+			time.AfterFunc(waited, func() { <-h.turns })
+			var dialled []net.Conn
+			dial := func(context.Context) (net.Conn, error) {
+				here, there := memoryPipe()
+				t.Cleanup(func() { there.Close() })
+				dialled = append(dialled, here)
+				return here, nil
+			}
+			// There is no server: only the dialling counts.
+			if _, err := h.start(t.Context(), dial, &tls.Config{MinVersion: tls.VersionTLS12}, "h"); err == nil {
+				t.Error("a handshake without a server succeeded")
+			}
+			if len(dialled) != want {
+				t.Errorf("after a wait of %s: dialled %d times, want %d", waited, len(dialled), want)
+			}
+			for i, conn := range dialled {
+				if _, err := conn.Write([]byte{0}); err == nil {
+					t.Errorf("connection %d is open", i+1)
+				}
+			}
+		})
+	}
 }
 
 var starts = flag.Int("starts", 200, "sessions that start at once over TLS")

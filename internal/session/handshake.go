@@ -26,31 +26,57 @@ func newHandshakes(timeout time.Duration) *handshakes {
 	return &handshakes{turns: make(chan struct{}, handshakesAtOnce), timeout: timeout, begun: time.Now()}
 }
 
-// start shakes hands on conn. It closes conn if that fails.
-func (h *handshakes) start(ctx context.Context, conn net.Conn, config *tls.Config, host string) (net.Conn, error) {
+// start dials and shakes hands. A connection that has waited long for the handshake's
+// turn is replaced: the server may have given it up.
+func (h *handshakes) start(ctx context.Context, dial dialFunc, config *tls.Config, host string) (net.Conn, error) {
+	conn, err := dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dialled := time.Now()
+	had, err := h.turn(ctx)
+	if had {
+		defer func() { <-h.turns }()
+	}
+	if err == nil && time.Since(dialled) >= staleAfter {
+		_ = conn.Close() // nothing was sent on it
+		if conn, err = dial(ctx); err != nil {
+			return nil, err
+		}
+	}
 	config = config.Clone()
 	if config.ServerName == "" {
 		config.ServerName = host
 	}
 	secure := tls.Client(conn, config)
-	if err := h.do(ctx, secure); err != nil {
-		_ = conn.Close() // the handshake's error says more
+	if err == nil {
+		err = h.do(ctx, secure)
+	}
+	if err != nil {
+		_ = conn.Close() // the error says more
 		return nil, err
 	}
 	return secure, nil
 }
 
+// dialFunc opens a connection.
+type dialFunc func(context.Context) (net.Conn, error)
+
+// sockets returns the same with connections that are read as newSocket says.
+func (f dialFunc) sockets() dialFunc {
+	return func(ctx context.Context) (net.Conn, error) {
+		conn, err := f(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return newSocket(conn), nil
+	}
+}
+
 func (h *handshakes) do(ctx context.Context, conn *tls.Conn) error {
-	had, err := h.turn(ctx)
-	if err != nil {
-		return err
-	}
-	if had {
-		defer func() { <-h.turns }()
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, h.timeout, fmt.Errorf("no TLS handshake within %s", h.timeout))
 	defer cancel()
-	err = conn.HandshakeContext(ctx)
+	err := conn.HandshakeContext(ctx)
 	switch {
 	case err == nil:
 		h.success.Store(int64(time.Since(h.begun)))
@@ -81,7 +107,7 @@ func (h *handshakes) turn(ctx context.Context) (bool, error) {
 	}
 }
 
-// startTLS starts TLS on conn. It closes conn if that fails.
-func (c *Client) startTLS(ctx context.Context, conn net.Conn, host string) (net.Conn, error) {
-	return c.handshakes.start(ctx, newSocket(conn), c.tls, host)
+// connectTLS dials, and starts TLS with host.
+func (c *Client) connectTLS(ctx context.Context, dial dialFunc, host string) (net.Conn, error) {
+	return c.handshakes.start(ctx, dial.sockets(), c.tls, host)
 }

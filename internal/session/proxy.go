@@ -107,10 +107,12 @@ func (c *Client) connectVia(ctx context.Context, via *url.URL, addr string) (net
 	default:
 		return nil, fmt.Errorf("scheme %q is not known: http, https and socks5 are", via.Scheme)
 	}
-	conn, err := c.dialTCP(ctx, "tcp", hostPort(via))
-	if err == nil && via.Scheme == "https" {
-		conn, err = c.startTLS(ctx, conn, via.Hostname())
+	connect := func(ctx context.Context) (net.Conn, error) { return c.dialTCP(ctx, "tcp", hostPort(via)) }
+	if via.Scheme == "https" {
+		dial := connect
+		connect = func(ctx context.Context) (net.Conn, error) { return c.connectTLS(ctx, dial, via.Hostname()) }
 	}
+	conn, err := connect(ctx)
 	if err != nil {
 		return nil, err
 	}
