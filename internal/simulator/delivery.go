@@ -139,12 +139,22 @@ func (c *session) pump() {
 		if st.piece.replay == nil {
 			buf = st.envelope
 		}
-		if err := c.write(st.envelope); err != nil {
+		if err := c.send(st); err != nil {
 			c.cutConn()
 			return
 		}
-		c.sent(st)
 	}
+}
+
+// send writes an envelope and records it.
+func (c *session) send(st step) error {
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	if err := c.write(st.envelope); err != nil {
+		return err
+	}
+	c.sent(st)
+	return nil
 }
 
 // next returns the pump's next step, or false if there is none now and the pump
@@ -371,4 +381,7 @@ func (c *session) finish() {
 	c.mu.Unlock()
 	// Usually the other side has closed it already.
 	_ = c.conn.CloseNow()
+	// What was sent last is recorded before the session's end is.
+	c.sending.Lock()
+	c.sending.Unlock() //nolint:staticcheck // empty: it waits for send
 }

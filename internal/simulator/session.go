@@ -26,6 +26,7 @@ type session struct {
 	egress   bool
 	newMeter func() meter
 
+	sending    sync.Mutex // held while an envelope is written and recorded
 	mu         sync.Mutex
 	queue      []*utterance // not fully answered, oldest first
 	latest     *utterance
