@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -66,6 +67,10 @@ func TestRunGoesOnWhenTheReaderOfItsLogHasGone(t *testing.T) {
 func TestAHangupDrainsAsSIGTERMDoes(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1)
+	// A test that runs under nohup would pass the ignored signal on.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	p := s.run()
 	s.connect()
 	s.publish("default", "j1", "slow-300")

@@ -18,7 +18,7 @@ const memoryGrowth = 64 << 20
 
 func TestWorkersOutliveNATSAndEverythingSettlesWhenItIsBack(t *testing.T) {
 	t.Parallel()
-	away, total := 15*time.Second, 200
+	away, total := 15*time.Second, 300
 	if long() {
 		away, total = time.Minute, 1500
 	}

@@ -243,6 +243,19 @@ func TestConnectedSecondsThatNothingExplainsAreFound(t *testing.T) {
 	}
 }
 
+func TestAWorkerFrozenWhileItOpensItsSessionMayStillOpenIt(t *testing.T) {
+	run, seen := good()
+	run.Faults = []Fault{{Kind: "frozen", WorkerID: "w1", Start: at(0), End: at(11), Lasting: true}}
+	seen.Sessions[0] = connected("c1", "a", 10, 10)
+	if r := Check(run, seen); len(r.Violations) > 0 {
+		t.Error(r.Violations)
+	}
+	run.Faults[0].WorkerID = "w3"
+	if r := Check(run, seen); !strings.Contains(strings.Join(r.Violations, "\n"), "a second one in session 2 of job a") {
+		t.Errorf("%q", r.Violations)
+	}
+}
+
 func TestAFrozenWorkersSessionMayOutliveItsTakeOver(t *testing.T) {
 	run, seen := good()
 	run.Faults = []Fault{{Kind: "frozen", WorkerID: "w1", Start: at(1), End: at(18), Lasting: true}}

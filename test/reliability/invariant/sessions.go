@@ -121,15 +121,20 @@ func (c *check) connected() {
 
 func (c *check) paid(s simulator.Session) {
 	id, length := s.ExtraParams[JobParam], s.Closed.Sub(s.Confirmed).Round(time.Millisecond)
-	var t *takeOver
+	var t, before *takeOver
 	for _, one := range c.held[id] {
 		if !one.begun.After(s.Opened) {
-			t = one
+			t, before = one, t
 		}
 	}
 	if t == nil {
 		c.violate("backend session %s: connected for %s at %s, while no worker had job %q", s.ConnectionID, length, clock(s.Opened), id)
 		return
+	}
+	if t.seen > 0 && before != nil && before.seen == 0 && before.lost && c.faulty(before.job, before.worker, s.Opened, s.Closed) {
+		// A worker that was frozen while it opened its session woke, and went on
+		// until it saw that its lease was lost.
+		t = before
 	}
 	if t.lost && !t.drained {
 		c.report.Wasted += s.Closed.Sub(s.Confirmed)
