@@ -46,8 +46,8 @@ func TestWorkersOutliveNATSAndEverythingSettlesWhenItIsBack(t *testing.T) {
 	}
 	linger(t.Context(), away)
 	during := memories(t, workers)
-	cut.End = time.Now()
 	restart(t, server.ClientURL(), dir)
+	cut.End = time.Now().Add(reconnect) // what was on its way lands when the worker is back
 	f.fault(cut)
 	<-published
 	f.settle(90 * time.Second)
