@@ -15,7 +15,7 @@ import (
 // The duplicate window of the stream is much shorter here than the time in which
 // alerts about one thing are one.
 func TestStorageThatIsFullIsOneAlertHoweverManyJobsWait(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	config := h.handles.Events.CachedInfo().Config
 	config.Duplicates = 100 * time.Millisecond
 	if _, err := h.js.UpdateStream(t.Context(), config); err != nil {
@@ -34,7 +34,7 @@ func TestStorageThatIsFullIsOneAlertHoweverManyJobsWait(t *testing.T) {
 	for _, w := range workers {
 		w.end()
 	}
-	alerts := len(h.told(h.names.Alerts(event.AlertStorage, jobspec.OutputFrames)))
+	alerts := len(h.events(h.names.Alerts(event.AlertStorage, jobspec.OutputFrames)))
 	if alerts != 1 && alerts != 2 { // two where five minutes ended meanwhile
 		t.Errorf("%d alerts", alerts)
 	}

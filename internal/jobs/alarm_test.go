@@ -26,11 +26,11 @@ import (
 func slowCircuits(o *options) { o.Circuit.Cooldown, o.Circuit.MaxCooldown = time.Hour, time.Hour }
 
 func TestEveryCircuitThatOpensAtOnceIsTold(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	apps := size(150, 400)
 	var all sync.WaitGroup
 	all.Add(apps)
-	h.start(does(func(_ context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(_ context.Context, a *jobs.Attempt) error {
 		if a.Session == 1 {
 			all.Done()
 			all.Wait()
@@ -40,11 +40,11 @@ func TestEveryCircuitThatOpensAtOnceIsTold(t *testing.T) {
 	h.publishAll(apps, func(i int) *nats.Msg {
 		return &nats.Msg{Subject: h.names.Jobs("default"), Data: []byte(job(fmt.Sprintf("j%d", i), fmt.Sprintf(`"app_id":"app-%d"`, i)))}
 	})
-	h.eventually("every circuit is told", func() bool { return h.countUnder("avatar.alerts.circuit_opened.>") == apps })
+	h.eventually("every circuit is reported", func() bool { return h.countUnder("avatar.alerts.circuit_opened.>") == apps })
 }
 
 // countUnder is the number of events under a filter.
-func (h *house) countUnder(filter string) int {
+func (h *env) countUnder(filter string) int {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -60,7 +60,7 @@ func (h *house) countUnder(filter string) int {
 }
 
 func TestCircuitIsToldOnceTheEventsStreamIsThereAgain(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.start(unpaid(), slowCircuits, func(o *options) { o.SettleTimeout = 200 * time.Millisecond })
 	config := h.handles.Events.CachedInfo().Config
 	if err := h.js.DeleteStream(t.Context(), config.Name); err != nil {
@@ -76,14 +76,14 @@ func TestCircuitIsToldOnceTheEventsStreamIsThereAgain(t *testing.T) {
 	if h.handles.Events, err = h.js.Stream(t.Context(), config.Name); err != nil {
 		t.Fatal(err)
 	}
-	h.eventually("hold and circuit are told", func() bool {
+	h.eventually("hold and circuit are reported", func() bool {
 		return h.countUnder("avatar.events.held.>") == 1 && h.countUnder("avatar.alerts.circuit_opened.>") == 1
 	})
 }
 
 // opened is called when a circuit opens.
 type opened struct {
-	quiet
+	nopObserver
 	f func()
 }
 
@@ -94,7 +94,7 @@ func (o opened) CircuitOpen(_, _ string, open bool) {
 }
 
 func TestCircuitOfAWorkerThatDiedIsTold(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	made := make(chan *worker, 1)
 	var once sync.Once
 	died := make(chan struct{})
@@ -112,12 +112,12 @@ func TestCircuitOfAWorkerThatDiedIsTold(t *testing.T) {
 	receive(t, died, "circuit")
 	h.start(unpaid(), slowCircuits)
 	h.state("j1", lifecycle.StateHeld)
-	h.eventually("the circuit is told", func() bool { return h.countUnder("avatar.alerts.circuit_opened.>") == 1 })
+	h.eventually("the circuit is reported", func() bool { return h.countUnder("avatar.alerts.circuit_opened.>") == 1 })
 }
 
 func TestRegionsThatJobsNameLeaveFewCircuits(t *testing.T) {
-	h := newHouse(t)
-	h.start(does(func(context.Context, *jobs.Attempt) error {
+	h := newEnv(t)
+	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeConnectionFailed, errors.PhaseConnect)
 	}), func(o *options) { o.Retry.MaxAttempts, o.Logger = 1, zerolog.Nop() })
 	h.publishAll(300, func(i int) *nats.Msg {
@@ -147,7 +147,7 @@ func TestRegionsThatJobsNameLeaveFewCircuits(t *testing.T) {
 	}
 }
 
-func (h *house) fleetMessage(key string) (*jetstream.RawStreamMsg, error) {
+func (h *env) fleetMessage(key string) (*jetstream.RawStreamMsg, error) {
 	s, err := h.js.Stream(h.t.Context(), "KV_"+h.names.FleetBucket())
 	if err != nil {
 		return nil, err
@@ -157,12 +157,12 @@ func (h *house) fleetMessage(key string) (*jetstream.RawStreamMsg, error) {
 
 // A probe is its worker's while the lease stands, however long it says nothing.
 func TestNoSecondProbeWhileOneIsUnderWay(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	renewed := newRenewals()
 	var probes atomic.Int32
 	leave := make(chan struct{})
 	began := make(chan struct{}, 9)
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.AppID != "app-x" {
 			_, err := speakAll(ctx, a)
 			return err
@@ -199,7 +199,7 @@ func TestNoSecondProbeWhileOneIsUnderWay(t *testing.T) {
 
 // One worker's clock is a day and an hour ahead.
 func TestWrongClockGivesNoHeldJobUp(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	lasts := func(o *options) {
 		o.Circuit.Cooldown, o.Circuit.MaxCooldown, o.MaxHold = 300*time.Millisecond, 300*time.Millisecond, 24*time.Hour
 	}
@@ -227,7 +227,7 @@ func TestWrongClockGivesNoHeldJobUp(t *testing.T) {
 
 // postponed counts the jobs that a worker hands back for a while.
 type postponed struct {
-	quiet
+	nopObserver
 	n *atomic.Int32
 }
 
@@ -235,8 +235,8 @@ func (p postponed) Postponed(string, lifecycle.State, time.Duration) { p.n.Add(1
 
 // Whatever ends them: here the worker loses its lease each time.
 func TestJobWhoseSessionsSettleNothingIsHeldWithAnAlert(t *testing.T) {
-	h := newHouse(t)
-	s := does(func(ctx context.Context, a *jobs.Attempt) error {
+	h := newEnv(t)
+	s := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		h.loseLeases()
 		return untilDone(ctx)
@@ -247,8 +247,8 @@ func TestJobWhoseSessionsSettleNothingIsHeldWithAnAlert(t *testing.T) {
 	if r.HeldReason != lifecycle.HeldUnsettled || r.Attempt != 1 || r.Crashes != 0 {
 		t.Errorf("held for %s, attempt %d, %d crashes", r.HeldReason, r.Attempt, r.Crashes)
 	}
-	h.eventually("it is told", func() bool { return h.countUnder("avatar.alerts.unsettled.>") == 1 })
-	e := h.told("avatar.alerts.unsettled.>")[0]
+	h.eventually("it is reported", func() bool { return h.countUnder("avatar.alerts.unsettled.>") == 1 })
+	e := h.events("avatar.alerts.unsettled.>")[0]
 	if e.body["job_id"] != "j1" || !strings.Contains(fmt.Sprint(e.body["message"]), "5 sessions") {
 		t.Errorf("%v", e.body)
 	}
@@ -259,7 +259,7 @@ func TestJobWhoseSessionsSettleNothingIsHeldWithAnAlert(t *testing.T) {
 }
 
 // loseLeases removes every worker's lease.
-func (h *house) loseLeases() {
+func (h *env) loseLeases() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	keys, err := h.handles.State.ListKeysFiltered(ctx, lease.Prefix+"*")
@@ -284,7 +284,7 @@ func TestDeadLettersThatCannotBeWrittenTakeNoJobsSlot(t *testing.T) {
 			{user: admin, password: p}
 			{user: worker, password: p, permissions: {publish: {allow: ">", deny: "avatar.dlq.>"}}}
 		] }`)
-	h := &house{t: t, url: url, storage: jetstream.MemoryStorage, settings: topology.DefaultSettings()}
+	h := &env{t: t, url: url, storage: jetstream.MemoryStorage, settings: topology.DefaultSettings()}
 	h.nc = natstest.ConnectURL(t, url, nats.UserInfo("admin", "p"))
 	var err error
 	if h.js, err = jetstream.New(h.nc); err != nil {

@@ -35,7 +35,7 @@ func (b *account) refusals() []time.Time {
 }
 
 func (b *account) runner() *script {
-	return does(func(ctx context.Context, a *jobs.Attempt) error {
+	return runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		b.mu.Lock()
 		code := b.code
 		if a.AppID != "app1" || a.Region != "us-west" {
@@ -54,7 +54,7 @@ func (b *account) runner() *script {
 }
 
 func TestUnpaidAccountHoldsItsJobsAndNobodyElses(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	b := &account{code: errors.CodeCreditsExhausted}
 	runner := b.runner()
 	h.start(runner, func(o *options) { o.Concurrency = 4 })
@@ -63,7 +63,7 @@ func TestUnpaidAccountHoldsItsJobsAndNobodyElses(t *testing.T) {
 	for n := range jobsInAll {
 		h.submit("default", job(fmt.Sprintf("j%d", n)))
 	}
-	h.eventually("the circuit opens", func() bool { return len(h.told("avatar.alerts.circuit_opened.>")) == 1 })
+	h.eventually("the circuit opens", func() bool { return len(h.events("avatar.alerts.circuit_opened.>")) == 1 })
 	h.submit("default", job("other-app", `"app_id":"app2"`))
 	h.submit("default", job("other-region", `"region":"eu-west"`))
 	h.outcome("other-app", lifecycle.StateCompleted)
@@ -86,32 +86,32 @@ func TestUnpaidAccountHoldsItsJobsAndNobodyElses(t *testing.T) {
 	if h.messages(h.names.DLQStream()) != 0 {
 		t.Error("dead letters")
 	}
-	opened, closed := h.told("avatar.alerts.circuit_opened.>"), h.told("avatar.alerts.circuit_closed.>")
+	opened, closed := h.events("avatar.alerts.circuit_opened.>"), h.events("avatar.alerts.circuit_closed.>")
 	if len(opened) != 1 || len(closed) != 1 {
 		t.Errorf("%d times opened, %d closed", len(opened), len(closed))
 	}
-	for _, e := range h.told("avatar.events.held.>") {
+	for _, e := range h.events("avatar.events.held.>") {
 		if e.body["attempt"] != nil && e.body["attempt"] != 1.0 {
 			t.Errorf("held at attempt %v", e.body["attempt"])
 		}
 	}
 	ids := map[string]bool{}
-	for _, e := range h.told("avatar.events.held.>") {
+	for _, e := range h.events("avatar.events.held.>") {
 		if ids[e.id] {
-			t.Errorf("hold %s told twice", e.id)
+			t.Errorf("hold %s reported twice", e.id)
 		}
 		ids[e.id] = true
 	}
 }
 
 func TestRefusedKeyLosesFewJobs(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	b := &account{code: errors.CodeSessionTokenExpired}
 	h.start(b.runner(), func(o *options) { o.Concurrency = 1 })
 	for n := range 12 {
 		h.submit("default", job(fmt.Sprintf("j%d", n)))
 	}
-	h.eventually("the circuit opens", func() bool { return len(h.told("avatar.alerts.circuit_opened.>")) == 1 })
+	h.eventually("the circuit opens", func() bool { return len(h.events("avatar.alerts.circuit_opened.>")) == 1 })
 	h.eventually("a probe fails", func() bool { return len(b.refusals()) >= 6 })
 	if n := h.messages(h.names.DLQStream()); n != 4 {
 		t.Errorf("%d dead letters, want the four before the fifth failure opened the circuit", n)
@@ -124,23 +124,23 @@ func TestRefusedKeyLosesFewJobs(t *testing.T) {
 }
 
 func TestOneJobsFailuresDoNotOpenTheCircuit(t *testing.T) {
-	h := newHouse(t)
-	h.start(does(func(context.Context, *jobs.Attempt) error {
+	h := newEnv(t)
+	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeConnectionFailed, errors.PhaseConnect)
 	}))
 	h.submit("default", job("j1", `"max_attempts":5`))
 	h.outcome("j1", lifecycle.StateDeadLettered)
 	h.settled()
-	if n := len(h.told("avatar.alerts.>")); n != 0 {
+	if n := len(h.events("avatar.alerts.>")); n != 0 {
 		t.Errorf("%d alerts", n)
 	}
 }
 
 func TestRefusedConcurrencyIsNoUnpaidBill(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began, leave := make(chan struct{}, 1), make(chan struct{})
 	var refusals atomic.Int32
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.Job.ID == "first" {
 			connect(a)
 			began <- struct{}{}
@@ -160,13 +160,13 @@ func TestRefusedConcurrencyIsNoUnpaidBill(t *testing.T) {
 	close(leave)
 	h.outcome("first", lifecycle.StateCompleted)
 	h.settled()
-	if n := len(h.told("avatar.alerts.>")); n != 0 || r.Attempt != 1 || r.Holds != 3 {
+	if n := len(h.events("avatar.alerts.>")); n != 0 || r.Attempt != 1 || r.Holds != 3 {
 		t.Errorf("%d alerts, attempt %d, %d holds", n, r.Attempt, r.Holds)
 	}
 }
 
 func TestJobHeldTooLongIsGivenUp(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	b := &account{code: errors.CodeBillingRequired}
 	h.start(b.runner(), func(o *options) { o.MaxHold = 300 * time.Millisecond })
 	h.submit("default", job("j1"))
@@ -185,7 +185,7 @@ func TestJobHeldTooLongIsGivenUp(t *testing.T) {
 
 // However long the cooldown lasts, a held job is given up when its time is over.
 func TestHoldEndsWithMaxHoldAndNotWithTheCooldown(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	b := &account{code: errors.CodeCreditsExhausted}
 	h.start(b.runner(), func(o *options) {
 		o.Circuit.Cooldown, o.Circuit.MaxCooldown, o.MaxHold = time.Hour, time.Hour, 500*time.Millisecond
@@ -203,7 +203,7 @@ func TestHoldEndsWithMaxHoldAndNotWithTheCooldown(t *testing.T) {
 }
 
 func TestHeldJobExpiresAndCanBeCancelled(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	b := &account{code: errors.CodeCreditsExhausted}
 	h.start(b.runner())
 	h.submit("default", job("opens"))
@@ -216,9 +216,9 @@ func TestHeldJobExpiresAndCanBeCancelled(t *testing.T) {
 }
 
 func TestPolicyThatHoldsBacksOff(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	var tries atomic.Int32
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if tries.Add(1) < 4 {
 			return failure(errors.CodeUpstreamError, errors.PhaseRuntime)
 		}
@@ -238,7 +238,7 @@ func TestPolicyThatHoldsBacksOff(t *testing.T) {
 	if took := time.Since(from); took < 130*time.Millisecond || r.Attempt != 1 || r.Holds != 3 {
 		t.Errorf("%s, attempt %d, %d holds", took, r.Attempt, r.Holds)
 	}
-	for _, e := range h.told("avatar.events.held.>") {
+	for _, e := range h.events("avatar.events.held.>") {
 		if text := fmt.Sprint(e.body["message"]); e.body["reason"] != lifecycle.HeldPolicy || !strings.Contains(text, "policy holds") || !strings.Contains(text, "upstreamError") {
 			t.Errorf("held for %v because %s", e.body["reason"], text)
 		}
@@ -246,13 +246,13 @@ func TestPolicyThatHoldsBacksOff(t *testing.T) {
 }
 
 func TestSlotsHoldTheFleetWithinMaxSessions(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	var mu sync.Mutex
 	open, most := 0, 0
 	leave := make(chan struct{})
 	var stuck atomic.Int32
 	runner := func(dies bool) *script {
-		return does(func(ctx context.Context, a *jobs.Attempt) error {
+		return runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 			mu.Lock()
 			open++
 			most = max(most, open)
@@ -293,7 +293,7 @@ func TestSlotsHoldTheFleetWithinMaxSessions(t *testing.T) {
 
 // alerted counts the alerts of all workers that have it.
 type alerted struct {
-	quiet
+	nopObserver
 	n *atomic.Int32
 }
 
@@ -302,12 +302,12 @@ func (a alerted) Alerted(string, errors.Code) { a.n.Add(1) }
 func TestOneAlertForACodeAndWindow(t *testing.T) {
 	t.Parallel()
 	for name, claim := range map[string]string{
-		"nobody knew":                   "",
-		"who claimed it told nobody":    fmt.Sprintf(`{"at":%q,"worker_id":"gone"}`, time.Now().Format(time.RFC3339Nano)),
-		"the one before is long enough": fmt.Sprintf(`{"at":%q,"worker_id":"w"}`, time.Now().Add(-time.Hour).Format(time.RFC3339Nano)),
+		"nobody knew":                      "",
+		"who claimed it did not report it": fmt.Sprintf(`{"at":%q,"worker_id":"gone"}`, time.Now().Format(time.RFC3339Nano)),
+		"the one before is long enough":    fmt.Sprintf(`{"at":%q,"worker_id":"w"}`, time.Now().Add(-time.Hour).Format(time.RFC3339Nano)),
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newHouse(t)
+			h := newEnv(t)
 			if claim != "" {
 				if _, err := h.handles.Fleet.Put(t.Context(), "alert.upstreamError", []byte(claim)); err != nil {
 					t.Fatal(err)
@@ -318,11 +318,11 @@ func TestOneAlertForACodeAndWindow(t *testing.T) {
 	}
 }
 
-func (h *house) oneAlert() {
+func (h *env) oneAlert() {
 	h.t.Helper()
 	counted := new(atomic.Int32)
 	counting := func(o *options) { o.Observer = alerted{n: counted} }
-	runner := does(func(context.Context, *jobs.Attempt) error {
+	runner := runnerFunc(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeUpstreamError, errors.PhaseRuntime)
 	})
 	h.start(runner, counting)
@@ -331,14 +331,14 @@ func (h *house) oneAlert() {
 		h.submit("default", job(fmt.Sprintf("j%d", n), `"max_attempts":3`))
 	}
 	h.settled()
-	if n := len(h.told("avatar.errors.server.upstreamError")); n != 12 {
+	if n := len(h.events("avatar.errors.server.upstreamError")); n != 12 {
 		h.t.Fatalf("%d errors", n)
 	}
-	h.eventually("an alert", func() bool { return len(h.told("avatar.alerts.recurring.upstreamError")) > 0 })
+	h.eventually("an alert", func() bool { return len(h.events("avatar.alerts.recurring.upstreamError")) > 0 })
 	h.start(runner, counting).end() // sees the same events again
 	h.submit("default", job("more", `"max_attempts":1`))
 	h.settled()
-	alerts := h.told("avatar.alerts.recurring.>")
+	alerts := h.events("avatar.alerts.recurring.>")
 	if len(alerts) != 1 || alerts[0].body["count"].(float64) < 5 || alerts[0].body["window"] != "1m0s" {
 		h.t.Errorf("%v", alerts)
 	}

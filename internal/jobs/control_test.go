@@ -14,7 +14,7 @@ import (
 )
 
 // ask sends a control request and returns the answer.
-func (h *house) ask(id, op string) control.Reply {
+func (h *env) ask(id, op string) control.Reply {
 	h.t.Helper()
 	msg, err := h.nc.Request(h.names.Control(id), []byte(fmt.Sprintf(`{"op":%q}`, op)), 15*time.Second)
 	if err != nil {
@@ -27,7 +27,7 @@ func (h *house) ask(id, op string) control.Reply {
 	return reply
 }
 
-func (h *house) wantStatus(id, op, status string) control.Reply {
+func (h *env) wantStatus(id, op, status string) control.Reply {
 	h.t.Helper()
 	reply := h.ask(id, op)
 	if reply.Status != status || reply.JobID != id {
@@ -37,9 +37,9 @@ func (h *house) wantStatus(id, op, status string) control.Reply {
 }
 
 func TestControlAnswersForEveryStateOfAJob(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began := make(chan string, 8)
-	runner := does(func(ctx context.Context, a *jobs.Attempt) error {
+	runner := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		switch a.Job.ID {
 		case "quick":
 			_, err := speakAll(ctx, a)
@@ -92,7 +92,7 @@ func TestControlAnswersForEveryStateOfAJob(t *testing.T) {
 }
 
 func TestCancelBeforeAReplayEndsTheReplay(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.put(&lifecycle.Record{JobID: "j1", Run: 1, State: lifecycle.StateReleased, CancelRequested: true})
 	h.submit("default", job("j1"), "Avatar-Run", "3")
 	h.start(&script{})
@@ -103,9 +103,9 @@ func TestCancelBeforeAReplayEndsTheReplay(t *testing.T) {
 }
 
 func TestCancelWrittenByAnybodyReachesTheSessionAtItsNextCheckpoint(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began, leave := make(chan struct{}), make(chan struct{})
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		close(began)
 		<-leave
@@ -127,9 +127,9 @@ func TestCancelWrittenByAnybodyReachesTheSessionAtItsNextCheckpoint(t *testing.T
 }
 
 func TestConnectionIDIsWrittenDownWhileASessionLasts(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	leave := make(chan struct{})
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		<-leave
 		return speak(ctx, a, 1)
@@ -141,9 +141,9 @@ func TestConnectionIDIsWrittenDownWhileASessionLasts(t *testing.T) {
 }
 
 func TestCancelThatWantsNoReplyIsNoted(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began := make(chan struct{}, 4)
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		began <- struct{}{}
 		return untilDone(ctx)

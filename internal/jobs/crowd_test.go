@@ -28,7 +28,7 @@ func size(short, long int) int {
 }
 
 // lineOf is a way to NATS on which bytes come late by d each way.
-func (h *house) lineOf(d time.Duration) (url string) {
+func (h *env) lineOf(d time.Duration) (url string) {
 	h.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -83,7 +83,7 @@ func late(to, from net.Conn, d time.Duration) {
 }
 
 // publishAll publishes messages without waiting for each.
-func (h *house) publishAll(n int, msg func(i int) *nats.Msg) {
+func (h *env) publishAll(n int, msg func(i int) *nats.Msg) {
 	h.t.Helper()
 	for i := range n {
 		if _, err := h.js.PublishMsgAsync(msg(i)); err != nil {
@@ -98,7 +98,7 @@ func (h *house) publishAll(n int, msg func(i int) *nats.Msg) {
 }
 
 // undelivered is how many jobs of the queue were never delivered.
-func (h *house) undelivered() uint64 {
+func (h *env) undelivered() uint64 {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -111,7 +111,7 @@ func (h *house) undelivered() uint64 {
 
 // unpaid refuses the sessions of app-bad.
 func unpaid() *script {
-	return does(func(ctx context.Context, a *jobs.Attempt) error {
+	return runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.AppID == "app-bad" {
 			return failure(errors.CodeCreditsExhausted, errors.PhaseToken)
 		}
@@ -122,7 +122,7 @@ func unpaid() *script {
 
 // All held jobs come again at once, the smallest plan serves them, and NATS is far.
 func TestJobsHeldForLongKeepNoOtherAppWaiting(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	n := size(1000, 8000)
 	now := time.Now().UTC()
 	past, since := now.Add(-time.Second), now.Add(-time.Hour)
@@ -172,7 +172,7 @@ func TestJobsHeldForLongKeepNoOtherAppWaiting(t *testing.T) {
 }
 
 func TestUnpaidJobsInTheQueueKeepNoOtherAppWaiting(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	n := size(2000, 100_000)
 	h.publishAll(n, func(i int) *nats.Msg {
 		return &nats.Msg{Subject: h.names.Jobs("default"), Data: []byte(job(fmt.Sprintf("b%d", i), `"app_id":"app-bad"`))}
@@ -199,7 +199,7 @@ func warnings(l *logged) func(*options) {
 }
 
 func TestThousandsOfJobsWaitForASessionLimitInSilence(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	n := size(3000, 10_000)
 	log := &logged{}
 	sessions := newOpenEnded()
@@ -226,7 +226,7 @@ func TestThousandsOfJobsWaitForASessionLimitInSilence(t *testing.T) {
 }
 
 func TestStartWithHundredsOfLimitedAppsTakesFewRequests(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	limits := map[string]int{}
 	for i := range 300 {
 		limits[fmt.Sprintf("app-%d", i)] = 40
@@ -247,7 +247,7 @@ func TestIdleQueuesCostFewRequests(t *testing.T) {
 	for i := range queues {
 		queues[i] = fmt.Sprintf("q%d", i)
 	}
-	h := newHouse(t, queues...)
+	h := newEnv(t, queues...)
 	w := h.start(&script{}, func(o *options) { o.AckWait = 10 * time.Second })
 	h.submit("q3", job("first"))
 	h.outcome("first", lifecycle.StateCompleted)
@@ -274,7 +274,7 @@ func TestIdleQueuesCostFewRequests(t *testing.T) {
 // Good jobs among messages that look like the server's are done about as fast as
 // without them.
 func TestMessagesThatLookLikeTheServersDelayNoJob(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	good, odd := 20, 600
 	if raced {
 		odd = 60
@@ -294,7 +294,7 @@ func TestMessagesThatLookLikeTheServersDelayNoJob(t *testing.T) {
 
 // timeAmong returns how long a worker takes for so many good jobs, each with a
 // session of a second, spread among messages with a Status header.
-func (h *house) timeAmong(name string, good, odd int) time.Duration {
+func (h *env) timeAmong(name string, good, odd int) time.Duration {
 	h.t.Helper()
 	each := odd/good + 1
 	h.publishAll(odd+good, func(i int) *nats.Msg {
@@ -327,7 +327,7 @@ func (h *house) timeAmong(name string, good, odd int) time.Duration {
 // A publisher's message with a Status header is a message, whatever the server
 // says with one.
 func TestMessagesThatLookLikeTheServersAreJobs(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	const good, odd = 20, 600
 	runner := &script{}
 	h.start(runner)
@@ -349,7 +349,7 @@ func TestMessagesThatLookLikeTheServersAreJobs(t *testing.T) {
 	if n := h.messages(h.names.DLQStream()); n != odd {
 		t.Errorf("%d dead letters, want one for each of %d", n, odd)
 	}
-	if n := len(h.told(h.names.Errors("job", string(errors.CodeInvalidJob)))); n != odd {
+	if n := len(h.events(h.names.Errors("job", string(errors.CodeInvalidJob)))); n != odd {
 		t.Errorf("%d error events with invalidJob, want %d", n, odd)
 	}
 	if n := len(runner.ran()); n != good {

@@ -15,7 +15,7 @@ import (
 )
 
 // tell puts the presence of a worker into the bucket, as it would itself.
-func (h *house) tell(p fleet.Presence) {
+func (h *env) tell(p fleet.Presence) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -30,7 +30,7 @@ func (h *house) tell(p fleet.Presence) {
 
 // fleetMark is the last message about a worker in the fleet's bucket; nil:
 // there is none.
-func (h *house) fleetMark(workerID string) *jetstream.RawStreamMsg {
+func (h *env) fleetMark(workerID string) *jetstream.RawStreamMsg {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -52,7 +52,7 @@ func (h *house) fleetMark(workerID string) *jetstream.RawStreamMsg {
 // sessions is a Runner that tells when each session began.
 func sessions() (*script, chan time.Time) {
 	began := make(chan time.Time, 8)
-	return does(func(ctx context.Context, a *jobs.Attempt) error {
+	return runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		began <- time.Now()
 		return untilDone(ctx)
@@ -62,7 +62,7 @@ func sessions() (*script, chan time.Time) {
 func noDrain(o *options) { o.Drain = time.Millisecond }
 
 func TestRestartAfterACrashTakesTheJobOverWhenItsLeaseEnds(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	const window = 3 * time.Second
 	lease := h.leaseOf(window)
 	runner, began := sessions()
@@ -83,9 +83,9 @@ func TestRestartAfterACrashTakesTheJobOverWhenItsLeaseEnds(t *testing.T) {
 }
 
 func TestWorkerWhoseClockIsAheadSeesTheOthers(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began := make(chan string, 2)
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		began <- a.Job.ID
 		return untilDone(ctx)
@@ -95,13 +95,13 @@ func TestWorkerWhoseClockIsAheadSeesTheOthers(t *testing.T) {
 	h.tell(fleet.Presence{WorkerID: "other", At: time.Now(), Busy: map[string]int{"default": 2}})
 
 	purged := h.purgedWorkers()
-	w := h.start(does(func(context.Context, *jobs.Attempt) error {
+	w := h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeBillingRequired, errors.PhaseHandshake)
 	}), noDrain, func(o *options) { o.Now = func() time.Time { return time.Now().Add(24 * time.Hour) } })
 	h.eventually("it counts what others have in hand", func() bool { return w.InFleet("default") == 3 })
 	h.submit("default", job("j2"))
 	h.state("j2", lifecycle.StateHeld)
-	if opened := h.told("avatar.alerts.circuit_opened.>"); len(opened) != 0 {
+	if opened := h.events("avatar.alerts.circuit_opened.>"); len(opened) != 0 {
 		t.Errorf("a session too many was taken for an unpaid bill: %v", opened)
 	}
 	if gone := purged(); len(gone) != 0 {
@@ -111,7 +111,7 @@ func TestWorkerWhoseClockIsAheadSeesTheOthers(t *testing.T) {
 
 // purgedWorkers watches the list; the function returned tells who was taken off
 // it since.
-func (h *house) purgedWorkers() func() []string {
+func (h *env) purgedWorkers() func() []string {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	watcher, err := h.handles.Fleet.Watch(ctx, "worker.>", jetstream.UpdatesOnly())
@@ -135,7 +135,7 @@ func (h *house) purgedWorkers() func() []string {
 }
 
 func TestWorkerThatLeavesIsTakenOffTheListAndLeavesNothingForEver(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	w := h.start(&script{})
 	h.eventually("it is on the list", func() bool { return h.fleetMark(w.id) != nil })
 	w.end()

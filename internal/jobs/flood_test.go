@@ -15,10 +15,10 @@ func TestFloodOfControlRequestsHarmsNoJob(t *testing.T) {
 	t.Parallel()
 	for _, op := range []string{"cancel", "interrupt"} {
 		t.Run(op, func(t *testing.T) {
-			h := newHouse(t)
+			h := newEnv(t)
 			renewed := newRenewals()
 			flooded := make(chan struct{})
-			h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+			h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 				connect(a)
 				if a.Job.ID == "long" {
 					select {

@@ -39,8 +39,8 @@ func TestMain(m *testing.M) {
 
 const testAckWait = 3 * time.Second
 
-// house is one NATS with everything in it, and the workers of a test.
-type house struct {
+// env is one NATS with everything in it, and the workers of a test.
+type env struct {
 	t        testing.TB
 	server   *natsserver.Server
 	url      string
@@ -52,17 +52,17 @@ type house struct {
 	storage  jetstream.StorageType
 }
 
-func newHouse(t testing.TB, queues ...string) *house {
+func newEnv(t testing.TB, queues ...string) *env {
 	t.Helper()
 	if t, ok := t.(*testing.T); ok {
 		t.Parallel() // they mostly wait
 	}
-	h := &house{t: t, server: natstest.Start(t), storage: jetstream.MemoryStorage}
+	h := &env{t: t, server: natstest.Start(t), storage: jetstream.MemoryStorage}
 	h.open(queues)
 	return h
 }
 
-func (h *house) open(queues []string) {
+func (h *env) open(queues []string) {
 	h.t.Helper()
 	h.url = h.server.ClientURL()
 	h.nc = natstest.ConnectURL(h.t, h.url, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
@@ -80,7 +80,7 @@ func (h *house) open(queues []string) {
 }
 
 // openOnDisk is open with files that outlive the server.
-func (h *house) openOnDisk() {
+func (h *env) openOnDisk() {
 	h.t.Helper()
 	h.storage = jetstream.FileStorage
 	h.open(nil)
@@ -95,7 +95,7 @@ func portOf(t testing.TB, url string) int {
 	return port
 }
 
-func (h *house) ensure() {
+func (h *env) ensure() {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -108,7 +108,7 @@ func (h *house) ensure() {
 // worker is one worker of a test with its Runner.
 type worker struct {
 	*jobs.Worker
-	h      *house
+	h      *env
 	id     string
 	nc     *nats.Conn
 	stop   context.CancelFunc
@@ -124,7 +124,7 @@ type options struct {
 }
 
 // start runs a worker until the test ends.
-func (h *house) start(runner jobs.Runner, change ...func(*options)) *worker {
+func (h *env) start(runner jobs.Runner, change ...func(*options)) *worker {
 	h.t.Helper()
 	w := h.prepare(runner, change...)
 	w.run()
@@ -159,7 +159,7 @@ var workerNumber = struct {
 	n int
 }{}
 
-func (h *house) prepare(runner jobs.Runner, change ...func(*options)) *worker {
+func (h *env) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 	h.t.Helper()
 	table, err := errors.NewTable(nil)
 	if err != nil {
@@ -192,7 +192,7 @@ func (h *house) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 	}
 	o.Parts = jobs.Parts{
 		Runner: runner, DeadLetters: &letters{js: h.js, names: h.names},
-		Observer: quiet{}, Tracer: noop.NewTracerProvider().Tracer(""),
+		Observer: nopObserver{}, Tracer: noop.NewTracerProvider().Tracer(""),
 		Logger: zerolog.New(zerolog.NewTestWriter(h.t)).Level(zerolog.ErrorLevel),
 		Now:    time.Now, Random: rand.Float64,
 	}
@@ -277,8 +277,8 @@ func (s *script) ran() []string {
 	return append([]string(nil), s.runs...)
 }
 
-// does makes a Runner of a function that says how an attempt ends.
-func does(f func(ctx context.Context, a *jobs.Attempt) error) *script {
+// runnerFunc makes a Runner of a function that says how an attempt ends.
+func runnerFunc(f func(ctx context.Context, a *jobs.Attempt) error) *script {
 	return &script{run: func(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) { return jobs.Report{}, f(ctx, a) }}
 }
 
@@ -310,7 +310,7 @@ func failure(code errors.Code, phase errors.Phase) error {
 	return errors.Newf(code, phase, "scripted %s", code)
 }
 
-// untilDone is a session that goes on until it is told to end.
+// untilDone is a session that goes on until its context ends.
 func untilDone(ctx context.Context) error {
 	<-ctx.Done()
 	return errors.Wrap(errors.CodeConnectionClosed, errors.PhaseRuntime, context.Cause(ctx), "ended")
@@ -342,25 +342,25 @@ func (l *letters) Write(ctx context.Context, d lifecycle.DeadLetter) error {
 	return err
 }
 
-// quiet is an Observer that observes nothing.
-type quiet struct{}
+// nopObserver is an Observer that observes nothing.
+type nopObserver struct{}
 
-func (quiet) JobDone(string, lifecycle.State)                     {}
-func (quiet) AttemptDone(errors.Code, errors.Class, errors.Phase) {}
-func (quiet) TakenOver(string)                                    {}
-func (quiet) FirstStarted(string, time.Duration)                  {}
-func (quiet) SessionOpened(string)                                {}
-func (quiet) SessionClosed(string, time.Duration)                 {}
-func (quiet) TotalsAdded(bool)                                    {}
-func (quiet) Used(string, string, time.Duration, int64)           {}
-func (quiet) Utterance(event.Utterance)                           {}
-func (quiet) FramesOut(string, int, int64)                        {}
-func (quiet) LeaseExtended(bool)                                  {}
-func (quiet) SlotsBusy(int, int)                                  {}
-func (quiet) Postponed(string, lifecycle.State, time.Duration)    {}
-func (quiet) CircuitOpen(string, string, bool)                    {}
-func (quiet) DeadLettered(errors.Code)                            {}
-func (quiet) Alerted(string, errors.Code)                         {}
+func (nopObserver) JobDone(string, lifecycle.State)                     {}
+func (nopObserver) AttemptDone(errors.Code, errors.Class, errors.Phase) {}
+func (nopObserver) TakenOver(string)                                    {}
+func (nopObserver) FirstStarted(string, time.Duration)                  {}
+func (nopObserver) SessionOpened(string)                                {}
+func (nopObserver) SessionClosed(string, time.Duration)                 {}
+func (nopObserver) TotalsAdded(bool)                                    {}
+func (nopObserver) Used(string, string, time.Duration, int64)           {}
+func (nopObserver) Utterance(event.Utterance)                           {}
+func (nopObserver) FramesOut(string, int, int64)                        {}
+func (nopObserver) LeaseExtended(bool)                                  {}
+func (nopObserver) SlotsBusy(int, int)                                  {}
+func (nopObserver) Postponed(string, lifecycle.State, time.Duration)    {}
+func (nopObserver) CircuitOpen(string, string, bool)                    {}
+func (nopObserver) DeadLettered(errors.Code)                            {}
+func (nopObserver) Alerted(string, errors.Code)                         {}
 
 // job is the body of a job, with more fields as in `"app_id":"x"`.
 func job(id string, more ...string) string {
@@ -382,7 +382,7 @@ func spoken(n int) string {
 }
 
 // submit publishes a job; header alternates names and values.
-func (h *house) submit(queue, body string, header ...string) uint64 {
+func (h *env) submit(queue, body string, header ...string) uint64 {
 	h.t.Helper()
 	msg := nats.NewMsg(h.names.Jobs(queue))
 	msg.Data = []byte(body)
@@ -399,7 +399,7 @@ func (h *house) submit(queue, body string, header ...string) uint64 {
 }
 
 // record reads a job's record; nil: there is none.
-func (h *house) record(id string) *lifecycle.Record {
+func (h *env) record(id string) *lifecycle.Record {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -418,7 +418,7 @@ func (h *house) record(id string) *lifecycle.Record {
 }
 
 // put writes a record as some other worker would have.
-func (h *house) put(r *lifecycle.Record) {
+func (h *env) put(r *lifecycle.Record) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -432,7 +432,7 @@ func (h *house) put(r *lifecycle.Record) {
 }
 
 // until waits for the record of the job to be as wanted.
-func (h *house) until(id string, wanted func(*lifecycle.Record) bool) *lifecycle.Record {
+func (h *env) until(id string, wanted func(*lifecycle.Record) bool) *lifecycle.Record {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
@@ -466,7 +466,7 @@ func (h *house) until(id string, wanted func(*lifecycle.Record) bool) *lifecycle
 }
 
 // outcome waits for the job's outcome.
-func (h *house) outcome(id string, want lifecycle.State) *lifecycle.Record {
+func (h *env) outcome(id string, want lifecycle.State) *lifecycle.Record {
 	h.t.Helper()
 	r := h.until(id, func(r *lifecycle.Record) bool { return r.State.Final() })
 	if r.Outcome != want || r.State != want {
@@ -476,21 +476,21 @@ func (h *house) outcome(id string, want lifecycle.State) *lifecycle.Record {
 	return r
 }
 
-func (h *house) state(id string, want lifecycle.State) *lifecycle.Record {
+func (h *env) state(id string, want lifecycle.State) *lifecycle.Record {
 	h.t.Helper()
 	return h.until(id, func(r *lifecycle.Record) bool { return r.State == want })
 }
 
-// told is one message of the events stream.
-type told struct {
+// storedEvent is one message of the events stream.
+type storedEvent struct {
 	subject string
 	id      string
 	header  nats.Header
 	body    map[string]any
 }
 
-// told lists the events so far whose subject matches.
-func (h *house) told(filter string) []told {
+// events lists the events so far whose subject matches.
+func (h *env) events(filter string) []storedEvent {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -504,7 +504,7 @@ func (h *house) told(filter string) []told {
 	}
 	defer func() { _ = h.handles.Events.DeleteConsumer(context.Background(), info.Name) }() // it would go by itself, later
 	n := int(info.NumPending)
-	list := make([]told, 0, n)
+	list := make([]storedEvent, 0, n)
 	if n == 0 {
 		return list
 	}
@@ -513,7 +513,7 @@ func (h *house) told(filter string) []told {
 		h.t.Fatal(err)
 	}
 	for msg := range batch.Messages() {
-		e := told{subject: msg.Subject(), id: msg.Headers().Get("ce-id"), header: msg.Headers()}
+		e := storedEvent{subject: msg.Subject(), id: msg.Headers().Get("ce-id"), header: msg.Headers()}
 		if err := json.Unmarshal(msg.Data(), &e.body); err != nil {
 			h.t.Fatal(err)
 		}
@@ -523,10 +523,10 @@ func (h *house) told(filter string) []told {
 }
 
 // types are the event types of a job, in order: error for error events.
-func (h *house) types(id string) []string {
+func (h *env) types(id string) []string {
 	h.t.Helper()
 	var list []string
-	for _, e := range h.told("avatar.>") {
+	for _, e := range h.events("avatar.>") {
 		if e.body["job_id"] != id {
 			continue
 		}
@@ -541,7 +541,7 @@ func (h *house) types(id string) []string {
 
 // wantTypes waits for as many events of a job as are wanted: the last ones follow
 // its outcome.
-func (h *house) wantTypes(id string, want ...string) {
+func (h *env) wantTypes(id string, want ...string) {
 	h.t.Helper()
 	h.eventually(fmt.Sprintf("%d events of %s", len(want), id), func() bool { return len(h.types(id)) >= len(want) })
 	if got := h.types(id); fmt.Sprint(got) != fmt.Sprint(want) {
@@ -550,7 +550,7 @@ func (h *house) wantTypes(id string, want ...string) {
 }
 
 // settled waits until the queue is empty: everything is acknowledged.
-func (h *house) settled() {
+func (h *env) settled() {
 	h.t.Helper()
 	h.eventually("the jobs stream is empty", func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
@@ -560,7 +560,7 @@ func (h *house) settled() {
 	})
 }
 
-func (h *house) messages(stream string) uint64 {
+func (h *env) messages(stream string) uint64 {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -572,12 +572,12 @@ func (h *house) messages(stream string) uint64 {
 }
 
 // eventually waits for something that only the server knows.
-func (h *house) eventually(what string, holds func() bool) {
+func (h *env) eventually(what string, holds func() bool) {
 	h.t.Helper()
 	h.eventuallyWithin(60*time.Second, what, holds)
 }
 
-func (h *house) eventuallyWithin(limit time.Duration, what string, holds func() bool) {
+func (h *env) eventuallyWithin(limit time.Duration, what string, holds func() bool) {
 	h.t.Helper()
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()

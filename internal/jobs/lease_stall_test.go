@@ -19,7 +19,7 @@ func (k *link) stall() (goOn func()) {
 }
 
 // leaseOf makes workers and consumers have another lease.
-func (h *house) leaseOf(window time.Duration) func(*options) {
+func (h *env) leaseOf(window time.Duration) func(*options) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -32,11 +32,11 @@ func (h *house) leaseOf(window time.Duration) func(*options) {
 }
 
 func TestLinkThatTakesNothingEndsTheSessionWithinItsLease(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	const window = 4 * time.Second
 	k := newLink(t, h.url)
 	began, ended := make(chan struct{}, 4), make(chan time.Time, 4)
-	w := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	w := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		began <- struct{}{}
 		err := untilDone(ctx)

@@ -107,12 +107,12 @@ func (k *link) drop() {
 }
 
 func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	const window = 3 * time.Second
 	k := newLink(t, h.url)
 	var lost time.Time
 	began, ended := make(chan struct{}, 4), make(chan time.Time, 4)
-	w := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	w := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		began <- struct{}{}
 		err := untilDone(ctx)
@@ -165,7 +165,7 @@ func (slowStore) Err() error                { return nil }
 func (slowStore) DistrustLedger()           {}
 
 func TestNoJobIsTakenOverUnderALeaseThatIsLost(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	consumer := h.handles.Consumers["default"].CachedInfo().Config
 	consumer.AckWait = time.Minute // the message stays with the worker
 	if _, err := h.handles.Jobs.UpdateConsumer(t.Context(), consumer); err != nil {
@@ -191,9 +191,9 @@ func TestNoJobIsTakenOverUnderALeaseThatIsLost(t *testing.T) {
 }
 
 func TestWorkerThatVanishedCostsACrashAndNoAttempt(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began := make(chan struct{}, 2)
-	dead := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	dead := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		began <- struct{}{}
 		return untilDone(ctx)
 	}))
@@ -211,7 +211,7 @@ func TestWorkerThatVanishedCostsACrashAndNoAttempt(t *testing.T) {
 		t.Errorf("%d crashes, session %d, attempt %d", r.Crashes, r.Session, r.Attempt)
 	}
 	said := []any{}
-	for _, started := range h.told(h.names.Events(event.TypeStarted, "j1")) {
+	for _, started := range h.events(h.names.Events(event.TypeStarted, "j1")) {
 		said = append(said, started.body["crashes"])
 	}
 	if fmt.Sprint(said) != "[<nil> 1]" {
@@ -221,7 +221,7 @@ func TestWorkerThatVanishedCostsACrashAndNoAttempt(t *testing.T) {
 }
 
 // abandoned is a job that some worker is said to run.
-func (h *house) abandoned(id string, change func(*lifecycle.Record), more ...string) {
+func (h *env) abandoned(id string, change func(*lifecycle.Record), more ...string) {
 	r := &lifecycle.Record{
 		JobID: id, Run: 1, Session: 1, State: lifecycle.StateRunning, Queue: "default", AppID: "app1", AvatarID: "a",
 		Attempt: 1, MaxAttempts: 5, WorkerID: "vanished", UpdatedAt: time.Now().UTC(),
@@ -242,7 +242,7 @@ func (h *house) abandoned(id string, change func(*lifecycle.Record), more ...str
 }
 
 // leaseOfWorker writes a lease as a worker with that id has it.
-func (h *house) leaseOfWorker(id string, life time.Duration) {
+func (h *env) leaseOfWorker(id string, life time.Duration) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -252,7 +252,7 @@ func (h *house) leaseOfWorker(id string, life time.Duration) {
 }
 
 func TestTakeOversCountACrashOnlyOnceTheLeaseIsGone(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	const life = 5 * time.Second
 	h.leaseOfWorker("alive", life)
 	since := time.Now()
@@ -261,7 +261,7 @@ func TestTakeOversCountACrashOnlyOnceTheLeaseIsGone(t *testing.T) {
 	}
 	h.abandoned("j-released", func(r *lifecycle.Record) { r.WorkerID, r.State = "alive", lifecycle.StateReleased })
 	began := make(chan string, 10)
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		began <- fmt.Sprintf("%s %d", a.Job.ID, h.record(a.Job.ID).Crashes)
 		return failure(errors.CodeAvatarNotFound, errors.PhaseHandshake)
 	}))
@@ -275,7 +275,7 @@ func TestTakeOversCountACrashOnlyOnceTheLeaseIsGone(t *testing.T) {
 }
 
 func TestJobThatKillsItsWorkersBecomesWorkerLost(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.abandoned("j1", func(r *lifecycle.Record) { r.Crashes = 4 })
 	runner := &script{}
 	h.start(runner)
@@ -287,9 +287,9 @@ func TestJobThatKillsItsWorkersBecomesWorkerLost(t *testing.T) {
 }
 
 func TestSupersededSessionDropsItsResult(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began, leave := make(chan struct{}, 2), make(chan struct{})
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		began <- struct{}{}
 		<-leave
 		_, err := speakAll(ctx, a)
@@ -302,19 +302,19 @@ func TestSupersededSessionDropsItsResult(t *testing.T) {
 	r.Session, r.WorkerID = 2, "another"
 	h.put(r)
 	close(leave)
-	h.eventually("released", func() bool { return len(h.told("avatar.events.released.j1")) == 1 })
-	if e := h.told("avatar.events.released.j1")[0]; e.body["reason"] != "superseded" || e.body["session"] != 1.0 {
+	h.eventually("released", func() bool { return len(h.events("avatar.events.released.j1")) == 1 })
+	if e := h.events("avatar.events.released.j1")[0]; e.body["reason"] != "superseded" || e.body["session"] != 1.0 {
 		t.Errorf("%v", e.body)
 	}
-	if len(h.told("avatar.events.completed.j1")) != 0 || h.record("j1").Checkpoint != 0 {
+	if len(h.events("avatar.events.completed.j1")) != 0 || h.record("j1").Checkpoint != 0 {
 		t.Error("its result was kept")
 	}
 }
 
 func TestDrainLetsSessionsFinish(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began, leave := make(chan struct{}, 2), make(chan struct{})
-	w := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	w := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		began <- struct{}{}
 		<-leave
 		_, err := speakAll(ctx, a)
@@ -333,9 +333,9 @@ func TestDrainLetsSessionsFinish(t *testing.T) {
 }
 
 func TestDrainPastItsTimeHandsBackWithoutCost(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began := make(chan struct{}, 2)
-	w := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	w := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		if err := speak(ctx, a, 1); err != nil {
 			return err
@@ -351,7 +351,7 @@ func TestDrainPastItsTimeHandsBackWithoutCost(t *testing.T) {
 		t.Fatalf("run: %v; %+v", w.runErr, r)
 	}
 	from := make(chan int, 1)
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		from <- a.Checkpoint
 		_, err := speakAll(ctx, a)
 		return err
@@ -365,14 +365,14 @@ func TestDrainPastItsTimeHandsBackWithoutCost(t *testing.T) {
 }
 
 func TestWhatALaterSessionDoesIsTheJobsChoice(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	half := func(r *lifecycle.Record) { r.Checkpoint, r.Speaking = 1, 2 }
 	h.abandoned("resume", half, spoken(2))
 	h.abandoned("restart", half, spoken(2), `"on_redelivery":"restart"`)
 	h.abandoned("give_up", half, spoken(2), `"on_redelivery":"give_up"`)
 	var mu sync.Mutex
 	from := map[string]int{}
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		mu.Lock()
 		from[a.Job.ID] = a.Checkpoint
 		mu.Unlock()
@@ -391,8 +391,8 @@ func TestWhatALaterSessionDoesIsTheJobsChoice(t *testing.T) {
 }
 
 func TestProgressGivesTheBudgetBack(t *testing.T) {
-	h := newHouse(t)
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h := newEnv(t)
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		if a.Number%2 == 0 { // every second attempt speaks one more
 			if err := speak(ctx, a, a.Checkpoint+1); err != nil {
@@ -411,7 +411,7 @@ func TestProgressGivesTheBudgetBack(t *testing.T) {
 		t.Errorf("%d attempts, %d utterances", r.Attempt, r.UtterancesDone)
 	}
 	limits := []float64{2, 4, 4, 6, 6}
-	for i, e := range h.told("avatar.errors.>") {
+	for i, e := range h.events("avatar.errors.>") {
 		if e.body["attempt"].(float64) > e.body["max_attempts"].(float64) || e.body["max_attempts"] != limits[i] {
 			t.Errorf("attempt %v of %v, want of %v", e.body["attempt"], e.body["max_attempts"], limits[i])
 		}
@@ -419,7 +419,7 @@ func TestProgressGivesTheBudgetBack(t *testing.T) {
 }
 
 func TestDeletedConsumerIsMended(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	w := h.start(&script{})
 	h.submit("default", job("j1"))
 	h.outcome("j1", lifecycle.StateCompleted)
@@ -436,13 +436,13 @@ func TestDeletedConsumerIsMended(t *testing.T) {
 }
 
 func TestTraceContextIsCarriedOn(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.start(&script{})
 	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	h.submit("default", job("j1"), "traceparent", parent, "tracestate", "k=v")
 	h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
-	for _, e := range h.told("avatar.events.*.j1") {
+	for _, e := range h.events("avatar.events.*.j1") {
 		if got := e.header["traceparent"]; len(got) != 1 || !strings.HasPrefix(got[0], "00-4bf92f3577b34da6a3ce929d0e0e4736-") {
 			t.Errorf("%s carries %v", e.subject, got)
 		}

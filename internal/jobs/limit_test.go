@@ -111,7 +111,7 @@ func (l *logged) count(text string) int {
 }
 
 // delivered is how often jobs of the queue were delivered so far.
-func (h *house) delivered() uint64 {
+func (h *env) delivered() uint64 {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -123,7 +123,7 @@ func (h *house) delivered() uint64 {
 }
 
 func TestBacklogBehindMaxSessionsDoesNotCircle(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	sessions := newOpenEnded()
 	h.start(sessions, maxSessions(1), shortDrain, func(o *options) { o.AckWait = 20 * time.Second })
 	const backlog = 1500
@@ -155,7 +155,7 @@ func TestBacklogBehindMaxSessionsDoesNotCircle(t *testing.T) {
 }
 
 func TestWeightsHoldBesideABacklogBehindMaxSessions(t *testing.T) {
-	h := newHouse(t, "a", "b")
+	h := newEnv(t, "a", "b")
 	held := newOpenEnded()
 	var mu sync.Mutex
 	started, n := map[string]int{}, 0
@@ -196,7 +196,7 @@ func TestWeightsHoldBesideABacklogBehindMaxSessions(t *testing.T) {
 }
 
 func TestSeveralAppsThatWaitLeaveAPlaceForTheOthers(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	limits := func(o *options) {
 		o.MaxSessions = map[string]int{"app1": 4, "app2": 4, "app3": 4}
 		o.AckWait = 20 * time.Second
@@ -235,7 +235,7 @@ func TestSeveralAppsThatWaitLeaveAPlaceForTheOthers(t *testing.T) {
 }
 
 func TestJobThatWaitsForALimitLeavesTheOnlySlotToOthers(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	one := func(o *options) {
 		o.MaxSessions, o.Concurrency, o.Drain = map[string]int{"app1": 1}, 1, time.Millisecond
 	}

@@ -16,7 +16,7 @@ import (
 	"avatarworker/internal/operate"
 )
 
-func (h *house) operator() *operate.Operator {
+func (h *env) operator() *operate.Operator {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -27,7 +27,7 @@ func (h *house) operator() *operate.Operator {
 	return o
 }
 
-func (h *house) retry(o *operate.Operator, id string, probe bool, want string) operate.Retried {
+func (h *env) retry(o *operate.Operator, id string, probe bool, want string) operate.Retried {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -46,7 +46,7 @@ func patient(o *options) {
 
 // failsFirst fails the first attempt of each job.
 func failsFirst() *script {
-	return does(func(ctx context.Context, a *jobs.Attempt) error {
+	return runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.Number == 1 {
 			connect(a)
 			return failure(errors.CodeServerError, errors.PhaseRuntime)
@@ -57,7 +57,7 @@ func failsFirst() *script {
 }
 
 func TestAJobInBackoffIsDeliveredAtOnceWhenItIsRetried(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.start(failsFirst(), patient)
 	h.submit("default", job("j"))
 	seq := h.state("j", lifecycle.StateRetrying).StreamSeq
@@ -74,7 +74,7 @@ func TestAJobInBackoffIsDeliveredAtOnceWhenItIsRetried(t *testing.T) {
 
 // A retry whose second step is lost leaves a record whose time has come.
 func TestARetryThatDiesBetweenItsStepsIsRepeated(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.start(failsFirst(), patient)
 	h.submit("default", job("j"))
 	r := h.state("j", lifecycle.StateRetrying)
@@ -91,7 +91,7 @@ func TestARetryThatDiesBetweenItsStepsIsRepeated(t *testing.T) {
 }
 
 func TestRetriesOfTwoOperatorsBesideADrainAreOneAttemptEach(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	runner := failsFirst()
 	first := h.start(runner, patient)
 	const n = 30
@@ -134,7 +134,7 @@ func TestRetriesOfTwoOperatorsBesideADrainAreOneAttemptEach(t *testing.T) {
 }
 
 func TestAJobHeldAsUnsettledGetsItsCountBackWhenItIsRetried(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	seq := h.submit("default", job("j"))
 	h.put(&lifecycle.Record{
 		JobID: "j", Run: 1, StreamSeq: seq, Session: 5, State: lifecycle.StateReleased, Queue: "default", AppID: "app1", Attempt: 1,
@@ -149,7 +149,7 @@ func TestAJobHeldAsUnsettledGetsItsCountBackWhenItIsRetried(t *testing.T) {
 }
 
 func TestAnOpenCircuitHoldsAJobThatIsRetriedUnlessItIsTheProbe(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	b := &account{code: errors.CodeCreditsExhausted}
 	h.start(b.runner(), func(o *options) {
 		o.Circuit = circuit.Config{Failures: 5, Cooldown: time.Hour, MaxCooldown: 2 * time.Hour}
@@ -157,7 +157,7 @@ func TestAnOpenCircuitHoldsAJobThatIsRetriedUnlessItIsTheProbe(t *testing.T) {
 	})
 	h.submit("default", job("j"))
 	h.state("j", lifecycle.StateHeld)
-	h.eventually("the circuit opens", func() bool { return len(h.told("avatar.alerts.circuit_opened.>")) == 1 })
+	h.eventually("the circuit opens", func() bool { return len(h.events("avatar.alerts.circuit_opened.>")) == 1 })
 	o := h.operator()
 	if r := h.retry(o, "j", false, operate.StatusHeld); !strings.Contains(r.Message, "--probe") {
 		t.Errorf("got %+v", r)
@@ -165,11 +165,11 @@ func TestAnOpenCircuitHoldsAJobThatIsRetriedUnlessItIsTheProbe(t *testing.T) {
 	b.set("")
 	h.retry(o, "j", true, operate.StatusDelivered)
 	h.outcome("j", lifecycle.StateCompleted)
-	h.eventually("the circuit closes", func() bool { return len(h.told("avatar.alerts.circuit_closed.>")) == 1 })
+	h.eventually("the circuit closes", func() bool { return len(h.events("avatar.alerts.circuit_closed.>")) == 1 })
 }
 
 func TestAJobWhoseMessageIsGoneIsNotSaidToBeDelivered(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.start(failsFirst(), patient)
 	seq := h.submit("default", job("j"))
 	h.state("j", lifecycle.StateRetrying)
@@ -197,18 +197,18 @@ func TestARetryOrCancelBetweenAFailuresRecordAndItsNakIsNotDelayed(t *testing.T)
 	t.Parallel()
 	for _, tc := range []struct {
 		name string
-		do   func(h *house, id string)
+		do   func(h *env, id string)
 		want lifecycle.State
 	}{
-		{"retry", func(h *house, id string) { h.retry(h.operator(), id, false, operate.StatusDelivered) }, lifecycle.StateCompleted},
-		{"cancel", func(h *house, id string) {
+		{"retry", func(h *env, id string) { h.retry(h.operator(), id, false, operate.StatusDelivered) }, lifecycle.StateCompleted},
+		{"cancel", func(h *env, id string) {
 			if _, err := h.operator().Cancel(context.Background(), id, false); err != nil {
 				h.t.Error(err)
 			}
 		}, lifecycle.StateCancelled},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			h := newHouse(t)
+			h := newEnv(t)
 			h.start(failsFirst(), patient, func(o *options) {
 				o.Observer = &retriesAtOnce{o.Observer, func(id string) { tc.do(h, id) }}
 			})
@@ -219,7 +219,7 @@ func TestARetryOrCancelBetweenAFailuresRecordAndItsNakIsNotDelayed(t *testing.T)
 }
 
 func TestAPausedQueueDeliversNothingNotEvenWhatIsRetried(t *testing.T) {
-	h := newHouse(t, "default", "other")
+	h := newEnv(t, "default", "other")
 	h.start(failsFirst(), patient)
 	h.submit("default", job("j"))
 	h.state("j", lifecycle.StateRetrying)
@@ -252,7 +252,7 @@ func TestAPausedQueueDeliversNothingNotEvenWhatIsRetried(t *testing.T) {
 	h.retryUntilDone(o, "new")
 }
 
-func (h *house) retryUntilDone(o *operate.Operator, id string) {
+func (h *env) retryUntilDone(o *operate.Operator, id string) {
 	h.t.Helper()
 	h.state(id, lifecycle.StateRetrying)
 	h.retry(o, id, false, operate.StatusDelivered)
@@ -261,7 +261,7 @@ func (h *house) retryUntilDone(o *operate.Operator, id string) {
 
 // Cancels of two operators meet the end of the job.
 func TestACancelBesideACompletionLeavesOneOutcome(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.start(&script{})
 	operator := h.operator()
 	const n = 40
@@ -288,7 +288,7 @@ func TestACancelBesideACompletionLeavesOneOutcome(t *testing.T) {
 	h.settled()
 	outcomes := make(map[string]int)
 	for _, kind := range []string{"completed", "cancelled"} {
-		for _, e := range h.told("avatar.events." + kind + ".>") {
+		for _, e := range h.events("avatar.events." + kind + ".>") {
 			outcomes[e.subject[strings.LastIndexByte(e.subject, '.')+1:]]++
 		}
 	}
@@ -303,14 +303,14 @@ func TestACancelBesideACompletionLeavesOneOutcome(t *testing.T) {
 }
 
 func TestTwoOperatorsAndAWorkerChangeACircuitOnce(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	b := &account{code: errors.CodeCreditsExhausted}
 	h.start(b.runner(), func(o *options) {
 		o.Circuit = circuit.Config{Failures: 5, Cooldown: time.Hour, MaxCooldown: 2 * time.Hour}
 	})
 	h.submit("default", job("j"))
 	h.state("j", lifecycle.StateHeld)
-	h.eventually("the circuit opens", func() bool { return len(h.told("avatar.alerts.circuit_opened.>")) == 1 })
+	h.eventually("the circuit opens", func() bool { return len(h.events("avatar.alerts.circuit_opened.>")) == 1 })
 	circuits, err := h.operator().Circuits(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -347,5 +347,5 @@ func TestTwoOperatorsAndAWorkerChangeACircuitOnce(t *testing.T) {
 	}
 	h.retry(h.operator(), "j", false, operate.StatusDelivered)
 	h.outcome("j", lifecycle.StateCompleted)
-	h.eventually("it is told", func() bool { return len(h.told("avatar.alerts.circuit_closed.>")) == 1 })
+	h.eventually("it is reported", func() bool { return len(h.events("avatar.alerts.circuit_closed.>")) == 1 })
 }

@@ -22,7 +22,7 @@ import (
 
 // full leaves a stream as many bytes as it has: it takes nothing more. The
 // function returned gives it room again.
-func (h *house) full(stream string) (empty func()) {
+func (h *env) full(stream string) (empty func()) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -37,7 +37,7 @@ func (h *house) full(stream string) (empty func()) {
 	return func() { h.update(before) }
 }
 
-func (h *house) update(c jetstream.StreamConfig) {
+func (h *env) update(c jetstream.StreamConfig) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -48,7 +48,7 @@ func (h *house) update(c jetstream.StreamConfig) {
 
 // renewals counts those of a worker's lease.
 type renewals struct {
-	quiet
+	nopObserver
 	done chan bool
 }
 
@@ -79,18 +79,18 @@ func (r renewals) outlive(ctx context.Context, n int) error {
 // What is kept for people, and for circuits, decides nothing about a session.
 func TestSessionsOutliveABucketOfTheFleetThatIsFullOrGone(t *testing.T) {
 	t.Parallel()
-	for name, breaks := range map[string]func(h *house){
-		"full": func(h *house) { h.full("KV_" + h.names.FleetBucket()) },
-		"gone": func(h *house) {
+	for name, breaks := range map[string]func(h *env){
+		"full": func(h *env) { h.full("KV_" + h.names.FleetBucket()) },
+		"gone": func(h *env) {
 			if err := h.js.DeleteKeyValue(h.t.Context(), h.names.FleetBucket()); err != nil {
 				h.t.Fatal(err)
 			}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newHouse(t)
+			h := newEnv(t)
 			renewed := newRenewals()
-			s := does(func(ctx context.Context, a *jobs.Attempt) error {
+			s := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 				connect(a)
 				if err := renewed.outlive(ctx, 12); err != nil { // three leases
 					return err
@@ -112,9 +112,9 @@ func TestSessionsOutliveABucketOfTheFleetThatIsFullOrGone(t *testing.T) {
 }
 
 func TestResultIsWrittenOnceTheBucketOfRecordsHasRoomAgain(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	full := make(chan func(), 1)
-	s := does(func(ctx context.Context, a *jobs.Attempt) error {
+	s := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.Session == 1 {
 			full <- h.full("KV_" + h.names.StateBucket())
 		}
@@ -137,7 +137,7 @@ func TestResultIsWrittenOnceTheBucketOfRecordsHasRoomAgain(t *testing.T) {
 }
 
 // stays watches for so long that something remains true.
-func (h *house) stays(long time.Duration, what string, holds func() bool) {
+func (h *env) stays(long time.Duration, what string, holds func() bool) {
 	h.t.Helper()
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
@@ -160,12 +160,12 @@ func TestNewJobsOfARestoredStreamAreRun(t *testing.T) {
 	dir := t.TempDir()
 	o := natsserver.Options{StoreDir: dir, Port: natsserver.RandomPort}
 	// session runs f with a worker on the files as they are.
-	session := func(f func(h *house, s *script)) {
+	session := func(f func(h *env, s *script)) {
 		server, err := natsserver.Start(o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		h := &house{t: t, server: server}
+		h := &env{t: t, server: server}
 		h.openOnDisk()
 		s := &script{}
 		w := h.start(s)
@@ -177,7 +177,7 @@ func TestNewJobsOfARestoredStreamAreRun(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	session(func(h *house, _ *script) {
+	session(func(h *env, _ *script) {
 		h.submit("default", job("first"))
 		h.settled()
 	})
@@ -186,7 +186,7 @@ func TestNewJobsOfARestoredStreamAreRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	var lost, again uint64
-	session(func(h *house, s *script) {
+	session(func(h *env, s *script) {
 		lost = h.submit("default", job(""))
 		h.settled()
 		if len(s.ran()) != 1 {
@@ -199,7 +199,7 @@ func TestNewJobsOfARestoredStreamAreRun(t *testing.T) {
 	if err := os.CopyFS(stream, os.DirFS(backup)); err != nil {
 		t.Fatal(err)
 	}
-	session(func(h *house, s *script) {
+	session(func(h *env, s *script) {
 		again = h.submit("default", job("", `"labels":{"who":"another"}`))
 		h.settled()
 		if len(s.ran()) != 1 {
@@ -228,15 +228,15 @@ func streamFiles(t *testing.T, dir, stream string) string {
 	return found
 }
 
-// newScatteredHouse is a house on three nodes whose streams have one replica
+// newSpreadEnv is an env on three nodes whose streams have one replica
 // each. The stream is on a node that has none of the others.
-func newScatteredHouse(t *testing.T, window time.Duration, stream string, others ...string) (h *house, c *natsserver.Cluster, alone int) {
+func newSpreadEnv(t *testing.T, window time.Duration, stream string, others ...string) (h *env, c *natsserver.Cluster, alone int) {
 	t.Helper()
 	t.Parallel()
 	c = natstest.Cluster(t, 3)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	h = &house{t: t, storage: jetstream.FileStorage, url: c.ClientURLs(), settings: topology.DefaultSettings()}
+	h = &env{t: t, storage: jetstream.FileStorage, url: c.ClientURLs(), settings: topology.DefaultSettings()}
 	h.nc = natstest.ConnectURL(t, h.url, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
 	var err error
 	if h.js, err = jetstream.New(h.nc); err != nil {
@@ -265,8 +265,8 @@ func newScatteredHouse(t *testing.T, window time.Duration, stream string, others
 	return h, c, alone
 }
 
-// through connects the house itself to another node.
-func (h *house) through(url string) {
+// through connects the env itself to another node.
+func (h *env) through(url string) {
 	h.t.Helper()
 	h.nc = natstest.ConnectURL(h.t, url, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
 	var err error
@@ -288,9 +288,9 @@ func TestSessionsOutliveTheNodeOfTheFleetsBucket(t *testing.T) {
 	const window = 2 * time.Second
 	fleet := "KV_" + topology.Names{}.FleetBucket()
 	n := topology.Names{}
-	h, c, alone := newScatteredHouse(t, window, fleet, n.JobsStream(), n.EventsStream(), "KV_"+n.StateBucket())
+	h, c, alone := newSpreadEnv(t, window, fleet, n.JobsStream(), n.EventsStream(), "KV_"+n.StateBucket())
 	renewed := newRenewals()
-	s := does(func(ctx context.Context, a *jobs.Attempt) error {
+	s := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		if err := renewed.outlive(ctx, size(6, 60)); err != nil {
 			return err
@@ -310,7 +310,7 @@ func TestSessionsOutliveTheNodeOfTheFleetsBucket(t *testing.T) {
 }
 
 // finalWithin waits long for the job's outcome, by looking.
-func (h *house) finalWithin(id string, limit time.Duration) (r *lifecycle.Record) {
+func (h *env) finalWithin(id string, limit time.Duration) (r *lifecycle.Record) {
 	h.t.Helper()
 	h.eventuallyWithin(limit, "the job "+id+" has its outcome", func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
@@ -329,11 +329,11 @@ func (h *house) finalWithin(id string, limit time.Duration) (r *lifecycle.Record
 func TestFinishedSessionIsNotThrownAwayWhileTheRecordsAreAway(t *testing.T) {
 	const window = 3 * time.Second
 	n := topology.Names{}
-	h, c, alone := newScatteredHouse(t, window, "KV_"+n.StateBucket(), n.JobsStream(), n.EventsStream())
+	h, c, alone := newSpreadEnv(t, window, "KV_"+n.StateBucket(), n.JobsStream(), n.EventsStream())
 	var spoken atomic.Int32
 	down, finished := make(chan struct{}), make(chan struct{}, 9)
 	lost := newLosses()
-	s := does(func(ctx context.Context, a *jobs.Attempt) error {
+	s := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		select {
 		case <-down:
@@ -369,7 +369,7 @@ func TestFinishedSessionIsNotThrownAwayWhileTheRecordsAreAway(t *testing.T) {
 
 // losses are those of a worker's lease.
 type losses struct {
-	quiet
+	nopObserver
 	c chan struct{}
 }
 

@@ -16,7 +16,7 @@ import (
 )
 
 func TestCompletedJobIsToldAndAcknowledged(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	runner := &script{}
 	h.start(runner)
 	h.submit("default", job("j1", spoken(3), `"labels":{"k":"v"}`))
@@ -26,7 +26,7 @@ func TestCompletedJobIsToldAndAcknowledged(t *testing.T) {
 	if r.Attempt != 1 || r.Session != 1 || r.Checkpoint != 3 || len(r.ConnectionIDs) != 1 {
 		t.Errorf("record is %+v", r)
 	}
-	body := h.told("avatar.events.completed.j1")[0].body
+	body := h.events("avatar.events.completed.j1")[0].body
 	if len(body["utterances"].([]any)) != 3 || body["attempts"] != 1.0 || body["session_ms"] != 1.0 {
 		t.Errorf("completed event is %v", body)
 	}
@@ -36,8 +36,8 @@ func TestCompletedJobIsToldAndAcknowledged(t *testing.T) {
 }
 
 func TestFailedAttemptIsRetriedThenCompletes(t *testing.T) {
-	h := newHouse(t)
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h := newEnv(t)
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.Number < 3 {
 			return failure(errors.CodeUpstreamError, errors.PhaseRuntime)
 		}
@@ -51,7 +51,7 @@ func TestFailedAttemptIsRetriedThenCompletes(t *testing.T) {
 	if r.Attempt != 3 || r.Session != 3 {
 		t.Errorf("attempt %d, session %d", r.Attempt, r.Session)
 	}
-	for i, e := range h.told("avatar.errors.>") {
+	for i, e := range h.events("avatar.errors.>") {
 		if e.body["attempt"] != float64(i+1) || e.body["max_attempts"] != 5.0 || e.body["action"] != "retry" || e.body["retry_at"] == nil {
 			t.Errorf("error event %d is %v", i, e.body)
 		}
@@ -59,8 +59,8 @@ func TestFailedAttemptIsRetriedThenCompletes(t *testing.T) {
 }
 
 func TestExhaustedJobBecomesOneDeadLetter(t *testing.T) {
-	h := newHouse(t)
-	h.start(does(func(context.Context, *jobs.Attempt) error {
+	h := newEnv(t)
+	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeConnectionClosed, errors.PhaseRuntime)
 	}))
 	h.submit("default", job("j1", `"max_attempts":2`))
@@ -76,8 +76,8 @@ func TestExhaustedJobBecomesOneDeadLetter(t *testing.T) {
 }
 
 func TestPermanentFailureIsNeverRetried(t *testing.T) {
-	h := newHouse(t)
-	runner := does(func(context.Context, *jobs.Attempt) error {
+	h := newEnv(t)
+	runner := runnerFunc(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeAvatarNotFound, errors.PhaseHandshake)
 	})
 	h.start(runner)
@@ -90,7 +90,7 @@ func TestPermanentFailureIsNeverRetried(t *testing.T) {
 }
 
 func TestInvalidJobIsDeadLetteredWithoutASession(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	runner := &script{}
 	h.start(runner)
 	h.submit("default", `{"id":"j1","avatar":"typo"}`, "Nats-Msg-Id", "j1")
@@ -110,14 +110,14 @@ func TestInvalidJobIsDeadLetteredWithoutASession(t *testing.T) {
 
 // counted is an Observer that counts attempts.
 type counted struct {
-	quiet
+	nopObserver
 	attempts *atomic.Int32
 }
 
 func (c counted) AttemptDone(errors.Code, errors.Class, errors.Phase) { c.attempts.Add(1) }
 
 func TestDuplicateOfAnInvalidJobIsNoFailedAttempt(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	var attempts atomic.Int32
 	h.start(&script{}, func(o *options) { o.Observer = counted{attempts: &attempts} })
 	for range 2 {
@@ -131,7 +131,7 @@ func TestDuplicateOfAnInvalidJobIsNoFailedAttempt(t *testing.T) {
 }
 
 func TestInvalidMessageTakesNoJobsPlace(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	runner := &script{}
 	h.start(runner)
 	h.submit("default", `{"id":"order-7","avatar":"typo"}`)
@@ -148,7 +148,7 @@ func TestInvalidMessageTakesNoJobsPlace(t *testing.T) {
 }
 
 func TestDeadlineExpiresAJobUnlessItIsIgnored(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	runner := &script{}
 	h.start(runner)
 	past := fmt.Sprintf(`"deadline":%q`, time.Now().Add(-time.Hour).UTC().Format(time.RFC3339))
@@ -164,8 +164,8 @@ func TestDeadlineExpiresAJobUnlessItIsIgnored(t *testing.T) {
 }
 
 func TestRetryAfterPastTheDeadlineExpiresAtOnce(t *testing.T) {
-	h := newHouse(t)
-	h.start(does(func(context.Context, *jobs.Attempt) error {
+	h := newEnv(t)
+	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {
 		e := errors.Newf(errors.CodeServerError, errors.PhaseRuntime, "busy")
 		e.HTTPStatus, e.RetryAfter = 503, 30*time.Minute
 		return e
@@ -181,7 +181,7 @@ func TestRetryAfterPastTheDeadlineExpiresAtOnce(t *testing.T) {
 }
 
 func TestMessageWithAnotherJobsIDIsDropped(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	runner := &script{}
 	h.start(runner)
 	first := h.submit("default", job("j1"))
@@ -189,14 +189,14 @@ func TestMessageWithAnotherJobsIDIsDropped(t *testing.T) {
 	second := h.submit("default", job("j1"))
 	h.settled()
 	h.wantTypes("j1", "started", "completed", "duplicate")
-	body := h.told("avatar.events.duplicate.>")[0].body
+	body := h.events("avatar.events.duplicate.>")[0].body
 	if body["kept_seq"] != float64(first) || body["stream_seq"] != float64(second) || len(runner.ran()) != 1 {
 		t.Errorf("duplicate event %v, ran %v", body, runner.ran())
 	}
 }
 
 func TestTwoMessagesWithOneIDAtOnceRunOneJob(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	runner := &script{}
 	for range 20 {
 		h.submit("default", job("j1"))
@@ -205,15 +205,15 @@ func TestTwoMessagesWithOneIDAtOnceRunOneJob(t *testing.T) {
 	h.start(runner)
 	h.outcome("j1", lifecycle.StateCompleted)
 	h.settled()
-	if len(runner.ran()) != 1 || len(h.told("avatar.events.duplicate.j1")) != 19 {
-		t.Errorf("ran %v, %d duplicates", runner.ran(), len(h.told("avatar.events.duplicate.j1")))
+	if len(runner.ran()) != 1 || len(h.events("avatar.events.duplicate.j1")) != 19 {
+		t.Errorf("ran %v, %d duplicates", runner.ran(), len(h.events("avatar.events.duplicate.j1")))
 	}
 }
 
 func TestReplayIsARunOfItsOwnAndWaitsForTheOneBefore(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	release := make(chan struct{})
-	runner := does(func(ctx context.Context, a *jobs.Attempt) error {
+	runner := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.Job.Run == 1 {
 			<-release
 			return failure(errors.CodeAvatarNotFound, errors.PhaseHandshake)
@@ -240,8 +240,8 @@ func TestReplayIsARunOfItsOwnAndWaitsForTheOneBefore(t *testing.T) {
 }
 
 func TestPanicInARunnerHitsOneJobOnly(t *testing.T) {
-	h := newHouse(t)
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h := newEnv(t)
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.Job.ID == "bad" {
 			panic("scripted")
 		}
@@ -259,7 +259,7 @@ func TestPanicInARunnerHitsOneJobOnly(t *testing.T) {
 }
 
 func TestRedeliveryAfterTheOutcomeOnlyRepeatsWhatFollows(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	// As if a worker had died between writing the outcome and telling it.
 	for i, state := range []lifecycle.State{lifecycle.StateCompleted, lifecycle.StateDeadLettered, lifecycle.StateExpired, lifecycle.StateCancelled} {
 		id := fmt.Sprintf("j%d", i)
@@ -292,7 +292,7 @@ func TestRedeliveryAfterTheOutcomeOnlyRepeatsWhatFollows(t *testing.T) {
 
 // A job without a recording shows nothing about whether recordings can be made.
 func TestAWorkerThatCannotFinishRecordingsIsNotReadyWhateverOtherJobsDo(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	runner := &script{}
 	finished := make(chan string, 10)
 	runner.finish = func(_ context.Context, job *jobspec.Job, _ jobs.Finished) error {
@@ -317,7 +317,7 @@ func TestAWorkerThatCannotFinishRecordingsIsNotReadyWhateverOtherJobsDo(t *testi
 }
 
 func TestWhatFollowsAFailureIsRepeatedAfterACrash(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	at := time.Now().Add(300 * time.Millisecond).UTC()
 	for _, state := range []lifecycle.State{lifecycle.StateRetrying, lifecycle.StateHeld} {
 		action := errors.ActionRetry
@@ -333,7 +333,7 @@ func TestWhatFollowsAFailureIsRepeatedAfterACrash(t *testing.T) {
 		})
 	}
 	started := make(chan time.Time, 2)
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		started <- time.Now()
 		_, err := speakAll(ctx, a)
 		return err
@@ -351,10 +351,10 @@ func TestWhatFollowsAFailureIsRepeatedAfterACrash(t *testing.T) {
 }
 
 func TestUnwrittenDeadLetterIsNeverLost(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	failed := make(chan struct{}, 10)
 	var away = true
-	h.start(does(func(context.Context, *jobs.Attempt) error {
+	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeAvatarNotFound, errors.PhaseHandshake)
 	}), func(o *options) {
 		o.DeadLetters.(*letters).fail = func() error {

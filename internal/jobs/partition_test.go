@@ -14,8 +14,8 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// newClusterHouse is a house on three nodes, with leases of that window.
-func newClusterHouse(t *testing.T, window time.Duration) (*house, *natsserver.Cluster) {
+// newClusterEnv is an env on three nodes, with leases of that window.
+func newClusterEnv(t *testing.T, window time.Duration) (*env, *natsserver.Cluster) {
 	t.Helper()
 	c := natstest.Cluster(t, 3)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -23,7 +23,7 @@ func newClusterHouse(t *testing.T, window time.Duration) (*house, *natsserver.Cl
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	h := &house{t: t, storage: jetstream.MemoryStorage, url: c.ClientURLs(), settings: topology.DefaultSettings()}
+	h := &env{t: t, storage: jetstream.MemoryStorage, url: c.ClientURLs(), settings: topology.DefaultSettings()}
 	h.nc = natstest.ConnectURL(t, h.url, nats.MaxReconnects(-1))
 	var err error
 	if h.js, err = jetstream.New(h.nc); err != nil {
@@ -53,13 +53,13 @@ func at(c *natsserver.Cluster, node int, window time.Duration) func(*options) {
 func TestWorkerCutOffWithItsNodeEndsItsSessionBeforeAnotherBegins(t *testing.T) {
 	t.Parallel()
 	const window = 6 * time.Second
-	h, c := newClusterHouse(t, window)
+	h, c := newClusterEnv(t, window)
 	leader := c.ConsumerLeader(h.names.JobsStream(), "default")
 	if leader < 0 {
 		t.Fatal("the consumer has no leader")
 	}
 	began, ended, begunAgain := make(chan time.Time, 9), make(chan time.Time, 9), make(chan time.Time, 9)
-	first := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	first := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		began <- time.Now()
 		err := untilDone(ctx)
@@ -68,7 +68,7 @@ func TestWorkerCutOffWithItsNodeEndsItsSessionBeforeAnotherBegins(t *testing.T) 
 	}), at(c, leader, window))
 	h.submit("default", job("j1"))
 	receive(t, began, "session")
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		begunAgain <- time.Now()
 		return untilDone(ctx)
@@ -87,7 +87,7 @@ func TestWorkerCutOffWithItsNodeEndsItsSessionBeforeAnotherBegins(t *testing.T) 
 }
 
 // inStep reports whether a stream's replicas have all that its leader has.
-func (h *house) inStep(stream string) bool {
+func (h *env) inStep(stream string) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	s, err := h.js.Stream(ctx, stream)

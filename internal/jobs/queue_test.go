@@ -19,7 +19,7 @@ import (
 )
 
 // fill publishes n jobs to a queue without waiting for each.
-func (h *house) fill(queue string, n int, more ...string) {
+func (h *env) fill(queue string, n int, more ...string) {
 	h.t.Helper()
 	for i := range n {
 		msg := nats.NewMsg(h.names.Jobs(queue))
@@ -47,7 +47,7 @@ func TestStartsFollowTheWeights(t *testing.T) {
 				queues = append(queues, fetch.Queue{Name: name, Weight: weight})
 				total += weight
 			}
-			h := newHouse(t, names...)
+			h := newEnv(t, names...)
 			for name := range weights {
 				h.fill(name, 1100)
 			}
@@ -55,7 +55,7 @@ func TestStartsFollowTheWeights(t *testing.T) {
 			started := map[string]int{}
 			n := 0
 			enough := make(chan struct{})
-			h.start(does(func(_ context.Context, a *jobs.Attempt) error {
+			h.start(runnerFunc(func(_ context.Context, a *jobs.Attempt) error {
 				mu.Lock()
 				defer mu.Unlock()
 				if n++; n <= 1000 {
@@ -83,12 +83,12 @@ func TestStartsFollowTheWeights(t *testing.T) {
 }
 
 func TestShareOfAnIdleQueuePassesOnAndNoQueueWaitsLong(t *testing.T) {
-	h := newHouse(t, "busy", "idle")
+	h := newEnv(t, "busy", "idle")
 	h.fill("busy", 400)
 	var mu sync.Mutex
 	running, most := 0, 0
 	late := make(chan struct{})
-	h.start(does(func(_ context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(_ context.Context, a *jobs.Attempt) error {
 		if a.Job.Queue == "idle" {
 			close(late)
 			return nil
@@ -118,8 +118,8 @@ func TestShareOfAnIdleQueuePassesOnAndNoQueueWaitsLong(t *testing.T) {
 }
 
 func TestJobsInBackoffDoNotDelayAHealthyOne(t *testing.T) {
-	h := newHouse(t)
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h := newEnv(t)
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.Job.ID != "healthy" {
 			return failure(errors.CodeConnectionClosed, errors.PhaseRuntime)
 		}
@@ -146,12 +146,12 @@ func TestEverythingSettlesAfterNATSWasRestarted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &house{t: t, server: server}
+	h := &env{t: t, server: server}
 	h.openOnDisk()
 	var mu sync.Mutex
 	seen := 0
 	halfway := make(chan struct{})
-	runner := does(func(ctx context.Context, a *jobs.Attempt) error {
+	runner := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		mu.Lock()
 		if seen++; seen == 100 {
 			close(halfway)
@@ -174,7 +174,7 @@ func TestEverythingSettlesAfterNATSWasRestarted(t *testing.T) {
 	h.server = natstest.StartWith(t, natsserver.Options{StoreDir: dir, Port: portOf(t, url)})
 	h.eventually("connected", h.nc.IsConnected)
 	h.settled()
-	if n := len(h.told("avatar.events.completed.>")); n != 300 {
+	if n := len(h.events("avatar.events.completed.>")); n != 300 {
 		t.Errorf("%d completed events", n)
 	}
 	for n := range 300 {
@@ -189,9 +189,9 @@ func TestEverythingSettlesAfterNATSWasRestarted(t *testing.T) {
 // BenchmarkWorker is whole jobs through a worker, with a Runner that does
 // nothing; BenchmarkBareLoop is what it can't do without.
 func BenchmarkWorker(b *testing.B) {
-	h := newHouse(b)
+	h := newEnv(b)
 	left := make(chan struct{}, b.N)
-	runner := does(func(context.Context, *jobs.Attempt) error { left <- struct{}{}; return nil })
+	runner := runnerFunc(func(context.Context, *jobs.Attempt) error { left <- struct{}{}; return nil })
 	h.fill("default", b.N)
 	b.ReportAllocs()
 	b.ResetTimer()
@@ -204,7 +204,7 @@ func BenchmarkWorker(b *testing.B) {
 }
 
 func BenchmarkBareLoop(b *testing.B) {
-	h := newHouse(b)
+	h := newEnv(b)
 	h.fill("default", b.N)
 	b.ReportAllocs()
 	b.ResetTimer()
@@ -244,9 +244,9 @@ func BenchmarkBareLoop(b *testing.B) {
 }
 
 func TestTheNextJobStartsWhileTheLastOnesRecordingIsAssembled(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	started, assembling, assembled := make(chan string, 3), make(chan string, 3), make(chan struct{})
-	runner := does(func(_ context.Context, a *jobs.Attempt) error { started <- a.Job.ID; return nil })
+	runner := runnerFunc(func(_ context.Context, a *jobs.Attempt) error { started <- a.Job.ID; return nil })
 	runner.finish = func(_ context.Context, job *jobspec.Job, _ jobs.Finished) error {
 		assembling <- job.ID
 		<-assembled

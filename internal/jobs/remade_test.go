@@ -13,7 +13,7 @@ func TestJobsWithoutAnIDRunInAStreamThatWasMadeAnew(t *testing.T) {
 	t.Parallel()
 	for name, concurrency := range map[string]int{"fetching": 16, "busy": 1} {
 		t.Run(name, func(t *testing.T) {
-			h := newHouse(t)
+			h := newEnv(t)
 			began, leave := make(chan struct{}, 8), make(chan struct{})
 			s := &script{run: func(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
 				if a.Job.ID == "last" {

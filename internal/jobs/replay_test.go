@@ -11,7 +11,7 @@ import (
 )
 
 func TestReplayOfAJobWithARunPastTheLastIsItsNextRun(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.start(&script{}, h.realLetters)
 	h.submit("default", job("j1"), "Avatar-Run", "2147483647")
 	h.outcome("j1", lifecycle.StateDeadLettered)
@@ -34,7 +34,7 @@ func TestReplayTellsTheOutcomeThatItsRunBeforeCouldNotTell(t *testing.T) {
 		"longer ago than events last, half": {84 * 2 * time.Hour, []string{"started", "completed"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newHouse(t)
+			h := newEnv(t)
 			at := time.Now().Add(-c.ago).UTC()
 			h.put(&lifecycle.Record{
 				JobID: "j1", Run: 1, StreamSeq: 99, Session: 1, Attempt: 1, State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered,
@@ -46,7 +46,7 @@ func TestReplayTellsTheOutcomeThatItsRunBeforeCouldNotTell(t *testing.T) {
 			h.until("j1", func(r *lifecycle.Record) bool { return r.Run == 2 && r.State == lifecycle.StateCompleted })
 			h.settled()
 			h.wantTypes("j1", c.want...)
-			for _, e := range h.told("avatar.events.dead_lettered.j1") {
+			for _, e := range h.events("avatar.events.dead_lettered.j1") {
 				if e.id != "j1.run1.s1.dead_lettered" || e.body["run"] != 1.0 {
 					t.Errorf("%s: %v", e.id, e.body)
 				}

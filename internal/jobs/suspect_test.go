@@ -14,10 +14,10 @@ import (
 )
 
 func TestSuspectLeavesTheOtherSlotsOfItsWorkerInUse(t *testing.T) {
-	h := newHouse(t, "default", "other")
+	h := newEnv(t, "default", "other")
 	h.abandoned("suspect", func(r *lifecycle.Record) { r.Crashes, r.Session = 2, 3 })
 	began, leave := make(chan struct{}, 1), make(chan struct{})
-	w := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	w := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.Job.ID == "suspect" {
 			began <- struct{}{}
 			<-leave
@@ -38,7 +38,7 @@ func TestSuspectLeavesTheOtherSlotsOfItsWorkerInUse(t *testing.T) {
 	h.outcome("suspect", lifecycle.StateCompleted)
 }
 
-// house full of sessions that all wait until n of them are open.
+// worker full of sessions that all wait until n of them are open.
 type together struct {
 	mu   sync.Mutex
 	open int
@@ -67,14 +67,14 @@ func (g *together) Run(ctx context.Context, a *jobs.Attempt) (jobs.Report, error
 func (g *together) Finish(context.Context, *jobspec.Job, jobs.Finished) error { return nil }
 
 func TestJobsOfTwoKilledWorkersRunSideBySide(t *testing.T) {
-	h := newHouse(t, "default", "other")
+	h := newEnv(t, "default", "other")
 	const n = 16
 	for i := range n {
 		h.submit("default", job(fmt.Sprintf("j%d", i)))
 	}
 	for range 2 {
 		began := make(chan string, 2*n)
-		dies := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		dies := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 			connect(a)
 			began <- a.Job.ID
 			return untilDone(ctx)
@@ -113,14 +113,14 @@ func TestJobsOfTwoKilledWorkersRunSideBySide(t *testing.T) {
 }
 
 func TestNextSessionOfALimitedAppOpensAtOnceAfterARestart(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.settings.AckWait = 30 * time.Second
 	lease := func(o *options) { o.AckWait = h.settings.AckWait }
 	for round := range 2 {
 		// One of the two drains in its session: its job is handed back.
 		began := make(chan time.Time, 99)
 		from := time.Now()
-		w := h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+		w := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 			began <- time.Now()
 			if round == 0 && strings.HasPrefix(a.Job.ID, "long") {
 				connect(a)

@@ -19,7 +19,7 @@ import (
 func impatient(o *options) { o.SettleTimeout = time.Second }
 
 // largest sets the largest value that the bucket of records takes; -1: any.
-func (h *house) largest(bytes int32) {
+func (h *env) largest(bytes int32) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -35,7 +35,7 @@ func (h *house) largest(bytes int32) {
 }
 
 func TestSessionEndsWhenItsRecordIsGoneAndTheJobRunsAgain(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began, ended := make(chan struct{}, 8), make(chan error, 8)
 	gone := make(chan struct{})
 	s := &script{run: func(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
@@ -64,7 +64,7 @@ func TestSessionEndsWhenItsRecordIsGoneAndTheJobRunsAgain(t *testing.T) {
 }
 
 func TestWhatWasSpokenIsKeptThoughItsWriteFailed(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	var spokenOnce []int
 	s := &script{run: func(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
 		connect(a)
@@ -97,7 +97,7 @@ func TestWhatWasSpokenIsKeptThoughItsWriteFailed(t *testing.T) {
 }
 
 func TestWhatWasNotBegunIsNotGivenUp(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	s := &script{run: func(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
 		if a.Session == 1 {
 			h.largest(16)
@@ -114,7 +114,7 @@ func TestWhatWasNotBegunIsNotGivenUp(t *testing.T) {
 }
 
 func TestWriteOfAValueThatIsGoneIsAConflict(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	store := kv.NewStore(h.js, h.handles.State, time.Second)

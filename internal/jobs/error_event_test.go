@@ -13,7 +13,7 @@ import (
 )
 
 func TestEventOfAnEarlierJobHidesNoLostDeadLetter(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	w := h.start(hopeless(), h.realLetters)
 	h.submit("default", job("j1"))
 	r := h.outcome("j1", lifecycle.StateDeadLettered)
@@ -39,10 +39,10 @@ func TestFailureIsToldOnceThoughItsRecordIsWrittenAgain(t *testing.T) {
 		"the event is an earlier job's": {time.Hour, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newHouse(t)
+			h := newEnv(t)
 			r := h.failedOnce("j1")
-			told := make(chan *nats.Msg, 8)
-			if _, err := h.nc.ChanSubscribe(h.names.AllErrors(), told); err != nil {
+			reported := make(chan *nats.Msg, 8)
+			if _, err := h.nc.ChanSubscribe(h.names.AllErrors(), reported); err != nil {
 				t.Fatal(err)
 			}
 			now := time.Now().UTC()
@@ -52,18 +52,18 @@ func TestFailureIsToldOnceThoughItsRecordIsWrittenAgain(t *testing.T) {
 			h.start(&script{})
 			h.outcome("j1", lifecycle.StateCompleted)
 			h.settled()
-			if len(told) != c.again {
-				t.Errorf("the failure was told %d times more, want %d", len(told), c.again)
+			if len(reported) != c.again {
+				t.Errorf("the failure was reported %d times more, want %d", len(reported), c.again)
 			}
 		})
 	}
 }
 
-// failedOnce leaves the record of a job that has failed and was told of, and
+// failedOnce leaves the record of a job that has failed and was reported, and
 // takes its message away.
-func (h *house) failedOnce(id string) *lifecycle.Record {
+func (h *env) failedOnce(id string) *lifecycle.Record {
 	h.t.Helper()
-	w := h.start(does(func(context.Context, *jobs.Attempt) error {
+	w := h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeConnectionClosed, errors.PhaseRuntime)
 	}), func(o *options) { o.Retry.Initial, o.Retry.Max = time.Hour, time.Hour })
 	h.submit("default", job(id))

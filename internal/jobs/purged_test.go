@@ -13,7 +13,7 @@ import (
 )
 
 // unfinished writes the record of a job whose message has the sequence seq.
-func (h *house) unfinished(id string, seq uint64, state lifecycle.State) {
+func (h *env) unfinished(id string, seq uint64, state lifecycle.State) {
 	h.t.Helper()
 	at := time.Now().UTC()
 	h.put(&lifecycle.Record{
@@ -24,7 +24,7 @@ func (h *house) unfinished(id string, seq uint64, state lifecycle.State) {
 }
 
 func TestJobWhoseMessageWasPurgedRunsWhenPublishedAgain(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	other := h.submit("default", job("other"))
 	h.unfinished("purged", 999, lifecycle.StateRetrying)
 	h.unfinished("released", 998, lifecycle.StateReleased)
@@ -41,7 +41,7 @@ func TestJobWhoseMessageWasPurgedRunsWhenPublishedAgain(t *testing.T) {
 }
 
 func TestReplayDoesNotWaitForARunWhoseMessageWasPurged(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.unfinished("j1", 999, lifecycle.StateRetrying)
 	h.start(&script{})
 	seq := h.submit("default", job("j1"), "Avatar-Run", "2")
@@ -52,9 +52,9 @@ func TestReplayDoesNotWaitForARunWhoseMessageWasPurged(t *testing.T) {
 }
 
 func TestJobWhoseMessageMadeRoomForOneWithoutAnIDRuns(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began, leave := make(chan string, 4), make(chan struct{})
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		began <- a.Job.ID
 		if a.Job.ID != "x" {
 			<-leave
@@ -75,9 +75,9 @@ func TestJobWhoseMessageMadeRoomForOneWithoutAnIDRuns(t *testing.T) {
 }
 
 func TestJobWithoutAnIDIsNotTakenByAnotherWithItsName(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began, leave := make(chan string, 4), make(chan struct{})
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		began <- a.Job.ID
 		<-leave
 		_, err := speakAll(ctx, a)
@@ -96,9 +96,9 @@ func TestJobWithoutAnIDIsNotTakenByAnotherWithItsName(t *testing.T) {
 }
 
 func TestJobWhoseMessageIsThereIsNotTakenByAnother(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began, leave := make(chan struct{}, 4), make(chan struct{})
-	s := does(func(ctx context.Context, a *jobs.Attempt) error {
+	s := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		began <- struct{}{}
 		<-leave
 		_, err := speakAll(ctx, a)
@@ -121,9 +121,9 @@ func TestJobWhoseMessageIsThereIsNotTakenByAnother(t *testing.T) {
 }
 
 func TestRunningJobWhosePurgedMessageComesAgainRunsOnce(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	began, leave := make(chan struct{}, 4), make(chan struct{})
-	s := does(func(ctx context.Context, a *jobs.Attempt) error {
+	s := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		began <- struct{}{}
 		<-leave
 		_, err := speakAll(ctx, a)

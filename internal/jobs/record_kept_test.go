@@ -11,7 +11,7 @@ import (
 )
 
 // forgetful replaces the bucket of records by one that forgets soon.
-func (h *house) forgetful(ttl time.Duration) {
+func (h *env) forgetful(ttl time.Duration) {
 	h.t.Helper()
 	if err := h.js.DeleteKeyValue(h.t.Context(), h.names.StateBucket()); err != nil {
 		h.t.Fatal(err)
@@ -26,7 +26,7 @@ const (
 )
 
 func TestRecordOfAJobThatIsHeldForLongIsKept(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.forgetful(forgets)
 	b := &account{code: errors.CodeCreditsExhausted}
 	h.start(b.runner(), func(o *options) { o.Circuit.MaxCooldown = o.Circuit.Cooldown })
@@ -48,7 +48,7 @@ func TestRecordOfAJobThatIsHeldForLongIsKept(t *testing.T) {
 	h.settled()
 }
 
-func (h *house) count(id, kind string) (n int) {
+func (h *env) count(id, kind string) (n int) {
 	h.t.Helper()
 	for _, got := range h.types(id) {
 		if got == kind {
@@ -59,10 +59,10 @@ func (h *house) count(id, kind string) (n int) {
 }
 
 func TestRecordOfALongSessionIsKept(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.forgetful(forgets)
 	leave := make(chan struct{})
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
 		<-leave
 		return speak(ctx, a, 1)
@@ -79,8 +79,8 @@ func TestRecordOfALongSessionIsKept(t *testing.T) {
 }
 
 func TestFailuresCountThoughTheCircuitsAreGone(t *testing.T) {
-	h := newHouse(t)
-	h.start(does(func(context.Context, *jobs.Attempt) error {
+	h := newEnv(t)
+	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeConnectionFailed, errors.PhaseHandshake)
 	}), func(o *options) { o.Patience = 200 * time.Millisecond })
 	if err := h.js.DeleteKeyValue(t.Context(), h.names.FleetBucket()); err != nil {

@@ -13,16 +13,16 @@ import (
 
 // hopeless is a job that becomes a dead letter at once.
 func hopeless() *script {
-	return does(func(context.Context, *jobs.Attempt) error {
+	return runnerFunc(func(context.Context, *jobs.Attempt) error {
 		return failure(errors.CodeAvatarNotFound, errors.PhaseHandshake)
 	})
 }
 
 // realLetters writes dead letters as a worker outside of tests does.
-func (h *house) realLetters(o *options) { o.DeadLetters = dlq.NewWriter(h.js, h.names) }
+func (h *env) realLetters(o *options) { o.DeadLetters = dlq.NewWriter(h.js, h.names) }
 
 // letterRemoved takes the only dead letter away, as an operator does.
-func (h *house) letterRemoved() {
+func (h *env) letterRemoved() {
 	h.t.Helper()
 	store := dlq.NewStore(h.js, h.names, nil)
 	for e, err := range store.List(h.t.Context(), dlq.Filter{}, 0) {
@@ -36,14 +36,14 @@ func (h *house) letterRemoved() {
 }
 
 // forget purges the job's record, as its bucket does when it is old.
-func (h *house) forget(id string) {
+func (h *env) forget(id string) {
 	h.t.Helper()
 	if err := h.handles.State.Purge(h.t.Context(), id); err != nil {
 		h.t.Fatal(err)
 	}
 }
 
-func (h *house) wantLetters(want uint64) {
+func (h *env) wantLetters(want uint64) {
 	h.t.Helper()
 	if n := h.messages(h.names.DLQStream()); n != want {
 		h.t.Errorf("%d dead letters, want %d", n, want)
@@ -51,7 +51,7 @@ func (h *house) wantLetters(want uint64) {
 }
 
 func TestJobWithAnIDThatWasUsedBeforeGetsItsDeadLetter(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	h.start(hopeless(), h.realLetters)
 	h.submit("default", job("j1"))
 	h.outcome("j1", lifecycle.StateDeadLettered)
@@ -71,14 +71,14 @@ func TestOutcomeWhoseWorkerDiedGetsItsDeadLetterUnlessThatWasRemoved(t *testing.
 		"the letter removed was of an earlier job": {1, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newHouse(t)
+			h := newEnv(t)
 			w := h.start(hopeless(), h.realLetters)
 			h.submit("default", job("j1"))
 			r := h.outcome("j1", lifecycle.StateDeadLettered)
 			h.settled()
 			w.end()
 			h.letterRemoved()
-			if err := h.handles.Events.Purge(t.Context()); err != nil { // it was not told yet
+			if err := h.handles.Events.Purge(t.Context()); err != nil { // it was not published yet
 				t.Fatal(err)
 			}
 			r.StreamSeq, r.UpdatedAt, r.LettersBefore = h.submit("default", job("j1")), time.Now().UTC(), c.before

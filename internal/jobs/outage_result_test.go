@@ -21,12 +21,12 @@ func TestAResultIsWrittenAfterAnOutageThoughAnotherWorkerIsBackFirst(t *testing.
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &house{t: t, server: server}
+	h := &env{t: t, server: server}
 	h.openOnDisk()
 	lease := h.leaseOf(window)
 	k := newLink(t, h.url)
 	began, away, over := make(chan struct{}, 4), make(chan struct{}), make(chan struct{}, 4)
-	h.start(does(func(ctx context.Context, a *jobs.Attempt) error {
+	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		began <- struct{}{}
 		<-away
 		_, err := speakAll(ctx, a)

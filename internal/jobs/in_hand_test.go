@@ -12,33 +12,33 @@ import (
 
 // places hears of busy and free places only.
 type places struct {
-	quiet
-	told chan [2]int
+	nopObserver
+	reported chan [2]int
 }
 
 func (p places) SlotsBusy(busy, all int) {
 	select {
-	case p.told <- [2]int{busy, all}:
+	case p.reported <- [2]int{busy, all}:
 	default: // only the first is looked at
 	}
 }
 
 func TestAWorkerWithoutJobsTellsThatItsPlacesAreFree(t *testing.T) {
-	h := newHouse(t)
-	told := make(chan [2]int, 1)
-	h.start(does(nil), func(o *options) { o.Observer, o.Concurrency = places{told: told}, 7 })
+	h := newEnv(t)
+	reported := make(chan [2]int, 1)
+	h.start(runnerFunc(nil), func(o *options) { o.Observer, o.Concurrency = places{reported: reported}, 7 })
 	select {
-	case got := <-told:
+	case got := <-reported:
 		if got != [2]int{0, 7} {
 			t.Errorf("%d of %d places are busy", got[0], got[1])
 		}
 	case <-time.After(5 * time.Second):
-		t.Error("nothing was told")
+		t.Error("nothing was observed")
 	}
 }
 
 // unacknowledged is how many messages of the queue are in hand.
-func (h *house) unacknowledged() int {
+func (h *env) unacknowledged() int {
 	h.t.Helper()
 	c, err := h.handles.Jobs.Consumer(h.t.Context(), "default")
 	if err != nil {
@@ -47,15 +47,15 @@ func (h *house) unacknowledged() int {
 	return c.CachedInfo().NumAckPending
 }
 
-// While the outcome of a job can't be told it is not acknowledged, so jobs are in hand
+// While the outcome of a job can't be published it is not acknowledged, so jobs are in hand
 // as long as the bound allows.
 func TestAWorkerHasNoMoreJobsInHandThanAllowed(t *testing.T) {
 	for _, c := range []struct{ inHand, want int }{{0, 4}, {2, 2}, {3, 3}} {
 		t.Run(fmt.Sprint(c.inHand), func(t *testing.T) {
-			h := newHouse(t)
+			h := newEnv(t)
 			empty := h.full(h.names.EventsStream())
 			h.fill("default", 20)
-			h.start(does(func(context.Context, *jobs.Attempt) error { return nil }), func(o *options) {
+			h.start(runnerFunc(func(context.Context, *jobs.Attempt) error { return nil }), func(o *options) {
 				o.Concurrency, o.InHand, o.AckWait = 2, c.inHand, 20*time.Second
 			})
 			h.eventually("as many as allowed", func() bool { return h.unacknowledged() == c.want })
@@ -67,7 +67,7 @@ func TestAWorkerHasNoMoreJobsInHandThanAllowed(t *testing.T) {
 }
 
 func TestFewerJobsInHandThanSessionsAreRefused(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	if _, err := jobs.New(t.Context(), jobs.Options{
 		Stores: jobs.Stores{JS: h.js, State: h.handles.State}, Profile: jobs.Profile{Concurrency: 2, InHand: 1},
 	}); err == nil || !strings.Contains(err.Error(), "InHand") {
@@ -78,11 +78,11 @@ func TestFewerJobsInHandThanSessionsAreRefused(t *testing.T) {
 // A delivery that finds its outcome written repeats what follows from it, also where
 // there is no place beside the slots.
 func TestWhatFollowsIsRepeatedInASlotWhereThereIsNoOtherPlace(t *testing.T) {
-	h := newHouse(t)
+	h := newEnv(t)
 	empty := h.full(h.names.EventsStream())
 	one := func(o *options) { o.Concurrency, o.InHand, o.SettleTimeout = 1, 1, 300*time.Millisecond }
 	h.fill("default", 1)
-	h.start(does(func(context.Context, *jobs.Attempt) error { return nil }), one)
+	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error { return nil }), one)
 	h.eventually("an outcome, and its job handed back", func() bool { return h.delivered() > 1 })
 	empty()
 	h.settled()
