@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"runtime"
 	"testing"
 	"time"
 
@@ -82,6 +83,39 @@ func TestPingUnansweredOnlyBecauseOurHandlerBlocksIsForgiven(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What is billed ends when the backend closes the connection, and not when a reader
+// that our own storage holds up comes to notice.
+func TestConnectedTimeEndsWhenThePeerClosesThoughOurHandlerBlocks(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the system does not say when the peer closed")
+	}
+	closed := make(chan time.Duration, 1)
+	b := &backend{session: func(p *peer) {
+		p.confirm()
+		confirmed := time.Now()
+		id, _, _ := p.speech()
+		p.sendRaw(frame(p.t, id, false, "one"))
+		p.sendRaw(frame(p.t, id, false, "two"))
+		_ = p.c.CloseNow() // as a backend that is stopped
+		closed <- time.Since(confirmed)
+		p.sawClose = websocket.StatusGoingAway
+	}}
+	c := overTCP(t, b, Options{})
+	s := mustOpen(t, c, params())
+	var truth time.Duration
+	_, err := s.Speak(context.Background(), Utterance{Speech: speechOf(1, 0), OnFrame: func(Frame) error {
+		if truth == 0 {
+			truth = <-closed
+			time.Sleep(time.Second) // storage that is away
+		}
+		return nil
+	}})
+	wantError(t, err, errors.CodeConnectionClosed, errors.PhaseRuntime)
+	if got := s.Connected(); (got - truth).Abs() > 250*time.Millisecond {
+		t.Errorf("connected for %s, want %s", got, truth)
+	}
 }
 
 func TestPeerThatStopsReadingCantHoldASpeaker(t *testing.T) {

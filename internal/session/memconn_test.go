@@ -75,6 +75,8 @@ func (c *memoryConn) Read(p []byte) (int, error) { return c.in.read(p, c.noWait)
 
 func (c *memoryConn) setNoWait(on bool) { c.noWait = on }
 
+func (c *memoryConn) closedFor() time.Duration { return 0 }
+
 func (c *memoryConn) wait() { _, _ = c.in.read(nil, false) } // the next Read fails likewise
 
 func (c *memoryConn) Write(p []byte) (n int, err error) {

@@ -145,6 +145,10 @@ func (s *Session) cancel(err error) {
 // closeConn closes the connection with a close frame, or cuts it after closeWait.
 func (s *Session) closeConn() {
 	defer close(s.closed)
+	// While OnFrame blocked the reader the peer may have closed the connection
+	// unnoticed: the backend bills no more than that.
+	gone := s.in.closedFor()
+	at := time.Now().Add(-gone)
 	cut := time.AfterFunc(closeWait, s.force)
 	s.in.block()
 	// An error means that the peer was gone or silent; the connection is closed
@@ -152,7 +156,10 @@ func (s *Session) closeConn() {
 	_ = s.conn.Close(websocket.StatusNormalClosure, "")
 	cut.Stop()
 	s.force()
-	s.closedAt = time.Now()
+	if gone == 0 {
+		at = time.Now()
+	}
+	s.closedAt = at
 	s.mu.Lock()
 	unwatch := s.unwatch
 	s.mu.Unlock()

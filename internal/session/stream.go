@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"sync/atomic"
+	"time"
 
 	"avatarworker/internal/errors"
 )
@@ -38,6 +39,9 @@ type waiter interface {
 	wait()
 	// setNoWait makes Read return errIdle instead of waiting.
 	setNoWait(on bool)
+	// closedFor returns how long ago the peer closed the connection; 0: it has not,
+	// or that is not known.
+	closedFor() time.Duration
 }
 
 // errIdle means that no bytes have come yet. crypto/tls goes on reading after it,
@@ -81,6 +85,15 @@ func (s *stream) wait() {
 			s.sock.wait()
 		}
 	}
+}
+
+// closedFor returns how long ago the peer closed the connection; 0: it has not, or
+// that is not known.
+func (s *stream) closedFor() time.Duration {
+	if s.sock == nil {
+		return 0
+	}
+	return s.sock.closedFor()
 }
 
 // tryFill reads what has come. It returns false if that is nothing.
