@@ -12,6 +12,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/operate"
 	"avatarworker/internal/status"
+	"avatarworker/internal/terminal"
 )
 
 // bulkFlags are those of a command that may change many jobs.
@@ -66,7 +67,7 @@ func (c *cli) runBulk(ctx context.Context, command string, args []string, bf *bu
 		return err
 	}
 	if len(rows) > 1 && !bf.yes && !bf.dryRun && c.interactive() {
-		if err := c.sure(ctx, fmt.Sprintf("%s %s?", b.verb, count(len(rows), "job"))); err != nil {
+		if err := c.sure(ctx, fmt.Sprintf("%s %s?", b.verb, terminal.Count(len(rows), "job"))); err != nil {
 			return err
 		}
 	}
@@ -116,9 +117,9 @@ func (c *cli) changeJobs(ctx context.Context, l *link, rows []status.Row, bf *bu
 	switch {
 	case single:
 	case failed == 0:
-		c.note("%s", count(done, "job"))
+		c.note("%s", terminal.Count(done, "job"))
 	default:
-		c.note("%s, %d of which not as asked", count(done, "job"), failed)
+		c.note("%s, %d of which not as asked", terminal.Count(done, "job"), failed)
 	}
 	switch {
 	case stopped != nil:
@@ -146,7 +147,7 @@ func (c *cli) printOutcome(o outcome, asJSON, single bool) error {
 	if o.Message != "" {
 		text += ": " + o.Message
 	}
-	_, err := fmt.Fprintln(c.stdout, plain(text))
+	_, err := fmt.Fprintln(c.stdout, terminal.Plain(text))
 	return err
 }
 

@@ -11,6 +11,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/operate"
+	"avatarworker/internal/terminal"
 )
 
 func newCircuitCommand(c *cli) *cobra.Command {
@@ -132,7 +133,7 @@ func (c *cli) changeCircuits(ctx context.Context, verb string, args []string, ye
 		return fmt.Errorf("app %s: %w: 'avatarworker circuit ls' lists the open ones", args[0], circuit.ErrNone)
 	}
 	if len(list) > 1 && !yes && c.interactive() {
-		if err := c.sure(ctx, fmt.Sprintf("%s %s of app %s?", verb, count(len(list), "circuit"), args[0])); err != nil {
+		if err := c.sure(ctx, fmt.Sprintf("%s %s of app %s?", verb, terminal.Count(len(list), "circuit"), args[0])); err != nil {
 			return err
 		}
 	}
@@ -169,7 +170,7 @@ func (c *cli) printCircuit(cc changedCircuit, asJSON bool) error {
 	case cc.Status == statusProbing:
 		text += " with its next job"
 	}
-	_, err := fmt.Fprintln(c.stdout, plain(text))
+	_, err := fmt.Fprintln(c.stdout, terminal.Plain(text))
 	return err
 }
 

@@ -22,6 +22,7 @@ import (
 	"avatarworker/internal/natsconn"
 	"avatarworker/internal/operate"
 	"avatarworker/internal/telemetry"
+	"avatarworker/internal/terminal"
 	"avatarworker/internal/topology"
 )
 
@@ -49,7 +50,7 @@ type cli struct {
 
 func newCLI(stdin io.Reader, stdout, stderr io.Writer, environ []string) *cli {
 	return &cli{
-		stdin: stdin, stdout: &screenWriter{to: stdout}, stderr: &screenWriter{to: stderr}, environ: environ,
+		stdin: stdin, stdout: terminal.NewWriter(stdout), stderr: terminal.NewWriter(stderr), environ: environ,
 		now: time.Now, denied: &denied{}, overrides: make(map[string]string), flags: make(map[string]string),
 	}
 }
@@ -134,7 +135,7 @@ func (c *cli) logger() (zerolog.Logger, error) {
 }
 
 func (c *cli) loggerFor(cfg *config.Config) (zerolog.Logger, error) {
-	return telemetry.NewLogger(c.stderr, cfg.Log.Level, cfg.Log.Format, isTerminal(c.stderr))
+	return telemetry.NewLogger(c.stderr, cfg.Log.Level, cfg.Log.Format, terminal.Is(c.stderr))
 }
 
 // quietLogger is for commands that a person waits for: only warnings, unless the

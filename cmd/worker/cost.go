@@ -15,6 +15,7 @@ import (
 	"avatarworker/internal/cost"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/terminal"
 )
 
 // period bounds what a command looks at.
@@ -102,15 +103,15 @@ func (c *cli) printSums(rows []cost.Row, asJSON, asCSV bool) error {
 		return writeCSV(c.stdout, rows)
 	}
 	var sum usage.Totals
-	t := newTable(c.stdout, "KEY", "SESSIONS", "CONNECTED", "CREDITS", "ESTIMATED", "LOST TO FAILURES")
+	t := terminal.NewTable(c.stdout, "KEY", "SESSIONS", "CONNECTED", "CREDITS", "ESTIMATED", "LOST TO FAILURES")
 	for _, r := range rows {
 		sum = sum.Plus(r.Totals)
-		t.row(orDash(r.Key), r.Sessions, connected(r.ConnectedMS), r.Credits, r.EstimatedCredits, r.FailedCredits)
+		t.Row(terminal.OrDash(r.Key), r.Sessions, connected(r.ConnectedMS), r.Credits, r.EstimatedCredits, r.FailedCredits)
 	}
 	if len(rows) != 1 {
-		t.row("total", sum.Sessions, connected(sum.ConnectedMS), sum.Credits, sum.EstimatedCredits, sum.FailedCredits)
+		t.Row("total", sum.Sessions, connected(sum.ConnectedMS), sum.Credits, sum.EstimatedCredits, sum.FailedCredits)
 	}
-	return t.end()
+	return t.Flush()
 }
 
 func connected(ms int64) string {
@@ -210,20 +211,20 @@ func (c *cli) printChecked(k cost.Checked, asJSON bool) error {
 		return err
 	}
 	if !k.OK {
-		return fmt.Errorf("list and ledger differ in %s", count(len(k.Findings), "session"))
+		return fmt.Errorf("list and ledger differ in %s", terminal.Count(len(k.Findings), "session"))
 	}
 	return nil
 }
 
 func (c *cli) printFindings(k cost.Checked) error {
-	t := newTable(c.stdout)
-	t.row("on the list", count(k.Listed, "session"))
-	t.row("the same", fmt.Sprintf("%d, of which %d are estimates here", k.Same, k.Estimated))
-	t.row("credits", fmt.Sprintf("%d here, %d on the list", k.OurCredits, k.TheirCredits))
+	t := terminal.NewTable(c.stdout)
+	t.Row("on the list", terminal.Count(k.Listed, "session"))
+	t.Row("the same", fmt.Sprintf("%d, of which %d are estimates here", k.Same, k.Estimated))
+	t.Row("credits", fmt.Sprintf("%d here, %d on the list", k.OurCredits, k.TheirCredits))
 	if k.WithoutID > 0 {
-		t.row("without a connection id here", count(k.WithoutID, "session"))
+		t.Row("without a connection id here", terminal.Count(k.WithoutID, "session"))
 	}
-	if err := t.end(); err != nil || len(k.Findings) == 0 {
+	if err := t.Flush(); err != nil || len(k.Findings) == 0 {
 		return err
 	}
 	n := func(v int64) string {
@@ -232,11 +233,11 @@ func (c *cli) printFindings(k cost.Checked) error {
 		}
 		return strconv.FormatInt(v, 10)
 	}
-	t = newTable(c.stdout, "CONNECTION", "WHAT", "JOB", "SESSION", "OUR MS", "THEIR MS", "OUR CREDITS", "THEIR CREDITS")
+	t = terminal.NewTable(c.stdout, "CONNECTION", "WHAT", "JOB", "SESSION", "OUR MS", "THEIR MS", "OUR CREDITS", "THEIR CREDITS")
 	for _, f := range k.Findings {
-		t.row(f.ConnectionID, f.What, orDash(f.JobID), f.Session, n(f.OurMS), n(f.TheirMS), n(f.OurCredits), n(f.TheirCredits))
+		t.Row(f.ConnectionID, f.What, terminal.OrDash(f.JobID), f.Session, n(f.OurMS), n(f.TheirMS), n(f.OurCredits), n(f.TheirCredits))
 	}
-	return t.end()
+	return t.Flush()
 }
 
 func newCostRebuildCommand(c *cli, with ledgerFunc) *cobra.Command {
@@ -280,27 +281,27 @@ func (c *cli) printRebuilt(corrected []cost.Difference, after cost.Compared, vie
 			return err
 		}
 	} else {
-		t := newTable(c.stdout)
-		t.row("records", count(int(after.Records), "session"))
-		t.row("pending", fmt.Sprintf("%s not in the counters yet", count(int(after.Pending), "session")))
+		t := terminal.NewTable(c.stdout)
+		t.Row("records", terminal.Count(int(after.Records), "session"))
+		t.Row("pending", fmt.Sprintf("%s not in the counters yet", terminal.Count(int(after.Pending), "session")))
 		if after.Unreadable > 0 {
-			t.row("unreadable", fmt.Sprintf("%s that are not usage records", count(int(after.Unreadable), "message")))
+			t.Row("unreadable", fmt.Sprintf("%s that are not usage records", terminal.Count(int(after.Unreadable), "message")))
 		}
-		t.row("counters", after.Counters)
-		t.row("corrected", len(corrected))
-		t.row("different", len(after.Differences))
+		t.Row("counters", after.Counters)
+		t.Row("corrected", len(corrected))
+		t.Row("different", len(after.Differences))
 		if after.Before != "" {
-			t.row("left alone", "days before "+after.Before+": their records are no longer complete")
+			t.Row("left alone", "days before "+after.Before+": their records are no longer complete")
 		}
 		for _, d := range after.Differences {
-			t.row(d.Counter, fmt.Sprintf("has %d credits of %d", d.Have.Credits, d.Want.Credits))
+			t.Row(d.Counter, fmt.Sprintf("has %d credits of %d", d.Have.Credits, d.Want.Credits))
 		}
-		if err := t.end(); err != nil {
+		if err := t.Flush(); err != nil {
 			return err
 		}
 	}
 	if n := len(after.Differences); n > 0 {
-		return fmt.Errorf("%s still different from the sums of the records", count(n, "counter"))
+		return fmt.Errorf("%s still different from the sums of the records", terminal.Count(n, "counter"))
 	}
 	return nil
 }

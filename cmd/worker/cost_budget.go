@@ -14,6 +14,7 @@ import (
 	"avatarworker/internal/cost"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/budget"
+	"avatarworker/internal/terminal"
 )
 
 func newCostBudgetCommand(c *cli, with ledgerFunc) *cobra.Command {
@@ -70,11 +71,11 @@ func (c *cli) showBudgets(ctx context.Context, l *link, s *cost.Store, asJSON bo
 		c.note("no budgets: set them under budgets in the configuration")
 		return nil
 	}
-	t := newTable(c.stdout, "KEY", "VALUE", "PER", "CREDITS", "SPENT", "UNTIL")
+	t := terminal.NewTable(c.stdout, "KEY", "VALUE", "PER", "CREDITS", "SPENT", "UNTIL")
 	for _, b := range list {
-		t.row(b.Key, orDash(b.Value), b.Per, b.Credits, b.Spent, b.Until.Format("2006-01-02"))
+		t.Row(b.Key, terminal.OrDash(b.Value), b.Per, b.Credits, b.Spent, b.Until.Format("2006-01-02"))
 	}
-	return t.end()
+	return t.Flush()
 }
 
 func (c *cli) setBudget(ctx context.Context, l *link, key, per string, credits int64, reset bool) error {

@@ -16,6 +16,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/terminal"
 )
 
 // demoJob is a job of the show and how it is announced to end.
@@ -147,7 +148,7 @@ func (s *show) printEvent(msg *nats.Msg) {
 	switch token(msg.Subject, 1) {
 	case "errors":
 		kind = "error"
-		what = fmt.Sprintf("%s in %s: %s (%s)", e.Code, e.Phase, short(e.Message, 90), e.Action)
+		what = fmt.Sprintf("%s in %s: %s (%s)", e.Code, e.Phase, terminal.Short(e.Message, 90), e.Action)
 	case "alerts":
 		what = e.Message
 	default:
@@ -160,20 +161,20 @@ func (s *show) printEvent(msg *nats.Msg) {
 			what = e.Reason
 		}
 	}
-	s.stage.printf("%6.2fs  %-20s %s  %s", time.Since(s.started).Seconds(), plain(e.JobID),
-		s.stage.c.colour(s.stage.c.stdout, kindColour(kind), fmt.Sprintf("%-13s", kind)), plain(what))
+	s.stage.printf("%6.2fs  %-20s %s  %s", time.Since(s.started).Seconds(), terminal.Plain(e.JobID),
+		s.stage.c.colour(s.stage.c.stdout, kindColour(kind), fmt.Sprintf("%-13s", kind)), terminal.Plain(what))
 }
 
-func kindColour(kind string) string {
+func kindColour(kind string) terminal.Colour {
 	switch kind {
 	case "error", event.TypeDeadLettered:
-		return red
+		return terminal.Red
 	case event.TypeCompleted:
-		return green
+		return terminal.Green
 	case event.TypeRetrying, event.TypeHeld, event.TypeExpired:
-		return yellow
+		return terminal.Yellow
 	default:
-		return "0"
+		return terminal.Default
 	}
 }
 
@@ -274,11 +275,11 @@ func (s *show) summary(ok bool) demoSummary {
 
 func (s *show) printSummary(ok bool) error {
 	s.stage.printf("")
-	t := newTable(s.stage.c.stdout, "JOB", "OUTCOME", "LAST ERROR", "ATTEMPTS", "FRAMES", "BYTES", "DEAD LETTER")
+	t := terminal.NewTable(s.stage.c.stdout, "JOB", "OUTCOME", "LAST ERROR", "ATTEMPTS", "FRAMES", "BYTES", "DEAD LETTER")
 	for _, r := range s.summary(ok).Jobs {
-		t.row(r.ID, r.Outcome, orDash(string(r.Code)), r.Attempts, r.Frames, r.Bytes, orDash(r.DeadLetter))
+		t.Row(r.ID, r.Outcome, terminal.OrDash(string(r.Code)), r.Attempts, r.Frames, r.Bytes, terminal.OrDash(r.DeadLetter))
 	}
-	if err := t.end(); err != nil {
+	if err := t.Flush(); err != nil {
 		return err
 	}
 	s.stage.printf("")

@@ -9,6 +9,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/status"
+	"avatarworker/internal/terminal"
 )
 
 // defaultList is how many dead letters a list shows unless told otherwise.
@@ -76,7 +77,7 @@ func (lf *letterFlags) filter(now time.Time) (dlq.Filter, error) {
 func (c *cli) warnUnknown(f dlq.Filter) {
 	for _, code := range f.Codes {
 		if !code.Known() {
-			c.note("warning: --code %s is not known here; 'avatarworker errors' lists the codes", plain(string(code)))
+			c.note("warning: --code %s is not known here; 'avatarworker errors' lists the codes", terminal.Plain(string(code)))
 		}
 	}
 }
@@ -190,16 +191,16 @@ func (c *cli) letterList(asJSON bool) (show func(dlq.Entry) error, end func() er
 		a := &array{w: c.stdout}
 		return func(e dlq.Entry) error { return a.add(e) }, a.end
 	}
-	var t *table
+	var t *terminal.Table
 	rows := 0
 	show = func(e dlq.Entry) error {
 		if t == nil {
-			t = newTable(c.stdout, "SEQ", "FAILED", "JOB", "RUN", "QUEUE", "APP", "AVATAR", "CODE", "REASON", "ATTEMPTS", "ERROR")
+			t = terminal.NewTable(c.stdout, "SEQ", "FAILED", "JOB", "RUN", "QUEUE", "APP", "AVATAR", "CODE", "REASON", "ATTEMPTS", "ERROR")
 		}
-		t.row(e.Seq, ago(c.now(), e.FailedAt)+" ago", orDash(e.JobID), e.Run, orDash(e.Queue), orDash(e.AppID), orDash(e.AvatarID),
-			e.Code, orDash(e.Reason), e.Attempts, short(status.Cause(e.Message, e.ServerTitle, e.ServerDetail), 60))
+		t.Row(e.Seq, terminal.Ago(c.now(), e.FailedAt)+" ago", terminal.OrDash(e.JobID), e.Run, terminal.OrDash(e.Queue), terminal.OrDash(e.AppID), terminal.OrDash(e.AvatarID),
+			e.Code, terminal.OrDash(e.Reason), e.Attempts, terminal.Short(status.Cause(e.Message, e.ServerTitle, e.ServerDetail), 60))
 		if rows++; rows%pageRows == 0 {
-			return t.end()
+			return t.Flush()
 		}
 		return nil
 	}
@@ -207,6 +208,6 @@ func (c *cli) letterList(asJSON bool) (show func(dlq.Entry) error, end func() er
 		if t == nil {
 			return nil
 		}
-		return t.end()
+		return t.Flush()
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/terminal"
 )
 
 // Statuses in addition to those of dlq.Replay.
@@ -157,7 +158,7 @@ func (c *cli) confirm(cmd *cobra.Command, letters iter.Seq2[dlq.Entry, error]) e
 	if cmd.Name() == removeName {
 		question = "Remove %s for good?"
 	}
-	yes, err := c.ask(cmd.Context(), fmt.Sprintf(question, count(n, "dead letter")))
+	yes, err := c.ask(cmd.Context(), fmt.Sprintf(question, terminal.Count(n, "dead letter")))
 	if err == nil && !yes {
 		err = errors.New("nothing was changed")
 	}
@@ -252,7 +253,7 @@ func (r *changeReport) add(ch changed) error {
 	if r.json != nil {
 		return r.json.add(ch)
 	}
-	line := fmt.Sprintf("%d  %s  %s", ch.Seq, orDash(ch.JobID), ch.Status)
+	line := fmt.Sprintf("%d  %s  %s", ch.Seq, terminal.OrDash(ch.JobID), ch.Status)
 	switch ch.Status {
 	case dlq.StatusReplayed, dlq.StatusWouldReplay:
 		line += fmt.Sprintf("  run %d on %s", ch.Run, ch.Subject)
@@ -267,7 +268,7 @@ func (r *changeReport) add(ch changed) error {
 	if ch.Error != "" {
 		line += "  " + errors.RedactText(ch.Error)
 	}
-	_, err := fmt.Fprintln(r.c.stdout, plain(line))
+	_, err := fmt.Fprintln(r.c.stdout, terminal.Plain(line))
 	return err
 }
 
@@ -280,7 +281,7 @@ func (r *changeReport) end() error {
 
 // verdict sums up on stderr, and gives the command's error.
 func (r *changeReport) verdict(ctx context.Context, stopped error) error {
-	text := count(r.total, "dead letter")
+	text := terminal.Count(r.total, "dead letter")
 	for _, s := range []dlq.Status{
 		dlq.StatusReplayed, dlq.StatusWouldReplay, dlq.StatusAlready, dlq.StatusDeadlinePassed, statusRemoved, statusWouldRemove, statusFailed,
 	} {

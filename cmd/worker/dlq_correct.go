@@ -14,6 +14,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/terminal"
 )
 
 // correction says how the jobs of dead letters are corrected.
@@ -114,7 +115,7 @@ func (f *correction) edited(ctx context.Context, c *cli, seq string) (func(dlq.L
 		if invalid == nil {
 			return func(dlq.Letter) ([]byte, error) { return after, nil }, nil
 		}
-		c.note("the job is not valid: %s", plainLines(invalid.Message))
+		c.note("the job is not valid: %s", terminal.PlainLines(invalid.Message))
 		if !c.interactive() {
 			return nil, fmt.Errorf("the job is not valid: nothing was changed")
 		}
@@ -140,7 +141,7 @@ func (c *cli) editor(ctx context.Context, text []byte) ([]byte, error) {
 	}
 	defer func() {
 		if err := os.RemoveAll(dir); err != nil {
-			c.note("warning: the job stays in %s: %s", dir, plain(err.Error()))
+			c.note("warning: the job stays in %s: %s", dir, terminal.Plain(err.Error()))
 		}
 	}()
 	file := dir + "/job.json"

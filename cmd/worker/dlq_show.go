@@ -15,6 +15,7 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/status"
+	"avatarworker/internal/terminal"
 )
 
 func newDLQShowCommand(c *cli) *cobra.Command {
@@ -77,18 +78,18 @@ func firstLetter(ctx context.Context, store *dlq.Store, filter dlq.Filter) ([]ui
 
 func (c *cli) printLetter(l dlq.Letter) error {
 	v := l.Masked()
-	t := newTable(c.stdout)
-	t.row("dead letter", v.Seq)
-	t.row("job", fmt.Sprintf("%s, run %d, of queue %s", orDash(v.JobID), v.Run, orDash(v.Queue)))
-	t.row("failed", when(c.now(), v.FailedAt)+" on "+orDash(v.Worker))
-	t.row("error", fmt.Sprintf("%s (%s) in %s: %s", v.Code, v.Class, orDash(string(v.Phase)), status.Cause(v.Message, v.ServerTitle, v.ServerDetail)))
-	t.row("reason", fmt.Sprintf("%s, after %s and %s", orDash(v.Reason), count(v.Attempts, "attempt"), crashes(v.Crashes)))
+	t := terminal.NewTable(c.stdout)
+	t.Row("dead letter", v.Seq)
+	t.Row("job", fmt.Sprintf("%s, run %d, of queue %s", terminal.OrDash(v.JobID), v.Run, terminal.OrDash(v.Queue)))
+	t.Row("failed", terminal.When(c.now(), v.FailedAt)+" on "+terminal.OrDash(v.Worker))
+	t.Row("error", fmt.Sprintf("%s (%s) in %s: %s", v.Code, v.Class, terminal.OrDash(string(v.Phase)), status.Cause(v.Message, v.ServerTitle, v.ServerDetail)))
+	t.Row("reason", fmt.Sprintf("%s, after %s and %s", terminal.OrDash(v.Reason), terminal.Count(v.Attempts, "attempt"), crashes(v.Crashes)))
 	if v.Explanation.Meaning != "" {
-		t.row("meaning", v.Explanation.Meaning)
-		t.row("owner", v.Explanation.Owner)
-		t.row("what to do", v.Explanation.Remedy)
+		t.Row("meaning", v.Explanation.Meaning)
+		t.Row("owner", v.Explanation.Owner)
+		t.Row("what to do", v.Explanation.Remedy)
 	}
-	if err := t.end(); err != nil {
+	if err := t.Flush(); err != nil {
 		return err
 	}
 	return errors.Join(c.printHeaders(v.Headers), c.printBlock("Error", v.Error), c.printBlock("Job", v.Body), c.printNext(v))
@@ -105,11 +106,11 @@ func (c *cli) printHeaders(headers map[string][]string) error {
 	if err := c.heading("\nHeaders"); err != nil {
 		return err
 	}
-	t := newTable(c.stdout)
+	t := terminal.NewTable(c.stdout)
 	for _, name := range slices.Sorted(maps.Keys(headers)) {
-		t.row(name, strings.Join(headers[name], ", "))
+		t.Row(name, strings.Join(headers[name], ", "))
 	}
-	return t.end()
+	return t.Flush()
 }
 
 func (c *cli) printBlock(title string, body json.RawMessage) error {
@@ -125,7 +126,7 @@ func (c *cli) printBlock(title string, body json.RawMessage) error {
 }
 
 func (c *cli) printNext(v dlq.Masked) error {
-	_, err := fmt.Fprintf(c.stdout, "\nTo run it again: avatarworker dlq replay %d\nAll with this code: avatarworker dlq replay --code %s\n", v.Seq, plain(string(v.Code)))
+	_, err := fmt.Fprintf(c.stdout, "\nTo run it again: avatarworker dlq replay %d\nAll with this code: avatarworker dlq replay --code %s\n", v.Seq, terminal.Plain(string(v.Code)))
 	return err
 }
 

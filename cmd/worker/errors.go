@@ -15,6 +15,7 @@ import (
 	"avatarworker/internal/app"
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/terminal"
 )
 
 func newErrorsCommand(c *cli) *cobra.Command {
@@ -69,11 +70,11 @@ func (c *cli) printErrors(asJSON bool) error {
 	if asJSON {
 		return c.printJSON(rows)
 	}
-	out := newTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "OWNER", "EXCEPTION")
+	out := terminal.NewTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "OWNER", "EXCEPTION")
 	for _, r := range rows {
-		out.row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), orDash(r.Owner), r.Exception)
+		out.Row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), terminal.OrDash(r.Owner), r.Exception)
 	}
-	if err := out.end(); err != nil {
+	if err := out.Flush(); err != nil {
 		return err
 	}
 	for _, r := range rows {
@@ -116,21 +117,21 @@ func (c *cli) explainCode(cmd *cobra.Command, name string, asJSON bool) error {
 	if asJSON {
 		return c.printJSON(x)
 	}
-	out := newTable(c.stdout)
-	out.row("code", x.Code)
-	out.row("class", x.Class)
-	out.row("meaning", x.Meaning)
-	out.row("owner", orDash(x.Owner))
-	out.row("what the worker does", mark(string(x.Action), x.Overridden)+exception(x.Exception))
-	out.row("what to do", x.Remedy)
+	out := terminal.NewTable(c.stdout)
+	out.Row("code", x.Code)
+	out.Row("class", x.Class)
+	out.Row("meaning", x.Meaning)
+	out.Row("owner", terminal.OrDash(x.Owner))
+	out.Row("what the worker does", mark(string(x.Action), x.Overridden)+exception(x.Exception))
+	out.Row("what to do", x.Remedy)
 	for i, command := range x.Commands {
 		label := ""
 		if i == 0 {
 			label = "commands"
 		}
-		out.row(label, command)
+		out.Row(label, command)
 	}
-	return out.end()
+	return out.Flush()
 }
 
 func exception(text string) string {
@@ -225,7 +226,7 @@ func (c *cli) classifyLines(ctx context.Context, t *errors.Table, in io.Reader, 
 			result, err := t.ClassifyLine(line)
 			if err != nil {
 				bad++
-				c.note("%s:%d: %s", name, n, plain(err.Error()))
+				c.note("%s:%d: %s", name, n, terminal.Plain(err.Error()))
 			} else if err := results.printLine(result); err != nil {
 				return bad, err
 			}

@@ -15,6 +15,7 @@ import (
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/status"
 	"avatarworker/internal/streams"
+	"avatarworker/internal/terminal"
 )
 
 // eventFilter is what the flags of events choose.
@@ -149,24 +150,24 @@ func (c *cli) printEvent(e status.Event) error {
 
 // eventLine is an event as one line, for w.
 func (c *cli) eventLine(w io.Writer, e status.Event) string {
-	name := plain(e.Type)
+	name := terminal.Plain(e.Type)
 	for _, prefix := range []string{"avatar.job.", "avatar.session.", "avatar."} {
 		if rest, ok := strings.CutPrefix(name, prefix); ok {
 			name = rest
 			break
 		}
 	}
-	colour := map[string]string{
-		"error": red, event.TypeDeadLettered: red, event.TypeCompleted: green, event.TypeExpired: yellow,
-		event.TypeRetrying: yellow, event.TypeHeld: yellow, "alert." + event.AlertRecurring: red,
-		"alert." + event.AlertCircuitOpened: red, "alert." + event.AlertCircuitClosed: green,
-		"alert." + event.AlertStorage: red, "alert." + event.AlertWorkerKey: red, "alert." + event.AlertUnsettled: red,
+	colour := map[string]terminal.Colour{
+		"error": terminal.Red, event.TypeDeadLettered: terminal.Red, event.TypeCompleted: terminal.Green, event.TypeExpired: terminal.Yellow,
+		event.TypeRetrying: terminal.Yellow, event.TypeHeld: terminal.Yellow, "alert." + event.AlertRecurring: terminal.Red,
+		"alert." + event.AlertCircuitOpened: terminal.Red, "alert." + event.AlertCircuitClosed: terminal.Green,
+		"alert." + event.AlertStorage: terminal.Red, "alert." + event.AlertWorkerKey: terminal.Red, "alert." + event.AlertUnsettled: terminal.Red,
 	}[name]
-	label := fmt.Sprintf("%-22s", orDash(name))
+	label := fmt.Sprintf("%-22s", terminal.OrDash(name))
 	if colour != "" {
 		label = c.colour(w, colour, label)
 	}
-	return fmt.Sprintf("%s  %s %s  %s", e.Time.Format("2006-01-02T15:04:05.000Z"), label, orDash(plain(e.JobID)), plain(describeEvent(e)))
+	return fmt.Sprintf("%s  %s %s  %s", e.Time.Format("2006-01-02T15:04:05.000Z"), label, terminal.OrDash(terminal.Plain(e.JobID)), terminal.Plain(describeEvent(e)))
 }
 
 // eventFields are the fields that a line shows, of any event that has them.
@@ -202,7 +203,7 @@ const maxMessage = 200
 func describeEvent(e status.Event) string {
 	var f eventFields
 	if json.Unmarshal(e.Data, &f) != nil {
-		return short(string(e.Data), maxMessage)
+		return terminal.Short(string(e.Data), maxMessage)
 	}
 	var parts []string
 	add := func(on bool, format string, args ...any) {
@@ -220,16 +221,16 @@ func describeEvent(e status.Event) string {
 	add(f.Queue != "", "queue %s", f.Queue)
 	add(f.Attempt > 0 && f.Attempts == 0 && f.Max > 0, "attempt %d/%d", f.Attempt, f.Max)
 	add(f.Attempt > 0 && f.Attempts == 0 && f.Max == 0, "attempt %d", f.Attempt)
-	add(f.Attempts > 0, "%s", count(f.Attempts, "attempt"))
+	add(f.Attempts > 0, "%s", terminal.Count(f.Attempts, "attempt"))
 	add(f.Crashes > 0, "after %s", crashes(f.Crashes))
-	add(f.Total > 0, "%s", count(f.Total, "utterance"))
+	add(f.Total > 0, "%s", terminal.Count(f.Total, "utterance"))
 	add(f.SessionMS > 0, "connected %s", (time.Duration(f.SessionMS) * time.Millisecond).String())
 	add(f.Recording != "", "recording %s", f.Recording)
 	add(f.Reason != "", "%s", f.Reason)
 	add(f.Worker != "", "on %s", f.Worker)
 	text := strings.Join(parts, ", ")
 	if f.Message != "" {
-		text += ": " + short(status.Cause(f.Message, f.Title, f.Detail), maxMessage)
+		text += ": " + terminal.Short(status.Cause(f.Message, f.Title, f.Detail), maxMessage)
 	}
 	if f.RetryAt != nil {
 		text += "; again by " + f.RetryAt.UTC().Format("15:04:05")

@@ -10,6 +10,7 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/natsconn"
+	"avatarworker/internal/terminal"
 )
 
 // Exit codes. exitConfig is sysexits' EX_CONFIG, which service managers can be
@@ -56,16 +57,16 @@ func (c *cli) exitCode(cmd *cobra.Command, err error) int {
 	case errors.Is(err, errShown):
 		return exitFailed
 	case errors.As(err, &badConfig), errors.As(err, &unusable), errors.As(err, &setting):
-		c.note("avatarworker: %s", plainLines(err.Error()))
+		c.note("avatarworker: %s", terminal.PlainLines(err.Error()))
 		return exitConfig
 	case errors.As(err, &usage) || !c.started:
-		c.note("avatarworker: %s\nTry '%s --help'.", plainLines(err.Error()), cmd.CommandPath())
+		c.note("avatarworker: %s\nTry '%s --help'.", terminal.PlainLines(err.Error()), cmd.CommandPath())
 		return exitUsage
 	case errors.Is(err, context.Canceled):
 		c.note("avatarworker: interrupted")
 		return exitFailed
 	default:
-		c.note("avatarworker: %s", plainLines(err.Error()))
+		c.note("avatarworker: %s", terminal.PlainLines(err.Error()))
 		return exitFailed
 	}
 }
@@ -73,6 +74,6 @@ func (c *cli) exitCode(cmd *cobra.Command, err error) int {
 // noteDenied says what NATS did not permit the command that failed.
 func (c *cli) noteDenied() {
 	if operations := c.denied.list(); len(operations) > 0 {
-		c.note("This NATS user is not permitted to: %s. docs/permissions.md lists what each command needs.", plain(strings.Join(operations, ", ")))
+		c.note("This NATS user is not permitted to: %s. docs/permissions.md lists what each command needs.", terminal.Plain(strings.Join(operations, ", ")))
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
+	"avatarworker/internal/terminal"
 )
 
 // filterFlags choose jobs.
@@ -81,7 +82,7 @@ func (ff *filterFlags) query(c *cli) (status.Query, error) {
 	for _, name := range ff.codes {
 		code := errors.Code(name)
 		if !code.Known() {
-			c.note("warning: --code %s is not known here; 'avatarworker errors' lists the codes", plain(name))
+			c.note("warning: --code %s is not known here; 'avatarworker errors' lists the codes", terminal.Plain(name))
 		}
 		q.Codes = append(q.Codes, code)
 	}
@@ -186,20 +187,20 @@ func (c *cli) printJobs(rows []status.Row, asJSON bool) error {
 	if len(rows) == 0 {
 		return nil
 	}
-	t := newTable(c.stdout, "JOB", "RUN", "STATE", "QUEUE", "APP", "AVATAR", "AGE", "ATTEMPT", "CODE", "RUNNING", "CONNECTED", "NEXT", "WORKER ID", "LABELS")
+	t := terminal.NewTable(c.stdout, "JOB", "RUN", "STATE", "QUEUE", "APP", "AVATAR", "AGE", "ATTEMPT", "CODE", "RUNNING", "CONNECTED", "NEXT", "WORKER ID", "LABELS")
 	for i, r := range rows {
-		t.row(r.ID, r.Run, r.State, r.Queue, orDash(r.AppID), orDash(r.AvatarID), millis(r.AgeMS), r.Attempt, orDash(string(r.Code)),
-			millisOrDash(r.RunningMS), millisOrDash(r.SessionMS), next(c.now(), r.NextAttemptAt), orDash(r.WorkerID), orDash(labelTexts(r.Labels)))
+		t.Row(r.ID, r.Run, r.State, r.Queue, terminal.OrDash(r.AppID), terminal.OrDash(r.AvatarID), millis(r.AgeMS), r.Attempt, terminal.OrDash(string(r.Code)),
+			millisOrDash(r.RunningMS), millisOrDash(r.SessionMS), next(c.now(), r.NextAttemptAt), terminal.OrDash(r.WorkerID), terminal.OrDash(labelTexts(r.Labels)))
 		if (i+1)%pageRows == 0 {
-			if err := t.end(); err != nil {
+			if err := t.Flush(); err != nil {
 				return err
 			}
 		}
 	}
-	return t.end()
+	return t.Flush()
 }
 
-func millis(ms int64) string { return roughly(time.Duration(ms) * time.Millisecond) }
+func millis(ms int64) string { return terminal.Roughly(time.Duration(ms) * time.Millisecond) }
 
 func millisOrDash(ms int64) string {
 	if ms == 0 {
@@ -215,7 +216,7 @@ func next(now time.Time, at *time.Time) string {
 	case at.Before(now):
 		return "due"
 	}
-	return "in " + roughly(at.Sub(now))
+	return "in " + terminal.Roughly(at.Sub(now))
 }
 
 func labelTexts(labels map[string]string) string {
@@ -223,7 +224,7 @@ func labelTexts(labels map[string]string) string {
 	for _, name := range slices.Sorted(maps.Keys(labels)) {
 		texts = append(texts, name+"="+labels[name])
 	}
-	return short(strings.Join(texts, ","), 60)
+	return terminal.Short(strings.Join(texts, ","), 60)
 }
 
 func newJobsShowCommand(c *cli) *cobra.Command {

@@ -9,6 +9,7 @@ import (
 
 	"avatarworker/internal/operate"
 	"avatarworker/internal/status"
+	"avatarworker/internal/terminal"
 )
 
 // Statuses of queues, circuits and workers that were changed.
@@ -124,7 +125,7 @@ func (c *cli) changeQueues(ctx context.Context, verb string, queues []string, ye
 	}
 	defer l.close()
 	if len(queues) > 1 && !yes && c.interactive() {
-		if err := c.sure(ctx, fmt.Sprintf("%s %s?", verb, count(len(queues), "queue"))); err != nil {
+		if err := c.sure(ctx, fmt.Sprintf("%s %s?", verb, terminal.Count(len(queues), "queue"))); err != nil {
 			return err
 		}
 	}
@@ -155,7 +156,7 @@ func (c *cli) printQueue(q changedQueue, asJSON bool) error {
 	if q.Error != "" {
 		text += ": " + q.Error
 	}
-	_, err := fmt.Fprintln(c.stdout, plain(text))
+	_, err := fmt.Fprintln(c.stdout, terminal.Plain(text))
 	return err
 }
 
@@ -227,7 +228,7 @@ func (c *cli) drain(ctx context.Context, ids []string, wait, yes, asJSON bool) e
 	}
 	defer l.close()
 	if len(ids) > 1 && !yes && c.interactive() {
-		if err := c.sure(ctx, fmt.Sprintf("Drain %s?", count(len(ids), "worker"))); err != nil {
+		if err := c.sure(ctx, fmt.Sprintf("Drain %s?", terminal.Count(len(ids), "worker"))); err != nil {
 			return err
 		}
 	}
@@ -242,9 +243,9 @@ func (c *cli) drain(ctx context.Context, ids []string, wait, yes, asJSON bool) e
 		case d.Error != "":
 			text += ": " + d.Error
 		case d.Status == statusDraining:
-			text += ", " + count(d.Running, "job") + " in hand"
+			text += ", " + terminal.Count(d.Running, "job") + " in hand"
 		}
-		_, err := fmt.Fprintln(c.stdout, plain(text))
+		_, err := fmt.Fprintln(c.stdout, terminal.Plain(text))
 		return err
 	}
 	var draining []string

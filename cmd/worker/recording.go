@@ -13,6 +13,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/output"
+	"avatarworker/internal/terminal"
 )
 
 func newRecordingCommand(c *cli) *cobra.Command {
@@ -65,7 +66,7 @@ func (c *cli) listRecordings(ctx context.Context, limit int, limited, asJSON boo
 	if more {
 		list = list[:limit]
 	}
-	t := newTable(c.stdout, "RECORDING", "JOB", "STORED", "BYTES")
+	t := terminal.NewTable(c.stdout, "RECORDING", "JOB", "STORED", "BYTES")
 	for _, r := range list {
 		if asJSON {
 			if err := c.printLine(r); err != nil {
@@ -73,7 +74,7 @@ func (c *cli) listRecordings(ctx context.Context, limit int, limited, asJSON boo
 			}
 			continue
 		}
-		t.row(r.Name, orDash(r.JobID), ago(c.now(), r.StoredAt)+" ago", r.Bytes)
+		t.Row(r.Name, terminal.OrDash(r.JobID), terminal.Ago(c.now(), r.StoredAt)+" ago", r.Bytes)
 	}
 	switch {
 	case len(list) == 0 && !asJSON:
@@ -85,7 +86,7 @@ func (c *cli) listRecordings(ctx context.Context, limit int, limited, asJSON boo
 	if asJSON {
 		return nil
 	}
-	return t.end()
+	return t.Flush()
 }
 
 // recordings lists the complete recordings, newest first.
@@ -229,10 +230,10 @@ func (c *cli) printRecording(info output.RecordingInfo, asJSON bool) error {
 	if asJSON {
 		return c.printJSON(viewRecording(info))
 	}
-	t := newTable(c.stdout, "UTTERANCE", "REQ ID", "FRAMES", "KEY FRAMES", "SECONDS", "BYTES", "WHOLE")
+	t := terminal.NewTable(c.stdout, "UTTERANCE", "REQ ID", "FRAMES", "KEY FRAMES", "SECONDS", "BYTES", "WHOLE")
 	for i, u := range info.Utterances {
-		t.row(i+1, u.ReqID, u.Envelopes, u.KeyFrames, fmt.Sprintf("%.2f", u.Seconds), u.Bytes, yesNo(u.Whole))
+		t.Row(i+1, u.ReqID, u.Envelopes, u.KeyFrames, fmt.Sprintf("%.2f", u.Seconds), u.Bytes, yesNo(u.Whole))
 	}
-	t.row("total", "", info.Envelopes, info.KeyFrames, fmt.Sprintf("%.2f", info.Seconds), info.Bytes, yesNo(info.Whole))
-	return t.end()
+	t.Row("total", "", info.Envelopes, info.KeyFrames, fmt.Sprintf("%.2f", info.Seconds), info.Bytes, yesNo(info.Whole))
+	return t.Flush()
 }

@@ -8,6 +8,7 @@ import (
 
 	"avatarworker/internal/app"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/terminal"
 	"avatarworker/internal/topology"
 )
 
@@ -53,19 +54,19 @@ func (c *cli) printSteps(steps []topology.Step, o topology.SetupOptions, asJSON 
 		c.note("everything is as the configuration says")
 		return nil
 	}
-	t := newTable(c.stdout, "OBJECT", "SETTING", "HAS", "WANTED", "", "WHY")
+	t := terminal.NewTable(c.stdout, "OBJECT", "SETTING", "HAS", "WANTED", "", "WHY")
 	differs := 0
 	for _, s := range steps {
 		if s.Action == topology.StepDiffers {
 			differs++
 		}
-		t.row(s.Object, orDash(s.Setting), orDash(s.Have), orDash(s.Want), s.Action, orDash(s.Why))
+		t.Row(s.Object, terminal.OrDash(s.Setting), terminal.OrDash(s.Have), terminal.OrDash(s.Want), s.Action, terminal.OrDash(s.Why))
 	}
-	if err := t.end(); err != nil {
+	if err := t.Flush(); err != nil {
 		return err
 	}
 	if differs > 0 && !o.Apply {
-		c.note("%s", fmt.Sprintf("%s can be changed without loss: --apply does it", count(differs, "setting")))
+		c.note("%s", fmt.Sprintf("%s can be changed without loss: --apply does it", terminal.Count(differs, "setting")))
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ import (
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
+	"avatarworker/internal/terminal"
 	"avatarworker/internal/topology"
 )
 
@@ -85,7 +86,7 @@ const minEvery = 200 * time.Millisecond
 // replaces the last one, at once: it is drawn when it is whole. An error ends it,
 // unless something was shown before: NATS may be away for a while.
 func (c *cli) watch(ctx context.Context, every time.Duration, asJSON bool, show func(*cli) error) error {
-	redraw := isTerminal(c.stdout) && !asJSON
+	redraw := terminal.Is(c.stdout) && !asJSON
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for shown := false; ; {
@@ -99,7 +100,7 @@ func (c *cli) watch(ctx context.Context, every time.Duration, asJSON bool, show 
 		case err != nil && !shown:
 			return err
 		case err != nil:
-			c.note("%s", plainLines(err.Error()))
+			c.note("%s", terminal.PlainLines(err.Error()))
 		default:
 			shown = true
 			before := ""
@@ -152,7 +153,7 @@ func (c *cli) fleetStatus(ctx context.Context, l *link, store fleetReader, asJSO
 		return err
 	}
 	for _, w := range f.Warnings {
-		if _, err := fmt.Fprintf(c.stdout, "\n%s %s\n", c.colour(c.stdout, yellow, "warning:"), plain(w)); err != nil {
+		if _, err := fmt.Fprintf(c.stdout, "\n%s %s\n", c.colour(c.stdout, terminal.Yellow, "warning:"), terminal.Plain(w)); err != nil {
 			return err
 		}
 	}
@@ -160,7 +161,7 @@ func (c *cli) fleetStatus(ctx context.Context, l *link, store fleetReader, asJSO
 }
 
 func (c *cli) heading(text string) error {
-	_, err := fmt.Fprintln(c.stdout, c.colour(c.stdout, bold, text))
+	_, err := fmt.Fprintln(c.stdout, c.colour(c.stdout, terminal.Bold, text))
 	return err
 }
 
@@ -176,16 +177,16 @@ func (c *cli) printQueues(f *status.Fleet) error {
 	if !f.CountedAll {
 		atLeast = "≥"
 	}
-	t := newTable(c.stdout, "QUEUE", "WORKERS", "WAITING", "OLDEST WAITS", "DELIVERED", "RUNNING", "RETRYING", "HELD", "RELEASED", "PAUSED")
+	t := terminal.NewTable(c.stdout, "QUEUE", "WORKERS", "WAITING", "OLDEST WAITS", "DELIVERED", "RUNNING", "RETRYING", "HELD", "RELEASED", "PAUSED")
 	for _, q := range f.Queues {
 		paused := "-"
 		if !q.PausedUntil.IsZero() {
 			paused = pausedText(f.At, q.PausedUntil)
 		}
 		n := func(count int) string { return fmt.Sprintf("%s%d", atLeast, count) }
-		t.row(q.Name, q.Served, q.Waiting, ago(f.At, q.OldestWaiting), q.Taken, n(q.Running), n(q.Retrying), n(q.Held), n(q.Released), paused)
+		t.Row(q.Name, q.Served, q.Waiting, terminal.Ago(f.At, q.OldestWaiting), q.Taken, n(q.Running), n(q.Retrying), n(q.Held), n(q.Released), paused)
 	}
-	return t.end()
+	return t.Flush()
 }
 
 func (c *cli) printWorkers(f *status.Fleet) error {
@@ -196,11 +197,11 @@ func (c *cli) printWorkers(f *status.Fleet) error {
 		_, err := fmt.Fprintln(c.stdout, "none")
 		return err
 	}
-	t := newTable(c.stdout, "WORKER ID", "STATE", "SESSIONS", "SLOTS", "QUEUES", "UP FOR", "LAST SEEN", "VERSION")
+	t := terminal.NewTable(c.stdout, "WORKER ID", "STATE", "SESSIONS", "SLOTS", "QUEUES", "UP FOR", "LAST SEEN", "VERSION")
 	for _, w := range f.Workers {
-		t.row(w.WorkerID, workerState(w), w.Running, w.Slots, weights(w.Queues), ago(f.At, w.StartedAt), ago(f.At, w.At)+" ago", orDash(w.Version))
+		t.Row(w.WorkerID, workerState(w), w.Running, w.Slots, weights(w.Queues), terminal.Ago(f.At, w.StartedAt), terminal.Ago(f.At, w.At)+" ago", terminal.OrDash(w.Version))
 	}
-	return t.end()
+	return t.Flush()
 }
 
 func workerState(w status.Worker) string {
@@ -225,7 +226,7 @@ func weights(queues map[string]int) string {
 		}
 		texts = append(texts, text)
 	}
-	return orDash(strings.Join(texts, ","))
+	return terminal.OrDash(strings.Join(texts, ","))
 }
 
 func (c *cli) printCircuits(f *status.Fleet) error {
@@ -239,11 +240,11 @@ func (c *cli) printCircuits(f *status.Fleet) error {
 }
 
 func (c *cli) printCircuitTable(now time.Time, list []circuit.Circuit) error {
-	t := newTable(c.stdout, "APP", "REGION", "STATE", "OPENED BY", "OPEN FOR", "NEXT PROBE")
+	t := terminal.NewTable(c.stdout, "APP", "REGION", "STATE", "OPENED BY", "OPEN FOR", "NEXT PROBE")
 	for _, cc := range list {
-		t.row(cc.App, cc.Region, cc.State, cc.Code, ago(now, cc.OpenedAt), cc.RetryAt.UTC().Format(time.RFC3339))
+		t.Row(cc.App, cc.Region, cc.State, cc.Code, terminal.Ago(now, cc.OpenedAt), cc.RetryAt.UTC().Format(time.RFC3339))
 	}
-	return t.end()
+	return t.Flush()
 }
 
 // printBudgets shows the budgets that are spent.
@@ -258,11 +259,11 @@ func (c *cli) printBudgets(f *status.Fleet) error {
 	if !f.CountedAll {
 		atLeast = "≥"
 	}
-	t := newTable(c.stdout, "KEY", "VALUE", "PER", "CREDITS", "SPENT", "HELD JOBS", "UNTIL")
+	t := terminal.NewTable(c.stdout, "KEY", "VALUE", "PER", "CREDITS", "SPENT", "HELD JOBS", "UNTIL")
 	for _, b := range f.Budgets {
-		t.row(b.Key, orDash(b.Value), b.Per, b.Credits, b.Spent, fmt.Sprintf("%s%d", atLeast, b.Held), b.Until.Format(time.RFC3339))
+		t.Row(b.Key, terminal.OrDash(b.Value), b.Per, b.Credits, b.Spent, fmt.Sprintf("%s%d", atLeast, b.Held), b.Until.Format(time.RFC3339))
 	}
-	return t.end()
+	return t.Flush()
 }
 
 // fleetBudgets reads the budgets of a configuration; nil: it has none.
@@ -289,39 +290,26 @@ func (c *cli) printCounts(f *status.Fleet) error {
 		_, err := fmt.Fprintln(c.stdout, "none")
 		return err
 	}
-	t := newTable(c.stdout, "COUNT", "CODE", "CLASS", "OWNER", "TO SEE ONE")
+	t := terminal.NewTable(c.stdout, "COUNT", "CODE", "CLASS", "OWNER", "TO SEE ONE")
 	for _, n := range f.DeadLetters {
-		t.row(n.Letters, n.Code, n.Class, orDash(errors.Explain(n.Code).Owner), fmt.Sprintf("avatarworker dlq show --code %s", n.Code))
+		t.Row(n.Letters, n.Code, n.Class, terminal.OrDash(errors.Explain(n.Code).Owner), fmt.Sprintf("avatarworker dlq show --code %s", n.Code))
 	}
-	return t.end()
+	return t.Flush()
 }
 
 func (c *cli) printStorage(f *status.Fleet) error {
 	if err := c.heading("\nStorage"); err != nil {
 		return err
 	}
-	t := newTable(c.stdout, "KEPT IN", "MESSAGES", "BYTES", "LIMIT", "FULL")
+	t := terminal.NewTable(c.stdout, "KEPT IN", "MESSAGES", "BYTES", "LIMIT", "FULL")
 	for _, s := range f.Storage {
 		limit, full := "none", "-"
 		if s.MaxBytes > 0 {
-			limit, full = sizeText(s.MaxBytes), fmt.Sprintf("%.0f %%", 100*s.Fill)
+			limit, full = terminal.Size(s.MaxBytes), fmt.Sprintf("%.0f %%", 100*s.Fill)
 		}
-		t.row(s.Object, s.Messages, sizeText(s.Bytes), limit, full)
+		t.Row(s.Object, s.Messages, terminal.Size(s.Bytes), limit, full)
 	}
-	return t.end()
-}
-
-// sizeText is a number of bytes for people.
-func sizeText(n int64) string {
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	size, unit := float64(n), 0
-	for size >= 1024 && unit < len(units)-1 {
-		size, unit = size/1024, unit+1
-	}
-	if unit == 0 {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %s", size, units[unit])
+	return t.Flush()
 }
 
 func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id string, asJSON bool) error {
@@ -373,7 +361,7 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 		return err
 	}
 	for _, advice := range advise(j.Record) {
-		if _, err := fmt.Fprintln(c.stdout, plain(advice)); err != nil {
+		if _, err := fmt.Fprintln(c.stdout, terminal.Plain(advice)); err != nil {
 			return err
 		}
 	}
@@ -386,7 +374,7 @@ func (c *cli) printCost(cost status.Cost) error {
 		return nil
 	}
 	_, err := fmt.Fprintf(c.stdout, "\nCost: %s, %s connected, at least %s\n",
-		count(cost.Sessions, "session"), (time.Duration(cost.SessionMS) * time.Millisecond).Round(100*time.Millisecond), count(int(cost.Credits), "credit"))
+		terminal.Count(cost.Sessions, "session"), (time.Duration(cost.SessionMS) * time.Millisecond).Round(100*time.Millisecond), terminal.Count(int(cost.Credits), "credit"))
 	return err
 }
 
@@ -417,36 +405,36 @@ func advise(r *lifecycle.Record) []string {
 
 // printWaiting shows a job that no worker has taken yet, and what it waits for.
 func (c *cli) printWaiting(ctx context.Context, store *status.Store, id string, w *status.Waiting) error {
-	t := newTable(c.stdout)
-	t.row("job", id)
-	t.row("state", "waiting: not delivered to a worker yet")
-	t.row("queue", w.Queue)
-	t.row("published", when(c.now(), w.Published))
+	t := terminal.NewTable(c.stdout)
+	t.Row("job", id)
+	t.Row("state", "waiting: not delivered to a worker yet")
+	t.Row("queue", w.Queue)
+	t.Row("published", terminal.When(c.now(), w.Published))
 	if f, err := store.Fleet(ctx); err != nil {
-		c.note("how its queue stands could not be read: %s", plain(err.Error()))
+		c.note("how its queue stands could not be read: %s", terminal.Plain(err.Error()))
 	} else {
 		for _, q := range f.Queues {
 			if q.Name != w.Queue {
 				continue
 			}
-			t.row("waiting in the queue", q.Waiting)
-			t.row("workers of the queue", q.Served)
+			t.Row("waiting in the queue", q.Waiting)
+			t.Row("workers of the queue", q.Served)
 			switch {
 			case !q.PausedUntil.IsZero():
-				t.row("what to do", "the queue is paused "+pausedText(f.At, q.PausedUntil)+": avatarworker queue resume "+q.Name)
+				t.Row("what to do", "the queue is paused "+pausedText(f.At, q.PausedUntil)+": avatarworker queue resume "+q.Name)
 			case q.Served == 0:
-				t.row("what to do", "no worker serves the queue: start one with worker.queues "+q.Name)
+				t.Row("what to do", "no worker serves the queue: start one with worker.queues "+q.Name)
 			}
 		}
 	}
-	return t.end()
+	return t.Flush()
 }
 
 func (c *cli) printRecord(r *lifecycle.Record) error {
-	t := newTable(c.stdout)
+	t := terminal.NewTable(c.stdout)
 	row := func(name string, value any) {
 		if text := fmt.Sprint(value); text != "" && text != "0" {
-			t.row(name, text)
+			t.Row(name, text)
 		}
 	}
 	row("job", r.JobID)
@@ -462,12 +450,12 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	row("utterances done", r.UtterancesDone)
 	row("worker", r.WorkerID)
 	if r.State == lifecycle.StateRunning {
-		row("running since", when(c.now(), r.StartedAt))
+		row("running since", terminal.When(c.now(), r.StartedAt))
 	}
 	row("connection", r.ConnectionID)
 	row("recording", r.Recording)
-	row("published", when(c.now(), r.PublishedAt))
-	row("last change", when(c.now(), r.UpdatedAt))
+	row("published", terminal.When(c.now(), r.PublishedAt))
+	row("last change", terminal.When(c.now(), r.UpdatedAt))
 	row("next attempt", nextAttempt(c.now(), r))
 	if r.CancelRequested && !r.State.Final() {
 		row("cancel", "requested")
@@ -479,7 +467,7 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 		row("sessions without a result", fmt.Sprintf("%d in a row", r.Unsettled))
 	}
 	if r.Recorded != nil {
-		row("recorded", count(r.Recorded.Utterances, "utterance"))
+		row("recorded", terminal.Count(r.Recorded.Utterances, "utterance"))
 	}
 	row("reason", status.ReleasedBecause(r))
 	for _, name := range slices.Sorted(maps.Keys(r.Labels)) {
@@ -491,7 +479,7 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 		row("  meaning", x.Meaning)
 		row("  what to do", x.Remedy)
 	}
-	return t.end()
+	return t.Flush()
 }
 
 // nextAttempt is when a job that waits has its next attempt. A job that stays held
@@ -514,11 +502,4 @@ func tries(n, most int) string {
 		return fmt.Sprint(n)
 	}
 	return fmt.Sprintf("%d of at most %d", n, most)
-}
-
-func when(now, t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return fmt.Sprintf("%s (%s ago)", t.UTC().Format(time.RFC3339), ago(now, t))
 }

@@ -13,6 +13,7 @@ import (
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/terminal"
 	"avatarworker/internal/topology"
 )
 
@@ -260,7 +261,7 @@ func (c *cli) submitAll(ctx context.Context, s *submission, docs []*document) er
 	for _, doc := range docs {
 		p, err := c.publishOne(ctx, l, s, doc)
 		if err != nil {
-			return fmt.Errorf("%s: %w\n%s before it published, and none after it", doc.where, err, count(fresh, "job"))
+			return fmt.Errorf("%s: %w\n%s before it published, and none after it", doc.where, err, terminal.Count(fresh, "job"))
 		}
 		if s.asJSON && !s.wait {
 			if err := c.printLine(p); err != nil {
@@ -273,7 +274,7 @@ func (c *cli) submitAll(ctx context.Context, s *submission, docs []*document) er
 		all = append(all, p)
 	}
 	c.warnUnserved(ctx, l, s.queue)
-	c.note("published: %s", count(fresh, "job"))
+	c.note("published: %s", terminal.Count(fresh, "job"))
 	if !s.wait {
 		return nil
 	}

@@ -25,6 +25,7 @@ import (
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/output"
+	"avatarworker/internal/terminal"
 )
 
 const helloWAV = "../../internal/audio/clip/hello.wav"
@@ -270,7 +271,7 @@ func TestFramesAreSavedAsTheyCameAlsoThoseThatCannotBeRead(t *testing.T) {
 		if err != nil || !bytes.Equal(got, recordingOf(frames...)) {
 			t.Errorf("%v: the file has %q", err, got)
 		}
-		if saved := fmt.Sprintf(", %s, ", count(len(frames), "frame")); !strings.Contains(c.stderr.String(), saved) || !strings.Contains(c.stderr.String(), fmt.Sprintf("%d bytes", len(got))) {
+		if saved := fmt.Sprintf(", %s, ", terminal.Count(len(frames), "frame")); !strings.Contains(c.stderr.String(), saved) || !strings.Contains(c.stderr.String(), fmt.Sprintf("%d bytes", len(got))) {
 			t.Errorf("no %q in %s", saved, c.stderr)
 		}
 	}

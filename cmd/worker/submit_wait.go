@@ -13,6 +13,7 @@ import (
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
+	"avatarworker/internal/terminal"
 )
 
 // waiter shows how one published job goes, and how it ended.
@@ -67,11 +68,11 @@ func (w *waiter) verdict(end client.Outcome, err error) error {
 	if w.s.asJSON {
 		err = errors.Join(err, w.c.printJSON(w.p))
 	}
-	colour := red
+	colour := terminal.Red
 	if end.State == lifecycle.StateCompleted {
-		colour = green
+		colour = terminal.Green
 	}
-	w.c.note("%s: %s%s", w.p.JobID, w.c.colour(w.c.stderr, colour, string(end.State)), plain(outcomeText(end)))
+	w.c.note("%s: %s%s", w.p.JobID, w.c.colour(w.c.stderr, colour, string(end.State)), terminal.Plain(outcomeText(end)))
 	if end.State == lifecycle.StateDeadLettered {
 		w.c.note("'avatarworker dlq show --job %s' explains it", w.p.JobID)
 	}
@@ -172,7 +173,7 @@ func (w *waiter) restOfFrames(ctx context.Context) error {
 }
 
 func (w *waiter) noteUnreadable(saved *savedRecording) {
-	w.c.note("%s has the frames as they came, but not all of them can be read: %s", w.s.out, plain(saved.Unreadable))
+	w.c.note("%s has the frames as they came, but not all of them can be read: %s", w.s.out, terminal.Plain(saved.Unreadable))
 }
 
 // noteSaved says what is in the file, and that it is not whole where it isn't.
@@ -185,7 +186,7 @@ func (w *waiter) noteSaved() {
 	if !saved.Whole && w.p.Outcome != lifecycle.StateCompleted {
 		part = "; the last utterance is not whole"
 	}
-	w.c.note("saved %s: %s, %s, %.2f s, %d bytes%s", saved.File, count(len(saved.Utterances), "utterance"), count(saved.Frames, "frame"), saved.Seconds, saved.Bytes, part)
+	w.c.note("saved %s: %s, %s, %.2f s, %d bytes%s", saved.File, terminal.Count(len(saved.Utterances), "utterance"), terminal.Count(saved.Frames, "frame"), saved.Seconds, saved.Bytes, part)
 }
 
 // framesOf is how many frames the worker published.
@@ -224,7 +225,7 @@ type progress struct {
 	shown    time.Time // when the counter was last written
 }
 
-func newProgress(c *cli) *progress { return &progress{c: c, terminal: isTerminal(c.stderr)} }
+func newProgress(c *cli) *progress { return &progress{c: c, terminal: terminal.Is(c.stderr)} }
 
 const eraseLine = "\r\x1b[K"
 

@@ -6,6 +6,8 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"avatarworker/internal/terminal"
 )
 
 // build says what this program was built from.
@@ -47,7 +49,7 @@ func thisBuild() build {
 func (b build) String() string {
 	text := "avatarworker " + b.Version
 	if b.Revision != "" {
-		text += " (" + short(b.Revision, 13) + ")"
+		text += " (" + terminal.Short(b.Revision, 13) + ")"
 	}
 	return fmt.Sprintf("%s %s %s", text, b.Go, b.Platform)
 }
