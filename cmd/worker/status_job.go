@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/status"
+	"avatarworker/internal/terminal"
+)
+
+func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id string, asJSON bool) error {
+	j, err := store.Job(ctx, id)
+	switch {
+	case errors.Is(err, status.ErrNoJob):
+		return err
+	case err != nil:
+		return l.names.Unavailable("job "+id, err)
+	case asJSON:
+		return c.printJSON(j)
+	case j.Waiting != nil:
+		return c.printWaiting(ctx, store, id, j.Waiting)
+	}
+	if j.Record != nil {
+		if err := c.printRecord(j.Record); err != nil {
+			return err
+		}
+	}
+	if err := c.heading("\nHistory"); err != nil {
+		return err
+	}
+	for _, e := range j.History {
+		if err := c.printEvent(e); err != nil {
+			return err
+		}
+	}
+	if len(j.History) == 0 {
+		if _, err := fmt.Fprintln(c.stdout, "none is kept"); err != nil {
+			return err
+		}
+	}
+	if !j.Whole {
+		c.note("looking for error events took longer than --count-for: some may be missing")
+	}
+	if err := c.printCost(j.Cost); err != nil {
+		return err
+	}
+	switch {
+	case j.Record == nil:
+		return nil
+	case j.NextRun != nil:
+		if err := c.heading(fmt.Sprintf("\nRun %d", j.NextRun.Run)); err != nil {
+			return err
+		}
+		return c.printWaiting(ctx, store, id, j.NextRun)
+	case j.LetterGone:
+		_, err := fmt.Fprintln(c.stdout, "\nIts dead letter is gone: it was removed, or has aged out. To run it again, publish it under another id.")
+		return err
+	}
+	for _, advice := range advise(j.Record) {
+		if _, err := fmt.Fprintln(c.stdout, terminal.Plain(advice)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printCost shows what a job's sessions cost so far.
+func (c *cli) printCost(cost status.Cost) error {
+	if cost.Sessions == 0 && cost.SessionMS == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(c.stdout, "\nCost: %s, %s connected, at least %s\n",
+		terminal.Count(cost.Sessions, "session"), (time.Duration(cost.SessionMS) * time.Millisecond).Round(100*time.Millisecond), terminal.Count(int(cost.Credits), "credit"))
+	return err
+}
+
+// advise names the commands that help with a job in its present state.
+func advise(r *lifecycle.Record) []string {
+	id := r.JobID
+	switch r.State {
+	case lifecycle.StateDeadLettered:
+		return []string{
+			"\nIts dead letter: avatarworker dlq show --job " + id,
+			"To run it again: avatarworker dlq replay --job " + id + " (--set PATH=VALUE corrects it)",
+		}
+	case lifecycle.StateHeld, lifecycle.StateRetrying:
+		advice := []string{"\nTo run it now: avatarworker retry " + id}
+		if r.State == lifecycle.StateHeld && r.HeldReason == lifecycle.HeldCircuit {
+			advice[0] += " --probe (its circuit is open: avatarworker circuit ls)"
+		}
+		return append(advice, "To end it: avatarworker cancel "+id)
+	case lifecycle.StateRunning:
+		return []string{"\nTo end it: avatarworker cancel " + id}
+	case lifecycle.StateCompleted:
+		if r.Recording != "" {
+			return []string{"\nIts recording: avatarworker recording get " + r.Recording}
+		}
+	}
+	return nil
+}
+
+// printWaiting shows a job that no worker has taken yet, and what it waits for.
+func (c *cli) printWaiting(ctx context.Context, store *status.Store, id string, w *status.Waiting) error {
+	t := terminal.NewTable(c.stdout)
+	t.Row("job", id)
+	t.Row("state", "waiting: not delivered to a worker yet")
+	t.Row("queue", w.Queue)
+	t.Row("published", terminal.When(c.now(), w.Published))
+	if f, err := store.Fleet(ctx); err != nil {
+		c.note("how its queue stands could not be read: %s", terminal.Plain(err.Error()))
+	} else {
+		for _, q := range f.Queues {
+			if q.Name != w.Queue {
+				continue
+			}
+			t.Row("waiting in the queue", q.Waiting)
+			t.Row("workers of the queue", q.Served)
+			switch {
+			case !q.PausedUntil.IsZero():
+				t.Row("what to do", "the queue is paused "+pausedText(f.At, q.PausedUntil)+": avatarworker queue resume "+q.Name)
+			case q.Served == 0:
+				t.Row("what to do", "no worker serves the queue: start one with worker.queues "+q.Name)
+			}
+		}
+	}
+	return t.Flush()
+}
+
+func (c *cli) printRecord(r *lifecycle.Record) error {
+	t := terminal.NewTable(c.stdout)
+	row := func(name string, value any) {
+		if text := fmt.Sprint(value); text != "" && text != "0" {
+			t.Row(name, text)
+		}
+	}
+	row("job", r.JobID)
+	row("state", r.State)
+	row("run", r.Run)
+	row("queue", r.Queue)
+	row("app", r.AppID)
+	row("avatar", r.AvatarID)
+	row("region", r.Region)
+	row("attempt", tries(r.Attempt, r.MaxAttempts))
+	row("session", r.Session)
+	row("crashes", r.Crashes)
+	row("utterances done", r.UtterancesDone)
+	row("worker", r.WorkerID)
+	if r.State == lifecycle.StateRunning {
+		row("running since", terminal.When(c.now(), r.StartedAt))
+	}
+	row("connection", r.ConnectionID)
+	row("recording", r.Recording)
+	row("published", terminal.When(c.now(), r.PublishedAt))
+	row("last change", terminal.When(c.now(), r.UpdatedAt))
+	row("next attempt", nextAttempt(c.now(), r))
+	if r.CancelRequested && !r.State.Final() {
+		row("cancel", "requested")
+	}
+	why, remedy := status.HeldBecause(r)
+	row("held because", why)
+	row("  what to do", remedy)
+	if r.Unsettled > 1 && !r.State.Final() {
+		row("sessions without a result", fmt.Sprintf("%d in a row", r.Unsettled))
+	}
+	if r.Recorded != nil {
+		row("recorded", terminal.Count(r.Recorded.Utterances, "utterance"))
+	}
+	row("reason", status.ReleasedBecause(r))
+	for _, name := range slices.Sorted(maps.Keys(r.Labels)) {
+		row("label "+name, r.Labels[name])
+	}
+	if e := r.LastError; e != nil {
+		row("last error", fmt.Sprintf("%s (%s) in %s: %s", e.Code, e.Class, e.Phase, status.Cause(e.Message, e.ServerTitle, e.ServerDetail)))
+		x := errors.Explain(e.Code)
+		row("  meaning", x.Meaning)
+		row("  what to do", x.Remedy)
+	}
+	return t.Flush()
+}
+
+// nextAttempt is when a job that waits has its next attempt. A job that stays held
+// is delivered again and again without a new record, so its time may have passed.
+func nextAttempt(now time.Time, r *lifecycle.Record) string {
+	switch {
+	case r.NextAttemptAt == nil || r.State.Final():
+		return ""
+	case r.State == lifecycle.StateHeld && r.NextAttemptAt.Before(now):
+		return "still held: checked again within a minute, or later where many wait"
+	}
+	return r.NextAttemptAt.UTC().Format(time.RFC3339)
+}
+
+func tries(n, most int) string {
+	switch {
+	case n == 0:
+		return ""
+	case most == 0:
+		return fmt.Sprint(n)
+	}
+	return fmt.Sprintf("%d of at most %d", n, most)
+}
