@@ -57,8 +57,8 @@ type Options struct {
 	TLSFirst bool
 	// InProcess connects to a server in this process instead of URLs.
 	InProcess nats.InProcessConnProvider
-	// Once makes Connect fail at once if the first connect fails, for commands
-	// that a person waits for. Without it Connect returns a connection that keeps
+	// Once makes Open fail at once if the first connect fails, for commands
+	// that a person waits for. Without it Open returns a connection that keeps
 	// trying: a worker survives an absent NATS.
 	Once   bool
 	Logger zerolog.Logger // the zero value logs nothing
@@ -71,24 +71,15 @@ type Options struct {
 	OnDenied func(operation string)
 }
 
-// Connect connects or (unless Once) keeps trying in the background while NATS is
-// unreachable; WaitConnected waits for it. The error names the setting or file
+// Open connects, or (unless Once) keeps trying in the background while NATS is
+// unreachable (WaitConnected waits for it), and opens JetStream with the API that
+// the options or the context name. The error names the setting or file
 // that is wrong, never a secret. It is a *SettingError if no connection was
 // needed to find it.
 //
 // Nothing is buffered while disconnected: a publish fails at once, so that it
 // can't be stored after it was reported as failed. On a stalled connection it
 // fails within 2 s, and the connection is replaced.
-func Connect(ctx context.Context, o Options) (*nats.Conn, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	nc, _, err := o.connect()
-	return nc, err
-}
-
-// Open connects as Connect does, and opens JetStream with the API that the
-// options or the context name.
 func Open(ctx context.Context, o Options, opts ...jetstream.JetStreamOpt) (*nats.Conn, jetstream.JetStream, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
@@ -145,7 +136,7 @@ func (a api) open(nc *nats.Conn, opts []jetstream.JetStreamOpt) (jetstream.JetSt
 	return jetstream.New(nc, opts...)
 }
 
-// Check returns the *SettingError that Connect would return before it connects,
+// Check returns the *SettingError that Open would return before it connects,
 // or nil.
 func Check(o Options) error {
 	_, opts, err := o.settings()

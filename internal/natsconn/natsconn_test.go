@@ -70,7 +70,7 @@ func TestBadSettingsAreNamedAndNoSecretIsShown(t *testing.T) {
 		"context's ca":      {natsconn.Options{Context: inContext("ca", missing)}, missing},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := natsconn.Connect(t.Context(), tc.o)
+			_, _, err := natsconn.Open(t.Context(), tc.o)
 			var wrong *natsconn.SettingError
 			if !errors.As(err, &wrong) || !strings.Contains(err.Error(), tc.text) {
 				t.Fatalf("got %v, want %q", err, tc.text)
@@ -124,7 +124,7 @@ func TestWorkerOutlivesAnAbsentServerAndHearsOfIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	states := make(chan bool, 16)
-	nc, err := natsconn.Connect(t.Context(), natsconn.Options{
+	nc, _, err := natsconn.Open(t.Context(), natsconn.Options{
 		URLs:    first.ClientURL(),
 		OnState: func(connected bool) { states <- connected },
 	})
@@ -172,7 +172,7 @@ func TestOnceFailsAtOnceWithoutTheSecret(t *testing.T) {
 	if err := s.Shutdown(); err != nil {
 		t.Fatal(err)
 	}
-	_, err := natsconn.Connect(t.Context(), natsconn.Options{URLs: strings.Replace(gone, "//", "//u:secret@", 1), Once: true})
+	_, _, err := natsconn.Open(t.Context(), natsconn.Options{URLs: strings.Replace(gone, "//", "//u:secret@", 1), Once: true})
 	if err == nil || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "connecting to NATS at nats://xxxxx@127.0.0.1") {
 		t.Fatalf("got %v", err)
 	}
@@ -181,7 +181,7 @@ func TestOnceFailsAtOnceWithoutTheSecret(t *testing.T) {
 func TestCloseSendsWhatWasPublishedAndCanBeRepeated(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	nc, err := natsconn.Connect(t.Context(), natsconn.Options{InProcess: s})
+	nc, _, err := natsconn.Open(t.Context(), natsconn.Options{InProcess: s})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,14 +227,14 @@ func TestLoginByNKeyAndByContext(t *testing.T) {
 		"nkey":    {URLs: address, NKey: seedFile, Once: true},
 		"context": {Context: contextFile, Once: true},
 	} {
-		nc, err := natsconn.Connect(t.Context(), o)
+		nc, _, err := natsconn.Open(t.Context(), o)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
 		nc.Close()
 	}
-	if nc, err := natsconn.Connect(t.Context(), natsconn.Options{URLs: address, Once: true}); err == nil {
+	if nc, _, err := natsconn.Open(t.Context(), natsconn.Options{URLs: address, Once: true}); err == nil {
 		nc.Close()
 		t.Error("connected without a key")
 	}
@@ -264,7 +264,7 @@ func TestAServerThatIsAwayIsNoFaultOfTheSettings(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		o.Once = true
-		_, err := natsconn.Connect(t.Context(), o)
+		_, _, err := natsconn.Open(t.Context(), o)
 		var wrong *natsconn.SettingError
 		if err == nil || errors.As(err, &wrong) {
 			t.Errorf("%s: connecting: %v", name, err)

@@ -105,7 +105,7 @@ func TestTLSFirstComesFromConfigurationOrContext(t *testing.T) {
 		"context":       {Context: contextFile(t, `{"url":"`+url+`","tls_first":true,"ca":"`+cert+`"}`)},
 	} {
 		o.Once = true
-		nc, err := natsconn.Connect(t.Context(), o)
+		nc, _, err := natsconn.Open(t.Context(), o)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -119,7 +119,7 @@ func TestTLSFirstComesFromConfigurationOrContext(t *testing.T) {
 
 func TestTLSFirstAgainstAServerThatSpeaksFirstIsNamed(t *testing.T) {
 	t.Parallel()
-	nc, err := natsconn.Connect(t.Context(), natsconn.Options{URLs: natstest.Start(t).ClientURL(), TLSFirst: true, Once: true})
+	nc, _, err := natsconn.Open(t.Context(), natsconn.Options{URLs: natstest.Start(t).ClientURL(), TLSFirst: true, Once: true})
 	if err == nil {
 		nc.Close()
 	}
@@ -132,7 +132,7 @@ func TestTheLogNamesTLSFirstWhereTheServerSpeaksFirst(t *testing.T) {
 	t.Parallel()
 	said := make(chan string, 1)
 	log := zerolog.New(firstLine(said))
-	nc, err := natsconn.Connect(t.Context(), natsconn.Options{URLs: natstest.Start(t).ClientURL(), TLSFirst: true, Logger: log})
+	nc, _, err := natsconn.Open(t.Context(), natsconn.Options{URLs: natstest.Start(t).ClientURL(), TLSFirst: true, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}

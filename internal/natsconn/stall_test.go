@@ -133,7 +133,7 @@ func TestPublishOnALinkThatStallsFailsSoonAndTheConnectionIsMadeAnew(t *testing.
 func stallOn(t *testing.T, link *stalling, o natsconn.Options) {
 	states := make(chan bool, 16)
 	o.OnState = func(connected bool) { states <- connected }
-	nc, err := natsconn.Connect(t.Context(), o)
+	nc, _, err := natsconn.Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,8 +20,6 @@ const (
 	publishTimeout = 2 * time.Second
 	publishInitial = 100 * time.Millisecond
 	publishMaxWait = 2 * time.Second
-	// unlimited leaves it to the context when to give up.
-	unlimited = 10 * 365 * 24 * time.Hour
 )
 
 // Publisher publishes events and waits until the stream has stored them. It is
@@ -41,27 +39,28 @@ func NewPublisher(nc *nats.Conn, names Subjects, worker string, log zerolog.Logg
 // Publish returns nil once the stream has acknowledged the event. It repeats as
 // PublishStored does.
 func (p *Publisher) Publish(ctx context.Context, ev Event) error {
-	_, err := p.publish(ctx, unlimited, ev)
+	_, err := p.publish(ctx, time.Time{}, ev)
 	return err
 }
 
 // PublishWithin is Publish that gives up after limit.
 func (p *Publisher) PublishWithin(ctx context.Context, limit time.Duration, ev Event) error {
-	_, err := p.publish(ctx, limit, ev)
+	_, err := p.publish(ctx, time.Now().Add(limit), ev)
 	return err
 }
 
 // PublishNew is Publish, and reports whether the event was new to the stream.
 func (p *Publisher) PublishNew(ctx context.Context, ev Event) (fresh bool, err error) {
-	return p.publish(ctx, unlimited, ev)
+	return p.publish(ctx, time.Time{}, ev)
 }
 
-func (p *Publisher) publish(ctx context.Context, limit time.Duration, ev Event) (fresh bool, err error) {
+// publish gives up at the deadline, or when ctx ends if there is none.
+func (p *Publisher) publish(ctx context.Context, deadline time.Time, ev Event) (fresh bool, err error) {
 	msg, err := ev.Message(p.names, p.source)
 	if err != nil {
 		return false, err
 	}
-	stored, err := publishUntil(ctx, time.Now().Add(limit), p.nc, msg, func(err error) {
+	stored, err := publishUntil(ctx, deadline, p.nc, msg, func(err error) {
 		p.log.Warn().Err(err).Str("event", ev.ID).Str("subject", msg.Subject).
 			Msg("event not acknowledged yet; publishing it again")
 	})
@@ -78,22 +77,26 @@ func (p *Publisher) publish(ctx context.Context, limit time.Duration, ev Event) 
 // accepts, fails at once. unanswered, if not nil, is called with the error of the
 // first failed attempt.
 func PublishStored(ctx context.Context, nc *nats.Conn, msg *nats.Msg, unanswered func(error)) (jetstream.PubAck, error) {
-	return publishUntil(ctx, time.Now().Add(unlimited), nc, msg, unanswered)
+	return publishUntil(ctx, time.Time{}, nc, msg, unanswered)
 }
 
-// publishUntil is PublishStored that gives up at the deadline. It makes one timer
-// for each attempt, and none for all of them together.
+// publishUntil is PublishStored that gives up at the deadline, if that is not zero.
+// It makes one timer for each attempt, and none for all of them together.
 func publishUntil(ctx context.Context, deadline time.Time, nc *nats.Conn, msg *nats.Msg, unanswered func(error)) (jetstream.PubAck, error) {
 	wait := publishInitial
 	for attempt := 1; ; attempt++ {
-		stored, err := publishOnce(ctx, min(time.Until(deadline), publishTimeout), nc, msg)
+		limit := publishTimeout
+		if !deadline.IsZero() {
+			limit = min(time.Until(deadline), limit)
+		}
+		stored, err := publishOnce(ctx, limit, nc, msg)
 		if err == nil || !retryable(err) {
 			return stored, err
 		}
 		if attempt == 1 && unanswered != nil {
 			unanswered(err)
 		}
-		if wait < time.Until(deadline) {
+		if deadline.IsZero() || wait < time.Until(deadline) {
 			err = retry.Pause(ctx, wait, err)
 		} else {
 			err = errors.Join(context.DeadlineExceeded, err)

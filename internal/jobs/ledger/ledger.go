@@ -215,14 +215,11 @@ func (w *Writer) Correct(ctx context.Context, r *lifecycle.Record, sent *Sent) e
 	return nil
 }
 
-// unlimited leaves it to the context when to give up.
-const unlimited = 10 * 365 * 24 * time.Hour
-
 func (w *Writer) replace(ctx context.Context, r *lifecycle.Record, s usage.Session, sent *Sent) error {
 	exact := w.record(r, s)
 	if sent.wait != nil {
 		// Its id is the estimate's: where it was stored, that is not.
-		fresh, err := sent.wait(ctx, unlimited)
+		fresh, err := sent.wait(ctx, 0)
 		if err := w.used(exact, fresh, err); fresh && err == nil {
 			return nil
 		}

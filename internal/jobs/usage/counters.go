@@ -251,7 +251,7 @@ func (c *Counters) tryAdd(ctx context.Context, parts map[string][]part) (missed 
 	}
 	missed = make(map[string][]part)
 	for _, s := range waiting {
-		stored, failed := s.stored(ctx, c.js.Conn(), unlimited)
+		stored, failed := s.stored(ctx, c.js.Conn(), 0)
 		switch {
 		case failed != nil:
 			err = errors.Join(err, fmt.Errorf("counter %s: %w", s.subject, failed))
@@ -273,7 +273,7 @@ func (c *Counters) Correct(ctx context.Context, have Counter, add Totals) error 
 	}}
 	var correction publication
 	correction.send(c.sender, msg, fmt.Sprintf("rebuild.%s.%d", have.Subject, have.Seq))
-	_, err := correction.stored(ctx, c.js.Conn(), unlimited)
+	_, err := correction.stored(ctx, c.js.Conn(), 0)
 	if err != nil {
 		return fmt.Errorf("counter %s: %w", have.Subject, err)
 	}

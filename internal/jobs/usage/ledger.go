@@ -28,8 +28,6 @@ const (
 	// tryTimeout bounds one publish; it is repeated with the same id.
 	tryTimeout = 2 * time.Second
 	tryPause   = 100 * time.Millisecond
-	// unlimited leaves it to the context when to give up.
-	unlimited = 10 * 365 * 24 * time.Hour
 	// clockSlack allows for workers that read the server's clock a little
 	// differently.
 	clockSlack = 5 * time.Second
@@ -114,10 +112,10 @@ func (l *Ledger) keep(s Stored) {
 // days later: within the duplicate window the server knows its id, and after it the
 // stream is searched for it.
 func (l *Ledger) Store(ctx context.Context, r Record) (fresh bool, err error) {
-	return l.Send(ctx, r)(ctx, unlimited)
+	return l.Send(ctx, r)(ctx, 0)
 }
 
-// Send is Store that does not wait: wait does, at most as long as limit.
+// Send is Store that does not wait: wait does, at most for limit; 0: until ctx ends.
 func (l *Ledger) Send(ctx context.Context, r Record) (wait func(ctx context.Context, limit time.Duration) (fresh bool, err error)) {
 	// The record of a session that ended in good order can't be stored before its
 	// end. An estimate's end is after that, and the worker may have written the truth.
@@ -142,7 +140,7 @@ func (l *Ledger) Correct(ctx context.Context, estimate, r Record) error {
 	if err != nil {
 		return err
 	}
-	_, err = l.send(r, r.ID()+exact, nats.Header{HeaderReplaces: {string(replaced)}}).stored(ctx, unlimited)
+	_, err = l.send(r, r.ID()+exact, nats.Header{HeaderReplaces: {string(replaced)}}).stored(ctx, 0)
 	return err
 }
 
@@ -227,20 +225,26 @@ func (p *publication) send(sender *ack.Sender, msg *nats.Msg, id string) {
 }
 
 // stored waits for the answer. Without one it publishes the message again until there
-// is, limit has passed, or ctx ends: because of its id it is stored once. An answer that
-// is there already costs neither a context nor a timer.
+// is one, ctx ends, or limit, unless it is 0, has passed: because of its id it is stored
+// once. An answer that is there already costs neither a context nor a timer.
 func (p *publication) stored(ctx context.Context, nc *nats.Conn, limit time.Duration) (stored jetstream.PubAck, err error) {
-	begun := time.Now()
+	begun, first := time.Now(), tryTimeout
+	if limit > 0 {
+		first = min(limit, first)
+	}
 	if err = p.err; err == nil {
-		if stored, err = p.sent.Wait(ctx, min(limit, tryTimeout)); err == nil {
+		if stored, err = p.sent.Wait(ctx, first); err == nil {
 			return stored, nil
 		}
 	}
 	if final(err) {
 		return stored, err
 	}
-	ctx, cancel := context.WithDeadline(ctx, begun.Add(limit))
-	defer cancel()
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, begun.Add(limit))
+		defer cancel()
+	}
 	err = retry.Until(ctx, retry.Backoff{Initial: tryPause, Max: time.Second}, final, func() error {
 		ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 		defer cancel()

@@ -1,0 +1,4 @@
+package app
+
+// ID is the worker's id.
+func (a *App) ID() string { return a.id }
