@@ -87,16 +87,19 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, reply []byte) { check(t, reply) })
 }
 
-// The server's own replies have the plain form, also in a domain.
-func TestTheServersAcknowledgementsArePlain(t *testing.T) {
-	nc := natstest.Connect(t, natstest.Start(t))
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+// connectToStream connects to a server with a stream S of the subject s.
+func connectToStream(t *testing.T) *nats.Conn {
+	t.Helper()
+	js := natstest.JetStream(t)
 	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}, Storage: jetstream.MemoryStorage}); err != nil {
 		t.Fatal(err)
 	}
+	return js.Conn()
+}
+
+// The server's own replies have the plain form, also in a domain.
+func TestTheServersAcknowledgementsArePlain(t *testing.T) {
+	nc := connectToStream(t)
 	for _, duplicate := range []bool{false, true} {
 		reply, err := nc.RequestMsg(&nats.Msg{Subject: "s", Header: nats.Header{jetstream.MsgIDHeader: {"1"}}}, 5*time.Second)
 		if err != nil {

@@ -20,14 +20,7 @@ func (s *Sender) expected() int {
 }
 
 func TestWhatWasSentIsAcknowledgedInAnyOrder(t *testing.T) {
-	nc := natstest.Connect(t, natstest.Start(t))
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}, Storage: jetstream.MemoryStorage}); err != nil {
-		t.Fatal(err)
-	}
+	nc := connectToStream(t)
 	s := NewSender(nc)
 	var all []Sent
 	for range 50 {

@@ -94,7 +94,7 @@ func New(o Options) (*App, error) {
 	}
 	a := &App{o: o, c: o.Config, names: topology.Names{Prefix: o.Config.NATS.Prefix}, starting: errors.New("starting"), waiting: newPostponed()}
 	a.name = workerName(a.c.Worker.Name)
-	a.id = a.name + "-" + nuid.Next()[14:] // new at each start
+	a.id = a.name + "-" + nuid.Next()[14:]
 	a.log = o.Logger.With().Str("worker", a.name).Str("worker_id", a.id).Logger()
 	registry := prometheus.NewRegistry()
 	a.gather = registry

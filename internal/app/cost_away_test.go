@@ -85,15 +85,9 @@ func TestWhileTheUsageStreamIsAwayNothingIsToldAndNothingIsLost(t *testing.T) {
 
 func TestWhileUsageRecordsAreDeniedNoSessionBegins(t *testing.T) {
 	t.Parallel()
-	url := natstest.Configured(t, `
-		listen: "127.0.0.1:-1"
-		jetstream { max_memory_store: 64GB }
-		authorization { users: [
-			{user: admin, password: p}
-			{user: worker, password: p, permissions: {publish: {allow: ">", deny: "avatar.usage.>"}}}
-		] }`)
-	f := &fleet{t: t, url: strings.Replace(url, "//", "//worker:p@", 1)}
-	f.open(strings.Replace(url, "//", "//admin:p@", 1), nil)
+	url, admin := natstest.Denying(t, "avatar.usage.>")
+	f := &fleet{t: t, url: url}
+	f.open(admin, nil)
 	w := f.worker(worker{config: fourAtATime})
 	f.publish("j", "ok-j", fields{"output": fields{"discard": fields{}}})
 	f.heldForStorage("j", "ok-j")

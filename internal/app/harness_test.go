@@ -334,33 +334,7 @@ func (f *fleet) state(id string, is func(lifecycle.Record) bool) lifecycle.Recor
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	watch, err := kv.Watch(ctx, id)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	defer func() {
-		if err := watch.Stop(); err != nil {
-			f.t.Log(err)
-		}
-	}()
-	var r lifecycle.Record
-	for {
-		select {
-		case entry := <-watch.Updates():
-			if entry == nil {
-				continue
-			}
-			r = lifecycle.Record{}
-			if err := json.Unmarshal(entry.Value(), &r); err != nil {
-				f.t.Fatal(err)
-			}
-			if is(r) {
-				return r
-			}
-		case <-ctx.Done():
-			f.t.Fatalf("job %s did not get there; its record: %+v", id, r)
-		}
-	}
+	return natstest.Value(f.t, kv, id, is)
 }
 
 // all reads what a stream keeps under filter now.

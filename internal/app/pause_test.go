@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"avatarworker/internal/config"
+	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/status"
 )
 
@@ -29,19 +30,7 @@ func TestAPausedQueueShowsInReadinessAndStatusAndIsNoFault(t *testing.T) {
 	}
 	becomes := func(want string) {
 		t.Helper()
-		again, deadline := time.NewTicker(20*time.Millisecond), time.After(patience)
-		defer again.Stop()
-		for {
-			got := readyz()
-			if strings.TrimSpace(got) == want {
-				return
-			}
-			select {
-			case <-again.C:
-			case <-deadline:
-				t.Fatalf("/readyz is %q, want %q", got, want)
-			}
-		}
+		natstest.Eventually(t, "/readyz is "+want, func() bool { return strings.TrimSpace(readyz()) == want })
 	}
 	until := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
 	text := "queue default is paused until " + until.Format(time.RFC3339)

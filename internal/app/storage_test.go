@@ -44,15 +44,7 @@ func (f *fleet) change(stream string, change func(*jetstream.StreamConfig)) (res
 // until waits for something that only asking shows.
 func (f *fleet) until(what string, holds func() bool) {
 	f.t.Helper()
-	ticker := time.NewTicker(20 * time.Millisecond)
-	defer ticker.Stop()
-	for deadline := time.After(patience); !holds(); {
-		select {
-		case <-ticker.C:
-		case <-deadline:
-			f.t.Fatalf("never: %s", what)
-		}
-	}
+	natstest.Eventually(f.t, what, holds)
 }
 
 // notReadyFor waits until the worker is not ready and names a stream.
@@ -140,15 +132,9 @@ func TestJobsAreHeldBeforeASessionWhileTheWorkerMayNotWriteWhatTheyMake(t *testi
 	for output, subject := range map[string]string{"frames": "avatar.frames.*", "object": "$O.AVATAR_RECORDINGS.C.>"} {
 		t.Run(output, func(t *testing.T) {
 			t.Parallel()
-			url := natstest.Configured(t, `
-				listen: "127.0.0.1:-1"
-				jetstream { max_memory_store: 64GB }
-				authorization { users: [
-					{user: admin, password: p}
-					{user: worker, password: p, permissions: {publish: {allow: ">", deny: "`+subject+`"}}}
-				] }`)
-			f := &fleet{t: t, url: strings.Replace(url, "//", "//worker:p@", 1)}
-			f.open(strings.Replace(url, "//", "//admin:p@", 1), nil)
+			url, admin := natstest.Denying(t, subject)
+			f := &fleet{t: t, url: url}
+			f.open(admin, nil)
 			w := f.worker(worker{config: fourAtATime})
 			const n = 3
 			for i := range n {

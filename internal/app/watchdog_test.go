@@ -11,24 +11,11 @@ import (
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // often is how often the workers of these tests look.
 const often = 100 * time.Millisecond
-
-// until waits for what nothing signals.
-func until(t testing.TB, what string, is func() bool) {
-	t.Helper()
-	ticker := time.NewTicker(10 * time.Millisecond)
-	defer ticker.Stop()
-	for enough := time.After(patience); !is(); {
-		select {
-		case <-ticker.C:
-		case <-enough:
-			t.Fatalf("%s: it did not come to that", what)
-		}
-	}
-}
 
 func (f *fleet) remove(stream string) {
 	f.t.Helper()
@@ -57,8 +44,8 @@ func TestWhatIsDeletedUnderneathAWorkerIsToldAndMadeAgainWhereEmptyIsNoHarm(t *t
 		"OBJ_AVATAR_AUDIO_FILES": "bucket AVATAR_AUDIO_FILES", "OBJ_AVATAR_RECORDINGS": "bucket AVATAR_RECORDINGS",
 	} {
 		f.remove(stream)
-		until(t, object, func() bool { return strings.Contains(log.String(), object+" was made again") })
-		until(t, object, func() bool { return w.reason() == "" })
+		natstest.Eventually(t, object, func() bool { return strings.Contains(log.String(), object+" was made again") })
+		natstest.Eventually(t, object, func() bool { return w.reason() == "" })
 		if _, err := f.js.Stream(f.ctx, stream); err != nil {
 			t.Errorf("%s: %v", object, err)
 		}
@@ -85,7 +72,7 @@ func TestAWorkerIsNotReadyWithoutItsJobsOrItsRecordsUntilAnotherOneMadeThem(t *t
 			log := &buffer{}
 			w := f.worker(worker{log: log, checkEvery: often})
 			f.remove(stream)
-			until(t, object, func() bool { return strings.Contains(w.reason(), object+" is missing") })
+			natstest.Eventually(t, object, func() bool { return strings.Contains(w.reason(), object+" is missing") })
 			// A request for jobs may have failed too: that is another line.
 			reason := strings.Split(w.reason(), "\n")
 			if !slices.ContainsFunc(reason, func(line string) bool {
@@ -97,7 +84,7 @@ func TestAWorkerIsNotReadyWithoutItsJobsOrItsRecordsUntilAnotherOneMadeThem(t *t
 				t.Errorf("made again: %v", err)
 			}
 			f.worker(worker{checkEvery: often, config: func(c *config.Config) { c.Worker.Name = "second" }})
-			until(t, object, func() bool { return w.reason() == "" })
+			natstest.Eventually(t, object, func() bool { return w.reason() == "" })
 			if text := log.String(); strings.Count(text, object+" is missing") != 1 || strings.Count(text, object+" is there again") != 1 {
 				t.Errorf("not logged once each:\n%s", text)
 			}
@@ -112,18 +99,18 @@ func TestWhatCanNotBeMadeAgainIsSaidForAsLongAsItLasts(t *testing.T) {
 	f := newFleet(t, nil)
 	w := f.worker(worker{checkEvery: often})
 	// The worker may make the stream again before another takes its subjects.
-	until(t, "another stream has the subjects", func() bool {
+	natstest.Eventually(t, "another stream has the subjects", func() bool {
 		if err := f.js.DeleteStream(f.ctx, f.names.FramesStream()); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 			t.Fatal(err)
 		}
 		_, err := f.js.CreateStream(f.ctx, jetstream.StreamConfig{Name: "OTHER", Subjects: []string{f.names.AllFrames()}})
 		return err == nil
 	})
-	until(t, "the reason", func() bool {
+	natstest.Eventually(t, "the reason", func() bool {
 		return strings.Contains(w.reason(), "stream AVATAR_FRAMES is missing and can't be made again") && strings.Contains(w.reason(), "another stream takes these subjects")
 	})
 	f.remove("OTHER")
-	until(t, "ready again", func() bool { return w.reason() == "" })
+	natstest.Eventually(t, "ready again", func() bool { return w.reason() == "" })
 }
 
 // A fleet's bucket that is made again begins with revision 1.
@@ -134,7 +121,7 @@ func TestWorkersTellEachOtherAgainWhenTheFleetsBucketWasMadeAgain(t *testing.T) 
 	f.publish("held", "fail-billingRequired", nil)
 	f.state("held", func(r lifecycle.Record) bool { return r.State == lifecycle.StateHeld })
 	f.remove("KV_AVATAR_FLEET")
-	until(t, "the circuit in the new bucket", func() bool {
+	natstest.Eventually(t, "the circuit in the new bucket", func() bool {
 		kv, err := f.js.KeyValue(f.ctx, f.names.FleetBucket())
 		if err != nil {
 			return false
@@ -146,7 +133,7 @@ func TestWorkersTellEachOtherAgainWhenTheFleetsBucketWasMadeAgain(t *testing.T) 
 	f.worker(worker{config: func(c *config.Config) { c.Worker.Name = "second" }})
 	f.publish("next", "ok", nil)
 	f.state("next", func(r lifecycle.Record) bool { return r.State == lifecycle.StateHeld })
-	until(t, "the new bucket watched", func() bool {
+	natstest.Eventually(t, "the new bucket watched", func() bool {
 		s, err := f.js.Stream(f.ctx, "KV_AVATAR_FLEET")
 		return err == nil && s.CachedInfo().State.Consumers >= 2
 	})

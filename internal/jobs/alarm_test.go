@@ -277,15 +277,9 @@ func (h *env) loseLeases() {
 // The worker may not publish dead letters.
 func TestDeadLettersThatCannotBeWrittenTakeNoJobsSlot(t *testing.T) {
 	t.Parallel()
-	url := natstest.Configured(t, `
-		listen: "127.0.0.1:-1"
-		jetstream { max_memory_store: 64GB }
-		authorization { users: [
-			{user: admin, password: p}
-			{user: worker, password: p, permissions: {publish: {allow: ">", deny: "avatar.dlq.>"}}}
-		] }`)
+	url, admin := natstest.Denying(t, "avatar.dlq.>")
 	h := &env{t: t, url: url, storage: jetstream.MemoryStorage, settings: topology.DefaultSettings()}
-	h.nc = natstest.ConnectURL(t, url, nats.UserInfo("admin", "p"))
+	h.nc = natstest.ConnectURL(t, admin)
 	var err error
 	if h.js, err = jetstream.New(h.nc); err != nil {
 		t.Fatal(err)
@@ -294,7 +288,7 @@ func TestDeadLettersThatCannotBeWrittenTakeNoJobsSlot(t *testing.T) {
 	h.ensure()
 	w := h.start(&script{}, func(o *options) {
 		o.AckWait, o.Concurrency, o.SettleTimeout = 10*time.Second, 4, time.Second
-		o.natsOpt = []nats.Option{nats.UserInfo("worker", "p"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})}
+		o.natsOpt = []nats.Option{nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})}
 		o.Logger = zerolog.Nop()
 		nc := natstest.ConnectURL(t, url, o.natsOpt...)
 		js, err := jetstream.New(nc)

@@ -17,6 +17,7 @@ import (
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // size is short for the normal run, and long where the whole case is wanted.
@@ -161,7 +162,7 @@ func TestJobsHeldForLongKeepNoOtherAppWaiting(t *testing.T) {
 	for i := range 3 {
 		id := fmt.Sprintf("good%d", i)
 		h.submit("default", job(id, `"app_id":"app-good"`))
-		h.eventuallyWithin(2*time.Minute, fmt.Sprintf("job %d of another app is done, behind %d held ones", i, n), func() bool {
+		natstest.EventuallyWithin(h.t, 2*time.Minute, fmt.Sprintf("job %d of another app is done, behind %d held ones", i, n), func() bool {
 			r := h.record(id)
 			return r != nil && r.State.Final()
 		})
@@ -182,7 +183,7 @@ func TestUnpaidJobsInTheQueueKeepNoOtherAppWaiting(t *testing.T) {
 		o.Circuit = circuit.Config{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 5 * time.Minute}
 	})
 	// Until all are held a new job waits for its turn, like any other.
-	h.eventuallyWithin(time.Duration(size(60, 600))*time.Second, "every job was looked at once", func() bool { return h.undelivered() == 0 })
+	natstest.EventuallyWithin(h.t, time.Duration(size(60, 600))*time.Second, "every job was looked at once", func() bool { return h.undelivered() == 0 })
 	for i := range size(3, 30) {
 		from, id := time.Now(), fmt.Sprintf("good%d", i)
 		h.submit("default", job(id, `"app_id":"app-good"`))

@@ -434,35 +434,7 @@ func (h *env) put(r *lifecycle.Record) {
 // until waits for the record of the job to be as wanted.
 func (h *env) until(id string, wanted func(*lifecycle.Record) bool) *lifecycle.Record {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
-	watcher, err := h.handles.State.Watch(ctx, id)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	defer func() { _ = watcher.Stop() }()
-	var last string
-	for {
-		select {
-		case entry, open := <-watcher.Updates():
-			if !open {
-				h.t.Fatalf("watch of %s ended", id)
-			}
-			if entry == nil || entry.Operation() != jetstream.KeyValuePut {
-				continue
-			}
-			var r lifecycle.Record
-			last = string(entry.Value())
-			if err := json.Unmarshal(entry.Value(), &r); err != nil {
-				h.t.Fatal(err)
-			}
-			if wanted(&r) {
-				return &r
-			}
-		case <-ctx.Done():
-			h.t.Fatalf("job %s did not get where it should; its record: %s", id, last)
-		}
-	}
+	return natstest.Value(h.t, h.handles.State, id, wanted)
 }
 
 // outcome waits for the job's outcome.
@@ -574,21 +546,7 @@ func (h *env) messages(stream string) uint64 {
 // eventually waits for something that only the server knows.
 func (h *env) eventually(what string, holds func() bool) {
 	h.t.Helper()
-	h.eventuallyWithin(60*time.Second, what, holds)
-}
-
-func (h *env) eventuallyWithin(limit time.Duration, what string, holds func() bool) {
-	h.t.Helper()
-	ticker := time.NewTicker(10 * time.Millisecond)
-	defer ticker.Stop()
-	deadline := time.After(limit)
-	for !holds() {
-		select {
-		case <-ticker.C:
-		case <-deadline:
-			h.t.Fatalf("never: %s", what)
-		}
-	}
+	natstest.Eventually(h.t, what, holds)
 }
 
 // receive takes one value, or fails.

@@ -312,7 +312,7 @@ func TestSessionsOutliveTheNodeOfTheFleetsBucket(t *testing.T) {
 // finalWithin waits long for the job's outcome, by looking.
 func (h *env) finalWithin(id string, limit time.Duration) (r *lifecycle.Record) {
 	h.t.Helper()
-	h.eventuallyWithin(limit, "the job "+id+" has its outcome", func() bool {
+	natstest.EventuallyWithin(h.t, limit, "the job "+id+" has its outcome", func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		if _, err := h.handles.State.Get(ctx, id); err != nil {

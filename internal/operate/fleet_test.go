@@ -162,31 +162,7 @@ func (f *fleet) submit(id string) {
 // until waits until a job's record is as wanted.
 func (f *fleet) until(id string, is func(lifecycle.Record) bool) lifecycle.Record {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
-	defer cancel()
-	watcher, err := f.h.State.Watch(ctx, id)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	defer watcher.Stop() //nolint:errcheck // the connection's end does it too
-	var r lifecycle.Record
-	for {
-		select {
-		case entry := <-watcher.Updates():
-			if entry == nil || entry.Operation() != jetstream.KeyValuePut {
-				continue
-			}
-			r = lifecycle.Record{}
-			if err := json.Unmarshal(entry.Value(), &r); err != nil {
-				f.t.Fatal(err)
-			}
-			if is(r) {
-				return r
-			}
-		case <-ctx.Done():
-			f.t.Fatalf("job %s stays %s, attempt %d", id, r.State, r.Attempt)
-		}
-	}
+	return natstest.Value(f.t, f.h.State, id, is)
 }
 
 func (f *fleet) state(id string, want lifecycle.State) lifecycle.Record {

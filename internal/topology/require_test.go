@@ -324,13 +324,7 @@ func TestABucketThatWouldLoseRecordsIsRefusedAndNamed(t *testing.T) {
 			}
 			cfg := state()
 			tc.change(&cfg)
-			if _, err := js.CreateStream(t.Context(), cfg); err != nil {
-				t.Fatal(err)
-			}
-			_, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
-			if !errors.Is(err, topology.ErrUnusable) || !strings.Contains(err.Error(), "bucket AVATAR_STATE") || !strings.Contains(err.Error(), tc.text) {
-				t.Errorf("got %v", err)
-			}
+			refused(t, js, cfg, "bucket AVATAR_STATE", tc.text)
 		})
 	}
 }

@@ -199,14 +199,25 @@ func TestStartIsRefusedWhereJobsCouldBeLost(t *testing.T) {
 			js := natstest.JetStream(t)
 			cfg := good
 			tc.change(&cfg)
-			if _, err := js.CreateStream(t.Context(), cfg); err != nil {
-				t.Fatal(err)
-			}
-			_, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
-			if !errors.Is(err, topology.ErrUnusable) || !strings.Contains(err.Error(), "stream AVATAR_JOBS") || !strings.Contains(err.Error(), tc.text) {
-				t.Fatalf("got %v", err)
-			}
+			refused(t, js, cfg, "stream AVATAR_JOBS", tc.text)
 		})
+	}
+}
+
+// refused makes the stream and wants Ensure to refuse it in these words.
+func refused(t *testing.T, js jetstream.JetStream, cfg jetstream.StreamConfig, texts ...string) {
+	t.Helper()
+	if _, err := js.CreateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
+	if !errors.Is(err, topology.ErrUnusable) {
+		t.Fatalf("got %v", err)
+	}
+	for _, text := range texts {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("got %v, want %q in it", err, text)
+		}
 	}
 }
 

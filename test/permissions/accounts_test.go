@@ -272,27 +272,11 @@ func listenerElsewhere(ctx context.Context, t *testing.T, url string, refused *r
 		return err
 	}
 	c := connect(t, url, "listener", refused)
-	hear := func(filter, subject string) func(context.Context) error {
-		return func(ctx context.Context) error {
-			sub, err := c.nc.SubscribeSync(filter)
-			if err != nil {
-				return err
-			}
-			if err := c.nc.Flush(); err != nil {
-				return err
-			}
-			if err := admin.nc.Publish(subject, []byte("x")); err != nil {
-				return err
-			}
-			_, err = sub.NextMsgWithContext(ctx)
-			return must(err, "hear "+filter)
-		}
-	}
 	return firstOf(ctx,
-		hear(names.AllEvents(), names.Events("started", "J")),
-		hear(names.AllErrors(), names.Errors("server", "serverError")),
-		hear(names.AllAlerts(), names.Alerts("recurring", "serverError")),
-		hear(names.AllFrames(), names.Frames("J")),
+		receive(c, admin, names.AllEvents(), names.Events("started", "J")),
+		receive(c, admin, names.AllErrors(), names.Errors("server", "serverError")),
+		receive(c, admin, names.AllAlerts(), names.Alerts("recurring", "serverError")),
+		receive(c, admin, names.AllFrames(), names.Frames("J")),
 		func(ctx context.Context) error { return must(catchUp(ctx, c.js), "catch up") },
 		func(ctx context.Context) error { return must(readFrames(ctx, c), "read frames") },
 		func(ctx context.Context) error {

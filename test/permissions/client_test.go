@@ -131,30 +131,14 @@ func listener(ctx context.Context, t *testing.T, url string, refused *refusals) 
 		return err
 	}
 	c := connect(t, url, "listener", refused)
-	hear := func(filter, subject string) func(context.Context) error {
-		return func(ctx context.Context) error {
-			sub, err := c.nc.SubscribeSync(filter)
-			if err != nil {
-				return err
-			}
-			if err := c.nc.Flush(); err != nil {
-				return err
-			}
-			if _, err := admin.js.Publish(ctx, subject, []byte("x")); err != nil {
-				return err
-			}
-			_, err = sub.NextMsgWithContext(ctx)
-			return must(err, "hear "+filter)
-		}
-	}
 	read := func(stream string) func(context.Context) error {
 		return func(ctx context.Context) error { return must(readFirst(ctx, c.js, stream), "read "+stream) }
 	}
 	return firstOf(ctx,
-		hear(names.AllEvents(), names.Events("started", "J")),
-		hear(names.AllErrors(), names.Errors("server", "serverError")),
-		hear(names.AllAlerts(), names.Alerts("recurring", "serverError")),
-		hear(names.AllFrames(), names.Frames("J")),
+		receive(c, admin, names.AllEvents(), names.Events("started", "J")),
+		receive(c, admin, names.AllErrors(), names.Errors("server", "serverError")),
+		receive(c, admin, names.AllAlerts(), names.Alerts("recurring", "serverError")),
+		receive(c, admin, names.AllFrames(), names.Frames("J")),
 		read(names.EventsStream()),
 		read(names.FramesStream()),
 		func(ctx context.Context) error { return must(scan(ctx, c.js, names.EventsStream()), "scan the events") },
@@ -404,5 +388,23 @@ func foreign(t *testing.T, role string, subjects ...string) {
 				t.Error("the server did not refuse it")
 			}
 		})
+	}
+}
+
+// receive subscribes and wants what the publisher then publishes.
+func receive(c, publisher client, filter, subject string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		sub, err := c.nc.SubscribeSync(filter)
+		if err != nil {
+			return err
+		}
+		if err := c.nc.Flush(); err != nil {
+			return err
+		}
+		if err := publisher.nc.Publish(subject, []byte("x")); err != nil {
+			return err
+		}
+		_, err = sub.NextMsgWithContext(ctx)
+		return must(err, "receive "+filter)
 	}
 }

@@ -135,15 +135,7 @@ func (e *env) list() []event.RecurringAlert {
 
 func (e *env) eventually(what string, ok func() bool) {
 	e.t.Helper()
-	again, deadline := time.NewTicker(5*time.Millisecond), time.After(waitTime)
-	defer again.Stop()
-	for !ok() {
-		select {
-		case <-again.C:
-		case <-deadline:
-			e.t.Fatalf("never: %s", what)
-		}
-	}
+	natstest.Eventually(e.t, what, ok)
 }
 
 // alerted waits for the alert of the code.

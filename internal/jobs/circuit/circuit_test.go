@@ -255,20 +255,9 @@ func (e *env) keys() int {
 	return n
 }
 
-// eventually waits until ok reports true.
 func (e *env) eventually(what string, ok func() bool) {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(e.t.Context(), waitTime)
-	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			e.t.Fatalf("not within %s: %s", waitTime, what)
-		}
-	}
+	natstest.Eventually(e.t, what, ok)
 }
 
 func (e *env) knows(c *Circuits, state string) {

@@ -79,15 +79,7 @@ func (e *env) fleet(id string, with ...func(*Options)) (f *Fleet, stop func()) {
 
 func (e *env) eventually(what string, ok func() bool) {
 	e.t.Helper()
-	again, deadline := time.NewTicker(5*time.Millisecond), time.After(waitTime)
-	defer again.Stop()
-	for !ok() {
-		select {
-		case <-again.C:
-		case <-deadline:
-			e.t.Fatalf("never: %s", what)
-		}
-	}
+	natstest.Eventually(e.t, what, ok)
 }
 
 // stored reads a worker's presence from the bucket.
@@ -251,27 +243,13 @@ func TestPresenceThatWasRemovedIsWrittenAgain(t *testing.T) {
 func TestWatchThatEndsIsStartedAgain(t *testing.T) {
 	t.Parallel()
 	e := newEnv(t)
-	watched := &endingBucket{KeyValue: e.bucket, watchers: make(chan jetstream.KeyWatcher, 10)}
+	watched := &natstest.EndingBucket{KeyValue: e.bucket, Watchers: make(chan jetstream.KeyWatcher, 10)}
 	f, _ := e.fleet("w1", func(o *Options) { o.Bucket = watched })
-	if err := (<-watched.watchers).Stop(); err != nil {
+	if err := (<-watched.Watchers).Stop(); err != nil {
 		t.Fatal(err)
 	}
 	e.put(Presence{WorkerID: "w2"}) // while nothing watches
 	e.sees(f, 1)
-}
-
-// endingBucket hands out its watchers, for the test to end.
-type endingBucket struct {
-	jetstream.KeyValue
-	watchers chan jetstream.KeyWatcher
-}
-
-func (b *endingBucket) Watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
-	w, err := b.KeyValue.Watch(ctx, keys, opts...)
-	if err == nil {
-		b.watchers <- w
-	}
-	return w, err
 }
 
 func TestValueThatIsNoPresenceIsIgnored(t *testing.T) {

@@ -181,15 +181,7 @@ func (e *env) stands(id string) bool {
 // expires waits until the server has removed the lease of this id.
 func (e *env) expires(id string) {
 	e.t.Helper()
-	again, deadline := time.NewTicker(20*time.Millisecond), time.After(waitTime)
-	defer again.Stop()
-	for e.stands(id) {
-		select {
-		case <-again.C:
-		case <-deadline:
-			e.t.Fatalf("the lease of %s never expires", id)
-		}
-	}
+	natstest.Eventually(e.t, "the lease of "+id+" expires", func() bool { return !e.stands(id) })
 }
 
 func (w *worker) renewals(t *testing.T, n int) {
@@ -356,15 +348,7 @@ func TestLeaseIsTriedForUntilItCanBeWritten(t *testing.T) {
 	w.proxy.drop(true)
 	w.Start(t.Context())
 	t.Cleanup(w.Stop)
-	again, deadline := time.NewTicker(20*time.Millisecond), time.After(waitTime)
-	defer again.Stop()
-	for errors.Is(w.Ready(), errNoLease) {
-		select {
-		case <-again.C:
-		case <-deadline:
-			t.Fatal("a write without a reply was not reported")
-		}
-	}
+	natstest.Eventually(t, "a write without a reply is reported", func() bool { return !errors.Is(w.Ready(), errNoLease) })
 	if err := w.Ready(); err == nil || !strings.Contains(err.Error(), "can't be written") {
 		t.Errorf("got %v", err)
 	}

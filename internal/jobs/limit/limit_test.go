@@ -87,15 +87,7 @@ func (e *env) limits(worker string, with ...func(*Options)) (l *Limits, stop fun
 
 func (e *env) eventually(what string, ok func() bool) {
 	e.t.Helper()
-	again, deadline := time.NewTicker(5*time.Millisecond), time.After(waitTime)
-	defer again.Stop()
-	for !ok() {
-		select {
-		case <-again.C:
-		case <-deadline:
-			e.t.Fatalf("never: %s", what)
-		}
-	}
+	natstest.Eventually(e.t, what, ok)
 }
 
 // keys counts the keys that are held, as the bucket has them.
@@ -375,29 +367,15 @@ func TestWatchThatEndsIsStartedAgain(t *testing.T) {
 	e := newEnv(t)
 	other, _ := e.limits("other")
 	release := e.acquire(other, job("j1"))
-	watched := &endingBucket{KeyValue: e.bucket, watchers: make(chan jetstream.KeyWatcher, 10)}
+	watched := &natstest.EndingBucket{KeyValue: e.bucket, Watchers: make(chan jetstream.KeyWatcher, 10)}
 	l, _ := e.limits("w", func(o *Options) { o.Bucket = watched })
 	got := e.waiting(l, job("j2"))
-	if err := (<-watched.watchers).Stop(); err != nil {
+	if err := (<-watched.Watchers).Stop(); err != nil {
 		t.Fatal(err)
 	}
 	release() // while nothing watches
 	e.eventually("the key is removed", func() bool { return e.keys() == 0 })
 	e.receive(got)()
-}
-
-// endingBucket hands out its watchers, for the test to end.
-type endingBucket struct {
-	jetstream.KeyValue
-	watchers chan jetstream.KeyWatcher
-}
-
-func (b *endingBucket) Watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
-	w, err := b.KeyValue.Watch(ctx, keys, opts...)
-	if err == nil {
-		b.watchers <- w
-	}
-	return w, err
 }
 
 func TestTooManyThatWaitAreTurnedAway(t *testing.T) {

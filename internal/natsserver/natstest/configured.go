@@ -3,6 +3,7 @@ package natstest
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,9 +13,8 @@ import (
 )
 
 // Configured runs a server with this configuration file until the test ends, and
-// returns the URL for its clients. The text sets listen and whatever the test is
-// about; JetStream's files go to a directory of
-// the test unless it names one.
+// returns the URL for its clients. The text sets listen and what the test needs;
+// JetStream's files go to a directory of the test unless it names one.
 func Configured(t testing.TB, conf string) (url string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "nats.conf")
@@ -38,16 +38,22 @@ func Configured(t testing.TB, conf string) (url string) {
 	if !s.ReadyForConnections(20 * time.Second) {
 		t.Fatal("NATS is not ready")
 	}
-	again, deadline := time.NewTicker(5*time.Millisecond), time.After(20*time.Second)
-	defer again.Stop()
-	for s.NumLeafNodes() < len(opts.LeafNode.Remotes) {
-		select {
-		case <-again.C:
-		case <-deadline:
-			t.Fatal("the leaf node is not connected to its hub")
-		}
-	}
+	Eventually(t, "the leaf node is connected to its hub", func() bool { return s.NumLeafNodes() >= len(opts.LeafNode.Remotes) })
 	return s.ClientURL()
+}
+
+// Denying runs a server whose user "worker" may not publish to a subject, until the
+// test ends, and returns the URLs for that user and for one who may do anything.
+func Denying(t testing.TB, subject string) (worker, admin string) {
+	t.Helper()
+	url := Configured(t, `
+		listen: "127.0.0.1:-1"
+		jetstream { max_memory_store: 64GB }
+		authorization { users: [
+			{user: admin, password: p}
+			{user: worker, password: p, permissions: {publish: {allow: ">", deny: "`+subject+`"}}}
+		] }`)
+	return strings.Replace(url, "//", "//worker:p@", 1), strings.Replace(url, "//", "//admin:p@", 1)
 }
 
 // Ports are for listeners that a configuration has to name.

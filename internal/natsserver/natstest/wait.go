@@ -1,0 +1,84 @@
+package natstest
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Patience is how long a test waits for what must happen: far longer than it takes,
+// also on a busy machine.
+const Patience = 60 * time.Second
+
+// Eventually waits until ok returns true, and fails the test if it never does. It is
+// for what nothing signals.
+func Eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	EventuallyWithin(t, Patience, what, ok)
+}
+
+// EventuallyWithin is Eventually with a limit of its own.
+func EventuallyWithin(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	again, deadline := time.NewTicker(10*time.Millisecond), time.After(limit)
+	defer again.Stop()
+	for !ok() {
+		select {
+		case <-again.C:
+		case <-deadline:
+			t.Fatalf("not within %s: %s", limit, what)
+		}
+	}
+}
+
+// Value waits until a key's value is as wanted, and returns it.
+func Value[V any](t testing.TB, bucket jetstream.KeyValue, key string, wanted func(V) bool) V {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	watcher, err := bucket.Watch(ctx, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watcher.Stop() //nolint:errcheck // the connection's end does it too
+	last := "none"
+	for {
+		select {
+		case entry, open := <-watcher.Updates():
+			if !open {
+				t.Fatalf("the watch of %s ended", key)
+			}
+			if entry == nil || entry.Operation() != jetstream.KeyValuePut {
+				continue
+			}
+			var v V
+			last = string(entry.Value())
+			if err := json.Unmarshal(entry.Value(), &v); err != nil {
+				t.Fatal(err)
+			}
+			if wanted(v) {
+				return v
+			}
+		case <-ctx.Done():
+			t.Fatalf("%s does not become what it should; its value: %s", key, last)
+		}
+	}
+}
+
+// EndingBucket sends the watchers it opens to Watchers, for the test to end.
+type EndingBucket struct {
+	jetstream.KeyValue
+	Watchers chan jetstream.KeyWatcher
+}
+
+// Watch opens a watcher.
+func (b *EndingBucket) Watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+	w, err := b.KeyValue.Watch(ctx, keys, opts...)
+	if err == nil {
+		b.Watchers <- w
+	}
+	return w, err
+}
