@@ -84,7 +84,7 @@ func (c *cli) sure(ctx context.Context, question string) error {
 }
 
 // changeJobs changes one job after the other. An interrupt lets the one in hand
-// finish. single: one job was named, whose answer stands alone.
+// finish. single: one job was named, so the output is one answer, not a list.
 func (c *cli) changeJobs(ctx context.Context, l *link, rows []status.Row, bf *bulkFlags, b bulk, single bool) error {
 	failed, done := 0, 0
 	var stopped error

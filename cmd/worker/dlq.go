@@ -12,7 +12,7 @@ import (
 	"avatarworker/internal/terminal"
 )
 
-// defaultList is how many dead letters a list shows unless told otherwise.
+// defaultList is how many dead letters a list shows by default.
 const defaultList = 50
 
 // letterFlags choose dead letters.

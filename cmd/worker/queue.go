@@ -233,7 +233,7 @@ func (c *cli) drain(ctx context.Context, ids []string, wait, yes, asJSON bool) e
 		}
 	}
 	failed := false
-	tell := func(d drainedWorker) error {
+	report := func(d drainedWorker) error {
 		failed = failed || d.Error != ""
 		if asJSON {
 			return c.printLine(d)
@@ -256,7 +256,7 @@ func (c *cli) drain(ctx context.Context, ids []string, wait, yes, asJSON bool) e
 		} else {
 			draining = append(draining, id)
 		}
-		if err := tell(d); err != nil {
+		if err := report(d); err != nil {
 			return err
 		}
 	}
@@ -267,7 +267,7 @@ func (c *cli) drain(ctx context.Context, ids []string, wait, yes, asJSON bool) e
 		if err := o.Empty(ctx, id); err != nil {
 			return fmt.Errorf("waiting for worker %s: %w", id, err)
 		}
-		if err := tell(drainedWorker{Draining: operate.Draining{WorkerID: id}, Status: statusEmpty}); err != nil {
+		if err := report(drainedWorker{Draining: operate.Draining{WorkerID: id}, Status: statusEmpty}); err != nil {
 			return err
 		}
 	}

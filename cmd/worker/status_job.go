@@ -112,7 +112,7 @@ func (c *cli) printWaiting(ctx context.Context, store *status.Store, id string, 
 	t.Row("queue", w.Queue)
 	t.Row("published", terminal.When(c.now(), w.Published))
 	if f, err := store.Fleet(ctx); err != nil {
-		c.note("how its queue stands could not be read: %s", terminal.Plain(err.Error()))
+		c.note("the state of its queue could not be read: %s", terminal.Plain(err.Error()))
 	} else {
 		for _, q := range f.Queues {
 			if q.Name != w.Queue {

@@ -123,7 +123,7 @@ func splitJobs(name string, data []byte) ([]jobPart, error) {
 			faults = append(faults, part.located(err))
 		}
 		if decodeErr != nil {
-			return nil, errors.Join(faults...) // what follows can't be told apart
+			return nil, errors.Join(faults...) // the jobs after this can't be distinguished
 		}
 		parts = append(parts, part)
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // serveDrain answers requests to drain this worker, and calls drain for each. The
-// worker's id changes with its lease, so it hears those to all workers.
+// worker's id changes with its lease, so it receives the requests to all workers.
 func (a *App) serveDrain(nc *nats.Conn, drain func()) error {
 	sub, err := nc.Subscribe(a.names.AllWorkerDrains(), func(msg *nats.Msg) {
 		state := a.worker.State()

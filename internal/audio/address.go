@@ -137,7 +137,7 @@ var special = prefixes(
 var (
 	// globalUnicast is all of IPv6 that is assigned for use on the internet.
 	globalUnicast = netip.MustParsePrefix("2000::/3")
-	// nat64 stands before an IPv4 address to which a network translates.
+	// nat64 precedes an IPv4 address to which a network translates.
 	nat64 = netip.MustParsePrefix("64:ff9b::/96")
 	// sixToFour has the IPv4 address of a tunnel's end in bytes 2 to 5.
 	sixToFour = netip.MustParsePrefix("2002::/16")

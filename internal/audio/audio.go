@@ -61,7 +61,7 @@ func (f Format) rates() []int {
 // Object and URL.
 type Spec struct {
 	Inline     []byte
-	HasInline  bool   // tells an empty inline from none
+	HasInline  bool   // distinguishes an empty inline from none
 	Object     string // "name" in Options.DefaultBucket, or "bucket/name"
 	URL        string // http or https
 	Format     string // "wav", "pcm_s16le", "ogg_opus"; empty: by content

@@ -119,7 +119,7 @@ func (w *wavReader) samples(h *wavHeader) int64 {
 	return h.data
 }
 
-// checkSamples refuses as much as can be told before the samples are read.
+// checkSamples refuses what can be known to be wrong before the samples are read.
 func (w *wavReader) checkSamples(h *wavHeader, open func(there int64) bool) error {
 	n := w.samples(h)
 	if n < 0 || n > 0 && w.size < 0 && open(0) {

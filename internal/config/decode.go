@@ -23,7 +23,7 @@ type decoder struct {
 	problems []Problem
 }
 
-// decode reads one document from r into v, which stands at path.
+// decode reads one document from r into v, which is at path.
 func (d *decoder) decode(r io.Reader, v reflect.Value, path string) {
 	loader, err := yaml.NewLoader(r)
 	if err != nil {

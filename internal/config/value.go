@@ -118,7 +118,7 @@ const MaxBudget = 1_000_000_000
 func parseBudget(text string) (Budget, error) {
 	shown := quote(text)
 	if !strings.Contains(text, "://") {
-		shown = quoteCut(text) // what is before its @ is no login
+		shown = quoteCut(text) // what is before its @ is not a login
 	}
 	const want = "is not a budget: write key=credits/per, as in app_id=1000/day, or key=credits/per@warn"
 	body, warn, hasWarn := strings.Cut(text, "@")

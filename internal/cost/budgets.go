@@ -27,7 +27,7 @@ func (s *Store) Budgets(ctx context.Context, rules []budget.Rule, now time.Time)
 	if err != nil {
 		return nil, err
 	}
-	return budget.Standing(rules, sums, settings, now), nil
+	return budget.Spendings(rules, sums, settings, now), nil
 }
 
 // budgetSettings reads what was set at run time, by key.

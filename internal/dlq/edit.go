@@ -11,8 +11,8 @@ import (
 )
 
 // ErrHidden is in the chain of an error about an edited job in which a hidden value
-// stands where none was.
-var ErrHidden = errors.New("a hidden value stands where the job has none")
+// is where there was none.
+var ErrHidden = errors.New("there is a hidden value where the job has none")
 
 // EditJSON is the letter's job as indented JSON for a person to edit: secrets are
 // hidden and inline speech is shortened. Unmask turns what was edited into the job.
@@ -29,7 +29,7 @@ func EditJSON(l Letter) ([]byte, error) {
 }
 
 // escapeSteering writes characters that change how a text is shown as \u escapes.
-// In valid JSON they stand in strings only.
+// In valid JSON they occur in strings only.
 func escapeSteering(data []byte) []byte {
 	var out bytes.Buffer
 	for _, r := range string(data) {
@@ -89,7 +89,7 @@ func decodeAny(data []byte) (v any, err error) {
 }
 
 // unmasker restores values. moved has, by the text that was shown, the values that
-// it stood for.
+// it hides.
 type unmasker struct {
 	moved   map[string][]string
 	changed bool
@@ -118,7 +118,7 @@ func (u *unmasker) learn(own, shown any) {
 }
 
 // restore returns the edited value with hidden values put back; own and shown are
-// what stood at the same place.
+// the values at the same place.
 func (u *unmasker) restore(edited, own, shown any, path []string) any {
 	switch edited := edited.(type) {
 	case map[string]any:

@@ -54,7 +54,7 @@ const (
 	// one last. It stays with the job.
 	HeaderCorrected = "Avatar-Corrected"
 
-	// origPrefix stands before the name of a header that the NATS server or its
+	// origPrefix precedes the name of a header that the NATS server or its
 	// clients act on, and that must not take effect for the dead letter.
 	origPrefix = "Avatar-Orig-"
 	natsPrefix = "nats-"
@@ -87,7 +87,7 @@ func isOurs(name string) bool {
 	return hasPrefixFold(name, origPrefix) || containsFold(ours, name)
 }
 
-// carried are the job's own headers as they stand in its dead letter. What the
+// carried are the job's own headers as its dead letter has them. What the
 // server or a client would act on is renamed: Nats-TTL would delete the letter,
 // Nats-Rollup all the others, Nats-Expected-… refuse it, and Status end a list.
 func carried(job map[string][]string) nats.Header {

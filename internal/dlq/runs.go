@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// claimPrefix stands before a job id in the bucket of records. No job id has
+	// claimPrefix precedes a job id in the bucket of records. No job id has
 	// a dot.
 	claimPrefix = "replay."
 	// maxClaims bounds what is kept for one job id.

@@ -16,7 +16,7 @@ import (
 
 const (
 	maxText   = 256 // bytes of a header of ours that is not the error's body
-	maxToken  = 128 // bytes of a code or class, which stand in the subject
+	maxToken  = 128 // bytes of a code or class, which are tokens of the subject
 	maxError  = 4 << 10
 	leanError = 1 << 10 // where there is hardly any room
 )
@@ -57,7 +57,7 @@ func (w *Writer) Write(ctx context.Context, d lifecycle.DeadLetter) error {
 	ack, err := w.store(ctx, d, id)
 	// The stream knows an id for 24 h, longer than the letter may stay, and a
 	// job's id may be used again once its record is gone. Then the one stored
-	// is the earlier job's. Which it is, its sequence tells: the letter itself
+	// is the earlier job's. Its sequence shows which it is: the letter itself
 	// may have been replayed or removed, and if it was this job's it is not
 	// written again.
 	if err == nil && ack.Duplicate && ack.Sequence <= d.LettersBefore {

@@ -277,7 +277,7 @@ func byStatus(phase Phase, status int) Code {
 	return ""
 }
 
-// lower is Python's str.lower as far as the phrases can tell the difference:
+// lower is Python's str.lower as far as it matters for the phrases:
 // the dotted capital I becomes two characters there, and one in Go.
 func lower(text string) string {
 	return strings.ToLower(strings.ReplaceAll(text, "\u0130", "i\u0307"))

@@ -13,7 +13,7 @@ import (
 	"unicode/utf8"
 )
 
-// redacted stands where a secret stood.
+// redacted replaces a secret.
 const redacted = "[redacted]"
 
 // maxText bounds each text of a redacted Error, in bytes.

@@ -19,9 +19,9 @@ func (w *Worker) circuitChanged(c circuit.Circuit, open bool) {
 	w.log.Warn().Str("app_id", c.App).Str("region", c.Region).Str("code", string(c.Code)).Bool("open", open).Msg("circuit changed")
 }
 
-// tellCircuit publishes the alert of a circuit that opened or closed. Several
+// announceCircuit publishes the alert of a circuit that opened or closed. Several
 // workers may; the id makes it one.
-func (w *Worker) tellCircuit(ctx context.Context, a circuit.Alert) error {
+func (w *Worker) announceCircuit(ctx context.Context, a circuit.Alert) error {
 	alert := event.CircuitAlert{
 		Kind: a.Kind, AppID: a.App, Region: a.Region, Code: a.Code, Failures: a.Failures,
 		Message: "sessions of this app work again", Worker: w.o.Name, Time: a.At.UTC(),

@@ -155,7 +155,7 @@ func (h *env) fleetMessage(key string) (*jetstream.RawStreamMsg, error) {
 	return s.GetLastMsgForSubject(h.t.Context(), "$KV."+h.names.FleetBucket()+"."+key)
 }
 
-// A probe is its worker's while the lease stands, however long it says nothing.
+// A probe is its worker's while the lease is valid, however long it says nothing.
 func TestNoSecondProbeWhileOneIsUnderWay(t *testing.T) {
 	h := newEnv(t)
 	renewed := newRenewals()

@@ -198,11 +198,11 @@ func (c claim) ownerGone(ctx context.Context, record *lifecycle.Record) (crashed
 	case c.w.lease.Own(record.WorkerID):
 		return false, true, nil // this process ran it, and does not any more
 	}
-	stands, err := c.w.lease.Stands(ctx, record.WorkerID)
-	if stands && err == nil {
+	valid, err := c.w.lease.Valid(ctx, record.WorkerID)
+	if valid && err == nil {
 		c.nak(c.w.o.AckWait / 6)
 	}
-	return true, !stands && err == nil, err
+	return true, !valid && err == nil, err
 }
 
 // settleOrStart settles a job that ends, or is held, before it starts, and reports
@@ -257,8 +257,8 @@ func (c claim) hopeless(from, draft *lifecycle.Record, now time.Time) (*errors.E
 	}
 }
 
-// finishedBefore repeats what an earlier delivery left to be told, in case its
-// worker died before it had told it.
+// finishedBefore repeats the effects of an earlier delivery, in case its worker
+// died before they were done.
 func (c claim) finishedBefore(ctx context.Context, from *lifecycle.Record) error {
 	if from != nil && (from.Waits() || from.State == lifecycle.StateReleased && from.Session > 0) {
 		return c.effects().ensureEffects(ctx)
@@ -266,9 +266,9 @@ func (c claim) finishedBefore(ctx context.Context, from *lifecycle.Record) error
 	return nil
 }
 
-// finishRunBefore tells the outcome of the run before, in case its worker died
+// finishRunBefore publishes the outcome of the run before, in case its worker died
 // between the dead letter and the event: once a later run has begun no other
-// delivery does. What the stream of events may have forgotten is not told again.
+// delivery does. An event that may have aged out of its stream is not published again.
 func (c claim) finishRunBefore(ctx context.Context, r *lifecycle.Record) error {
 	if r == nil || r.Run >= c.id.Run || r.State != lifecycle.StateDeadLettered || r.LastError == nil {
 		return nil

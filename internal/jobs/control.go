@@ -46,15 +46,15 @@ func (c controlled) Own(jobID string) (control.Running, bool) {
 	return e, e != nil
 }
 
-// Look implements control.Jobs.
-func (c controlled) Look(ctx context.Context, jobID string) (control.Standing, error) {
+// Lookup implements control.Jobs.
+func (c controlled) Lookup(ctx context.Context, jobID string) (control.JobState, error) {
 	var record lifecycle.Record
 	revision, err := c.w.store.Get(ctx, jobID, &record)
-	s := control.Standing{Known: revision != 0, State: string(record.State)}
+	s := control.JobState{Known: revision != 0, State: string(record.State)}
 	if err != nil || record.State != lifecycle.StateRunning {
 		return s, err
 	}
-	s.Held, err = c.w.lease.Stands(ctx, record.WorkerID)
+	s.Held, err = c.w.lease.Valid(ctx, record.WorkerID)
 	return s, err
 }
 

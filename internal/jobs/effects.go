@@ -42,7 +42,7 @@ const faultyTimeout = 5 * time.Second
 // effects are what follows from the state of an execution's job.
 type effects struct{ *execution }
 
-// effects returns the execution as what tells others of its job.
+// effects returns the effects of the execution.
 func (e *execution) effects() effects { return effects{e} }
 
 // emit does what follows from a record that this worker has just written. The
@@ -55,8 +55,8 @@ func (f effects) emit(r *lifecycle.Record) error {
 	return f.emitEffects(r)
 }
 
-// errEffectsWait: effects fail, and enough jobs try them.
-var errEffectsWait = errors.New("what follows from the job's state can't be told at the moment, and is tried again later")
+// errEffectsWait: effects fail, and enough jobs retry them already.
+var errEffectsWait = errors.New("the effects of the job's state can't be done at the moment, and are tried again later")
 
 // repeatEffects does again what follows from an outcome that is there already.
 func (f effects) repeatEffects() error {
@@ -113,12 +113,12 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 			return err
 		}
 	}
-	if r.TellsError() {
+	if r.HasOwnError() {
 		ev := f.events().Event(event.TypeError, r, *r.LastError)
-		if r.NoAttempt { // the session of this number may have told a failure of its own
+		if r.NoAttempt { // the session of this number may have published a failure of its own
 			ev.ID = event.ID(r.JobID, r.Run, r.Session, event.TypeError, r.Reason)
 		}
-		if err := f.tell(effectErrorEvent, ev); err != nil {
+		if err := f.publish(effectErrorEvent, ev); err != nil {
 			return err
 		}
 		failpoint.Here("error_event")
@@ -134,13 +134,13 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 		f.w.o.Observer.DeadLettered(r.LastError.Code)
 		failpoint.Here("dead_letter")
 	}
-	err := f.tell(effectEvent, f.events().Last(r))
+	err := f.publish(effectEvent, f.events().Last(r))
 	failpoint.Here("event")
 	return err
 }
 
-// tell publishes an event, and notes whether it can be published.
-func (f effects) tell(what string, ev event.Event) error {
+// publish publishes an event, and notes whether it can be published.
+func (f effects) publish(what string, ev event.Event) error {
 	err := f.w.publisher.PublishWithin(f.ctx, f.limit(what, f.w.o.SettleTimeout), ev)
 	f.w.faults.Note(what, err)
 	return err

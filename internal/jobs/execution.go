@@ -26,7 +26,7 @@ import (
 )
 
 const (
-	// settleTimeout bounds a step that decides or tells something: long enough
+	// settleTimeout bounds a step that decides or publishes something: long enough
 	// for an election. A step that does not come through in this time is left to
 	// the next delivery, which finds what was written. It is also how long a
 	// session waits for its checkpoint to be written.
@@ -167,7 +167,7 @@ func (e *execution) recoverPanic() {
 }
 
 // giveUpSession says in the record that this worker no longer runs the job.
-// Other workers believe the record as long as the lease stands, so it goes on
+// Other workers believe the record as long as the lease is valid, so it goes on
 // trying until that is written, the job is another's, or the worker stops.
 func (e *execution) giveUpSession(reason string) {
 	r := e.record.Current()
@@ -197,7 +197,7 @@ func (e *execution) giveUpSession(reason string) {
 	})
 }
 
-// settling bounds a step that decides or tells something.
+// settling bounds a step that decides or publishes something.
 func (e *execution) settling() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(e.ctx, e.w.o.SettleTimeout)
 }
@@ -220,7 +220,7 @@ func (e *execution) end(why error) {
 	}
 }
 
-// abortProbe ends a probe that told nothing of the app; reached says whether it
+// abortProbe ends a probe that showed nothing about the app; reached says whether it
 // got as far as the backend.
 func (e *execution) abortProbe(reached bool) {
 	if e.session.permit == nil || !e.session.permit.Probe() {

@@ -189,7 +189,7 @@ func (p *progress) FirstFrame() {
 	ctx, cancel := context.WithTimeout(p.ctx, storeTimeout)
 	defer cancel()
 	if err := p.e.session.permit.Success(ctx); err != nil {
-		p.e.log().Warn().Err(err).Msg("could not tell the circuit of a session that works")
+		p.e.log().Warn().Err(err).Msg("could not report a working session to the circuit")
 		return
 	}
 	failpoint.Here("first_frame")

@@ -34,7 +34,7 @@ type Attempt struct {
 	Control         *Control
 }
 
-// Progress is what a Runner tells the worker while an attempt runs. Its
+// Progress is how a Runner reports to the worker while an attempt runs. Its
 // methods are called from one goroutine at a time.
 type Progress interface {
 	// Connected is called when the backend confirmed the session.

@@ -216,7 +216,7 @@ func (s settlement) logOutcome(r *lifecycle.Record) {
 		Msg("job done")
 }
 
-// consultCircuit tells the circuit of the failure and learns whether the job
+// consultCircuit reports the failure to the circuit, which decides whether the job
 // has to wait for it.
 func (s settlement) consultCircuit(ctx context.Context, f *lifecycle.Failure, r *lifecycle.Record, fault *errors.Error) {
 	switch app := r.AppID; {
@@ -228,7 +228,7 @@ func (s settlement) consultCircuit(ctx context.Context, f *lifecycle.Failure, r 
 	case f.Decision.OpensCircuit || f.Decision.AppWide:
 		wait, open, err := s.session.permit.Fail(ctx, f.Decision)
 		if err != nil {
-			// The job has failed all the same, and that has to count.
+			// The job has failed nevertheless, and that has to count.
 			s.log().Error().Err(err).Str("app_id", app).Msg("could not write a failure to the circuit")
 		}
 		f.Wait, f.CircuitOpen = wait, open
@@ -237,7 +237,8 @@ func (s settlement) consultCircuit(ctx context.Context, f *lifecycle.Failure, r 
 	}
 }
 
-// postpone writes that the job waits, tells it, and hands it back for so long.
+// postpone writes that the job waits, publishes that, and hands the job back for
+// delay.
 func (s settlement) postpone(ctx context.Context, next *lifecycle.Record, delay time.Duration) error {
 	failpoint.Here("before_failure")
 	if err := s.commitAndFreeSlot(ctx, next); err != nil {
@@ -290,7 +291,7 @@ func (w *Worker) heldByBudget(r *budget.Refusal) holdFor {
 	return holdFor{reason: lifecycle.HeldBudget, wait: w.pace.Spread(r.Pause()), why: r.String(), crowd: "budget " + r.Key + " " + r.Value}
 }
 
-// hold makes a job wait that may not start. A hold that lasts is not told again.
+// hold makes a job wait that may not start. A hold that lasts is not published again.
 func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor) error {
 	now := s.w.now()
 	next := s.unstartedRecord(from)
@@ -365,7 +366,7 @@ func (s settlement) superseded(r *lifecycle.Record) {
 	events := s.events()
 	body := event.Released{JobFields: events.Fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
 	if err := s.w.publisher.Publish(ctx, events.Event(event.TypeReleased, r, body)); err != nil {
-		s.log().Debug().Err(err).Msg("could not tell that the job was released")
+		s.log().Debug().Err(err).Msg("could not publish that the job was released")
 	}
 }
 
@@ -401,7 +402,7 @@ func (s settlement) duplicate(r *lifecycle.Record) error {
 	ev := events.Event(event.TypeDuplicate, r, event.Duplicate{JobFields: fields, StreamSeq: s.id.StreamSeq, KeptSeq: r.StreamSeq, CurrentRun: r.Run})
 	ev.ID = event.ID(s.id.ID, s.id.Run, 0, event.TypeDuplicate, s.id.StreamSeq)
 	ev.Time = fields.Time
-	if err := s.effects().tell(effectEvent, ev); err != nil {
+	if err := s.effects().publish(effectEvent, ev); err != nil {
 		return err
 	}
 	s.log().Info().Uint64("kept_seq", r.StreamSeq).Int("current_run", r.Run).Msg("duplicate dropped")

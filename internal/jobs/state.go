@@ -5,7 +5,7 @@ import (
 	"avatarworker/internal/jobs/fleet"
 )
 
-// WorkerState is what a worker tells of itself when asked.
+// WorkerState is what a worker replies when it is asked for its state.
 type WorkerState struct {
 	fleet.Presence
 	Ready    bool              `json:"ready"`
@@ -17,7 +17,7 @@ type WorkerState struct {
 // maxListedJobs bounds WorkerState.Jobs.
 const maxListedJobs = 100
 
-// State tells how the worker stands.
+// State says what the worker does and whether it is ready.
 func (w *Worker) State() WorkerState {
 	s := WorkerState{Presence: w.fleet.Self(), Jobs: []string{}, Circuits: w.circuits.NotClosed()}
 	if err := w.Ready(); err != nil {
@@ -35,8 +35,8 @@ func (w *Worker) State() WorkerState {
 	return s
 }
 
-// InFleet is the number of the queue's jobs that run, in the whole fleet: here
-// to the moment, elsewhere as last told.
+// InFleet is the number of the queue's jobs that run, in the whole fleet: exact
+// here, elsewhere as last published.
 func (w *Worker) InFleet(queue string) int { return w.inHand()[queue] + w.fleet.InHand(queue) }
 
 // inHand counts the jobs that this worker runs, by queue.

@@ -74,8 +74,8 @@ type Profile struct {
 	// reached. 0: 30 s.
 	SettleTimeout time.Duration
 
-	// AudioConvert and AudioMaxBytes are what this worker takes as speech; its
-	// presence tells publishers.
+	// AudioConvert and AudioMaxBytes are what this worker takes as speech. Its
+	// presence has them, for publishers.
 	AudioConvert  bool
 	AudioMaxBytes int64
 }
@@ -173,7 +173,7 @@ type parts struct {
 // is up, and all other work when it is done.
 type lifetime struct {
 	base       context.Context // of work: outlives the signal
-	fetching   context.Context // ends when the worker is told to stop
+	fetching   context.Context // ends when the worker has to stop
 	drained    context.Context // ends when the drain time is up
 	giveBack   context.CancelCauseFunc
 	executions sync.WaitGroup
@@ -234,7 +234,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Now: o.Now, Changed: w.leaseChanged, Renewed: o.Observer.LeaseExtended, Log: o.Logger,
 	})
 	w.limits = limit.New(limit.Options{
-		Store: w.store, Bucket: o.State, Worker: w.currentWorkerID, Stands: w.lease.Stands, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
+		Store: w.store, Bucket: o.State, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
 		Apps: o.MaxSessions, Rules: o.Limits, MaxWaiting: max(1, o.Concurrency/2), Log: o.Logger,
 	})
 	w.ledger = ledger.New(ledger.Options{
@@ -243,20 +243,20 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if len(o.Budgets) > 0 && o.Ledger != nil {
 		w.budgets = budget.New(budget.Options{
 			Rules: o.Budgets, JS: o.JS, Names: o.Names, State: w.store, Fleet: o.Fleet, Least: o.CostLeast,
-			Labels: o.TotalLabels, Worker: w.currentWorkerID, Stands: w.lease.Stands, Written: o.Ledger.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
+			Labels: o.TotalLabels, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Written: o.Ledger.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
 		})
 	}
 	if o.Totals && o.Ledger != nil {
 		w.totals = w.ledger.NewAdder(ledger.AdderOptions{
 			JS: o.JS, Names: o.Names, Labels: o.TotalLabels, Window: o.AckWait,
-			Worker: w.currentWorkerID, Stands: w.lease.Stands, Added: o.Observer.TotalsAdded, Log: o.Logger,
+			Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Added: o.Observer.TotalsAdded, Log: o.Logger,
 		})
 	}
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
 	w.circuits = circuit.New(circuit.Options{
 		Store: shared, Bucket: o.Fleet, Config: o.Circuit, PerApp: o.PerApp, Leases: w.lease, Window: o.AckWait, Worker: w.currentWorkerID,
-		Now: w.now, Random: o.Random, Timeout: o.Patience, Publish: w.tellCircuit, Changed: w.circuitChanged, Log: o.Logger,
+		Now: w.now, Random: o.Random, Timeout: o.Patience, Publish: w.announceCircuit, Changed: w.circuitChanged, Log: o.Logger,
 	})
 	w.pace = pace.New(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
 	w.keys = key.New(key.Options{Check: o.CheckKey, Apps: o.Apps, Others: w.othersHaveKey, Changed: w.keyChanged})
@@ -372,7 +372,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
-// started tells once that the worker takes jobs.
+// started reports, once, that the worker takes jobs.
 func (w *Worker) started() {
 	if w.o.Started != nil {
 		w.startedOnce.Do(w.o.Started)

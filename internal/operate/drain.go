@@ -54,7 +54,7 @@ func (o *Operator) Empty(ctx context.Context, workerID string) error {
 		return fmt.Errorf("lease of worker %s: %w", workerID, err)
 	}
 	defer watcher.Stop() //nolint:errcheck // the connection's end does it too
-	stands := false
+	seen := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -63,12 +63,12 @@ func (o *Operator) Empty(ctx context.Context, workerID string) error {
 			switch {
 			case !open:
 				return fmt.Errorf("lease of worker %s: the connection to NATS was lost", workerID)
-			case entry == nil && !stands: // all there is
+			case entry == nil && !seen: // all there is
 				return nil
 			case entry != nil && entry.Operation() != jetstream.KeyValuePut:
 				return nil
 			case entry != nil:
-				stands = true
+				seen = true
 			}
 		}
 	}

@@ -197,14 +197,14 @@ func (c *session) handle(b []byte) {
 	case err != nil:
 		c.writeError("", 3, "failed to unmarshal message: "+err.Error())
 	case m.kind == avatarpb.MessageType_MESSAGE_TYPE_CLIENT_AUDIO_INPUT && m.audio != nil:
-		c.hear(m.audio)
+		c.addSpeech(m.audio)
 	case m.kind == avatarpb.MessageType_MESSAGE_TYPE_CLIENT_INTERRUPT:
 		c.interrupt(m.interrupt)
 	}
 }
 
-// hear adds a piece of speech.
-func (c *session) hear(a *clientAudio) {
+// addSpeech takes a piece of speech.
+func (c *session) addSpeech(a *clientAudio) {
 	c.mu.Lock()
 	u := c.latest
 	fresh := c.begins(a)
@@ -229,7 +229,7 @@ func (c *session) hear(a *clientAudio) {
 	c.startPump()
 	c.mu.Unlock()
 
-	c.srv.sessionLog.update(c.rec, func(rec *Session) { rec.heard(a, fresh) })
+	c.srv.sessionLog.update(c.rec, func(rec *Session) { rec.addSpeech(a, fresh) })
 	if err != nil {
 		c.writeError(a.reqID, 3, "invalid audio: "+err.Error())
 	}
@@ -251,8 +251,8 @@ func (c *session) begins(a *clientAudio) bool {
 	}
 }
 
-// heard records a piece of speech in the session log.
-func (rec *Session) heard(a *clientAudio, fresh bool) {
+// addSpeech records a piece of speech in the session log.
+func (rec *Session) addSpeech(a *clientAudio, fresh bool) {
 	rec.AudioBytes += int64(len(a.audio))
 	if a.end {
 		rec.Utterances++

@@ -9,7 +9,7 @@ import (
 )
 
 // Cost is what sessions cost, as far as records and events know. A run whose
-// record is gone, and which told no session time in an event, is not in it: it is
+// record is gone, and which has no session time in an event, is not in it: it is
 // "at least".
 type Cost struct {
 	Sessions  int   `json:"sessions"` // that the backend confirmed

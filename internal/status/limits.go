@@ -73,13 +73,13 @@ func newLimitKeys() *limitKeys {
 // that changes a limit.
 func (k *limitKeys) learn(key string, value []byte, revision uint64) bool {
 	if strings.HasPrefix(key, lease.Prefix) {
-		_, stood := k.leases[key]
+		_, known := k.leases[key]
 		if len(value) == 0 {
 			delete(k.leases, key)
 		} else {
 			k.leases[strings.Clone(key)] = revision
 		}
-		return stood != (len(value) > 0)
+		return known != (len(value) > 0)
 	}
 	name, _, ok := limit.ParseKey(key)
 	if !ok {
@@ -116,7 +116,7 @@ func (k *limitKeys) expire(first uint64) (changed bool) {
 func (k *limitKeys) list() []Limit {
 	limits := make(map[string]*Limit)
 	for _, held := range k.keys {
-		if _, stands := k.leases[lease.Prefix+topology.Token(held.WorkerID)]; !stands {
+		if _, valid := k.leases[lease.Prefix+topology.Token(held.WorkerID)]; !valid {
 			continue
 		}
 		l := limits[held.limit]

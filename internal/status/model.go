@@ -261,7 +261,7 @@ func (m *Model) lookAtEach(ctx context.Context, changed *bool) (time.Time, error
 	return at, err
 }
 
-// ended notes how a look ended and tells those who wait for that.
+// ended notes how a look ended and wakes those who wait for that.
 func (m *Model) ended(at time.Time, changed bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

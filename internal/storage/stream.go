@@ -37,8 +37,8 @@ const (
 	plenty = 256 << 20
 )
 
-// probeToken stands in a subject where a job's id, or an object's name, stands
-// else. It can be neither.
+// probeToken takes the place of a job's id, or an object's name, in the
+// subject of a probe. It can be neither.
 const probeToken = "~probe"
 
 // stream is a stream of ours as this worker knows it. A bucket is one too.

@@ -313,7 +313,7 @@ func (m *Metrics) SetSlots(busy, free int) {
 	m.slots.WithLabelValues("free").Set(float64(free))
 }
 
-// QueueState is how a queue stands in the whole fleet.
+// QueueState is the state of a queue in the whole fleet.
 type QueueState struct {
 	Runnable int           // waiting and running, neither in backoff nor held
 	Waiting  int           // no worker has them yet
@@ -321,7 +321,7 @@ type QueueState struct {
 	Paused   bool          // an operator has paused it
 }
 
-// SetQueue says how a queue stands.
+// SetQueue sets the state of a queue.
 func (m *Metrics) SetQueue(queue string, state QueueState) {
 	label := known(queue, m.labels.Queues)
 	m.runnable.WithLabelValues(label).Set(float64(state.Runnable))
@@ -330,12 +330,12 @@ func (m *Metrics) SetQueue(queue string, state QueueState) {
 	m.paused.WithLabelValues(label).Set(oneIf(state.Paused))
 }
 
-// SetCircuit says whether the circuit of an app and region is open.
+// SetCircuit sets whether the circuit of an app and region is open.
 func (m *Metrics) SetCircuit(app, region string, open bool) {
 	m.circuit.WithLabelValues(known(app, m.labels.Apps), m.regions.label(region)).Set(oneIf(open))
 }
 
-// SetNATSConnected says whether NATS can be reached.
+// SetNATSConnected sets whether NATS can be reached.
 func (m *Metrics) SetNATSConnected(connected bool) { m.natsConnected.Set(oneIf(connected)) }
 
 func oneIf(b bool) float64 {

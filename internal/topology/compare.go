@@ -43,7 +43,7 @@ func writable(object string, have jetstream.StreamConfig) error {
 	return nil
 }
 
-// recordsKept refuses a bucket that would forget how jobs stand.
+// recordsKept refuses a bucket that would lose the state of jobs.
 func recordsKept(bucket string, have jetstream.StreamConfig) error {
 	if have.Discard == jetstream.DiscardOld && (have.MaxBytes > 0 || have.MaxMsgs > 0) {
 		return unusable("bucket "+bucket, "it discards old records when full, and their jobs would run again: set its discard policy to new")
@@ -80,7 +80,7 @@ func usable(have, want jetstream.StreamConfig) error {
 	return nil
 }
 
-// covers says whether every subject that b matches is matched by a too.
+// covers reports whether every subject that b matches is matched by a too.
 func covers(a, b string) bool {
 	as, bs := strings.Split(a, "."), strings.Split(b, ".")
 	for i, t := range as {
@@ -225,7 +225,7 @@ func compareObjects(object string, have jetstream.StreamConfig, want jetstream.O
 }
 
 // compareConsumers leaves out whether the consumer is paused: that is an operator's
-// doing, and readiness and status tell of it.
+// doing, and readiness and status report it.
 func compareConsumers(object string, have, want jetstream.ConsumerConfig) []Difference {
 	d := differ{object: object}
 	d.add("ack_wait", have.AckWait, want.AckWait)

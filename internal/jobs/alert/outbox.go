@@ -17,8 +17,8 @@ const (
 	// sameWindow is the time within which the same alert of several workers, or of
 	// several jobs, is one.
 	sameWindow = 5 * time.Minute
-	// tellTimeout bounds one try to publish an alert.
-	tellTimeout = 10 * time.Second
+	// publishTimeout bounds one attempt to publish an alert.
+	publishTimeout = 10 * time.Second
 	// maxWaiting is how many alerts wait to be published.
 	maxWaiting = 1024
 )
@@ -35,7 +35,7 @@ type OutboxOptions struct {
 	Log      zerolog.Logger
 }
 
-// Outbox publishes what a worker itself has to alert of.
+// Outbox publishes the worker's own alerts.
 type Outbox struct {
 	o       OutboxOptions
 	waiting chan event.Event
@@ -50,7 +50,7 @@ func NewOutbox(o OutboxOptions) *Outbox {
 	return &Outbox{o: o, waiting: make(chan event.Event, maxWaiting)}
 }
 
-// Alert publishes an alert; about tells it from others of its kind. The same again
+// Alert publishes an alert; about distinguishes it from others of its kind. The same again
 // within a few minutes is dropped.
 func (b *Outbox) Alert(alert event.WorkerAlert, about string) {
 	window := b.o.Now().Truncate(sameWindow)
@@ -88,14 +88,15 @@ func (b *Outbox) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case ev := <-b.waiting:
-			for ctx.Err() == nil && !b.told(ctx, ev) {
+			for ctx.Err() == nil && !b.publish(ctx, ev) {
 			}
 		}
 	}
 }
 
-func (b *Outbox) told(ctx context.Context, ev event.Event) bool {
-	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+// publish reports whether the alert is stored.
+func (b *Outbox) publish(ctx context.Context, ev event.Event) bool {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	// The stream drops the same message again for two minutes only.
 	if stored, err := b.o.Stored(ctx, ev, time.Time{}); err == nil && stored {

@@ -3,7 +3,7 @@
 // ledger's counters; what is running is reserved in one key of the bucket of job
 // records for each app or value, changed by compare-and-set, so that workers that
 // start sessions at the same time know of each other. The reservations of a worker
-// count as long as its lease stands.
+// count as long as its lease is valid.
 //
 // It owns these keys and the settings of budgets in the fleet's bucket.
 package budget
@@ -27,14 +27,14 @@ const Prefix = "budget."
 
 // Options are what Budgets are made of. All are required.
 type Options struct {
-	Rules  []Rule
-	JS     jetstream.JetStream
-	Names  topology.Names
-	State  *kv.Store          // the bucket of job records
-	Fleet  jetstream.KeyValue // the settings
-	Least  int64              // credits that a session costs at least
-	Worker func() string      // the id of the worker's lease; "" while it has none
-	Stands func(ctx context.Context, workerID string) (bool, error)
+	Rules      []Rule
+	JS         jetstream.JetStream
+	Names      topology.Names
+	State      *kv.Store          // the bucket of job records
+	Fleet      jetstream.KeyValue // the settings
+	Least      int64              // credits that a session costs at least
+	Worker     func() string      // the id of the worker's lease; "" while it has none
+	LeaseValid func(ctx context.Context, workerID string) (bool, error)
 	// Labels are those by which the counters add up, sorted.
 	Labels  []string
 	Written func() uint64    // the sequence of the newest usage record that this worker wrote

@@ -35,7 +35,7 @@ func TestWhatIsSpentIsOfThePeriodInUTC(t *testing.T) {
 	// Half past midnight on the first of March in Berlin is still February.
 	now := time.Date(2026, 3, 1, 0, 30, 0, 0, time.FixedZone("", 3600))
 	spent := map[string]int64{}
-	for _, s := range budget.Standing(rules, sums, settings, now) {
+	for _, s := range budget.Spendings(rules, sums, settings, now) {
 		spent[s.Per+" "+s.Key+" "+s.Value] = s.Spent
 		if s.Key == "label.customer" && s.Credits != 31 {
 			t.Errorf("%+v, want what was set at run time", s)
@@ -56,7 +56,7 @@ func TestWhatIsSpentIsOfThePeriodInUTC(t *testing.T) {
 			t.Errorf("%s: %d, want %d", key, spent[key], credits)
 		}
 	}
-	later := budget.Standing(rules, sums, settings, now.Add(time.Hour)) // March has begun
+	later := budget.Spendings(rules, sums, settings, now.Add(time.Hour)) // March has begun
 	if len(later) != 3 || later[0].Key != "label.customer" || later[0].Spent != 40 {
 		t.Errorf("an hour later: %+v", later)
 	}

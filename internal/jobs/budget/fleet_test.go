@@ -65,12 +65,12 @@ func (e *env) catchUp() {
 	}
 }
 
-// budgets runs those of a worker until the test ends. Its lease stands as stands says.
-func (e *env) budgets(worker string, stands func(string) bool, warned chan<- budget.Warning, rules ...budget.Rule) *budget.Budgets {
+// budgets runs those of a worker until the test ends. leaseValid reports whether a worker's lease is valid.
+func (e *env) budgets(worker string, leaseValid func(string) bool, warned chan<- budget.Warning, rules ...budget.Rule) *budget.Budgets {
 	e.t.Helper()
 	b := budget.New(budget.Options{
 		Rules: rules, JS: e.js, Names: names, State: kv.NewStore(e.js, e.h.State, 2*time.Second), Fleet: e.h.Fleet, Least: 1, Labels: []string{"customer"},
-		Worker: func() string { return worker }, Stands: func(_ context.Context, id string) (bool, error) { return stands(id), nil },
+		Worker: func() string { return worker }, LeaseValid: func(_ context.Context, id string) (bool, error) { return leaseValid(id), nil },
 		Written: e.ledger.Sequence, Now: func() time.Time { return e.now }, Log: zerolog.Nop(),
 		Warned: func(w budget.Warning) {
 			select {

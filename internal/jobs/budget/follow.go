@@ -217,7 +217,7 @@ func (b *Budgets) learnedAll(seq uint64) {
 	defer b.mu.Unlock()
 	if !b.listed {
 		b.listed = true
-		for a := range b.spent { // those that are over their limit already are no news
+		for a := range b.spent { // those that are over their limit already are not new
 			_ = b.warning(a)
 		}
 	}

@@ -22,7 +22,7 @@ func TestEveryPeriodHasItsBounds(t *testing.T) {
 		}
 		begins[begin] = per
 		sums := []usage.Sum{sum(usage.Day(begin.Add(-time.Hour)), "a", "", 1), sum(usage.Day(begin), "a", "", 2)}
-		list := budget.Standing(rules, sums, nil, now)
+		list := budget.Spendings(rules, sums, nil, now)
 		if len(list) != 1 || list[0].Spent != 2 || !list[0].Until.After(now) {
 			t.Errorf("%s since %s: %+v", per, begin, list)
 		}

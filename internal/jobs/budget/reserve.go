@@ -122,11 +122,11 @@ func (b *Budgets) refused(job Job, key string, r reservations) *Refusal {
 // dropLost drops the reservations of workers whose lease is gone.
 func (b *Budgets) dropLost(ctx context.Context, r *reservations) error {
 	for _, worker := range slices.Sorted(maps.Keys(r.Running)) {
-		stands, err := b.o.Stands(ctx, worker)
+		valid, err := b.o.LeaseValid(ctx, worker)
 		if err != nil {
 			return err
 		}
-		if !stands {
+		if !valid {
 			delete(r.Running, worker)
 		}
 	}

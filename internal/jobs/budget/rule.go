@@ -91,7 +91,7 @@ func (r Rule) bounds(at time.Time) (begin, end time.Time) {
 	return begin, begin.AddDate(0, 1, 0)
 }
 
-// Spending is one account as it stands.
+// Spending is what one account has spent and may spend.
 type Spending struct {
 	Key     string    `json:"key"`
 	Value   string    `json:"value"`
@@ -101,10 +101,10 @@ type Spending struct {
 	Until   time.Time `json:"until"`
 }
 
-// Standing returns what is spent of each budget in the period that now lies in, the
+// Spendings returns what is spent of each budget in the period that now lies in, the
 // largest share first. sums are the ledger's, of days; settings what was set at run
 // time, by key.
-func Standing(rules []Rule, sums []usage.Sum, settings map[string]int64, now time.Time) []Spending {
+func Spendings(rules []Rule, sums []usage.Sum, settings map[string]int64, now time.Time) []Spending {
 	spent := make(map[account]int64)
 	for _, s := range sums {
 		for i, r := range rules {

@@ -6,7 +6,7 @@
 // and follow by a watch, so that checking a closed circuit costs nothing. The
 // package owns these entries and must not know what a session is. All times in
 // them are the server's. A probe belongs to its worker while that worker's lease
-// stands. docs/jobs.md says when circuits open and close.
+// is valid. docs/jobs.md says when circuits open and close.
 package circuit
 
 import (

@@ -39,7 +39,7 @@ type env struct {
 	mu     sync.Mutex
 	now    time.Time
 	leases map[string]bool
-	asked  int   // whether a lease stands
+	asked  int   // whether a lease is valid
 	away   error // of the bucket with the leases
 	told   map[string]int
 	order  []Alert
@@ -80,18 +80,18 @@ func (e *env) pass(d time.Duration) {
 	e.now = e.now.Add(d)
 }
 
-// Stands implements Leases.
-func (e *env) Stands(_ context.Context, id string) (bool, error) {
+// Valid implements Leases.
+func (e *env) Valid(_ context.Context, id string) (bool, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.asked++
 	return e.leases[id], e.away
 }
 
-func (e *env) lease(id string, stands bool) {
+func (e *env) lease(id string, valid bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.leases[id] = stands
+	e.leases[id] = valid
 }
 
 func (e *env) tell(_ context.Context, a Alert) error {
@@ -472,7 +472,7 @@ func TestProbeThatShowedNothing(t *testing.T) {
 	}
 }
 
-func TestProbeIsItsWorkersWhileTheLeaseStands(t *testing.T) {
+func TestProbeIsItsWorkersWhileTheLeaseIsValid(t *testing.T) {
 	t.Parallel()
 	e := newEnv(t)
 	first, other := e.worker("w1"), e.worker("w2")

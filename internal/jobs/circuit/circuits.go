@@ -14,8 +14,8 @@ import (
 
 // Leases reports which workers are alive.
 type Leases interface {
-	// Stands reports whether the lease with that worker ID stands.
-	Stands(ctx context.Context, workerID string) (bool, error)
+	// Valid reports whether the lease with that worker ID is valid.
+	Valid(ctx context.Context, workerID string) (bool, error)
 }
 
 // Options configure Circuits. All fields but PerApp are required.
@@ -140,14 +140,14 @@ func (c *Circuits) Allow(ctx context.Context, app, region, job string) (*Permit,
 		return p, nil, nil
 	}
 	if before.State == Probing {
-		stands, err := c.o.Leases.Stands(ctx, before.ProbeWorker)
-		if err != nil || stands {
+		valid, err := c.o.Leases.Valid(ctx, before.ProbeWorker)
+		if err != nil || valid {
 			c.drop(p)
 		}
 		switch {
 		case err != nil:
 			return nil, nil, err
-		case stands:
+		case valid:
 			return nil, c.refuse(before), nil
 		}
 	}

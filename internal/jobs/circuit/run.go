@@ -213,13 +213,13 @@ func (c *Circuits) read(kve jetstream.KeyValueEntry) {
 	c.update(kve.Key(), e, false)
 }
 
-// update stores a circuit as it is in the bucket. With tell, this worker opened or
+// update stores a circuit as it is in the bucket. With announce, this worker opened or
 // closed it, and publishes that at once.
-func (c *Circuits) update(key string, e entry, tell bool) {
+func (c *Circuits) update(key string, e entry, announce bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before, now := c.known[key], c.o.Now()
-	if e.revision < before.revision || e.revision == before.revision && !tell {
+	if e.revision < before.revision || e.revision == before.revision && !announce {
 		return
 	}
 	next := known{entry: e, checkedAt: now, publishAt: before.publishAt}
@@ -227,7 +227,7 @@ func (c *Circuits) update(key string, e entry, tell bool) {
 		next.checkedAt = before.checkedAt
 	}
 	switch {
-	case tell:
+	case announce:
 		next.publishAt = now
 		signal(c.changed)
 	case len(before.Unpublished) == 0:

@@ -66,8 +66,8 @@ type Jobs interface {
 	// Own returns the job if this worker holds it. It is called for every request
 	// of the fleet and must not block.
 	Own(jobID string) (Running, bool)
-	// Look reads the job's state from its record.
-	Look(ctx context.Context, jobID string) (Standing, error)
+	// Lookup reads the job's state from its record.
+	Lookup(ctx context.Context, jobID string) (JobState, error)
 	// NoteCancel records that the job is to be cancelled. It creates the record
 	// if there is none.
 	NoteCancel(ctx context.Context, jobID string) (Reply, error)
@@ -80,11 +80,11 @@ type Running interface {
 	Interrupt(ctx context.Context) Reply
 }
 
-// Standing is a job's state.
-type Standing struct {
+// JobState is what is known of a job.
+type JobState struct {
 	Known bool   // it has a record
 	State string // of the record
-	Held  bool   // the record is in state running, and the lease of its worker stands
+	Held  bool   // the record is in state running, and the lease of its worker is valid
 }
 
 // Options configure a Server. A field that is 0 gets its default.
@@ -338,25 +338,25 @@ func (s *Server) handleOther(r *request) {
 
 // answer answers from the job's record.
 func (s *Server) answer(ctx context.Context, r *request) {
-	standing, err := s.o.Jobs.Look(ctx, r.jobID)
+	state, err := s.o.Jobs.Lookup(ctx, r.jobID)
 	switch {
 	case err != nil:
 		s.o.Log.Debug().Err(err).Str("job_id", r.jobID).Msg("read the record of a job that a control request is for")
 		s.reply(r, refused("the job's record could not be read: ask again"))
-	case standing.Held && s.recheckLater(r):
+	case state.Held && s.recheckLater(r):
 	case r.op == opCancel:
-		s.recordCancel(ctx, r, standing)
-	case standing.Held:
+		s.recordCancel(ctx, r, state)
+	case state.Held:
 		// Only the worker that runs the job can interrupt it.
 	default:
-		s.reply(r, Reply{Status: StatusNotRunning, State: standing.State, Message: "no session of this job is open"})
+		s.reply(r, Reply{Status: StatusNotRunning, State: state.State, Message: "no session of this job is open"})
 	}
 }
 
 // recordCancel records that the job is to be cancelled. A worker that runs the
 // job and has not answered finds that in the record.
-func (s *Server) recordCancel(ctx context.Context, r *request, standing Standing) {
-	if !standing.Known && !s.allowRecord() {
+func (s *Server) recordCancel(ctx context.Context, r *request, state JobState) {
+	if !state.Known && !s.allowRecord() {
 		s.reply(r, refused("no job of this id is known, and too many such ids were cancelled: ask again when the job was delivered, or in some minutes"))
 		return
 	}

@@ -35,16 +35,16 @@ type fakeJobs struct {
 // records are shared by the workers of a fleet.
 type records struct {
 	mu    sync.Mutex
-	byJob map[string]control.Standing
+	byJob map[string]control.JobState
 	made  int
 	noted map[string]int
 }
 
 func newRecords() *records {
-	return &records{byJob: make(map[string]control.Standing), noted: make(map[string]int)}
+	return &records{byJob: make(map[string]control.JobState), noted: make(map[string]int)}
 }
 
-func (r *records) set(jobID string, s control.Standing) {
+func (r *records) set(jobID string, s control.JobState) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.byJob[jobID] = s
@@ -70,24 +70,24 @@ func (f *fakeJobs) run(jobID string, job control.Running) {
 		f.own = make(map[string]control.Running)
 	}
 	f.own[jobID] = job
-	f.records.set(jobID, control.Standing{Known: true, State: "running", Held: true})
+	f.records.set(jobID, control.JobState{Known: true, State: "running", Held: true})
 }
 
 func (f *fakeJobs) end(jobID, state string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.own, jobID)
-	f.records.set(jobID, control.Standing{Known: true, State: state})
+	f.records.set(jobID, control.JobState{Known: true, State: state})
 }
 
-func (f *fakeJobs) Look(_ context.Context, jobID string) (control.Standing, error) {
+func (f *fakeJobs) Lookup(_ context.Context, jobID string) (control.JobState, error) {
 	if f.look != nil {
 		f.look(jobID)
 	}
 	f.records.mu.Lock()
 	defer f.records.mu.Unlock()
 	if jobID == "unreadable" {
-		return control.Standing{}, errors.New("no answer")
+		return control.JobState{}, errors.New("no answer")
 	}
 	return f.records.byJob[jobID], nil
 }
@@ -102,7 +102,7 @@ func (f *fakeJobs) NoteCancel(_ context.Context, jobID string) (control.Reply, e
 	s := r.byJob[jobID]
 	if !s.Known {
 		r.made++
-		r.byJob[jobID] = control.Standing{Known: true, State: "released"}
+		r.byJob[jobID] = control.JobState{Known: true, State: "released"}
 	}
 	r.noted[jobID]++
 	if s.State == "completed" {
@@ -189,10 +189,10 @@ func TestEveryRequestHasTheReplyThatItsJobGives(t *testing.T) {
 	serve(t, natstest.Connect(t, srv), one, nil)
 	serve(t, natstest.Connect(t, srv), two, nil)
 	one.run("runs", prompt())
-	all.set("waits", control.Standing{Known: true, State: "retrying"})
-	all.set("done", control.Standing{Known: true, State: "completed"})
-	// Its worker died: the record says that it runs, and no lease stands.
-	all.set("orphan", control.Standing{Known: true, State: "running"})
+	all.set("waits", control.JobState{Known: true, State: "retrying"})
+	all.set("done", control.JobState{Known: true, State: "completed"})
+	// Its worker died: the record says that it runs, and no lease is valid.
+	all.set("orphan", control.JobState{Known: true, State: "running"})
 	nc := natstest.Connect(t, srv)
 	long := `{"op":"cancel","why":"` + strings.Repeat("x", 4096) + `"}`
 	deep := strings.Repeat("[", 2000) + strings.Repeat("]", 2000)
@@ -252,7 +252,7 @@ func TestAJobThatAnotherWorkerRunsIsLeftToIt(t *testing.T) {
 	looks := make(chan string, 64)
 	other := &fakeJobs{records: all, look: func(id string) { looks <- id }}
 	serve(t, natstest.Connect(t, srv), other, nil)
-	all.set("far", control.Standing{Known: true, State: "running", Held: true})
+	all.set("far", control.JobState{Known: true, State: "running", Held: true})
 	nc := natstest.Connect(t, srv)
 
 	// Its worker has not answered after the last look: the wish is in the record.
@@ -266,12 +266,12 @@ func TestAJobThatAnotherWorkerRunsIsLeftToIt(t *testing.T) {
 	first := make(chan struct{})
 	var once sync.Once
 	late := &fakeJobs{records: newRecords(), look: func(string) { once.Do(func() { close(first) }) }}
-	late.records.set("far", control.Standing{Known: true, State: "running", Held: true})
+	late.records.set("far", control.JobState{Known: true, State: "running", Held: true})
 	srv2 := natstest.Start(t)
 	serve(t, natstest.Connect(t, srv2), late, nil)
 	go func() {
 		<-first
-		late.records.set("far", control.Standing{Known: true, State: "completed"})
+		late.records.set("far", control.JobState{Known: true, State: "completed"})
 	}()
 	if r := ask(t, natstest.Connect(t, srv2), "far", interrupt); r.Status != control.StatusNotRunning || r.State != "completed" {
 		t.Errorf("%+v", r)
@@ -384,7 +384,7 @@ func TestRecordsOfUnknownNamesAreBounded(t *testing.T) {
 	jobs := &fakeJobs{records: newRecords()}
 	serve(t, natstest.Connect(t, srv), jobs, func(o *control.Options) { o.NotesPerMinute = 3 })
 	nc := natstest.Connect(t, srv)
-	jobs.records.set("known", control.Standing{Known: true, State: "retrying"})
+	jobs.records.set("known", control.JobState{Known: true, State: "retrying"})
 	for i := range 6 {
 		want := control.StatusRequested
 		if i >= 3 {
@@ -488,7 +488,7 @@ func TestJobsOfOtherWorkersDoNotFillThePool(t *testing.T) {
 	nc := natstest.Connect(t, srv)
 	for i := range 2000 {
 		id := fmt.Sprint("far", i)
-		jobs.records.set(id, control.Standing{Known: true, State: "running", Held: true})
+		jobs.records.set(id, control.JobState{Known: true, State: "running", Held: true})
 		if err := nc.PublishRequest("avatar.control."+id, nats.NewInbox(), []byte(cancel)); err != nil {
 			t.Fatal(err)
 		}

@@ -48,7 +48,7 @@ type Presence struct {
 	Busy      map[string]int `json:"busy,omitempty"` // jobs that the worker holds, by queue
 	Apps      map[string]int `json:"apps,omitempty"` // connected sessions, by app
 	Draining  bool           `json:"draining,omitempty"`
-	// AudioConvert and AudioMaxBytes tell publishers what speech the worker
+	// AudioConvert and AudioMaxBytes are for publishers, what speech the worker
 	// accepts: audio.convert and audio.max_bytes.
 	AudioConvert  bool  `json:"audio_convert,omitempty"`
 	AudioMaxBytes int64 `json:"audio_max_bytes,omitempty"`

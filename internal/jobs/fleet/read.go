@@ -17,7 +17,7 @@ type Stored struct {
 }
 
 // Read returns the presences that the bucket has now, also those of workers that
-// are lost: Fresh tells them apart. Those that this version can't read are left
+// are lost: Fresh distinguishes them. Those that this version can't read are left
 // out.
 func Read(ctx context.Context, bucket jetstream.KeyValue) ([]Stored, error) {
 	entries, err := kv.Entries(ctx, bucket, Prefix+">")

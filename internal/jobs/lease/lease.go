@@ -1,6 +1,6 @@
 // Package lease keeps a worker's lease: one key with a TTL in the bucket of job
 // records, renewed by acknowledged compare-and-set writes and expired by the
-// server's own clock. While the lease stands, jobs whose records name it belong
+// server's own clock. While the lease is valid, jobs whose records name it belong
 // to this worker; once it is gone, other workers may take them. The package also
 // extends the ack waits of the worker's messages.
 //
@@ -72,7 +72,7 @@ type Manager struct {
 	current atomic.Pointer[Lease]
 	fault   atomic.Pointer[error]     // why the worker has no lease
 	offset  atomic.Int64              // server clock minus this process's clock, ns
-	grace   atomic.Pointer[time.Time] // leases of others count as standing until then; nil: no longer
+	grace   atomic.Pointer[time.Time] // leases of others count as valid until then; nil: no longer
 	acks    *ackExtender
 	wg      sync.WaitGroup
 	stop    context.CancelFunc
@@ -142,11 +142,11 @@ func (m *Manager) Ready() error {
 // times in their records by it, whatever their own clocks show.
 func (m *Manager) Now() time.Time { return m.o.Now().Add(time.Duration(m.offset.Load())) }
 
-// Stands reports whether the lease of the worker with this ID stands. What takes
+// Valid reports whether the lease of the worker with this ID is valid. What takes
 // this worker's lease away, such as a server that restarts, takes others' away with
 // it. So for a quarter of a window after this worker has a lease again, others are
 // taken to have theirs: each first writes what its sessions had reached.
-func (m *Manager) Stands(ctx context.Context, id string) (bool, error) {
+func (m *Manager) Valid(ctx context.Context, id string) (bool, error) {
 	if h := m.Current(); h != nil && h.ID == id {
 		return true, nil
 	}
@@ -168,7 +168,7 @@ func (m *Manager) Ended(ctx context.Context, id string) time.Time {
 		return now
 	}
 	// One more renewal may have landed whose answer got lost, and which was tried
-	// for as long as the lease stood.
+	// for as long as the lease was valid.
 	end := seen.Add(2 * m.o.Window)
 	if end.After(now) {
 		return now

@@ -168,8 +168,8 @@ func receive[T any](t *testing.T, c <-chan T) T {
 	}
 }
 
-// stands reports whether another worker finds the lease of this id.
-func (e *env) stands(id string) bool {
+// leaseValid reports whether another worker finds the lease of this id.
+func (e *env) leaseValid(id string) bool {
 	e.t.Helper()
 	stored, err := e.store.Stored(e.t.Context(), key(id))
 	if err != nil {
@@ -181,7 +181,7 @@ func (e *env) stands(id string) bool {
 // expires waits until the server has removed the lease of this id.
 func (e *env) expires(id string) {
 	e.t.Helper()
-	natstest.Eventually(e.t, "the lease of "+id+" expires", func() bool { return !e.stands(id) })
+	natstest.Eventually(e.t, "the lease of "+id+" expires", func() bool { return !e.leaseValid(id) })
 }
 
 func (w *worker) renewals(t *testing.T, n int) {
@@ -205,7 +205,7 @@ func TestLeaseIsRenewedBeyondItsWindow(t *testing.T) {
 		t.Errorf("%+v, ready: %v", h, w.Ready())
 	}
 	w.renewals(t, renewalsPerWindow+1)
-	if h.Context().Err() != nil || w.Current() != h || !e.stands("w") {
+	if h.Context().Err() != nil || w.Current() != h || !e.leaseValid("w") {
 		t.Error("the lease did not outlive its window")
 	}
 	if len(w.changes) > 0 {
@@ -219,7 +219,7 @@ func TestLeaseOfAWorkerThatDiedExpires(t *testing.T) {
 	w := e.worker("w")
 	h := e.start(w)
 	ended := make(chan bool, 1)
-	stop := context.AfterFunc(h.Context(), func() { ended <- e.stands("w") })
+	stop := context.AfterFunc(h.Context(), func() { ended <- e.leaseValid("w") })
 	defer stop()
 	w.proxy.drop(true)
 	if !receive(t, ended) {
@@ -281,22 +281,22 @@ func TestLostLeaseBeginsAgainUnderAnotherID(t *testing.T) {
 		t.Fatalf("got %+v", second)
 	}
 	if first.Context().Err() == nil {
-		t.Error("the first lease stands again")
+		t.Error("the first lease is valid again")
 	}
 	for id, own := range map[string]bool{"w": true, "w-2": true, "w-17": true, "w2": false, "": false, "v": false} {
 		if w.Own(id) != own {
 			t.Errorf("Own(%q) is %v", id, !own)
 		}
 	}
-	if ok, err := w.Stands(t.Context(), "w-2"); !ok || err != nil || w.Ready() != nil {
-		t.Errorf("stands: %v %v, ready: %v", ok, err, w.Ready())
+	if ok, err := w.Valid(t.Context(), "w-2"); !ok || err != nil || w.Ready() != nil {
+		t.Errorf("valid: %v %v, ready: %v", ok, err, w.Ready())
 	}
-	if ok, err := w.Stands(t.Context(), ""); ok || err != nil {
-		t.Errorf("a lease without an id stands: %v %v", ok, err)
+	if ok, err := w.Valid(t.Context(), ""); ok || err != nil {
+		t.Errorf("a lease without an id is valid: %v %v", ok, err)
 	}
 	e.expires("w")
-	if ok, err := w.Stands(t.Context(), "w"); ok || err != nil {
-		t.Errorf("the lost lease stands: %v %v", ok, err)
+	if ok, err := w.Valid(t.Context(), "w"); ok || err != nil {
+		t.Errorf("the lost lease is valid: %v %v", ok, err)
 	}
 }
 
@@ -365,7 +365,7 @@ func TestCleanStopRemovesTheKey(t *testing.T) {
 	w.Start(t.Context())
 	h := e.next(w)
 	w.Stop()
-	if e.stands("w") {
+	if e.leaseValid("w") {
 		t.Error("the key outlives its worker")
 	}
 	if w.Current() != nil || h.Context().Err() == nil || errors.Is(context.Cause(h.Context()), ErrLost) {

@@ -330,23 +330,23 @@ func TestACorrectionThatFailsIsSaid(t *testing.T) {
 	}
 }
 
-func TestOneWorkerAddsAsLongAsItsLeaseStands(t *testing.T) {
+func TestOneWorkerAddsAsLongAsItsLeaseIsValid(t *testing.T) {
 	d := newDesk()
-	standing := map[string]bool{"w1": true, "w2": true}
-	stands := func(_ context.Context, id string) (bool, error) { return standing[id], nil }
+	valid := map[string]bool{"w1": true, "w2": true}
+	leaseValid := func(_ context.Context, id string) (bool, error) { return valid[id], nil }
 	expect := func(own string, want bool) {
 		t.Helper()
-		if got, err := takeTurn(context.Background(), d.bucket, own, stands); got != want || err != nil {
+		if got, err := takeTurn(context.Background(), d.bucket, own, leaseValid); got != want || err != nil {
 			t.Errorf("%s: %t, %v", own, got, err)
 		}
 	}
-	if mine, err := takeTurn(context.Background(), d.bucket, "", stands); mine || !errors.Is(err, usage.ErrNotYet) {
+	if mine, err := takeTurn(context.Background(), d.bucket, "", leaseValid); mine || !errors.Is(err, usage.ErrNotYet) {
 		t.Errorf("without a lease: %t, %v", mine, err)
 	}
 	expect("w1", true)
 	expect("w1", true)
 	expect("w2", false)
-	standing["w1"] = false
+	valid["w1"] = false
 	d.bucket.before = func() { expect("w3", true) } // quicker
 	expect("w2", false)
 	expect("w1", true) // w3 has no lease

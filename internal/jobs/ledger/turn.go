@@ -33,19 +33,19 @@ type AdderOptions struct {
 	Labels []string      // by which days and months are added up, sorted
 	Window time.Duration // for which a lease lasts
 	Worker func() string // the id of the worker's lease; "" while it has none
-	// Stands reports whether the lease of a worker stands.
-	Stands func(ctx context.Context, workerID string) (bool, error)
+	// LeaseValid reports whether the lease of a worker is valid.
+	LeaseValid func(ctx context.Context, workerID string) (bool, error)
 	// Added is called with whether records could be added.
 	Added func(ok bool)
 	Log   zerolog.Logger
 }
 
 // NewAdder returns what adds usage records to the counters, in one worker of the
-// fleet for as long as its lease stands. It needs a Ledger.
+// fleet for as long as its lease is valid. It needs a Ledger.
 func (w *Writer) NewAdder(o AdderOptions) *usage.Adder {
 	return usage.NewAdder(usage.AdderOptions{
 		JS: o.JS, Names: o.Names, Labels: o.Labels, Every: addEvery, TurnEvery: o.Window / 2, Own: w.o.Ledger.Own,
-		Turn: func(ctx context.Context) (bool, error) { return takeTurn(ctx, w.o.Bucket, o.Worker(), o.Stands) },
+		Turn: func(ctx context.Context) (bool, error) { return takeTurn(ctx, w.o.Bucket, o.Worker(), o.LeaseValid) },
 		Failed: func(err error) {
 			o.Added(err == nil)
 			if err != nil {
@@ -59,9 +59,9 @@ func (w *Writer) NewAdder(o AdderOptions) *usage.Adder {
 }
 
 // takeTurn reports whether it is the worker with that id that adds, and makes it the
-// one if the lease of the one before does not stand any more. Without an id it is
+// one if the lease of the one before is no longer valid. Without an id it is
 // usage.ErrNotYet.
-func takeTurn(ctx context.Context, bucket Bucket, own string, stands func(context.Context, string) (bool, error)) (bool, error) {
+func takeTurn(ctx context.Context, bucket Bucket, own string, leaseValid func(context.Context, string) (bool, error)) (bool, error) {
 	if own == "" {
 		return false, usage.ErrNotYet
 	}
@@ -71,7 +71,7 @@ func takeTurn(ctx context.Context, bucket Bucket, own string, stands func(contex
 		return err == nil, err
 	}
 	if now.WorkerID != "" {
-		if stands, err := stands(ctx, now.WorkerID); stands || err != nil {
+		if valid, err := leaseValid(ctx, now.WorkerID); valid || err != nil {
 			return false, err
 		}
 	}

@@ -15,7 +15,7 @@ const (
 	StepDuplicate             // another message's job: acknowledge and drop
 	StepEffects               // the outcome is recorded: repeat its effects
 	StepWait                  // not yet: nak with a delay
-	StepRunning               // the record names a worker: check whether its lease stands
+	StepRunning               // the record names a worker: check whether its lease is valid
 	StepContend               // another message's job without outcome: a duplicate if that message exists
 )
 

@@ -34,7 +34,7 @@ func (e Events) Event(kind string, r *Record, body event.Body) event.Event {
 	}
 }
 
-// Last returns the job event that tells of the record's state.
+// Last returns the job event of the record's state.
 func (e Events) Last(r *Record) event.Event {
 	fields := e.Fields(r)
 	switch r.State {

@@ -37,8 +37,8 @@ func HeldError(r *Record, now time.Time) *errors.Error {
 	}
 }
 
-// TellsError reports whether the state came with a failed attempt of its own.
-func (r *Record) TellsError() bool {
+// HasOwnError reports whether the state came with a failed attempt, which has an error event.
+func (r *Record) HasOwnError() bool {
 	if r.LastError == nil {
 		return false
 	}

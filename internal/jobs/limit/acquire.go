@@ -196,15 +196,15 @@ func (l *Limits) dequeue(bounds []jobLimit) {
 
 // freeExpired frees the limit's keys whose holders' leases are gone.
 func (l *Limits) freeExpired(ctx context.Context, limit string) {
-	stands := make(map[string]bool)
+	valid := make(map[string]bool)
 	for n, h := range l.heldByOthers(limit) {
-		alive, asked := stands[h.WorkerID]
+		alive, asked := valid[h.WorkerID]
 		if !asked {
 			var err error
-			if alive, err = l.o.Stands(ctx, h.WorkerID); err != nil {
+			if alive, err = l.o.LeaseValid(ctx, h.WorkerID); err != nil {
 				return
 			}
-			stands[h.WorkerID] = alive
+			valid[h.WorkerID] = alive
 		}
 		if !alive {
 			l.markFree(limitKey{limit, n}, h.revision)

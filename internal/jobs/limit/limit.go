@@ -27,8 +27,8 @@ type Options struct {
 	Store  *kv.Store          // the bucket of job records
 	Bucket jetstream.KeyValue // the same, for watching
 	Worker func() string      // the id of the worker's lease; "" while it has none
-	// Stands reports whether the lease of the worker with this id stands.
-	Stands func(ctx context.Context, workerID string) (bool, error)
+	// LeaseValid reports whether the lease of the worker with this id is valid.
+	LeaseValid func(ctx context.Context, workerID string) (bool, error)
 	// CheckInterval is how often waiting jobs check whether the leases of the
 	// keys' holders stand.
 	CheckInterval   time.Duration

@@ -28,7 +28,7 @@ type env struct {
 
 	mu    sync.Mutex
 	gone  map[string]bool
-	away  error // instead of whether a lease stands
+	away  error // instead of whether a lease is valid
 	asked int
 }
 
@@ -43,7 +43,7 @@ func newEnv(t *testing.T) *env {
 	return e
 }
 
-func (e *env) stands(_ context.Context, worker string) (bool, error) {
+func (e *env) leaseValid(_ context.Context, worker string) (bool, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.asked++
@@ -63,7 +63,7 @@ func (e *env) store() *kv.Store { return kv.NewStore(e.js, e.bucket, 2*time.Seco
 func (e *env) limits(worker string, with ...func(*Options)) (l *Limits, stop func()) {
 	e.t.Helper()
 	o := Options{
-		Store: e.store(), Bucket: e.bucket, Worker: func() string { return worker }, Stands: e.stands,
+		Store: e.store(), Bucket: e.bucket, Worker: func() string { return worker }, LeaseValid: e.leaseValid,
 		CheckInterval: time.Hour, Apps: map[string]int{"app": 1}, MaxWaiting: 100, Log: zerolog.New(zerolog.NewTestWriter(e.t)),
 	}
 	for _, f := range with {

@@ -129,7 +129,7 @@ func (c *Counters) last(ctx context.Context, subject string) (uint64, error) {
 	return parsePosition(msg.Header.Get(headerUpto), c.epoch), nil
 }
 
-// Read hands over the counters under filters as they stand.
+// Read calls f with the present counters under filters.
 func (c *Counters) Read(ctx context.Context, filters []string, f func(Counter)) error {
 	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: filters, DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy}
 	return scan(ctx, c.js, c.names.TotalsStream(), cfg, func(msg jetstream.Msg) error {
