@@ -325,7 +325,7 @@ func pause(ctx context.Context, d time.Duration) error {
 // untilOpen waits until the backend has confirmed n sessions.
 func (s *stage) untilOpen(ctx context.Context, n int) error {
 	for {
-		b, err := s.readBook(ctx)
+		b, err := s.readSessions(ctx)
 		if err != nil || b.Confirmed >= n {
 			return err
 		}
@@ -335,7 +335,7 @@ func (s *stage) untilOpen(ctx context.Context, n int) error {
 	}
 }
 
-func (s *stage) readBook(ctx context.Context) (simulator.SessionLogPage, error) {
+func (s *stage) readSessions(ctx context.Context) (simulator.SessionLogPage, error) {
 	var b simulator.SessionLogPage
 	client, err := clientFor(s.backend.said.Trust)
 	if err != nil {
@@ -403,7 +403,7 @@ func (s *stage) starts(ctx context.Context, n int, prefix string) ([]float64, er
 			published[avatar] = at
 		}
 	}
-	b, err := s.readBook(ctx)
+	b, err := s.readSessions(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -463,7 +463,7 @@ func measureScale(ctx context.Context, profiles string, n int) (out sample, err 
 	if err != nil {
 		return nil, err
 	}
-	b, err := s.readBook(ctx)
+	b, err := s.readSessions(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -109,7 +109,7 @@ func TestASimulationEndsThatNoNumberOfCellsCanCarry(t *testing.T) {
 	}
 }
 
-// What each worker tells all others grows with the square of their number: in two
+// What each worker publishes to all others grows with the square of their number: in two
 // cells it is half as much in all.
 func TestWorkersOfACellCostItsNATSTheSquareOfTheirNumber(t *testing.T) {
 	c, p := embedded(t), defaults(t)

@@ -151,7 +151,7 @@ func TestKeyComesAsAFileAndNowhereElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	if strings.Contains(string(text), "tell-nobody") {
-		t.Error("the key stands outside its secret")
+		t.Error("the key is outside its secret")
 	}
 	if env := env(t, m); env["SPATIUS_API_KEY_FILE"] != "/etc/avatarworker/secrets/app/api-key" {
 		t.Errorf("environment %v", env)
@@ -183,7 +183,7 @@ func TestURLsWithSecretsAreKeptOutOfTheConfigMap(t *testing.T) {
 				t.Fatal(err)
 			}
 			if strings.Contains(string(text), "tell-nobody") {
-				t.Errorf("%s stands outside its secret", row.key)
+				t.Errorf("%s is outside its secret", row.key)
 			}
 			if !strings.Contains(string(text), "name: "+variable) {
 				t.Errorf("the pod does not get %s", variable)

@@ -206,7 +206,7 @@ func writeFile(t *testing.T, name string, data []byte) string {
 	return path
 }
 
-func TestExitCodesTellUsageFromConfigurationFromFailure(t *testing.T) {
+func TestExitCodesDistinguishUsageConfigurationAndFailure(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		code int

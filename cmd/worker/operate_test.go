@@ -310,7 +310,7 @@ func TestWhatOthersWroteNeverSteersATerminal(t *testing.T) {
 	}
 }
 
-func TestCancelTellsRequestedFromFinished(t *testing.T) {
+func TestCancelDistinguishesRequestedFromFinished(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	expect(t, 0, []string{"requested"}, b.args("cancel", "new", "--if-unknown")...)

@@ -14,7 +14,7 @@ import (
 	"avatarworker/internal/simulator"
 )
 
-// lines collects what a command prints and tells of a line that is waited for.
+// lines collects what a command prints and signals a line that is waited for.
 type lines struct {
 	mu   sync.Mutex
 	text strings.Builder

@@ -89,7 +89,7 @@ func TestInterruptOfWhatDoesNotSpeakSaysSo(t *testing.T) {
 }
 
 // Not parallel: it measures time.
-func TestJobsThatWaitForTheirRetryKeepNobodyWaiting(t *testing.T) {
+func TestJobsThatWaitForTheirRetryKeepNoOperatorWaiting(t *testing.T) {
 	t.Parallel()
 	const waiting = 300
 	f := newFleet(t, nil)

@@ -14,8 +14,9 @@ import (
 	"avatarworker/internal/operate"
 )
 
-// told is when a job's outcome was told, and when its last usage record was stored.
-func (f *fleet) told(id string) (outcome, usage time.Time) {
+// published is when a job's outcome was published, and when its last usage record was
+// stored.
+func (f *fleet) published(id string) (outcome, usage time.Time) {
 	f.t.Helper()
 	at := func(msg jetstream.Msg) time.Time {
 		meta, err := msg.Metadata()
@@ -33,7 +34,7 @@ func (f *fleet) told(id string) (outcome, usage time.Time) {
 	return at(events[len(events)-1]), usage
 }
 
-func TestWhileTheUsageStreamIsAwayNothingIsToldAndNothingIsLost(t *testing.T) {
+func TestWhileTheUsageStreamIsAwayNoOutcomeIsPublishedAndNothingIsLost(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	w := f.worker(worker{config: func(c *config.Config) {
@@ -58,8 +59,8 @@ func TestWhileTheUsageStreamIsAwayNothingIsToldAndNothingIsLost(t *testing.T) {
 	f.heldForStorage("later", "ok-later")
 	for _, kind := range []string{"completed", "dead_lettered"} {
 		for _, id := range ids {
-			if told := f.all(f.names.EventsStream(), f.names.Events(kind, id)); len(told) > 0 {
-				t.Errorf("%s of %s was told before its usage record was stored", kind, id)
+			if events := f.all(f.names.EventsStream(), f.names.Events(kind, id)); len(events) > 0 {
+				t.Errorf("%s of %s was published before its usage record was stored", kind, id)
 			}
 		}
 	}
@@ -76,8 +77,8 @@ func TestWhileTheUsageStreamIsAwayNothingIsToldAndNothingIsLost(t *testing.T) {
 	}
 	f.until("ready again", func() bool { return w.app.Ready() == nil })
 	for _, id := range append(ids, "later") {
-		if outcome, usage := f.told(id); usage.IsZero() || usage.After(outcome) {
-			t.Errorf("%s: the outcome was told at %s, the usage record was stored at %s", id, outcome, usage)
+		if outcome, usage := f.published(id); usage.IsZero() || usage.After(outcome) {
+			t.Errorf("%s: the outcome was published at %s, the usage record was stored at %s", id, outcome, usage)
 		}
 	}
 	f.balanced()

@@ -18,7 +18,7 @@ func TestADrainFinishesWhatRunsAndTakesNothingNew(t *testing.T) {
 	f.publish("talk", "ok", live("10s"))
 	f.say("talk", silence(3*time.Second), end)
 	f.state("talk", func(r lifecycle.Record) bool { return r.Checkpoint == 1 })
-	w.tell()
+	w.drain()
 	f.publish("later", "ok-later", nil)
 	f.say("talk", silence(3*time.Second), closing)
 	w.stop()

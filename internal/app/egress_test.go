@@ -44,7 +44,7 @@ func TestEgressIsDoneAtTheBackendsEndWhereItComes(t *testing.T) {
 	}
 }
 
-func TestEgressWithoutAnEndIsDoneWhenTheSpeechHasHadTimeToBeHeard(t *testing.T) {
+func TestEgressWithoutAnEndIsDoneWhenTheSpeechHasHadTimeToBePlayed(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	f.worker(worker{config: func(c *config.Config) { c.Audio.EgressMargin = 300 * time.Millisecond }})

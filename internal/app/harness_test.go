@@ -132,10 +132,10 @@ type worker struct {
 
 // running is a worker under way.
 type running struct {
-	app  *app.App
-	stop func() // tells it to drain and waits for its end
-	tell func() // tells it only
-	done chan struct{}
+	app   *app.App
+	stop  func() // drains it and waits for its end
+	drain func() // begins that only
+	done  chan struct{}
 }
 
 // worker starts a worker and returns when it takes jobs.
@@ -155,7 +155,7 @@ func (f *fleet) worker(w worker) *running {
 		f.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &running{app: a, tell: cancel, done: make(chan struct{})}
+	r := &running{app: a, drain: cancel, done: make(chan struct{})}
 	var ended error
 	go func() {
 		defer close(r.done)
@@ -300,7 +300,7 @@ func (f *fleet) event(id string, types ...string) []jetstream.Msg {
 	return all
 }
 
-// outcome waits until everything that follows from a job's outcome was told,
+// outcome waits until everything that follows from a job's outcome was published,
 // and returns its record.
 func (f *fleet) outcome(id string) lifecycle.Record {
 	f.t.Helper()
@@ -426,7 +426,7 @@ func (f *fleet) control(id, op string) control.Reply {
 	return reply
 }
 
-// sessions are those of an avatar in the backend's book. The book is written a
+// sessions are those of an avatar in the backend's session log. It is written a
 // moment after the worker's close, so open ones get a second to be closed.
 func (f *fleet) sessions(avatar string) []simulator.Session {
 	ticker := time.NewTicker(10 * time.Millisecond)

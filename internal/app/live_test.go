@@ -108,7 +108,7 @@ func TestAPublisherThatStartsBeforeAnyWorkerLosesNothing(t *testing.T) {
 	}
 }
 
-func TestALiveSessionThatNobodyEndsIsClosedBySilence(t *testing.T) {
+func TestALiveSessionWithoutAnEndIsClosedBySilence(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	f.worker(worker{})
@@ -247,7 +247,7 @@ func TestALiveUtteranceWhoseLastFrameIsStoredIsNotRepeatedAfterACrash(t *testing
 	}
 }
 
-// interrupted is one that a reply told of.
+// interrupted is an utterance that a reply says was interrupted.
 type interrupted struct {
 	reqID   string
 	lastSeq int
@@ -315,7 +315,7 @@ func TestAnInterruptPassesOverTheRestOfALiveUtterance(t *testing.T) {
 	}
 }
 
-func TestLiveOpusInARoomHasTimeToBeHeard(t *testing.T) {
+func TestLiveOpusInARoomHasTimeToBePlayed(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	f.worker(worker{})
@@ -327,7 +327,7 @@ func TestLiveOpusInARoomHasTimeToBeHeard(t *testing.T) {
 	}
 }
 
-func TestInterruptsThatRaceWithTheEndOfAnUtteranceTellTheTruth(t *testing.T) {
+func TestInterruptsThatRaceWithTheEndOfAnUtteranceReportTheTruth(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	f.worker(worker{})
@@ -337,19 +337,19 @@ func TestInterruptsThatRaceWithTheEndOfAnUtteranceTellTheTruth(t *testing.T) {
 	}
 	f.publish("race", "slow-1", fields{"utterances": utterances})
 	f.state("race", func(r lifecycle.Record) bool { return r.State == lifecycle.StateRunning })
-	var told []interrupted
+	var interrupts []interrupted
 	running := true
 	for running {
 		got := f.control("race", "interrupt")
 		switch got.Status {
 		case control.StatusInterrupted:
-			told = append(told, interrupted{got.ReqID, int(got.LastSeq)})
+			interrupts = append(interrupts, interrupted{got.ReqID, int(got.LastSeq)})
 		default:
 			running = !f.record("race").State.Final()
 		}
 	}
 	done := f.completed("race")
-	f.checkInterrupted("race", told...)
+	f.checkInterrupted("race", interrupts...)
 	marked := 0
 	for i, u := range done.Utterances {
 		if u.Interrupted {
@@ -358,10 +358,10 @@ func TestInterruptsThatRaceWithTheEndOfAnUtteranceTellTheTruth(t *testing.T) {
 			t.Errorf("utterance %d: %+v", i+1, u)
 		}
 	}
-	if len(done.Utterances) != len(utterances) || len(told) != marked {
-		t.Errorf("%d utterances, %d marked as interrupted, %d interrupts answered", len(done.Utterances), marked, len(told))
+	if len(done.Utterances) != len(utterances) || len(interrupts) != marked {
+		t.Errorf("%d utterances, %d marked as interrupted, %d interrupts answered", len(done.Utterances), marked, len(interrupts))
 	}
-	t.Logf("%d of %d utterances were interrupted", len(told), len(utterances))
+	t.Logf("%d of %d utterances were interrupted", len(interrupts), len(utterances))
 }
 
 // bargeIn runs jobs whose open utterance is interrupted, each by a publisher
@@ -411,9 +411,9 @@ func (f *fleet) checkBargeIn(id string, before uint64, fresh int64) {
 		f.t.Errorf("%s: the old speech ends with message %d: %+v", id, before, done.Utterances)
 		return
 	}
-	heard := int64(len(silence(time.Duration(done.Utterances[0].AudioMS+fresh) * time.Millisecond)))
-	if s := f.sessions("ok-" + id); len(s) != 1 || s[0].AudioBytes != heard || s[0].Interrupts != 1 {
-		f.t.Errorf("%s: want %d bytes of speech at the backend: %+v", id, heard, s)
+	speechBytes := int64(len(silence(time.Duration(done.Utterances[0].AudioMS+fresh) * time.Millisecond)))
+	if s := f.sessions("ok-" + id); len(s) != 1 || s[0].AudioBytes != speechBytes || s[0].Interrupts != 1 {
+		f.t.Errorf("%s: want %d bytes of speech at the backend: %+v", id, speechBytes, s)
 	}
 }
 
@@ -553,7 +553,7 @@ func (f *fleet) apiCalls() uint64 {
 	return info.API.Total
 }
 
-func TestLiveSpeechThatIsAFileIsRefusedBeforeItIsHeard(t *testing.T) {
+func TestLiveSpeechThatIsAFileIsRefusedBeforeItIsSent(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	f.worker(worker{})

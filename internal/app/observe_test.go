@@ -16,11 +16,11 @@ func TestAScrapeSaysWhatWaitsAtThatMoment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tell := observer{a.metrics, a.waiting}
-	tell.Postponed("retried", lifecycle.StateRetrying, time.Hour)
-	tell.Postponed("held", lifecycle.StateHeld, time.Hour)
-	tell.Postponed("held-too", lifecycle.StateHeld, time.Hour)
-	tell.Postponed("over", lifecycle.StateRetrying, -time.Second)
+	o := observer{a.metrics, a.waiting}
+	o.Postponed("retried", lifecycle.StateRetrying, time.Hour)
+	o.Postponed("held", lifecycle.StateHeld, time.Hour)
+	o.Postponed("held-too", lifecycle.StateHeld, time.Hour)
+	o.Postponed("over", lifecycle.StateRetrying, -time.Second)
 	for name, want := range map[string]float64{"retries_waiting": 1, "jobs_held": 2, "ready": 0} {
 		if got := scraped(t, a, name); got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)

@@ -30,7 +30,7 @@ const (
 	secretWithEsc = "Tok en+with/escapes=99"
 )
 
-// echo is a backend that answers with everything it was told, as a careless one
+// echo is a backend that answers with everything it was sent, as a careless one
 // may: in errors of the token call, of the upgrade, of the handshake and of the
 // session.
 func echo(t testing.TB) *httptest.Server {

@@ -97,7 +97,7 @@ func (v *valve) close() {
 	v.wg.Wait()
 }
 
-func TestAWorkerThatNATSDoesNotHearClosesItsSessionsBeforeAnotherOpensThem(t *testing.T) {
+func TestAWorkerThatCannotReachNATSClosesItsSessionsBeforeAnotherOpensThem(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	way := newValve(t, f.server.ClientURL())

@@ -79,7 +79,7 @@ func TestAWorkerThatStartsBeforeNATSWorksOnceItIsThere(t *testing.T) {
 	for { // until the first fetch is out
 		msg, err := nc.Request(names.WorkerState(a.ID()), nil, 5*time.Second)
 		if errors.Is(err, nats.ErrNoResponders) && ctx.Err() == nil {
-			continue // the server has not heard of the subscription yet
+			continue // the server does not know the subscription yet
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -152,7 +152,7 @@ func (l lines) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-func TestAWorkerToldToStopBeforeItCouldStartEndsWithoutAnError(t *testing.T) {
+func TestAWorkerStoppedBeforeItCouldStartEndsWithoutAnError(t *testing.T) {
 	t.Parallel()
 	a := away(t, freePort(t), nil)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -197,7 +197,7 @@ func natsPort(t testing.TB, s *natsserver.Server) int {
 	return addr.Port
 }
 
-func TestWhatExistsWithOtherSettingsIsLeftAloneAndToldOnce(t *testing.T) {
+func TestWhatExistsWithOtherSettingsIsLeftAloneAndReportedOnce(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	if _, err := f.js.CreateStream(f.ctx, jetstream.StreamConfig{

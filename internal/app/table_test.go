@@ -25,7 +25,7 @@ type walk struct {
 }
 
 // walks are every code, given by the avatar and by the API key. What the table
-// says is taken from it; here stands only where a phase changes the code.
+// says is taken from it; here is only where a phase changes the code.
 func walks() []walk {
 	var out []walk
 	for _, name := range simulator.Codes() {

@@ -16,23 +16,23 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// spanKeeper keeps the spans that it is given.
-type spanKeeper struct {
+// spanExporter keeps the spans that it gets.
+type spanExporter struct {
 	mu    sync.Mutex
 	spans []sdktrace.ReadOnlySpan
 }
 
-func (k *spanKeeper) ExportSpans(_ context.Context, spans []sdktrace.ReadOnlySpan) error {
+func (k *spanExporter) ExportSpans(_ context.Context, spans []sdktrace.ReadOnlySpan) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.spans = append(k.spans, spans...)
 	return nil
 }
 
-func (k *spanKeeper) Shutdown(context.Context) error { return nil }
+func (k *spanExporter) Shutdown(context.Context) error { return nil }
 
 // byStart are the spans in the order in which they began.
-func (k *spanKeeper) byStart() []sdktrace.ReadOnlySpan {
+func (k *spanExporter) byStart() []sdktrace.ReadOnlySpan {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return slices.SortedStableFunc(slices.Values(k.spans), func(a, b sdktrace.ReadOnlySpan) int {
@@ -49,7 +49,7 @@ const (
 func TestOneTraceGoesFromTheJobThroughItsAttemptsToTheBackendTheEventsAndTheLog(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
-	spans, log := &spanKeeper{}, &buffer{}
+	spans, log := &spanExporter{}, &buffer{}
 	w := f.worker(worker{spans: spans, log: log})
 	body, err := json.Marshal(fields{"id": "traced", "avatar_id": "flaky-connectionClosed-1", "utterances": []any{speech(), speech()}})
 	if err != nil {
@@ -95,17 +95,17 @@ func TestOneTraceGoesFromTheJobThroughItsAttemptsToTheBackendTheEventsAndTheLog(
 	if s := process[1].Status(); s.Code == codes.Error {
 		t.Errorf("the good attempt's span: %+v", s)
 	}
-	heard := 0
+	received := 0
 	for _, s := range f.sessions("flaky-connectionClosed-1") {
 		for _, parent := range s.TraceParents {
-			heard++
+			received++
 			if !utterances[parent] {
 				t.Errorf("the backend was given %s, which is not an utterance's span", parent)
 			}
 		}
 	}
-	if heard != 3 {
-		t.Errorf("the backend was given %d traces for 3 utterances", heard)
+	if received != 3 {
+		t.Errorf("the backend was given %d traces for 3 utterances", received)
 	}
 	f.checkTraceOfEvents("traced", process)
 	f.checkTraceOfLog(log.String(), process)
@@ -158,7 +158,7 @@ func (f *fleet) checkTraceOfLog(log string, process []sdktrace.ReadOnlySpan) {
 	f.t.Errorf("no line says that the attempt failed:\n%s", log)
 }
 
-func TestATraceGoesOnAlsoWhereNobodyCollectsSpans(t *testing.T) {
+func TestATraceGoesOnAlsoWithoutACollectorOfSpans(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	f.worker(worker{})

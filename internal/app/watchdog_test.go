@@ -32,7 +32,7 @@ func (r *running) reason() string {
 	return ""
 }
 
-func TestWhatIsDeletedUnderneathAWorkerIsToldAndMadeAgainWhereEmptyIsNoHarm(t *testing.T) {
+func TestWhatIsDeletedUnderneathAWorkerIsReportedAndMadeAgainWhereEmptyIsNoHarm(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	log := &buffer{}
@@ -114,7 +114,7 @@ func TestWhatCanNotBeMadeAgainIsSaidForAsLongAsItLasts(t *testing.T) {
 }
 
 // A fleet's bucket that is made again begins with revision 1.
-func TestWorkersTellEachOtherAgainWhenTheFleetsBucketWasMadeAgain(t *testing.T) {
+func TestWorkersPublishTheirPresenceAgainWhenTheFleetsBucketWasMadeAgain(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
 	f.worker(worker{checkEvery: often, config: func(c *config.Config) { c.Circuit.Cooldown, c.Circuit.MaxCooldown = time.Hour, time.Hour }})

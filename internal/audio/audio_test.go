@@ -100,16 +100,16 @@ func newOpener(t testing.TB, opts Options) *Opener {
 	return o
 }
 
-// heard is all that a speech gave.
-type heard struct {
+// received is all that a speech gave.
+type received struct {
 	data   []byte
 	length time.Duration
 	chunks []int
 }
 
-func listen(t testing.TB, s *Speech) (heard, error) {
+func listen(t testing.TB, s *Speech) (received, error) {
 	t.Helper()
-	var h heard
+	var h received
 	for {
 		data, length, err := s.Next(t.Context())
 		if err == io.EOF {
@@ -124,7 +124,7 @@ func listen(t testing.TB, s *Speech) (heard, error) {
 	}
 }
 
-func mustHear(t testing.TB, o *Opener, spec Spec) (heard, *Speech) {
+func mustRead(t testing.TB, o *Opener, spec Spec) (received, *Speech) {
 	t.Helper()
 	s, err := o.Open(t.Context(), spec)
 	if err != nil {
@@ -146,8 +146,8 @@ func mustHear(t testing.TB, o *Opener, spec Spec) (heard, *Speech) {
 	return h, s
 }
 
-// openAndHear is the first error of a speech, wherever it shows.
-func openAndHear(t testing.TB, o *Opener, spec Spec) error {
+// openAndRead is the first error of a speech, wherever it shows.
+func openAndRead(t testing.TB, o *Opener, spec Spec) error {
 	t.Helper()
 	s, err := o.Open(t.Context(), spec)
 	if err != nil {
@@ -178,7 +178,7 @@ func wantError(t testing.TB, err error, code errors.Code, phase errors.Phase, wo
 }
 
 func TestClipIsHandedOutWholeInChunksOf100Milliseconds(t *testing.T) {
-	h, s := mustHear(t, newOpener(t, Options{}), inline(clip.WAV))
+	h, s := mustRead(t, newOpener(t, Options{}), inline(clip.WAV))
 	if s.Format() != PCM || s.SampleRate() != 16000 || s.Converted() != "" {
 		t.Errorf("got %s at %d Hz, converted %q", s.Format(), s.SampleRate(), s.Converted())
 	}
@@ -221,7 +221,7 @@ func TestRawPCMNeedsItsRate(t *testing.T) {
 	wantError(t, o.Check(spec), errors.CodeInvalidJob, errors.PhaseJob, "audio.sample_rate")
 	wantError(t, o.Check(Spec{URL: "http://example.com/x", Format: "pcm_s16le"}), errors.CodeInvalidJob, errors.PhaseJob, "audio.sample_rate")
 	spec.SampleRate = 24000
-	h, s := mustHear(t, o, spec)
+	h, s := mustRead(t, o, spec)
 	if !bytes.Equal(h.data, raw) || s.SampleRate() != 24000 {
 		t.Error("raw PCM was changed")
 	}

@@ -75,9 +75,9 @@ func startServer(b testing.TB) string {
 	return url
 }
 
-// hearAll reads a speech to its end and returns its length and the most memory
+// readAll reads a speech to its end and returns its length and the most memory
 // that the process held from the operating system beyond before.
-func hearAll(b testing.TB, o *Opener, url string) (length time.Duration, extra uint64) {
+func readAll(b testing.TB, o *Opener, url string) (length time.Duration, extra uint64) {
 	b.Helper()
 	debug.FreeOSMemory()
 	before := held()
@@ -118,9 +118,9 @@ func BenchmarkTenMinuteWAVFromURL(b *testing.B) {
 	var most uint64
 	b.SetBytes(tenMinutes)
 	for b.Loop() {
-		length, extra := hearAll(b, o, url)
+		length, extra := readAll(b, o, url)
 		if length != 10*time.Minute {
-			b.Fatalf("heard %s", length)
+			b.Fatalf("received %s", length)
 		}
 		most = max(most, extra)
 	}

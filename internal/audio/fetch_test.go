@@ -21,7 +21,7 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// publicAddr stands for a host on the public internet; internet leads there.
+// publicAddr is of a host on the public internet; internet leads there.
 var publicAddr = netip.MustParseAddr("93.184.216.34")
 
 // names is a Resolver whose answers can change from one look to the next.
@@ -93,7 +93,7 @@ func TestURLIsStreamed(t *testing.T) {
 	})
 	o := net.opener(t, Options{})
 	for _, url := range []string{"http://example.com/clip.wav?sig=sesame", "http://example.com/moved?sig=sesame"} {
-		h, _ := mustHear(t, o, at(url))
+		h, _ := mustRead(t, o, at(url))
 		if !bytes.Equal(h.data, clip.WAV[44:]) {
 			t.Error("the samples are not the file's")
 		}
@@ -102,7 +102,7 @@ func TestURLIsStreamed(t *testing.T) {
 
 func TestOpusFromAURLComesThroughUnchanged(t *testing.T) {
 	net := serve(t, func(w http.ResponseWriter, _ *http.Request) { write(t, w, clip.Opus) })
-	h, s := mustHear(t, net.opener(t, Options{}), at("http://example.com/hello.opus"))
+	h, s := mustRead(t, net.opener(t, Options{}), at("http://example.com/hello.opus"))
 	if !bytes.Equal(h.data, clip.Opus) || s.Format() != OggOpus {
 		t.Error("the file's bytes were changed")
 	}
@@ -135,7 +135,7 @@ func TestPrivateAddressesAreNeverDialled(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := net.opener(t, Options{Resolver: c.resolver})
-			e := wantError(t, openAndHear(t, o, at(c.url)), errors.CodeAudioUnavailable, errors.PhaseAudio,
+			e := wantError(t, openAndRead(t, o, at(c.url)), errors.CodeAudioUnavailable, errors.PhaseAudio,
 				"audio.url", "private or special address", "audio.allow_private_urls")
 			if e.Network || e.HTTPStatus != 0 {
 				t.Error("a forbidden address would be tried again")
@@ -159,7 +159,7 @@ func TestNameIsLookedUpOnceForCheckAndDial(t *testing.T) {
 		}
 		return []netip.Addr{publicAddr}
 	}}
-	mustHear(t, net.opener(t, Options{Resolver: rebinding}), at("http://rebind.example.com/a"))
+	mustRead(t, net.opener(t, Options{Resolver: rebinding}), at("http://rebind.example.com/a"))
 	if looks := rebinding.looks.Load(); looks != 1 {
 		t.Errorf("looked up %d times", looks)
 	}
@@ -170,14 +170,14 @@ func TestNameIsLookedUpOnceForCheckAndDial(t *testing.T) {
 
 func TestPublicAddressBesidesAPrivateOneIsTheOneDialled(t *testing.T) {
 	net := serve(t, func(w http.ResponseWriter, _ *http.Request) { write(t, w, clip.WAV) })
-	mustHear(t, net.opener(t, Options{Resolver: everywhere(netip.MustParseAddr("10.1.2.3"), publicAddr)}), at("http://example.com/a"))
+	mustRead(t, net.opener(t, Options{Resolver: everywhere(netip.MustParseAddr("10.1.2.3"), publicAddr)}), at("http://example.com/a"))
 }
 
 func TestPrivateAddressIsReachedWhereAllowed(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { write(t, w, clip.WAV) }))
 	t.Cleanup(server.Close)
-	mustHear(t, newOpener(t, Options{AllowPrivateURLs: true}), at(server.URL))
-	wantError(t, openAndHear(t, newOpener(t, Options{}), at(server.URL)), errors.CodeAudioUnavailable, errors.PhaseAudio, "127.0.0.1")
+	mustRead(t, newOpener(t, Options{AllowPrivateURLs: true}), at(server.URL))
+	wantError(t, openAndRead(t, newOpener(t, Options{}), at(server.URL)), errors.CodeAudioUnavailable, errors.PhaseAudio, "127.0.0.1")
 }
 
 func TestOnlyPublicAddressesArePublic(t *testing.T) {
@@ -212,7 +212,7 @@ func TestRedirectsAreCheckedAndCounted(t *testing.T) {
 		"http://example.com/?to=http://example.com/%2525zz%25%25": "",
 		"http://example.com/?to=%68ttp://[sesame/?sesame":         "",
 	} {
-		e := wantError(t, openAndHear(t, o, at(url)), errors.CodeAudioUnavailable, errors.PhaseAudio, word)
+		e := wantError(t, openAndRead(t, o, at(url)), errors.CodeAudioUnavailable, errors.PhaseAudio, word)
 		if strings.Contains(e.Error(), "sesame") {
 			t.Errorf("a secret shows: %s", e)
 		}
@@ -236,17 +236,17 @@ func TestStatusSaysWhetherToTryAgain(t *testing.T) {
 	})
 	o := net.opener(t, Options{})
 	for path, want := range map[string]int{"/gone?sesame": 404, "/partial": 206} {
-		e := wantError(t, openAndHear(t, o, at("http://example.com"+path)), errors.CodeAudioUnavailable, errors.PhaseAudio, fmt.Sprint(want))
+		e := wantError(t, openAndRead(t, o, at("http://example.com"+path)), errors.CodeAudioUnavailable, errors.PhaseAudio, fmt.Sprint(want))
 		if e.HTTPStatus != want || e.Network || strings.Contains(e.Error(), "sesame") {
 			t.Errorf("got %+v", e)
 		}
 	}
 	spec := at("http://example.com/recovers")
-	e := wantError(t, openAndHear(t, o, spec), errors.CodeAudioUnavailable, errors.PhaseAudio, "503")
+	e := wantError(t, openAndRead(t, o, spec), errors.CodeAudioUnavailable, errors.PhaseAudio, "503")
 	if e.HTTPStatus != 503 || e.RetryAfter != 7*time.Second {
 		t.Errorf("got %+v", e)
 	}
-	mustHear(t, o, spec)
+	mustRead(t, o, spec)
 }
 
 func TestRetryAfterIsSecondsOrADate(t *testing.T) {
@@ -285,7 +285,7 @@ func TestTooLargeIsRefusedWhateverTheServerSays(t *testing.T) {
 	})
 	o := net.opener(t, Options{MaxBytes: 1_000_000})
 	for _, path := range []string{"/said", "/endless"} {
-		e := wantError(t, openAndHear(t, o, at("http://example.com"+path)), errors.CodeAudioUnavailable, errors.PhaseAudio, "1000000 bytes", "audio.max_bytes")
+		e := wantError(t, openAndRead(t, o, at("http://example.com"+path)), errors.CodeAudioUnavailable, errors.PhaseAudio, "1000000 bytes", "audio.max_bytes")
 		if e.Network || e.HTTPStatus != 0 {
 			t.Errorf("%s would be tried again", path)
 		}
@@ -294,8 +294,8 @@ func TestTooLargeIsRefusedWhateverTheServerSays(t *testing.T) {
 
 func TestSourceOfExactlyTheLimitIsTaken(t *testing.T) {
 	net := serve(t, func(w http.ResponseWriter, _ *http.Request) { write(t, w, clip.WAV) })
-	mustHear(t, net.opener(t, Options{MaxBytes: int64(len(clip.WAV))}), at("http://example.com/a"))
-	wantError(t, openAndHear(t, net.opener(t, Options{MaxBytes: int64(len(clip.WAV)) - 1}), at("http://example.com/a")),
+	mustRead(t, net.opener(t, Options{MaxBytes: int64(len(clip.WAV))}), at("http://example.com/a"))
+	wantError(t, openAndRead(t, net.opener(t, Options{MaxBytes: int64(len(clip.WAV)) - 1}), at("http://example.com/a")),
 		errors.CodeAudioUnavailable, errors.PhaseAudio, "audio.max_bytes")
 }
 
@@ -314,7 +314,7 @@ func TestSlowServerIsANetworkFault(t *testing.T) {
 	defer close(gone)
 	o := net.opener(t, Options{FetchTimeout: 100 * time.Millisecond})
 	for _, path := range []string{"/answer", "/body"} {
-		e := wantError(t, openAndHear(t, o, at("http://example.com"+path)), errors.CodeAudioUnavailable, errors.PhaseAudio, "too slow", "100ms")
+		e := wantError(t, openAndRead(t, o, at("http://example.com"+path)), errors.CodeAudioUnavailable, errors.PhaseAudio, "too slow", "100ms")
 		if !e.Network {
 			t.Errorf("%s would not be tried again", path)
 		}
@@ -337,7 +337,7 @@ func TestDrippingServerIsCutOff(t *testing.T) {
 		}
 	})
 	o := net.opener(t, Options{FetchTimeout: 200 * time.Millisecond})
-	e := wantError(t, openAndHear(t, o, at("http://example.com/")), errors.CodeAudioUnavailable, errors.PhaseAudio, "too slow")
+	e := wantError(t, openAndRead(t, o, at("http://example.com/")), errors.CodeAudioUnavailable, errors.PhaseAudio, "too slow")
 	if !e.Network {
 		t.Error("it would not be tried again")
 	}
@@ -360,7 +360,7 @@ func TestSlowSessionIsNotCutOff(t *testing.T) {
 	}
 }
 
-func TestWrongLengthIsToldFromABrokenFile(t *testing.T) {
+func TestWrongLengthIsDistinguishedFromABrokenFile(t *testing.T) {
 	net := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/file" { // the length is right, the file is cut
 			write(t, w, clip.WAV[:50000])
@@ -371,11 +371,11 @@ func TestWrongLengthIsToldFromABrokenFile(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	})
 	o := net.opener(t, Options{})
-	e := wantError(t, openAndHear(t, o, at("http://example.com/length")), errors.CodeAudioUnavailable, errors.PhaseAudio, "connection ended")
+	e := wantError(t, openAndRead(t, o, at("http://example.com/length")), errors.CodeAudioUnavailable, errors.PhaseAudio, "connection ended")
 	if !e.Network {
 		t.Error("a wrong length would not be tried again")
 	}
-	wantError(t, openAndHear(t, o, at("http://example.com/file")), errors.CodeInvalidJob, errors.PhaseAudio, "cut short", "audio.url")
+	wantError(t, openAndRead(t, o, at("http://example.com/file")), errors.CodeInvalidJob, errors.PhaseAudio, "cut short", "audio.url")
 }
 
 func TestUnreachableHostIsANetworkFaultWithoutSecrets(t *testing.T) {
@@ -389,7 +389,7 @@ func TestUnreachableHostIsANetworkFaultWithoutSecrets(t *testing.T) {
 		url  string
 		word string
 	}{{refused, url + "/a?sesame", "refused"}, {unknown, "http://nowhere.example.com/a?sesame", "can't be resolved"}} {
-		e := wantError(t, openAndHear(t, c.o, at(c.url)), errors.CodeAudioUnavailable, errors.PhaseAudio, c.word)
+		e := wantError(t, openAndRead(t, c.o, at(c.url)), errors.CodeAudioUnavailable, errors.PhaseAudio, c.word)
 		if !e.Network || strings.Contains(e.Error(), "sesame") {
 			t.Errorf("got %+v", e)
 		}
@@ -400,7 +400,7 @@ func TestProxyOfTheEnvironmentIsNotUsed(t *testing.T) {
 	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
 	t.Setenv("http_proxy", "http://127.0.0.1:1")
 	net := serve(t, func(w http.ResponseWriter, _ *http.Request) { write(t, w, clip.WAV) })
-	mustHear(t, net.opener(t, Options{}), at("http://example.com/"))
+	mustRead(t, net.opener(t, Options{}), at("http://example.com/"))
 }
 
 func TestCompressedAnswerIsRefused(t *testing.T) {
@@ -408,7 +408,7 @@ func TestCompressedAnswerIsRefused(t *testing.T) {
 		w.Header().Set("Content-Encoding", "gzip")
 		write(t, w, []byte("\x1f\x8b"))
 	})
-	wantError(t, openAndHear(t, net.opener(t, Options{}), at("http://example.com/")), errors.CodeAudioUnavailable, errors.PhaseAudio, "gzip")
+	wantError(t, openAndRead(t, net.opener(t, Options{}), at("http://example.com/")), errors.CodeAudioUnavailable, errors.PhaseAudio, "gzip")
 }
 
 func TestCancelEndsAWaitingNextWithItsCause(t *testing.T) {
@@ -440,14 +440,14 @@ func TestCancelEndsAWaitingNextWithItsCause(t *testing.T) {
 
 func TestHTTPSIsSpokenAndItsCertificateChecked(t *testing.T) {
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { write(t, w, clip.WAV) }))
-	server.Config.ErrorLog = log.New(io.Discard, "", 0) // it tells of the refused handshake
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // it reports the refused handshake
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	roots := x509.NewCertPool()
 	roots.AddCert(server.Certificate())
 	trusting := newOpener(t, Options{AllowPrivateURLs: true, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}})
-	mustHear(t, trusting, at(server.URL))
-	e := wantError(t, openAndHear(t, newOpener(t, Options{AllowPrivateURLs: true}), at(server.URL+"/?sesame")),
+	mustRead(t, trusting, at(server.URL))
+	e := wantError(t, openAndRead(t, newOpener(t, Options{AllowPrivateURLs: true}), at(server.URL+"/?sesame")),
 		errors.CodeAudioUnavailable, errors.PhaseAudio, "certificate")
 	if strings.Contains(e.Error(), "sesame") {
 		t.Errorf("a secret shows: %s", e)
@@ -470,7 +470,7 @@ func TestServerThatDoesNotSpeakHTTPIsANetworkFault(t *testing.T) {
 	})
 	o := server.opener(t, Options{})
 	for path, word := range map[string]string{"/babble": "can't be understood", "/hangup": "connection ended"} {
-		e := wantError(t, openAndHear(t, o, at("http://example.com"+path)), errors.CodeAudioUnavailable, errors.PhaseAudio, word)
+		e := wantError(t, openAndRead(t, o, at("http://example.com"+path)), errors.CodeAudioUnavailable, errors.PhaseAudio, word)
 		if !e.Network || strings.Contains(e.Error(), "sesame") {
 			t.Errorf("got %+v", e)
 		}

@@ -21,7 +21,7 @@ import (
 const atOnce = 16
 
 // A session's worker may be connected to a replica that does not know yet what
-// a publisher has been told is stored.
+// a publisher knows to be stored.
 func TestWhatAReplicaDoesNotKnowYetIsThereAllTheSame(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -70,7 +70,7 @@ func laggingObjects(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
 			}
 			h, err := listen(t, s)
 			if err != nil || !bytes.Equal(h.data, speech) {
-				t.Errorf("%s: heard %q, %v", round, h.data, err)
+				t.Errorf("%s: received %q, %v", round, h.data, err)
 			}
 			if err := s.Close(); err != nil {
 				t.Error(err)
@@ -79,7 +79,7 @@ func laggingObjects(ctx context.Context, t *testing.T, c *natsserver.Cluster) {
 	}
 
 	since := time.Now()
-	e := wantError(t, openAndHear(t, o, object("none")), errors.CodeAudioUnavailable, errors.PhaseAudio, "no such object")
+	e := wantError(t, openAndRead(t, o, object("none")), errors.CodeAudioUnavailable, errors.PhaseAudio, "no such object")
 	if took := time.Since(since); e.Network || took > 5*time.Second {
 		t.Errorf("not there: found out after %s, would be tried again: %t", took, e.Network)
 	}

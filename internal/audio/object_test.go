@@ -54,7 +54,7 @@ func TestObjectIsStreamedFromItsBucket(t *testing.T) {
 	for name, want := range map[string][]byte{
 		"hello.wav": clip.WAV[44:], "SPEECH/hello.wav": clip.WAV[44:], "SPEECH/dir/long.wav": long, "link.wav": clip.WAV[44:],
 	} {
-		h, _ := mustHear(t, o, object(name))
+		h, _ := mustRead(t, o, object(name))
 		if !bytes.Equal(h.data, want) {
 			t.Errorf("%s: %d bytes, want %d", name, len(h.data), len(want))
 		}
@@ -69,13 +69,13 @@ func TestObjectThatIsNotThereIsNotTriedAgain(t *testing.T) {
 	}
 	o := newOpener(t, Options{Objects: JetStreamObjects(js), DefaultBucket: "SPEECH"})
 	for _, name := range []string{"none", "OTHER/none", "deleted"} {
-		e := wantError(t, openAndHear(t, o, object(name)), errors.CodeAudioUnavailable, errors.PhaseAudio, "utterances[2].object", "no such object")
+		e := wantError(t, openAndRead(t, o, object(name)), errors.CodeAudioUnavailable, errors.PhaseAudio, "utterances[2].object", "no such object")
 		if e.Network {
 			t.Errorf("%s would be tried again", name)
 		}
 	}
-	wantError(t, openAndHear(t, o, object("dir/x.wav")), errors.CodeAudioUnavailable, errors.PhaseAudio, "looked for x.wav in bucket dir")
-	e := wantError(t, openAndHear(t, newOpener(t, Options{}), object("x")), errors.CodeAudioUnavailable, errors.PhaseAudio, "no object store")
+	wantError(t, openAndRead(t, o, object("dir/x.wav")), errors.CodeAudioUnavailable, errors.PhaseAudio, "looked for x.wav in bucket dir")
+	e := wantError(t, openAndRead(t, newOpener(t, Options{}), object("x")), errors.CodeAudioUnavailable, errors.PhaseAudio, "no object store")
 	if e.Network {
 		t.Error("it would be tried again")
 	}
@@ -93,7 +93,7 @@ func TestBrokenObjectIsAnInvalidJobInPhaseAudio(t *testing.T) {
 		spec Spec
 		word string
 	}{{object("empty"), "empty"}, {object("cut.wav"), "cut short"}, {odd, "odd number of bytes"}} {
-		// What the size tells is refused before any session starts.
+		// What the size shows is refused before any session starts.
 		_, err := o.Open(t.Context(), c.spec)
 		wantError(t, err, errors.CodeInvalidJob, errors.PhaseAudio, "utterances[2].object", c.word)
 	}
@@ -129,7 +129,7 @@ func TestObjectStoreThatDoesNotAnswerIsANetworkFault(t *testing.T) {
 	js, store := objectStores(t, "SPEECH")
 	put(t, store, "hello.wav", clip.WAV)
 	js.Conn().Close()
-	e := wantError(t, openAndHear(t, newOpener(t, Options{Objects: JetStreamObjects(js), DefaultBucket: "SPEECH"}), object("hello.wav")),
+	e := wantError(t, openAndRead(t, newOpener(t, Options{Objects: JetStreamObjects(js), DefaultBucket: "SPEECH"}), object("hello.wav")),
 		errors.CodeAudioUnavailable, errors.PhaseAudio, "the object store failed")
 	if !e.Network {
 		t.Error("it would not be tried again")
@@ -139,7 +139,7 @@ func TestObjectStoreThatDoesNotAnswerIsANetworkFault(t *testing.T) {
 		return nil, 0, ctx.Err()
 	}
 	o := newOpener(t, Options{Objects: silent, FetchTimeout: 20 * time.Millisecond})
-	if e := wantError(t, openAndHear(t, o, object("x")), errors.CodeAudioUnavailable, errors.PhaseAudio, "too slow"); !e.Network {
+	if e := wantError(t, openAndRead(t, o, object("x")), errors.CodeAudioUnavailable, errors.PhaseAudio, "too slow"); !e.Network {
 		t.Error("it would not be tried again")
 	}
 }

@@ -52,7 +52,7 @@ func TestOpusIsPassedThroughInGroupsOfPages(t *testing.T) {
 		chunk  time.Duration
 		chunks int
 	}{{100 * time.Millisecond, 34}, {time.Second, 4}} {
-		h, s := mustHear(t, newOpener(t, Options{Chunk: c.chunk}), inline(clip.Opus))
+		h, s := mustRead(t, newOpener(t, Options{Chunk: c.chunk}), inline(clip.Opus))
 		if s.Format() != OggOpus || s.SampleRate() != 24000 || s.Converted() != "" {
 			t.Errorf("got %s at %d Hz", s.Format(), s.SampleRate())
 		}
@@ -80,12 +80,12 @@ func TestOpusRateIsTheJobsOrTheLeastThatLosesNothing(t *testing.T) {
 	}
 	unknown := inline(edited(t, 0, func(p []byte) { binary.LittleEndian.PutUint32(p[28+12:], 0) }))
 	unknown.SampleRate = 16000
-	if _, s := mustHear(t, newOpener(t, Options{}), unknown); s.SampleRate() != 16000 {
+	if _, s := mustRead(t, newOpener(t, Options{}), unknown); s.SampleRate() != 16000 {
 		t.Errorf("got %d Hz", s.SampleRate())
 	}
 	cd := inline(edited(t, 0, func(p []byte) { binary.LittleEndian.PutUint32(p[28+12:], 44100) }))
 	cd.SampleRate = 48000 // the least that holds it
-	if _, s := mustHear(t, newOpener(t, Options{}), cd); s.SampleRate() != 48000 {
+	if _, s := mustRead(t, newOpener(t, Options{}), cd); s.SampleRate() != 48000 {
 		t.Errorf("got %d Hz", s.SampleRate())
 	}
 }
@@ -97,7 +97,7 @@ func TestOpusThatWasMadeAtAnotherRateThanTheJobSaysIsRefused(t *testing.T) {
 		wantError(t, newOpener(t, Options{}).Check(spec), errors.CodeInvalidJob, errors.PhaseJob, "24000 Hz", strconv.Itoa(rate)+" Hz", "audio.sample_rate")
 	}
 	spec.SampleRate = 24000
-	mustHear(t, newOpener(t, Options{}), spec)
+	mustRead(t, newOpener(t, Options{}), spec)
 }
 
 func TestBrokenOggIsAnInvalidJobThatNamesWhatIsWrong(t *testing.T) {
@@ -146,7 +146,7 @@ func unfinish(page []byte) { page[27+int(page[26])-1] = 255 }
 
 func TestStreamWithoutItsLastFlagIsTaken(t *testing.T) {
 	last := len(pages(t, clip.Opus)) - 1
-	h, _ := mustHear(t, newOpener(t, Options{}), inline(edited(t, last, func(p []byte) { p[5] &^= oggLast })))
+	h, _ := mustRead(t, newOpener(t, Options{}), inline(edited(t, last, func(p []byte) { p[5] &^= oggLast })))
 	if h.length < 3300*time.Millisecond {
 		t.Errorf("length %s", h.length)
 	}
@@ -159,7 +159,7 @@ func TestStreamRecordedFromTheMiddleIsAsLongAsItsOwnSpeech(t *testing.T) {
 		binary.LittleEndian.PutUint64(p[6:], granule+48000*3600)
 		seal(p)
 	}
-	h, _ := mustHear(t, newOpener(t, Options{}), inline(slices.Concat(all...)))
+	h, _ := mustRead(t, newOpener(t, Options{}), inline(slices.Concat(all...)))
 	if h.length < 3354*time.Millisecond || h.length > 3355*time.Millisecond {
 		t.Errorf("length %s", h.length)
 	}
@@ -177,7 +177,7 @@ func TestTagsOverSeveralPagesAreFollowed(t *testing.T) {
 	for i, p := range all[2:] {
 		file = append(file, seal(renumbered(p, uint32(3+i)))...)
 	}
-	h, _ := mustHear(t, newOpener(t, Options{}), inline(file))
+	h, _ := mustRead(t, newOpener(t, Options{}), inline(file))
 	if !bytes.Equal(h.data, file) {
 		t.Error("the file's bytes were changed")
 	}
@@ -256,7 +256,7 @@ func FuzzOgg(f *testing.F) {
 	})
 }
 
-// resealed sets the checksums of all pages that can be told.
+// resealed sets the checksums of all pages that can be found.
 func resealed(data []byte) []byte {
 	data = slices.Clone(data)
 	for at := 0; at+oggHeaderSize <= len(data); {

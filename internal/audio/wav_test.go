@@ -81,7 +81,7 @@ func TestWAVsAsWritersMakeThemAreUnderstood(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := plainWAV(samples)
 			do(&w)
-			h, _ := mustHear(t, o, inline(w.bytes()))
+			h, _ := mustRead(t, o, inline(w.bytes()))
 			if !bytes.Equal(h.data, samples) {
 				t.Errorf("%d bytes, want %d as they were", len(h.data), len(samples))
 			}
@@ -144,14 +144,14 @@ func TestALengthThatItsWriterCouldNotKnowMeansTheEndOfTheFile(t *testing.T) {
 			w.rate = 48000
 			do(&w)
 			fromEverywhere(t, w.bytes(), Options{}, func(t *testing.T, o *Opener, spec Spec) {
-				h, s := mustHear(t, o, spec)
+				h, s := mustRead(t, o, spec)
 				if total, known := s.Total(); !bytes.Equal(h.data, samples) || !known || total != 250*time.Millisecond {
 					t.Errorf("%+v: %d bytes, %s %t", Spec{Object: spec.Object, URL: spec.URL}, len(h.data), total, known)
 				}
 			})
 		})
 	}
-	h, s := mustHear(t, newOpener(t, Options{MaxBytes: 4 << 30}), inline(field(t, "pocket_2e9.wav")))
+	h, s := mustRead(t, newOpener(t, Options{MaxBytes: 4 << 30}), inline(field(t, "pocket_2e9.wav")))
 	if len(h.data) != 48000 || s.SampleRate() != 24000 {
 		t.Errorf("%d bytes at %d Hz", len(h.data), s.SampleRate())
 	}
@@ -171,7 +171,7 @@ func TestALengthThatCountsTheHeaderTooMeansTheEndOfTheFile(t *testing.T) {
 			w := plainWAV(samples)
 			w.rate, w.riffSize, w.dataSize = 48000, sizes[0], sizes[1]
 			fromEverywhere(t, w.bytes(), Options{}, func(t *testing.T, o *Opener, spec Spec) {
-				if h, _ := mustHear(t, o, spec); !bytes.Equal(h.data, samples) {
+				if h, _ := mustRead(t, o, spec); !bytes.Equal(h.data, samples) {
 					t.Errorf("%+v: %d bytes", Spec{Object: spec.Object, URL: spec.URL}, len(h.data))
 				}
 			})
@@ -205,7 +205,7 @@ func TestAFileThatWasCutShortIsNotTakenForOneOfOpenLength(t *testing.T) {
 			}
 			data := w.bytes()[:44+c.there]
 			spec := inline(data)
-			e := wantError(t, openAndHear(t, newOpener(t, c.opts), spec), errors.CodeInvalidJob, errors.PhaseJob, "cut short")
+			e := wantError(t, openAndRead(t, newOpener(t, c.opts), spec), errors.CodeInvalidJob, errors.PhaseJob, "cut short")
 			if !strings.Contains(e.Message, strconv.Itoa(c.there)) {
 				t.Errorf("%s", e.Message)
 			}
@@ -221,7 +221,7 @@ func TestAnOpenLengthIsBoundedByTheLimit(t *testing.T) {
 		if spec.HasInline {
 			code, phase = errors.CodeInvalidJob, errors.PhaseJob
 		}
-		wantError(t, openAndHear(t, o, spec), code, phase, "100000")
+		wantError(t, openAndRead(t, o, spec), code, phase, "100000")
 	})
 }
 
@@ -235,20 +235,20 @@ func TestASecondWAVInAFileIsRefused(t *testing.T) {
 		"after a closed": append(slices.Clone(one), one...),
 	} {
 		fromEverywhere(t, data, Options{}, func(t *testing.T, o *Opener, spec Spec) {
-			if err := openAndHear(t, o, spec); err == nil && spec.URL == "http://example.com/chunked" && name == "after a closed" {
+			if err := openAndRead(t, o, spec); err == nil && spec.URL == "http://example.com/chunked" && name == "after a closed" {
 				return // what follows is not waited for
 			}
 			phase := errors.PhaseAudio
 			if spec.HasInline {
 				phase = errors.PhaseJob
 			}
-			wantError(t, openAndHear(t, o, spec), errors.CodeInvalidJob, phase, "another WAV file")
+			wantError(t, openAndRead(t, o, spec), errors.CodeInvalidJob, phase, "another WAV file")
 		})
 	}
 }
 
 func TestTheByteThatPadsAnOddChunkMayHaveAnyValue(t *testing.T) {
-	h, s := mustHear(t, newOpener(t, Options{}), inline(field(t, "list_odd_pad_nonzero.wav")))
+	h, s := mustRead(t, newOpener(t, Options{}), inline(field(t, "list_odd_pad_nonzero.wav")))
 	if len(h.data) != 48000 || s.SampleRate() != 24000 {
 		t.Errorf("%d bytes at %d Hz", len(h.data), s.SampleRate())
 	}
@@ -259,7 +259,7 @@ func TestTheByteThatPadsAnOddChunkMayHaveAnyValue(t *testing.T) {
 			for _, next := range [][]byte{nil, chunkOf("efgh", "ij"), chunkOf("data", "")[:0]} {
 				w := plainWAV(samples)
 				w.before = slices.Concat(chunkOf(id, "odd"), []byte{byte(pad)}, next)
-				h, _ := mustHear(t, o, inline(w.bytes()))
+				h, _ := mustRead(t, o, inline(w.bytes()))
 				if !bytes.Equal(h.data, samples) {
 					t.Fatalf("pad %d after %s: %d bytes", pad, id, len(h.data))
 				}
@@ -270,7 +270,7 @@ func TestTheByteThatPadsAnOddChunkMayHaveAnyValue(t *testing.T) {
 	for n := 0; n < 600; n += 2 {
 		w := plainWAV(samples[:2+n])
 		w.before = chunkOf("LIST", "odd")
-		h, _ := mustHear(t, o, inline(w.bytes()))
+		h, _ := mustRead(t, o, inline(w.bytes()))
 		if !bytes.Equal(h.data, samples[:2+n]) {
 			t.Fatalf("%d bytes of samples, without a pad: %d", 2+n, len(h.data))
 		}
@@ -310,7 +310,7 @@ func TestConvertBringsWAVsTo16BitMono(t *testing.T) {
 		for _, extensible := range []bool{false, true} {
 			w := plainWAV(c.data)
 			w.tag, w.channels, w.bits, w.extensible = c.tag, c.channels, c.bits, extensible
-			h, s := mustHear(t, o, inline(w.bytes()))
+			h, s := mustRead(t, o, inline(w.bytes()))
 			if s.Converted() != c.name {
 				t.Errorf("Converted is %q, want %q", s.Converted(), c.name)
 			}
@@ -371,7 +371,7 @@ func FuzzWAV(f *testing.F) {
 		if len(samples) == 0 {
 			return
 		}
-		h, _ := mustHear(t, o, inline(plainWAV(samples).bytes()))
+		h, _ := mustRead(t, o, inline(plainWAV(samples).bytes()))
 		if !bytes.Equal(h.data, samples) {
 			t.Error("the samples of a valid WAV were changed")
 		}

@@ -233,7 +233,7 @@ func TestFaultsThatTheWorkerDetects(t *testing.T) {
 				t.Errorf("got %v, want code %s in %s with a message", c.got, c.code, c.phase)
 			}
 			if c.got.Err != nil && !strings.Contains(c.got.Message, "connection reset") {
-				t.Errorf("message %q does not tell the cause", c.got.Message)
+				t.Errorf("message %q does not give the cause", c.got.Message)
 			}
 		})
 	}

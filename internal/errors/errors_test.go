@@ -37,7 +37,7 @@ func TestErrorCutsALongTextOnACharacter(t *testing.T) {
 	}
 }
 
-func TestErrorTellsItsCauseOnce(t *testing.T) {
+func TestErrorNamesItsCauseOnce(t *testing.T) {
 	for _, e := range []*Error{
 		Wrap(CodeInternal, PhaseJob, io.ErrUnexpectedEOF, "reading the record"),
 		{Code: CodeInternal, Phase: PhaseJob, Message: "reading the record", Err: io.ErrUnexpectedEOF},

@@ -25,7 +25,7 @@ import (
 // slowCircuits stay open as long as the test lasts.
 func slowCircuits(o *options) { o.Circuit.Cooldown, o.Circuit.MaxCooldown = time.Hour, time.Hour }
 
-func TestEveryCircuitThatOpensAtOnceIsTold(t *testing.T) {
+func TestEveryCircuitThatOpensAtOnceIsPublished(t *testing.T) {
 	h := newEnv(t)
 	apps := size(150, 400)
 	var all sync.WaitGroup
@@ -59,7 +59,7 @@ func (h *env) countUnder(filter string) int {
 	return n
 }
 
-func TestCircuitIsToldOnceTheEventsStreamIsThereAgain(t *testing.T) {
+func TestCircuitIsPublishedOnceTheEventsStreamIsThereAgain(t *testing.T) {
 	h := newEnv(t)
 	h.start(unpaid(), slowCircuits, func(o *options) { o.SettleTimeout = 200 * time.Millisecond })
 	config := h.handles.Events.CachedInfo().Config
@@ -93,7 +93,7 @@ func (o opened) CircuitOpen(_, _ string, open bool) {
 	}
 }
 
-func TestCircuitOfAWorkerThatDiedIsTold(t *testing.T) {
+func TestCircuitOfAWorkerThatDiedIsPublished(t *testing.T) {
 	h := newEnv(t)
 	made := make(chan *worker, 1)
 	var once sync.Once

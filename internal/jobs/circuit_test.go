@@ -53,7 +53,7 @@ func (b *account) runner() *script {
 	})
 }
 
-func TestUnpaidAccountHoldsItsJobsAndNobodyElses(t *testing.T) {
+func TestUnpaidAccountHoldsItsJobsOnly(t *testing.T) {
 	h := newEnv(t)
 	b := &account{code: errors.CodeCreditsExhausted}
 	runner := b.runner()

@@ -29,7 +29,7 @@ func TestEventOfAnEarlierJobHidesNoLostDeadLetter(t *testing.T) {
 	h.wantLetters(1)
 }
 
-func TestFailureIsToldOnceThoughItsRecordIsWrittenAgain(t *testing.T) {
+func TestFailureIsPublishedOnceThoughItsRecordIsWrittenAgain(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		made  time.Duration // the record, after the failure

@@ -14,8 +14,8 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// tell puts the presence of a worker into the bucket, as it would itself.
-func (h *env) tell(p fleet.Presence) {
+// announce puts the presence of a worker into the bucket, as it would itself.
+func (h *env) announce(p fleet.Presence) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -49,7 +49,7 @@ func (h *env) fleetMark(workerID string) *jetstream.RawStreamMsg {
 	return msg
 }
 
-// sessions is a Runner that tells when each session began.
+// sessions is a Runner that reports when each session began.
 func sessions() (*script, chan time.Time) {
 	began := make(chan time.Time, 8)
 	return runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
@@ -92,7 +92,7 @@ func TestWorkerWhoseClockIsAheadSeesTheOthers(t *testing.T) {
 	}), noDrain, func(o *options) { o.Concurrency = 1 })
 	h.submit("default", job("j1"))
 	receive(t, began, "session")
-	h.tell(fleet.Presence{WorkerID: "other", At: time.Now(), Busy: map[string]int{"default": 2}})
+	h.announce(fleet.Presence{WorkerID: "other", At: time.Now(), Busy: map[string]int{"default": 2}})
 
 	purged := h.purgedWorkers()
 	w := h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {
@@ -109,7 +109,7 @@ func TestWorkerWhoseClockIsAheadSeesTheOthers(t *testing.T) {
 	}
 }
 
-// purgedWorkers watches the list; the function returned tells who was taken off
+// purgedWorkers watches the list; the function returned says who was taken off
 // it since.
 func (h *env) purgedWorkers() func() []string {
 	h.t.Helper()
@@ -121,7 +121,7 @@ func (h *env) purgedWorkers() func() []string {
 	}
 	h.t.Cleanup(func() { _ = watcher.Stop(); cancel() }) // the server may be gone
 	return func() (gone []string) {
-		h.tell(fleet.Presence{WorkerID: "last"})
+		h.announce(fleet.Presence{WorkerID: "last"})
 		for entry := range watcher.Updates() {
 			switch {
 			case entry.Key() == "worker.last":

@@ -10,7 +10,7 @@ import (
 	"avatarworker/internal/jobs"
 )
 
-// places hears of busy and free places only.
+// places observes busy and free places only.
 type places struct {
 	nopObserver
 	reported chan [2]int
@@ -23,7 +23,7 @@ func (p places) SlotsBusy(busy, all int) {
 	}
 }
 
-func TestAWorkerWithoutJobsTellsThatItsPlacesAreFree(t *testing.T) {
+func TestAWorkerWithoutJobsReportsItsFreePlaces(t *testing.T) {
 	h := newEnv(t)
 	reported := make(chan [2]int, 1)
 	h.start(runnerFunc(nil), func(o *options) { o.Observer, o.Concurrency = places{reported: reported}, 7 })

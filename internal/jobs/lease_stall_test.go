@@ -59,7 +59,7 @@ func TestLinkThatTakesNothingEndsTheSessionWithinItsLease(t *testing.T) {
 	}()
 	since := time.Now()
 	for range 4 {
-		frames.Go(func() { // as sessions do that have much to tell
+		frames.Go(func() { // as sessions with many frames do
 			for data := make([]byte, 500<<10); ; {
 				select {
 				case <-stop:

@@ -269,7 +269,7 @@ func TestTakeOversCountACrashOnlyOnceTheLeaseIsGone(t *testing.T) {
 	if !got["j-released 0"] || !got["j-vanished 1"] {
 		t.Errorf("sessions and their crashes: %v after %s", got, time.Since(since))
 	}
-	if last := receive(t, began, "the one of the worker whose lease stood"); last != "j-alive 1" || time.Since(since) < life {
+	if last := receive(t, began, "the one of the worker whose lease was valid"); last != "j-alive 1" || time.Since(since) < life {
 		t.Errorf("%s after %s, with a lease of %s", last, time.Since(since), life)
 	}
 }
@@ -418,7 +418,7 @@ func TestProgressGivesTheBudgetBack(t *testing.T) {
 	}
 }
 
-func TestDeletedConsumerIsMended(t *testing.T) {
+func TestDeletedConsumerIsRestored(t *testing.T) {
 	h := newEnv(t)
 	w := h.start(&script{})
 	h.submit("default", job("j1"))

@@ -15,7 +15,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-func TestCompletedJobIsToldAndAcknowledged(t *testing.T) {
+func TestCompletedJobIsPublishedAndAcknowledged(t *testing.T) {
 	h := newEnv(t)
 	runner := &script{}
 	h.start(runner)

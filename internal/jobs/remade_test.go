@@ -9,7 +9,7 @@ import (
 
 // A worker whose places are all taken has no request under way that would fail
 // when the stream goes.
-func TestJobsWithoutAnIDRunInAStreamThatWasMadeAnew(t *testing.T) {
+func TestJobsWithoutAnIDRunInAStreamThatWasMadeAgain(t *testing.T) {
 	t.Parallel()
 	for name, concurrency := range map[string]int{"fetching": 16, "busy": 1} {
 		t.Run(name, func(t *testing.T) {

@@ -24,7 +24,7 @@ func TestReplayOfAJobWithARunPastTheLastIsItsNextRun(t *testing.T) {
 	h.settled()
 }
 
-func TestReplayTellsTheOutcomeThatItsRunBeforeCouldNotTell(t *testing.T) {
+func TestReplayPublishesTheOutcomeThatItsRunBeforeCouldNotPublish(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		ago  time.Duration

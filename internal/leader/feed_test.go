@@ -169,18 +169,18 @@ func TestAFeedSurvivesARestartOfTheServerAndALostConnection(t *testing.T) {
 	say := func(text string) {
 		publish(t, js, &nats.Msg{Subject: "s.a", Data: []byte(text)})
 	}
-	hear := func(text string) {
+	receive := func(text string) {
 		if m := next(t, f); string(m.Data) != text {
 			t.Errorf("got %q, want %q", m.Data, text)
 		}
 	}
 	say("one")
-	hear("one")
+	receive("one")
 	if err := nc.ForceReconnect(); err != nil {
 		t.Fatal(err)
 	}
 	say("two")
-	hear("two")
+	receive("two")
 	say("three") // handed out after the restart
 	if err := s.Shutdown(); err != nil {
 		t.Fatal(err)
@@ -206,8 +206,8 @@ func TestAFeedSurvivesARestartOfTheServerAndALostConnection(t *testing.T) {
 			t.Fatal("NATS did not come back")
 		}
 	}
-	hear("three")
-	hear("four")
+	receive("three")
+	receive("four")
 	// Long before the server's silence would say so, which takes 12 s.
 	nc.Close()
 	select {

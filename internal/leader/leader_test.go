@@ -66,7 +66,7 @@ func TestAMessageIsReadWhole(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotThereIsToldAtOnce(t *testing.T) {
+func TestWhatIsNotThereIsReportedAtOnce(t *testing.T) {
 	t.Parallel()
 	js := prepare(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

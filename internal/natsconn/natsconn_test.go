@@ -109,7 +109,7 @@ func TestRedactHidesUsersAndTokens(t *testing.T) {
 	}
 }
 
-func TestWorkerOutlivesAnAbsentServerAndHearsOfIt(t *testing.T) {
+func TestWorkerOutlivesAnAbsentServerAndLearnsOfIt(t *testing.T) {
 	t.Parallel()
 	first := natstest.Start(t)
 	u, err := url.Parse(first.ClientURL())

@@ -13,7 +13,7 @@ import (
 	"avatarworker/internal/natsserver/natstest"
 )
 
-// stalling stands between clients and a server. When it stalls it reads nothing
+// stalling is a proxy between clients and a server. When it stalls it reads nothing
 // any more from the connections that there are, as a network that is cut.
 type stalling struct {
 	server  *natsserver.Server
@@ -116,7 +116,7 @@ func (s *stalling) stall() {
 
 // In both ways of stalling: the write that times out has put out a part, or
 // nothing at all, after which the library would go on with the connection.
-func TestPublishOnALinkThatStallsFailsSoonAndTheConnectionIsMadeAnew(t *testing.T) {
+func TestPublishOnALinkThatStallsFailsSoonAndTheConnectionIsReplaced(t *testing.T) {
 	t.Parallel()
 	t.Run("a part was written", func(t *testing.T) {
 		t.Parallel()

@@ -198,7 +198,7 @@ func (f *fleet) oneOutcomeEach(ids []string) {
 	for done := 0; done < len(ids); {
 		msg, err := consumer.Next(jetstream.FetchMaxWait(30 * time.Second))
 		if err != nil {
-			f.t.Fatalf("%d of %d outcomes were told: %v: %v", done, len(ids), outcomes, err)
+			f.t.Fatalf("%d of %d outcomes were published: %v: %v", done, len(ids), outcomes, err)
 		}
 		id := msg.Headers().Get("ce-subject")
 		switch kind := strings.TrimPrefix(msg.Headers().Get("ce-type"), "avatar.job."); kind {
@@ -211,7 +211,7 @@ func (f *fleet) oneOutcomeEach(ids []string) {
 	}
 	for _, id := range ids {
 		if got := outcomes[id]; len(got) != 1 || got[0] != string(f.outcome(id).Outcome) {
-			f.t.Errorf("job %s was told to be %q, its record says %s", id, got, f.outcome(id).Outcome)
+			f.t.Errorf("job %s was published as %q, its record says %s", id, got, f.outcome(id).Outcome)
 		}
 	}
 }

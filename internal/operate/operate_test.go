@@ -151,7 +151,7 @@ func TestDrainOfAWorkerThatIsNotThere(t *testing.T) {
 	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	if err := o.Empty(short, "w-9"); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("its lease stands: %v", err)
+		t.Errorf("its lease is valid: %v", err)
 	}
 	if err := f.h.State.Delete(t.Context(), "lease.w-9"); err != nil {
 		t.Fatal(err)

@@ -21,7 +21,7 @@ import (
 const atOnce = 16
 
 // A worker may be connected to a replica that does not know yet what the worker
-// itself has been told is stored.
+// itself knows to be stored.
 func TestWhatAReplicaDoesNotKnowYetIsStoredAllTheSame(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

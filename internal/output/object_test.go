@@ -39,7 +39,7 @@ type recorder struct {
 	at   *output.Checkpoint
 }
 
-// session takes the job over where at says that it stands.
+// session takes the job over where at says that it is.
 func (b *bench) session(r output.Recording, session int, at *output.Checkpoint) *recorder {
 	b.t.Helper()
 	done := 0

@@ -136,7 +136,7 @@ func recording(list ...[]byte) []byte {
 	return b.Bytes()
 }
 
-func TestARecordingTellsWhatItHoldsAndWhereItIsBroken(t *testing.T) {
+func TestARecordingShowsWhatItHoldsAndWhereItIsBroken(t *testing.T) {
 	t.Parallel()
 	whole := recording(envelope("a", false, 5), envelope("a", true, 20), envelope("b", true, 10))
 	info, err := output.ReadRecording(bytes.NewReader(whole))

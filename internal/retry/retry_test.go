@@ -44,7 +44,7 @@ func TestAFinalErrorEndsTheAttempts(t *testing.T) {
 
 func TestTheErrorOfACancelledWaitNamesCauseAndFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cause := errors.New("told to stop")
+		cause := errors.New("stopping")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Minute, func() { cancel(cause) })
 		began := time.Now()

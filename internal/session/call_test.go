@@ -9,7 +9,7 @@ import (
 	"avatarworker/internal/errors"
 )
 
-func TestEndBeforeAllSpeechWasHeardIsNotTheEnd(t *testing.T) {
+func TestEndBeforeAllSpeechWasPlayedIsNotTheEnd(t *testing.T) {
 	for name, stop := range map[string]func(s *Session) error{
 		"interrupted": func(s *Session) error { _, err := s.Interrupt(context.Background()); return err },
 		"closed":      func(s *Session) error { return s.Close() },
@@ -42,7 +42,7 @@ func TestEndBeforeAllSpeechWasHeardIsNotTheEnd(t *testing.T) {
 	}
 }
 
-func TestAnsweredTellsOfTheEndAndOfEveryOther(t *testing.T) {
+func TestAnsweredReportsTheEndAndEveryOther(t *testing.T) {
 	cut := errors.New("enough")
 	for name, c := range map[string]struct {
 		backend func(p *peer, reqID string)

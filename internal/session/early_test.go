@@ -20,19 +20,19 @@ import (
 	"avatarworker/internal/errors"
 )
 
-// apart gives console and ingress addresses that tests can tell apart.
+// apart gives console and ingress addresses that tests can distinguish.
 func apart() Endpoints {
 	return Endpoints{ConsoleURL: "http://console/v1/console", IngressURL: "http://ingress/v2/driveningress"}
 }
 
-// closeTeller tells when the client has closed a connection.
-type closeTeller struct {
+// closeReporter reports when the client has closed a connection.
+type closeReporter struct {
 	net.Conn
 	once   sync.Once
 	closed chan struct{}
 }
 
-func (c *closeTeller) Close() error {
+func (c *closeReporter) Close() error {
 	c.once.Do(func() { close(c.closed) })
 	return c.Conn.Close()
 }
@@ -68,12 +68,12 @@ func TestConnectionIsClosedAtOnceWhereNoSessionComesOfIt(t *testing.T) {
 		"upgrade refused": {&backend{upgrade: refuse(404, "{}")}, func(*Params) {}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var conns []*closeTeller
+			var conns []*closeReporter
 			tc.b.opened = func(host string, conn net.Conn) net.Conn {
 				if !strings.HasPrefix(host, "ingress") {
 					return conn
 				}
-				conns = append(conns, &closeTeller{Conn: conn, closed: make(chan struct{})})
+				conns = append(conns, &closeReporter{Conn: conn, closed: make(chan struct{})})
 				return conns[len(conns)-1]
 			}
 			inMemory(t, tc.b, Options{Endpoints: apart()}, func(c *Client) {
@@ -95,7 +95,7 @@ func TestConnectionIsClosedAtOnceWhereNoSessionComesOfIt(t *testing.T) {
 	}
 }
 
-func TestTokensFailureIsToldBeforeTheDials(t *testing.T) {
+func TestTokensFailureIsReportedBeforeTheDials(t *testing.T) {
 	down := func(host string) error {
 		if strings.HasPrefix(host, "ingress") {
 			return errors.New("connection refused")

@@ -57,7 +57,7 @@ func TestInterruptStopsTheUtteranceAndDropsItsLateFrames(t *testing.T) {
 			t.Errorf("the next utterance: %+v, %v", next, err)
 		}
 		if interrupted != id || frames != 1 {
-			t.Errorf("the backend was told %q, want %q; %d frames", interrupted, id, frames)
+			t.Errorf("the backend was sent %q, want %q; %d frames", interrupted, id, frames)
 		}
 	})
 }

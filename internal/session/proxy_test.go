@@ -89,7 +89,7 @@ func (p *testProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// saw tells how often the proxy was asked for what begins so.
+// saw returns how often the proxy was asked for what begins so.
 func (p *testProxy) saw(prefix string) (n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -299,7 +299,7 @@ func TestProxyThatCantBeReachedIsNamed(t *testing.T) {
 
 // What a proxy does that answers nothing is its own fault; what comes through it
 // is the backend's, or its certificate's.
-func TestTheFaultOfAProxyIsToldFromTheBackends(t *testing.T) {
+func TestTheFaultOfAProxyIsDistinguishedFromTheBackends(t *testing.T) {
 	hangUp := func(w http.ResponseWriter) {
 		here, _, err := http.NewResponseController(w).Hijack()
 		if err != nil {
@@ -358,7 +358,7 @@ func TestNoProxyHolds(t *testing.T) {
 	}
 }
 
-func TestBadProxyAddressIsToldWithoutItsLogin(t *testing.T) {
+func TestBadProxyAddressIsReportedWithoutItsLogin(t *testing.T) {
 	b := &backend{}
 	c := overTCP(t, b, Options{})
 	c.transport.Proxy = environmentProxy(func(*url.URL) (*url.URL, error) {
@@ -372,7 +372,7 @@ func TestBadProxyAddressIsToldWithoutItsLogin(t *testing.T) {
 	console, ingress := c.Proxies()
 	for _, text := range []string{e.Message, console, ingress} {
 		if !strings.Contains(text, "HTTPS_PROXY") || strings.Contains(text, "hunter2") {
-			t.Errorf("told as %q", text)
+			t.Errorf("reported as %q", text)
 		}
 	}
 }

@@ -288,7 +288,7 @@ func TestPanicInHandlerEndsOnlyItsSession(t *testing.T) {
 	})
 }
 
-func TestStallClockStandsStillWhileTheSourceIsSilent(t *testing.T) {
+func TestStallClockStopsWhileTheSourceIsSilent(t *testing.T) {
 	b := &backend{}
 	inMemory(t, b, Options{StallTimeout: 5 * time.Second}, func(c *Client) {
 		s := mustOpen(t, c, params())
@@ -346,7 +346,7 @@ func TestSlowHandlerIsNoStall(t *testing.T) {
 	})
 }
 
-func TestEgressIsDoneAtEndOrWhenItWasHeard(t *testing.T) {
+func TestEgressIsDoneAtEndOrWhenItWasPlayed(t *testing.T) {
 	silent := func(p *peer) { p.confirm(); p.speech(); p.read() }
 	ending := func(p *peer) {
 		p.confirm()

@@ -318,7 +318,7 @@ func waitsOutside(t *testing.T, when string) {
 		if strings.Contains(reader, "(*socket).wait(") && !strings.Contains(reader, "coder/websocket") && !strings.Contains(reader, "crypto/tls") {
 			return
 		}
-		time.Sleep(5 * time.Millisecond) // nothing tells that a goroutine waits
+		time.Sleep(5 * time.Millisecond) // nothing signals that a goroutine waits
 	}
 	t.Fatalf("%s the reader waits here:\n%s", when, reader)
 }

@@ -160,7 +160,7 @@ func TestAFaultOfOneAppsKeyShowsWhereTheAppDoes(t *testing.T) {
 	}
 }
 
-func TestTheBookCanBeReadFromAnotherProcess(t *testing.T) {
+func TestTheSessionLogCanBeReadFromAnotherProcess(t *testing.T) {
 	s := start(t, simulator.Options{})
 	fail(t, s, "ok")
 	fail(t, s, "fail-billingRequired")

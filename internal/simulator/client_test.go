@@ -284,7 +284,7 @@ func settled(t *testing.T, s *simulator.Server, n int) {
 	}
 }
 
-// closed waits until no session is open, and returns the backend's book.
+// closed waits until no session is open, and returns the backend's session log.
 func closed(t *testing.T, s *simulator.Server) []simulator.Session {
 	t.Helper()
 	settled(t, s, 0)

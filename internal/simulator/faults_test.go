@@ -116,7 +116,7 @@ func TestRejectionsThatWereObservedAreGivenToTheLetter(t *testing.T) {
 		}
 	}
 	if s.Refused() != len(tests) || len(s.SessionLog()) != 0 {
-		t.Errorf("refused %d of %d, %d in the book", s.Refused(), len(tests), len(s.SessionLog()))
+		t.Errorf("refused %d of %d, %d in the session log", s.Refused(), len(tests), len(s.SessionLog()))
 	}
 }
 
@@ -151,7 +151,7 @@ func TestDropCutsTheConnectionAfterSoManyFrames(t *testing.T) {
 	}
 	for _, rec := range closed(t, s) {
 		if rec.Fault == "drop" && (rec.CloseCode != 1006 || rec.ClosedBy != "server") {
-			t.Errorf("the book says %+v", rec)
+			t.Errorf("the session log says %+v", rec)
 		}
 	}
 }

@@ -44,7 +44,7 @@ func TestStopClosesSessionsAndStartGoesOnAtTheSameAddress(t *testing.T) {
 	<-stopped
 	s.Stop() // a second time: nothing
 	if s.OpenSessions() != 0 || s.SessionLog()[0].CloseCode != 1001 || s.SessionLog()[0].ClosedBy != "server" {
-		t.Errorf("the book says %+v", s.SessionLog())
+		t.Errorf("the session log says %+v", s.SessionLog())
 	}
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -86,7 +86,7 @@ func TestMaxSessionsRefusesOneTooManyForEachApp(t *testing.T) {
 	}
 }
 
-func TestTheBookForgetsTheOldestClosedSessionsBeyondItsLimit(t *testing.T) {
+func TestTheSessionLogDropsTheOldestClosedSessionsBeyondItsLimit(t *testing.T) {
 	s := start(t, simulator.Options{SessionLogLimit: 10})
 	live := open(t, s, "ok-live")
 	for i := range 150 {
@@ -96,12 +96,12 @@ func TestTheBookForgetsTheOldestClosedSessionsBeyondItsLimit(t *testing.T) {
 			settled(t, s, 1)
 		}
 	}
-	book, totals := s.SessionLog(), s.Totals()
-	if len(book) > 10+2+64+1 || len(book)+totals.Dropped != 151 || totals.Sessions != 151 {
-		t.Errorf("%d in the book, totals %+v", len(book), totals)
+	log, totals := s.SessionLog(), s.Totals()
+	if len(log) > 10+2+64+1 || len(log)+totals.Dropped != 151 || totals.Sessions != 151 {
+		t.Errorf("%d in the session log, totals %+v", len(log), totals)
 	}
-	if book[0].AvatarID != "ok-live" || book[len(book)-1].AvatarID != "ok-149" {
-		t.Errorf("the book begins with %s and ends with %s", book[0].AvatarID, book[len(book)-1].AvatarID)
+	if log[0].AvatarID != "ok-live" || log[len(log)-1].AvatarID != "ok-149" {
+		t.Errorf("the session log begins with %s and ends with %s", log[0].AvatarID, log[len(log)-1].AvatarID)
 	}
 	live.close()
 	closed(t, s)
@@ -128,7 +128,7 @@ func TestManySessionsAtOnceGetEachTheirOwnAnswer(t *testing.T) {
 	wg.Wait()
 	for _, rec := range closed(t, s) {
 		if rec.Frames != 3 || rec.Ends != 1 {
-			t.Errorf("the book says %+v", rec)
+			t.Errorf("the session log says %+v", rec)
 		}
 	}
 }
@@ -158,7 +158,7 @@ func TestReplayAnswersEachUtteranceByteForByte(t *testing.T) {
 	replays(t, s, x)
 }
 
-// The worker is told the recorded req_id, and says every utterance under it.
+// The worker gets the recorded req_id, and says every utterance under it.
 func TestReplayAnswersEachUtteranceThatIsSaidUnderTheRecordedReqID(t *testing.T) {
 	x := exchange(3)
 	s := start(t, simulator.Options{Replay: x})
@@ -172,7 +172,7 @@ func TestReplayAnswersEachUtteranceThatIsSaidUnderTheRecordedReqID(t *testing.T)
 	}
 	c.close()
 	if rec := closed(t, s)[0]; rec.Utterances != 3 || rec.Ends != 3 {
-		t.Errorf("the book says %+v", rec)
+		t.Errorf("the session log says %+v", rec)
 	}
 }
 

@@ -102,13 +102,13 @@ func TestUtterancesAreAnsweredInOrder(t *testing.T) {
 	c.close()
 	rec := closed(t, s)[0]
 	if rec.Utterances != 3 || rec.Frames != 6 || rec.Ends != 3 || !slices.Equal(rec.ReqIDs, ids) {
-		t.Errorf("the book says %+v", rec)
+		t.Errorf("the session log says %+v", rec)
 	}
 	if want := []string{"00-a", "00-b", "00-c"}; !slices.Equal(rec.TraceParents, want) {
 		t.Errorf("trace parents %v", rec.TraceParents)
 	}
 	if rec.CloseCode != 1000 || rec.ClosedBy != "client" || rec.Confirmed.IsZero() || rec.Closed.IsZero() {
-		t.Errorf("the book says %+v", rec)
+		t.Errorf("the session log says %+v", rec)
 	}
 }
 
@@ -228,7 +228,7 @@ func TestEgressSendsNothingUnlessAskedTo(t *testing.T) {
 	c.say(reqID, pcm(16000, 5000), true)
 	c.close()
 	if rec := closed(t, s)[0]; rec.Frames != 0 || rec.Utterances != 1 || rec.Egress != "agora" {
-		t.Errorf("the book says %+v", rec)
+		t.Errorf("the session log says %+v", rec)
 	}
 
 	c = openWith(t, s, "egress-end-1", cfg)
@@ -239,13 +239,13 @@ func TestEgressSendsNothingUnlessAskedTo(t *testing.T) {
 	}
 }
 
-func TestExtraParamsAreInTheBook(t *testing.T) {
+func TestExtraParamsAreInTheSessionLog(t *testing.T) {
 	s := start(t, simulator.Options{})
 	openWith(t, s, "ok", &avatarpb.ClientConfigureSession{
 		SampleRate: 16000, ExtraParams: map[string]string{"server_post_process": "false"},
 	})
 	if got := s.SessionLog()[0].ExtraParams["server_post_process"]; got != "false" {
-		t.Errorf("extra_params in the book: %q", got)
+		t.Errorf("extra_params in the session log: %q", got)
 	}
 }
 
@@ -283,6 +283,6 @@ func TestHeartbeatDropsAClientThatDoesNotAnswer(t *testing.T) {
 	s := start(t, simulator.Options{PingInterval: 30 * time.Millisecond})
 	open(t, s, "ok") // without a reader, pings are not answered
 	if rec := closed(t, s)[0]; rec.CloseCode != 1006 {
-		t.Errorf("the book says %+v", rec)
+		t.Errorf("the session log says %+v", rec)
 	}
 }

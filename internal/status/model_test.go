@@ -412,7 +412,7 @@ func within(t *testing.T, m *status.Model, what string, is func(status.Freshness
 	}
 }
 
-func TestModelTellsOfEachChangeOnce(t *testing.T) {
+func TestModelSignalsEachChangeOnce(t *testing.T) {
 	t.Parallel()
 	js, h := setup(t)
 	m := follow(t, js, names, 10*time.Millisecond)
@@ -427,7 +427,7 @@ func TestModelTellsOfEachChangeOnce(t *testing.T) {
 	select {
 	case <-m.Changed(quiet.Version):
 	case <-time.After(10 * time.Second):
-		t.Fatal("the change is not told")
+		t.Fatal("the change is not signalled")
 	}
 	if list, err := m.Jobs(t.Context(), status.Query{}); err != nil || len(list.Rows) != 1 {
 		t.Errorf("%+v, %v", list, err)

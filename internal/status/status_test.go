@@ -134,7 +134,7 @@ func TestUnknownJobIsAnErrorOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestMessageOfSomebodyElseIsStillAnEvent(t *testing.T) {
+func TestMessageOfAnotherClientIsStillAnEvent(t *testing.T) {
 	t.Parallel()
 	at := time.Unix(1, 0)
 	e := status.NewEvent("avatar.events.x.y", nil, []byte("no JSON"), 1, at)

@@ -154,7 +154,7 @@ func TestNoLabelTakesAnUnboundedValue(t *testing.T) {
 		}
 	}
 	if count != maxRegions {
-		t.Errorf("%d regions are told apart, want %d", count, maxRegions)
+		t.Errorf("%d regions are distinguished, want %d", count, maxRegions)
 	}
 }
 

@@ -384,7 +384,7 @@ func TestAStreamThatCopiesJobsIsReported(t *testing.T) {
 	}
 }
 
-func TestAConsumerThatHandsOutNothingToWorkersIsRefused(t *testing.T) {
+func TestAConsumerThatDeliversNothingToWorkersIsRefused(t *testing.T) {
 	t.Parallel()
 	good := jetstream.ConsumerConfig{Durable: "default", FilterSubject: "avatar.jobs.default", AckPolicy: jetstream.AckExplicitPolicy, MaxDeliver: -1}
 	for name, tc := range map[string]struct {

@@ -251,7 +251,7 @@ func TestStartIsRefusedWhereAConsumerWouldLoseJobs(t *testing.T) {
 	}
 }
 
-func TestDeletedConsumerIsMended(t *testing.T) {
+func TestDeletedConsumerIsRestored(t *testing.T) {
 	t.Parallel()
 	js := natstest.JetStream(t)
 	s := topology.DefaultSettings()

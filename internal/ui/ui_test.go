@@ -309,7 +309,7 @@ func TestWhoMaySeeThePage(t *testing.T) {
 	}
 }
 
-func TestNobodyServesThePageToTheWorldByMistake(t *testing.T) {
+func TestThePageIsNotServedToTheWorldByMistake(t *testing.T) {
 	for addr, want := range map[string]bool{
 		"127.0.0.1:0": true, "[::1]:0": true, "localhost:0": true, ":0": false, "0.0.0.0:0": false, "[::]:0": false, "10.0.0.1:0": false, "host.example:0": false, "nonsense": false,
 	} {
@@ -573,7 +573,7 @@ func TestTheAPIIsGuarded(t *testing.T) {
 	}
 }
 
-func TestALivePageIsToldOfAChangeAndEndsWithTheServer(t *testing.T) {
+func TestALivePageReceivesAChangeAndEndsWithTheServer(t *testing.T) {
 	w := busy()
 	s := open(t, w, func(o *ui.Options) { o.Addr = "127.0.0.1:0" })
 	address, err := s.server.Start()

@@ -233,7 +233,7 @@ func TestTheExamplesOfTheAsyncAPIDocumentAreValid(t *testing.T) {
 	}
 }
 
-func TestWhatAWorkerSendsIsToldApartByItsHeaders(t *testing.T) {
+func TestWhatAWorkerSendsIsDistinguishedByItsHeaders(t *testing.T) {
 	for _, o := range document(t).Operations {
 		if o.Action != "send" {
 			continue

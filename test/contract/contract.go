@@ -21,7 +21,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// Message is a message as it stands in a stream.
+// Message is a message of a stream.
 type Message struct {
 	Subject string
 	Header  nats.Header
@@ -200,7 +200,7 @@ func (v *Validator) event(m Message) error {
 	return v.place(m, kind)
 }
 
-// place checks that an event stands where its type and body say.
+// place checks that an event is where its type and body say.
 func (v *Validator) place(m Message, kind string) error {
 	var body struct {
 		Code  string `json:"code"`

@@ -49,9 +49,9 @@ func TestWhoFollowsOnlyTheDocumentInterruptsAnUtterance(t *testing.T) {
 	if reply.Field("status") != "interrupted" {
 		t.Errorf("the answer is %s", reply.Body)
 	}
-	heard := f.until(ctx, events, "Completed")
-	if got := heard[len(heard)-1].Field("utterances", "0", "interrupted"); got != "true" {
-		t.Errorf("completed says %s", heard[len(heard)-1].Body)
+	received := f.until(ctx, events, "Completed")
+	if got := received[len(received)-1].Field("utterances", "0", "interrupted"); got != "true" {
+		t.Errorf("completed says %s", received[len(received)-1].Body)
 	}
 }
 
@@ -80,8 +80,8 @@ func TestWhoFollowsOnlyTheDocumentDrainsAWorker(t *testing.T) {
 	job := f.job("inline", "ok-avatar")
 	events := f.listen("tellEvent", f.id(job))
 	f.store(ctx, "takeJob", "Job", nil, job)
-	heard := f.until(ctx, events, "Completed")
-	worker := heard[len(heard)-1].Field("worker_id")
+	received := f.until(ctx, events, "Completed")
+	worker := received[len(received)-1].Field("worker_id")
 	token := regexp.MustCompile(`[^A-Za-z0-9_-]`).ReplaceAllStringFunc(worker, func(s string) string { return fmt.Sprintf("=%02X", s) })
 	id := map[string]string{"worker_id": token}
 	state := f.send(ctx, "report", "StateRequest", id, f.example("report", "StateRequest", "state"))
@@ -103,12 +103,12 @@ func TestWhoFollowsOnlyTheDocumentSeesAJobGivenUp(t *testing.T) {
 		id := f.id(job)
 		events, failures, letters := f.listen("tellEvent", id), f.listen("tellError", nil), f.listen("giveUp", nil)
 		f.store(ctx, "takeJob", message, nil, job)
-		heard := f.until(ctx, events, "DeadLettered")
-		told := heard[len(heard)-1]
+		received := f.until(ctx, events, "DeadLettered")
+		outcome := received[len(received)-1]
 		f.until(ctx, failures, "ErrorEvent")
 		letter := f.until(ctx, letters, "DeadLetter")[0]
-		if told.Field("dead_letter") != letter.Subject {
-			t.Errorf("the dead letter is on %s, the event says %s", letter.Subject, told.Body)
+		if outcome.Field("dead_letter") != letter.Subject {
+			t.Errorf("the dead letter is on %s, the event says %s", letter.Subject, outcome.Body)
 		}
 		if got, err := letter.Message.ID(letter.Headers, nil); err != nil || got != id["job_id"] {
 			t.Errorf("the dead letter is of job %q: %v", got, err)
@@ -142,8 +142,8 @@ func TestWhoFollowsOnlyTheDocumentLearnsOfADuplicate(t *testing.T) {
 	first = f.store(ctx, "takeJob", "Job", nil, job)
 	f.until(ctx, events, "Completed") // of two that wait, either counts
 	again = f.store(ctx, "takeJob", "Job", nil, job)
-	heard := f.until(ctx, events, "Duplicate")
-	duplicate := heard[len(heard)-1]
+	received := f.until(ctx, events, "Duplicate")
+	duplicate := received[len(received)-1]
 	if duplicate.Field("stream_seq") != again.Field("seq") || duplicate.Field("kept_seq") != first.Field("seq") {
 		t.Errorf("duplicate says %s, the acknowledgements %s and %s", duplicate.Body, first.Body, again.Body)
 	}
@@ -161,7 +161,7 @@ func TestAJobThatIsTooLargeIsRefusedAsTheDocumentSays(t *testing.T) {
 	}
 }
 
-func TestWithoutAWorkerNobodyAnswersAsTheDocumentSays(t *testing.T) {
+func TestWithoutAWorkerThereIsNoAnswerAsTheDocumentSays(t *testing.T) {
 	t.Parallel()
 	ctx := limited(t)
 	f := follow(ctx, t, false)

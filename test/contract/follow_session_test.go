@@ -47,13 +47,13 @@ func (f *following) session(ctx context.Context, message string, job follower.Ex
 		ctx, cancel = f.beforeSilence(ctx, live)
 		defer cancel()
 	}
-	heard := f.until(ctx, events, "Completed")
-	if heard[0].Message.Name != "Started" {
-		f.t.Fatalf("events are %v", names(heard))
+	received := f.until(ctx, events, "Completed")
+	if received[0].Message.Name != "Started" {
+		f.t.Fatalf("events are %v", names(received))
 	}
 	f.until(ctx, f.late(ctx, "tellEvent", id), "Completed")
-	completed := heard[len(heard)-1]
-	switch output := heard[0].Field("output"); output {
+	completed := received[len(received)-1]
+	switch output := received[0].Field("output"); output {
 	case "frames":
 		f.wantFrames(ctx, id, frames, completed)
 	case "object":

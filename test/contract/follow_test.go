@@ -226,7 +226,7 @@ func TestTheFollowerKnowsNothingOfTheWorker(t *testing.T) {
 	}
 }
 
-// known tells a subject, stream, bucket or header of the worker.
+// known reports whether a text is a subject, stream, bucket or header of the worker.
 func known(text string) bool {
 	return regexp.MustCompile(`(?i)"(avatar[._].*|avatar-.*|ce-.*|nats-.*)"`).MatchString(text)
 }

@@ -253,7 +253,7 @@ func TestTheJobSchemaAgreesWithTheWorkerOnBrokenJobs(t *testing.T) {
 	}
 }
 
-// What JSON Schema can't say, or what generated clients should not be told:
+// What JSON Schema can't say, or what generated clients should not get:
 // the schema's description names each.
 func TestWhereTheJobSchemaAndTheWorkerDifferIsKnown(t *testing.T) {
 	v := validator(t)

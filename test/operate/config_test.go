@@ -9,7 +9,7 @@ import (
 	"avatarworker/internal/config"
 )
 
-func TestCheckConfigTellsEveryProblemAndHidesEverySecret(t *testing.T) {
+func TestCheckConfigShowsEveryProblemAndHidesEverySecret(t *testing.T) {
 	t.Parallel()
 	file := write(t, "config.yaml", "nats:\n  prefx: a\nretry:\n  max_attempts: lots\n")
 	call(t, nil, 78, []string{file + ":2: nats.prefx", file + ":4: retry.max_attempts"}, "-c", file, "check-config")

@@ -59,7 +59,7 @@ func testAll(m *testing.M) int {
 	return code
 }
 
-// screen collects what a process writes and tells of more.
+// screen collects what a process writes and signals more.
 type screen struct {
 	mu    sync.Mutex
 	text  bytes.Buffer

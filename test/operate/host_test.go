@@ -109,7 +109,7 @@ func TestUnderNohupAHangupIsIgnored(t *testing.T) {
 	}
 }
 
-func TestASecondWorkerOnOneHostIsToldWhichFlagToUse(t *testing.T) {
+func TestASecondWorkerOnOneHostSaysWhichFlagToUse(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 0)
 	p := s.run()
@@ -144,7 +144,7 @@ func TestRunWithoutNATSNamesTheURL(t *testing.T) {
 	}
 }
 
-func TestAWorkerTellsPublishersWhatSpeechItTakes(t *testing.T) {
+func TestAWorkersPresenceHasTheSpeechItTakes(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 0)
 	p := s.run("--set", "audio.convert=true", "--set", "audio.max_bytes=5MiB")

@@ -61,7 +61,7 @@ func read(t *testing.T, name string) string {
 	return string(text)
 }
 
-// block is what accounts.conf says of an account, with what stands before and
+// block is what accounts.conf says of an account, with what comes before and
 // after it.
 func block(t *testing.T, account string) (before, within, after string) {
 	t.Helper()
@@ -255,7 +255,7 @@ func becomes(ctx context.Context, admin client, name string, wanted func(jetstre
 	}
 }
 
-// listenerElsewhere hears what comes, catches up through the consumer that an
+// listenerElsewhere receives what comes, catches up through the consumer that an
 // operator made, and reads frames and recordings.
 func listenerElsewhere(ctx context.Context, t *testing.T, url string, refused *refusals) error {
 	admin := connect(t, url, "admin", nil)

@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// secret stands for an egress token in a job.
+// secret is an egress token in a job.
 const secret = "an-egress-token"
 
 // reading are filters by which a role would see more than is its own.

@@ -150,7 +150,7 @@ func TestPublishersReachNothingElseOfACell(t *testing.T) {
 	}
 }
 
-func TestAListenerHearsBothCellsUnderTheSubjectsItKnows(t *testing.T) {
+func TestAListenerReceivesBothCellsUnderTheSubjectsItKnows(t *testing.T) {
 	url := startCells(t, "eu")
 	ctx, cancel := context.WithTimeout(t.Context(), enough)
 	defer cancel()
@@ -172,19 +172,19 @@ func TestAListenerHearsBothCellsUnderTheSubjectsItKnows(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		var heard []string
+		var received []string
 		for range cells {
 			msg, err := sub.NextMsgWithContext(ctx)
 			if err != nil {
-				t.Fatalf("%s: %v, after %v", filter, err, heard)
+				t.Fatalf("%s: %v, after %v", filter, err, received)
 			}
 			if msg.Subject != "avatar."+subject {
-				t.Errorf("%s heard %s, want avatar.%s", filter, msg.Subject, subject)
+				t.Errorf("%s received %s, want avatar.%s", filter, msg.Subject, subject)
 			}
-			heard = append(heard, string(msg.Data))
+			received = append(received, string(msg.Data))
 		}
-		if slices.Sort(heard); !slices.Equal(heard, cells) {
-			t.Errorf("%s heard %v, want one of each cell", filter, heard)
+		if slices.Sort(received); !slices.Equal(received, cells) {
+			t.Errorf("%s received %v, want one of each cell", filter, received)
 		}
 	}
 }

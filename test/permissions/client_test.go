@@ -116,7 +116,7 @@ func publisher(ctx context.Context, t *testing.T, url string, refused *refusals)
 	)
 }
 
-// listener hears what comes, and reads what was before.
+// listener receives what comes, and reads what was before.
 func listener(ctx context.Context, t *testing.T, url string, refused *refusals) error {
 	admin := connect(t, url, "admin", nil)
 	handles := prepare(ctx, t, admin)

@@ -142,7 +142,7 @@ func remove(t *testing.T, p *server.Permissions, without permission) {
 
 var violation = regexp.MustCompile(`(?i)permissions violation for (publish|subscription) to "([^"]+)"`)
 
-// refusals gathers what the server refused, as the client was told.
+// refusals gathers what the server refused, as the client was informed.
 type refusals struct {
 	mu   sync.Mutex
 	list []permission
@@ -263,7 +263,7 @@ func withOneLess(t *testing.T, role string, without permission, run scenario) {
 	err := run(ctx, t, start(t, role, &without), refused)
 	select {
 	case <-refused.seen:
-	case <-time.After(time.Second): // the client is told from a goroutine of its own
+	case <-time.After(time.Second): // the client learns it from a goroutine of its own
 		t.Errorf("without %s %q nothing names it: is it needed? Refused: %v; the scenario ended with %v", without.kind, without.subject, refused.all(), err)
 	}
 }

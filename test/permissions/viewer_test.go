@@ -224,7 +224,7 @@ func (p *page) shows(ctx context.Context, path string, wanted []string) error {
 	}
 }
 
-// Whoever switches changes on and gives the page a viewer's password gets a text for
+// Someone who switches changes on and gives the page a viewer's password gets a text for
 // each action that names what is missing, and nothing is changed.
 func TestEveryActionOfAViewerIsRefusedWithItsReason(t *testing.T) {
 	t.Parallel()

@@ -203,7 +203,7 @@ func publishAll(ctx context.Context, admin client) error {
 		if err != nil {
 			return err
 		}
-		if id == "late" { // what its session used was not told to the ledger for long
+		if id == "late" { // what its session used was not written to the ledger for long
 			record, err := json.Marshal(lifecycle.Record{
 				JobID: id, Run: 1, StreamSeq: ack.Sequence, State: lifecycle.StateReleased, Session: 1, Attempt: 1, MaxAttempts: 5, WorkerID: "gone",
 				Queue: "default", AppID: "app", AvatarID: "ok", Reason: "drain", CreatedAt: time.Now(), UpdatedAt: time.Now(),
@@ -303,7 +303,7 @@ func interrupted(ctx context.Context, admin client) error {
 	return outcome(ctx, admin, id)
 }
 
-// answered finds the worker as `nats micro` does, and asks how it stands.
+// answered finds the worker as `nats micro` does, and asks for its state.
 func answered(ctx context.Context, admin client) error {
 	msg, err := admin.nc.RequestWithContext(ctx, "$SRV.INFO.avatarworker", nil)
 	if err != nil {

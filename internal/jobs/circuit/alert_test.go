@@ -9,7 +9,7 @@ import (
 	"avatarworker/internal/errors"
 )
 
-func TestEveryCircuitThatOpensIsTold(t *testing.T) {
+func TestEveryCircuitThatOpensIsPublished(t *testing.T) {
 	t.Parallel()
 	e := newEnv(t)
 	c := e.worker("w1")
@@ -30,7 +30,7 @@ func TestEveryCircuitThatOpensIsTold(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	e.eventually("all are told", func() bool { return len(e.alerts()) == apps })
+	e.eventually("all are published", func() bool { return len(e.alerts()) == apps })
 	e.eventually("all are cleared", func() bool {
 		for i := range apps {
 			if len(e.stored(fmt.Sprint("app-", i), region).Unpublished) != 0 {
@@ -44,9 +44,9 @@ func TestEveryCircuitThatOpensIsTold(t *testing.T) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for id, n := range e.told {
+	for id, n := range e.published {
 		if n != 1 {
-			t.Errorf("%s told %d times", id, n)
+			t.Errorf("%s published %d times", id, n)
 		}
 	}
 }
@@ -59,7 +59,7 @@ func TestAlertsWaitForTheEventsStream(t *testing.T) {
 	e.run(c)
 	e.open(c)
 	if ttl := e.ttl(app, region); ttl != "" {
-		t.Errorf("an entry with something to tell expires after %s", ttl)
+		t.Errorf("an entry with something to publish expires after %s", ttl)
 	}
 	e.pass(10 * time.Second)
 	e.success(e.probe(c, "good"))
@@ -68,7 +68,7 @@ func TestAlertsWaitForTheEventsStream(t *testing.T) {
 	}
 	e.pass(48 * time.Hour)
 	e.breakEvents(nil)
-	e.eventually("both are told", func() bool { return len(e.alerts()) == 2 })
+	e.eventually("both are published", func() bool { return len(e.alerts()) == 2 })
 	a := e.alerts()
 	if a[0].Kind != AlertOpened || a[1].Kind != AlertClosed || !a[1].OpenedAt.Equal(a[0].OpenedAt) || !a[1].At.After(a[0].At) || a[1].Code != errors.CodeCreditsExhausted {
 		t.Errorf("%+v", a)
@@ -79,7 +79,7 @@ func TestAlertsWaitForTheEventsStream(t *testing.T) {
 	}
 }
 
-func TestAlertOfAWorkerThatDiedIsToldByTheNext(t *testing.T) {
+func TestAlertOfAWorkerThatDiedIsPublishedByTheNext(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ before, closes bool }{
 		"one that is there":      {before: true},
@@ -107,7 +107,7 @@ func TestAlertOfAWorkerThatDiedIsToldByTheNext(t *testing.T) {
 				t.Fatalf("%d alerts are not left to the worker that changed the circuit", n)
 			}
 			e.pass(3*publishPause + time.Second)
-			e.eventually("it is told", func() bool { return len(e.alerts()) == want })
+			e.eventually("it is published", func() bool { return len(e.alerts()) == want })
 			e.eventually("it is cleared", func() bool { return len(e.stored(app, region).Unpublished) == 0 })
 		})
 	}

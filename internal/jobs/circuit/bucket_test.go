@@ -42,7 +42,7 @@ func TestCircuitThatExpiresIsForgotten(t *testing.T) {
 	c := e.worker("w1")
 	e.run(c)
 	e.open(c)
-	e.eventually("it is told", func() bool { return len(e.stored(app, region).Unpublished) == 0 })
+	e.eventually("it is published", func() bool { return len(e.stored(app, region).Unpublished) == 0 })
 	if ttl := e.ttl(app, region); ttl != "90000" && ttl != "25h0m0s" {
 		t.Errorf("open circuits are kept for %q", ttl)
 	}
@@ -82,7 +82,7 @@ func TestOpenCircuitsAreWrittenAgainInANewBucket(t *testing.T) {
 	}
 	e.fail(p, refused, false, 0)
 	e.knows(other, Open)
-	e.eventually("it is told", func() bool { return len(e.stored(app, region).Unpublished) == 0 })
+	e.eventually("it is published", func() bool { return len(e.stored(app, region).Unpublished) == 0 })
 	e.remake()
 	e.eventually("the open one is written again", func() bool { return e.stored(app, region).State == Open })
 	// What happens in the new bucket is seen, although its revisions are lower.
@@ -140,7 +140,7 @@ func TestEntryThatCanNotBeReadHoldsNoJob(t *testing.T) {
 	c := e.worker("w1")
 	e.run(c)
 	e.open(c)
-	e.eventually("it is told", func() bool { return len(e.stored(app, region).Unpublished) == 0 })
+	e.eventually("it is published", func() bool { return len(e.stored(app, region).Unpublished) == 0 })
 	if _, err := e.bucket.Put(t.Context(), key(app, region), []byte("no JSON")); err != nil {
 		t.Fatal(err)
 	}

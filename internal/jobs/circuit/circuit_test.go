@@ -36,15 +36,15 @@ type env struct {
 	js     jetstream.JetStream
 	bucket jetstream.KeyValue
 
-	mu     sync.Mutex
-	now    time.Time
-	leases map[string]bool
-	asked  int   // whether a lease is valid
-	away   error // of the bucket with the leases
-	told   map[string]int
-	order  []Alert
-	fault  error // of publishing
-	opened map[string]bool
+	mu        sync.Mutex
+	now       time.Time
+	leases    map[string]bool
+	asked     int   // whether a lease is valid
+	away      error // of the bucket with the leases
+	published map[string]int
+	order     []Alert
+	fault     error // of publishing
+	opened    map[string]bool
 }
 
 var bucketConfig = jetstream.KeyValueConfig{Bucket: "FLEET", History: 1, LimitMarkerTTL: time.Minute}
@@ -53,7 +53,7 @@ func newEnv(t *testing.T) *env {
 	t.Helper()
 	e := &env{
 		t: t, js: natstest.JetStream(t), now: time.Unix(1_000_000, 0).UTC(),
-		leases: make(map[string]bool), told: make(map[string]int), opened: make(map[string]bool),
+		leases: make(map[string]bool), published: make(map[string]int), opened: make(map[string]bool),
 	}
 	e.makeBucket()
 	return e
@@ -94,14 +94,14 @@ func (e *env) lease(id string, valid bool) {
 	e.leases[id] = valid
 }
 
-func (e *env) tell(_ context.Context, a Alert) error {
+func (e *env) publish(_ context.Context, a Alert) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.fault != nil {
 		return e.fault
 	}
 	id := fmt.Sprint(a.Kind, a.OpenedAt.UnixNano(), a.App, a.Region)
-	if e.told[id]++; e.told[id] == 1 {
+	if e.published[id]++; e.published[id] == 1 {
 		e.order = append(e.order, a)
 	}
 	return nil
@@ -128,7 +128,7 @@ func (e *env) worker(id string, change ...func(*Options)) *Circuits {
 		Config: Config{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 30 * time.Second},
 		Leases: e, Window: window, Worker: func() string { return id },
 		Now: e.clock, Random: func() float64 { return 1 }, Timeout: 10 * time.Second,
-		Publish: e.tell, Log: zerolog.Nop(),
+		Publish: e.publish, Log: zerolog.Nop(),
 		Changed: func(c Circuit, open bool) {
 			e.mu.Lock()
 			defer e.mu.Unlock()
@@ -228,7 +228,7 @@ func (e *env) stored(app, region string) entry {
 	return got
 }
 
-// ttl is how long the server keeps the entry, as it was told.
+// ttl is how long the server keeps the entry, as the write said.
 func (e *env) ttl(app, region string) string {
 	e.t.Helper()
 	s, err := e.js.Stream(e.t.Context(), "KV_FLEET")

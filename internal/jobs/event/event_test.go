@@ -116,7 +116,7 @@ func sortedHeader(h nats.Header) []string {
 	return keys
 }
 
-func TestEventsAreWhatSubscribersWereTold(t *testing.T) {
+func TestEventsAreWhatSubscribersReceived(t *testing.T) {
 	t.Parallel()
 	for name, event := range goldenEvents() {
 		t.Run(name, func(t *testing.T) {
@@ -138,7 +138,7 @@ func TestEventsAreWhatSubscribersWereTold(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
 			}
 			if bytes.Contains(got, []byte("geheim-7f3a")) {
-				t.Errorf("tells a secret:\n%s", got)
+				t.Errorf("shows a secret:\n%s", got)
 			}
 		})
 	}
@@ -155,7 +155,7 @@ func TestEveryGoldenFileHasItsEvent(t *testing.T) {
 	}
 }
 
-func TestEventIDTellsWhatHappenedApart(t *testing.T) {
+func TestEventIDDistinguishesWhatHappened(t *testing.T) {
 	t.Parallel()
 	ids := []string{
 		ID("J", 1, 2, TypeCompleted), ID("J", 2, 2, TypeCompleted), ID("J", 1, 1, TypeCompleted),

@@ -34,7 +34,7 @@ func testContext(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-func TestPublishedEventIsStoredOnceHoweverOftenItIsTold(t *testing.T) {
+func TestPublishedEventIsStoredOnceHoweverOftenItIsPublished(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t, 30*time.Second)
 	js := natstest.JetStream(t)

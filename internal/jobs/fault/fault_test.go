@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestTheFirstFaultByNameIsToldUntilItsWriteWorks(t *testing.T) {
+func TestTheFirstFaultByNameIsReportedUntilItsWriteWorks(t *testing.T) {
 	var s Set
 	if s.Any() || s.Err() != nil {
 		t.Errorf("faults at first: %v", s.Err())

@@ -34,7 +34,7 @@ type env struct {
 	t   testing.TB
 	js  jetstream.JetStream
 	got chan fetch.Delivery
-	bad chan error // what Health was told; nil: served again
+	bad chan error // what Health was called with; nil: served again
 }
 
 func newEnv(t testing.TB, js jetstream.JetStream, queues ...string) *env {
@@ -119,7 +119,7 @@ func (e *env) ack(d fetch.Delivery) {
 	}
 }
 
-// fault waits until Health is told of a fault that matches.
+// fault waits until Health gets a fault that matches.
 func (e *env) fault(match func(error) bool) {
 	e.t.Helper()
 	for {

@@ -189,7 +189,7 @@ func TestIdleQueuesCostTwoHundredRequestsASecondAtMost(t *testing.T) {
 	}
 }
 
-func TestWhereThereIsAPlaceForEachQueueRequestsStand(t *testing.T) {
+func TestWhereThereIsAPlaceForEachQueueRequestsAreKept(t *testing.T) {
 	t.Parallel()
 	m := newModel(4, 100, 1, 1, 1)
 	m.run(5*time.Second, never)

@@ -85,7 +85,7 @@ func TestIdentityIsTheFirstThatFits(t *testing.T) {
 	}
 }
 
-func TestMadeIdentityFitsThePatternAndTellsMessagesApart(t *testing.T) {
+func TestMadeIdentityFitsThePatternAndDistinguishesMessages(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		created := rapid.Int64().Draw(t, "created")
 		seq := rapid.Uint64().Draw(t, "seq")

@@ -63,7 +63,7 @@ var brokenJobs = []struct{ name, body, want string }{
 	{"a data URL", `{"avatar_id":"a","audio":{"inline":" Data:audio/wav;base64,AAAA"}}`, `audio.inline: is a data: URL: want only the base64 after its comma`},
 	{"a space that is not ASCII in base64", `{"avatar_id":"a","audio":{"inline":"AAAA\u00a0AAAA"}}`, `audio.inline: not base64: at input byte 4 (spaces and line breaks not counted)`},
 	{"wrong padding in lines", `{"avatar_id":"a","audio":{"inline":"AAA=\n="}}`, `audio.inline: not base64: wrong padding`},
-	{"deadline told apart from a label", with(`"labels":{"deadline":"2099-01-01T00:00:00Z"},"deadline" : "2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
+	{"deadline distinguished from a label", with(`"labels":{"deadline":"2099-01-01T00:00:00Z"},"deadline" : "2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
 	{"deadline in escapes", with(`"dead\u006cine":"2099-01-01T0:00:00Z"`), `deadline: want an RFC 3339 time such as "2026-01-31T12:00:00Z", got "2099-01-01T0:00:00Z"`},
 	{"rate a word", `{"audio":{"sample_rate":"fast"}}`, `audio.sample_rate: want a whole number, got "fast"`},
 	{"rate a fraction", `{"audio":{"sample_rate":16000.5}}`, `audio.sample_rate: want a whole number, got 16000.5`},
@@ -165,7 +165,7 @@ func wantInvalid(t *testing.T, job *Job, err *errors.Error, want string) {
 		t.Errorf("says\n %s\nwant\n %s", err.Message, want)
 	}
 	if strings.Contains(err.Message, "geheim") {
-		t.Errorf("tells a secret: %s", err.Message)
+		t.Errorf("shows a secret: %s", err.Message)
 	}
 }
 

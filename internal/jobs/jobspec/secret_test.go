@@ -15,7 +15,7 @@ import (
 // for another reason.
 const secretMark = "QXKZQXKZ"
 
-// secretFields are jobs whose one %s is a value that must never be told.
+// secretFields are jobs whose one %s is a value that must never be shown.
 var secretFields = []string{
 	`{"avatar_id":"ok","audio":{"object":"o"},"output":{"livekit":{"url":"wss://h","room_name":"r","publisher_id":"p","api_token":%s}}}`,
 	`{"avatar_id":"ok","audio":{"object":"o"},"output":{"livekit":{"room_name":"r","api_token":"t","url":%s}}}`,
@@ -31,7 +31,7 @@ var secretsBroken = [][2]string{
 	{`\u0000`, ``},
 }
 
-func TestErrorTextNeverTellsALetterOfASecret(t *testing.T) {
+func TestErrorTextNeverShowsALetterOfASecret(t *testing.T) {
 	for field := range secretFields {
 		for _, around := range secretsBroken {
 			checkSecret(t, field, true, around[0], around[1])
@@ -43,7 +43,7 @@ func TestErrorTextNeverTellsALetterOfASecret(t *testing.T) {
 	}
 }
 
-func TestPositionIsAllThatIsToldOfAnErrorOfProtojson(t *testing.T) {
+func TestPositionIsAllThatIsShownOfAnErrorOfProtojson(t *testing.T) {
 	for text, want := range map[string]string{
 		"proto: syntax error (line 1:20): invalid escape code \"" + secretMark + "\" in string": " (line 1, column 20)",
 		"proto:\u00a0(line 3:4): unknown field \"" + secretMark + "\"":                          " (line 3, column 4)",
@@ -51,7 +51,7 @@ func TestPositionIsAllThatIsToldOfAnErrorOfProtojson(t *testing.T) {
 		"unexpected EOF":                                                                        "",
 	} {
 		if got := protoPosition(errors.New(text)); got != want {
-			t.Errorf("of %q it tells %q, want %q", text, got, want)
+			t.Errorf("of %q it shows %q, want %q", text, got, want)
 		}
 	}
 }
@@ -80,11 +80,11 @@ func checkSecret(t *testing.T, field int, quoted bool, before, after string) {
 	if quoted {
 		value = `"` + secret + `"`
 	}
-	wantUntold(t, nil, fmt.Appendf(nil, secretFields[field], value))
+	wantHidden(t, nil, fmt.Appendf(nil, secretFields[field], value))
 	binary := tokenInProtobuf(secret)
 	header := nats.Header{"Content-Type": {ContentTypeProtobuf}}
-	wantUntold(t, header, binary)
-	wantUntold(t, header, binary[:len(binary)-1])
+	wantHidden(t, header, binary)
+	wantHidden(t, header, binary[:len(binary)-1])
 }
 
 // tokenInProtobuf is a job (output 8, livekit 3, api_token 4) whose token need
@@ -95,9 +95,9 @@ func tokenInProtobuf(token string) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(nil, 8, protowire.BytesType), output)
 }
 
-func wantUntold(t *testing.T, header nats.Header, body []byte) {
+func wantHidden(t *testing.T, header nats.Header, body []byte) {
 	t.Helper()
 	if _, err := Decode(header, body); err != nil && strings.ContainsAny(err.Message, secretMark) {
-		t.Fatalf("of %.300q it tells: %s", body, err.Message)
+		t.Fatalf("of %.300q it shows: %s", body, err.Message)
 	}
 }

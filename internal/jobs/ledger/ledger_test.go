@@ -106,7 +106,7 @@ type desk struct {
 	*Writer
 	ledger *fake
 	bucket *bucket
-	used   int // sessions that were told
+	used   int // sessions that were reported
 	failed int
 }
 
@@ -178,7 +178,7 @@ func TestASessionHasTheCodeOfItsEnd(t *testing.T) {
 	}
 }
 
-func TestASessionIsToldOnceHoweverOftenItIsWritten(t *testing.T) {
+func TestASessionIsReportedOnceHoweverOftenItIsWritten(t *testing.T) {
 	d := newDesk()
 	r := closed(1)
 	sent := d.Send(context.Background(), r, nil)
@@ -191,7 +191,7 @@ func TestASessionIsToldOnceHoweverOftenItIsWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(d.ledger.stored) != 1 || d.ledger.stored["J.run1.s1"].Credits != 2 || d.used != 1 || d.failed != 0 {
-		t.Errorf("told %d times, failed %d times: %+v", d.used, d.failed, d.ledger.stored)
+		t.Errorf("reported %d times, failed %d times: %+v", d.used, d.failed, d.ledger.stored)
 	}
 }
 
@@ -215,11 +215,11 @@ func TestARecordThatCannotBeWrittenIsSaidAndWrittenAgain(t *testing.T) {
 	r := closed(1)
 	sent := d.Send(context.Background(), r, nil)
 	if err := d.store(r, &sent); !errors.Is(err, errFull) || d.failed != 1 || d.used != 0 {
-		t.Fatalf("%v; failed %d times, told %d times", err, d.failed, d.used)
+		t.Fatalf("%v; failed %d times, reported %d times", err, d.failed, d.used)
 	}
 	d.ledger.err = nil
 	if err := d.store(r, new(Sent)); err != nil || d.used != 1 || d.failed != 1 { // the next delivery
-		t.Errorf("%v; failed %d times, told %d times", err, d.failed, d.used)
+		t.Errorf("%v; failed %d times, reported %d times", err, d.failed, d.used)
 	}
 }
 
@@ -323,7 +323,7 @@ func TestACorrectionThatFailsIsSaid(t *testing.T) {
 	d := newDesk()
 	d.ledger.err = errFull
 	if err := d.Correct(context.Background(), closed(1), new(Sent)); !errors.Is(err, errFull) || d.used != 0 {
-		t.Errorf("%v; told %d times", err, d.used)
+		t.Errorf("%v; reported %d times", err, d.used)
 	}
 	if err := d.Correct(context.Background(), running(1), new(Sent)); err != nil {
 		t.Errorf("a session that was never confirmed: %v", err)

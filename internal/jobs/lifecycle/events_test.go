@@ -10,7 +10,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-func TestTheLastEventTellsTheStateAndIsTheSameAgain(t *testing.T) {
+func TestTheLastEventHasTheStateAndIsTheSameAgain(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for state, kind := range map[State]string{
 		StateRetrying: event.TypeRetrying, StateHeld: event.TypeHeld, StateReleased: event.TypeReleased,

@@ -119,7 +119,7 @@ func (f *isolation) kill(w *isolated) {
 	w.down = rapid.IntRange(1, 4).Draw(f.t, "down")
 }
 
-func TestAJobThatKillsItsWorkersIsToldFromTheInnocentOnesBesideIt(t *testing.T) {
+func TestAJobThatKillsItsWorkersIsDistinguishedFromTheInnocentOnesBesideIt(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		f := &isolation{t: t, slots: rapid.IntRange(1, 16).Draw(t, "slots")}
 		f.workers = make([]isolated, rapid.IntRange(1, 4).Draw(t, "workers"))

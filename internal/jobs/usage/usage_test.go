@@ -78,7 +78,7 @@ func TestEveryBegunCreditCounts(t *testing.T) {
 	}
 }
 
-func TestACounterTellsWhatItIsAbout(t *testing.T) {
+func TestACounterSaysWhatItIsAbout(t *testing.T) {
 	r := usage.Record{AppID: "my.app *", Queue: "q", ConfirmedAt: time.Date(2026, 3, 1, 0, 30, 0, 0, time.FixedZone("", 3600)),
 		Labels: map[string]string{"a=b.c": "x=>*", "long": strings.Repeat("y", 200), "empty": "", "unused": "z"}}
 	by := []string{"a=b.c", "absent", "empty", "long"}
@@ -229,7 +229,7 @@ func (s stored) forgotten() {
 	}
 }
 
-func TestASessionToldAgainLongAfterTheDuplicateWindowCountsOnce(t *testing.T) {
+func TestASessionWrittenAgainLongAfterTheDuplicateWindowCountsOnce(t *testing.T) {
 	l := newLedger(t, 0) // everything is searched for
 	for i := range 3 {
 		fresh, err := l.Store(t.Context(), record(1))

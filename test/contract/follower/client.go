@@ -37,7 +37,7 @@ func (r *Received) at(expression string) (string, error) {
 	return evaluate(expression, r.Headers, r.JSON)
 }
 
-// Connect connects to a server of the document; host stands for the document's.
+// Connect connects to a server of the document; host replaces the document's.
 func (d *Document) Connect(host string) (*Client, error) {
 	if d.Protocol != "nats" {
 		return nil, fmt.Errorf("protocol %s is none that is known here", d.Protocol)
@@ -110,7 +110,7 @@ func recognise(candidates []*Message, subject string, header nats.Header, body [
 			continue
 		}
 		if r.Message != nil {
-			return nil, fmt.Errorf("%s: %s and %s are told apart by nothing: %.200q", subject, r.Message.Name, m.Name, body)
+			return nil, fmt.Errorf("%s: nothing distinguishes %s and %s: %.200q", subject, r.Message.Name, m.Name, body)
 		}
 		r.Message = m
 	}

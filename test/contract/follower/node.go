@@ -102,7 +102,7 @@ func (n node) follow() (node, error) {
 	return to, nil
 }
 
-// text is the text that stands there, "" for none.
+// text is the text of the node, "" for none.
 func (n node) text(keys ...string) (string, error) {
 	at, err := n.get(keys...)
 	if err != nil {

@@ -27,7 +27,7 @@ type Run struct {
 type Span struct{ Start, End time.Time }
 
 // Fault is something that may take sessions away from a worker: it was killed
-// or frozen, told to drain, or cut off from the queue. One fault explains one
+// or frozen, drained, or cut off from the queue. One fault explains one
 // session of each job: whatever goes on beyond that is a loop.
 type Fault struct {
 	Kind string
@@ -78,7 +78,7 @@ type Report struct {
 	Crashes    int // counted against jobs
 	Failures   int // attempts that failed
 	Repeated   int // events stored a second time under the same id
-	Exact      int // sessions of the backend's book in the ledger
+	Exact      int // sessions of the backend's session log in the ledger
 	Estimated  int // those with an upper bound
 	Unseen     int // those that ended as soon as they were confirmed, and are not in it
 	Violations []string
@@ -120,9 +120,9 @@ type check struct {
 	seen   Seen
 	report Report
 
-	told    map[key][]Event        // distinct events of outcomes
+	ends    map[key][]Event        // distinct events of outcomes
 	letters map[key][]Letter       // distinct dead letters
-	failed  map[session]bool       // sessions that an error event tells of
+	failed  map[session]bool       // sessions with an error event
 	held    map[string][]*takeOver // by job, oldest first
 }
 
@@ -140,9 +140,9 @@ func (c *check) violate(format string, args ...any) {
 	c.report.Violations = append(c.report.Violations, fmt.Sprintf(format, args...))
 }
 
-// events sorts what was told by job, once each.
+// events sorts the events by job, once each.
 func (c *check) events() {
-	c.told, c.letters = map[key][]Event{}, map[key][]Letter{}
+	c.ends, c.letters = map[key][]Event{}, map[key][]Letter{}
 	c.failed, c.held = map[session]bool{}, map[string][]*takeOver{}
 	known := map[string]bool{}
 	for _, ev := range c.seen.Events {
@@ -157,7 +157,7 @@ func (c *check) events() {
 			c.report.Failures++
 			c.failed[session{k, ev.Session}] = true
 		case lifecycle.State(ev.Type).Final():
-			c.told[k] = append(c.told[k], ev)
+			c.ends[k] = append(c.ends[k], ev)
 		}
 	}
 	for _, l := range c.seen.Letters {
@@ -199,7 +199,7 @@ func (c *check) jobRun(k key, history []Revision) {
 	}
 	outcome := history[first].Record
 	c.report.Outcomes[outcome.Outcome]++
-	c.toldOnce(k, outcome)
+	c.effectsOnce(k, outcome)
 	if spent := outcome.Spent(); spent > min(outcome.MaxAttempts, c.run.MaxAttempts) {
 		c.violate("job %s run %d: %d attempts, the limit is %d", k.job, k.run, spent, min(outcome.MaxAttempts, c.run.MaxAttempts))
 	}
@@ -209,11 +209,11 @@ func (c *check) jobRun(k key, history []Revision) {
 	c.sessions(k, history)
 }
 
-// toldOnce checks what follows from an outcome: its event, and its dead letter.
-func (c *check) toldOnce(k key, outcome lifecycle.Record) {
-	told := c.told[k]
-	if len(told) != 1 || told[0].Type != string(outcome.Outcome) {
-		c.violate("job %s run %d: outcome %s, but the events tell %s", k.job, k.run, outcome.Outcome, eventIDs(told))
+// effectsOnce checks what follows from an outcome: its event, and its dead letter.
+func (c *check) effectsOnce(k key, outcome lifecycle.Record) {
+	ends := c.ends[k]
+	if len(ends) != 1 || ends[0].Type != string(outcome.Outcome) {
+		c.violate("job %s run %d: outcome %s, but the events say %s", k.job, k.run, outcome.Outcome, eventIDs(ends))
 	}
 	want := 0
 	if outcome.Outcome == lifecycle.StateDeadLettered {

@@ -77,14 +77,14 @@ func TestEveryBrokenPromiseIsFound(t *testing.T) {
 		"an outcome overwritten": {func(_ *Run, s *Seen) {
 			s.History["a"] = append(s.History["a"], revision(12, lifecycle.StateDeadLettered, 1, "w1"))
 		}, "written after its outcome completed: dead_lettered by w1"},
-		"an outcome nobody was told": {func(_ *Run, s *Seen) { s.Events = nil }, "outcome completed, but the events tell []"},
-		"an outcome told two ways": {func(_ *Run, s *Seen) {
+		"an outcome without an event": {func(_ *Run, s *Seen) { s.Events = nil }, "outcome completed, but the events say []"},
+		"an outcome with two events": {func(_ *Run, s *Seen) {
 			s.Events = append(s.Events, Event{ID: "x", Type: "expired", JobID: "a", Run: 1})
-		}, "but the events tell [a.run1.s2.completed x]"},
-		"a completed event told twice": {func(_ *Run, s *Seen) {
+		}, "but the events say [a.run1.s2.completed x]"},
+		"a completed event published twice": {func(_ *Run, s *Seen) {
 			s.Events = append(s.Events, Event{ID: "y", Type: "completed", JobID: "a", Run: 1})
-		}, "but the events tell"},
-		"the wrong outcome told": {func(_ *Run, s *Seen) { s.Events[0].Type = "expired" }, "outcome completed, but the events tell"},
+		}, "but the events say"},
+		"an event of the wrong outcome": {func(_ *Run, s *Seen) { s.Events[0].Type = "expired" }, "outcome completed, but the events say"},
 		"a dead letter of a job that completed": {func(_ *Run, s *Seen) {
 			s.Letters = []Letter{{ID: "a.run1.dead", JobID: "a", Run: 1}}
 		}, "outcome completed with 1 dead letters"},
@@ -224,7 +224,7 @@ func TestConnectedSecondsThatNothingExplainsAreFound(t *testing.T) {
 			"backend session x: connected for 1s at 12:00:10.000, a second one in session 2 of job a"},
 		"a retry without a failed attempt": {func(_ *Run, s *Seen) {
 			s.History["a"] = append([]Revision{s.History["a"][0], revision(1, lifecycle.StateRetrying, 1, "w1")}, s.History["a"][1:]...)
-		}, "session 1 ended retrying, but no error event tells of a failed attempt"},
+		}, "session 1 ended retrying, but there is no error event of a failed attempt"},
 		"a hold for storage in a paid session": {func(r *Run, s *Seen) {
 			held := revision(1, lifecycle.StateHeld, 1, "w1")
 			held.Record.HeldReason = lifecycle.HeldStorage

@@ -57,7 +57,7 @@ func readLedger(ctx context.Context, js jetstream.JetStream, names topology.Name
 	return l, err
 }
 
-// ledger holds the ledger against the backend's book: every session that it
+// ledger holds the ledger against the backend's session log: every session that it
 // confirmed is in it once.
 func (c *check) ledger() {
 	if c.seen.Ledger == nil {

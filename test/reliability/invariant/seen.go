@@ -25,7 +25,7 @@ type Seen struct {
 	History  map[string][]Revision // of the job records, oldest first
 	Events   []Event               // as stored, repetitions too
 	Letters  []Letter
-	Sessions []simulator.Session // the backend's book
+	Sessions []simulator.Session // the backend's session log
 	Ledger   *Ledger             // of connected time; nil: not looked at
 }
 

@@ -9,10 +9,10 @@ import (
 )
 
 // JobParam is the extra parameter with which each job of a run names itself, so
-// that the backend's book says whose session was paid for.
+// that the backend's session log says whose session was paid for.
 const JobParam = "job_id"
 
-// takeOver is one session of a job, as its record tells of it.
+// takeOver is one session of a job, as its record has it.
 type takeOver struct {
 	session
 	worker      string
@@ -60,7 +60,7 @@ func (c *check) ended(t *takeOver, before, after lifecycle.Record) {
 		t.lost = true
 	case after.State == lifecycle.StateRetrying, after.State == lifecycle.StateHeld:
 		if !c.failed[t.session] {
-			c.violate("job %s run %d: session %d ended %s, but no error event tells of a failed attempt", t.job, t.run, t.number, after.State)
+			c.violate("job %s run %d: session %d ended %s, but there is no error event of a failed attempt", t.job, t.run, t.number, after.State)
 		}
 	}
 	if c.faulty(t.job, t.worker, t.begun, t.over) {
