@@ -112,7 +112,7 @@ type changes struct {
 	wait chan struct{}
 }
 
-func (c *changes) tell() {
+func (c *changes) announce() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	close(c.wait)
@@ -177,7 +177,7 @@ func (s *Store) followFailures(ctx context.Context, stream jetstream.Stream) err
 		}
 		subject := msg.Subject() // its last token is the code
 		s.failures.add(errors.Code(subject[strings.LastIndexByte(subject, '.')+1:]), meta.Timestamp)
-		s.changes.tell()
+		s.changes.announce()
 		return nil
 	})
 }
@@ -186,7 +186,7 @@ func (s *Store) followEvents(ctx context.Context, stream jetstream.Stream) error
 	return streams.Follow(ctx, stream, jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{s.o.Names.AllEvents(), s.o.Names.AllAlerts()}, HeadersOnly: true, DeliverPolicy: jetstream.DeliverNewPolicy,
 	}, func(jetstream.Msg, *jetstream.MsgMetadata) error {
-		s.changes.tell()
+		s.changes.announce()
 		return nil
 	})
 }

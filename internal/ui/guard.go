@@ -19,7 +19,7 @@ import (
 )
 
 // policy lets a page use what this server gives and nothing else. No script or
-// style stands in a page itself.
+// style is in a page itself.
 const policy = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
 // secured sets the headers of every answer.

@@ -61,7 +61,7 @@ func (s *Server) find(q *request) {
 	http.Redirect(q.w, q.r, "/jobs/"+url.PathEscape(id), http.StatusSeeOther)
 }
 
-// step is an event of a job as its page tells it.
+// step is an event of a job as its page shows it.
 type step struct {
 	Time    time.Time
 	Kind    string // the event's type without its prefix; "error"
@@ -81,7 +81,7 @@ type jobData struct {
 	ID        string
 	Job       *status.Job
 	State     lifecycle.State
-	Verdict   string // how it stands, in a sentence
+	Verdict   string // its state, in a sentence
 	Remedy    string
 	Steps     []step
 	Line      *timeline
@@ -156,7 +156,7 @@ func pretty(data json.RawMessage) string {
 	return string(out)
 }
 
-// describe says how the job stands, and what can be done.
+// describe says what state the job is in, and what can be done.
 func (s *Server) describe(q *request, d *jobData) {
 	j, now := d.Job, q.view.Now
 	var published time.Time

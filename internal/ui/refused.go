@@ -16,7 +16,7 @@ import (
 // ErrRefused is in the chain of the error of a change that NATS does not permit.
 var ErrRefused = errors.New("NATS does not permit it")
 
-// refusals hears what NATS refuses to the page's user. The server says so beside the
+// refusals collects what NATS refuses to the page's user. The server says so beside the
 // request, which then has no answer: without this, a change would end with a timeout
 // that names no reason.
 type refusals struct {
@@ -49,14 +49,14 @@ func newRefusals(nc *nats.Conn) *refusals {
 		if before != nil {
 			before(c, sub, err)
 		}
-		r.hear(err)
+		r.add(err)
 	})
 	return r
 }
 
 var refusedSubject = regexp.MustCompile(`(?i)violation for (publish|subscription) to "([^"]+)"`)
 
-func (r *refusals) hear(err error) {
+func (r *refusals) add(err error) {
 	if !errors.Is(err, nats.ErrPermissionViolation) {
 		return
 	}

@@ -1,6 +1,6 @@
-// Package ui serves the page for operators: how jobs, queues, workers and dead
-// letters stand, what failures mean, and the actions that help. The server renders
-// it, and a script of a few lines keeps it current.
+// Package ui serves the page for operators: the state of jobs, queues, workers and
+// dead letters, what failures mean, and the actions that help. The server renders it,
+// and a script of a few lines keeps it current.
 //
 // It owns the pages, who may see them and the forms' protection. It must not know
 // how what it shows is read, nor how a change is made: see Reader and Actor.

@@ -79,7 +79,7 @@ type codeList struct {
 
 type costSums struct {
 	Rows    []cost.Row        `json:"rows"`    // as 'cost --json' has them: most credits first, days in order
-	Budgets []budget.Spending `json:"budgets"` // as they stand now, the largest share first
+	Budgets []budget.Spending `json:"budgets"` // at present, the largest share first
 }
 
 type recordingList struct {
