@@ -28,9 +28,13 @@ func newTransport(timeout time.Duration) *http.Transport {
 		MaxIdleConns:           256,
 		MaxIdleConnsPerHost:    64,
 		MaxResponseHeaderBytes: maxAnswerHead,
-		IdleConnTimeout:        90 * time.Second,
-		TLSHandshakeTimeout:    timeout,
-		ExpectContinueTimeout:  time.Second,
+		// Of a token call. Others than the default, 4 KiB, which is the size of what a
+		// WebSocket keeps: thousands that end among those would leave the heap half-empty.
+		ReadBufferSize:        2 << 10,
+		WriteBufferSize:       2 << 10,
+		IdleConnTimeout:       90 * time.Second,
+		TLSHandshakeTimeout:   timeout,
+		ExpectContinueTimeout: time.Second,
 	}
 	t.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		config, upgrade := ctx.Value(upgradeKey{}).(*tls.Config)

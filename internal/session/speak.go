@@ -162,7 +162,10 @@ func (s *Session) clearCurrent(u *utterance) {
 // watchUtterance closes the session when its context ends or when no frame comes
 // for too long. The returned function stops that.
 func (s *Session) watchUtterance(u *utterance) func() {
-	stop := context.AfterFunc(u.ctx, func() { s.kill(cancelled(u.ctx, "the utterance was cancelled")) })
+	stop := func() bool { return u.ctx.Err() == nil } // Open's context is watched already
+	if u.ctx != s.ctx {
+		stop = context.AfterFunc(u.ctx, func() { s.kill(cancelled(u.ctx, "the utterance was cancelled")) })
+	}
 	if limit := s.c.o.StallTimeout; !s.egress { // in egress no frames come back
 		u.stall.watch(limit, func() {
 			s.kill(errors.Newf(errors.CodeConnectionClosed, errors.PhaseRuntime, "no frame for %s while speech is owed", limit))

@@ -207,6 +207,9 @@ func (j *Job) Secrets() []string {
 		urls = append(urls, spec.URL)
 	}
 	for _, text := range urls {
+		if text == "" {
+			continue
+		}
 		if u, err := url.Parse(text); err == nil {
 			password, _ := u.User.Password()
 			secrets = append(secrets, u.RawQuery, password)
