@@ -257,6 +257,9 @@ func (e *execution) inTime(delay time.Duration) time.Duration {
 // afford reserves the session under the budgets of its job; false: there is not
 // enough left, and the job is held.
 func (a admission) afford(from, draft *lifecycle.Record) (bool, error) {
+	if a.w.budgets == nil {
+		return true, nil
+	}
 	ctx, cancel := a.settling()
 	defer cancel()
 	release, refusal, err := a.w.budgets.Reserve(ctx, budgeted(draft))

@@ -9,8 +9,6 @@ import (
 	"net/url"
 	"time"
 
-	"golang.org/x/net/http/httpproxy"
-
 	"avatarworker/internal/errors"
 )
 
@@ -20,7 +18,7 @@ func newTransport(timeout time.Duration) *http.Transport {
 	tcp := &net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}
 	shakes := newHandshakes(timeout)
 	t := &http.Transport{
-		Proxy:                  environmentProxy(httpproxy.FromEnvironment().ProxyFunc()),
+		Proxy:                  proxyFromEnvironment(),
 		OnProxyConnectResponse: refusedConnect,
 		DialContext:            tcp.DialContext,
 		TLSClientConfig:        &tls.Config{ClientSessionCache: tls.NewLRUClientSessionCache(256), MinVersion: tls.VersionTLS12},

@@ -23,10 +23,7 @@ type Session struct {
 	raw    net.Conn // beneath in
 	red    redactor
 
-	readCtx context.Context
-
-	replay       string // req_id of every utterance; "": each has its own
-	region       string
+	replay       string        // req_id of every utterance; "": each has its own
 	connectionID string        // set before confirmed is closed
 	confirmedAt  time.Time     // likewise
 	confirmed    chan struct{} // closed at the confirm
@@ -65,13 +62,11 @@ func newSession(o *opening, region string, d dialled) *Session {
 	// Not o.p itself: it leads to the job's speech, for as long as the session lives.
 	s := &Session{
 		c: o.c, tc: traceContext{o.p.TraceParent, o.p.TraceState}, egress: o.p.egress(),
-		conn: d.conn, in: d.stream, raw: d.raw, replay: d.replay, region: region,
+		conn: d.conn, in: d.stream, raw: d.raw, replay: d.replay,
 		red:       redactor{secrets: o.red.secrets, region: region},
 		confirmed: make(chan struct{}), ended: make(chan struct{}), closed: make(chan struct{}), readDone: make(chan struct{}),
 		sending: make(chan struct{}, 1), delivering: make(chan struct{}, 1),
 		born: time.Now(),
-		// A context that can't end costs nothing on each read.
-		readCtx: context.Background(),
 	}
 	return s
 }
@@ -80,7 +75,7 @@ func newSession(o *opening, region string, d dialled) *Session {
 func (s *Session) ConnectionID() string { return s.connectionID }
 
 // Region returns the region that serves the session.
-func (s *Session) Region() string { return s.region }
+func (s *Session) Region() string { return s.red.region }
 
 // Connected returns the time since the confirmation or, for a closed session,
 // between confirmation and close. This time is billed.

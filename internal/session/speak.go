@@ -117,7 +117,7 @@ func (x Call) Wait() (spoken Spoken, err error) {
 
 // startSpan starts the span of an utterance.
 func (s *Session) startSpan(ctx context.Context, u *utterance) (context.Context, trace.Span) {
-	spanCtx, span := s.c.span(remoteParent(ctx, u.tc.parent, u.tc.state), spanUtterance, s.region)
+	spanCtx, span := s.c.span(remoteParent(ctx, u.tc.parent, u.tc.state), spanUtterance, s.red.region)
 	span.SetAttributes(attribute.String("avatar.connection_id", s.connectionID), attribute.String("avatar.req_id", u.reqID))
 	return spanCtx, span
 }
