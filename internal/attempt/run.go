@@ -29,10 +29,9 @@ type run struct {
 	utterance *utterance
 	number    int // in the job, from 1
 	call      session.Call
-	begun     *begun    // of live speech; nil: there is nothing to record
-	delivery  *delivery // of this utterance
+	begun     *begun // of live speech; nil: there is nothing to record
 
-	interrupted atomic.Pointer[delivery] // of the last utterance that was interrupted
+	interrupted atomic.Pointer[delivery] // the last that was interrupted; nil: none was
 
 	spoken          int // utterances of this session
 	workingReported bool
@@ -42,8 +41,9 @@ type run struct {
 
 // delivery is the result of delivering one utterance.
 type delivery struct {
-	done chan struct{} // closed when the delivery has ended
-	err  error         // read after done
+	utterance int           // its number
+	done      chan struct{} // closed when the delivery has ended
+	err       error         // read after done
 }
 
 // open prepares the speech and the output, then opens the session. It opens none
@@ -100,12 +100,11 @@ func (p *run) start() (done <-chan struct{}, err error) {
 	if err := p.begin(); err != nil {
 		return nil, err
 	}
-	number, begun, current := p.number, p.begun, &delivery{done: make(chan struct{})}
-	p.delivery = current
+	number, begun := p.number, p.begun
 	p.call = p.session.Start(p.ctx, session.Utterance{
 		Speech:      p.utterance.speech,
 		OnFrame:     func(f session.Frame) error { return p.frame(number, begun, f) },
-		OnInterrupt: func() { p.interrupted.Store(current) },
+		OnInterrupt: func() { p.interrupted.Store(&delivery{utterance: number, done: make(chan struct{})}) },
 	})
 	return p.call.Done(), nil
 }
@@ -121,8 +120,10 @@ func (p *run) dropSpeech() {
 // checkpoint.
 func (p *run) deliver() (err error) {
 	defer func() {
-		p.delivery.err = err
-		close(p.delivery.done)
+		if d := p.interrupted.Load(); d != nil && d.utterance == p.number {
+			d.err = err
+			close(d.done)
+		}
 	}()
 	spoken, err := p.call.Wait()
 	if storeErr := p.begun.wait(); err == nil {

@@ -204,6 +204,7 @@ func (c *clips) spoken(speech *audio.Speech) {
 	if len(c.specs) == 0 {
 		c.specs = nil
 		c.cancel()
+		c.ctx, c.cancel = nil, func() {} // the session may live on without them
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/semaphore"
 
 	"avatarworker/internal/errors"
@@ -46,7 +47,6 @@ type sessionRun struct {
 
 	ctx             context.Context // of the session
 	cancel          context.CancelCauseFunc
-	stops           []func() bool   // what no longer cancels it
 	permit          *circuit.Permit // of its app's circuit; nil: not asked yet
 	previousSession int             // session number before this one; 0: there was none
 	startedAs       string          // why the job had no session
@@ -113,16 +113,13 @@ func (a admission) notStored(from *lifecycle.Record, fault error) error {
 	return a.settlement().holdForStorage(ctx, from, fault)
 }
 
-// prepareSession prepares what ends the session: the drain, and the loss of the
-// worker's lease.
+// prepareSession prepares what ends the session: the drain and the loss of the
+// worker's lease, with the lease's context, and what ends this one alone.
 func (a admission) prepareSession(from, draft *lifecycle.Record, holder *lease.Lease) {
-	ctx, cancel := context.WithCancelCause(a.ctx)
-	end := func(by context.Context) func() bool {
-		return context.AfterFunc(by, func() { cancel(context.Cause(by)) })
-	}
+	ctx, cancel := context.WithCancelCause(trace.ContextWithSpan(holder.Context(), a.span))
 	a.session = sessionRun{
 		previousSession: draft.Session - 1, startedAs: lifecycle.StartedAs(a.record.Current(), from),
-		ctx: ctx, cancel: cancel, stops: []func() bool{end(a.w.drained), end(holder.Context())},
+		ctx: ctx, cancel: cancel,
 	}
 }
 
@@ -193,9 +190,6 @@ func (e *execution) leave() {
 		e.session.reserved()
 		e.session.reserved = nil
 	}
-	for _, stop := range e.session.stops {
-		stop()
-	}
 	e.session.cancel(nil)
 	e.session.cancel = nil
 }
@@ -263,6 +257,9 @@ func (e *execution) inTime(delay time.Duration) time.Duration {
 // afford reserves the session under the budgets of its job; false: there is not
 // enough left, and the job is held.
 func (a admission) afford(from, draft *lifecycle.Record) (bool, error) {
+	if a.w.budgets == nil {
+		return true, nil
+	}
 	ctx, cancel := a.settling()
 	defer cancel()
 	release, refusal, err := a.w.budgets.Reserve(ctx, budgeted(draft))

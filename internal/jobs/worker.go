@@ -354,7 +354,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.keys.Start(ctx)
 		others.Go(func() { w.keys.Run(background) })
 	}
-	w.lease.Start(w.base)
+	w.lease.Start(w.drained)
 
 	ending := make(chan struct{})
 	context.AfterFunc(ctx, func() { defer close(ending); w.stopTaking() })

@@ -96,7 +96,7 @@ func BenchmarkRelayedFrame(b *testing.B) {
 func TestRelayedFrameAllocatesNothing(t *testing.T) {
 	c := New(Options{})
 	defer c.Close()
-	s := &Session{c: c, p: &Params{}, delivering: make(chan struct{}, 1), born: time.Now()}
+	s := &Session{c: c, delivering: make(chan struct{}, 1), born: time.Now()}
 	u := s.newUtterance(Utterance{OnFrame: func(Frame) error { return nil }})
 	s.cur = u
 	msg := frame(t, u.reqID, false, strings.Repeat("x", 100))

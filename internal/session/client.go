@@ -94,6 +94,7 @@ type Client struct {
 	handshakes *handshakes // of those through a proxy
 	ownHTTP    bool
 	tracer     trace.Tracer
+	mayReplay  bool // see replayHeader
 	bootstrap  *bootstrap
 	bufs       *bufferPool
 	pinger     *pinger
@@ -135,6 +136,7 @@ func New(o Options) *Client {
 	c.handshakes = newHandshakes(c.o.ConnectTimeout)
 	c.tls.NextProtos = []string{"http/1.1"} // an upgrade is HTTP/1.1's
 	c.tracer = c.o.Tracer
+	c.mayReplay = c.o.Endpoints.mayReplay()
 	c.bootstrap = newBootstrap(c.http, c.o.Endpoints.BootstrapURL)
 	c.bufs = newBufferPool()
 	c.pinger = newPinger(c.o.PingInterval, c.o.PingTimeout)

@@ -9,8 +9,6 @@ import (
 	"net/url"
 	"time"
 
-	"golang.org/x/net/http/httpproxy"
-
 	"avatarworker/internal/errors"
 )
 
@@ -20,7 +18,7 @@ func newTransport(timeout time.Duration) *http.Transport {
 	tcp := &net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}
 	shakes := newHandshakes(timeout)
 	t := &http.Transport{
-		Proxy:                  environmentProxy(httpproxy.FromEnvironment().ProxyFunc()),
+		Proxy:                  proxyFromEnvironment(),
 		OnProxyConnectResponse: refusedConnect,
 		DialContext:            tcp.DialContext,
 		TLSClientConfig:        &tls.Config{ClientSessionCache: tls.NewLRUClientSessionCache(256), MinVersion: tls.VersionTLS12},
@@ -28,9 +26,13 @@ func newTransport(timeout time.Duration) *http.Transport {
 		MaxIdleConns:           256,
 		MaxIdleConnsPerHost:    64,
 		MaxResponseHeaderBytes: maxAnswerHead,
-		IdleConnTimeout:        90 * time.Second,
-		TLSHandshakeTimeout:    timeout,
-		ExpectContinueTimeout:  time.Second,
+		// Of a token call. Others than the default, 4 KiB, which is the size of what a
+		// WebSocket keeps: thousands that end among those would leave the heap half-empty.
+		ReadBufferSize:        2 << 10,
+		WriteBufferSize:       2 << 10,
+		IdleConnTimeout:       90 * time.Second,
+		TLSHandshakeTimeout:   timeout,
+		ExpectContinueTimeout: time.Second,
 	}
 	t.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		config, upgrade := ctx.Value(upgradeKey{}).(*tls.Config)

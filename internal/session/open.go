@@ -241,7 +241,7 @@ func (o *opening) dial(parent context.Context, region string, u *url.URL, token 
 	}
 	conn.SetReadLimit(readLimit)
 	d = dialled{conn: conn, stream: x.stream, raw: raw}
-	if id := resp.Header.Get(replayHeader); len(id) <= maxID && o.c.o.Endpoints.mayReplay() {
+	if id := resp.Header.Get(replayHeader); len(id) <= maxID && o.c.mayReplay {
 		d.replay = id
 	}
 	return d, nil

@@ -8,10 +8,21 @@ import (
 	"net/http"
 	"net/url"
 
+	"golang.org/x/net/http/httpproxy"
 	"golang.org/x/net/proxy"
 
 	"avatarworker/internal/errors"
 )
+
+// proxyFromEnvironment returns the environment's proxies for http.Transport, nil if
+// there are none: nothing is then made for each start of a session to ask for them.
+func proxyFromEnvironment() func(*http.Request) (*url.URL, error) {
+	c := httpproxy.FromEnvironment()
+	if c.HTTPProxy == "" && c.HTTPSProxy == "" {
+		return nil
+	}
+	return environmentProxy(c.ProxyFunc())
+}
 
 // environmentProxy wraps find for http.Transport. Its error does not contain the
 // proxy's address, which may hold a password.

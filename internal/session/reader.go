@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"io"
 	"strings"
 	"time"
@@ -39,7 +40,8 @@ func (s *Session) next(hint int) (int, error) {
 	if !confirmed {
 		phase = errors.PhaseHandshake
 	}
-	typ, r, err := s.conn.Reader(s.readCtx)
+	// A context that can't end costs nothing on each read.
+	typ, r, err := s.conn.Reader(context.Background())
 	switch {
 	case err == nil && confirmed:
 		return s.message(typ, r, hint)

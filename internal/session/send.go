@@ -134,7 +134,7 @@ func (s *Session) writeInterrupt(u *utterance) error {
 	if u.over.Swap(true) {
 		return ErrNoUtterance // it has just ended, or been interrupted
 	}
-	defer u.cancel()
+	defer u.stopSource()
 	if u.started { // else the backend knows nothing of it
 		msg := appendInterrupt(make([]byte, 0, 64), u.reqID)
 		if err := s.conn.Write(context.Background(), websocket.MessageBinary, msg); err != nil {

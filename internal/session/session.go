@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,17 +15,15 @@ import (
 // Session is one confirmed connection. Start and Interrupt may be called from
 // different goroutines. Only one utterance is in flight at a time.
 type Session struct {
-	c     *Client
-	p     *Params
-	conn  *websocket.Conn
-	in    *stream // beneath conn
-	force func()  // cuts the connection
-	red   redactor
+	c      *Client
+	tc     traceContext // of utterances that have none of their own
+	egress bool         // see Params.egress
+	conn   *websocket.Conn
+	in     *stream  // beneath conn
+	raw    net.Conn // beneath in
+	red    redactor
 
-	readCtx context.Context
-
-	replay       string // req_id of every utterance; "": each has its own
-	region       string
+	replay       string        // req_id of every utterance; "": each has its own
 	connectionID string        // set before confirmed is closed
 	confirmedAt  time.Time     // likewise
 	confirmed    chan struct{} // closed at the confirm
@@ -38,7 +37,8 @@ type Session struct {
 	err      error // why the session ended; read after ended
 	closedAt time.Time
 
-	unwatch func() bool // stops watching Open's context
+	ctx     context.Context // Open's
+	unwatch func() bool     // stops watching it
 
 	mu  sync.Mutex
 	cur *utterance // being spoken; nil between utterances
@@ -59,15 +59,14 @@ type Session struct {
 }
 
 func newSession(o *opening, region string, d dialled) *Session {
+	// Not o.p itself: it leads to the job's speech, for as long as the session lives.
 	s := &Session{
-		c: o.c, p: o.p, conn: d.conn, in: d.stream, replay: d.replay, region: region,
+		c: o.c, tc: traceContext{o.p.TraceParent, o.p.TraceState}, egress: o.p.egress(),
+		conn: d.conn, in: d.stream, raw: d.raw, replay: d.replay,
 		red:       redactor{secrets: o.red.secrets, region: region},
 		confirmed: make(chan struct{}), ended: make(chan struct{}), closed: make(chan struct{}), readDone: make(chan struct{}),
 		sending: make(chan struct{}, 1), delivering: make(chan struct{}, 1),
 		born: time.Now(),
-		// A context that can't end costs nothing on each read.
-		readCtx: context.Background(),
-		force:   func() { _ = d.raw.Close() }, // it may be closed already
 	}
 	return s
 }
@@ -76,7 +75,7 @@ func newSession(o *opening, region string, d dialled) *Session {
 func (s *Session) ConnectionID() string { return s.connectionID }
 
 // Region returns the region that serves the session.
-func (s *Session) Region() string { return s.region }
+func (s *Session) Region() string { return s.red.region }
 
 // Connected returns the time since the confirmation or, for a closed session,
 // between confirmation and close. This time is billed.
@@ -112,7 +111,7 @@ func (s *Session) end(err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.cur != nil {
-			s.cur.cancel() // the wait for its speech
+			s.cur.stopSource()
 			s.cur.finish(endingFailure)
 		}
 	})
@@ -141,6 +140,9 @@ func (s *Session) cancel(err error) {
 	}
 	s.kill(err)
 }
+
+// force cuts the connection.
+func (s *Session) force() { _ = s.raw.Close() } // it may be closed already
 
 // closeConn closes the connection with a close frame, or cuts it after closeWait.
 func (s *Session) closeConn() {
@@ -173,6 +175,7 @@ func (s *Session) closeConn() {
 func (s *Session) watch(ctx context.Context) {
 	s.mu.Lock() // the function may run before unwatch is set
 	defer s.mu.Unlock()
+	s.ctx = ctx
 	s.unwatch = context.AfterFunc(ctx, func() { s.cancel(cancelled(ctx, "the session was cancelled")) })
 }
 

@@ -72,22 +72,23 @@ type Call struct {
 func (s *Session) Start(ctx context.Context, in Utterance) Call {
 	u := s.newUtterance(in)
 	u.ctx = ctx
-	var source context.Context
-	source, u.span = s.startSpan(ctx, u)
-	source, u.cancel = context.WithCancel(source)
+	source, span := s.startSpan(ctx, u)
+	u.span = span
+	source, cancel := context.WithCancel(source)
+	u.cancel.Store(&cancel)
 	u.begun, u.err = s.begin(u)
 	if u.begun {
 		u.unwatch = s.watchUtterance(u)
 		u.sent, u.err = s.send(source, u)
 	}
-	u.cancel()
+	u.stopSource()
 	u.speech = nil
 	switch {
 	case u.err != nil:
 		u.finish(endingFailure)
 	case u.sent && !u.started:
 		u.finish(endingComplete)
-	case u.sent && s.p.egress():
+	case u.sent && s.egress:
 		u.playback = time.AfterFunc(time.Until(u.playedUntil)+s.c.o.EgressMargin, func() { u.finish(endingComplete) })
 	}
 	return Call{s, u}
@@ -116,7 +117,7 @@ func (x Call) Wait() (spoken Spoken, err error) {
 
 // startSpan starts the span of an utterance.
 func (s *Session) startSpan(ctx context.Context, u *utterance) (context.Context, trace.Span) {
-	spanCtx, span := s.c.span(remoteParent(ctx, u.tc.parent, u.tc.state), spanUtterance, s.region)
+	spanCtx, span := s.c.span(remoteParent(ctx, u.tc.parent, u.tc.state), spanUtterance, s.red.region)
 	span.SetAttributes(attribute.String("avatar.connection_id", s.connectionID), attribute.String("avatar.req_id", u.reqID))
 	return spanCtx, span
 }
@@ -161,8 +162,11 @@ func (s *Session) clearCurrent(u *utterance) {
 // watchUtterance closes the session when its context ends or when no frame comes
 // for too long. The returned function stops that.
 func (s *Session) watchUtterance(u *utterance) func() {
-	stop := context.AfterFunc(u.ctx, func() { s.kill(cancelled(u.ctx, "the utterance was cancelled")) })
-	if limit := s.c.o.StallTimeout; !s.p.egress() { // in egress no frames come back
+	stop := func() bool { return u.ctx.Err() == nil } // Open's context is watched already
+	if u.ctx != s.ctx {
+		stop = context.AfterFunc(u.ctx, func() { s.kill(cancelled(u.ctx, "the utterance was cancelled")) })
+	}
+	if limit := s.c.o.StallTimeout; !s.egress { // in egress no frames come back
 		u.stall.watch(limit, func() {
 			s.kill(errors.Newf(errors.CodeConnectionClosed, errors.PhaseRuntime, "no frame for %s while speech is owed", limit))
 		})
@@ -205,7 +209,7 @@ func (s *Session) waitEnding(u *utterance) ending {
 
 // result returns the result of the utterance.
 func (s *Session) result(u *utterance, how ending) (Spoken, error) {
-	out := u.spoken(s.p.egress())
+	out := u.spoken(s.egress)
 	out.Interrupted = how == endingInterrupt
 	if how != endingFailure {
 		return out, nil

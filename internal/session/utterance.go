@@ -16,7 +16,7 @@ type utterance struct {
 	onFrame     func(Frame) error
 	onInterrupt func()
 	stall       stallClock
-	cancel      context.CancelFunc // ends the wait for the source
+	cancel      atomic.Pointer[context.CancelFunc] // ends the wait for the source; nil: it is over
 
 	over        atomic.Bool   // nothing more is sent, and no frame is passed on
 	interrupted chan struct{} // closed once the interrupt is sent
@@ -57,8 +57,16 @@ func (s *Session) newUtterance(in Utterance) *utterance {
 	}
 	return &utterance{
 		reqID: reqID, speech: in.Speech, onFrame: in.OnFrame, onInterrupt: in.OnInterrupt,
-		tc:          traceContext{orDefault(in.TraceParent, s.p.TraceParent), orDefault(in.TraceState, s.p.TraceState)},
+		tc:          traceContext{orDefault(in.TraceParent, s.tc.parent), orDefault(in.TraceState, s.tc.state)},
 		interrupted: make(chan struct{}), done: make(chan struct{}),
+	}
+}
+
+// stopSource ends the wait for the source, and drops its context: the backend may
+// be waited for as long as the session lives.
+func (u *utterance) stopSource() {
+	if cancel := u.cancel.Swap(nil); cancel != nil {
+		(*cancel)()
 	}
 }
 

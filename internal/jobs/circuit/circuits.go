@@ -124,6 +124,9 @@ func (c *Circuits) permit(app, region, job string) *Permit {
 // Peek is Allow on what this worker already knows: it makes no round trip and
 // starts no probe. It returns nil if the job may call Allow.
 func (c *Circuits) Peek(app, region, job string) *Refusal {
+	if !c.AnyOpen() {
+		return nil
+	}
 	_, refusal := c.checkLocal(c.permit(app, region, job), false)
 	return refusal
 }

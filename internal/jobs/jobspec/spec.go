@@ -6,7 +6,6 @@ package jobspec
 import (
 	"fmt"
 	"net/url"
-	"slices"
 	"strconv"
 	"time"
 
@@ -198,22 +197,29 @@ func parseMaxSilence(text string) (time.Duration, error) {
 // Secrets lists what must never be shown: egress tokens, and the queries and
 // passwords of URLs. Pass it to errors.RedactText.
 func (j *Job) Secrets() []string {
-	secrets := []string{
-		j.GetOutput().GetLivekit().GetApiToken(),
-		j.GetOutput().GetAgora().GetToken(),
-	}
-	urls := []string{j.GetOutput().GetLivekit().GetUrl()}
-	for _, spec := range j.AudioSpecs() {
-		urls = append(urls, spec.URL)
-	}
-	for _, text := range urls {
-		if u, err := url.Parse(text); err == nil {
-			password, _ := u.User.Password()
-			secrets = append(secrets, u.RawQuery, password)
+	var secrets []string
+	add := func(secret string) {
+		if len(secret) >= 4 { // shorter ones protect nothing, and replacing them would garble a text
+			secrets = append(secrets, secret)
 		}
 	}
-	// Shorter ones protect nothing, and replacing them would garble a text.
-	return slices.DeleteFunc(secrets, func(s string) bool { return len(s) < 4 })
+	addURL := func(text string) {
+		if text == "" {
+			return
+		}
+		if u, err := url.Parse(text); err == nil {
+			password, _ := u.User.Password()
+			add(u.RawQuery)
+			add(password)
+		}
+	}
+	add(j.GetOutput().GetLivekit().GetApiToken())
+	add(j.GetOutput().GetAgora().GetToken())
+	addURL(j.GetOutput().GetLivekit().GetUrl())
+	for _, spec := range j.AudioSpecs() {
+		addURL(spec.URL)
+	}
+	return secrets
 }
 
 // Job is one valid session job with its identity.

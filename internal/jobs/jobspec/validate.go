@@ -208,8 +208,9 @@ func (p *problems) output(o *jobpb.Output) {
 	if o == nil {
 		return // the default, frames
 	}
-	given := outputKinds(o)
-	p.exactlyOne("output", given, strings.Join(Outputs(), ", "))
+	if given := outputKinds(o); len(given) != 1 {
+		p.exactlyOne("output", given, strings.Join(Outputs(), ", "))
+	}
 	p.objectName(o.GetObject().GetName(), "output.object.name")
 	if l := o.GetLivekit(); l != nil {
 		p.livekit(l)

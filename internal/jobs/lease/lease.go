@@ -76,6 +76,7 @@ type Manager struct {
 	acks    *ackExtender
 	wg      sync.WaitGroup
 	stop    context.CancelFunc
+	working context.Context // Start's
 }
 
 // Lease is one lease of the worker, from its first write to its loss.
@@ -85,7 +86,8 @@ type Lease struct {
 }
 
 // Context ends with the cause ErrLost when the lease is given up, Margin before
-// it expires.
+// it expires, and with the context given to Start. One for all the work under the
+// lease takes less memory than watching both for each session.
 func (h *Lease) Context() context.Context { return h.ctx }
 
 // entry is the value of a lease's key. The renewal number distinguishes renewals,
@@ -106,8 +108,10 @@ func New(o Options) *Manager {
 	return m
 }
 
-// Start acquires and renews leases until Stop.
+// Start acquires and renews leases until Stop, even if ctx has ended: that ends only
+// the work under them.
 func (m *Manager) Start(ctx context.Context) {
+	m.working = ctx
 	ctx, m.stop = context.WithCancel(context.WithoutCancel(ctx))
 	m.wg.Go(func() { m.acks.run(ctx) })
 	m.wg.Go(func() { m.run(ctx) })
@@ -247,7 +251,9 @@ func (l *activeLease) maintain(ctx context.Context) {
 	l.lost = lost
 	l.watchdog = time.AfterFunc(l.timeLeft(), func() { lost(ErrLost) })
 	defer l.watchdog.Stop()
-	holder := &Lease{ID: l.id, ctx: lease}
+	work, end := context.WithCancelCause(lease)
+	defer context.AfterFunc(m.working, func() { end(context.Cause(m.working)) })()
+	holder := &Lease{ID: l.id, ctx: work}
 	m.current.Store(holder)
 	m.o.Changed(holder)
 	for {

@@ -213,6 +213,26 @@ func TestLeaseIsRenewedBeyondItsWindow(t *testing.T) {
 	}
 }
 
+func TestWorkUnderALeaseEndsWithTheContextOfStartWhileTheLeaseGoesOn(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	w := e.worker("w")
+	ctx, end := context.WithCancelCause(t.Context())
+	w.Start(ctx)
+	h := e.next(w)
+	t.Cleanup(w.Stop)
+	drained := errors.New("drained")
+	end(drained)
+	receive(t, h.Context().Done())
+	if cause := context.Cause(h.Context()); cause != drained {
+		t.Errorf("ended by %v", cause)
+	}
+	w.renewals(t, renewalsPerWindow+1)
+	if w.Current() != h || !e.stands("w") {
+		t.Error("the lease ended with the work under it")
+	}
+}
+
 func TestLeaseOfAWorkerThatDiedExpires(t *testing.T) {
 	t.Parallel()
 	e := newEnv(t)
