@@ -240,8 +240,7 @@ func (s *Store) queueState(ctx context.Context, stream jetstream.Stream) (queueS
 	list := stream.ListConsumers(ctx)
 	for consumer := range list.Info() {
 		if part, ok := state.spans[consumer.Config.FilterSubject]; ok {
-			part.first, part.jobs = max(part.first, consumer.Delivered.Stream+1), consumer.NumPending
-			state.spans[part.subject] = part
+			state.spans[part.subject] = part.after(consumer)
 		}
 		if _, ok := s.names.QueueOf(consumer.Config.FilterSubject); !ok {
 			continue

@@ -227,6 +227,7 @@ func (s *Store) listWaiting(ctx context.Context, q *Query, top *topRows, now tim
 	if err != nil && ctx.Err() == nil && short.Err() != nil {
 		search.All, err = false, nil
 	}
+	search.Of = max(search.Of, search.Looked) // which the server may not have counted yet
 	if err != nil {
 		return search, fmt.Errorf("jobs in stream %s: %w", s.names.JobsStream(), err)
 	}
@@ -237,8 +238,21 @@ func (s *Store) listWaiting(ctx context.Context, q *Query, top *topRows, now tim
 type span struct {
 	subject    string
 	first, end uint64 // sequences: from first, before end
-	jobs       uint64
+	jobs       uint64 // as the server counts them
+	more       bool   // there are jobs that it has not counted yet
 }
+
+// after is what a consumer of the whole span leaves of it. The server acknowledges
+// a job before it tells the consumer, whose count is behind for a moment.
+func (p span) after(consumer *jetstream.ConsumerInfo) span {
+	stored, taken := p.jobs, uint64(max(consumer.NumAckPending, 0))
+	p.first, p.jobs = max(p.first, consumer.Delivered.Stream+1), consumer.NumPending
+	p.more = stored > taken+p.jobs
+	return p
+}
+
+// empty reports whether the span has no job to be read.
+func (p span) empty() bool { return p.first >= p.end || p.jobs == 0 && !p.more }
 
 // undelivered finds the jobs that no worker has been given, by subject.
 func (s *Store) undelivered(ctx context.Context, stream jetstream.Stream) ([]span, error) {
@@ -252,7 +266,7 @@ func (s *Store) undelivered(ctx context.Context, stream jetstream.Stream) ([]spa
 func (state queueState) undelivered() []span {
 	var list []span
 	for _, part := range state.spans {
-		if part.jobs > 0 && part.first < part.end {
+		if !part.empty() {
 			list = append(list, part)
 		}
 	}

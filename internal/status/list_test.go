@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -214,6 +215,54 @@ func TestWaitingJobsAreListedWithoutBeingConsumed(t *testing.T) {
 	if err != nil || info.NumPending != all || info.NumAckPending != 3 {
 		t.Errorf("pending %d, unacknowledged %d, %v", info.NumPending, info.NumAckPending, err)
 	}
+}
+
+// A publisher has its acknowledgement before the server counts the job for the
+// queue's consumer.
+func TestAJobIsListedThatItsConsumerHasNotCountedYet(t *testing.T) {
+	t.Parallel()
+	direct, _ := setup(t)
+	submit(t, direct, "default", "w", `{}`, nil)
+	js := notCounting(t, direct)
+	waiting := status.Query{Filter: status.Filter{States: []lifecycle.State{status.StateWaiting}}}
+	if l := list(t, js, waiting); ids(l.Rows) != "w" || l.Waiting != (status.Search{Looked: 1, Of: 1, All: true}) {
+		t.Errorf("the store lists %+v", l)
+	}
+	m := follow(t, js, names, time.Hour)
+	l, err := m.Jobs(t.Context(), waiting)
+	if err != nil || ids(l.Rows) != "w" || l.Waiting != (status.Search{Looked: 1, Of: 1, All: true}) {
+		t.Errorf("the model lists %+v, %v", l, err)
+	}
+}
+
+// notCounting is a client to which every consumer seems to have counted no job.
+func notCounting(t *testing.T, js jetstream.JetStream) jetstream.JetStream {
+	t.Helper()
+	nc := js.Conn()
+	_, err := nc.Subscribe("behind.>", func(m *nats.Msg) {
+		onward := &nats.Msg{Subject: jetstream.DefaultAPIPrefix + strings.TrimPrefix(m.Subject, "behind."), Reply: m.Reply, Header: m.Header, Data: m.Data}
+		if !strings.HasPrefix(m.Subject, "behind.CONSUMER.LIST.") {
+			if err := nc.PublishMsg(onward); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		reply, err := nc.RequestMsg(onward, time.Minute)
+		if err == nil {
+			err = m.Respond(regexp.MustCompile(`"num_pending":\d+`).ReplaceAll(reply.Data, []byte(`"num_pending":0`)))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	behind, err := jetstream.NewWithAPIPrefix(nc, "behind")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return behind
 }
 
 func TestLookingAtWaitingJobsSaysHowFarItCame(t *testing.T) {

@@ -54,7 +54,7 @@ func (m *Model) takeQueues(state queueState, changed *bool) {
 	}
 	for subject, table := range m.waiting {
 		span, ok := state.spans[subject]
-		if !ok || span.jobs == 0 || span.first >= span.end {
+		if !ok || span.empty() {
 			delete(m.waiting, subject)
 			*changed = *changed || len(table.rows) > 0
 			continue

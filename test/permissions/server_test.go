@@ -43,6 +43,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
+	natstest.Parallel(24) // most cases wait three seconds for an answer that must not come
 	natstest.Main(m)
 }
 

@@ -3,6 +3,7 @@ package reliability
 import (
 	"bytes"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"avatarworker/internal/errors"
 )
 
 // historyEnv set to "required" makes the test of an upgrade fail where it can't
@@ -33,18 +36,48 @@ func previousBinary(t *testing.T) string {
 		}
 		t.Skip(why)
 	}
-	dir := t.TempDir()
-	source := filepath.Join(dir, "source.tar")
-	for _, command := range [][]string{
-		{"git", "-C", root, "archive", "--output", source, commit},
-		{"tar", "-xf", source, "-C", dir},
-		{"go", "-C", dir, "build", "-ldflags", "-s -w", "-tags", "failpoint", "-o", filepath.Join(dir, "previous"), "./cmd/worker"},
-	} {
-		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
+	// Always in the same folder, for the compiler's cache to know it again.
+	dir, err := filepath.Abs(filepath.Join(root, "bin", "previous", commit))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		extract(t, root, commit, dir)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(t.TempDir(), "previous")
+	run(t, "go", "-C", dir, "build", "-ldflags", "-s -w", "-tags", "failpoint", "-o", binary, "./cmd/worker")
+	return binary
+}
+
+// extract puts a commit's files into dir, all or none.
+func extract(t *testing.T, root, commit, dir string) {
+	t.Helper()
+	above := filepath.Dir(dir)
+	if err := os.MkdirAll(above, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	half, err := os.MkdirTemp(above, "half-") //nolint:usetesting // it is renamed within its folder
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(half) //nolint:errcheck // it was renamed, unless something failed
+	source := filepath.Join(t.TempDir(), "source.tar")
+	run(t, "git", "-C", root, "archive", "--output", source, commit)
+	run(t, "tar", "-xf", source, "-C", half)
+	if err := os.Rename(half, dir); err != nil {
+		if _, there := os.Stat(dir); there != nil { // another test process was not quicker
+			t.Fatal(err)
 		}
 	}
-	return filepath.Join(dir, "previous")
+}
+
+func run(t *testing.T, command ...string) {
+	t.Helper()
+	if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
+	}
 }
 
 func TestAFleetOfThisBuildAndTheOneBeforeKeepsThePromisesThroughAnUpgrade(t *testing.T) {
