@@ -228,7 +228,7 @@ func TestWorkUnderALeaseEndsWithTheContextOfStartWhileTheLeaseGoesOn(t *testing.
 		t.Errorf("ended by %v", cause)
 	}
 	w.renewals(t, renewalsPerWindow+1)
-	if w.Current() != h || !e.stands("w") {
+	if w.Current() != h || !e.leaseValid("w") {
 		t.Error("the lease ended with the work under it")
 	}
 }
