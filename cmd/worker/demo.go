@@ -21,7 +21,8 @@ import (
 )
 
 const aboutDemo = `Start NATS with JetStream, a simulated avatar backend and one worker in this
-process, publish sample jobs that end each way, and show what happens to them.
+process, publish sample jobs that complete, expire or become dead letters, and show
+what happens to them.
 Nothing is kept, and nothing outside this machine is used.`
 
 const (

@@ -35,7 +35,7 @@ type demoJob struct {
 	wrong  string // what is not as announced
 }
 
-// demoJobs are jobs that end each way.
+// demoJobs are jobs that complete, expire or become dead letters.
 func demoJobs(now time.Time) []*demoJob {
 	speech := map[string]any{"inline": base64.StdEncoding.EncodeToString(clip.WAV)}
 	job := func(id, about, avatar string, expected lifecycle.State, code errors.Code, attempts int, extra map[string]any) *demoJob {

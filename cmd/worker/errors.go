@@ -72,7 +72,7 @@ func (c *cli) printErrors(asJSON bool) error {
 	}
 	out := terminal.NewTable(c.stdout, "CODE", "CLASS", "ACTION", "ATTEMPTS", "ALERT", "OWNER", "EXCEPTION")
 	for _, r := range rows {
-		out.Row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r.Attempts), yesNo(r.Alert), terminal.OrDash(r.Owner), r.Exception)
+		out.Row(mark(string(r.Code), r.Overridden), r.Class, r.Action, attempts(r), yesNo(r.Alert), terminal.OrDash(r.Owner), r.Exception)
 	}
 	if err := out.Flush(); err != nil {
 		return err
@@ -178,11 +178,16 @@ func mark(text string, marked bool) string {
 	return text
 }
 
-func attempts(n int) string {
-	if n == 0 {
+// attempts is how many failures with a code end a job; only a retry has a limit.
+func attempts(r errors.Row) string {
+	switch {
+	case r.Action != errors.ActionRetry:
+		return "-"
+	case r.Attempts == 0:
 		return "job's"
+	default:
+		return strconv.Itoa(r.Attempts)
 	}
-	return strconv.Itoa(n)
 }
 
 func yesNo(b bool) string {

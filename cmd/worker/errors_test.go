@@ -23,6 +23,22 @@ func TestErrorsPrintsTheTableUnderThePolicy(t *testing.T) {
 	}
 }
 
+func TestErrorsShowsALimitOfAttemptsForRetriesOnly(t *testing.T) {
+	t.Parallel()
+	got := make(map[string]string)
+	for line := range strings.Lines(expect(t, 0, nil, "errors")) {
+		if fields := strings.Fields(line); len(fields) > 3 {
+			got[fields[0]] = fields[3]
+		}
+	}
+	want := map[string]string{"connectionFailed": "job's", "unknown": "2", "avatarNotFound": "-", "creditsExhausted": "-", "deadlineExceeded": "-"}
+	for code, attempts := range want {
+		if got[code] != attempts {
+			t.Errorf("%s: %q attempts, want %q", code, got[code], attempts)
+		}
+	}
+}
+
 func TestClassifyAgreesWithEveryVector(t *testing.T) {
 	t.Parallel()
 	const file = "../../internal/errors/testdata/errors.jsonl"

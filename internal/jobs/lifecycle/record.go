@@ -67,7 +67,7 @@ type Record struct {
 	Attempt         int          `json:"attempt"` // number of the last attempt
 	MaxAttempts     int          `json:"max_attempts"`
 	Crashes         int          `json:"crashes"`
-	CrashesPast     int          `json:"crashes_past,omitempty"` // before the utterance that gave the budget back
+	CrashesPast     int          `json:"crashes_past,omitempty"` // before the last utterance that was finished
 	WorkerID        string       `json:"worker_id"`
 	CancelRequested bool         `json:"cancel_requested"`
 	CreatedAt       time.Time    `json:"created_at"`
@@ -82,7 +82,7 @@ type Record struct {
 	// Further data for a worker that takes over.
 	Reason     string              `json:"reason,omitempty"`      // of the dead letter, or of the release
 	NoAttempt  bool                `json:"no_attempt,omitempty"`  // dead-lettered without an attempt that failed
-	BudgetFrom int                 `json:"budget_from,omitempty"` // attempts before the budget was last renewed
+	BudgetFrom int                 `json:"budget_from,omitempty"` // attempts before the last progress; they count no more
 	Failures   map[errors.Code]int `json:"failures,omitempty"`    // by code, since then
 	Speaking   int                 `json:"speaking,omitempty"`    // utterance in flight; only set for give_up
 	LiveSeq    uint64              `json:"live_seq,omitempty"`    // last live audio message delivered
@@ -158,7 +158,7 @@ func (r *Record) check() error {
 // Waits reports whether the job waits for a time that its last worker chose.
 func (r *Record) Waits() bool { return r.State == StateRetrying || r.State == StateHeld }
 
-// Spent returns the number of attempts that count against the budget.
+// Spent returns the number of attempts that count towards the job's limit.
 func (r *Record) Spent() int { return r.Attempt - r.BudgetFrom }
 
 // AttemptsMade returns the attempts of a job that is given up, without one that a
@@ -235,8 +235,8 @@ func (r *Record) endHold(now time.Time) {
 	r.HeldSince = nil
 }
 
-// Delivered moves the checkpoint. A job that keeps its progress gets its full
-// budget back: only failures without progress count against it.
+// Delivered moves the checkpoint. For a job that keeps its progress, attempts and
+// crashes are counted from 0 again: only failures without progress count.
 func (r *Record) Delivered(u event.Utterance, keeps bool) {
 	r.Checkpoint++
 	r.UtterancesDone++

@@ -103,7 +103,7 @@ func (p RetryPolicy) again(f Failure, rnd func() float64) Plan {
 	spent := f.Record.Spent()
 	ofCode := f.Record.Failures[f.Decision.Code] + 1
 	limit := f.Decision.Attempts
-	if spent >= p.budget(f) || limit > 0 && ofCode >= limit {
+	if spent >= p.maxAttempts(f) || limit > 0 && ofCode >= limit {
 		return Plan{Action: errors.ActionDeadLetter, Reason: ReasonAttemptsExhausted}
 	}
 	delay := p.backoff(max(spent, 1), rnd)
@@ -114,9 +114,9 @@ func (p RetryPolicy) again(f Failure, rnd func() float64) Plan {
 	return Plan{Action: errors.ActionRetry, Delay: delay}
 }
 
-// budget returns how many attempts the job has. A policy may raise the number for
-// its code, but not above what the job itself sets.
-func (p RetryPolicy) budget(f Failure) int {
+// maxAttempts returns how many attempts the job has without progress. A policy may
+// raise the number for its code, but not above what the job itself sets.
+func (p RetryPolicy) maxAttempts(f Failure) int {
 	if f.Decision.Raises && f.Record.MaxAttempts == p.MaxAttempts {
 		return max(f.Record.MaxAttempts, f.Decision.Attempts)
 	}
