@@ -1,5 +1,6 @@
-// Package admin serves what a machine asks of a worker over HTTP: is it alive,
-// is it ready, how is it doing.
+// Package admin serves a worker's health over HTTP: /livez, /readyz, /metrics and
+// profiles. It owns these paths and must not know what makes a worker ready or what
+// the metrics count: both are given to it.
 package admin
 
 import (

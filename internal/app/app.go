@@ -1,5 +1,7 @@
 // Package app is the composition root: it joins the other packages to a worker,
-// starts it, and stops it in the opposite order.
+// starts it, and stops it in the opposite order. It owns that order and the
+// translation of the configuration into the options of the others. It decides
+// nothing about a job, and must not know flags or the process around it.
 package app
 
 import (

@@ -1,6 +1,8 @@
 // Package config loads and checks the worker's configuration: defaults, then
 // a strict YAML file, then the environment, then flags. All that is wrong is
-// reported at once, each with its place and its key.
+// reported at once, each with its place and its key. The package owns the keys, their
+// defaults and bounds, and hides secrets when it prints. It must not know what a value
+// is used for.
 package config
 
 import "time"

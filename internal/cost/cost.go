@@ -1,6 +1,7 @@
 // Package cost reads the ledger of connected time: sums by app, queue, avatar,
 // label or day, the counters rebuilt from the records, and the vendor's own list
-// compared with it. docs/cost.md explains it.
+// compared with it. docs/cost.md explains it. It owns these sums, and must not know how
+// a record gets into the ledger.
 package cost
 
 import (

@@ -1,7 +1,8 @@
 // Package errors names every failure of a session, decides which one an answer
 // of the backend is, and what the worker does about it. It is a leaf: it
 // imports nothing of ours, and it is the only importer of the standard errors
-// package, which it hands on.
+// package, whose functions it re-exports. It owns codes, classes and actions, and
+// must not know what runs a job.
 package errors
 
 import (

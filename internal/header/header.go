@@ -1,6 +1,7 @@
 // Package header reads headers that publishers set on NATS messages. Header names
 // are case-sensitive in NATS and clients spell them differently; they also write
-// booleans in several ways. The package must not know what a header means.
+// booleans in several ways. The package owns which spellings count, and must not know
+// what a header means.
 package header
 
 import (

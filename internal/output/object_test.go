@@ -753,7 +753,7 @@ func TestRoom(t *testing.T) {
 		{"old", 950_000, false, true},
 		{"open", 1 << 40, true, false},
 	} {
-		space, err := output.Look(b.ctx, b.js, c.stream)
+		space, err := output.ReadSpace(b.ctx, b.js, c.stream)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -764,7 +764,7 @@ func TestRoom(t *testing.T) {
 		}
 	}
 	var room *output.NoSpaceError
-	if _, err := output.Look(b.ctx, b.js, "none"); err == nil || errors.As(err, &room) {
+	if _, err := output.ReadSpace(b.ctx, b.js, "none"); err == nil || errors.As(err, &room) {
 		t.Errorf("a stream that is not there: %v", err)
 	}
 }

@@ -68,9 +68,9 @@ type Space struct {
 	MaxMessage int
 }
 
-// Look asks a stream's leader how much is left. A stream that discards its oldest
+// ReadSpace asks a stream's leader how much is left. A stream that discards its oldest
 // messages has room as long as one job alone does not fill it.
-func Look(ctx context.Context, js jetstream.JetStream, stream string) (Space, error) {
+func ReadSpace(ctx context.Context, js jetstream.JetStream, stream string) (Space, error) {
 	var info *jetstream.StreamInfo
 	err := leader.Try(ctx, stream, func(ctx context.Context) error {
 		s, err := js.Stream(ctx, stream)

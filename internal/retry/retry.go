@@ -1,6 +1,6 @@
 // Package retry waits between attempts and repeats an operation until it
-// succeeds, fails for good or is cancelled. It must not know what the operation
-// is.
+// succeeds, fails for good or is cancelled. It owns the backoff and must not know
+// what the operation is.
 package retry
 
 import (

@@ -1,6 +1,7 @@
 // Package status computes the state of the fleet and of single jobs from what NATS
-// stores. It reads only. It also has the two ways to read a stream that commands
-// share: Scan for what is there, Follow for what comes.
+// stores: read each time (Store), or kept in memory (Model). It owns how that state is
+// derived, for the command, the page and the API alike. It changes nothing, and must
+// not know how the state is shown.
 package status
 
 import (

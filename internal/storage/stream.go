@@ -179,7 +179,7 @@ func (s *stream) ask(ctx context.Context, need int64) error {
 func (s *stream) inspect(ctx context.Context) (output.Space, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	space, err := output.Look(ctx, s.js, s.name)
+	space, err := output.ReadSpace(ctx, s.js, s.name)
 	if err != nil || len(s.probes) == 0 {
 		return space, err
 	}

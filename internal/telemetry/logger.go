@@ -1,5 +1,5 @@
-// Package telemetry makes what a worker is watched by: its logger, its metrics
-// and its traces.
+// Package telemetry makes a worker's logger, metrics and traces. It owns their names
+// and labels, and must not know how jobs are run.
 package telemetry
 
 import (

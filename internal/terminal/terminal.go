@@ -1,6 +1,6 @@
 // Package terminal writes for people: text without the characters that steer a
-// terminal, tables, and times and sizes in short. It knows nothing of jobs or
-// commands; what a command prints as JSON is not its concern.
+// terminal, tables, and times and sizes in short. It owns how these look, and must not
+// know jobs or commands. JSON is not its concern.
 package terminal
 
 import (

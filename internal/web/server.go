@@ -1,5 +1,6 @@
 // Package web has what our HTTP servers share: to listen and to stop, the check of the
-// host that a request names, and the log of net/http. It must not know what is served.
+// host that a request names, and the log of net/http. It owns no path and must not know
+// what is served.
 package web
 
 import (

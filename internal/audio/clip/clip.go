@@ -1,4 +1,5 @@
-// Package clip holds a few seconds of real speech for the demo and for tests.
+// Package clip holds a few seconds of real speech for the demo and for tests. It is
+// data only.
 package clip
 
 import _ "embed"

@@ -5,7 +5,8 @@
 // start sessions at the same time know of each other. The reservations of a worker
 // count as long as its lease is valid.
 //
-// It owns these keys and the settings of budgets in the fleet's bucket.
+// It owns these keys and the settings of budgets in the fleet's bucket. It must not
+// know what a session does or how its record is written.
 package budget
 
 import (

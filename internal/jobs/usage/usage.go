@@ -2,7 +2,7 @@
 // the backend confirmed, in the stream AVATAR_USAGE, and counters of each day's
 // sessions next to it, in AVATAR_TOTALS. docs/cost.md says how it counts.
 //
-// It knows nothing of how jobs are run.
+// It owns both streams' formats, and must not know how jobs are run.
 package usage
 
 import (
