@@ -15,8 +15,6 @@ import (
 
 func TestMain(m *testing.M) { natstest.Main(m) }
 
-const waitTime = 60 * time.Second
-
 // env is a bucket of presences and the offset of its server's clock.
 type env struct {
 	t      *testing.T
