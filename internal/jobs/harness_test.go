@@ -33,11 +33,16 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	natstest.Parallel(8)
+	natstest.Parallel(12)
 	natstest.Main(m)
 }
 
-const testAckWait = 3 * time.Second
+const (
+	testAckWait = 3 * time.Second
+	// hang is longer than anything takes that goes on at all, however busy the
+	// machine is.
+	hang = 3 * time.Minute
+)
 
 // env is one NATS with everything in it, and the workers of a test.
 type env struct {
@@ -221,7 +226,7 @@ func (h *env) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hang)
 	defer cancel()
 	handles, _, err := topology.Ensure(ctx, js, h.names, h.settings)
 	if err != nil {
@@ -555,7 +560,7 @@ func receive[T any](t testing.TB, c <-chan T, what string) T {
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(60 * time.Second):
+	case <-time.After(hang):
 		t.Fatalf("never came: %s", what)
 		panic("unreachable")
 	}
