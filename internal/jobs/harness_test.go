@@ -37,12 +37,7 @@ func TestMain(m *testing.M) {
 	natstest.Main(m)
 }
 
-const (
-	testAckWait = 3 * time.Second
-	// hang is longer than anything takes that goes on at all, however busy the
-	// machine is.
-	hang = 3 * time.Minute
-)
+const testAckWait = 3 * time.Second
 
 // env is one NATS with everything in it, and the workers of a test.
 type env struct {
@@ -226,7 +221,7 @@ func (h *env) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), hang)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	defer cancel()
 	handles, _, err := topology.Ensure(ctx, js, h.names, h.settings)
 	if err != nil {
@@ -560,7 +555,7 @@ func receive[T any](t testing.TB, c <-chan T, what string) T {
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(hang):
+	case <-time.After(natstest.Patience):
 		t.Fatalf("never came: %s", what)
 		panic("unreachable")
 	}
