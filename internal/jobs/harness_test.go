@@ -33,7 +33,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	natstest.Parallel(8)
+	natstest.Parallel(12)
 	natstest.Main(m)
 }
 
@@ -221,7 +221,7 @@ func (h *env) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	defer cancel()
 	handles, _, err := topology.Ensure(ctx, js, h.names, h.settings)
 	if err != nil {
@@ -555,7 +555,7 @@ func receive[T any](t testing.TB, c <-chan T, what string) T {
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(60 * time.Second):
+	case <-time.After(natstest.Patience):
 		t.Fatalf("never came: %s", what)
 		panic("unreachable")
 	}

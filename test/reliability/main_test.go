@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	natstest.Parallel(10)
+	natstest.Parallel(16)
 	// toxiproxy leaves the toxics of a connection, and who reads it, behind that is
 	// cut while they are taken off it.
 	toxic := goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run")

@@ -12,9 +12,9 @@ import (
 
 // parallel is how many tests of a package run at once. They mostly wait for
 // servers, leases and cooldowns, so more of them run than there are processors.
-const parallel = 8
+const parallel = 12
 
-// Main runs a package's tests, up to 8 at a time unless Parallel or -parallel
+// Main runs a package's tests, up to 12 at a time unless Parallel or -parallel
 // says otherwise, and fails if they leave goroutines behind.
 func Main(m *testing.M, options ...goleak.Option) {
 	Parallel(parallel)

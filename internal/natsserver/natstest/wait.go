@@ -11,7 +11,7 @@ import (
 
 // Patience is how long a test waits for what must happen: far longer than it takes,
 // also on a busy machine.
-const Patience = 60 * time.Second
+const Patience = 3 * time.Minute
 
 // Eventually waits until ok returns true, and fails the test if it never does. It is
 // for what nothing signals.
