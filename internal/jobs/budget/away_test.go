@@ -6,22 +6,9 @@ import (
 	"time"
 
 	"avatarworker/internal/jobs/budget"
+	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/topology"
 )
-
-// eventually waits for what budgets learn by themselves.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	again, late := time.NewTicker(50*time.Millisecond), time.After(60*time.Second)
-	defer again.Stop()
-	for !holds() {
-		select {
-		case <-again.C:
-		case <-late:
-			t.Fatalf("never: %s", what)
-		}
-	}
-}
 
 // Its sequences begin again: what is spent is in records that have lower ones than
 // those followed before.
@@ -42,7 +29,7 @@ func TestWhatIsSpentCountsInAStreamThatWasMadeAgain(t *testing.T) {
 	for range 8 {
 		e.spend("app", "", 1)
 	}
-	eventually(t, "the budget is spent", func() bool {
+	natstest.Eventually(t, "the budget is spent", func() bool {
 		release := e.reserve(b, "app", "")
 		if release != nil {
 			release()
@@ -77,7 +64,7 @@ func TestWhereWhatIsSpentIsNotKnownNoSessionStarts(t *testing.T) {
 	}
 	b := e.budgets("one", alive, nil, budget.Rule{Key: "label.customer", Credits: 8, Per: budget.Month})
 	acme := budget.Job{App: "app", Labels: map[string]string{"customer": "acme"}}
-	eventually(t, "it says why", func() bool {
+	natstest.Eventually(t, "it says why", func() bool {
 		r := b.Peek(acme)
 		return r != nil && strings.Contains(r.String(), "not known") && b.Err() != nil
 	})
@@ -87,6 +74,6 @@ func TestWhereWhatIsSpentIsNotKnownNoSessionStarts(t *testing.T) {
 	if _, _, err := topology.Ensure(t.Context(), e.js, names, topology.DefaultSettings()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it goes on", func() bool { return b.Err() == nil && b.Peek(acme) == nil })
+	natstest.Eventually(t, "it goes on", func() bool { return b.Err() == nil && b.Peek(acme) == nil })
 	e.reserve(b, "app", "acme")()
 }
