@@ -72,8 +72,8 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 		a.nak(nakPause)
 		return false, nil
 	}
-	if a.freed != nil { // the circuit has closed meanwhile
-		a.nak(0)
+	if a.freed != nil { // the circuit has closed meanwhile, or it has just done its effects
+		a.backToQueue("slot")
 		return false, nil
 	}
 	draft := a.draft(from, holder.ID)

@@ -8,7 +8,6 @@ import (
 	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/event"
-	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/topology"
 )
 
@@ -43,10 +42,6 @@ func (w *Worker) alarmStorage(output string, fault error) {
 		Kind: event.AlertStorage, What: output,
 		Message: "jobs with output " + output + " are held, because what they make can't be stored: " + fault.Error(),
 	}, output)
-}
-
-func (w *Worker) alarmUnsettled(r *lifecycle.Record) {
-	w.outbox.Alert(event.WorkerAlert{Kind: event.AlertUnsettled, What: "sessions", AppID: r.AppID, JobID: r.JobID, Message: "the job is held: " + r.HeldWhy}, r.JobID)
 }
 
 // alarmBudget alerts when a share of a budget is spent. Every worker sees it; the id

@@ -258,6 +258,30 @@ func TestJobWhoseSessionsSettleNothingIsHeldWithAnAlert(t *testing.T) {
 	}
 }
 
+// Its worker can't publish it, and is gone before it could.
+func TestAlertAboutAJobThatSettlesNothingOutlivesItsWorker(t *testing.T) {
+	h := newEnv(t)
+	empty := h.full(h.names.EventsStream())
+	now := time.Now().UTC()
+	h.put(&lifecycle.Record{
+		JobID: "j1", Run: 1, StreamSeq: 1, Session: 5, Unsettled: lifecycle.MaxUnsettled, State: lifecycle.StateReleased, Queue: "default", AppID: "app1",
+		AvatarID: "a", Attempt: 1, MaxAttempts: 5, CreatedAt: now, UpdatedAt: now, Reason: "unrecorded",
+	})
+	h.submit("default", job("j1"))
+	s := &script{}
+	short := func(o *options) { o.SettleTimeout, o.Logger = 300*time.Millisecond, zerolog.Nop() }
+	w := h.start(s, short)
+	h.eventually("the worker notices", func() bool { return w.Ready() != nil })
+	w.end()
+	empty()
+	h.start(s, short)
+	h.state("j1", lifecycle.StateHeld)
+	h.eventually("it is reported", func() bool { return h.countUnder("avatar.alerts.unsettled.>") == 1 })
+	if ran := s.ran(); len(ran) != 0 {
+		t.Errorf("sessions %v", ran)
+	}
+}
+
 // loseLeases removes every worker's lease.
 func (h *env) loseLeases() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -3,10 +3,8 @@ package jobs
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
@@ -121,7 +119,7 @@ func (c claim) refresh(ctx context.Context, record *lifecycle.Record) error {
 // acknowledged, its outcome was written before that: the record has a later
 // revision, and no write by the revision that was read here succeeds.
 func (c claim) decide(ctx context.Context, record *lifecycle.Record, now time.Time) (lifecycle.Step, time.Duration, error) {
-	if before := afterSeq(c.msg.Headers()); before != 0 {
+	if before := jobspec.AfterSeq(c.msg.Headers()); before != 0 {
 		if exists, err := c.w.messageExists(ctx, before, c.id.ID); exists || err != nil {
 			return lifecycle.StepWait, lifecycle.WaitForOutcome, err
 		}
@@ -147,15 +145,6 @@ func (c claim) decide(ctx context.Context, record *lifecycle.Record, now time.Ti
 	}
 	what, wait = lifecycle.Decide(record.Adopt(c.id.StreamSeq), c.id, now)
 	return what, wait, nil
-}
-
-// afterSeq is the message that a replay waits for; 0: none.
-func afterSeq(h nats.Header) uint64 {
-	seq, err := strconv.ParseUint(jobspec.HeaderValue(h, jobspec.HeaderAfterSeq), 10, 64)
-	if err != nil {
-		return 0
-	}
-	return seq
 }
 
 // messageExists reports whether the message of a job is in the jobs stream.
@@ -276,11 +265,11 @@ func (c claim) finishRunBefore(ctx context.Context, r *lifecycle.Record) error {
 	if age := c.w.o.Events.CachedInfo().Config.MaxAge; age != 0 && c.w.now().Sub(r.UpdatedAt) > age/2 {
 		return nil
 	}
-	ev := c.events().Last(r)
-	if stored, err := c.w.eventStored(ctx, ev, r.EmittedAfter()); err == nil && stored {
-		return nil
+	stored, err := c.effects().stored(ctx, r)
+	if err == nil && !stored {
+		err = c.effects().publishApart(c.events().Last(r))
 	}
-	return c.w.publisher.Publish(ctx, ev)
+	return err
 }
 
 // refuse finds what makes a valid job impossible under this configuration.

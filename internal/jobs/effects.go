@@ -4,8 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"avatarworker/internal/errors"
 	"avatarworker/internal/failpoint"
 	"avatarworker/internal/jobs/event"
@@ -13,14 +11,15 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// What follows from the state of a record, by the names that readiness and logs
-// use.
+// What may fail of what follows from the state of a record, in the words of readiness.
 const (
-	effectUsage      = "usage records"
-	effectRecording  = "recordings"
-	effectErrorEvent = "error events"
-	effectDeadLetter = "dead letters"
-	effectEvent      = "job events"
+	effectUsage      = "usage records can't be written"
+	effectRecording  = "recordings can't be written"
+	effectErrorEvent = "error events can't be written"
+	effectDeadLetter = "dead letters can't be written"
+	effectAlert      = "alerts can't be written"
+	effectEvent      = "job events can't be written"
+	effectLook       = "job events can't be read"
 )
 
 // outputEffect names what completes an output of that kind. Each kind has a name of
@@ -29,7 +28,7 @@ func outputEffect(kind string) string {
 	if kind == jobspec.OutputObject {
 		return effectRecording
 	}
-	return "outputs of kind " + kind
+	return "outputs of kind " + kind + " can't be written"
 }
 
 // finishTimeout bounds what completes an output.
@@ -45,14 +44,22 @@ type effects struct{ *execution }
 // effects returns the effects of the execution.
 func (e *execution) effects() effects { return effects{e} }
 
-// emit does what follows from a record that this worker has just written. The
-// job's slot is free for another job meanwhile. If too many jobs are at this step
-// already, and one of the effects is known to fail, the next delivery does it.
+// emit does what follows from a record. The job's slot is free for another job
+// meanwhile.
 func (f effects) emit(r *lifecycle.Record) error {
-	if !f.freeSlot() && f.w.faults.Any() {
-		return errEffectsWait
+	if err := f.leaveSlot(); err != nil {
+		return err
 	}
 	return f.emitEffects(r)
+}
+
+// leaveSlot frees the job's slot. An error: too many jobs are at this step already, and
+// something is known to fail, so the next delivery goes on.
+func (f effects) leaveSlot() error {
+	if !f.freeSlot() && f.w.faults.Any() && f.w.o.InHand > f.w.o.Concurrency { // a place will be free
+		return errEffectsWait
+	}
+	return nil
 }
 
 // errEffectsWait: effects fail, and enough jobs retry them already.
@@ -77,26 +84,29 @@ func (f effects) repeatEffects() error {
 // last event is stored: then all the rest is too.
 func (f effects) ensureEffects(ctx context.Context) error {
 	r := f.record.Current()
-	stored, err := f.w.eventStored(ctx, f.events().Last(r), r.EmittedAfter())
+	stored, err := f.stored(ctx, r)
 	if err != nil || stored {
 		return err
 	}
-	return f.emitEffects(r)
+	if f.w.faults.Any() {
+		return f.emit(r)
+	}
+	return f.emitEffects(r) // a job that starts next keeps its slot
 }
 
-// eventStored reports whether the event is the last of its subject in the stream. One
-// with this id that is older than since is of an earlier job whose id was used
-// again, and proves nothing.
-func (w *Worker) eventStored(ctx context.Context, ev event.Event, since time.Time) (bool, error) {
-	msg, err := w.o.Events.GetLastMsgForSubject(ctx, ev.Subject(w.o.Names))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return false, nil
+// stored reports whether the record's last event is in the stream. While that can't be
+// read no job keeps its slot for it.
+func (f effects) stored(ctx context.Context, r *lifecycle.Record) (stored bool, err error) {
+	if f.w.faults.Has(effectLook) {
+		if err := f.leaveSlot(); err != nil {
+			return false, err
+		}
 	}
-	if err != nil {
-		return false, err
-	}
-	at, err := time.Parse(time.RFC3339Nano, msg.Header.Get("ce-time"))
-	return err == nil && msg.Header.Get("ce-id") == ev.ID && !at.Before(since), nil
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	stored, err = f.w.kept.Has(ctx, f.events().Last(r), r.EmittedAfter())
+	f.w.faults.Note(effectLook, err)
+	return stored, err
 }
 
 // emitEffects does what follows from the state of a record. The job event comes
@@ -134,9 +144,26 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 		f.w.o.Observer.DeadLettered(r.LastError.Code)
 		failpoint.Here("dead_letter")
 	}
+	if r.State == lifecycle.StateHeld && r.HeldReason == lifecycle.HeldUnsettled {
+		if err := f.publish(effectAlert, f.events().Unsettled(r)); err != nil {
+			return err
+		}
+		f.w.o.Observer.Alerted(event.AlertUnsettled, "sessions")
+	}
 	err := f.publish(effectEvent, f.events().Last(r))
 	failpoint.Here("event")
 	return err
+}
+
+// publishApart is publish of what follows from no record that this delivery has written. The
+// job keeps its slot unless something is known to fail.
+func (f effects) publishApart(ev event.Event) error {
+	if f.w.faults.Any() {
+		if err := f.leaveSlot(); err != nil {
+			return err
+		}
+	}
+	return f.publish(effectEvent, ev)
 }
 
 // publish publishes an event, and notes whether it can be published.

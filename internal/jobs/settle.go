@@ -307,9 +307,6 @@ func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor)
 		return nil
 	}
 	next.HoldBack(now, now.Add(wait), h.reason, h.why, h.code)
-	if h.reason == lifecycle.HeldUnsettled {
-		s.w.alarmUnsettled(next)
-	}
 	return s.postpone(ctx, next, wait)
 }
 
@@ -338,7 +335,7 @@ func (s settlement) untilGivenUp(r *lifecycle.Record, now time.Time, wait time.D
 
 // release hands back a job whose session was closed unfinished.
 func (s settlement) release(ctx context.Context, next *lifecycle.Record, reason string, delay time.Duration) error {
-	if next.ConnectionID == "" {
+	if next.ConfirmedAt.IsZero() {
 		next.ReleaseUnopened(reason)
 	} else {
 		next.Release(reason)
@@ -402,7 +399,7 @@ func (s settlement) duplicate(r *lifecycle.Record) error {
 	ev := events.Event(event.TypeDuplicate, r, event.Duplicate{JobFields: fields, StreamSeq: s.id.StreamSeq, KeptSeq: r.StreamSeq, CurrentRun: r.Run})
 	ev.ID = event.ID(s.id.ID, s.id.Run, 0, event.TypeDuplicate, s.id.StreamSeq)
 	ev.Time = fields.Time
-	if err := s.effects().publish(effectEvent, ev); err != nil {
+	if err := s.effects().publishApart(ev); err != nil {
 		return err
 	}
 	s.log().Info().Uint64("kept_seq", r.StreamSeq).Int("current_run", r.Run).Msg("duplicate dropped")

@@ -145,3 +145,18 @@ func TestWriteOfAValueThatIsGoneIsAConflict(t *testing.T) {
 		t.Errorf("%v, want a conflict", err)
 	}
 }
+
+// It was paid for, so it counts among those without a result.
+func TestSessionWithoutAConnectionIDWasOpenedAllTheSame(t *testing.T) {
+	h := newEnv(t)
+	w := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
+		a.Progress.Connected("", "us-west")
+		return untilDone(ctx)
+	}), func(o *options) { o.Drain = time.Millisecond })
+	h.submit("default", job("j1"))
+	h.until("j1", func(r *lifecycle.Record) bool { return !r.ConfirmedAt.IsZero() })
+	w.end()
+	if r := h.state("j1", lifecycle.StateReleased); r.Unsettled != 1 {
+		t.Errorf("%d sessions without a result", r.Unsettled)
+	}
+}

@@ -155,6 +155,7 @@ type Worker struct {
 // parts are what a worker is joined from.
 type parts struct {
 	publisher *event.Publisher
+	kept      event.Kept
 	lease     *lease.Manager
 	circuits  *circuit.Circuits
 	limits    *limit.Limits
@@ -218,7 +219,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	}
 	w := &Worker{
 		o: o, log: o.Logger,
-		parts:   parts{publisher: event.NewPublisher(o.NC, o.Names, o.Name, o.Logger)},
+		parts:   parts{publisher: event.NewPublisher(o.NC, o.Names, o.Name, o.Logger), kept: event.Kept{Stream: o.Events, Names: o.Names}},
 		pool:    newPool(o.Concurrency, o.InHand-o.Concurrency),
 		running: make(map[string]*execution),
 		health:  make(map[string]error),
@@ -262,11 +263,11 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	w.keys = key.New(key.Options{Check: o.CheckKey, Apps: o.Apps, Others: w.othersHaveKey, Changed: w.keyChanged})
 	w.alerts = alert.New(alert.Options{
 		JS: o.JS, Stream: o.Events.CachedInfo().Config.Name, Errors: o.Names.AllErrors(), Config: o.Alerts, Codes: w.alerting(),
-		Store: shared, Stored: w.eventStored, Publish: w.publisher.PublishNew, Worker: o.Name, Log: o.Logger,
+		Store: shared, Stored: w.kept.Has, Publish: w.publisher.PublishNew, Worker: o.Name, Log: o.Logger,
 		Raised: func(code errors.Code) { o.Observer.Alerted(event.AlertRecurring, code) },
 	})
 	w.outbox = alert.NewOutbox(alert.OutboxOptions{
-		Stored: w.eventStored, Publish: w.publisher.PublishNew, Raised: o.Observer.Alerted,
+		Stored: w.kept.Has, Publish: w.publisher.PublishNew, Raised: o.Observer.Alerted,
 		Worker: o.Name, WorkerID: w.lastWorkerID, Now: w.now, Log: o.Logger,
 	})
 	w.pull = fetch.New(fetch.Options{
@@ -451,7 +452,7 @@ func (w *Worker) Ready() error {
 	if err := w.fetchFault(); err != nil {
 		return err
 	}
-	return errors.Join(w.lease.Ready(), w.keys.Err(), w.faults.Err(), w.o.Storage.Err())
+	return errors.Join(w.lease.Ready(), w.keys.Err(), w.budgets.Err(), w.faults.Err(), w.o.Storage.Err())
 }
 
 func (w *Worker) fetchFault() error {

@@ -43,12 +43,34 @@ func writable(object string, have jetstream.StreamConfig) error {
 	return nil
 }
 
-// recordsKept refuses a bucket that would lose the state of jobs.
+// largestRecord is about the size of the longest job record: one with 256 utterances,
+// all its labels and an error whose texts are as long as they may be.
+const largestRecord = 128 << 10
+
+// recordsKept refuses a bucket that would lose the state of jobs, or that would take the
+// record of a session that begins and not the one of its end: each job would open
+// sessions that settle nothing.
 func recordsKept(bucket string, have jetstream.StreamConfig) error {
-	if have.Discard == jetstream.DiscardOld && (have.MaxBytes > 0 || have.MaxMsgs > 0) {
-		return unusable("bucket "+bucket, "it discards old records when full, and their jobs would run again: set its discard policy to new")
+	object := "bucket " + bucket
+	switch {
+	case have.Discard == jetstream.DiscardOld && (have.MaxBytes > 0 || have.MaxMsgs > 0):
+		return unusable(object, "it discards old records when full, and their jobs would run again: set its discard policy to new")
+	case have.DiscardNewPerSubject:
+		return unusable(object, "it takes each key once and no change of it (discard_new_per_subject): unset that")
+	case have.MaxMsgSize > 0 && have.MaxMsgSize < largestRecord:
+		return unusable(object, fmt.Sprintf("its max_value_size is %d, and the record of a job may have %d bytes: lift it with 'avatarworker setup --apply'", have.MaxMsgSize, largestRecord))
 	}
 	return nil
+}
+
+// lettersKept refuses a stream that keeps what nobody may have read yet, and drops it
+// all the same: dead letters and usage records have no reader that waits for them.
+func lettersKept(have jetstream.StreamConfig) error {
+	if have.Retention == jetstream.LimitsPolicy {
+		return nil
+	}
+	return unusable("stream "+have.Name, fmt.Sprintf("its retention is %s, not limits, so what it has is gone once it was read, or at once: "+
+		"set its retention to limits (nats stream edit --retention), or back up its messages and delete it", text(have.Retention)))
 }
 
 // leasesEnd refuses a bucket in which a worker's lease would outlast its window. A

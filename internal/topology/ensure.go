@@ -123,7 +123,12 @@ func (e *ensurer) stream(ctx context.Context, want jetstream.StreamConfig) (jets
 	if err := writable("stream "+want.Name, have); err != nil {
 		return nil, err
 	}
-	if want.Name == e.names.JobsStream() {
+	switch want.Name {
+	case e.names.DLQStream(), e.names.UsageStream():
+		if err := lettersKept(have); err != nil {
+			return nil, err
+		}
+	case e.names.JobsStream():
 		if err := usable(have, want); err != nil {
 			return nil, err
 		}

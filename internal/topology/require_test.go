@@ -312,7 +312,9 @@ func TestABucketThatWouldLoseRecordsIsRefusedAndNamed(t *testing.T) {
 		"moves records": {func(c *jetstream.StreamConfig) {
 			c.SubjectTransform = &jetstream.SubjectTransformConfig{Source: "$KV.AVATAR_STATE.*", Destination: "$KV.AVATAR_STATE.x.$1"}
 		}, "subject_transform"},
-		"forgets records": {func(c *jetstream.StreamConfig) { c.Discard, c.MaxBytes = jetstream.DiscardOld, 1<<20 }, "discards old records"},
+		"forgets records":  {func(c *jetstream.StreamConfig) { c.Discard, c.MaxBytes = jetstream.DiscardOld, 1<<20 }, "discards old records"},
+		"takes no changes": {func(c *jetstream.StreamConfig) { c.DiscardNewPerSubject = true }, "discard_new_per_subject"},
+		"cuts records":     {func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1 << 10 }, "max_value_size"},
 		"mirrors another": {func(c *jetstream.StreamConfig) {
 			c.Subjects, c.Mirror, c.SubjectDeleteMarkerTTL = nil, &jetstream.StreamSource{Name: "KV_OTHER"}, 0
 		}, "mirrors stream KV_OTHER"},
@@ -326,6 +328,24 @@ func TestABucketThatWouldLoseRecordsIsRefusedAndNamed(t *testing.T) {
 			tc.change(&cfg)
 			refused(t, js, cfg, "bucket AVATAR_STATE", tc.text)
 		})
+	}
+}
+
+func TestAStreamThatWouldLoseWhatNobodyHasReadIsRefusedAndNamed(t *testing.T) {
+	t.Parallel()
+	for name, subject := range map[string]string{names.DLQStream(): names.AllDLQ(), names.UsageStream(): names.AllUsage()} {
+		for _, retention := range []jetstream.RetentionPolicy{jetstream.InterestPolicy, jetstream.WorkQueuePolicy} {
+			t.Run(name+" "+retention.String(), func(t *testing.T) {
+				js := natstest.JetStream(t)
+				if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: name, Subjects: []string{subject}, Retention: retention}); err != nil {
+					t.Fatal(err)
+				}
+				_, _, err := topology.Ensure(t.Context(), js, names, topology.DefaultSettings())
+				if !errors.Is(err, topology.ErrUnusable) || !strings.Contains(err.Error(), "stream "+name+":") || !strings.Contains(err.Error(), "retention") {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
 	}
 }
 

@@ -19,6 +19,8 @@ const (
 	sameWindow = 5 * time.Minute
 	// publishTimeout bounds one attempt to publish an alert.
 	publishTimeout = 10 * time.Second
+	// againTimeout is the same after one that could not be published.
+	againTimeout = 2 * time.Second
 	// maxWaiting is how many alerts wait to be published.
 	maxWaiting = 1024
 )
@@ -62,10 +64,14 @@ func (b *Outbox) Alert(alert event.WorkerAlert, about string) {
 // AlertOnce publishes an alert that is one over the whole fleet by its id.
 func (b *Outbox) AlertOnce(id string, alert event.WorkerAlert) {
 	alert.Worker, alert.WorkerID, alert.Time = b.o.Worker, b.o.WorkerID(), b.o.Now()
+	b.add(event.Event{ID: id, Time: alert.Time, Body: alert})
+}
+
+func (b *Outbox) add(ev event.Event) {
 	select {
-	case b.waiting <- event.Event{ID: id, Time: alert.Time, Body: alert}:
+	case b.waiting <- ev:
 	default:
-		b.o.Log.Error().Str("kind", alert.Kind).Str("what", alert.What).Msg("too many alerts wait to be published: this one is dropped. " + alert.Message)
+		b.o.Log.Error().Str("alert", ev.ID).Interface("body", ev.Body).Msg("too many alerts wait to be published: this one is dropped")
 	}
 }
 
@@ -81,36 +87,37 @@ func (b *Outbox) known(window time.Time, id string) bool {
 	return known
 }
 
-// Run publishes the alerts until ctx ends, each until the stream has it.
+// Run publishes the alerts until ctx ends, each until the stream has it. One that can't
+// be published lets those behind it go first.
 func (b *Outbox) Run(ctx context.Context) {
+	timeout := publishTimeout
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case ev := <-b.waiting:
-			for ctx.Err() == nil && !b.publish(ctx, ev) {
+			err := b.publish(ctx, timeout, ev)
+			if timeout = publishTimeout; err == nil || ctx.Err() != nil {
+				continue
 			}
+			timeout = againTimeout
+			b.o.Log.Error().Err(err).Str("alert", ev.ID).Msg("could not publish an alert")
+			_ = retry.Pause(ctx, time.Second, nil) // the loop looks at ctx
+			b.add(ev)
 		}
 	}
 }
 
-// publish reports whether the alert is stored.
-func (b *Outbox) publish(ctx context.Context, ev event.Event) bool {
-	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+func (b *Outbox) publish(ctx context.Context, timeout time.Duration, ev event.Event) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	// The stream drops the same message again for two minutes only.
 	if stored, err := b.o.Stored(ctx, ev, time.Time{}); err == nil && stored {
-		return true
+		return nil
 	}
 	fresh, err := b.o.Publish(ctx, ev)
-	if err != nil {
-		if ctx.Err() == nil {
-			b.o.Log.Error().Err(err).Msg("could not publish an alert")
-		}
-		return retry.Pause(ctx, time.Second, nil) != nil && ctx.Err() == nil
-	}
 	if alert, ok := ev.Body.(event.WorkerAlert); ok && fresh {
 		b.o.Raised(alert.Kind, errors.Code(alert.What))
 	}
-	return true
+	return err
 }

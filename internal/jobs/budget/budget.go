@@ -11,6 +11,7 @@ package budget
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -60,6 +61,8 @@ type Budgets struct {
 	settings map[string]int64    // credits set at run time, by key
 	seq      uint64              // of the newest usage record that was followed
 	listed   bool                // what there was has been read
+	warns    bool                // it has been read before, and what came since is warned of
+	fault    error               // why what is spent is not known; nil: it is, or soon will be
 	changed  chan struct{}       // closed and replaced when something changes
 }
 
@@ -79,10 +82,23 @@ func (b *Budgets) Peek(job Job) *Refusal {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.listed {
+	if !b.listed && b.fault == nil {
 		return nil // Reserve waits for it
 	}
 	return b.refusal(job, "", 0)
+}
+
+// Err returns why no job of a budget is started, whatever is left of it; nil: they are.
+func (b *Budgets) Err() error {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.fault == nil {
+		return nil
+	}
+	return fmt.Errorf("jobs of budgets are held, because what is spent of them is not known: %w", b.fault)
 }
 
 // refusal is the first budget that has no room for one more session beside those
@@ -97,9 +113,9 @@ func (b *Budgets) refusal(job Job, key string, reserved int64) *Refusal {
 		begin, end := r.bounds(now)
 		found := Refusal{
 			Key: r.Key, Value: value, Per: r.Per, Credits: b.credits(r), Reserved: reserved * b.o.Least, Until: end,
-			Spent: b.spent[account{i, value, usage.Day(begin)}],
+			Spent: b.spent[account{i, value, usage.Day(begin)}], Unknown: b.fault,
 		}
-		if found.Spent+max(found.Reserved+b.o.Least, 1) > found.Credits {
+		if found.Unknown != nil || found.Spent+max(found.Reserved+b.o.Least, 1) > found.Credits {
 			return &found
 		}
 	}
@@ -120,8 +136,8 @@ const endTimeout = 10 * time.Second
 // on their way back.
 func (b *Budgets) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	wg.Go(func() { b.repeat(ctx, "what is spent of budgets", b.follow) })
-	wg.Go(func() { b.repeat(ctx, "the settings of budgets", b.followSettings) })
+	wg.Go(func() { b.repeat(ctx, "what is spent of budgets", b.follow, b.unknown) })
+	wg.Go(func() { b.repeat(ctx, "the settings of budgets", b.followSettings, func(error) {}) })
 	wg.Wait()
 	stop := time.AfterFunc(endTimeout, b.end)
 	b.wg.Wait()

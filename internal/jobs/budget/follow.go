@@ -2,6 +2,7 @@ package budget
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -17,27 +18,49 @@ import (
 func (b *Budgets) forget() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.spent, b.upto, b.warned = make(map[account]int64), make(map[string]uint64), make(map[account]float64)
+	b.spent, b.upto = make(map[account]int64), make(map[string]uint64)
 	b.seq, b.listed = 0, false
 	if b.changed == nil {
-		b.changed = make(chan struct{})
+		b.changed, b.warned = make(chan struct{}), make(map[account]float64)
 	}
 }
 
-func (b *Budgets) repeat(ctx context.Context, what string, follow func(context.Context) error) {
+// unknown notes why what is spent could not be read.
+func (b *Budgets) unknown(why error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.listed { // else it was, until now
+		b.fault = why
+	}
+}
+
+func (b *Budgets) repeat(ctx context.Context, what string, follow func(context.Context) error, failed func(error)) {
 	for ctx.Err() == nil {
 		err := follow(ctx)
 		if ctx.Err() != nil {
 			return
 		}
+		failed(err)
 		b.o.Log.Warn().Err(err).Msg("can't follow " + what + "; beginning again")
 		_ = retry.Pause(ctx, time.Second, nil) // the loop looks at ctx
 	}
 }
 
+// heartbeat is how often the server confirms that the consumer still waits, and
+// forgottenAfter when it removes one that nothing reads.
+const (
+	heartbeat      = 5 * time.Second
+	forgottenAfter = 30 * time.Second
+)
+
+// follow does not use the client's ordered consumer: in a stream that was made again, or
+// restored, that one waits for the sequence that it had reached before.
 func (b *Budgets) follow(ctx context.Context) error {
 	b.forget()
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: []string{b.o.Names.AllUsage()}}
+	cfg := jetstream.ConsumerConfig{
+		FilterSubject: b.o.Names.AllUsage(), AckPolicy: jetstream.AckNonePolicy, MaxDeliver: -1,
+		MemoryStorage: true, Replicas: 1, InactiveThreshold: forgottenAfter,
+	}
 	upto, err := b.readCounters(ctx)
 	switch {
 	case errors.Is(err, usage.ErrNoCounters): // then the records of the periods are read
@@ -53,19 +76,19 @@ func (b *Budgets) follow(ctx context.Context) error {
 		return err
 	}
 	last := stream.CachedInfo().State.LastSeq
-	consumer, err := stream.OrderedConsumer(ctx, cfg)
+	consumer, err := stream.CreateConsumer(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	if consumer.CachedInfo().NumPending == 0 {
 		b.learnedAll(last)
 	}
-	messages, err := consumer.Messages()
+	messages, err := consumer.Messages(jetstream.PullHeartbeat(heartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
 	if err != nil {
 		return err
 	}
 	defer messages.Stop()
-	for {
+	for delivered := uint64(1); ; delivered++ {
 		msg, err := messages.Next(jetstream.NextContext(ctx))
 		if err != nil {
 			return err
@@ -73,6 +96,9 @@ func (b *Budgets) follow(ctx context.Context) error {
 		meta, err := msg.Metadata()
 		if err != nil {
 			return err
+		}
+		if meta.Sequence.Consumer != delivered {
+			return fmt.Errorf("%d usage records did not arrive", meta.Sequence.Consumer-delivered)
 		}
 		// What is not a usage record costs nothing.
 		if r, err := usage.Parse(msg.Headers(), msg.Data(), meta.Sequence.Stream); err == nil {
@@ -213,16 +239,26 @@ func (b *Budgets) warning(a account) []Warning {
 // learnedAll notes that everything up to a sequence is known, and what there was
 // when the following began.
 func (b *Budgets) learnedAll(seq uint64) {
+	for _, w := range b.learned(seq) {
+		b.o.Warned(w)
+	}
+}
+
+func (b *Budgets) learned(seq uint64) (warnings []Warning) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.listed {
-		b.listed = true
-		for a := range b.spent { // those that are over their limit already are not new
-			_ = b.warning(a)
+		b.listed, b.fault = true, nil
+		for a := range b.spent {
+			warnings = append(warnings, b.warning(a)...)
+		}
+		if !b.warns { // those that were over their limit when this worker started are not new
+			b.warns, warnings = true, nil
 		}
 	}
 	b.seq = max(b.seq, seq)
 	b.notify()
+	return warnings
 }
 
 func (b *Budgets) notify() {

@@ -14,10 +14,14 @@ type Refusal struct {
 	Spent    int64
 	Reserved int64     // for sessions that run
 	Until    time.Time // the end of the period
+	Unknown  error     `json:"-"` // why what is spent is not known; nil: it is
 }
 
 // String is the refusal for people.
 func (r Refusal) String() string {
+	if r.Unknown != nil {
+		return fmt.Sprintf("what is left of the budget of %d credits per %s for %s %q is not known: %v", r.Credits, r.Per, r.Key, r.Value, r.Unknown)
+	}
 	text := fmt.Sprintf("the budget of %d credits per %s for %s %q is spent (%d credits)", r.Credits, r.Per, r.Key, r.Value, r.Spent)
 	if r.Spent < r.Credits {
 		text = fmt.Sprintf("of the budget of %d credits per %s for %s %q %d are spent, and the rest is reserved for sessions that run", r.Credits, r.Per, r.Key, r.Value, r.Spent)
@@ -35,7 +39,7 @@ const (
 
 // Pause is about how long the job waits before it is looked at again.
 func (r Refusal) Pause() time.Duration {
-	if r.Spent < r.Credits {
+	if r.Spent < r.Credits && r.Unknown == nil {
 		return reservedPause
 	}
 	return spentPause

@@ -74,6 +74,9 @@ func (b *Budgets) keys() []string {
 // followTimeout bounds the wait for the usage records that others have written.
 const followTimeout = 5 * time.Second
 
+// followPause is the wait after which it is looked whether there are such records at all.
+const followPause = 200 * time.Millisecond
+
 func (b *Budgets) reserve(ctx context.Context, name, key string, job Job, worker string) (*Refusal, error) {
 	for {
 		refusal, err := b.tryReserve(ctx, name, key, job, worker)
@@ -137,19 +140,27 @@ func (b *Budgets) dropLost(ctx context.Context, r *reservations) error {
 func (b *Budgets) followed(ctx context.Context, seq uint64) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, followTimeout, errBehind)
 	defer cancel()
+	look := time.NewTimer(followPause)
+	defer look.Stop()
 	for {
 		b.mu.Lock()
-		there, changed := b.listed && b.seq >= seq, b.changed
+		listed, upto, changed, fault := b.listed, b.seq, b.changed, b.fault
 		b.mu.Unlock()
-		if there {
+		switch {
+		case listed && upto >= seq:
 			return nil
+		case fault != nil:
+			return fault
 		}
 		select {
 		case <-changed:
-		case <-ctx.Done():
-			if b.remade(seq) {
+		case <-look.C:
+			if listed && b.remade(ctx, seq) {
 				return nil
 			}
+			look.Reset(followPause)
+		case <-ctx.Done():
+			b.unknown(context.Cause(ctx))
 			return context.Cause(ctx)
 		}
 	}
@@ -157,9 +168,7 @@ func (b *Budgets) followed(ctx context.Context, seq uint64) error {
 
 // remade reports whether the stream of usage records has no such sequence any more, and
 // everything in it has been followed.
-func (b *Budgets) remade(seq uint64) bool {
-	ctx, cancel := context.WithTimeout(b.life, followTimeout)
-	defer cancel()
+func (b *Budgets) remade(ctx context.Context, seq uint64) bool {
 	stream, err := b.o.JS.Stream(ctx, b.o.Names.UsageStream())
 	if err != nil {
 		return false

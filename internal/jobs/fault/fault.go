@@ -1,5 +1,6 @@
-// Package fault keeps what a worker is known to be unable to write, by name. It
-// owns that list and its text, and must not know what is written or why.
+// Package fault keeps what a worker is known to be unable to do, by name, as in "dead
+// letters can't be written". It owns that list and its text, and must not know what is
+// done or why.
 package fault
 
 import (
@@ -16,7 +17,7 @@ type Set struct {
 	now map[string]error
 }
 
-// Note records how the last write of that name went; nil: it works.
+// Note records how what is named went the last time; nil: it works.
 func (s *Set) Note(name string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -30,7 +31,7 @@ func (s *Set) Note(name string, err error) {
 	s.now[name] = err
 }
 
-// Has reports whether the last write of that name failed.
+// Has reports whether that failed the last time.
 func (s *Set) Has(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -52,5 +53,5 @@ func (s *Set) Err() error {
 		return nil
 	}
 	name := slices.Sorted(maps.Keys(s.now))[0]
-	return fmt.Errorf("%s can't be written, so what follows from jobs waits: %w; look at the stream and at this worker's permissions for it", name, s.now[name])
+	return fmt.Errorf("%s, so what follows from jobs waits: %w; look at the stream and at this worker's permissions for it", name, s.now[name])
 }

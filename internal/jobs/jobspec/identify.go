@@ -104,3 +104,12 @@ func runOf(header nats.Header) (int, bool) {
 	}
 	return int(run), true
 }
+
+// AfterSeq returns the sequence of the message that a replay waits for, or 0.
+func AfterSeq(header nats.Header) uint64 {
+	seq, err := strconv.ParseUint(HeaderValue(header, HeaderAfterSeq), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return seq
+}

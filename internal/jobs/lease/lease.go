@@ -212,7 +212,9 @@ type activeLease struct {
 	lost     context.CancelCauseFunc
 }
 
-// acquire creates the key. It returns an error only if ctx has ended.
+// acquire creates the key and renews it once: a bucket that takes new keys and refuses
+// to change them can't keep a lease, nor the record of a session. It returns an error
+// only if ctx has ended.
 func (l *activeLease) acquire(ctx context.Context) error {
 	m := l.m
 	b := retry.Backoff{Initial: kv.RetryPause, Max: acquireMax}
@@ -221,11 +223,16 @@ func (l *activeLease) acquire(ctx context.Context) error {
 		wall := m.o.Now()
 		err := l.put(ctx, m.o.Window)
 		if err == nil {
+			wall = m.o.Now()
+			err = l.put(ctx, m.o.Window)
+		}
+		if err == nil {
 			m.o.Store.Note(seenPrefix+topology.Token(l.id), entry{WorkerID: l.id, Renewal: l.renewal})
 			failpoint.Here("lease_acquired")
 			m.measureOffset(ctx, l.id, wall)
 			return nil
 		}
+		l.revision, l.renewal = 0, 0 // by then the key may have expired
 		m.setFault(fmt.Errorf("the worker's lease can't be written, so it starts no session: %w", err))
 		return err
 	})

@@ -472,3 +472,36 @@ func TestMarginLeavesTimeToCloseASession(t *testing.T) {
 		}
 	}
 }
+
+// Sessions under such a lease would end with it, and settle nothing.
+func TestThereIsNoLeaseInABucketThatTakesKeysAndNoChanges(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	js, err := jetstream.New(natstest.Connect(t, e.server))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(t.Context(), "KV_STATE")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := stream.CachedInfo().Config
+	config.DiscardNewPerSubject = true
+	if _, err := js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	w := e.worker("w")
+	w.Start(t.Context())
+	t.Cleanup(w.Stop)
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for err := w.Ready(); err == nil || !strings.Contains(err.Error(), "can't be written"); err = w.Ready() {
+		select {
+		case <-again.C:
+		case h := <-w.changes:
+			t.Fatalf("it has the lease %+v", h)
+		case <-time.After(waitTime):
+			t.Fatalf("ready: %v", err)
+		}
+	}
+}

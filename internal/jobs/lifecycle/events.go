@@ -69,6 +69,15 @@ func (e Events) Last(r *Record) event.Event {
 	}
 }
 
+// Unsettled returns the alert about a job that is held because its sessions settle
+// nothing: one for each such hold.
+func (e Events) Unsettled(r *Record) event.Event {
+	return event.Event{ID: event.AlertID(event.AlertUnsettled, *r.HeldSince, r.JobID), Time: r.UpdatedAt, Body: event.WorkerAlert{
+		Kind: event.AlertUnsettled, What: "sessions", AppID: r.AppID, JobID: r.JobID, Message: "the job is held: " + r.HeldWhy,
+		Worker: e.Worker, WorkerID: e.WorkerID, Time: r.UpdatedAt,
+	}}
+}
+
 // deadline is what the job says, also where it does not count.
 func (e Events) deadline() time.Time {
 	if e.Job == nil {

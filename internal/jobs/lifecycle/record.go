@@ -94,7 +94,7 @@ type Record struct {
 	HeldReason string              `json:"held_reason,omitempty"` // of the hold that lasts, or of the last one
 	HeldWhy    string              `json:"held_why,omitempty"`    // the same in words, where they differ from job to job
 	// Unsettled counts the sessions in a row that settled nothing and finished no
-	// utterance, whatever ended them.
+	// utterance that is kept, whatever ended them.
 	Unsettled      int               `json:"unsettled,omitempty"`
 	Refusals       int               `json:"refusals,omitempty"` // for concurrency, in a row
 	ConnectionIDs  []string          `json:"connection_ids,omitempty"`
@@ -123,9 +123,10 @@ type Record struct {
 // For an outcome it is exact, since nothing changes the record after it. A
 // waiting record is written again meanwhile, to be held or cancelled, so for it
 // the time is that of the record's creation. Another worker may have created it
-// and read the server's clock slightly differently.
+// and read the server's clock slightly differently, or somebody whose own clock is
+// ahead: what was published since the record was written last counts in any case.
 func (r *Record) EmittedAfter() time.Time {
-	if r.State.Final() {
+	if r.State.Final() || r.UpdatedAt.Before(r.CreatedAt) {
 		return r.UpdatedAt
 	}
 	return r.CreatedAt.Add(-time.Second)
@@ -240,7 +241,6 @@ func (r *Record) endHold(now time.Time) {
 func (r *Record) Delivered(u event.Utterance, keeps bool) {
 	r.Checkpoint++
 	r.UtterancesDone++
-	r.Unsettled = 0
 	r.Utterances = append(r.Utterances, u)
 	if over := len(r.Utterances) - maxRecordedUtterances; over > 0 {
 		r.Utterances = append([]event.Utterance(nil), r.Utterances[over:]...)
@@ -253,7 +253,7 @@ func (r *Record) Delivered(u event.Utterance, keeps bool) {
 	}
 	if keeps {
 		r.CrashesPast += r.Crashes
-		r.BudgetFrom, r.Failures, r.Crashes, r.Refusals = r.Attempt, nil, 0, 0
+		r.BudgetFrom, r.Failures, r.Crashes, r.Refusals, r.Unsettled = r.Attempt, nil, 0, 0, 0
 	}
 }
 

@@ -30,3 +30,15 @@ func TestARecordThatNoWorkerCanHaveWrittenIsRefused(t *testing.T) {
 		}
 	}
 }
+
+// An utterance that is spoken again from the first is no progress: it is paid for with
+// each session.
+func TestOnlyAnUtteranceThatIsKeptEndsTheRowOfSessionsWithoutAResult(t *testing.T) {
+	for keeps, want := range map[bool]int{true: 0, false: 4} {
+		r := &Record{Unsettled: 4}
+		r.Delivered(event.Utterance{}, keeps)
+		if r.Unsettled != want {
+			t.Errorf("kept: %v: %d sessions without a result, want %d", keeps, r.Unsettled, want)
+		}
+	}
+}

@@ -31,6 +31,7 @@ type Pace struct {
 
 	mu        sync.Mutex
 	waiting   map[string]*waiters
+	dropped   int64         // the second in which those that came back were dropped last
 	checkTime time.Duration // average time to check a waiting job
 }
 
@@ -79,8 +80,13 @@ func (p *Pace) rate(peers int) float64 {
 	return max(1, min(own, share, maxReturns/float64(peers)))
 }
 
-// dropReturned removes the jobs whose redelivery is due.
+// dropReturned removes the jobs whose redelivery is due. It looks at all crowds, so once
+// a second has to do.
 func (p *Pace) dropReturned(now time.Time) {
+	if p.dropped == now.Unix() {
+		return
+	}
+	p.dropped = now.Unix()
 	for what, c := range p.waiting {
 		for second, n := range c.due {
 			if second < now.Unix() {

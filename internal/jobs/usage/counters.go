@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
 
 	"avatarworker/internal/ack"
 	"avatarworker/internal/errors"
@@ -67,11 +68,18 @@ type Counter struct {
 // several at once, and repeated: each counter says up to which record it is
 // complete, and the id of an increment names where it goes on from.
 type Counters struct {
-	js     jetstream.JetStream
-	sender *ack.Sender
-	names  topology.Names
-	labels []string
-	epoch  int64
+	js      jetstream.JetStream
+	sender  *ack.Sender
+	names   topology.Names
+	labels  []string
+	records jetstream.Stream
+	epoch   int64
+
+	end  uint64 // the sequence that the newest usage record had when that was asked last
+	base uint64 // up to which every counter is complete, when that was asked last
+	back bool   // the stream has gone back: it was restored from a backup
+	// looks is how often the stream is asked again before that is believed.
+	looks int
 
 	upto  map[string]uint64 // what is known of counters, by subject
 	known time.Time         // when that was true at the latest
@@ -109,12 +117,79 @@ func OpenCounters(ctx context.Context, js jetstream.JetStream, names topology.Na
 	if err != nil {
 		return nil, err
 	}
-	return &Counters{js: js, sender: ack.NewSender(js.Conn()), names: names, labels: labels, epoch: records.CachedInfo().Created.UnixMilli(), upto: make(map[string]uint64)}, nil
+	return &Counters{js: js, sender: ack.NewSender(js.Conn()), names: names, labels: labels, upto: make(map[string]uint64), looks: maxBehind,
+		records: records, epoch: records.CachedInfo().Created.UnixMilli(), end: records.CachedInfo().State.LastSeq}, nil
 }
 
-// Upto is the sequence of the usage record up to which every counter is complete.
+const (
+	// behindPause is the wait before a stream is asked again that says that it has fewer
+	// records than a counter, and maxBehind how often that is done: only a newly elected
+	// leader can be behind. For one who adds, and would add records twice, it is
+	// maxBehindAdding.
+	behindPause     = 100 * time.Millisecond
+	maxBehind       = 2
+	maxBehindAdding = 30
+)
+
+// Upto is the sequence of the usage record up to which every counter is complete. Of a
+// stream that was restored from a backup it is the last record at most: those that follow
+// count, also where they have the sequences of records that were lost.
 func (c *Counters) Upto(ctx context.Context) (uint64, error) {
-	return c.last(ctx, c.names.TotalsUpto(setOf(c.labels)))
+	upto, err := c.last(ctx, c.names.TotalsUpto(setOf(c.labels)))
+	if err != nil {
+		return 0, err
+	}
+	c.base = min(upto, c.end)
+	return c.base, nil
+}
+
+// begin is Upto for one who adds. It writes down where the counters go on from in a
+// stream that has gone back.
+func (c *Counters) begin(ctx context.Context) (uint64, error) {
+	c.looks = maxBehindAdding
+	upto, err := c.Upto(ctx)
+	if err != nil || !c.back {
+		return upto, err
+	}
+	subject := c.names.TotalsUpto(setOf(c.labels))
+	var p publication
+	p.send(c.sender, &nats.Msg{Subject: subject, Header: nats.Header{
+		headerIncrement: {Totals{}.Number().String()}, headerUpto: {position{c.epoch, upto}.String()},
+	}}, "restored."+nuid.Next())
+	if _, err := p.stored(ctx, c.js.Conn(), 0); err != nil {
+		return 0, fmt.Errorf("counter %s: %w", subject, err)
+	}
+	return upto, nil
+}
+
+// position returns the sequence of a position. It finds out whether the stream has gone
+// back since that was written: the sequence is above c.end then.
+func (c *Counters) position(ctx context.Context, text string) (uint64, error) {
+	seq := parsePosition(text, c.epoch)
+	for n := 0; seq > c.end; n++ {
+		info, err := c.records.Info(ctx)
+		if err != nil {
+			return 0, fmt.Errorf("stream %s: %w", c.names.UsageStream(), err)
+		}
+		if c.end = info.State.LastSeq; seq <= c.end {
+			break
+		}
+		if c.back = c.back || n >= c.looks; c.back {
+			break
+		}
+		pause(ctx, behindPause)
+	}
+	return seq, nil
+}
+
+// complete is position for one counter. One that was written before the stream has gone
+// back is as complete as all are.
+func (c *Counters) complete(ctx context.Context, text string) (uint64, error) {
+	seq, err := c.position(ctx, text)
+	if err == nil && seq > c.end {
+		seq = c.base
+	}
+	return seq, err
 }
 
 // last reads from the leader up to which record a counter is complete.
@@ -126,7 +201,7 @@ func (c *Counters) last(ctx context.Context, subject string) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("counter %s: %w", subject, err)
 	}
-	return parsePosition(msg.Header.Get(headerUpto), c.epoch), nil
+	return c.position(ctx, msg.Header.Get(headerUpto))
 }
 
 // Read calls f with the present counters under filters.
@@ -141,8 +216,11 @@ func (c *Counters) Read(ctx context.Context, filters []string, f func(Counter)) 
 		if err != nil {
 			return err
 		}
-		f(Counter{Subject: msg.Subject(), Totals: t, Upto: parsePosition(msg.Headers().Get(headerUpto), c.epoch), Seq: meta.Sequence.Stream})
-		return nil
+		upto, err := c.complete(ctx, msg.Headers().Get(headerUpto))
+		if err == nil {
+			f(Counter{Subject: msg.Subject(), Totals: t, Upto: upto, Seq: meta.Sequence.Stream})
+		}
+		return err
 	})
 }
 
@@ -230,6 +308,9 @@ func (c *Counters) tryAdd(ctx context.Context, parts map[string][]part) (missed 
 			if known, err = c.last(ctx, subject); err != nil {
 				return nil, err
 			}
+			if known > c.end {
+				known = c.base
+			}
 			c.upto[subject] = known
 		}
 		var sum Totals
@@ -286,7 +367,7 @@ const maxParts = 4096
 // CatchUp adds all records that are stored now. foreign is given what is not a usage
 // record.
 func (c *Counters) CatchUp(ctx context.Context, foreign func(error)) error {
-	from, err := c.Upto(ctx)
+	from, err := c.begin(ctx)
 	if err == nil {
 		_, err = c.catchUp(ctx, from, foreign)
 	}
@@ -411,7 +492,7 @@ func (a *Adder) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	upto, err := counters.Upto(ctx)
+	upto, err := counters.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -453,7 +534,10 @@ func (a *Adder) add(ctx context.Context, counters *Counters, from uint64) (upto 
 	if info.Created.UnixMilli() != counters.epoch {
 		return from, fmt.Errorf("stream %s was made again", name) // the counters are opened again
 	}
-	if last <= from {
+	switch {
+	case last < from:
+		return from, fmt.Errorf("stream %s has %d records, after %d: it was restored", name, last, from) // as well
+	case last == from:
 		return from, nil
 	}
 	if own, all := a.o.Own(from, last); all {

@@ -323,6 +323,47 @@ func TestCountersGoOnFromAStreamOfRecordsThatWasMadeAgain(t *testing.T) {
 	l.expect(1, want)
 }
 
+// A stream restored from a backup was made when it was first made, and has fewer records
+// than the counters have added.
+func TestCountersGoOnFromAStreamOfRecordsThatWasRestored(t *testing.T) {
+	l := newLedger(t, time.Hour)
+	for n := range 3 {
+		l.write(record(n))
+	}
+	l.catchUp()
+	stream, err := l.js.Stream(t.Context(), names.UsageStream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := fmt.Sprintf("%d.500", stream.CachedInfo().Created.UnixMilli())
+	totals, err := l.js.Stream(t.Context(), names.TotalsStream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := totals.Info(t.Context(), jetstream.WithSubjectFilter(">"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for subject := range info.State.Subjects {
+		msg := &nats.Msg{Subject: subject, Header: nats.Header{"Nats-Incr": {"0"}, "Avatar-Upto": {before}}}
+		if _, err := l.js.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := record(1).Totals()
+	want = want.Plus(want).Plus(want)
+	l.catchUp()
+	for n := range 2 {
+		l.write(record(10 + n))
+		l.catchUp()
+		want = want.Plus(record(1).Totals())
+		l.expect(4+n, want)
+	}
+	if upto, err := l.counters().Upto(t.Context()); err != nil || upto != 5 {
+		t.Errorf("complete up to %d, %v", upto, err)
+	}
+}
+
 func TestWhatIsNotAUsageRecordCountsForNothing(t *testing.T) {
 	l := newLedger(t, time.Hour)
 	foreign := []string{``, `{}`, `x`, `{"job_id":"J","run":1,"session":1,"app_id":"a","confirmed_at":"2026-01-01T00:00:00Z","credits":-1}`, `{"job_id":"J","run":"1"}`}
