@@ -22,8 +22,8 @@ import (
 type period struct{ since, until string }
 
 func (p *period) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&p.since, "since", "", "sessions confirmed at this `TIME` or later: 2026-03-01 (UTC), RFC 3339, or a duration ago such as 24h")
-	cmd.Flags().StringVar(&p.until, "until", "", "sessions confirmed before this `TIME`")
+	filterVar(cmd.Flags(), &p.since, "since", "sessions confirmed at this `TIME` or later: 2026-03-01 (UTC), RFC 3339, or a duration ago such as 24h")
+	filterVar(cmd.Flags(), &p.until, "until", "sessions confirmed before this `TIME`")
 }
 
 func (p *period) times(now time.Time) (since, until time.Time, err error) {
