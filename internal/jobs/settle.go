@@ -301,7 +301,7 @@ func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor)
 		wait = s.untilGivenUp(from, now, wait)
 	}
 	wait = s.inTime(wait)
-	if from != nil && from.State == lifecycle.StateHeld && from.HeldReason == h.reason {
+	if from != nil && from.StaysHeld(h.reason, h.why) {
 		s.w.o.Observer.Postponed(s.id.ID, lifecycle.StateHeld, wait)
 		s.nak(wait)
 		return nil

@@ -16,13 +16,11 @@ type Refusal struct {
 	Until    time.Time // the end of the period
 }
 
-// String is the refusal for people.
+// String is the refusal for people. It does not say how much is spent: jobs that are
+// held for it keep it for as long as the budget holds them.
 func (r Refusal) String() string {
-	text := fmt.Sprintf("the budget of %d credits per %s for %s %q is spent (%d credits)", r.Credits, r.Per, r.Key, r.Value, r.Spent)
-	if r.Spent < r.Credits {
-		text = fmt.Sprintf("of the budget of %d credits per %s for %s %q %d are spent, and the rest is reserved for sessions that run", r.Credits, r.Per, r.Key, r.Value, r.Spent)
-	}
-	return text + "; jobs of it wait until " + r.Until.Format(time.RFC3339) + " or until it is raised (avatarworker cost budget)"
+	return fmt.Sprintf("the budget of %d credits per %s for %s %q is spent, or reserved for running sessions; its jobs wait until %s or until it is raised (avatarworker cost budget)",
+		r.Credits, r.Per, r.Key, r.Value, r.Until.Format(time.RFC3339))
 }
 
 const (
