@@ -220,7 +220,11 @@ func (c *cli) printFindings(k cost.Checked) error {
 	t := terminal.NewTable(c.stdout)
 	t.Row("on the list", terminal.Count(k.Listed, "session"))
 	t.Row("the same", fmt.Sprintf("%d, of which %d are estimates here", k.Same, k.Estimated))
-	t.Row("credits", fmt.Sprintf("%d here, %d on the list", k.OurCredits, k.TheirCredits))
+	theirs := "the list has none"
+	if k.TheirCredits > 0 {
+		theirs = fmt.Sprintf("%d on the list", k.TheirCredits)
+	}
+	t.Row("credits", fmt.Sprintf("%d here, %s", k.OurCredits, theirs))
 	if k.WithoutID > 0 {
 		t.Row("without a connection id here", terminal.Count(k.WithoutID, "session"))
 	}

@@ -377,6 +377,8 @@ func TestAWrongCommandLineIsAnsweredWithARightOne(t *testing.T) {
 		{`--since "2026-13-01": want a day such as 2026-03-01 (UTC), a time`, "avatarworker cost", []string{"cost", "--since", "2026-13-01"}},
 		{`--newer "soon": want a day such as 2026-03-01 (UTC), a time`, "avatarworker jobs ls", []string{"jobs", "ls", "--newer", "soon"}},
 		{"is not a job id", "avatarworker status", []string{"status", "a.b"}},
+		{`--set nats.url: there is no field "nats" (it has app_id,`, "avatarworker dlq replay", []string{"dlq", "replay", "1", "--set", "nats.url=x"}},
+		{"this sets fields of the job, not of the configuration", "avatarworker dlq replay", []string{"dlq", "replay", "1", "--set", "nats.url=x"}},
 		{`queue "a b": only letters, digits, '-' and '_'`, "avatarworker queue pause", []string{"queue", "pause", "a b"}},
 		{`unknown command "" for "avatarworker"`, "avatarworker", []string{""}},
 		{`unknown command "" for "avatarworker dlq"`, "avatarworker dlq", []string{"dlq", ""}},
