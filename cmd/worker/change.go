@@ -54,15 +54,19 @@ type bulk struct {
 const jobTime = 30 * time.Second
 
 func (c *cli) runBulk(ctx context.Context, command string, args []string, bf *bulkFlags, b bulk) error {
-	if err := checkChoice(args, &bf.filterFlags, bf.all); err != nil {
+	q, err := c.choice(args, &bf.filterFlags, bf.all)
+	if err != nil {
 		return err
+	}
+	if len(q.States) == 0 {
+		q.States = b.states
 	}
 	l, err := c.connect(ctx, command)
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	rows, err := c.chosenJobs(ctx, l, args, &bf.filterFlags, b.states)
+	rows, err := c.chosenJobs(ctx, l, args, q, bf.countFor)
 	if err != nil {
 		return err
 	}
@@ -182,12 +186,16 @@ is gone) or "unknown". With the last four the exit code is 1.`,
 	return cmd
 }
 
+// fleetStreams is what errors call the streams and buckets that a command reads or
+// changes together.
+const fleetStreams = "streams of the fleet"
+
 // operator opens the link's operator once.
-func (l *link) operator(ctx context.Context, what string) (*operate.Operator, error) {
+func (l *link) operator(ctx context.Context) (*operate.Operator, error) {
 	if l.ops == nil {
 		o, err := operate.Open(ctx, l.nc, l.js, l.names)
 		if err != nil {
-			return nil, l.names.Unavailable(what, err)
+			return nil, l.names.Unavailable(fleetStreams, err)
 		}
 		l.ops = o
 	}
@@ -196,7 +204,7 @@ func (l *link) operator(ctx context.Context, what string) (*operate.Operator, er
 
 func (c *cli) retrier(probe bool) func(context.Context, *link, status.Row) (outcome, error) {
 	return func(ctx context.Context, l *link, row status.Row) (outcome, error) {
-		o, err := l.operator(ctx, "retrying jobs")
+		o, err := l.operator(ctx)
 		if err != nil {
 			return outcome{}, err
 		}
@@ -209,7 +217,7 @@ func (c *cli) retrier(probe bool) func(context.Context, *link, status.Row) (outc
 // noted.
 func (c *cli) canceller(ifUnknown bool) func(context.Context, *link, status.Row) (outcome, error) {
 	return func(ctx context.Context, l *link, row status.Row) (outcome, error) {
-		op, err := l.operator(ctx, "cancelling jobs")
+		op, err := l.operator(ctx)
 		if err != nil {
 			return outcome{}, err
 		}

@@ -22,8 +22,8 @@ import (
 type period struct{ since, until string }
 
 func (p *period) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&p.since, "since", "", "sessions confirmed at this `TIME` or later: 2026-03-01 (UTC), RFC 3339, or a duration ago such as 24h")
-	cmd.Flags().StringVar(&p.until, "until", "", "sessions confirmed before this `TIME`")
+	filterVar(cmd.Flags(), &p.since, "since", "sessions confirmed at this `TIME` or later: 2026-03-01 (UTC), RFC 3339, or a duration ago such as 24h")
+	filterVar(cmd.Flags(), &p.until, "until", "sessions confirmed before this `TIME`")
 }
 
 func (p *period) times(now time.Time) (since, until time.Time, err error) {
@@ -220,7 +220,11 @@ func (c *cli) printFindings(k cost.Checked) error {
 	t := terminal.NewTable(c.stdout)
 	t.Row("on the list", terminal.Count(k.Listed, "session"))
 	t.Row("the same", fmt.Sprintf("%d, of which %d are estimates here", k.Same, k.Estimated))
-	t.Row("credits", fmt.Sprintf("%d here, %d on the list", k.OurCredits, k.TheirCredits))
+	theirs := "the list has none"
+	if k.TheirCredits > 0 {
+		theirs = fmt.Sprintf("%d on the list", k.TheirCredits)
+	}
+	t.Row("credits", fmt.Sprintf("%d here, %s", k.OurCredits, theirs))
 	if k.WithoutID > 0 {
 		t.Row("without a connection id here", terminal.Count(k.WithoutID, "session"))
 	}

@@ -94,6 +94,7 @@ func TestAVendorsListIsCheckedAndOneThatCanNotBeReadNamesItsLine(t *testing.T) {
 	check := func(name string) []string { return b.args(append([]string{"cost", "check", name}, march...)...) }
 	expect(t, 0, []string{"the same"}, check(file("connection_id,connected_seconds,credits\nc1,13.2,3\nc2,6,1\n"))...)
 	expect(t, 0, []string{"the same"}, check(file("{\"connection_id\":\"c1\",\"credits\":3}\n{\"connection_id\":\"c2\",\"connected_ms\":6000}\n"))...)
+	expect(t, 0, []string{"the list has none"}, check(file("connection_id,connected_seconds\nc1,13.2\nc2,6\n"))...)
 	expect(t, 1, []string{"c1", "differs", "c2", "not_on_list", "c9", "not_in_ledger"}, check(file("connection_id,credits\nc1,4\nc9,1\n"))...)
 	for text, want := range map[string]string{
 		"": "the list is empty", "id;seconds\nc1;13\n": "names no column connection_id", "connection_id,credits\nc1,many\n": "line 2",

@@ -37,12 +37,12 @@ func newDLQCommand(c *cli) *cobra.Command {
 
 func (lf *letterFlags) register(cmd *cobra.Command, limit int) {
 	f := cmd.Flags()
-	f.StringSliceVar(&lf.codes, "code", nil, "only with this error `CODE`; may be repeated, as --class, --app and --job")
-	f.StringSliceVar(&lf.classes, "class", nil, "only with this error `CLASS`")
-	f.StringSliceVar(&lf.apps, "app", nil, "only of the app with this `ID`")
-	f.StringSliceVar(&lf.jobs, "job", nil, "only of the job with this `ID`")
-	f.StringVar(&lf.before, "before", "", "only those that failed before this `TIME` (2026-03-01 (UTC), RFC 3339, or a duration ago such as 2h)")
-	f.StringVar(&lf.after, "after", "", "only those that failed at this `TIME` or later")
+	filtersVar(f, &lf.codes, "code", "only with this error `CODE`; may be repeated, as --class, --app and --job")
+	filtersVar(f, &lf.classes, "class", "only with this error `CLASS`")
+	filtersVar(f, &lf.apps, "app", "only of the app with this `ID`")
+	filtersVar(f, &lf.jobs, "job", "only of the job with this `ID`")
+	filterVar(f, &lf.before, "before", "only those that failed before this `TIME` (2026-03-01 (UTC), RFC 3339, or a duration ago such as 2h)")
+	filterVar(f, &lf.after, "after", "only those that failed at this `TIME` or later")
 	f.BoolVar(&lf.newest, "newest", false, "newest first")
 	f.IntVar(&lf.limit, "limit", limit, "at most `N` (0: no limit)")
 	jsonFlag(cmd, &lf.asJSON)

@@ -58,8 +58,8 @@ func newEventsCommand(c *cli) *cobra.Command {
 	}
 	fl := cmd.Flags()
 	fl.DurationVar(&f.since, "since", 0, "begin this long `AGO` (default: now; with --no-follow: the beginning)")
-	fl.StringVar(&f.job, "job", "", "events of the job with this `ID` only")
-	fl.StringVar(&f.code, "code", "", "events with this error `CODE` only")
+	filterVar(fl, &f.job, "job", "events of the job with this `ID` only")
+	filterVar(fl, &f.code, "code", "events with this error `CODE` only")
 	fl.BoolVar(&errs, "errors", false, "error events, one for each failed attempt")
 	fl.BoolVar(&alerts, "alerts", false, "alerts")
 	fl.BoolVar(&jobs, "jobs", false, "job events: started, completed, …")

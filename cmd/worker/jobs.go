@@ -28,14 +28,14 @@ type filterFlags struct {
 
 func (ff *filterFlags) register(c *cli, cmd *cobra.Command, limit int) {
 	f := cmd.Flags()
-	f.StringSliceVar(&ff.states, "state", nil, "in this `STATE` ("+strings.Join(stateNames(), ", ")+"); may be repeated, as may --queue, --app, --avatar, --label and --code")
-	f.StringSliceVar(&ff.queues, "queue", nil, "of the queue with this `NAME`")
-	f.StringSliceVar(&ff.apps, "app", nil, "of the app with this `ID`")
-	f.StringSliceVar(&ff.avatars, "avatar", nil, "of the avatar with this `ID`")
+	filtersVar(f, &ff.states, "state", "in this `STATE` ("+strings.Join(stateNames(), ", ")+"); may be repeated, as may --queue, --app, --avatar, --label and --code")
+	filtersVar(f, &ff.queues, "queue", "of the queue with this `NAME`")
+	filtersVar(f, &ff.apps, "app", "of the app with this `ID`")
+	filtersVar(f, &ff.avatars, "avatar", "of the avatar with this `ID`")
 	f.StringArrayVar(&ff.labels, "label", nil, "with the label `KEY=VALUE`; if repeated, with all of them")
-	f.StringSliceVar(&ff.codes, "code", nil, "whose last failure, or the failure that holds them, has this error `CODE`")
-	f.StringVar(&ff.older, "older", "", "published before this `TIME` (2026-03-01 (UTC), RFC 3339, or a duration ago such as 2h)")
-	f.StringVar(&ff.newer, "newer", "", "published at this `TIME` or later")
+	filtersVar(f, &ff.codes, "code", "whose last failure, or the failure that holds them, has this error `CODE`")
+	filterVar(f, &ff.older, "older", "published before this `TIME` (2026-03-01 (UTC), RFC 3339, or a duration ago such as 2h)")
+	filterVar(f, &ff.newer, "newer", "published at this `TIME` or later")
 	f.IntVar(&ff.limit, "limit", limit, "at most `N` (0: no limit)")
 	f.DurationVar(&ff.countFor, "count-for", status.DefaultCountFor, "longest `TIME` for reading jobs that wait")
 	complete := func(flag string, values func(context.Context) []string) {
@@ -158,7 +158,7 @@ func (c *cli) listJobs(ctx context.Context, q status.Query, countFor time.Durati
 	q.DefaultApp = l.cfg.App.ID
 	list, err := status.NewStore(l.js, l.names, c.now, countFor).Jobs(ctx, q)
 	if err != nil {
-		return l.names.Unavailable("list of jobs", err)
+		return l.names.Unavailable(fleetStreams, err)
 	}
 	if err := c.printJobs(list.Rows, asJSON); err != nil {
 		return err
@@ -259,9 +259,8 @@ func (c *cli) showJob(ctx context.Context, command, id string, countFor time.Dur
 	return c.jobStatus(ctx, l, status.NewStore(l.js, l.names, c.now, countFor).WithTariff(app.Tariff(l.cfg)), id, asJSON)
 }
 
-// chosenJobs are the jobs that are named or that the flags choose. Those that have
-// an outcome are left out unless their state is asked for.
-func (c *cli) chosenJobs(ctx context.Context, l *link, args []string, ff *filterFlags, states []lifecycle.State) ([]status.Row, error) {
+// chosenJobs are the jobs that are named, or that q chooses if none is.
+func (c *cli) chosenJobs(ctx context.Context, l *link, args []string, q status.Query, countFor time.Duration) ([]status.Row, error) {
 	if len(args) > 0 {
 		var rows []status.Row
 		for _, id := range args {
@@ -269,17 +268,10 @@ func (c *cli) chosenJobs(ctx context.Context, l *link, args []string, ff *filter
 		}
 		return rows, nil
 	}
-	q, err := ff.query(c)
-	if err != nil {
-		return nil, err
-	}
-	if len(q.States) == 0 {
-		q.States = states
-	}
 	q.DefaultApp = l.cfg.App.ID
-	list, err := status.NewStore(l.js, l.names, c.now, ff.countFor).Jobs(ctx, q)
+	list, err := status.NewStore(l.js, l.names, c.now, countFor).Jobs(ctx, q)
 	if err != nil {
-		return nil, l.names.Unavailable("list of jobs", err)
+		return nil, l.names.Unavailable(fleetStreams, err)
 	}
 	if !list.Waiting.All {
 		c.note("looking at jobs that wait took longer than --count-for: %d of %d were looked at; repeat the command for the others", list.Waiting.Looked, list.Waiting.Of)
@@ -287,20 +279,21 @@ func (c *cli) chosenJobs(ctx context.Context, l *link, args []string, ff *filter
 	return list.Rows, nil
 }
 
-// checkChoice checks that either jobs are named or flags choose them.
-func checkChoice(args []string, ff *filterFlags, all bool) error {
+// choice checks that either jobs are named or flags choose them, and returns what
+// the flags choose.
+func (c *cli) choice(args []string, ff *filterFlags, all bool) (status.Query, error) {
 	for _, id := range args {
 		if !jobspec.ValidID(id) {
-			return checkJobID(id)
+			return status.Query{}, checkJobID(id)
 		}
 	}
 	switch chosen := ff.narrows() || all; {
 	case len(args) == 0 && !chosen:
-		return usagef("which ones? Give job ids, filters, or --all")
+		return status.Query{}, usagef("which ones? Give job ids, filters, or --all")
 	case len(args) > 0 && chosen:
-		return usagef("give job ids, or filters: not both")
+		return status.Query{}, usagef("give job ids, or filters: not both")
 	}
-	return nil
+	return ff.query(c)
 }
 
 // completionTime bounds the search for names while a user types.

@@ -377,6 +377,16 @@ func TestAWrongCommandLineIsAnsweredWithARightOne(t *testing.T) {
 		{`--since "2026-13-01": want a day such as 2026-03-01 (UTC), a time`, "avatarworker cost", []string{"cost", "--since", "2026-13-01"}},
 		{`--newer "soon": want a day such as 2026-03-01 (UTC), a time`, "avatarworker jobs ls", []string{"jobs", "ls", "--newer", "soon"}},
 		{"is not a job id", "avatarworker status", []string{"status", "a.b"}},
+		{`--set nats.url: there is no field "nats" (it has app_id,`, "avatarworker dlq replay", []string{"dlq", "replay", "1", "--set", "nats.url=x"}},
+		{"this sets fields of the job, not of the configuration", "avatarworker dlq replay", []string{"dlq", "replay", "1", "--set", "nats.url=x"}},
+		{`queue "a b": only letters, digits, '-' and '_'`, "avatarworker queue pause", []string{"queue", "pause", "a b"}},
+		{`unknown command "" for "avatarworker"`, "avatarworker", []string{""}},
+		{`unknown command "" for "avatarworker dlq"`, "avatarworker dlq", []string{"dlq", ""}},
+		{`unknown command ""`, "avatarworker help", []string{"help", ""}},
+		{"CODE is empty: write 'avatarworker errors [CODE]'", "avatarworker errors", []string{"errors", ""}},
+		{"WORKER is empty: write 'avatarworker drain WORKER…'", "avatarworker drain", []string{"drain", "a", ""}},
+		{"REGION is empty: write 'avatarworker circuit close APP [REGION]'", "avatarworker circuit close", []string{"circuit", "close", "a", ""}},
+		{"FILE|- is empty: write 'avatarworker submit [FILE|-]'", "avatarworker submit", []string{"submit", ""}},
 	} {
 		_, _, stderr := call(t, tc.args...)
 		expect(t, exitUsage, []string{tc.text, "Try '" + tc.help + " --help'."}, tc.args...)
@@ -387,6 +397,27 @@ func TestAWrongCommandLineIsAnsweredWithARightOne(t *testing.T) {
 	if _, _, stderr := call(t, "dlq", "zzzzzz"); strings.Contains(stderr, "mean") {
 		t.Errorf("a guess at nothing: %s", stderr)
 	}
+}
+
+func TestAFilterWithoutAValueIsRefused(t *testing.T) {
+	t.Parallel()
+	for command, flags := range map[string][]string{
+		"cancel":     {"state", "queue", "app", "avatar", "label", "code", "older", "newer"},
+		"retry":      {"state", "queue", "app", "avatar", "label", "code", "older", "newer"},
+		"jobs ls":    {"state", "queue", "app", "avatar", "label", "code", "older", "newer"},
+		"dlq ls":     {"code", "class", "app", "job", "before", "after"},
+		"dlq rm":     {"code", "class", "app", "job", "before", "after"},
+		"dlq replay": {"code", "class", "app", "job", "before", "after"},
+		"events":     {"job", "code"},
+		"cost":       {"since", "until"},
+		"cost check": {"since", "until"},
+	} {
+		for _, flag := range flags {
+			args := append(strings.Fields(command), "--"+flag, "", "--json")
+			expect(t, exitUsage, []string{"--" + flag, "want"}, args...)
+		}
+	}
+	expect(t, exitUsage, []string{`--app "a,": want a value`}, "cancel", "--app", "a,", "-y")
 }
 
 func TestVersionAndCompletion(t *testing.T) {

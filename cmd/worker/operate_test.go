@@ -96,7 +96,7 @@ func TestJobStatusSaysWhereAReplayedJobWaits(t *testing.T) {
 	}
 	deadLettered("j1")
 	b.letter("j1", errors.CodeAvatarNotFound, `{"avatar_id":"a","audio":{"object":"a.wav"}}`, time.Now())
-	expect(t, 0, []string{"History\nnone is kept", "avatarworker dlq replay --job j1"}, b.args("jobs", "show", "j1")...)
+	expect(t, 0, []string{"History\nnone is kept", "\n\nIts dead letter: avatarworker dlq show --job j1\nTo run it again: avatarworker dlq replay --job j1"}, b.args("jobs", "show", "j1")...)
 	expect(t, 0, nil, b.args("queue", "pause", "default")...)
 	expect(t, 0, nil, b.args("dlq", "replay", "--job", "j1", "-y")...)
 	text := expect(t, 0, []string{"dead_lettered", "Run 2", "waiting: not delivered", "the queue is paused", "avatarworker queue resume default"}, b.args("jobs", "show", "j1")...)
@@ -135,6 +135,9 @@ func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 	}
 	expect(t, 1, []string{"unknown job absent", "mistyped"}, b.args("status", "absent")...)
 	expect(t, 1, []string{"no worker has run here"}, b.args("status", "--prefix", "other")...)
+	for _, command := range [][]string{{"jobs", "ls"}, {"retry", "j1"}, {"cancel", "j1"}, {"drain", "w1"}, {"queue", "pause", "default"}, {"circuit", "ls"}} {
+		expect(t, 1, []string{`streams of the fleet not found: no worker has run here with nats.prefix "other"`}, b.args(append(command, "--prefix", "other")...)...)
+	}
 }
 
 func TestStatusOfAHeldJobSaysWhyAndWhatToDo(t *testing.T) {

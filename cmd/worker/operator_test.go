@@ -332,7 +332,7 @@ func TestALetterIsCorrectedAndReplayed(t *testing.T) {
 		expect(t, want, texts, b.args(append([]string{"dlq", "replay"}, args...)...)...)
 	}
 	replay(2, []string{"avatar_name", "avatar_id"}, "1", "--set", "avatar_name=ok")
-	replay(2, []string{"nats", "come from the configuration"}, "1", "--set", "nats.prefix=x")
+	replay(2, []string{"nats", "not of the configuration"}, "1", "--set", "nats.prefix=x")
 	replay(2, []string{"one SEQ"}, "--all", "--edit")
 	replay(2, []string{"give one of"}, "1", "--set", "avatar_id=x", "--body", "f")
 	replay(1, []string{"failed", "nothing was published", "avatar_id"}, "1", "--set", "avatar_id=")

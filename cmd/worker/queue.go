@@ -10,6 +10,7 @@ import (
 	"avatarworker/internal/operate"
 	"avatarworker/internal/status"
 	"avatarworker/internal/terminal"
+	"avatarworker/internal/topology"
 )
 
 // Statuses of queues, circuits and workers that were changed.
@@ -119,6 +120,11 @@ func newQueueResumeCommand(c *cli) *cobra.Command {
 }
 
 func (c *cli) changeQueues(ctx context.Context, verb string, queues []string, yes, asJSON bool, change func(context.Context, *operate.Operator, string) (changedQueue, error)) error {
+	for _, queue := range queues {
+		if err := topology.ValidQueue(queue); err != nil {
+			return usagef("%v", err)
+		}
+	}
 	l, o, err := c.operator(ctx, "queue")
 	if err != nil {
 		return err
@@ -174,10 +180,10 @@ func (c *cli) operator(ctx context.Context, command string) (*link, *operate.Ope
 	if err != nil {
 		return nil, nil, err
 	}
-	o, err := operate.Open(ctx, l.nc, l.js, l.names)
+	o, err := l.operator(ctx)
 	if err != nil {
 		l.close()
-		return nil, nil, l.names.Unavailable(command, err)
+		return nil, nil, err
 	}
 	return l, o, nil
 }

@@ -81,6 +81,9 @@ func looksLikeSpeech(data []byte) string {
 	return ""
 }
 
+// maxFaults bounds how many wrong jobs of a file are reported.
+const maxFaults = 100
+
 // splitJobs takes a file of several jobs apart. The error says which is wrong,
 // with line and column where it is not JSON.
 func splitJobs(name string, data []byte) ([]jobPart, error) {
@@ -104,6 +107,7 @@ func splitJobs(name string, data []byte) ([]jobPart, error) {
 	}
 	var parts []jobPart
 	var faults []error
+	lines, counted := 0, int64(0) // before the part, and up to where
 	for dec.More() {
 		from := dec.InputOffset()
 		from += int64(len(data[from:]) - len(bytes.TrimLeft(data[from:], between)))
@@ -113,22 +117,24 @@ func splitJobs(name string, data []byte) ([]jobPart, error) {
 		if decodeErr == nil {
 			end = dec.InputOffset()
 		}
-		part := jobPart{where: fmt.Sprintf("%s, job %d (line %d)", name, len(parts)+1, 1+bytes.Count(data[:from], []byte("\n")))}
+		lines += bytes.Count(data[counted:from], []byte("\n"))
+		counted = from
+		part := jobPart{where: fmt.Sprintf("%s, job %d (line %d)", name, len(parts)+1, 1+lines)}
 		if decodeErr != nil && len(parts) == 0 && !list {
 			part.where = name // there may be no second one
 		}
-		if wrong := jobspec.CheckJSON(blanked(data[:end], from)); wrong != nil {
-			faults = append(faults, part.located(errors.New(wrong.Message)))
+		if jobspec.CheckJSON(data[from:end]) != nil {
+			faults = append(faults, part.located(errors.New(jobspec.CheckJSON(placed(data, from, end, lines)).Message)))
 		} else if err := errors.Join(decodeErr, json.Unmarshal(value, &part.fields)); err != nil {
 			faults = append(faults, part.located(err))
 		}
-		if decodeErr != nil {
-			return nil, errors.Join(faults...) // the jobs after this can't be distinguished
+		if decodeErr != nil || len(faults) == maxFaults {
+			return nil, errors.Join(faults...) // the jobs after this can't be distinguished, or it is enough
 		}
 		parts = append(parts, part)
 	}
 	if rest := dec.InputOffset(); !list && len(bytes.TrimSpace(data[rest:])) > 0 { // a bracket too many
-		faults = append(faults, notAJob(name, jobspec.CheckJSON(blanked(data, rest))))
+		faults = append(faults, notAJob(name, jobspec.CheckJSON(placed(data, rest, int64(len(data)), bytes.Count(data[:rest], []byte("\n"))))))
 	}
 	switch {
 	case len(faults) > 0:
@@ -139,14 +145,12 @@ func splitJobs(name string, data []byte) ([]jobPart, error) {
 	return parts, nil
 }
 
-// blanked is data with all before from made blank, so that what is said of lines
-// and columns is true of the whole.
-func blanked(data []byte, from int64) []byte {
-	out := bytes.Clone(data)
-	for i := range out[:from] {
-		if out[i] != '\n' {
-			out[i] = ' '
-		}
-	}
-	return out
+// placed is a part of data behind as many lines, and on its own line as many blanks, as
+// are before it, so that what is said of lines and columns is true of the whole.
+func placed(data []byte, from, end int64, lines int) []byte {
+	column := int(from) - (bytes.LastIndexByte(data[:from], '\n') + 1)
+	out := make([]byte, 0, lines+column+int(end-from))
+	out = append(out, bytes.Repeat([]byte("\n"), lines)...)
+	out = append(out, bytes.Repeat([]byte(" "), column)...)
+	return append(out, data[from:end]...)
 }

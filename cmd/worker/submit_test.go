@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -592,5 +593,33 @@ func TestSimulatorServesTLSWithACertificateOfItsOwn(t *testing.T) {
 	}
 	if _, err := os.Stat(urls["ca_file"]); err == nil {
 		t.Error("the file of the certificate is left behind")
+	}
+}
+
+// Not parallel: others would allocate meanwhile.
+func TestWorkForAFileOfJobsGrowsWithItsLengthOnly(t *testing.T) {
+	job := `{"avatar_id":"a","audio":{"object":"a.wav"}}`
+	for name, data := range map[string]string{
+		"lines": strings.Repeat(job+"\n", 2000),
+		"list":  "[" + strings.Repeat(job+",", 1999) + job + "]",
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		parts, err := splitJobs(name, []byte(data))
+		runtime.ReadMemStats(&after)
+		if err != nil || len(parts) != 2000 {
+			t.Fatalf("%s: %d jobs, %v", name, len(parts), err)
+		}
+		if spent := (after.TotalAlloc - before.TotalAlloc) / uint64(len(data)); spent > 200 {
+			t.Errorf("%s: allocated %d bytes for each byte of the file", name, spent)
+		}
+	}
+}
+
+func TestAFileOfWrongJobsIsAnsweredWithTheFirstOfThem(t *testing.T) {
+	t.Parallel()
+	_, err := splitJobs("f", []byte(strings.Repeat("\n {\"x\":1}", 3*maxFaults)))
+	if err == nil || strings.Count(err.Error(), "\n") != maxFaults-1 || !strings.HasPrefix(err.Error(), "f, job 1 (line 2): field \"x\"") {
+		t.Errorf("%.300s", fmt.Sprint(err))
 	}
 }

@@ -24,16 +24,18 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return usagef("unknown command %q for %q%s", args[0], cmd.CommandPath(), didYouMean("", suggestions(cmd, args[0])))
 }
 
-// argCount accepts from least to most arguments (most -1: any number). The error
-// names the argument that is missing, as the command's Use does.
+// argCount accepts from least to most arguments (most -1: any number), none of them
+// empty. The error names the argument, as the command's Use does.
 func argCount(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		switch {
+		names := strings.Fields(cmd.Use)[1:]
+		switch empty := slices.Index(args, ""); {
 		case len(args) < least:
-			names := strings.Fields(cmd.Use)[1:]
 			return usagef("no %s given: write '%s'", strings.TrimSuffix(names[len(args)], "…"), synopsis(cmd))
 		case most >= 0 && len(args) > most:
 			return tooMany(cmd, args[most])
+		case empty >= 0:
+			return usagef("%s is empty: write '%s'", strings.Trim(names[min(empty, len(names)-1)], "[]…"), synopsis(cmd))
 		}
 		return nil
 	}
@@ -101,7 +103,7 @@ func suggestions(cmd *cobra.Command, typed string) []string {
 	cmd.SuggestionsMinimumDistance = 2
 	names := slices.DeleteFunc(cmd.SuggestionsFor(typed), func(name string) bool {
 		// Of two or three letters, two may differ by chance.
-		return len(typed) < 4 && !strings.EqualFold(typed[:1], name[:1])
+		return typed == "" || len(typed) < 4 && !strings.EqualFold(typed[:1], name[:1])
 	})
 	for _, sub := range cmd.Commands() { // "--avatar_id", of the field of that name
 		if name := sub.Name(); len(name) > 2 && sub.IsAvailableCommand() && strings.HasPrefix(typed, name) && !slices.Contains(names, name) {

@@ -31,6 +31,7 @@ import (
 	"avatarworker/internal/jobs/alert"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/key"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/natsconn"
@@ -437,7 +438,11 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 			Storage: stores, Budgets: Budgets(c), CostLeast: int64(c.Cost.Minimum),
 			Ledger: usage.NewLedger(ledgerOptions(c, js, a.names, h)), Totals: h.Totals != nil, TotalLabels: c.TotalLabels(),
 			CheckKey: func(ctx context.Context, app string) error {
-				return sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
+				err := sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
+				if err != nil && !key.Refuses(err) {
+					a.log.Warn().Str("app_id", app).Err(err).Msg("the API key could not be checked; jobs of the app are tried")
+				}
+				return err
 			},
 		},
 		Policy: jobs.Policy{

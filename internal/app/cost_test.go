@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -267,6 +268,34 @@ func TestABudgetEndsWhereItIsSpentAndRaisedItsJobsGoOn(t *testing.T) {
 	f.setBudget("label.customer", "month", 1000)
 	f.counted(ctx, lifecycle.StateCompleted, jobs+1)
 	f.balancedWithin(time.Second, "customer")
+}
+
+func TestAHeldJobNamesTheBudgetThatHoldsItNow(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, func(o *simulator.Options) { o.Speed = 0 })
+	f.worker(worker{config: func(c *config.Config) {
+		c.Budgets = []config.Budget{{Key: "label.customer", Credits: 1, Per: "month"}, {Key: "app_id", Credits: 2, Per: "day"}}
+	}})
+	for i := range 4 {
+		f.publish(fmt.Sprintf("b%d", i), "ok", fields{"labels": fields{"customer": "acme"}})
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, patience)
+	defer cancel()
+	heldFor := func(jobs int, key string) {
+		t.Helper()
+		f.records(ctx, func(records map[string]lifecycle.Record) bool {
+			n := 0
+			for _, r := range records {
+				if r.State == lifecycle.StateHeld && strings.Contains(r.HeldText(), key) {
+					n++
+				}
+			}
+			return n == jobs
+		}, fmt.Sprintf("%d jobs held for the budget of %s", jobs, key))
+	}
+	heldFor(3, "label.customer")
+	f.setBudget("label.customer", "month", 1000)
+	heldFor(2, "app_id")
 }
 
 // cancel asks the worker that runs the job to end it.

@@ -221,6 +221,18 @@ func TestWhatExistsWithOtherSettingsIsLeftAloneAndReportedOnce(t *testing.T) {
 	}
 }
 
+func TestAWorkerSaysAtItsStartThatItCannotReachTheBackend(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, nil)
+	log := &buffer{}
+	f.worker(worker{log: log, config: func(c *config.Config) {
+		c.Backend.ConsoleURL = fmt.Sprintf("http://127.0.0.1:%d/v1/console", freePort(t))
+	}})
+	if text := log.String(); !strings.Contains(text, "the API key could not be checked") || !strings.Contains(text, "connection refused") {
+		t.Error(text)
+	}
+}
+
 func TestOggOpusIsPassedThroughAsItIs(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)

@@ -90,7 +90,7 @@ func checkURL(u *url.URL) string {
 
 // shownURL returns a URL without its secret parts.
 func shownURL(u *url.URL) string {
-	return shorten((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
+	return shorten((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String())
 }
 
 func (o *Opener) openURL(ctx context.Context, in *input) (*Speech, error) {

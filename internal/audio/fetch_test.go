@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -473,6 +474,21 @@ func TestServerThatDoesNotSpeakHTTPIsANetworkFault(t *testing.T) {
 		e := wantError(t, openAndRead(t, o, at("http://example.com"+path)), errors.CodeAudioUnavailable, errors.PhaseAudio, word)
 		if !e.Network || strings.Contains(e.Error(), "sesame") {
 			t.Errorf("got %+v", e)
+		}
+	}
+}
+
+func TestAURLIsNamedAsItWasAskedFor(t *testing.T) {
+	for text, want := range map[string]string{
+		"https://s3.example/b/a%20b%2Fc+d%2B?X-Amz-Signature=sesame": "https://s3.example/b/a%20b%2Fc+d%2B",
+		"http://s3.example/b/a b.wav#x":                              "http://s3.example/b/a%20b.wav",
+	} {
+		u, err := url.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := shownURL(u); got != want {
+			t.Errorf("%s: %s, want %s", text, got, want)
 		}
 	}
 }

@@ -147,7 +147,7 @@ func splitPath(path string) []string {
 func fieldAt(message protoreflect.MessageDescriptor, path []string) (textual bool, err error) {
 	field := message.Fields().ByName(protoreflect.Name(path[0]))
 	if field == nil {
-		return false, fmt.Errorf("there is no field %q%s: settings of the program come from the configuration here", path[0], fieldsOf(message))
+		return false, fmt.Errorf("there is no field %q%s; this sets fields of the job, not of the configuration", path[0], fieldsOf(message))
 	}
 	rest := path[1:]
 	switch {

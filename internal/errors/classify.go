@@ -82,7 +82,7 @@ func FromProxy(phase Phase, proxy string, status int, header http.Header) *Error
 func proxyRemedy(status int) string {
 	switch status {
 	case http.StatusProxyAuthRequired:
-		return ": it wants a login; put user and password into the proxy's URL (HTTPS_PROXY, HTTP_PROXY)"
+		return ": it wants a login: put user and password into the proxy's URL (HTTPS_PROXY, HTTP_PROXY), or correct them"
 	case http.StatusForbidden, http.StatusMethodNotAllowed:
 		return ": it does not allow the backend's address; allow it there, or add it to NO_PROXY"
 	}

@@ -210,8 +210,7 @@ func (e *execution) freeSlot() bool {
 	return e.freed != nil || e.freeSlotFor(e.w.finalizing)
 }
 
-// freeSlotFor gives the slot back and takes a place of another kind, if there is
-// one.
+// freeSlotFor gives the slot back and takes a place of another kind, if one is left.
 func (e *execution) freeSlotFor(places *semaphore.Weighted) bool {
 	if !places.TryAcquire(1) {
 		return false

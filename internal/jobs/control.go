@@ -64,8 +64,7 @@ func (c controlled) NoteCancel(ctx context.Context, jobID string) (control.Reply
 	return control.CancelReply(string(state), state.Final()), err
 }
 
-// Cancel implements control.Running: it ends the job and waits until that is
-// settled.
+// Cancel implements control.Running: it ends the job and waits until it is settled.
 func (e *execution) Cancel(ctx context.Context) control.Reply {
 	e.mu.Lock()
 	e.ending = true

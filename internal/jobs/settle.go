@@ -237,8 +237,7 @@ func (s settlement) consultCircuit(ctx context.Context, f *lifecycle.Failure, r 
 	}
 }
 
-// postpone writes that the job waits, publishes that, and hands the job back for
-// delay.
+// postpone writes and publishes that the job waits, and hands it back for delay.
 func (s settlement) postpone(ctx context.Context, next *lifecycle.Record, delay time.Duration) error {
 	failpoint.Here("before_failure")
 	if err := s.commitAndFreeSlot(ctx, next); err != nil {
@@ -301,7 +300,7 @@ func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor)
 		wait = s.untilGivenUp(from, now, wait)
 	}
 	wait = s.inTime(wait)
-	if from != nil && from.State == lifecycle.StateHeld && from.HeldReason == h.reason {
+	if from != nil && from.StaysHeld(h.reason, h.why) {
 		s.w.o.Observer.Postponed(s.id.ID, lifecycle.StateHeld, wait)
 		s.nak(wait)
 		return nil
@@ -316,8 +315,7 @@ func (s settlement) holdForStorage(ctx context.Context, from *lifecycle.Record, 
 	return s.hold(ctx, from, holdFor{reason: lifecycle.HeldStorage, wait: s.w.pace.Spread(storagePause), why: fault.Error()})
 }
 
-// storagePause is about how long a job waits for storage before it is looked at
-// again.
+// storagePause is about how long a job waits before storage is looked at again.
 const storagePause = 5 * time.Second
 
 // unsettledPause is how long a job whose sessions end without a result is left

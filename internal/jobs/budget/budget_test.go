@@ -76,9 +76,9 @@ func TestARefusalNamesTheBudgetAndWhenItEnds(t *testing.T) {
 			t.Errorf("%q does not say %s", r, part)
 		}
 	}
-	r.Spent, r.Reserved = 98, 2
-	if !strings.Contains(r.String(), "reserved") {
-		t.Errorf("%q", r)
+	whole := r.String()
+	if r.Spent, r.Reserved = 98, 2; r.String() != whole {
+		t.Errorf("%q, and with something reserved %q", whole, r)
 	}
 	if _, err := json.Marshal(r); err != nil {
 		t.Error(err)

@@ -17,16 +17,14 @@ type Refusal struct {
 	Unknown  error     `json:"-"` // why what is spent is not known; nil: it is
 }
 
-// String is the refusal for people.
+// String is the refusal for people. It says nothing that changes while the budget
+// holds jobs: they keep it as the reason of one hold.
 func (r Refusal) String() string {
 	if r.Unknown != nil {
-		return fmt.Sprintf("what is left of the budget of %d credits per %s for %s %q is not known: %v", r.Credits, r.Per, r.Key, r.Value, r.Unknown)
+		return fmt.Sprintf("what is left of the budget of %d credits per %s for %s %q is not known: the ledger can't be read, and the worker's readiness says why", r.Credits, r.Per, r.Key, r.Value)
 	}
-	text := fmt.Sprintf("the budget of %d credits per %s for %s %q is spent (%d credits)", r.Credits, r.Per, r.Key, r.Value, r.Spent)
-	if r.Spent < r.Credits {
-		text = fmt.Sprintf("of the budget of %d credits per %s for %s %q %d are spent, and the rest is reserved for sessions that run", r.Credits, r.Per, r.Key, r.Value, r.Spent)
-	}
-	return text + "; jobs of it wait until " + r.Until.Format(time.RFC3339) + " or until it is raised (avatarworker cost budget)"
+	return fmt.Sprintf("the budget of %d credits per %s for %s %q is spent, or reserved for running sessions; its jobs wait until %s or until it is raised (avatarworker cost budget)",
+		r.Credits, r.Per, r.Key, r.Value, r.Until.Format(time.RFC3339))
 }
 
 const (

@@ -82,13 +82,13 @@ func (k *Keys) check(ctx context.Context, app string) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	err := k.o.Check(ctx, app)
-	if err == nil || refusesKey(err) {
+	if err == nil || Refuses(err) {
 		k.set(app, err)
 	}
 }
 
-// refusesKey reports whether err is the backend's refusal of an API key.
-func refusesKey(err error) bool {
+// Refuses reports whether err is the backend's refusal of an API key.
+func Refuses(err error) bool {
 	e := errors.Of(err)
 	return e != nil && e.Phase == errors.PhaseToken && e.HTTPStatus == http.StatusUnauthorized
 }
@@ -96,7 +96,7 @@ func refusesKey(err error) bool {
 // Blames reports whether a failure is the fault of this worker's own key, and if
 // so marks the key as refused.
 func (k *Keys) Blames(app string, fault *errors.Error) bool {
-	if !refusesKey(fault) || !k.o.Others(app) {
+	if !Refuses(fault) || !k.o.Others(app) {
 		return false
 	}
 	k.set(app, fault)

@@ -189,6 +189,13 @@ func (r *Record) HoldBack(now, until time.Time, reason, why string, code errors.
 	r.Hold(now, until, reason, why, code)
 }
 
+// StaysHeld reports whether the job is held for that already, so that its hold goes
+// on. Another budget, or the next period of one, is a hold of its own: people are told
+// which budget to raise.
+func (r *Record) StaysHeld(reason, why string) bool {
+	return r.State == StateHeld && r.HeldReason == reason && (reason != HeldBudget || r.HeldWhy == why)
+}
+
 // MakeDue ends the wait of a job in backoff or held: an operator wants it to be
 // tried now. A job that was held because its sessions settled nothing may have as
 // many sessions again. It reports whether it changed anything.
