@@ -314,7 +314,11 @@ func (f *Fleet) warnOfCircuits(add func(format string, args ...any)) {
 		if stopped[c.Code] == nil {
 			codes = append(codes, c.Code)
 		}
-		stopped[c.Code] = append(stopped[c.Code], fmt.Sprintf("app %s in %s", c.App, c.Region))
+		name := "app " + c.App
+		if c.Region != "" {
+			name += " in " + c.Region
+		}
+		stopped[c.Code] = append(stopped[c.Code], name)
 	}
 	for _, code := range codes {
 		add("no sessions are started for %s: the circuit is not closed, because of %s. %s",
