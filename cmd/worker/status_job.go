@@ -61,8 +61,16 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 		_, err := fmt.Fprintln(c.stdout, "\nIts dead letter is gone: it was removed, or has aged out. To run it again, publish it under another id.")
 		return err
 	}
-	for _, advice := range advise(j.Record) {
-		if _, err := fmt.Fprintln(c.stdout, terminal.Plain(advice)); err != nil {
+	list := advise(j.Record)
+	if until := j.PausedUntil; !until.IsZero() {
+		list = slices.Insert(list, 0, "Its queue is paused "+pausedText(c.now(), until)+", and it is not tried before: avatarworker queue resume "+j.Record.Queue)
+	}
+	for i, advice := range list {
+		advice = terminal.Plain(advice)
+		if i == 0 {
+			advice = "\n" + advice
+		}
+		if _, err := fmt.Fprintln(c.stdout, advice); err != nil {
 			return err
 		}
 	}
@@ -85,20 +93,20 @@ func advise(r *lifecycle.Record) []string {
 	switch r.State {
 	case lifecycle.StateDeadLettered:
 		return []string{
-			"\nIts dead letter: avatarworker dlq show --job " + id,
+			"Its dead letter: avatarworker dlq show --job " + id,
 			"To run it again: avatarworker dlq replay --job " + id + " (--set PATH=VALUE corrects it)",
 		}
 	case lifecycle.StateHeld, lifecycle.StateRetrying:
-		advice := []string{"\nTo run it now: avatarworker retry " + id}
+		advice := []string{"To run it now: avatarworker retry " + id}
 		if r.State == lifecycle.StateHeld && r.HeldReason == lifecycle.HeldCircuit {
 			advice[0] += " --probe (its circuit is open: avatarworker circuit ls)"
 		}
 		return append(advice, "To end it: avatarworker cancel "+id)
 	case lifecycle.StateRunning:
-		return []string{"\nTo end it: avatarworker cancel " + id}
+		return []string{"To end it: avatarworker cancel " + id}
 	case lifecycle.StateCompleted:
 		if r.Recording != "" {
-			return []string{"\nIts recording: avatarworker recording get " + r.Recording}
+			return []string{"Its recording: avatarworker recording get " + r.Recording}
 		}
 	}
 	return nil
