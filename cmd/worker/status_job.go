@@ -119,21 +119,16 @@ func (c *cli) printWaiting(ctx context.Context, store *status.Store, id string, 
 	t.Row("state", "waiting: not delivered to a worker yet")
 	t.Row("queue", w.Queue)
 	t.Row("published", terminal.When(c.now(), w.Published))
-	if f, err := store.Fleet(ctx); err != nil {
+	if q, err := store.Queue(ctx, w.Queue); err != nil {
 		c.note("the state of its queue could not be read: %s", terminal.Plain(err.Error()))
-	} else {
-		for _, q := range f.Queues {
-			if q.Name != w.Queue {
-				continue
-			}
-			t.Row("waiting in the queue", q.Waiting)
-			t.Row("workers of the queue", q.Served)
-			switch {
-			case !q.PausedUntil.IsZero():
-				t.Row("what to do", "the queue is paused "+pausedText(f.At, q.PausedUntil)+": avatarworker queue resume "+q.Name)
-			case q.Served == 0:
-				t.Row("what to do", "no worker serves the queue: start one with worker.queues "+q.Name)
-			}
+	} else if q != nil {
+		t.Row("waiting in the queue", q.Waiting)
+		t.Row("workers of the queue", q.Served)
+		switch {
+		case !q.PausedUntil.IsZero():
+			t.Row("what to do", "the queue is paused "+pausedText(c.now(), q.PausedUntil)+": avatarworker queue resume "+q.Name)
+		case q.Served == 0:
+			t.Row("what to do", "no worker serves the queue: start one with worker.queues "+q.Name)
 		}
 	}
 	return t.Flush()
