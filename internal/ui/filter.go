@@ -2,6 +2,7 @@ package ui
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -176,6 +177,33 @@ func (f jobFilter) Query(page int) string {
 	return q.Encode()
 }
 
+// Words is what is filtered: "label customer=acme, state held or running". "": nothing.
+func (f jobFilter) Words() string { return inWords(f.Query(1)) }
+
+// inWords is a query in words.
+func inWords(query string) string {
+	v, err := url.ParseQuery(query)
+	if err != nil {
+		return ""
+	}
+	var texts []string
+	for _, name := range slices.Sorted(maps.Keys(v)) {
+		text := strings.Join(v[name], " or ")
+		switch name {
+		case "label":
+			text = strings.Join(v[name], " and ")
+		case "state":
+			text = strings.ReplaceAll(text, "_", " ")
+		case "sort":
+			name = "order"
+		case "by":
+			name = "counted by"
+		}
+		texts = append(texts, name+" "+text)
+	}
+	return strings.Join(texts, ", ")
+}
+
 // Of leads to the jobs of a group: those with that key in what the jobs are counted by.
 // "" if no filter chooses them.
 func (f jobFilter) Of(key string) string {
@@ -269,6 +297,9 @@ func parseLetters(v url.Values, now time.Time) (f letterFilter, q dlq.Filter) {
 func (f letterFilter) Narrows() bool {
 	return f.Code+f.Class+f.App+f.Job+f.Before+f.After != ""
 }
+
+// Words is what is filtered.
+func (f letterFilter) Words() string { return inWords(f.Query(1)) }
 
 // Link leads to another page of the same list.
 func (f letterFilter) Link(page int) string { return withQuery("/letters", f.Query(page)) }

@@ -90,6 +90,7 @@ func TestEachQuestionOfTheWalkHasItsAnswerOnAPage(t *testing.T) {
 		{"where is my job while it waits", "/jobs/w1", []string{"has waited in queue nobody", "No worker serves the queue"}},
 		{"what ran longest", "/jobs?state=running&sort=running", []string{"j2", "5.0 s"}},
 		{"which customer's jobs fail", "/jobs?by=label%3Acustomer&state=dead_lettered", []string{"label:customer</th>", "dead lettered</th>", `</th><td class="num">1</td><td class="num">1</td>`}},
+		{"what is this list of", "/jobs?state=dead_lettered,held&label=a%3D1&label=b%3D2&newer=24h", []string{"<summary>Filter: label a=1 and b=2, newer 24h, state dead lettered or held</summary>"}},
 		{"which code stops them", "/jobs?by=code&state=dead_lettered", []string{`<a href="/jobs?code=avatarNotFound&amp;state=dead_lettered">avatarNotFound</a>`}},
 		{"which of one customer's jobs fail", "/jobs?state=dead_lettered&label=customer%3Dacme", []string{"j7", `href="/jobs?by=label%3Acustomer&amp;newer=24h&amp;state=dead_lettered%2Cretrying">Failing by customer today`}},
 		{"what does this cost", "/jobs/j1", []string{"at least 2", "7.0 s"}},
