@@ -102,9 +102,7 @@ func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 		s.afterLetter(ctx, j, id)
 	}
 	if queue := j.queueItWaitsIn(); queue != "" {
-		if j.PausedUntil, err = s.pausedUntil(ctx, queue); err != nil {
-			return nil, err
-		}
+		j.PausedUntil = s.pausedUntil(ctx, queue)
 	}
 	j.Cost = j.cost(s.now(), s.tariff)
 	return j, nil
@@ -128,11 +126,14 @@ func (j *Job) queueItWaitsIn() string {
 	}
 }
 
-// pausedUntil is when the pause of a queue ends; zero: it is not paused.
-func (s *Store) pausedUntil(ctx context.Context, queue string) (until time.Time, err error) {
+// pausedUntil is when the pause of a queue ends; zero: it is not paused, or that can't be
+// read, which keeps nobody from seeing the job. A user who may not look gets no answer.
+func (s *Store) pausedUntil(ctx context.Context, queue string) (until time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, storageTime)
+	defer cancel()
 	stream, err := s.js.Stream(ctx, s.names.JobsStream())
 	if err != nil {
-		return until, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
+		return until
 	}
 	list := stream.ListConsumers(ctx)
 	for consumer := range list.Info() {
@@ -140,10 +141,7 @@ func (s *Store) pausedUntil(ctx context.Context, queue string) (until time.Time,
 			until = at.UTC()
 		}
 	}
-	if err := list.Err(); err != nil {
-		return until, fmt.Errorf("consumers of %s: %w", s.names.JobsStream(), err)
-	}
-	return until, nil
+	return until
 }
 
 // afterLetter looks for what became of a job's dead letter, as far as that can be
