@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -120,6 +121,7 @@ func newJobsListCommand(c *cli) *cobra.Command {
 	var (
 		ff     filterFlags
 		order  string
+		by     string
 		asJSON bool
 	)
 	cmd := &cobra.Command{
@@ -129,9 +131,12 @@ queue (state waiting). Records are kept for nats.state_ttl after their last chan
 
 With --json one object a line: id, run, state, queue, app_id, avatar_id, labels,
 attempt, crashes, code, age_ms (since it was published), running_ms (since its
-worker took it), next_attempt_at, worker_id, session_ms (connected time).`,
+worker took it), next_attempt_at, worker_id, session_ms (connected time).
+
+With --by the jobs are counted instead, most jobs first: key, jobs, states.`,
 		Example: `  avatarworker jobs ls --state running --sort running
-  avatarworker jobs ls --label customer=acme --state dead_lettered --newer 24h`,
+  avatarworker jobs ls --label customer=acme --state dead_lettered --newer 24h
+  avatarworker jobs ls --by label:customer --state dead_lettered  # whose jobs fail`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			q, err := ff.query(c)
 			if err != nil {
@@ -140,11 +145,15 @@ worker took it), next_attempt_at, worker_id, session_ms (connected time).`,
 			if q.Order = status.Order(order); !slices.Contains(status.Orders(), q.Order) {
 				return usagef("--sort %s: want age, running or cost", order)
 			}
+			if q.By, err = status.ParseBy(by); err != nil {
+				return usagef("--by %s: %s", by, err)
+			}
 			return c.listJobs(cmd.Context(), q, ff.countFor, cmd.Flags().Changed("limit"), asJSON)
 		},
 	}
 	ff.register(c, cmd, defaultList)
 	cmd.Flags().StringVar(&order, "sort", string(status.ByAge), "`ORDER`: age (newest first), running (longest first) or cost (most connected time first)")
+	cmd.Flags().StringVar(&by, "by", "", "count the jobs by `WHAT`: queue, app, avatar, code or label:NAME")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
@@ -160,11 +169,16 @@ func (c *cli) listJobs(ctx context.Context, q status.Query, countFor time.Durati
 	if err != nil {
 		return l.names.Unavailable(fleetStreams, err)
 	}
-	if err := c.printJobs(list.Rows, asJSON); err != nil {
+	if q.By != "" {
+		err = c.printGroups(q.By, list.Groups, asJSON)
+	} else {
+		err = c.printJobs(list.Rows, asJSON)
+	}
+	if err != nil {
 		return err
 	}
 	switch {
-	case len(list.Rows) == 0 && !asJSON:
+	case len(list.Rows)+len(list.Groups) == 0 && !asJSON:
 		c.note("no jobs")
 	case list.More && !limited:
 		c.note("there are more: --limit N shows them, --state, --queue, --app and others narrow them down")
@@ -173,6 +187,39 @@ func (c *cli) listJobs(ctx context.Context, q status.Query, countFor time.Durati
 		c.note("looking at jobs that wait took longer than --count-for: %d of %d were looked at", list.Waiting.Looked, list.Waiting.Of)
 	}
 	return nil
+}
+
+// printGroups prints how many jobs there are of each key, with a column for each state
+// that any of them is in.
+func (c *cli) printGroups(by status.By, list []status.Group, asJSON bool) error {
+	if asJSON {
+		for _, g := range list {
+			if err := c.printLine(g); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	states := status.States()
+	states = slices.DeleteFunc(states, func(s lifecycle.State) bool {
+		return !slices.ContainsFunc(list, func(g status.Group) bool { return g.States[s] > 0 })
+	})
+	heads := []string{strings.ToUpper(cmp.Or(by.Label(), string(by))), "JOBS"}
+	for _, s := range states {
+		heads = append(heads, strings.ToUpper(strings.ReplaceAll(string(s), "_", " ")))
+	}
+	t := terminal.NewTable(c.stdout, heads...)
+	for _, g := range list {
+		row := []any{terminal.OrDash(g.Key), g.Jobs}
+		for _, s := range states {
+			row = append(row, g.States[s])
+		}
+		t.Row(row...)
+	}
+	return t.Flush()
 }
 
 func (c *cli) printJobs(rows []status.Row, asJSON bool) error {

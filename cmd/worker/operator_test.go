@@ -112,7 +112,13 @@ func TestJobsAreListedOneObjectALine(t *testing.T) {
 	}
 	expect(t, 0, []string{"retrying", "serverError", "in 59m"}, b.args("jobs", "ls")...)
 	expect(t, 0, []string{"no jobs"}, b.args("jobs", "ls", "--app", "none")...)
-	for _, wrong := range [][]string{{"--state", "none"}, {"--label", "x"}, {"--label", "a=1", "--label", "a=2"}, {"--limit", "-1"}, {"--older", "soon"}, {"--sort", "name"}} {
+	expect(t, 0, []string{"no jobs"}, b.args("jobs", "ls", "--app", "none", "--by", "app")...)
+	expect(t, 0, []string{"CODE", "JOBS", "RETRYING", "serverError"}, b.args("jobs", "ls", "--by", "code")...)
+	counted := decodeLines[status.Group](t, expect(t, 0, nil, b.args("jobs", "ls", "--by", "code", "--code", "serverError", "--json")...))
+	if len(counted) != 1 || counted[0].Key != "serverError" || counted[0].Jobs != 2 || counted[0].States[lifecycle.StateRetrying] != 2 {
+		t.Errorf("%+v", counted)
+	}
+	for _, wrong := range [][]string{{"--state", "none"}, {"--label", "x"}, {"--label", "a=1", "--label", "a=2"}, {"--limit", "-1"}, {"--older", "soon"}, {"--sort", "name"}, {"--by", "name"}} {
 		expect(t, 2, []string{wrong[0]}, b.args(append([]string{"jobs", "ls"}, wrong...)...)...)
 	}
 }
@@ -136,6 +142,7 @@ func TestAJobIsShownWithItsTimelineItsCostAndWhatToDo(t *testing.T) {
 	b.job("vip", "w2")
 	expect(t, 0, nil, b.args("queue", "pause", "default")...)
 	expect(t, 0, []string{"waiting: not delivered", "avatarworker queue resume default"}, b.args("jobs", "show", "w1")...)
+	expect(t, 0, []string{"\n\nIts queue is paused until it is resumed, and it is not tried before: avatarworker queue resume default\nTo run it now"}, b.args("jobs", "show", "h1")...)
 	expect(t, 0, []string{"no worker serves the queue"}, b.args("jobs", "show", "w2")...)
 	expect(t, 1, []string{"unknown job"}, b.args("jobs", "show", "none")...)
 	expect(t, 1, []string{"jobs in the queues could be read within the time", "--count-for"}, b.args("jobs", "show", "none", "--count-for", "1ns")...)

@@ -54,7 +54,7 @@ func (c *cli) printSteps(steps []topology.Step, o topology.SetupOptions, asJSON 
 		c.note("everything is as the configuration says")
 		return nil
 	}
-	t := terminal.NewTable(c.stdout, "OBJECT", "SETTING", "HAS", "WANTED", "", "WHY")
+	t := terminal.NewTable(c.stdout, "OBJECT", "SETTING", "HAS", "WANTED", "ACTION", "WHY")
 	differs := 0
 	for _, s := range steps {
 		if s.Action == topology.StepDiffers {

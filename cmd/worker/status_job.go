@@ -61,12 +61,16 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 		_, err := fmt.Fprintln(c.stdout, "\nIts dead letter is gone: it was removed, or has aged out. To run it again, publish it under another id.")
 		return err
 	}
-	advice := advise(j.Record)
-	if len(advice) > 0 {
-		advice = append([]string{""}, advice...)
+	list := advise(j.Record)
+	if until := j.PausedUntil; !until.IsZero() {
+		list = slices.Insert(list, 0, "Its queue is paused "+pausedText(c.now(), until)+", and it is not tried before: avatarworker queue resume "+j.Record.Queue)
 	}
-	for _, advice := range advice {
-		if _, err := fmt.Fprintln(c.stdout, terminal.Plain(advice)); err != nil {
+	for i, advice := range list {
+		advice = terminal.Plain(advice)
+		if i == 0 {
+			advice = "\n" + advice
+		}
+		if _, err := fmt.Fprintln(c.stdout, advice); err != nil {
 			return err
 		}
 	}
@@ -115,21 +119,16 @@ func (c *cli) printWaiting(ctx context.Context, store *status.Store, id string, 
 	t.Row("state", "waiting: not delivered to a worker yet")
 	t.Row("queue", w.Queue)
 	t.Row("published", terminal.When(c.now(), w.Published))
-	if f, err := store.Fleet(ctx); err != nil {
+	if q, err := store.Queue(ctx, w.Queue); err != nil {
 		c.note("the state of its queue could not be read: %s", terminal.Plain(err.Error()))
-	} else {
-		for _, q := range f.Queues {
-			if q.Name != w.Queue {
-				continue
-			}
-			t.Row("waiting in the queue", q.Waiting)
-			t.Row("workers of the queue", q.Served)
-			switch {
-			case !q.PausedUntil.IsZero():
-				t.Row("what to do", "the queue is paused "+pausedText(f.At, q.PausedUntil)+": avatarworker queue resume "+q.Name)
-			case q.Served == 0:
-				t.Row("what to do", "no worker serves the queue: start one with worker.queues "+q.Name)
-			}
+	} else if q != nil {
+		t.Row("waiting in the queue", q.Waiting)
+		t.Row("workers of the queue", q.Served)
+		switch {
+		case !q.PausedUntil.IsZero():
+			t.Row("what to do", "the queue is paused "+pausedText(c.now(), q.PausedUntil)+": avatarworker queue resume "+q.Name)
+		case q.Served == 0:
+			t.Row("what to do", "no worker serves the queue: start one with worker.queues "+q.Name)
 		}
 	}
 	return t.Flush()

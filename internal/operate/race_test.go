@@ -304,3 +304,110 @@ func TestTwoOperatorsAtOnceLeaveOneOutcome(t *testing.T) {
 		}
 	}
 }
+
+// A letter that one operator replays while another removes it is gone, and its job runs
+// once if a replay says so, and else not at all.
+func TestARemovalBesideAReplayIsOneRunOrNone(t *testing.T) {
+	f := newFleet(t)
+	const n = 12
+	for i := range n {
+		if _, err := f.js.PublishMsg(t.Context(), &nats.Msg{Subject: f.names.DLQ("config", "avatarNotFound"), Header: nats.Header{
+			"Avatar-Job-Id": {fmt.Sprint("j", i)}, "Avatar-Run": {"1"}, "Avatar-Subject": {f.names.Jobs("default")},
+		}, Data: []byte(`{"avatar_id":"gone","audio":{"inline":"AAAA","format":"pcm_s16le","sample_rate":16000},"output":{"discard":{}}}`)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var replayed, removed [n]atomic.Int32
+	natstest.Together(4, func(k int) {
+		store := dlq.NewStore(f.js, f.names, nil)
+		for seq := uint64(1); seq <= n; seq++ {
+			var err error
+			switch {
+			// Each of the two is the first now and then.
+			case (k+int(seq))%2 == 0:
+				if err = store.Remove(context.Background(), seq); err == nil {
+					removed[seq-1].Add(1)
+				}
+			default:
+				var r dlq.Result
+				if r, err = store.Replay(context.Background(), seq, dlq.ReplayOptions{}); err == nil && r.Status == dlq.StatusReplayed {
+					replayed[seq-1].Add(1)
+				}
+			}
+			if err != nil && !errors.Is(err, dlq.ErrNoLetter) {
+				t.Errorf("letter %d: %v", seq, err)
+			}
+		}
+	})
+	if info, err := f.js.Stream(t.Context(), f.names.DLQStream()); err != nil || info.CachedInfo().State.Msgs != 0 {
+		t.Errorf("%v, letters are left: %+v", err, info.CachedInfo().State)
+	}
+	var ran []string
+	for i := range n {
+		switch does := replayed[i].Load(); {
+		case does > 1 || removed[i].Load() > 1:
+			t.Errorf("letter %d: %d replays and %d removals say that they did it", i+1, does, removed[i].Load())
+		case does == 1:
+			ran = append(ran, fmt.Sprint("j", i))
+		case removed[i].Load() == 0:
+			t.Errorf("letter %d is gone, and nobody says why", i+1)
+		}
+	}
+	if info, err := f.js.Stream(t.Context(), f.names.JobsStream()); err != nil || info.CachedInfo().State.Msgs != uint64(len(ran)) {
+		t.Fatalf("%v, %d jobs are in the queue, and %d replays say that they did it", err, info.CachedInfo().State.Msgs, len(ran))
+	}
+	t.Logf("%d of %d were replayed", len(ran), n)
+	f.start("w-1", works)
+	f.oneOutcomeEach(ran)
+	for _, id := range ran {
+		if r := f.outcome(id); r.Run != 2 || r.Session != 1 || r.Outcome != lifecycle.StateCompleted {
+			t.Errorf("%s: run %d, session %d, %s", id, r.Run, r.Session, r.Outcome)
+		}
+	}
+}
+
+// Two operators who drain one worker at once, while jobs begin, empty it once: each of its
+// jobs has one outcome and lost no attempt.
+func TestTwoDrainsAtOnceAreOne(t *testing.T) {
+	f := newFleet(t)
+	ids := jobIDs(16)
+	begin := make(chan struct{})
+	var running sync.WaitGroup
+	running.Add(8)
+	var started atomic.Int32
+	f.start("w-1", func(ctx context.Context, _ *jobs.Attempt) error {
+		if started.Add(1) <= 8 {
+			running.Done()
+		}
+		select {
+		case <-begin:
+			return nil
+		case <-ctx.Done():
+			return errors.Wrap(errors.CodeConnectionClosed, errors.PhaseRuntime, context.Cause(ctx), "ended")
+		}
+	})
+	for _, id := range ids {
+		f.submit(id)
+	}
+	running.Wait()
+	f.start("w-2", works)
+	operators := []*operate.Operator{f.operator(), f.operator()}
+	natstest.Together(len(operators), func(k int) {
+		d, err := operators[k].Drain(context.Background(), "w-1")
+		if err != nil || d.WorkerID != "w-1" {
+			t.Errorf("%+v, %v", d, err)
+		}
+	})
+	close(begin)
+	natstest.Together(len(operators), func(k int) {
+		if err := operators[k].Empty(context.Background(), "w-1"); err != nil {
+			t.Error(err)
+		}
+	})
+	f.oneOutcomeEach(ids)
+	for _, id := range ids {
+		if r := f.outcome(id); r.Outcome != lifecycle.StateCompleted || r.Attempt != 1 || r.Crashes != 0 {
+			t.Errorf("%s: %s after %d attempts, %d crashes", id, r.Outcome, r.Attempt, r.Crashes)
+		}
+	}
+}

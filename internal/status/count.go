@@ -2,7 +2,6 @@ package status
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -65,17 +64,10 @@ type tally struct {
 
 // count adds a record to its queue, if its job is on its way.
 func (t *tally) count(data []byte) bool {
-	var record struct {
-		Queue      string            `json:"queue"`
-		State      lifecycle.State   `json:"state"`
-		StreamSeq  uint64            `json:"stream_seq"`
-		HeldReason string            `json:"held_reason"`
-		AppID      string            `json:"app_id"`
-		Labels     map[string]string `json:"labels"`
-	}
+	var record recordRow
 	// No JSON: the marker of a record that was removed. No sequence: a cancel
 	// that came before its job.
-	if json.Unmarshal(data, &record) != nil || record.StreamSeq == 0 || t.queues[record.Queue] == nil {
+	if decodeRow(data, &record) != nil || record.StreamSeq == 0 || t.queues[record.Queue] == nil {
 		return false
 	}
 	q := t.queues[record.Queue]

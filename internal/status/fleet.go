@@ -133,6 +133,21 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	return f, nil
 }
 
+// Queue returns how a queue stands, without how many of its jobs are in each state: to
+// count them every record may have to be read. It returns nil if there is no such queue.
+func (s *Store) Queue(ctx context.Context, name string) (*Queue, error) {
+	stream, err := s.js.Stream(ctx, s.names.JobsStream())
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
+	}
+	f := &Fleet{At: stream.CachedInfo().TimeStamp.UTC()}
+	if err := s.shared(ctx, f); err != nil {
+		return nil, err
+	}
+	queues, err := s.queues(ctx, stream, f.Workers)
+	return queues[name], err
+}
+
 // Workers lists the workers, by id.
 func (s *Store) Workers(ctx context.Context) ([]Worker, error) {
 	at, err := s.serverTime(ctx)
@@ -315,7 +330,11 @@ func (f *Fleet) warnOfCircuits(add func(format string, args ...any)) {
 		if stopped[c.Code] == nil {
 			codes = append(codes, c.Code)
 		}
-		stopped[c.Code] = append(stopped[c.Code], fmt.Sprintf("app %s in %s", c.App, c.Region))
+		name := "app " + c.App
+		if c.Region != "" {
+			name += " in " + c.Region
+		}
+		stopped[c.Code] = append(stopped[c.Code], name)
 	}
 	for _, code := range codes {
 		add("no sessions are started for %s: the circuit is not closed, because of %s. %s",

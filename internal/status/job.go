@@ -39,6 +39,9 @@ type Job struct {
 	// LetterGone is set for a dead-lettered job whose dead letter was removed or has
 	// aged out.
 	LetterGone bool `json:"letter_gone,omitempty"`
+	// PausedUntil is when its queue's pause ends; zero: the queue is not paused, or the
+	// job does not wait for a delivery.
+	PausedUntil time.Time `json:"paused_until,omitzero"`
 	// Cost is what the job's sessions cost so far, in all its runs.
 	Cost Cost `json:"cost"`
 }
@@ -98,8 +101,47 @@ func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 	if record != nil && record.State == lifecycle.StateDeadLettered {
 		s.afterLetter(ctx, j, id)
 	}
+	if queue := j.queueItWaitsIn(); queue != "" {
+		j.PausedUntil = s.pausedUntil(ctx, queue)
+	}
 	j.Cost = j.cost(s.now(), s.tariff)
 	return j, nil
+}
+
+// queueItWaitsIn is the queue that has to deliver the job before it goes on; "": none.
+func (j *Job) queueItWaitsIn() string {
+	switch {
+	case j.Waiting != nil:
+		return j.Waiting.Queue
+	case j.NextRun != nil:
+		return j.NextRun.Queue
+	case j.Record == nil:
+		return ""
+	}
+	switch j.Record.State {
+	case lifecycle.StateRetrying, lifecycle.StateHeld, lifecycle.StateReleased:
+		return j.Record.Queue
+	default:
+		return ""
+	}
+}
+
+// pausedUntil is when the pause of a queue ends; zero: it is not paused, or that can't be
+// read, which keeps nobody from seeing the job. A user who may not look gets no answer.
+func (s *Store) pausedUntil(ctx context.Context, queue string) (until time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, storageTime)
+	defer cancel()
+	stream, err := s.js.Stream(ctx, s.names.JobsStream())
+	if err != nil {
+		return until
+	}
+	list := stream.ListConsumers(ctx)
+	for consumer := range list.Info() {
+		if at := consumer.Config.PauseUntil; consumer.Name == queue && consumer.Paused && at != nil {
+			until = at.UTC()
+		}
+	}
+	return until
 }
 
 // afterLetter looks for what became of a job's dead letter, as far as that can be

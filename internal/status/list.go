@@ -46,7 +46,8 @@ func (o Order) compare(a, b *Row) int {
 type Query struct {
 	Filter
 	Order Order
-	Limit int // most rows; 0: no limit
+	Limit int // most rows, or groups; 0: no limit
+	By    By  // not empty: the jobs are counted, and not listed
 	// DefaultApp is the app of a job that names none and has no record yet, as the
 	// worker's configuration will have it.
 	DefaultApp string
@@ -54,8 +55,9 @@ type Query struct {
 
 // List is what a Query finds.
 type List struct {
-	Rows []Row
-	More bool // there are more than Limit
+	Rows   []Row
+	Groups []Group // of a Query with By, those with the most jobs first
+	More   bool    // there are more than Limit
 	// Waiting says how far it looked among the jobs that only wait.
 	Waiting Search
 }
@@ -76,6 +78,9 @@ func (s *Store) Jobs(ctx context.Context, q Query) (List, error) {
 		return List{}, err
 	}
 	top := &topRows{order: q.Order, limit: q.Limit}
+	if q.By != "" {
+		top.limit = 0 // all of them are counted
+	}
 	list := List{Waiting: Search{All: true}}
 	// In this order: a job on its way from the queue to its record is seen twice
 	// at worst.
@@ -90,6 +95,14 @@ func (s *Store) Jobs(ctx context.Context, q Query) (List, error) {
 		}
 	}
 	list.Rows, list.More = top.end()
+	if q.By != "" {
+		counts := newGroups(q.By)
+		for i := range list.Rows {
+			counts.addRow(&list.Rows[i])
+		}
+		list.Rows = []Row{}
+		list.Groups, list.More = counts.end(q.Limit)
+	}
 	return list, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -49,8 +50,71 @@ func submit(t *testing.T, js jetstream.JetStream, queue, id, body string, header
 	if id != "" {
 		header.Set("Avatar-Job-Id", id)
 	}
+	waits := func() uint64 {
+		consumer, err := js.Consumer(t.Context(), names.JobsStream(), queue)
+		if errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return math.MaxUint64
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return consumer.CachedInfo().NumPending
+	}
+	before := waits()
 	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: names.Jobs(queue), Header: header, Data: []byte(body)}); err != nil {
 		t.Fatal(err)
+	}
+	for before != math.MaxUint64 && waits() <= before { // a consumer counts a job a moment after it is stored
+	}
+}
+
+// What a list has to say of many jobs is how many there are of each kind: it says the
+// same when it is read from NATS and when it is kept in memory.
+func TestJobsAreCountedByWhatTheyHaveInCommon(t *testing.T) {
+	t.Parallel()
+	js, h := setup(t)
+	several(t, h)
+	submit(t, js, "vip", "waits", `{"app_id":"a","avatar_id":"x","audio":{"url":"https://h/a.wav"},"labels":{"customer":"2"}}`, nil)
+	submit(t, js, "default", "waits-too", `no JSON`, nil)
+	m := follow(t, js, names, time.Hour)
+	refresh(t, m)
+	for _, c := range []struct {
+		by   status.By
+		q    status.Query
+		want string
+		more bool
+	}{
+		{by: "label:customer", want: ":3 2:2 c<1>:1"},
+		{by: "label:customer", q: status.Query{Limit: 1}, want: ":3", more: true},
+		{by: "app", q: status.Query{DefaultApp: "mine"}, want: "a:4 b:1 mine:1"},
+		{by: "queue", want: "default:4 vip:2"},
+		{by: "avatar", want: "x:4 :1 y:1"},
+		{by: "code", q: status.Query{Filter: status.Filter{States: []lifecycle.State{lifecycle.StateDeadLettered, lifecycle.StateHeld}}}, want: "avatarNotFound:1 creditsExhausted:1"},
+		{by: "label:absent", want: ":6"},
+	} {
+		c.q.By = c.by
+		fromModel, err := m.Jobs(t.Context(), c.q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for from, l := range map[string]status.List{"store": list(t, js, c.q), "model": fromModel} {
+			var texts []string
+			for _, g := range l.Groups {
+				texts = append(texts, fmt.Sprintf("%s:%d", g.Key, g.Jobs))
+			}
+			if got := strings.Join(texts, " "); got != c.want || l.More != c.more || len(l.Rows) != 0 {
+				t.Errorf("by %s from the %s: %q, more %t, %d rows; want %q", c.by, from, got, l.More, len(l.Rows), c.want)
+			}
+		}
+	}
+	counted := list(t, js, status.Query{By: "label:customer"}).Groups[1].States
+	if counted[lifecycle.StateCompleted] != 1 || counted[status.StateWaiting] != 1 || len(counted) != 2 {
+		t.Errorf("customer 2: %v", counted)
+	}
+	for _, text := range []string{"label:", "state", "Queue", "label"} {
+		if _, err := status.ParseBy(text); err == nil {
+			t.Errorf("%q: no error", text)
+		}
 	}
 }
 

@@ -24,9 +24,13 @@ func (m *Model) Jobs(ctx context.Context, q Query) (List, error) {
 	list := List{Waiting: Search{All: true}}
 	f := newCompactFilter(&q)
 	best := &selection{order: q.Order, limit: q.Limit, now: now}
+	add, counts := best.add, newGroups(q.By)
+	if q.By != "" {
+		add = func(r *compactRow) { counts.addCompact(r, q.DefaultApp) }
+	}
 	later := make(map[string]int32) // run of the jobs that wait, by id
 	if q.wants(StateWaiting) {
-		list.Waiting = m.selectWaiting(&q, f, best, later)
+		list.Waiting = m.selectWaiting(&q, f, add, later)
 	}
 	if !onlyWaiting(q.States) {
 		for i := range m.records.rows {
@@ -37,8 +41,13 @@ func (m *Model) Jobs(ctx context.Context, q Query) (List, error) {
 			if run, waits := later[r.id]; waits && run > r.run {
 				continue
 			}
-			best.add(r)
+			add(r)
 		}
+	}
+	if q.By != "" {
+		list.Rows = []Row{}
+		list.Groups, list.More = counts.end(q.Limit)
+		return list, nil
 	}
 	var rows []*compactRow
 	rows, list.More = best.end()
@@ -49,9 +58,9 @@ func (m *Model) Jobs(ctx context.Context, q Query) (List, error) {
 	return list, nil
 }
 
-// selectWaiting adds the jobs that wait, but for those of which a record of the same
+// selectWaiting hands over the jobs that wait, but for those of which a record of the same
 // run, or of a later one, is listed too. It notes in later the runs of those it adds.
-func (m *Model) selectWaiting(q *Query, f *compactFilter, best *selection, later map[string]int32) Search {
+func (m *Model) selectWaiting(q *Query, f *compactFilter, add func(*compactRow), later map[string]int32) Search {
 	search := Search{All: !m.behind[m.store.names.JobsStream()]}
 	// Of two messages of one job the one of the later run counts, or the first one.
 	byID := make(map[string]*compactRow)
@@ -77,7 +86,7 @@ func (m *Model) selectWaiting(q *Query, f *compactFilter, best *selection, later
 			continue
 		}
 		later[id] = r.run
-		best.add(r)
+		add(r)
 	}
 	search.Of = max(search.Of, search.Looked)
 	return search

@@ -150,6 +150,7 @@ func TestOneFaultOfManyCircuitsIsOneWarning(t *testing.T) {
 		"circuit.a.us-west":      {App: "a", Region: "us-west", State: "open", Code: errors.CodeCreditsExhausted},
 		"circuit.a.ap-northeast": {App: "a", Region: "ap-northeast", State: "open", Code: errors.CodeCreditsExhausted},
 		"circuit.b.us-west":      {App: "b", Region: "us-west", State: "open", Code: errors.CodeConnectionFailed},
+		"circuit.c._":            {App: "c", State: "open", Code: errors.CodeConnectionFailed}, // of all its regions
 	} {
 		data, err := json.Marshal(c)
 		if err != nil {
@@ -163,11 +164,11 @@ func TestOneFaultOfManyCircuitsIsOneWarning(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(f.Circuits) != 3 || len(f.Warnings) != 2 {
+	if len(f.Circuits) != 4 || len(f.Warnings) != 2 {
 		t.Fatalf("circuits %+v, warnings %q", f.Circuits, f.Warnings)
 	}
 	said := strings.Join(f.Warnings, "\n")
-	for _, app := range []string{"app a in us-west", "app a in ap-northeast", "app b in us-west"} {
+	for _, app := range []string{"app a in us-west", "app a in ap-northeast", "app b in us-west, app c:"} {
 		if strings.Count(said, app) != 1 {
 			t.Errorf("%q is not said once in:\n%s", app, said)
 		}

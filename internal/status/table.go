@@ -166,6 +166,17 @@ func eachLabel(packed string, f func(name, value string) bool) {
 	}
 }
 
+// labelValue is the value of one packed label; "": there is none.
+func labelValue(packed, label string) (found string) {
+	eachLabel(packed, func(name, value string) bool {
+		if name == label {
+			found = value
+		}
+		return name != label
+	})
+	return found
+}
+
 func unpackLabels(packed string) map[string]string {
 	found := make(map[string]string)
 	eachLabel(packed, func(name, value string) bool {

@@ -67,6 +67,16 @@ func (w *world) Jobs(_ context.Context, q status.Query) (status.List, error) {
 			list.Rows = append(list.Rows, r)
 		}
 	}
+	if q.By != "" {
+		for _, r := range list.Rows {
+			key := r.Labels[q.By.Label()]
+			if q.By == status.ByCode {
+				key = string(r.Code)
+			}
+			list.Groups = append(list.Groups, status.Group{Key: key, Jobs: 1, States: map[lifecycle.State]int{r.State: 1}})
+		}
+		list.Rows = nil
+	}
 	if q.Limit > 0 && len(list.Rows) > q.Limit {
 		list.Rows, list.More = list.Rows[:q.Limit], true
 	}

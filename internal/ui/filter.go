@@ -2,6 +2,7 @@ package ui
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -31,7 +32,8 @@ type jobFilter struct {
 	Labels                           []string
 	Older, Newer                     string // a time, or how long ago
 	Sort                             string
-	Page                             int // from 1
+	By                               string // what the jobs are counted by; "": they are listed
+	Page                             int    // from 1
 	Problems                         []string
 	AllStates, AllSorts, KnownQueues []string
 }
@@ -80,7 +82,7 @@ const badTime = "%s %q: want a time such as 2026-03-01T12:00:00Z, or how long ag
 func parseJobs(v url.Values, now time.Time) (f jobFilter, q status.Query) {
 	f = jobFilter{
 		Queue: field(v, "queue"), App: field(v, "app"), Avatar: field(v, "avatar"), Code: field(v, "code"),
-		Older: field(v, "older"), Newer: field(v, "newer"), Sort: v.Get("sort"), Page: pageNumber(v),
+		Older: field(v, "older"), Newer: field(v, "newer"), Sort: v.Get("sort"), By: strings.TrimSpace(v.Get("by")), Page: pageNumber(v),
 	}
 	problem := func(format string, args ...any) { f.Problems = append(f.Problems, fmt.Sprintf(format, args...)) }
 	for _, s := range status.States() {
@@ -128,7 +130,10 @@ func parseJobs(v url.Values, now time.Time) (f jobFilter, q status.Query) {
 	} else if !slices.Contains(status.Orders(), q.Order) {
 		problem("There is no order %q.", cutText(f.Sort, 40))
 	}
-	for _, text := range append([]string{f.Queue, f.App, f.Avatar, f.Code}, f.Labels...) {
+	if _, err := status.ParseBy(f.By); err != nil {
+		problem("Jobs can't be counted by %q: want queue, app, avatar, code or label:NAME.", cutText(f.By, 80))
+	}
+	for _, text := range append([]string{f.Queue, f.App, f.Avatar, f.Code, f.By}, f.Labels...) {
 		if len(text) > maxValue*4 {
 			problem("A filter is too long.")
 		}
@@ -138,7 +143,7 @@ func parseJobs(v url.Values, now time.Time) (f jobFilter, q status.Query) {
 
 // narrows reports whether anything is filtered.
 func (f *jobFilter) narrows() bool {
-	return len(f.States)+len(f.Labels) > 0 || f.Queue+f.App+f.Avatar+f.Code+f.Older+f.Newer != ""
+	return len(f.States)+len(f.Labels) > 0 || f.Queue+f.App+f.Avatar+f.Code+f.Older+f.Newer+f.By != ""
 }
 
 // Narrows is for templates.
@@ -165,10 +170,74 @@ func (f jobFilter) Query(page int) string {
 	if f.Sort != string(status.ByAge) {
 		add("sort", f.Sort)
 	}
+	add("by", f.By)
 	if page > 1 {
 		q.Set("page", strconv.Itoa(page))
 	}
 	return q.Encode()
+}
+
+// Words is what is filtered: "label customer=acme, state held or running". "": nothing.
+func (f jobFilter) Words() string { return inWords(f.Query(1)) }
+
+// inWords is a query in words.
+func inWords(query string) string {
+	v, err := url.ParseQuery(query)
+	if err != nil {
+		return ""
+	}
+	var texts []string
+	for _, name := range slices.Sorted(maps.Keys(v)) {
+		text := strings.Join(v[name], " or ")
+		switch name {
+		case "label":
+			text = strings.Join(v[name], " and ")
+		case "state":
+			text = strings.ReplaceAll(text, "_", " ")
+		case "sort":
+			name = "order"
+		case "by":
+			name = "counted by"
+		}
+		texts = append(texts, name+" "+text)
+	}
+	return strings.Join(texts, ", ")
+}
+
+// Of leads to the jobs of a group: those with that key in what the jobs are counted by.
+// "" if no filter chooses them.
+func (f jobFilter) Of(key string) string {
+	by := status.By(f.By)
+	f.By = ""
+	if key == "" || say(key) != key || strings.Contains(key, ",") && by.Label() == "" {
+		return ""
+	}
+	switch by {
+	case status.ByQueue:
+		f.Queue = key
+	case status.ByApp:
+		f.App = key
+	case status.ByAvatar:
+		f.Avatar = key
+	case status.ByCode:
+		f.Code = key
+	default:
+		f.Labels = append(slices.Clone(f.Labels), by.Label()+"="+key)
+		slices.Sort(f.Labels)
+		f.Labels = slices.Compact(f.Labels)
+	}
+	return f.Link(1)
+}
+
+// Link leads to another page of the same list.
+func (f jobFilter) Link(page int) string { return withQuery("/jobs", f.Query(page)) }
+
+// withQuery is a whole link: a template escapes what it finds after a question mark.
+func withQuery(path, query string) string {
+	if query == "" {
+		return path
+	}
+	return path + "?" + query
 }
 
 // Has reports whether a state is chosen.
@@ -228,6 +297,12 @@ func parseLetters(v url.Values, now time.Time) (f letterFilter, q dlq.Filter) {
 func (f letterFilter) Narrows() bool {
 	return f.Code+f.Class+f.App+f.Job+f.Before+f.After != ""
 }
+
+// Words is what is filtered.
+func (f letterFilter) Words() string { return inWords(f.Query(1)) }
+
+// Link leads to another page of the same list.
+func (f letterFilter) Link(page int) string { return withQuery("/letters", f.Query(page)) }
 
 // Query is the filter as a query, for another page of the same list.
 func (f letterFilter) Query(page int) string {

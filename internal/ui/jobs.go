@@ -1,7 +1,9 @@
 package ui
 
 import (
+	"context"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -19,6 +21,9 @@ import (
 type jobsData struct {
 	Filter jobFilter
 	Rows   []status.Row
+	Groups []status.Group    // instead of Rows where the jobs are counted
+	States []lifecycle.State // those that any of the groups has
+	Labels []string          // names of labels by which sessions are added up
 	More   bool
 	Capped bool // there are more, but the list ends here
 	First  int  // number of the first row, from 1
@@ -34,7 +39,7 @@ func (s *Server) jobs(q *request) {
 		return
 	}
 	from := (filter.Page - 1) * pageSize
-	query.Limit = from + pageSize
+	query.Limit, query.By = from+pageSize, status.By(filter.By)
 	list, err := s.o.Reader.Jobs(q.ctx, query)
 	if err != nil {
 		q.unreadable(err)
@@ -44,11 +49,30 @@ func (s *Server) jobs(q *request) {
 	if from < len(list.Rows) {
 		d.Rows = list.Rows[from:]
 	}
+	if from < len(list.Groups) {
+		d.Groups = list.Groups[from:]
+		d.States = slices.DeleteFunc(status.States(), func(state lifecycle.State) bool {
+			return !slices.ContainsFunc(d.Groups, func(g status.Group) bool { return g.States[state] > 0 })
+		})
+	}
+	d.Labels = s.labelNames(q.ctx)
 	if d.More && from+pageSize >= maxRows {
 		d.More, d.Capped = false, true
 	}
 	q.view.Data = d
 	q.render(http.StatusOK, "jobs")
+}
+
+// labelNames are the labels by which sessions are added up, such as customer; none if
+// that is not known at once.
+func (s *Server) labelNames(ctx context.Context) []string {
+	soon, cancel := context.WithTimeout(ctx, panelTime)
+	defer cancel()
+	spend, err := s.o.Reader.Spend(soon)
+	if err != nil || spend == nil || spend.Ledger == nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(spend.Ledger.ByLabel))
 }
 
 // find leads to the job whose id was typed.
@@ -193,7 +217,7 @@ func (s *Server) describe(q *request, d *jobData) {
 func (s *Server) describeWaiting(q *request, d *jobData) {
 	w := d.Job.Waiting
 	d.State, d.CanCancel = status.StateWaiting, true
-	d.Verdict = "It waits in queue " + w.Queue + " since " + ago(q.view.Now, w.Published) + ": no worker has had it yet."
+	d.Verdict = "It has waited in queue " + w.Queue + " for " + ago(q.view.Now, w.Published) + ": no worker has had it yet."
 	f, err := s.o.Reader.Fleet(q.ctx)
 	if err != nil {
 		return
@@ -222,7 +246,7 @@ func (s *Server) describeRecord(q *request, d *jobData, r *lifecycle.Record) {
 	}
 	switch r.State {
 	case lifecycle.StateRunning:
-		d.Verdict = "It runs on " + r.WorkerID + " since " + ago(now, r.StartedAt) + "."
+		d.Verdict = "It has run on " + r.WorkerID + " for " + ago(now, r.StartedAt) + "."
 	case lifecycle.StateRetrying:
 		d.Verdict = "An attempt failed. The next one"
 		if r.NextAttemptAt != nil && r.NextAttemptAt.After(now) {
@@ -248,6 +272,10 @@ func (s *Server) describeRecord(q *request, d *jobData, r *lifecycle.Record) {
 		d.Verdict = "Its deadline passed before it was done. Its publisher wished it so."
 	case lifecycle.StateCancelled:
 		d.Verdict = "It was cancelled."
+	}
+	if until := d.Job.PausedUntil; !until.IsZero() && !r.State.Final() {
+		d.Verdict += " Its queue is paused " + paused(now, until) + ", and it is not tried before."
+		d.Remedy = "Resume queue " + r.Queue + " on the overview once the reason is gone. " + d.Remedy
 	}
 	if r.CancelRequested && !r.State.Final() {
 		d.Verdict += " Its end was asked for."

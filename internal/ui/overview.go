@@ -114,8 +114,11 @@ func (s *Server) overview(q *request) {
 	d.Workers, d.Others = sortWorkers(f.Workers)
 	for _, limit := range d.Limits {
 		if limit.Max > 0 && limit.Used >= limit.Max {
-			d.Troubles = append(d.Troubles, trouble{Level: note, Text: fmt.Sprintf("All %d sessions of %s are in use.", limit.Max, limit.Name),
-				Remedy: "Further jobs of it wait. If the plan allows more, raise the limit."})
+			text := fmt.Sprintf("All %d sessions of %s are in use.", limit.Max, limit.Name)
+			if limit.Used > limit.Max { // it was lowered, or here it is another than the workers'
+				text = fmt.Sprintf("%d sessions of %s are in use, and %d are allowed.", limit.Used, limit.Name, limit.Max)
+			}
+			d.Troubles = append(d.Troubles, trouble{Level: note, Text: text, Remedy: "Further jobs of it wait. If the plan allows more, raise the limit."})
 		}
 	}
 	d.Level, d.Verdict = verdict(d.Troubles, d.Totals)

@@ -3,6 +3,8 @@ package ui_test
 import (
 	"bufio"
 	"context"
+	"fmt"
+	"html"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -13,13 +15,15 @@ import (
 	"testing"
 	"time"
 
+	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
 	"avatarworker/internal/ui"
 )
 
 func everyPage() []string {
-	return []string{"/", "/?span=24h", "/jobs", "/jobs?state=held,running&label=a%3Db&newer=24h&sort=cost&page=2", "/letters", "/letters?code=avatarNotFound&class=config", "/alerts", "/codes", "/codes/avatarNotFound", "/recordings"}
+	return []string{"/", "/?span=24h", "/jobs", "/jobs?by=label%3Acustomer", "/jobs?by=app&state=held", "/jobs?state=held,running&label=a%3Db&newer=24h&sort=cost&page=2", "/letters", "/letters?code=avatarNotFound&class=config", "/alerts", "/codes", "/codes/avatarNotFound", "/recordings"}
 }
 
 var (
@@ -83,9 +87,12 @@ func TestEachQuestionOfTheWalkHasItsAnswerOnAPage(t *testing.T) {
 		question, path string
 		answers        []string
 	}{
-		{"where is my job while it waits", "/jobs/w1", []string{"waits in queue nobody", "No worker serves the queue"}},
+		{"where is my job while it waits", "/jobs/w1", []string{"has waited in queue nobody", "No worker serves the queue"}},
 		{"what ran longest", "/jobs?state=running&sort=running", []string{"j2", "5.0 s"}},
-		{"which customer's jobs fail", "/jobs?state=dead_lettered&label=customer%3Dacme", []string{"j7"}},
+		{"which customer's jobs fail", "/jobs?by=label%3Acustomer&state=dead_lettered", []string{"label:customer</th>", "dead lettered</th>", `</th><td class="num">1</td><td class="num">1</td>`}},
+		{"what is this list of", "/jobs?state=dead_lettered,held&label=a%3D1&label=b%3D2&newer=24h", []string{"<summary>Filter: label a=1 and b=2, newer 24h, state dead lettered or held</summary>"}},
+		{"which code stops them", "/jobs?by=code&state=dead_lettered", []string{`<a href="/jobs?code=avatarNotFound&amp;state=dead_lettered">avatarNotFound</a>`}},
+		{"which of one customer's jobs fail", "/jobs?state=dead_lettered&label=customer%3Dacme", []string{"j7", `href="/jobs?by=label%3Acustomer&amp;newer=24h&amp;state=dead_lettered%2Cretrying">Failing by customer today`}},
 		{"what does this cost", "/jobs/j1", []string{"at least 2", "7.0 s"}},
 		{"what does today cost", "/", []string{"601", "credits today"}},
 		{"what do this month and each customer cost", "/", []string{"this month", "123,456", "customer: acme &lt;b&gt;", "98,765", "not set"}},
@@ -107,6 +114,29 @@ func TestEachQuestionOfTheWalkHasItsAnswerOnAPage(t *testing.T) {
 			if !strings.Contains(page, answer) {
 				t.Errorf("%s: %s does not say %q", q.question, q.path, answer)
 			}
+		}
+	}
+}
+
+func TestLinksToTheNextPageKeepTheFilter(t *testing.T) {
+	w := &world{}
+	for i := range 120 {
+		w.rows = append(w.rows, status.Row{ID: fmt.Sprintf("j%d", i), Run: 1, State: lifecycle.StateHeld, Queue: "default"})
+		w.letters = append(w.letters, dlq.Letter{Entry: dlq.Entry{Seq: uint64(i + 1), JobID: fmt.Sprintf("j%d", i), Code: errors.CodeAvatarNotFound}})
+	}
+	s := open(t, w, nil).visit()
+	next := regexp.MustCompile(`<a rel="next" href="([^"]+)"`)
+	for _, c := range []struct{ path, want, filter string }{
+		{"/jobs?state=held&label=customer%3Dacme", "51 to 100", `name="label" value="customer=acme"`},
+		{"/letters?code=avatarNotFound", "51 to 100", `name="code" value="avatarNotFound"`},
+	} {
+		m := next.FindStringSubmatch(text(t, s.do(http.MethodGet, c.path, "", nil)))
+		if m == nil {
+			t.Fatalf("%s: there is no next page", c.path)
+		}
+		page := text(t, s.do(http.MethodGet, html.UnescapeString(m[1]), "", nil))
+		if !strings.Contains(page, c.want) || !strings.Contains(page, c.filter) {
+			t.Errorf("%s: the next page, %s, has not %q or %q", c.path, m[1], c.want, c.filter)
 		}
 	}
 }

@@ -75,6 +75,7 @@ func TestEveryPageIsAccessibleAndFitsEveryScreen(t *testing.T) {
 		t.Fatalf("axe-core is not here: run npm ci in test/browser: %v", err)
 	}
 	pages := everyPage(t)
+	pages["jobs by code"], pages["jobs that run"] = "/jobs?by=code", "/jobs?sort=running"
 	p := newTab(t, true)
 	p.expected = []string{"404 (Not Found)"}
 	for name, path := range pages {
@@ -85,6 +86,13 @@ func TestEveryPageIsAccessibleAndFitsEveryScreen(t *testing.T) {
 			p.run(chromedp.Evaluate(fmt.Sprintf(`document.documentElement.scrollWidth <= %[1]d ? [] : [document.documentElement.scrollWidth + " px", ...[...document.querySelectorAll("main *")].filter((el) => el.getBoundingClientRect().right > %[1]d + 1 && !el.closest(".scroll")).map((el) => el.outerHTML.slice(0, 120))]`, l.width), &wide))
 			if len(wide) > 0 {
 				t.Errorf("%s, %s: it is wider than the screen: %q", name, l.name, wide[:min(len(wide), 5)])
+			}
+			// What can be changed has to be in sight: as cards, no table is wider than the screen.
+			if cards := map[string]string{"tablet": ".cards", "phone": ".cards, .cards-s"}[l.name]; cards != "" {
+				p.run(chromedp.Evaluate(fmt.Sprintf(`[...document.querySelectorAll(".scroll")].filter((el) => el.querySelector(%q) && el.scrollWidth > el.clientWidth + 1).map((el) => el.getAttribute("aria-label"))`, cards), &wide))
+				if len(wide) > 0 {
+					t.Errorf("%s, %s: one has to scroll sideways: %q", name, l.name, wide)
+				}
 			}
 			rules := "{}"
 			switch l.name {

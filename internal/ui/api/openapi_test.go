@@ -68,7 +68,8 @@ func operations() []operation {
 		several("state", "in this state: "+join(status.States())), several("queue", "of this queue"), several("app", "of this app"), several("avatar", "of this avatar"),
 		{Name: "label", In: "query", Description: "with this label, KEY=VALUE; of several, all", Schema: map[string]any{"type": "array", "items": map[string]any{"type": "string"}}},
 		several("code", "whose last failure, or what holds them, has this code"), text("older", "published before this time"+ago), text("newer", "published at this time or later"+ago),
-		{Name: "sort", In: "query", Description: "newest first, longest running first, or most connected time first", Schema: map[string]any{"type": "string", "enum": status.Orders(), "default": status.ByAge}}, limit(),
+		{Name: "sort", In: "query", Description: "newest first, longest running first, or most connected time first", Schema: map[string]any{"type": "string", "enum": status.Orders(), "default": status.ByAge}},
+		{Name: "by", In: "query", Description: "count the jobs by queue, app, avatar, code or label:NAME instead of listing them: `groups`, those with the most jobs first", Schema: map[string]any{"type": "string"}}, limit(),
 	}
 	letters := []parameter{
 		several("code", "with this error code"), several("class", "with this error class"), several("app", "of this app"), several("job", "of this job"),
@@ -447,7 +448,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 	}
 	for path, want := range map[string]int{
 		"/jobs/other": 404, "/jobs/a.b": 400, "/dead-letters/5": 404, "/dead-letters/x": 400, "/nothing": 404, "/jobs?state=done": 400, "/jobs?limit=0": 400, "/jobs?limit=1&limit=2": 400,
-		"/jobs?sort=size": 400, "/jobs?older=soon": 400, "/jobs?label=x": 400, "/jobs?label=x=1&label=x=2": 400, "/dead-letters?newest=yes": 400, "/alerts?limit=x": 400, "/jobs?%zz": 400,
+		"/jobs?sort=size": 400, "/jobs?by=label:": 400, "/jobs?older=soon": 400, "/jobs?label=x": 400, "/jobs?label=x=1&label=x=2": 400, "/dead-letters?newest=yes": 400, "/alerts?limit=x": 400, "/jobs?%zz": 400,
 	} {
 		w := h.ask(http.MethodGet, path, "")
 		if w.Code != want {

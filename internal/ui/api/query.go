@@ -127,7 +127,7 @@ func (q *query) bool(name string) bool {
 
 // jobsQuery reads the parameters of a list of jobs.
 func jobsQuery(raw string, now time.Time) (status.Query, error) {
-	q := parseQuery(raw, now, "state", "queue", "app", "avatar", "label", "code", "older", "newer", "sort", "limit")
+	q := parseQuery(raw, now, "state", "queue", "app", "avatar", "label", "code", "older", "newer", "sort", "by", "limit")
 	out := status.Query{
 		Filter: status.Filter{Queues: q.list("queue"), Apps: q.list("app"), Avatars: q.list("avatar"), Before: q.time("older"), After: q.time("newer")},
 		Order:  status.ByAge, Limit: q.limit(),
@@ -160,6 +160,10 @@ func jobsQuery(raw string, now time.Time) (status.Query, error) {
 		if out.Order = status.Order(text); !slices.Contains(status.Orders(), out.Order) {
 			q.fail("sort %q: want one of %s", text, join(status.Orders()))
 		}
+	}
+	var err error
+	if out.By, err = status.ParseBy(q.one("by")); err != nil {
+		q.fail("by: %s", err)
 	}
 	return out, q.err
 }

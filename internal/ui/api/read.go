@@ -32,9 +32,11 @@ type freshness struct {
 }
 
 type jobList struct {
-	Jobs    []status.Row  `json:"jobs"`
-	More    bool          `json:"more"`    // there are more than limit
-	Waiting status.Search `json:"waiting"` // how many of the jobs that wait were looked at
+	Jobs []status.Row `json:"jobs"`
+	// Groups are instead of Jobs if the jobs are counted.
+	Groups  []status.Group `json:"groups,omitempty"`
+	More    bool           `json:"more"`    // there are more than limit
+	Waiting status.Search  `json:"waiting"` // how many of the jobs that wait were looked at
 	freshness
 }
 
@@ -156,7 +158,7 @@ func (h *Handler) jobs(ctx context.Context, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return jobList{list.Rows, list.More, list.Waiting, h.fresh()}, nil
+	return jobList{list.Rows, list.Groups, list.More, list.Waiting, h.fresh()}, nil
 }
 
 // jobID returns the job id in the path.

@@ -56,6 +56,9 @@ func (*stub) Fleet(context.Context) (*status.Fleet, error) {
 
 func (s *stub) Jobs(_ context.Context, q status.Query) (status.List, error) {
 	s.queries = append(s.queries, q)
+	if q.By != "" {
+		return status.List{Rows: []status.Row{}, Groups: []status.Group{{Key: "acme", Jobs: 3, States: map[lifecycle.State]int{lifecycle.StateHeld: 3}}}, Waiting: status.Search{All: true}}, nil
+	}
 	next := at.Add(time.Minute)
 	return status.List{Rows: []status.Row{{
 		ID: "j1", Run: 1, State: lifecycle.StateRetrying, Queue: "default", AppID: "a1", AvatarID: "v1", Labels: map[string]string{"customer": "acme"}, Attempt: 2, Crashes: 1,
