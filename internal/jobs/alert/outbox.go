@@ -71,7 +71,8 @@ func (b *Outbox) add(ev event.Event) {
 	select {
 	case b.waiting <- ev:
 	default:
-		b.o.Log.Error().Str("alert", ev.ID).Interface("body", ev.Body).Msg("too many alerts wait to be published: this one is dropped")
+		alert, _ := ev.Body.(event.WorkerAlert)
+		b.o.Log.Error().Str("kind", alert.Kind).Str("what", alert.What).Msg("too many alerts wait to be published: this one is dropped. " + alert.Message)
 	}
 }
 
