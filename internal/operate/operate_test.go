@@ -213,3 +213,36 @@ func probeError(o *operate.Operator, t *testing.T, c circuit.Circuit) error {
 	_, _, err := o.ProbeCircuit(t.Context(), c)
 	return err
 }
+
+// A worker may get the job before it learns that the circuit takes a probe, and then
+// holds it once more.
+func TestAProbedJobIsDeliveredUntilAWorkerTakesIt(t *testing.T) {
+	f := newFleet(t)
+	f.openCircuit("a1", "")
+	f.submit("j")
+	deliver := func() jetstream.Msg {
+		batch, err := f.h.Consumers["default"].Fetch(1, jetstream.FetchMaxWait(natstest.Patience))
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		return <-batch.Messages()
+	}
+	hold := func() bool {
+		msg := deliver()
+		return msg != nil && msg.NakWithDelay(time.Hour) == nil
+	}
+	if !hold() {
+		t.Fatal("the job was not delivered")
+	}
+	later := time.Now().Add(time.Hour).UTC()
+	f.put(lifecycle.Record{JobID: "j", Run: 1, StreamSeq: 1, Queue: "default", AppID: "a1", State: lifecycle.StateHeld, NextAttemptAt: &later, HeldCode: errors.CodeCreditsExhausted})
+	again := make(chan bool, 1)
+	go func() { again <- hold() && deliver() != nil }()
+	if r, err := f.operator().Retry(t.Context(), "j", true); err != nil || r.Status != operate.StatusDelivered {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if !<-again {
+		t.Error("the job was delivered once only")
+	}
+}

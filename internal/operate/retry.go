@@ -66,8 +66,36 @@ func (o *Operator) Retry(ctx context.Context, jobID string, probe bool) (Retried
 	}
 	if !until.IsZero() {
 		result.Message = fmt.Sprintf("queue %s is paused: it is delivered when that ends", record.Queue)
+		return result, nil
 	}
-	return result, nil
+	if probe {
+		err = o.insist(ctx, record)
+	}
+	return result, err
+}
+
+// insist has a job delivered again as long as its circuit waits for a probe: a worker
+// may get the job before it learns that the circuit takes one, and hold it once more.
+func (o *Operator) insist(ctx context.Context, record *lifecycle.Record) error {
+	circuits, err := o.Circuits(ctx)
+	if err != nil {
+		return err
+	}
+	for wait := 100 * time.Millisecond; wait < 2*time.Second; wait *= 2 {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+		open, err := o.openCircuit(ctx, circuits, record.AppID, record.Region)
+		if err != nil || open == nil || open.State != circuit.Open {
+			return err
+		}
+		if err := o.redeliver(ctx, record.Queue, record.StreamSeq); err != nil {
+			return err
+		}
+	}
+	return nil // it comes by itself, within a minute
 }
 
 // findWaiting looks for a job without a record in the queues.
