@@ -141,3 +141,38 @@ func TestASecondUtteranceAtOnceIsRefused(t *testing.T) {
 		<-done
 	})
 }
+
+// An interrupt that comes while the last frame is handled is answered with success, so
+// the utterance counts as interrupted, even if it is complete before the interrupt is.
+func TestInterruptDuringTheLastFrameIsTheUtterancesEnd(t *testing.T) {
+	inMemory(t, &backend{}, Options{}, func(c *Client) {
+		s := mustOpen(t, c, params())
+		started, stopping := make(chan Call, 1), make(chan struct{})
+		interrupted := make(chan error, 1)
+		call := s.Start(context.Background(), Utterance{
+			Speech: speechOf(1, 0),
+			OnFrame: func(f Frame) error {
+				if f.End {
+					go func() {
+						_, err := s.Interrupt(context.Background())
+						interrupted <- err
+					}()
+					<-stopping
+				}
+				return nil
+			},
+			OnInterrupt: func() {
+				close(stopping)
+				<-(<-started).Done() // the utterance is complete
+			},
+		})
+		started <- call
+		spoken, err := call.Wait()
+		if err != nil || !spoken.Interrupted {
+			t.Errorf("interrupted: %v, error %v", spoken.Interrupted, err)
+		}
+		if err := <-interrupted; err != nil {
+			t.Error(err)
+		}
+	})
+}

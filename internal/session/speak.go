@@ -194,11 +194,14 @@ func (s *Session) waitEnding(u *utterance) ending {
 	if u.playback != nil {
 		u.playback.Stop()
 	}
-	if u.sent || u.err != nil || u.how != endingComplete {
+	if u.err != nil || u.how != endingComplete {
 		return u.how
 	}
-	// The backend was done before it had received everything: what stopped the
-	// speech decides how it ended.
+	if u.sent && !u.over.Swap(true) {
+		return endingComplete
+	}
+	// The backend was done before it had received everything, or while Interrupt
+	// stopped it: what stopped the speech decides how it ended.
 	select {
 	case <-u.interrupted:
 		return endingInterrupt
