@@ -302,7 +302,7 @@ func (a alerted) Alerted(string, errors.Code) { a.n.Add(1) }
 func TestOneAlertForACodeAndWindow(t *testing.T) {
 	t.Parallel()
 	for name, claim := range map[string]string{
-		"nobody knew":                      "",
+		"no worker knew":                   "",
 		"who claimed it did not report it": fmt.Sprintf(`{"at":%q,"worker_id":"gone"}`, time.Now().Format(time.RFC3339Nano)),
 		"the one before is long enough":    fmt.Sprintf(`{"at":%q,"worker_id":"w"}`, time.Now().Add(-time.Hour).Format(time.RFC3339Nano)),
 	} {

@@ -350,7 +350,7 @@ func TestARemovalBesideAReplayIsOneRunOrNone(t *testing.T) {
 		case does == 1:
 			ran = append(ran, fmt.Sprint("j", i))
 		case removed[i].Load() == 0:
-			t.Errorf("letter %d is gone, and nobody says why", i+1)
+			t.Errorf("letter %d is gone, and neither operator reports it", i+1)
 		}
 	}
 	if info, err := f.js.Stream(t.Context(), f.names.JobsStream()); err != nil || info.CachedInfo().State.Msgs != uint64(len(ran)) {

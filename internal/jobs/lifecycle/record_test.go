@@ -31,8 +31,8 @@ func TestARecordThatNoWorkerCanHaveWrittenIsRefused(t *testing.T) {
 	}
 }
 
-// An utterance that is spoken again from the first is no progress: it is paid for with
-// each session.
+// With restart, each session speaks the utterances again, and that is paid for again: it
+// does not count as progress.
 func TestOnlyAnUtteranceThatIsKeptEndsTheRowOfSessionsWithoutAResult(t *testing.T) {
 	for keeps, want := range map[bool]int{true: 0, false: 4} {
 		r := &Record{Unsettled: 4}
