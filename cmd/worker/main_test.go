@@ -14,7 +14,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
@@ -22,11 +21,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-func TestMain(m *testing.M) {
-	// nats.go 1.55 leaves it behind where an object was stored before that
-	// goroutine first ran (jetStream.cleanupReplySub sets its channel to nil).
-	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
-}
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 var names = topology.Names{}
 

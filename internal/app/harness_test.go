@@ -16,7 +16,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/app"
 	"avatarworker/internal/audio/clip"
@@ -30,12 +29,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// The library's own goroutine for an object's chunks waits for ever where the
-// object was stored before that goroutine first ran (nats.go 1.55,
-// jetStream.cleanupReplySub sets its channel to nil).
-func TestMain(m *testing.M) {
-	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
-}
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 // patience bounds every wait of a test.
 const patience = 60 * time.Second

@@ -14,6 +14,7 @@ import (
 
 	"avatarworker/internal/audio/clip"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 func TestMain(m *testing.M) {
@@ -23,10 +24,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	// The library's own goroutine for an object's chunks waits for ever where the
-	// object was stored before that goroutine first ran (nats.go 1.55,
-	// jetStream.cleanupReplySub sets its channel to nil).
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	goleak.VerifyTestMain(m, natstest.LibraryLeak())
 }
 
 // wavSpec describes a WAV to build; zero values give one of 16-bit mono.

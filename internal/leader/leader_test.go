@@ -11,19 +11,13 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/leader"
 	"avatarworker/internal/natsserver/natstest"
 )
 
-// The library's own goroutine for an object's chunks waits for ever where the
-// object was stored before that goroutine first ran (nats.go 1.55,
-// jetStream.cleanupReplySub sets its channel to nil).
-func TestMain(m *testing.M) {
-	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
-}
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 // prepare makes stream S with messages 1 to 3, on s.a, s.b and s.a.
 func prepare(t *testing.T) jetstream.JetStream {

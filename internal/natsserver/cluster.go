@@ -279,10 +279,30 @@ func (n *node) server() *server.Server {
 	return n.running.nats
 }
 
-// WaitReady waits until the cluster has a leader and every node that runs is
-// current, for the cluster and for each stream that it keeps.
+// WaitReady waits until the cluster has a leader that can place a stream on every
+// node that runs, and these are current, for the cluster and for each stream that
+// they keep.
 func (c *Cluster) WaitReady(ctx context.Context) error {
-	return waitReady(ctx, func() bool { return c.Leader() >= 0 && c.current() })
+	return waitReady(ctx, func() bool { return c.running(c.placeable()) && c.current() })
+}
+
+// placeable are the nodes that streams can be placed on, by name: those whose
+// statistics the leader has received. Empty while this cluster has no leader.
+func (c *Cluster) placeable() []string {
+	leader := c.Leader()
+	if leader < 0 {
+		return nil
+	}
+	s := c.nodes[leader].server()
+	if s == nil {
+		return nil
+	}
+	return s.JetStreamClusterPeers()
+}
+
+// running reports whether all nodes that run are among these.
+func (c *Cluster) running(names []string) bool {
+	return len(names) > 0 && c.find(func(s *server.Server) bool { return !slices.Contains(names, s.Name()) }) < 0
 }
 
 func waitReady(ctx context.Context, ready func() bool) error {

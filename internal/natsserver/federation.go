@@ -74,17 +74,20 @@ func (f *Federation) start(ctx context.Context, gateways []*server.RemoteGateway
 // Cluster is one of the clusters, in the order in which they were given.
 func (f *Federation) Cluster(i int) *Cluster { return f.clusters[i] }
 
-// WaitReady waits until there is a leader, and every node that runs is current.
+// WaitReady waits until there is a leader that can place a stream on every node
+// that runs, and these are current.
 func (f *Federation) WaitReady(ctx context.Context) error {
 	return waitReady(ctx, func() bool {
-		led := false
+		var placeable []string
 		for _, c := range f.clusters {
-			led = led || c.Leader() >= 0
-			if !c.current() {
+			placeable = append(placeable, c.placeable()...)
+		}
+		for _, c := range f.clusters {
+			if !c.running(placeable) || !c.current() {
 				return false
 			}
 		}
-		return led
+		return true
 	})
 }
 

@@ -10,19 +10,13 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/output"
 )
 
-// The library's own goroutine for an object's chunks waits for ever where the
-// object was stored before that goroutine first ran (nats.go 1.55,
-// jetStream.cleanupReplySub sets its channel to nil).
-func TestMain(m *testing.M) {
-	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
-}
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 type bench struct {
 	t     *testing.T

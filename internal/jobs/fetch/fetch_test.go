@@ -14,7 +14,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/fetch"
@@ -22,10 +21,7 @@ import (
 	"avatarworker/internal/natsserver/natstest"
 )
 
-func TestMain(m *testing.M) {
-	// The library's own goroutine, started with the first asynchronous publish.
-	natstest.Main(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
-}
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 const patience = 60 * time.Second
 
