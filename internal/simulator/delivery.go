@@ -354,8 +354,11 @@ func (c *session) limitClose() {
 	}
 }
 
-// cutConn closes the TCP connection now.
+// cutConn closes the TCP connection now, which is when the session ends however
+// late its reader notices.
 func (c *session) cutConn() {
+	now := c.srv.now()
+	c.cutAt.CompareAndSwap(nil, &now)
 	// It may be closed already.
 	_ = c.net.Close()
 }

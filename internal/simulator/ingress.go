@@ -104,7 +104,13 @@ func writeUpgradeError(w http.ResponseWriter, status int, message string) {
 // run runs the session and returns when it is closed.
 func (c *session) run(w http.ResponseWriter, r *http.Request) {
 	code, by := 1006, "server"
-	defer func() { c.srv.sessionLog.closed(c.rec, c.srv.now(), code, by) }()
+	defer func() {
+		ended := c.srv.now()
+		if cut := c.cutAt.Load(); cut != nil {
+			ended = *cut
+		}
+		c.srv.sessionLog.closed(c.rec, ended, code, by)
+	}()
 	nc, ok := r.Context().Value(connKey{}).(net.Conn)
 	if !ok {
 		c.srv.log.Error().Msg("simulator: the request's context has no connection")

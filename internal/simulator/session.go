@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -25,6 +26,8 @@ type session struct {
 
 	egress   bool
 	newMeter func() meter
+
+	cutAt atomic.Pointer[time.Time] // when cutConn closed the connection
 
 	sending    sync.Mutex // held while an envelope is written and recorded
 	mu         sync.Mutex
