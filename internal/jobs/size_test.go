@@ -18,7 +18,7 @@ import (
 
 // What the core may grow to. Past it, something in it is a package of its own.
 const (
-	maxLines    = 2850 // without tests
+	maxLines    = 2900 // without tests
 	maxExported = 40
 	maxFields   = 20 // of a struct
 	maxMethods  = 45 // of a type
