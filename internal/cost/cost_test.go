@@ -263,14 +263,14 @@ func aYear(tb testing.TB, days, customers int) *cost.Store {
 	return cost.NewStore(js, names, labels)
 }
 
-func TestAYearIsSummedByDayAndLabelInLessThanASecond(t *testing.T) {
+// BenchmarkSumOfAYear says how long it takes.
+func TestAYearIsSummedByDayAndLabelFromItsCountersAlone(t *testing.T) {
 	const days, customers = 365, 10
 	s := aYear(t, days, customers)
 	for by, rows := range map[string]int{"label:customer": customers, "day": days} {
-		begun := time.Now()
 		found, err := s.Sum(t.Context(), cost.Query{By: by})
-		if took := time.Since(begun); err != nil || len(found) != rows || took > time.Second {
-			t.Errorf("by %s: %d rows after %s, %v", by, len(found), took, err)
+		if err != nil || len(found) != rows {
+			t.Errorf("by %s: %d rows, %v", by, len(found), err)
 		}
 	}
 }
