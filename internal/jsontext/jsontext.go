@@ -95,24 +95,27 @@ func (o *Object) Texts(name string, v map[string]string) {
 	o.b = append(o.b, '}')
 }
 
-// Appender is a value that writes its own JSON.
-type Appender interface {
-	AppendJSON(b []byte) ([]byte, error)
+// Members is a value that appends its members to an object.
+type Members interface {
+	AppendMembers(o *Object)
 }
 
-// List appends a list of values that write their own JSON; a nil list is null.
-func List[T Appender](o *Object, name string, list []T) {
+// List appends a list of objects; a nil list is null.
+func List[T Members](o *Object, name string, list []T) {
 	o.name(name)
 	if list == nil {
 		o.b = append(o.b, "null"...)
 		return
 	}
 	o.b = append(o.b, '[')
+	var element Object
 	for i, v := range list {
 		if i > 0 {
 			o.b = append(o.b, ',')
 		}
-		b, err := v.AppendJSON(o.b)
+		element = Begin(o.b, o.html)
+		v.AppendMembers(&element)
+		b, err := element.End()
 		if err != nil {
 			o.fail(err)
 			return
@@ -215,12 +218,6 @@ func (o *Object) OptTime(name string, v time.Time) {
 	if !v.IsZero() {
 		o.Time(name, v)
 	}
-}
-
-// EmptyList appends a list without elements.
-func (o *Object) EmptyList(name string) {
-	o.name(name)
-	o.b = append(o.b, '[', ']')
 }
 
 // Value appends any value, by encoding/json. Its caller decides whether the member

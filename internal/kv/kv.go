@@ -10,7 +10,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -44,6 +46,7 @@ type Store struct {
 	stream  string
 	prefix  string // of the subjects that keys are published to
 	timeout time.Duration
+	buffers sync.Pool // of *[]byte, for values: the NATS client copies what it sends
 }
 
 // NewStore returns a store over bucket. timeout bounds one round trip; a call
@@ -90,10 +93,16 @@ func (s *Store) Put(ctx context.Context, key string, v any, revision uint64) (ui
 // PutTTL is Put of a value that the server removes after ttl, by its own clock.
 // It is rounded up to seconds; 0 keeps the value as long as the bucket does.
 func (s *Store) PutTTL(ctx context.Context, key string, v any, revision uint64, ttl time.Duration) (uint64, error) {
-	data, err := marshal(v)
+	buffer, _ := s.buffers.Get().(*[]byte)
+	if buffer == nil {
+		buffer = new([]byte)
+	}
+	defer s.buffers.Put(buffer)
+	data, err := marshal(*buffer, v)
 	if err != nil {
 		return 0, fmt.Errorf("encode %s: %w", key, err)
 	}
+	*buffer = data
 	ttl = (ttl + time.Second - 1).Truncate(time.Second)
 	stale := 0
 	for first := true; ; first = false {
@@ -137,9 +146,10 @@ type appender interface {
 // sizeHint is about the size of a value that writes its own JSON, in bytes.
 const sizeHint = 512
 
-func marshal(v any) ([]byte, error) {
+// marshal returns v as JSON, in buffer if it can.
+func marshal(buffer []byte, v any) ([]byte, error) {
 	if a, ok := v.(appender); ok {
-		return a.AppendJSON(make([]byte, 0, sizeHint))
+		return a.AppendJSON(slices.Grow(buffer[:0], sizeHint))
 	}
 	return json.Marshal(v)
 }
@@ -147,7 +157,7 @@ func marshal(v any) ([]byte, error) {
 // Note writes v under key without waiting for an answer, and whatever is there. It
 // may get lost.
 func (s *Store) Note(key string, v any) {
-	if data, err := marshal(v); err == nil {
+	if data, err := marshal(nil, v); err == nil {
 		_ = s.js.Conn().Publish(s.prefix+key, data) // the next one follows
 	}
 }

@@ -51,13 +51,16 @@ func (f JobFields) appendTo(o *jsontext.Object) {
 	o.Time("time", f.Time)
 }
 
-// list appends a list; an empty one takes no encoder.
-func list[T any](o *jsontext.Object, name string, values []T) {
-	if values != nil && len(values) == 0 {
-		o.EmptyList(name)
-		return
-	}
-	o.Value(name, values)
+// AppendMembers appends the members that encoding/json writes for the utterance.
+func (u Utterance) AppendMembers(o *jsontext.Object) {
+	o.Text("req_id", u.ReqID)
+	o.Int("frames", int64(u.Frames))
+	o.Int("bytes", u.Bytes)
+	o.Int("audio_ms", u.AudioMS)
+	o.Int("first_frame_ms", u.FirstFrameMS)
+	o.Int("duration_ms", u.DurationMS)
+	o.OptBool("interrupted", u.Interrupted)
+	o.OptText("converted", u.Converted)
 }
 
 // AppendJSON appends what encoding/json writes for the body.
@@ -77,7 +80,7 @@ func (f Completed) AppendJSON(b []byte) ([]byte, error) {
 	f.appendTo(&o)
 	o.Int("attempts", int64(f.Attempts))
 	o.TextList("connection_ids", f.ConnectionIDs)
-	list(&o, "utterances", f.Utterances)
+	jsontext.List(&o, "utterances", f.Utterances)
 	o.Int("utterances_total", int64(f.UtterancesTotal))
 	o.Int("session_ms", f.SessionMS)
 	o.OptText("recording", f.Recording)

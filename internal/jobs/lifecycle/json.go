@@ -1,12 +1,18 @@
 package lifecycle
 
 import (
+	"slices"
+
 	"avatarworker/internal/jsontext"
 )
+
+// utteranceBytes is about what an utterance takes in a record.
+const utteranceBytes = 160
 
 // AppendJSON appends what json.Marshal returns for the record, which is written
 // twice for every job.
 func (r *Record) AppendJSON(b []byte) ([]byte, error) {
+	b = slices.Grow(b, len(r.Utterances)*utteranceBytes)
 	o := jsontext.Begin(b, jsontext.EscapeHTML)
 	o.Text("job_id", r.JobID)
 	o.Int("run", int64(r.Run))
@@ -59,7 +65,7 @@ func (r *Record) AppendJSON(b []byte) ([]byte, error) {
 		o.TextList("connection_ids", r.ConnectionIDs)
 	}
 	if len(r.Utterances) > 0 {
-		o.Value("utterances", r.Utterances)
+		jsontext.List(&o, "utterances", r.Utterances)
 	}
 	o.OptInt("utterances_total", int64(r.UtterancesDone))
 	o.OptInt("session_ns", int64(r.SessionTime))

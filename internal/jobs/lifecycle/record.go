@@ -7,6 +7,7 @@ package lifecycle
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"avatarworker/internal/errors"
@@ -241,10 +242,8 @@ func (r *Record) endHold(now time.Time) {
 func (r *Record) Delivered(u event.Utterance, keeps bool) {
 	r.Checkpoint++
 	r.UtterancesDone++
-	r.Utterances = append(r.Utterances, u)
-	if over := len(r.Utterances) - maxRecordedUtterances; over > 0 {
-		r.Utterances = append([]event.Utterance(nil), r.Utterances[over:]...)
-	}
+	kept := r.Utterances[max(0, len(r.Utterances)+1-maxRecordedUtterances):]
+	r.Utterances = append(append(make([]event.Utterance, 0, len(kept)+1), kept...), u)
 	if u.Recorded != nil {
 		r.Recorded = u.Recorded
 	}
@@ -269,10 +268,11 @@ func (r *Record) AllCrashes() int {
 // Progressed reports whether the last attempt delivered an utterance.
 func (r *Record) Progressed() bool { return r.Attempt > 0 && r.BudgetFrom == r.Attempt }
 
-// Clone returns a copy that can be changed without changing r.
+// Clone returns a copy that can be changed without changing r. The utterances are
+// shared: there can be many, and Delivered replaces the list as a whole.
 func (r *Record) Clone() *Record {
 	c := *r
-	c.Utterances = append([]event.Utterance(nil), r.Utterances...)
+	c.Utterances = slices.Clip(r.Utterances)
 	c.ConnectionIDs = append([]string(nil), r.ConnectionIDs...)
 	c.Usage = append([]usage.Session(nil), r.Usage...)
 	if r.Failures != nil {

@@ -27,9 +27,8 @@ func (r Record) AppendJSON(b []byte) ([]byte, error) {
 	return o.End()
 }
 
-// AppendJSON appends what json.Marshal returns for the session.
-func (s Session) AppendJSON(b []byte) ([]byte, error) {
-	o := jsontext.Begin(b, jsontext.EscapeHTML)
+// AppendMembers appends the members that encoding/json writes for the session.
+func (s Session) AppendMembers(o *jsontext.Object) {
 	o.Int("session", int64(s.Session))
 	o.Int("connected_ns", int64(s.Connected))
 	o.Text("outcome_code", s.OutcomeCode)
@@ -41,5 +40,4 @@ func (s Session) AppendJSON(b []byte) ([]byte, error) {
 	o.OptTime("confirmed_at", s.ConfirmedAt)
 	o.OptBool("estimated", s.Estimated)
 	o.OptBool("stored", s.Stored)
-	return o.End()
 }
