@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,6 +29,7 @@ type process struct {
 	mu      sync.Mutex
 	id      string // worker id, once ready
 	tail    []string
+	lost    []time.Time // when it lost its lease, by its log
 	waiting map[string]chan struct{} // for a line with this text
 	err     error                    // how it ended
 }
@@ -81,8 +83,8 @@ func (p *process) follow(log io.Reader) {
 
 func (p *process) line(text string) {
 	var entry struct {
-		Message  string `json:"message"`
-		WorkerID string `json:"worker_id"`
+		Time     time.Time `json:"time"`
+		WorkerID string    `json:"worker_id"`
 	}
 	if strings.Contains(text, apiKey) {
 		p.t.Errorf("worker %s logged its API key: %s", p.name, text)
@@ -103,6 +105,16 @@ func (p *process) line(text string) {
 		p.id = entry.WorkerID
 		close(p.ready)
 	}
+	if strings.Contains(text, `"message":"the worker's lease was lost`) && json.Unmarshal([]byte(text), &entry) == nil {
+		p.lost = append(p.lost, entry.Time)
+	}
+}
+
+// leasesLost is when the worker lost its lease.
+func (p *process) leasesLost() []time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.lost)
 }
 
 func (p *process) wait() {

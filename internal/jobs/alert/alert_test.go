@@ -45,7 +45,7 @@ type env struct {
 func newEnv(t *testing.T) *env {
 	t.Helper()
 	e := &env{t: t, js: natstest.JetStream(t), alerts: make(map[string]event.RecurringAlert), raised: make(map[errors.Code]int)}
-	bucket, err := e.js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "FLEET", History: 1, LimitMarkerTTL: time.Minute})
+	bucket, err := e.js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "FLEET", History: 1, LimitMarkerTTL: time.Minute, Storage: jetstream.MemoryStorage})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func newEnv(t *testing.T) *env {
 
 func (e *env) makeStream() {
 	e.t.Helper()
-	if _, err := e.js.CreateStream(e.t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"errors.>"}}); err != nil {
+	if _, err := e.js.CreateStream(e.t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"errors.>"}, Storage: jetstream.MemoryStorage}); err != nil {
 		e.t.Fatal(err)
 	}
 }

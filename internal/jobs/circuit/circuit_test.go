@@ -47,7 +47,7 @@ type env struct {
 	opened    map[string]bool
 }
 
-var bucketConfig = jetstream.KeyValueConfig{Bucket: "FLEET", History: 1, LimitMarkerTTL: time.Minute}
+var bucketConfig = jetstream.KeyValueConfig{Bucket: "FLEET", History: 1, LimitMarkerTTL: time.Minute, Storage: jetstream.MemoryStorage}
 
 func newEnv(t *testing.T) *env {
 	t.Helper()

@@ -34,7 +34,7 @@ func newEnv(t *testing.T) *env {
 
 func (e *env) makeBucket() {
 	e.t.Helper()
-	bucket, err := e.js.CreateKeyValue(e.t.Context(), jetstream.KeyValueConfig{Bucket: "FLEET", History: 1, LimitMarkerTTL: time.Minute})
+	bucket, err := e.js.CreateKeyValue(e.t.Context(), jetstream.KeyValueConfig{Bucket: "FLEET", History: 1, LimitMarkerTTL: time.Minute, Storage: jetstream.MemoryStorage})
 	if err != nil {
 		e.t.Fatal(err)
 	}

@@ -39,7 +39,7 @@ func newEnv(t *testing.T) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bucket, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "STATE", History: 1, LimitMarkerTTL: time.Minute})
+	bucket, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "STATE", History: 1, LimitMarkerTTL: time.Minute, Storage: jetstream.MemoryStorage})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,7 +35,7 @@ type env struct {
 func newEnv(t *testing.T) *env {
 	t.Helper()
 	e := &env{t: t, js: natstest.JetStream(t), gone: make(map[string]bool)}
-	bucket, err := e.js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "STATE", History: 1, LimitMarkerTTL: time.Minute})
+	bucket, err := e.js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "STATE", History: 1, LimitMarkerTTL: time.Minute, Storage: jetstream.MemoryStorage})
 	if err != nil {
 		t.Fatal(err)
 	}
