@@ -29,7 +29,7 @@ type process struct {
 	mu      sync.Mutex
 	id      string // worker id, once ready
 	tail    []string
-	lost    []time.Time // when it lost its lease, by its log
+	lost    []time.Time              // when it lost its lease, by its log
 	waiting map[string]chan struct{} // for a line with this text
 	err     error                    // how it ended
 }
