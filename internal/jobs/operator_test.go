@@ -2,6 +2,7 @@ package jobs_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -87,6 +88,44 @@ func TestARetryThatDiesBetweenItsStepsIsRepeated(t *testing.T) {
 	if err != nil || !slices.Contains([]string{operate.StatusDelivered, operate.StatusRunning, operate.StatusFinished}, again.Status) {
 		t.Errorf("%+v, %v", again, err)
 	}
+	h.outcome("j", lifecycle.StateCompleted)
+}
+
+// onPostponed calls do when a job is about to be handed back with a delay.
+type onPostponed struct {
+	nopObserver
+	do func(jobID string)
+}
+
+func (p onPostponed) Postponed(jobID string, _ lifecycle.State, _ time.Duration) { p.do(jobID) }
+
+// A job can be made due between the write of its record and its nak, which has a delay.
+func TestAJobMadeDueAsItIsPostponedComesThoughItsRecordCannotBeReadThen(t *testing.T) {
+	h := newEnv(t)
+	due := make(chan *lifecycle.Record, 1)
+	h.start(failsFirst(), patient, func(o *options) {
+		o.Observer = onPostponed{do: func(jobID string) {
+			entry, err := h.handles.State.Get(t.Context(), jobID)
+			r := new(lifecycle.Record)
+			if err == nil {
+				err = json.Unmarshal(entry.Value(), r)
+			}
+			if err == nil {
+				_, err = h.handles.State.Put(t.Context(), jobID, []byte("not a record"))
+			}
+			if err != nil || !r.MakeDue(time.Now().UTC()) {
+				t.Errorf("%+v: %v", r, err)
+			}
+			due <- r
+		}}
+	})
+	h.submit("default", job("j"))
+	r := receive(t, due, "retry")
+	h.eventually("the job is delivered again", func() bool {
+		c, err := h.js.Consumer(t.Context(), h.names.JobsStream(), "default")
+		return err == nil && c.CachedInfo().Delivered.Consumer > 1
+	})
+	h.put(r)
 	h.outcome("j", lifecycle.StateCompleted)
 }
 

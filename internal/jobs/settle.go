@@ -261,13 +261,12 @@ func (s settlement) postpone(ctx context.Context, next *lifecycle.Record, delay 
 
 // nakIfDueNow ends the delay of a nak that has just been sent, if the job was made due,
 // or was to be cancelled, after the record written was: what asked for that has sent
-// its own nak before ours.
+// its own nak before ours. If that can't be read, the next delivery reads it, soon.
 func (s settlement) nakIfDueNow(ctx context.Context, written *lifecycle.Record) {
-	r, err := s.record.Load(ctx)
-	if err != nil || r == nil || !r.Waits() {
-		return // the job comes when its time has come
-	}
-	if r.CancelRequested || r.NextAttemptAt.Before(*written.NextAttemptAt) {
+	switch r, err := s.record.Load(ctx); {
+	case err != nil:
+		s.nak(nakPause)
+	case r != nil && r.Waits() && (r.CancelRequested || r.NextAttemptAt.Before(*written.NextAttemptAt)):
 		s.nak(0)
 	}
 }
