@@ -88,7 +88,7 @@ type cleanup struct {
 }
 
 // stopTimeout bounds all clean-ups after the worker itself has drained.
-const stopTimeout = 10 * time.Second
+const stopTimeout = 5 * time.Second
 
 // New returns an App that has started nothing yet.
 func New(o Options) (*App, error) {

@@ -34,6 +34,9 @@ const (
 	// resultTimeout bounds writing what a session has reached: it was paid for,
 	// and the node that keeps the record may be away for minutes.
 	resultTimeout = 10 * time.Minute
+	// handBackTimeout bounds all of it once the drain time is up. The process is
+	// killed 30 s after that, and the next worker finds what was written.
+	handBackTimeout = 12 * time.Second
 	// naks of a job after a fault of the worker or of the queue are this far
 	// apart at first.
 	nakPause = 2 * time.Second
@@ -180,7 +183,7 @@ func (e *execution) giveUpSession(reason string) {
 	next.Release(reason)
 	record := e.record
 	e.w.background.Go(func() {
-		ctx, cancel := e.w.resultContext(e.w.base)
+		ctx, cancel := context.WithTimeout(e.w.base, resultTimeout)
 		defer cancel()
 		err := retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second},
 			func(err error) bool {
@@ -200,14 +203,6 @@ func (e *execution) giveUpSession(reason string) {
 // settling bounds a step that decides or publishes something.
 func (e *execution) settling() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(e.ctx, e.w.o.SettleTimeout)
-}
-
-// resultContext bounds writing what a session has reached. A worker that stops
-// leaves it to the next one in the end.
-func (w *Worker) resultContext(parent context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(parent, resultTimeout)
-	stop := context.AfterFunc(w.drained, func() { time.AfterFunc(w.o.SettleTimeout, cancel) })
-	return ctx, func() { stop(); cancel() }
 }
 
 // end cancels the session under way, if there is one.

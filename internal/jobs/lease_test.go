@@ -332,6 +332,25 @@ func TestDrainLetsSessionsFinish(t *testing.T) {
 	}
 }
 
+func TestAWorkerEndsSoonAfterItsDrainTimeThoughNATSIsGone(t *testing.T) {
+	h := newEnv(t)
+	began := make(chan struct{}, 2)
+	w := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		began <- struct{}{}
+		return untilDone(ctx)
+	}), noDrain, func(o *options) { o.SettleTimeout = time.Hour })
+	for i := range cap(began) {
+		h.submit("default", job(fmt.Sprint("j", i)))
+		receive(t, began, "session")
+	}
+	if err := h.server.Shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	w.stop()
+	receive(t, w.done, "end of the worker")
+}
+
 func TestDrainPastItsTimeHandsBackWithoutCost(t *testing.T) {
 	h := newEnv(t)
 	began := make(chan struct{}, 2)

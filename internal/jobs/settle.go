@@ -29,7 +29,7 @@ func (e *execution) settlement() settlement { return settlement{e} }
 // long as the record is as this worker left it, even if the lease was lost since:
 // compare-and-set decides.
 func (s settlement) settle() {
-	ctx, cancel := s.w.resultContext(s.ctx)
+	ctx, cancel := context.WithTimeout(s.ctx, resultTimeout)
 	defer cancel()
 	ctx, span := s.w.o.Tracer.Start(ctx, "settle")
 	next := s.record.Current().Clone()

@@ -75,7 +75,7 @@ type parts struct {
 // lifetime is what ends when: fetching at the signal, sessions when the drain time
 // is up, and all other work when it is done.
 type lifetime struct {
-	base       context.Context // of work: outlives the signal
+	base       context.Context // of work: ends handBackTimeout after drained
 	fetching   context.Context // ends when the worker has to stop
 	drained    context.Context // ends when the drain time is up
 	giveBack   context.CancelCauseFunc
@@ -227,10 +227,12 @@ func (w *Worker) alerting() func(errors.Code) bool {
 
 // Run works until ctx ends, then drains: it takes nothing new, lets sessions
 // finish for the drain time and hands back what has not finished by then. It
-// returns when everything is settled.
+// returns when everything is settled, or handBackTimeout after the drain time.
 func (w *Worker) Run(ctx context.Context) error {
-	w.base, w.fetching = context.WithoutCancel(ctx), ctx
+	base, endWork := context.WithCancel(context.WithoutCancel(ctx))
+	w.base, w.fetching = base, ctx
 	w.drained, w.giveBack = context.WithCancelCause(w.base)
+	context.AfterFunc(w.drained, func() { time.AfterFunc(handBackTimeout, endWork) })
 	defer w.giveBack(nil)
 	w.count(0) // until the first job nothing else says that all slots are free
 	w.pauseFetching()
@@ -268,8 +270,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.working.Wait()
 	w.background.Wait()
 
-	control.Close()
 	stop()
+	control.Close()
 	others.Wait()
 	w.lease.Stop() // last: until then what names this worker is its own
 	return nil

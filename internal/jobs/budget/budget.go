@@ -130,7 +130,7 @@ func (b *Budgets) credits(r Rule) int64 {
 }
 
 // endTimeout bounds giving reservations back when the worker stops.
-const endTimeout = 10 * time.Second
+const endTimeout = 5 * time.Second
 
 // Run follows the usage records and settings until ctx ends, then waits for reservations
 // on their way back.
