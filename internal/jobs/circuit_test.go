@@ -123,6 +123,23 @@ func TestRefusedKeyLosesFewJobs(t *testing.T) {
 	}
 }
 
+func TestRefusedKeyLosesFewJobsAlsoWhileTheCircuitsCannotBeWritten(t *testing.T) {
+	h := newEnv(t)
+	b := &account{code: errors.CodeSessionTokenExpired}
+	h.full("KV_" + h.names.FleetBucket())
+	h.start(b.runner(), func(o *options) { o.Concurrency, o.Patience = 1, 200*time.Millisecond })
+	for n := range 12 {
+		h.submit("default", job(fmt.Sprintf("j%d", n)))
+	}
+	h.eventually("the circuit opens", func() bool { return len(h.events("avatar.alerts.circuit_opened.>")) == 1 })
+	h.eventually("a probe fails", func() bool { return len(b.refusals()) >= 6 })
+	b.set("")
+	h.settled()
+	if n := h.messages(h.names.DLQStream()); n != 4 {
+		t.Errorf("%d dead letters, want the four before the fifth failure opened the circuit", n)
+	}
+}
+
 func TestOneJobsFailuresDoNotOpenTheCircuit(t *testing.T) {
 	h := newEnv(t)
 	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {

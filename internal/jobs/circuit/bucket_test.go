@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/kv"
 )
 
@@ -132,6 +133,82 @@ func (e *env) remake() {
 		e.t.Fatal(err)
 	}
 	e.makeBucket()
+}
+
+// refuseWrites makes the bucket take no message until the returned function is called.
+func (e *env) refuseWrites() (accept func()) {
+	e.t.Helper()
+	update := func(size int32) {
+		e.t.Helper()
+		s, err := e.js.Stream(e.t.Context(), "KV_FLEET")
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		cfg := s.CachedInfo().Config
+		cfg.MaxMsgSize = size
+		if _, err := e.js.UpdateStream(e.t.Context(), cfg); err != nil {
+			e.t.Fatal(err)
+		}
+	}
+	update(1)
+	return func() { e.t.Helper(); update(-1) }
+}
+
+func TestAWorkerThatCannotWriteTheBucketOpensProbesAndClosesACircuitOfItsOwn(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	c := e.worker("w1", func(o *Options) { o.Timeout = 300 * time.Millisecond })
+	e.run(c)
+	p, _ := e.allow(c, "j0")
+	e.fail(p, refused, false, 0)
+	e.refuseWrites()
+	for i := range 4 {
+		p, _ := e.allow(c, fmt.Sprint("j", i+1))
+		if _, open, err := p.Fail(t.Context(), refused); open != (i == 3) || err == nil && i == 0 {
+			t.Fatalf("failure %d: open %v, %v", i+1, open, err)
+		}
+	}
+	e.refused(c, "held")
+	e.eventually("the alert", func() bool { return len(e.alerts()) == 1 })
+	e.pass(10 * time.Second)
+	p = e.probe(c, "probe")
+	e.refused(c, "second")
+	e.fail(p, refused, true, 20*time.Second)
+	e.pass(20 * time.Second)
+	e.success(e.probe(c, "good"))
+	if p, _ := e.allow(c, "next"); p == nil || p.Probe() {
+		t.Errorf("after the probe: %+v", p)
+	}
+	if got := e.stored(app, region); len(got.Failures) != 1 {
+		t.Errorf("the bucket has %+v", got)
+	}
+	e.eventually("the other alert", func() bool { return len(e.alerts()) == 2 })
+}
+
+func TestACircuitOpenedWithoutTheBucketIsTheFleetsOnceTheBucketIsWritten(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	c := e.worker("w1", func(o *Options) { o.Timeout = 300 * time.Millisecond })
+	p, _ := e.allow(c, "before")
+	e.fail(p, refused, false, 0)
+	e.breakEvents(errors.New("away")) // publishing an alert would write it
+	accept := e.refuseWrites()
+	p, _ = e.allow(c, "opens")
+	if _, open, err := p.Fail(t.Context(), unpaid); !open || err == nil {
+		t.Fatalf("open %v, %v", open, err)
+	}
+	accept()
+	e.run(c) // lists what the bucket has
+	e.eventually("it is listed", func() bool { return c.get(key(app, region)).revision != 0 })
+	e.refused(c, "held")
+	other := e.worker("w2")
+	e.run(other)
+	e.pass(10 * time.Second)
+	p = e.probe(c, "probe")
+	e.knows(other, Probing)
+	e.refused(other, "held")
+	e.success(p)
+	e.knows(other, Closed)
 }
 
 func TestEntryThatCanNotBeReadHoldsNoJob(t *testing.T) {

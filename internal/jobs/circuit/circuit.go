@@ -98,6 +98,10 @@ type entry struct {
 	Unpublished []Alert `json:"untold,omitempty"` // oldest first
 
 	revision uint64 // in the bucket; 0: not there
+	// local: this worker alone has changed it, because the bucket could not be
+	// written. base is the revision that it would have replaced.
+	local bool
+	base  uint64
 }
 
 func key(app, region string) string {

@@ -443,7 +443,7 @@ func TestBucketThatIsAwayDoesNotHoldUpAJobsOwnRecord(t *testing.T) {
 	})
 	p, _ := e.allow(c, "j1")
 	from := time.Now()
-	if _, open, err := p.Fail(t.Context(), unpaid); open || !errors.Is(err, context.DeadlineExceeded) {
+	if _, open, err := p.Fail(t.Context(), unpaid); !open || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("open %v, %v", open, err)
 	}
 	if took := time.Since(from); took > 5*time.Second {

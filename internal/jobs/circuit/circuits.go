@@ -104,7 +104,8 @@ type Refusal struct {
 // the first of them; a Fail after that counts as any job's failure.
 //
 // Their errors mean that the bucket could not be written. Run then writes the end
-// of a probe as soon as it can, so the caller only logs the error.
+// of a probe as soon as it can, so the caller only logs the error. Failures are
+// counted on this worker alone meanwhile, and open the circuit for its jobs.
 type Permit struct {
 	c                     *Circuits
 	key, app, region, job string
@@ -334,13 +335,13 @@ func (c *Circuits) change(ctx context.Context, app, region string, f func(e *ent
 		e := entry{Circuit: Circuit{App: app, Region: region, State: Closed}}
 		revision, err := c.o.Store.Get(ctx, key, &e)
 		if err != nil {
-			return before, err
+			return c.changeLocal(app, region, f, err)
 		}
 		if revision < before.revision {
 			signal(c.behind)
 		}
-		if revision == 0 && before.isOpen() {
-			e = before.clone() // the bucket was created again, empty
+		if before.local && revision == before.base || revision == 0 && before.isOpen() {
+			e = before.clone() // not written before, or the bucket was created again, empty
 		}
 		e.revision = revision
 		untold := len(e.Unpublished)
@@ -348,15 +349,45 @@ func (c *Circuits) change(ctx context.Context, app, region string, f func(e *ent
 			c.update(key, e, false)
 			return e, nil
 		}
+		e.local = false
 		e.revision, err = c.o.Store.PutTTL(ctx, key, e, revision, e.life())
 		switch {
 		case err == nil:
 			c.update(key, e, len(e.Unpublished) > untold)
 			return e, nil
 		case !errors.Is(err, kv.ErrConflict):
-			return before, err
+			return c.changeLocal(app, region, f, err)
 		}
 	}
+}
+
+// changeLocal applies f on this worker alone, because the bucket failed with err.
+// Otherwise all jobs of the app would run into the failure that opens its circuit.
+// A circuit that the bucket has as open stays as it is: the fleet has one probe of
+// it. The error is nil if the circuit was changed on this worker alone before.
+func (c *Circuits) changeLocal(app, region string, f func(e *entry, now time.Time) bool, err error) (entry, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := key(app, region)
+	before, known := c.known[key]
+	e := before.clone()
+	switch {
+	case before.local:
+		err = nil
+	case before.isOpen():
+		return before.entry, err
+	case !known:
+		e.Circuit = Circuit{App: app, Region: region, State: Closed}
+	}
+	untold := len(e.Unpublished)
+	if !f(&e, c.o.Now().UTC()) {
+		return before.entry, err
+	}
+	if !before.local {
+		e.local, e.base = true, before.revision
+	}
+	c.store(key, e, len(e.Unpublished) > untold)
+	return e, err
 }
 
 func (c *Circuits) get(key string) entry {

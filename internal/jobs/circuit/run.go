@@ -218,10 +218,18 @@ func (c *Circuits) read(kve jetstream.KeyValueEntry) {
 func (c *Circuits) update(key string, e entry, announce bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	before, now := c.known[key], c.o.Now()
-	if e.revision < before.revision || e.revision == before.revision && !announce {
-		return
+	before := c.known[key]
+	switch {
+	case e.revision < before.revision || e.revision == before.revision && !announce:
+	case before.local && e.revision == before.base: // listed again
+	default:
+		c.store(key, e, announce)
 	}
+}
+
+// store is update without a look at revisions. The caller holds c.mu.
+func (c *Circuits) store(key string, e entry, announce bool) {
+	before, now := c.known[key], c.o.Now()
 	next := known{entry: e, checkedAt: now, publishAt: before.publishAt}
 	if e.sameProbe(before.entry) {
 		next.checkedAt = before.checkedAt
@@ -272,7 +280,7 @@ func (c *Circuits) compare(ctx context.Context, remade bool) error {
 	c.mu.Lock()
 	missing := make(map[string]entry)
 	for key, k := range c.known {
-		if k.revision == 0 {
+		if k.revision == 0 && !k.local {
 			missing[key] = k.entry
 		}
 	}
