@@ -34,9 +34,12 @@ func outputEffect(kind string) string {
 // finishTimeout bounds what completes an output.
 const finishTimeout = 5 * time.Minute
 
-// faultyTimeout bounds an effect that has failed before: it is tried again with
-// each delivery.
-const faultyTimeout = 5 * time.Second
+const (
+	// faultyTimeout bounds an effect that has failed before: each delivery tries again.
+	faultyTimeout = 5 * time.Second
+	// slotTimeout bounds an effect of a job that has its slot: longer than an election.
+	slotTimeout = 10 * time.Second
+)
 
 // effects are what follows from the state of an execution's job.
 type effects struct{ *execution }
@@ -183,8 +186,11 @@ func (f effects) effect(what string, limit time.Duration, do func(context.Contex
 
 // limit bounds an effect; ordinary is the bound of one that has not failed before.
 func (f effects) limit(what string, ordinary time.Duration) time.Duration {
-	if f.w.faults.Has(what) {
+	switch {
+	case f.w.faults.Has(what):
 		return min(ordinary, faultyTimeout)
+	case f.freed == nil:
+		return min(ordinary, slotTimeout)
 	}
 	return ordinary
 }

@@ -34,8 +34,7 @@ const (
 	// resultTimeout bounds writing what a session has reached: it was paid for,
 	// and the node that keeps the record may be away for minutes.
 	resultTimeout = 10 * time.Minute
-	// handBackTimeout bounds all of it once the drain time is up. The process is
-	// killed 30 s after that, and the next worker finds what was written.
+	// handBackTimeout bounds all this after the drain time; 30 s after it comes SIGKILL.
 	handBackTimeout = 12 * time.Second
 	// naks of a job after a fault of the worker or of the queue are this far
 	// apart at first.

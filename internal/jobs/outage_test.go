@@ -384,3 +384,17 @@ func (l losses) LeaseExtended(ok bool) {
 	default:
 	}
 }
+
+// The first jobs that can't publish their events do not know yet that none can.
+func TestAJobWhoseEventIsNotTakenGivesItsSlotUpSoon(t *testing.T) {
+	h := newEnv(t)
+	empty := h.full(h.names.EventsStream())
+	w := h.start(&script{}, func(o *options) { o.Concurrency, o.SettleTimeout = 1, time.Hour })
+	defer w.end()
+	for _, id := range []string{"beside", "in-the-slot", "next"} {
+		h.submit("default", job(id))
+		h.outcome(id, lifecycle.StateCompleted)
+	}
+	empty()
+	h.settled()
+}
