@@ -62,6 +62,9 @@ func (c *cli) keyFlag(cmd *cobra.Command, flag, key, usage string) {
 
 func (c *cli) override(flag, key string) func(string) error {
 	return func(value string) error {
+		if value == "" {
+			return errEmpty
+		}
 		c.overrides[key], c.flags[key] = value, flag
 		return nil
 	}

@@ -59,6 +59,9 @@ func (lf *letterFlags) filter(now time.Time) (dlq.Filter, error) {
 		f.Codes = append(f.Codes, errors.Code(text))
 	}
 	for _, class := range lf.classes {
+		if err := oneOf("class", class, errors.Classes()); err != nil {
+			return f, err
+		}
 		f.Classes = append(f.Classes, errors.Class(class))
 	}
 	if lf.limit < 0 {
@@ -70,16 +73,6 @@ func (lf *letterFlags) filter(now time.Time) (dlq.Filter, error) {
 	}
 	f.After, err = pastTime("--after", lf.after, now)
 	return f, err
-}
-
-// warnUnknown warns of codes that this version does not know: a typing error, or
-// dead letters of a newer worker.
-func (c *cli) warnUnknown(f dlq.Filter) {
-	for _, code := range f.Codes {
-		if !code.Known() {
-			c.note("warning: --code %s is not known here; 'avatarworker errors' lists the codes", terminal.Plain(string(code)))
-		}
-	}
 }
 
 // pastTime reads a day (UTC), a time, or how long ago it was.
@@ -121,7 +114,7 @@ func (c *cli) which(args []string, lf *letterFlags) ([]uint64, dlq.Filter, error
 	if err != nil {
 		return nil, dlq.Filter{}, err
 	}
-	c.warnUnknown(filter)
+	c.warnUnknown(filter.Codes...)
 	return seqs, filter, nil
 }
 
@@ -141,7 +134,7 @@ func (c *cli) listLetters(cmd *cobra.Command, lf *letterFlags) error {
 	if err != nil {
 		return err
 	}
-	c.warnUnknown(filter)
+	c.warnUnknown(filter.Codes...)
 	l, err := c.connect(cmd.Context(), "dlq ls")
 	if err != nil {
 		return err

@@ -97,12 +97,7 @@ type explainedCode struct {
 func (c *cli) explainCode(cmd *cobra.Command, name string, asJSON bool) error {
 	code := findCode(name)
 	if code == "" {
-		// Cobra compares a name with those of commands only.
-		known := &cobra.Command{}
-		for _, code := range errors.Codes() {
-			known.AddCommand(&cobra.Command{Use: string(code), Run: func(*cobra.Command, []string) {}})
-		}
-		return usagef("there is no error code %q%s; '%s' lists the codes", name, didYouMean("", append(suggestions(cmd, name), suggestions(known, name)...)), cmd.CommandPath())
+		return usagef("there is no error code %q%s; '%s' lists the codes", name, didYouMean("", append(suggestions(cmd, name), similar(errors.Codes(), name)...)), cmd.CommandPath())
 	}
 	t, err := c.errorTable()
 	if err != nil {

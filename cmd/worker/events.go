@@ -53,6 +53,9 @@ func newEventsCommand(c *cli) *cobra.Command {
 					return err
 				}
 			}
+			if f.code != "" {
+				c.warnUnknown(errors.Code(f.code))
+			}
 			return c.events(cmd.Context(), f, asJSON)
 		},
 	}

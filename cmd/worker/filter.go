@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"avatarworker/internal/errors"
@@ -13,6 +14,21 @@ import (
 // script that is not set, and without the filter the command would change more
 // than was meant.
 var errNoValue = errors.New("want a value; to choose by something else, leave the flag out")
+
+// errEmpty is errNoValue for the other flags.
+var errEmpty = errors.New("want a value; to do without it, leave the flag out")
+
+// noneEmpty refuses flags with an empty text: it would count as not given, and a
+// script whose variable is not set would do something else than was meant.
+func noneEmpty(cmd *cobra.Command) error {
+	var err error
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if f.Value.Type() == "string" && f.Value.String() == "" {
+			err = usagef("--%s \"\": %s", f.Name, errEmpty)
+		}
+	})
+	return err
+}
 
 // filterText is the text of a flag that chooses what a command lists or changes.
 type filterText string

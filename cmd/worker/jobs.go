@@ -75,22 +75,19 @@ func (ff *filterFlags) narrows() bool {
 func (ff *filterFlags) query(c *cli) (status.Query, error) {
 	q := status.Query{Filter: status.Filter{Queues: ff.queues, Apps: ff.apps, Avatars: ff.avatars}, Limit: ff.limit}
 	for _, name := range ff.states {
-		if !slices.Contains(stateNames(), name) {
-			return q, usagef("--state %s: not a state; want one of %s", name, strings.Join(stateNames(), ", "))
+		if err := oneOf("state", name, status.States()); err != nil {
+			return q, err
 		}
 		q.States = append(q.States, lifecycle.State(name))
 	}
 	for _, name := range ff.codes {
-		code := errors.Code(name)
-		if !code.Known() {
-			c.note("warning: --code %s is not known here; 'avatarworker errors' lists the codes", terminal.Plain(name))
-		}
-		q.Codes = append(q.Codes, code)
+		q.Codes = append(q.Codes, errors.Code(name))
 	}
+	c.warnUnknown(q.Codes...)
 	for _, pair := range ff.labels {
 		key, value, ok := strings.Cut(pair, "=")
 		if !ok || key == "" {
-			return q, usagef("--label %s: want KEY=VALUE", pair)
+			return q, usagef("--label %q: want KEY=VALUE", pair)
 		}
 		if q.Labels == nil {
 			q.Labels = make(map[string]string)
@@ -142,9 +139,10 @@ With --by the jobs are counted instead, most jobs first: key, jobs, states.`,
 			if err != nil {
 				return err
 			}
-			if q.Order = status.Order(order); !slices.Contains(status.Orders(), q.Order) {
-				return usagef("--sort %s: want age, running or cost", order)
+			if err := oneOf("sort", order, status.Orders()); err != nil {
+				return err
 			}
+			q.Order = status.Order(order)
 			if q.By, err = status.ParseBy(by); err != nil {
 				return usagef("--by %s: %s", by, err)
 			}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
@@ -250,6 +253,15 @@ func TestExitCodesDistinguishUsageConfigurationAndFailure(t *testing.T) {
 		{1, "connecting to NATS", []string{"--nats-url", "nats://127.0.0.1:1", "status"}},
 		{1, "no such file", []string{"errors", "classify", "no-such-file"}},
 		{1, "not a valid job", []string{"submit", "--avatar", "a", "--audio-url", "ftp://h/a.wav"}},
+		{1, "carries a user name", []string{"submit", "--avatar", "a", "--audio-url", "http://u:p@h/a.wav"}},
+		{1, "the URL's port", []string{"submit", "--avatar", "a", "--audio-url", "http://h:70000/a.wav"}},
+		{1, "the backend takes", []string{"submit", "--avatar", "a", "--audio-url", "http://h/a.pcm", "--format", "pcm_s16le", "--sample-rate", "12345"}},
+		{2, `--class "transiend": want one of transient, server, protocol, unknown, auth, config, billing, job, internal; did you mean transient?`, []string{"dlq", "ls", "--class", "transiend"}},
+		{2, "want one of transient", []string{"dlq", "rm", "--class", "bogus", "-y"}},
+		{2, "did you mean running?", []string{"jobs", "ls", "--state", "runnin"}},
+		{2, "want one of age, running, cost", []string{"jobs", "ls", "--sort", "name"}},
+		{1, "warning: --code idleTimeot is not known here; did you mean idleTimeout?", []string{"--nats-url", "nats://127.0.0.1:1", "events", "--code", "idleTimeot"}},
+		{1, "warning: --code bogus is not known here;", []string{"--nats-url", "nats://127.0.0.1:1", "dlq", "ls", "--code", "bogus"}},
 		{2, "give --avatar", []string{"submit"}},
 		{2, "no speech", []string{"submit", "--avatar", "a"}},
 		{2, "not both", []string{"submit", "a.json", "-f", "b.json"}},
@@ -413,6 +425,43 @@ func TestAFilterWithoutAValueIsRefused(t *testing.T) {
 		}
 	}
 	expect(t, exitUsage, []string{`--app "a,": want a value`}, "cancel", "--app", "a,", "-y")
+}
+
+// An empty value is mostly a variable of a script that is not set: without the flag
+// the command would do something else, such as run a job under another id again.
+func TestAFlagWithoutAValueIsRefusedByEveryCommand(t *testing.T) {
+	t.Parallel()
+	flags := 0
+	var walk func(cmd *cobra.Command, path []string)
+	walk = func(cmd *cobra.Command, path []string) {
+		for _, sub := range cmd.Commands() {
+			walk(sub, append(slices.Clone(path), sub.Name()))
+		}
+		cmd.InheritedFlags() // adds them to those of the command
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if f.Name == "set" || f.Name == "egress-attribute" { // pairs, that others are needed for
+				return
+			}
+			args := append(slices.Clone(path), "--"+f.Name+"=")
+			for _, name := range strings.Fields(cmd.Use)[1:] { // what it needs besides
+				if !strings.HasPrefix(name, "[") {
+					args = append(args, "1")
+				}
+			}
+			flags++
+			expect(t, exitUsage, []string{"--" + f.Name, "want"}, args...)
+		})
+	}
+	for _, cmd := range newRootCommand(newCLI(nil, nil, nil, nil)).Commands() {
+		if cmd.Name() != "completion" && cmd.Name() != "help" {
+			walk(cmd, []string{cmd.Name()})
+		}
+	}
+	if flags < 100 {
+		t.Errorf("%d flags were tried", flags)
+	}
+	file := writeFile(t, "job.json", []byte(`{"id":"","avatar_id":"a","audio":{"url":"http://h/a.wav"}}`))
+	expect(t, exitFailed, []string{`id is ""`}, "submit", file)
 }
 
 func TestVersionAndCompletion(t *testing.T) {

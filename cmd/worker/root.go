@@ -15,7 +15,13 @@ func newRootCommand(c *cli) *cobra.Command {
 		Use: "avatarworker", Short: "Runs avatar session jobs from NATS JetStream", Long: about,
 		SilenceErrors: true, SilenceUsage: true,
 		Args: noArgs, RunE: showHelp, Version: thisBuild().String(),
-		PersistentPreRun: func(*cobra.Command, []string) { c.started = true },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := noneEmpty(cmd); err != nil {
+				return err
+			}
+			c.started = true
+			return nil
+		},
 	}
 	root.SetIn(c.stdin)
 	root.SetOut(c.stdout)

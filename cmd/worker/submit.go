@@ -86,14 +86,15 @@ func (s *submission) check() error {
 		return usagef("give --live, or --audio and --audio-url: not both")
 	case s.live == "-" && s.file == "-":
 		return usagef("--live - and FILE - both want stdin")
-	case s.pace != "realtime" && s.pace != "fast":
-		return usagef("--pace %q: want realtime or fast", s.pace)
 	case s.timeout < 0:
 		return usagef("--timeout %s: want a positive duration", s.timeout)
 	case s.timeout > 0 && !s.wait && s.out == "":
 		return usagef("--timeout needs --wait")
 	case s.maxSilence != "" && s.live == "":
 		return usagef("--max-silence needs --live")
+	}
+	if err := oneOf("pace", s.pace, []string{"realtime", "fast"}); err != nil {
+		return err
 	}
 	if err := topology.ValidQueue(s.queue); err != nil {
 		return usagef("--%s", err)

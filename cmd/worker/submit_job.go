@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -49,14 +50,17 @@ func (j *jobFlags) register(cmd *cobra.Command) {
 	f.StringVar(&j.app, "app", "", "`ID` of the app whose credentials to use (default: the worker's app.id)")
 	f.StringVar(&j.region, "region", "", "`REGION` instead of the worker's")
 	f.StringVar(&j.id, "id", "", "the job's `ID` (default: one is made)")
-	f.Func("audio", "speech in `FILE`, which is uploaded; several are spoken in order", func(v string) error {
-		j.speech = append(j.speech, speechFlag{file: v})
-		return nil
-	})
-	f.Func("audio-url", "speech at `URL`, which the worker fetches", func(v string) error {
-		j.speech = append(j.speech, speechFlag{url: v})
-		return nil
-	})
+	speech := func(of func(value string) speechFlag) func(string) error {
+		return func(value string) error {
+			if value == "" {
+				return errEmpty
+			}
+			j.speech = append(j.speech, of(value))
+			return nil
+		}
+	}
+	f.Func("audio", "speech in `FILE`, which is uploaded; several are spoken in order", speech(func(v string) speechFlag { return speechFlag{file: v} }))
+	f.Func("audio-url", "speech at `URL`, which the worker fetches", speech(func(v string) speechFlag { return speechFlag{url: v} }))
 	f.IntVar(&j.sampleRate, "sample-rate", 0, "of the speech, in `HZ`; needed for raw PCM")
 	f.StringVar(&j.format, "format", "", "`FORMAT` of the speech: wav, pcm_s16le or ogg_opus (default: by content)")
 	f.StringVar(&j.maxSilence, "max-silence", "", "with --live: end the session after this `TIME` without speech")
@@ -127,8 +131,10 @@ func (c *cli) complete(doc *document, s *submission, given func(flag string) boo
 	if given("max-attempts") {
 		doc.set("max_attempts", s.maxAttempts)
 	}
-	doc.id = doc.textOf("id")
-	if doc.id == "" {
+	if doc.id = doc.textOf("id"); doc.id == "" {
+		if string(doc.fields["id"]) == `""` && !s.noCheck {
+			return fmt.Errorf(`id is "": want a job id, or leave it out`)
+		}
 		doc.id = client.NewJobID()
 		doc.set("id", doc.id)
 	}
@@ -335,7 +341,7 @@ func (d *document) output(s *submission) error {
 			return err
 		}
 	default:
-		return usagef("--output %q: want one of %s", s.output, strings.Join(jobspec.Outputs(), ", "))
+		return oneOf("output", s.output, jobspec.Outputs())
 	}
 	d.set("output", map[string]any{s.output: o})
 	return nil
@@ -377,11 +383,38 @@ func (e *egressFlags) fields(kind string) (map[string]any, error) {
 // an invalid job that --no-check publishes anyway.
 func (d *document) job(noCheck bool) (*jobspec.Job, error) {
 	body, invalid := jobspec.Decode(nil, d.data)
+	job := &jobspec.Job{Job: body, ID: d.id}
+	if invalid == nil && !noCheck {
+		invalid = errors.Of(checkSpeech(job))
+	}
 	switch {
 	case invalid == nil:
-		return &jobspec.Job{Job: body, ID: d.id}, nil
+		return job, nil
 	case noCheck:
 		return nil, nil //nolint:nilnil // see above
 	}
 	return nil, jobPart{where: d.where}.located(fmt.Errorf("not a valid job: %s", invalid.Message))
+}
+
+// checkSpeech finds what every worker would refuse of a job's speech, without
+// reading objects and URLs.
+func checkSpeech(job *jobspec.Job) error {
+	if live := job.GetLive(); live != nil {
+		format := audio.PCM
+		if live.GetFormat() == jobspec.FormatOggOpus {
+			format = audio.OggOpus
+		}
+		return audio.CheckRate("live.sample_rate", format, int(live.GetSampleRate()))
+	}
+	opener := audio.New(audio.Options{MaxBytes: math.MaxInt64, Convert: true}) // some worker may be configured so
+	defer opener.Close()
+	for _, s := range job.AudioSpecs() {
+		if err := opener.Check(audio.Spec{
+			Inline: s.Inline, HasInline: s.HasInline, Object: s.Object, URL: s.URL,
+			Format: s.Format, SampleRate: s.SampleRate, Field: s.Field,
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

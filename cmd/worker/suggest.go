@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/terminal"
 )
 
 // noArgs is cobra.NoArgs for commands with and without others under them: it
@@ -71,14 +72,45 @@ func explainFlag(cmd *cobra.Command, err error) error {
 	if len(typed) == 1 {
 		return err
 	}
-	// Cobra compares a name with those of commands only.
-	flags := &cobra.Command{}
+	var flags []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		if !f.Hidden {
-			flags.AddCommand(&cobra.Command{Use: f.Name, Run: func(*cobra.Command, []string) {}})
+			flags = append(flags, f.Name)
 		}
 	})
-	return fmt.Errorf("%w%s", err, didYouMean("--", suggestions(flags, typed)))
+	return fmt.Errorf("%w%s", err, didYouMean("--", similar(flags, typed)))
+}
+
+// similar are the names that typed may have meant.
+func similar[T ~string](names []T, typed string) []string {
+	// Cobra compares a name with those of commands only.
+	all := &cobra.Command{}
+	for _, name := range names {
+		all.AddCommand(&cobra.Command{Use: string(name), Run: func(*cobra.Command, []string) {}})
+	}
+	return suggestions(all, typed)
+}
+
+// oneOf refuses a flag's value that is none of the words it takes.
+func oneOf[T ~string](flag, value string, words []T) error {
+	if slices.Contains(words, T(value)) {
+		return nil
+	}
+	list := make([]string, len(words))
+	for i, word := range words {
+		list[i] = string(word)
+	}
+	return usagef("--%s %q: want one of %s%s", flag, value, strings.Join(list, ", "), didYouMean("", similar(words, value)))
+}
+
+// warnUnknown warns of codes that this version does not know: a typing error, or
+// what a newer worker wrote.
+func (c *cli) warnUnknown(codes ...errors.Code) {
+	for _, code := range codes {
+		if !code.Known() {
+			c.note("warning: --code %s is not known here%s; 'avatarworker errors' lists the codes", terminal.Plain(string(code)), didYouMean("", similar(errors.Codes(), string(code))))
+		}
+	}
 }
 
 // explainValue says what a flag wants. The error of a flag that has a form of its
@@ -90,6 +122,8 @@ func explainValue(err *pflag.InvalidValueError) error {
 		want = "the number is out of range"
 	case kind == "duration":
 		want = "want a duration such as 90s, 15m or 24h"
+	case kind == "float64":
+		want = "want a number"
 	case kind == "bool":
 		want = "want true or false"
 	case strings.HasPrefix(kind, "int"), strings.HasPrefix(kind, "uint"):

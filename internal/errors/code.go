@@ -50,6 +50,17 @@ func (c Code) Class() Class {
 	}
 }
 
+// Classes lists the class of every code, in the order of Codes.
+func Classes() []Class {
+	var all []Class
+	for _, code := range codes() {
+		if class := code.Class(); !slices.Contains(all, class) {
+			all = append(all, class)
+		}
+	}
+	return all
+}
+
 // Phases lists every phase in the order in which an attempt passes them.
 func Phases() []Phase {
 	return []Phase{PhaseJob, PhaseAudio, PhaseToken, PhaseConnect, PhaseHandshake, PhaseRuntime, PhaseSend}

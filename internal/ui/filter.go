@@ -268,9 +268,9 @@ func parseLetters(v url.Values, now time.Time) (f letterFilter, q dlq.Filter) {
 	problem := func(format string, args ...any) { f.Problems = append(f.Problems, fmt.Sprintf(format, args...)) }
 	for _, code := range errors.Codes() {
 		f.AllCodes = append(f.AllCodes, string(code))
-		if class := string(code.Class()); !slices.Contains(f.AllClasses, class) {
-			f.AllClasses = append(f.AllClasses, class)
-		}
+	}
+	for _, class := range errors.Classes() {
+		f.AllClasses = append(f.AllClasses, string(class))
 	}
 	for _, code := range values(f.Code) {
 		q.Codes = append(q.Codes, errors.Code(code))

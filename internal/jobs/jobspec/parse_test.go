@@ -101,6 +101,8 @@ var brokenJobs = []struct{ name, body, want string }{
 	{"empty inline", `{"avatar_id":"a","audio":{"inline":""}}`, `audio.inline: is empty`},
 	{"bad scheme", `{"avatar_id":"a","utterances":[{"url":"file:///etc/passwd"}]}`, `utterances[0].url: want a URL that starts with one of http://, https://`},
 	{"no host", `{"avatar_id":"a","audio":{"url":"https:///x"}}`, `audio.url: the URL has no host`},
+	{"a login", `{"avatar_id":"a","audio":{"url":"https://me:geheim@h/x"}}`, `audio.url: the URL carries a user name or password: none is sent. Use a URL that is signed in its query`},
+	{"no port", `{"avatar_id":"a","audio":{"url":"https://h:65536/x"}}`, `audio.url: the URL's port is not a number of 1 to 65535`},
 	{"no URL", `{"avatar_id":"a","audio":{"url":"https://h:secret-port/?sig=geheim"}}`, `audio.url: not a URL`},
 	{"bad bucket", `{"avatar_id":"a","audio":{"object":"a b/c"}}`, `audio.object: want a name, or bucket/name with a bucket of A-Z a-z 0-9 _ -, got "a b/c"`},
 	{"bucket without name", `{"avatar_id":"a","audio":{"object":"bucket/"}}`, `audio.object: has no name after the bucket, got "bucket/"`},
@@ -242,9 +244,9 @@ const wholeJob = `{
   "utterances": [
     {"inline": "AAAAAA==", "format": "pcm_s16le", "sample_rate": 16000},
     {"object": "bucket/dir/name.wav"},
-    {"url": "https://user:password@host/x.ogg?sig=geheim", "format": "ogg_opus", "sample_rate": null}
+    {"url": "https://host/x.ogg?sig=geheim", "format": "ogg_opus", "sample_rate": null}
   ],
-  "output": {"livekit": {"url": "wss://lk.example?access=hidden", "room_name": "r", "publisher_id": "p",
+  "output": {"livekit": {"url": "wss://user:password@lk.example?access=hidden", "room_name": "r", "publisher_id": "p",
     "api_token": "token-1", "extra_attributes": {"k": "v"}, "idle_timeout": 5}},
   "extra_params": {"server_post_process": "false"},
   "deadline": "2026-01-31T12:00:00.5+02:00", "max_attempts": 3, "on_redelivery": "give_up",
@@ -294,7 +296,7 @@ func checkWholeJob(t *testing.T, job *Job) {
 	if want := time.Date(2026, 1, 31, 10, 0, 0, 5e8, time.UTC); !job.NotAfter().Equal(want) {
 		t.Errorf("deadline %s", job.NotAfter())
 	}
-	if got, want := strings.Join(job.Secrets(), " "), "token-1 access=hidden sig=geheim password"; got != want {
+	if got, want := strings.Join(job.Secrets(), " "), "token-1 access=hidden password sig=geheim"; got != want {
 		t.Errorf("secrets %q, want %q", got, want)
 	}
 	for n := range specs {

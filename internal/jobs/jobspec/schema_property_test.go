@@ -60,7 +60,7 @@ func validAudio(t *rapid.T) *jobpb.Audio {
 	case 1:
 		audio.Object = rapid.SampledFrom([]string{"name.wav", "bucket/name", "bucket/dir/näme 1"}).Draw(t, "object")
 	default:
-		audio.Url = rapid.SampledFrom([]string{"http://h/x", "https://u:pass@h:8/x?sig=1234"}).Draw(t, "url")
+		audio.Url = rapid.SampledFrom([]string{"http://h/x", "https://h:8/x?sig=1234"}).Draw(t, "url")
 	}
 	return audio
 }

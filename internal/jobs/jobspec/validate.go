@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -134,7 +135,9 @@ func (p *problems) audio(a *jobpb.Audio, path string) {
 	}
 	if a.GetUrl() != "" {
 		given = append(given, "url")
-		p.url(a.GetUrl(), path+".url", "http", "https")
+		if u := p.url(a.GetUrl(), path+".url", "http", "https"); u != nil && u.User != nil {
+			p.add(path+".url", "the URL carries a user name or password: none is sent. Use a URL that is signed in its query")
+		}
 	}
 	p.exactlyOne(path, given, "inline, object, url")
 	p.oneOf(a.GetFormat(), path+".format", FormatWAV, FormatPCM, FormatOggOpus)
@@ -171,11 +174,12 @@ func (p *problems) objectName(name, path string) {
 	}
 }
 
-// url never quotes the URL: its query may hold a signature.
-func (p *problems) url(text, path string, schemes ...string) {
+// url returns the URL, nil if it is wrong. It never quotes it: its query may hold a
+// signature.
+func (p *problems) url(text, path string, schemes ...string) *url.URL {
 	if len(text) > maxURL {
 		p.add(path, "at most %d bytes, got %d", maxURL, len(text))
-		return
+		return nil
 	}
 	u, err := url.Parse(text)
 	switch {
@@ -185,7 +189,17 @@ func (p *problems) url(text, path string, schemes ...string) {
 		p.add(path, "want a URL that starts with one of %s://", strings.Join(schemes, "://, "))
 	case u.Hostname() == "":
 		p.add(path, "the URL has no host")
+	case !validPort(u.Port()):
+		p.add(path, "the URL's port is not a number of 1 to 65535")
+	default:
+		return u
 	}
+	return nil
+}
+
+func validPort(port string) bool {
+	n, err := strconv.ParseUint(port, 10, 16)
+	return port == "" || err == nil && n > 0
 }
 
 func (p *problems) oneOf(value, path string, choices ...string) {

@@ -447,7 +447,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]int{
-		"/jobs/other": 404, "/jobs/a.b": 400, "/dead-letters/5": 404, "/dead-letters/x": 400, "/nothing": 404, "/jobs?state=done": 400, "/jobs?limit=0": 400, "/jobs?limit=1&limit=2": 400,
+		"/jobs/other": 404, "/jobs/a.b": 400, "/dead-letters/5": 404, "/dead-letters/x": 400, "/nothing": 404, "/jobs?state=done": 400, "/dead-letters?class=bogus": 400, "/jobs?limit=0": 400, "/jobs?limit=1&limit=2": 400,
 		"/jobs?sort=size": 400, "/jobs?by=label:": 400, "/jobs?older=soon": 400, "/jobs?label=x": 400, "/jobs?label=x=1&label=x=2": 400, "/dead-letters?newest=yes": 400, "/alerts?limit=x": 400, "/jobs?%zz": 400,
 	} {
 		w := h.ask(http.MethodGet, path, "")

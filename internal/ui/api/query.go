@@ -175,8 +175,12 @@ func lettersQuery(raw string, now time.Time) (f dlq.Filter, limit int, err error
 	for _, code := range q.list("code") {
 		f.Codes = append(f.Codes, errors.Code(code))
 	}
-	for _, class := range q.list("class") {
-		f.Classes = append(f.Classes, errors.Class(class))
+	for _, name := range q.list("class") {
+		class := errors.Class(name)
+		if !slices.Contains(errors.Classes(), class) {
+			q.fail("class %q: want one of %s", name, join(errors.Classes()))
+		}
+		f.Classes = append(f.Classes, class)
 	}
 	if n := max(len(f.Codes), 1) * max(len(f.Classes), 1); n > maxSubjects {
 		q.fail("%d codes and %d classes: want at most %d combinations of them", len(f.Codes), len(f.Classes), maxSubjects)
