@@ -3,6 +3,8 @@ package jobs_test
 import (
 	"context"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,3 +52,28 @@ func (fullStore) Started(*jobspec.Job)      {}
 func (fullStore) Ended(*jobspec.Job, error) {}
 func (fullStore) Err() error                { return nil }
 func (fullStore) DistrustLedger()           {}
+
+// saysStore takes nothing, and says why.
+type saysStore struct {
+	fullStore
+	why *atomic.Value
+}
+
+func (s saysStore) Reserve(context.Context, *jobspec.Job, int) error {
+	return errors.New(s.why.Load().(string))
+}
+
+func TestAHoldForStorageSaysWhatIsWrongNow(t *testing.T) {
+	h := newEnv(t)
+	var why atomic.Value
+	why.Store("the bucket has 17 bytes left")
+	h.start(&script{}, func(o *options) { o.Storage = saysStore{why: &why} })
+	h.submit("default", job("j"))
+	first := h.state("j", lifecycle.StateHeld)
+	why.Store("the bucket was deleted")
+	now := h.until("j", func(r *lifecycle.Record) bool { return strings.Contains(r.HeldWhy, "deleted") })
+	if now.Holds != 1 || !now.HeldSince.Equal(*first.HeldSince) {
+		t.Errorf("hold %d since %s, want the first since %s", now.Holds, now.HeldSince, first.HeldSince)
+	}
+	h.wantTypes("j", "held")
+}

@@ -34,12 +34,11 @@ func outputEffect(kind string) string {
 // finishTimeout bounds what completes an output.
 const finishTimeout = 5 * time.Minute
 
-const (
-	// faultyTimeout bounds an effect that has failed before: each delivery tries again.
-	faultyTimeout = 5 * time.Second
-	// slotTimeout bounds an effect of a job that has its slot: longer than an election.
-	slotTimeout = 10 * time.Second
-)
+// faultyTimeout bounds an effect that has failed before: each delivery tries again.
+const faultyTimeout = 5 * time.Second
+
+// slotTimeout bounds an effect of a job that has its slot: longer than an election.
+const slotTimeout = 10 * time.Second
 
 // effects are what follows from the state of an execution's job.
 type effects struct{ *execution }

@@ -36,8 +36,7 @@ const (
 	resultTimeout = 10 * time.Minute
 	// handBackTimeout bounds all this after the drain time; 30 s after it comes SIGKILL.
 	handBackTimeout = 12 * time.Second
-	// naks of a job after a fault of the worker or of the queue are this far
-	// apart at first.
+	// nakPause is how far apart naks are at first, after a fault of worker or queue.
 	nakPause = 2 * time.Second
 	// maxClaims bounds how often one delivery is decided again because the
 	// record changed meanwhile.

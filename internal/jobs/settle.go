@@ -293,13 +293,15 @@ func (w *Worker) heldByBudget(r *budget.Refusal) holdFor {
 func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor) error {
 	now := s.w.now()
 	next := s.unstartedRecord(from)
-	crowd := cmp.Or(h.crowd, h.reason+" "+next.AppID+" "+next.Region)
-	wait := s.w.pace.Next(crowd, s.begun, h.wait)
+	wait := s.w.pace.Next(cmp.Or(h.crowd, h.reason+" "+next.AppID+" "+next.Region), s.begun, h.wait)
 	if lifecycle.HoldCounts(h.reason) {
 		wait = s.untilGivenUp(from, now, wait)
 	}
 	wait = s.inTime(wait)
 	if from != nil && from.StaysHeld(h.reason, h.why) {
+		if err := s.record.HeldBecause(ctx, from, h.why); err != nil {
+			return err
+		}
 		s.w.o.Observer.Postponed(s.id.ID, lifecycle.StateHeld, wait)
 		s.nak(wait)
 		return nil

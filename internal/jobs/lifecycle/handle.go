@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -73,6 +74,23 @@ func (h *Handle) Put(ctx context.Context, next *Record) error {
 	h.writing.Lock()
 	defer h.writing.Unlock()
 	return h.write(ctx, next)
+}
+
+// HeldBecause writes the text of a hold that goes on, if its cause is another now. That
+// only the numbers in it differ is no other cause: they do each time.
+func (h *Handle) HeldBecause(ctx context.Context, r *Record, why string) error {
+	digits := func(c rune) rune {
+		if c >= '0' && c <= '9' {
+			return -1
+		}
+		return c
+	}
+	if strings.Map(digits, r.HeldWhy) == strings.Map(digits, why) {
+		return nil
+	}
+	next := r.Clone()
+	next.HeldWhy = why
+	return h.Put(ctx, next)
 }
 
 // write is Put for a caller that holds h.writing.
