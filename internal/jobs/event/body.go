@@ -54,9 +54,10 @@ type Held struct {
 	Message string      `json:"message"`        // the same for people
 }
 
-// Bounds of the lists in a completed event, which must fit into a message.
+// Bounds of the lists in a record and its completed event, which must fit into a
+// message: a live job may run for hours.
 const (
-	maxUtterances  = 1000
+	MaxUtterances  = 256
 	MaxConnections = 100
 )
 
@@ -66,7 +67,7 @@ type Completed struct {
 	JobFields
 	Attempts        int         `json:"attempts"`
 	ConnectionIDs   []string    `json:"connection_ids"`   // the newest 100
-	Utterances      []Utterance `json:"utterances"`       // the newest 1,000
+	Utterances      []Utterance `json:"utterances"`       // the newest 256
 	UtterancesTotal int         `json:"utterances_total"` // all there were
 	SessionMS       int64       `json:"session_ms"`       // connected time of all sessions: what is billed
 	Recording       string      `json:"recording,omitempty"`
@@ -79,7 +80,7 @@ func NewCompleted(job JobFields, attempts int, connections []string, utterances 
 		JobFields:       job,
 		Attempts:        attempts,
 		ConnectionIDs:   Newest(connections, MaxConnections),
-		Utterances:      Newest(utterances, maxUtterances),
+		Utterances:      Newest(utterances, MaxUtterances),
 		UtterancesTotal: max(total, len(utterances)),
 		SessionMS:       connected.Milliseconds(),
 		Recording:       recording,

@@ -176,7 +176,7 @@ func TestEventsOfLongJobsStayBounded(t *testing.T) {
 	utterances := make([]Utterance, 5000)
 	utterances[4999].ReqID = "last"
 	body := NewCompleted(eventFields(), 1, make([]string, 500), utterances, 7000, time.Hour, "")
-	if len(body.Utterances) != 1000 || body.Utterances[999].ReqID != "last" || body.UtterancesTotal != 7000 || len(body.ConnectionIDs) != 100 {
+	if len(body.Utterances) != 256 || body.Utterances[255].ReqID != "last" || body.UtterancesTotal != 7000 || len(body.ConnectionIDs) != 100 {
 		t.Errorf("%d utterances of %d, %d connections", len(body.Utterances), body.UtterancesTotal, len(body.ConnectionIDs))
 	}
 	failure := NewError(eventFields(), Failure{Err: &errors.Error{ServerDetail: strings.Repeat("ü", 1<<20)}})

@@ -33,7 +33,7 @@ func FuzzRecordAppendJSON(f *testing.F) {
 // A live job writes its record twice for each utterance, with up to 256 of them.
 func TestARecordOfManyUtterancesTakesFewAllocations(t *testing.T) {
 	r := &Record{JobID: "J", CreatedAt: time.Now(), UpdatedAt: time.Now()}
-	for range maxRecordedUtterances {
+	for range event.MaxUtterances {
 		r.Delivered(event.Utterance{ReqID: "20260101120000_abcdefghijkl", Frames: 2, Bytes: 4096}, true)
 	}
 	b, err := r.AppendJSON(nil)

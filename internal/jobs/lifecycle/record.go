@@ -49,10 +49,6 @@ const (
 	ReasonHeldTooLong       = "held_too_long"
 )
 
-// maxRecordedUtterances bounds the record: a live job may run for hours, and
-// every change writes the whole record.
-const maxRecordedUtterances = 256
-
 // Record is a job's state, stored as JSON in AVATAR_STATE under the job's ID.
 // Every writer names the revision that it read; that is the fence.
 type Record struct {
@@ -242,7 +238,7 @@ func (r *Record) endHold(now time.Time) {
 func (r *Record) Delivered(u event.Utterance, keeps bool) {
 	r.Checkpoint++
 	r.UtterancesDone++
-	kept := r.Utterances[max(0, len(r.Utterances)+1-maxRecordedUtterances):]
+	kept := r.Utterances[max(0, len(r.Utterances)+1-event.MaxUtterances):]
 	r.Utterances = append(append(make([]event.Utterance, 0, len(kept)+1), kept...), u)
 	if u.Recorded != nil {
 		r.Recorded = u.Recorded
