@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -148,7 +149,7 @@ func awaitReset(t *testing.T, s *Session) {
 // that was frozen.
 type lateConn struct {
 	*net.TCPConn
-	by time.Duration
+	by *atomic.Int64 // a time.Duration
 }
 
 func (c lateConn) SyscallConn() (syscall.RawConn, error) {
@@ -158,12 +159,64 @@ func (c lateConn) SyscallConn() (syscall.RawConn, error) {
 
 type lateRaw struct {
 	syscall.RawConn
-	by time.Duration
+	by *atomic.Int64
 }
 
 func (r lateRaw) Read(f func(fd uintptr) bool) error {
-	time.Sleep(r.by)
+	time.Sleep(time.Duration(r.by.Load()))
 	return r.RawConn.Read(f)
+}
+
+// lateFor makes the readers of a client's connections late.
+func lateFor(c *Client, by time.Duration) *atomic.Int64 {
+	late := new(atomic.Int64)
+	late.Store(int64(by))
+	dial := c.transport.DialContext
+	c.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			conn = lateConn{tcp, late}
+		}
+		return conn, err
+	}
+	return late
+}
+
+// A process may be frozen between its close frame and the peer's answer to it.
+func TestConnectedTimeEndsWithTheAnswerToOurCloseHoweverLateItIsRead(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the system does not say when the peer closed")
+	}
+	closed := make(chan time.Time, 1)
+	b := &backend{session: func(p *peer) {
+		p.confirm()
+		p.speakAll()
+		_ = p.c.CloseNow()
+		closed <- time.Now()
+	}}
+	c := overTCP(t, b, Options{})
+	late := lateFor(c, 0)
+	s := mustOpen(t, c, params())
+	confirmed := time.Now()
+	late.Store(int64(500 * time.Millisecond)) // less than closeWait
+	s.in.reading <- struct{}{}                // the reader comes late to the answer
+	time.AfterFunc(500*time.Millisecond, s.in.release)
+	_ = s.Close()
+	<-s.closed
+	if got, truth := s.Connected(), (<-closed).Sub(confirmed); (got - truth).Abs() > 250*time.Millisecond {
+		t.Errorf("connected for %s, want %s", got, truth)
+	}
+}
+
+// After a freeze the handshake's time is up although the confirm has come.
+func TestAConfirmThatIsReadAfterTheHandshakesTimeCounts(t *testing.T) {
+	c := overTCP(t, &backend{}, Options{HandshakeTimeout: 20 * time.Millisecond})
+	lateFor(c, 80*time.Millisecond)
+	s, err := c.Open(context.Background(), params())
+	if err != nil {
+		t.Fatalf("the session was confirmed, and is billed: %v", err)
+	}
+	_ = s.Close()
 }
 
 func TestConnectedTimeBeginsWithTheConfirmHoweverLateItIsRead(t *testing.T) {
@@ -177,14 +230,7 @@ func TestConnectedTimeBeginsWithTheConfirmHoweverLateItIsRead(t *testing.T) {
 		p.speakAll()
 	}}
 	c := overTCP(t, b, Options{})
-	dial := c.transport.DialContext
-	c.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dial(ctx, network, addr)
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			conn = lateConn{tcp, time.Second}
-		}
-		return conn, err
-	}
+	lateFor(c, time.Second)
 	s := mustOpen(t, c, params())
 	got, truth := s.Connected(), time.Since(<-confirmed)
 	if (got - truth).Abs() > 250*time.Millisecond {

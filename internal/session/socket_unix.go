@@ -96,6 +96,12 @@ func (s *socket) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Close first looks whether the peer has closed: afterwards the system does not say.
+func (s *socket) Close() error {
+	s.look(0)
+	return s.Conn.Close()
+}
+
 // closedFor implements waiter.
 func (s *socket) closedFor() time.Duration {
 	s.look(0)
