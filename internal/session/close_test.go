@@ -194,7 +194,7 @@ func TestConnectedTimeEndsWithTheAnswerToOurCloseHoweverLateItIsRead(t *testing.
 		_ = p.c.CloseNow()
 		closed <- time.Now()
 	}}
-	c := overTCP(t, b, Options{})
+	c := overTCP(t, b, Options{PingInterval: 50 * time.Millisecond}) // a pong lets the lock below be taken
 	late := lateFor(c, 0)
 	s := mustOpen(t, c, params())
 	confirmed := time.Now()
