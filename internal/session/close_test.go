@@ -2,7 +2,10 @@ package session
 
 import (
 	"context"
+	"net"
 	"runtime"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -86,34 +89,151 @@ func TestPingUnansweredOnlyBecauseOurHandlerBlocksIsForgiven(t *testing.T) {
 }
 
 // What is billed ends when the backend closes the connection, and not when a reader
-// that our own storage holds up comes to notice.
-func TestConnectedTimeEndsWhenThePeerClosesThoughOurHandlerBlocks(t *testing.T) {
+// that our own storage holds up, or a process that was frozen, comes to notice.
+func TestConnectedTimeEndsWhenThePeerClosesHoweverLateThatIsNoticed(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("the system does not say when the peer closed")
 	}
-	closed := make(chan time.Duration, 1)
+	for name, meanwhile := range map[string]func(s *Session){
+		"nothing is written meanwhile": func(*Session) {},
+		"a message is written meanwhile": func(s *Session) {
+			_ = s.conn.Write(context.Background(), websocket.MessageBinary, []byte("more"))
+			awaitReset(t, s)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			closed := make(chan time.Duration, 1)
+			b := &backend{session: func(p *peer) {
+				p.confirm()
+				confirmed := time.Now()
+				id, _, _ := p.speech()
+				p.sendRaw(frame(p.t, id, false, "one"))
+				p.sendRaw(frame(p.t, id, false, "two"))
+				_ = p.c.CloseNow() // as a backend that is stopped
+				closed <- time.Since(confirmed)
+				p.sawClose = websocket.StatusGoingAway
+			}}
+			c := overTCP(t, b, Options{})
+			s := mustOpen(t, c, params())
+			var truth time.Duration
+			_, err := s.Speak(context.Background(), Utterance{Speech: speechOf(1, 0), OnFrame: func(Frame) error {
+				if truth == 0 {
+					truth = <-closed
+					time.Sleep(time.Second) // storage that is away
+					meanwhile(s)
+				}
+				return nil
+			}})
+			wantError(t, err, errors.CodeConnectionClosed, errors.PhaseRuntime)
+			if got := s.Connected(); (got - truth).Abs() > 250*time.Millisecond {
+				t.Errorf("connected for %s, want %s", got, truth)
+			}
+		})
+	}
+}
+
+// awaitReset waits until the peer has answered what was written to its closed end:
+// writes fail from then on.
+func awaitReset(t *testing.T, s *Session) {
+	t.Helper()
+	for range 1000 {
+		if _, err := s.raw.Write([]byte{0}); err != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Error("the peer did not reset the connection")
+}
+
+// lateConn is a connection whose reader comes late to what has come, as in a process
+// that was frozen.
+type lateConn struct {
+	*net.TCPConn
+	by *atomic.Int64 // a time.Duration
+}
+
+func (c lateConn) SyscallConn() (syscall.RawConn, error) {
+	raw, err := c.TCPConn.SyscallConn()
+	return lateRaw{raw, c.by}, err
+}
+
+type lateRaw struct {
+	syscall.RawConn
+	by *atomic.Int64
+}
+
+func (r lateRaw) Read(f func(fd uintptr) bool) error {
+	time.Sleep(time.Duration(r.by.Load()))
+	return r.RawConn.Read(f)
+}
+
+// lateFor makes the readers of a client's connections late.
+func lateFor(c *Client, by time.Duration) *atomic.Int64 {
+	late := new(atomic.Int64)
+	late.Store(int64(by))
+	dial := c.transport.DialContext
+	c.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			conn = lateConn{tcp, late}
+		}
+		return conn, err
+	}
+	return late
+}
+
+// A process may be frozen between its close frame and the peer's answer to it.
+func TestConnectedTimeEndsWithTheAnswerToOurCloseHoweverLateItIsRead(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the system does not say when the peer closed")
+	}
+	closed := make(chan time.Time, 1)
 	b := &backend{session: func(p *peer) {
 		p.confirm()
-		confirmed := time.Now()
-		id, _, _ := p.speech()
-		p.sendRaw(frame(p.t, id, false, "one"))
-		p.sendRaw(frame(p.t, id, false, "two"))
-		_ = p.c.CloseNow() // as a backend that is stopped
-		closed <- time.Since(confirmed)
-		p.sawClose = websocket.StatusGoingAway
+		p.speakAll()
+		_ = p.c.CloseNow()
+		closed <- time.Now()
+	}}
+	c := overTCP(t, b, Options{PingInterval: 50 * time.Millisecond}) // a pong lets the lock below be taken
+	late := lateFor(c, 0)
+	s := mustOpen(t, c, params())
+	confirmed := time.Now()
+	late.Store(int64(500 * time.Millisecond)) // less than closeWait
+	s.in.reading <- struct{}{}                // the reader comes late to the answer
+	time.AfterFunc(500*time.Millisecond, s.in.release)
+	_ = s.Close()
+	<-s.closed
+	if got, truth := s.Connected(), (<-closed).Sub(confirmed); (got - truth).Abs() > 250*time.Millisecond {
+		t.Errorf("connected for %s, want %s", got, truth)
+	}
+}
+
+// After a freeze the handshake's time is up although the confirm has come.
+func TestAConfirmThatIsReadAfterTheHandshakesTimeCounts(t *testing.T) {
+	c := overTCP(t, &backend{}, Options{HandshakeTimeout: 20 * time.Millisecond})
+	lateFor(c, 80*time.Millisecond)
+	s, err := c.Open(context.Background(), params())
+	if err != nil {
+		t.Fatalf("the session was confirmed, and is billed: %v", err)
+	}
+	_ = s.Close()
+}
+
+func TestConnectedTimeBeginsWithTheConfirmHoweverLateItIsRead(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the system does not say when bytes came")
+	}
+	confirmed := make(chan time.Time, 1)
+	b := &backend{session: func(p *peer) {
+		p.confirm()
+		confirmed <- time.Now()
+		p.speakAll()
 	}}
 	c := overTCP(t, b, Options{})
+	lateFor(c, time.Second)
 	s := mustOpen(t, c, params())
-	var truth time.Duration
-	_, err := s.Speak(context.Background(), Utterance{Speech: speechOf(1, 0), OnFrame: func(Frame) error {
-		if truth == 0 {
-			truth = <-closed
-			time.Sleep(time.Second) // storage that is away
-		}
-		return nil
-	}})
-	wantError(t, err, errors.CodeConnectionClosed, errors.PhaseRuntime)
-	if got := s.Connected(); (got - truth).Abs() > 250*time.Millisecond {
+	got, truth := s.Connected(), time.Since(<-confirmed)
+	if (got - truth).Abs() > 250*time.Millisecond {
 		t.Errorf("connected for %s, want %s", got, truth)
 	}
 }

@@ -76,6 +76,7 @@ func (c *memoryConn) Read(p []byte) (int, error) { return c.in.read(p, c.noWait)
 func (c *memoryConn) setNoWait(on bool) { c.noWait = on }
 
 func (c *memoryConn) closedFor() time.Duration { return 0 }
+func (c *memoryConn) quietFor() time.Duration  { return 0 }
 
 func (c *memoryConn) wait() { _, _ = c.in.read(nil, false) } // the next Read fails likewise
 

@@ -76,7 +76,8 @@ func (s *Session) confirm(typ websocket.MessageType, r io.Reader) error {
 	case len(e.connectionID) == 0:
 		return errors.Newf(errors.CodeProtocolError, phase, "the backend confirmed the session without a connection id")
 	}
-	s.connectionID, s.confirmedAt = backendID(e.connectionID), time.Now()
+	// The backend bills from its confirm, however late this process comes to read it.
+	s.connectionID, s.confirmedAt = backendID(e.connectionID), time.Now().Add(-s.in.quietFor())
 	close(s.confirmed)
 	return nil
 }

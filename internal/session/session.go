@@ -131,26 +131,33 @@ func (s *Session) kill(err error) {
 // on its way is waited for: the backend bills the session, and a closing connection
 // drops what it reads.
 func (s *Session) cancel(err error) {
+	s.crossed()
+	s.kill(err)
+}
+
+// crossed waits a moment for a confirmation that may be on its way, and reports
+// whether it has come.
+func (s *Session) crossed() bool {
 	t := time.NewTimer(crossingWait)
 	defer t.Stop()
 	select {
 	case <-s.confirmed:
+		return true
 	case <-s.ended:
 	case <-t.C:
 	}
-	s.kill(err)
+	return false
 }
 
 // force cuts the connection.
-func (s *Session) force() { _ = s.raw.Close() } // it may be closed already
+func (s *Session) force() {
+	s.in.closedFor()  // it notes when the peer closed
+	_ = s.raw.Close() // it may be closed already
+}
 
 // closeConn closes the connection with a close frame, or cuts it after closeWait.
 func (s *Session) closeConn() {
 	defer close(s.closed)
-	// While OnFrame blocked the reader the peer may have closed the connection
-	// unnoticed: the backend bills no more than that.
-	gone := s.in.closedFor()
-	at := time.Now().Add(-gone)
 	cut := time.AfterFunc(closeWait, s.force)
 	s.in.block()
 	// An error means that the peer was gone or silent; the connection is closed
@@ -158,10 +165,9 @@ func (s *Session) closeConn() {
 	_ = s.conn.Close(websocket.StatusNormalClosure, "")
 	cut.Stop()
 	s.force()
-	if gone == 0 {
-		at = time.Now()
-	}
-	s.closedAt = at
+	// While OnFrame blocked the reader, or the process was frozen, the peer may have
+	// closed the connection unnoticed: the backend bills no more than that.
+	s.closedAt = time.Now().Add(-s.in.closedFor())
 	s.mu.Lock()
 	unwatch := s.unwatch
 	s.mu.Unlock()

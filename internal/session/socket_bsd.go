@@ -4,5 +4,8 @@ package session
 
 import "time"
 
-// closedFor implements waiter. This system does not say.
-func (s *socket) closedFor() time.Duration { return 0 }
+// peerClosed says nothing here: this system does not tell.
+func (s *socket) peerClosed() (ago time.Duration, closed bool) { return 0, false }
+
+// quietFor implements waiter. This system does not tell.
+func (s *socket) quietFor() time.Duration { return 0 }

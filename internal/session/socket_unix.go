@@ -6,7 +6,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
+	"time"
 
 	"avatarworker/internal/errors"
 )
@@ -25,7 +27,14 @@ type socket struct {
 	readable func(fd uintptr) bool
 	asked    bool
 	one      [1]byte
+
+	closing  sync.Mutex // guards what follows
+	closedAt time.Time  // when the peer closed; zero: not known
+	lookedAt time.Time  // for that, last
 }
+
+// lookEvery is how often at most a Write looks whether the peer has closed.
+const lookEvery = 100 * time.Millisecond
 
 var _ waiter = (*socket)(nil)
 
@@ -39,6 +48,10 @@ func newSocket(conn net.Conn) net.Conn {
 	raw, err := known.SyscallConn()
 	if err != nil {
 		return conn
+	}
+	if c, ok := conn.(interface{ SetKeepAlive(on bool) error }); ok {
+		// Sessions have pings. The answer to a probe would hide when the peer closed.
+		_ = c.SetKeepAlive(false) // then the probes only come
 	}
 	s := &socket{Conn: conn, raw: raw}
 	s.read, s.readable = s.readNow, s.isReadable
@@ -70,6 +83,61 @@ func (s *socket) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	return s.n, nil
+}
+
+// Write first looks whether the peer has closed: its answer to what is written
+// would hide when that was.
+func (s *socket) Write(p []byte) (int, error) {
+	s.look(lookEvery)
+	n, err := s.Conn.Write(p)
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		s.gone(time.Now()) // the reader may be held up
+	}
+	return n, err
+}
+
+// Close first looks whether the peer has closed: afterwards the system does not say.
+func (s *socket) Close() error {
+	s.look(0)
+	return s.Conn.Close()
+}
+
+// closedFor implements waiter.
+func (s *socket) closedFor() time.Duration {
+	s.look(0)
+	s.closing.Lock()
+	defer s.closing.Unlock()
+	if s.closedAt.IsZero() {
+		return 0
+	}
+	return time.Since(s.closedAt)
+}
+
+// look notes when the peer closed, if it has, unless that was looked for less than
+// every ago.
+func (s *socket) look(every time.Duration) {
+	now := time.Now()
+	s.closing.Lock()
+	due := s.closedAt.IsZero() && now.Sub(s.lookedAt) >= every
+	if due {
+		s.lookedAt = now
+	}
+	s.closing.Unlock()
+	if !due {
+		return
+	}
+	if ago, closed := s.peerClosed(); closed {
+		s.gone(now.Add(-ago))
+	}
+}
+
+// gone notes when the peer closed. The first call wins.
+func (s *socket) gone(at time.Time) {
+	s.closing.Lock()
+	defer s.closing.Unlock()
+	if s.closedAt.IsZero() {
+		s.closedAt = at
+	}
 }
 
 func (s *socket) readNow(fd uintptr) bool {

@@ -42,6 +42,8 @@ type waiter interface {
 	// closedFor returns how long ago the peer closed the connection; 0: it has not,
 	// or that is not known.
 	closedFor() time.Duration
+	// quietFor returns how long ago the last bytes came; 0: that is not known.
+	quietFor() time.Duration
 }
 
 // errIdle means that no bytes have come yet. crypto/tls goes on reading after it,
@@ -94,6 +96,14 @@ func (s *stream) closedFor() time.Duration {
 		return 0
 	}
 	return s.sock.closedFor()
+}
+
+// quietFor returns how long ago the last bytes came; 0: that is not known.
+func (s *stream) quietFor() time.Duration {
+	if s.sock == nil {
+		return 0
+	}
+	return s.sock.quietFor()
 }
 
 // tryFill reads what has come. It returns false if that is nothing.

@@ -331,6 +331,8 @@ func (c *session) closeWith(code int, reason string) {
 func (c *session) cut() {
 	c.noteClose(1006)
 	c.limitClose()
+	now := c.srv.now()
+	c.cutAt.CompareAndSwap(nil, &now) // however long the client takes to notice
 	if tcp, ok := c.net.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
 		return
 	}

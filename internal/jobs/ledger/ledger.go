@@ -12,9 +12,13 @@ import (
 	"context"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/kv"
+	"avatarworker/internal/retry"
 )
 
 // Ledger stores what each session used, once, however often it is sent.
@@ -202,14 +206,18 @@ func (w *Writer) StoreLost(ctx context.Context, r *lifecycle.Record, update func
 
 // Correct is for a session whose job was taken from it: r is the record as this worker
 // would have left it. Where the ledger has an estimate of it, or will have one, what it
-// really used replaces that. An error: the ledger keeps the estimate.
+// really used replaces that. Nobody else knows it, so it is tried until ctx ends. An
+// error: the ledger keeps the estimate, which is too low if the worker was frozen.
 func (w *Writer) Correct(ctx context.Context, r *lifecycle.Record, sent *Sent) error {
 	if w.o.Ledger == nil {
 		return nil
 	}
 	for _, s := range r.Usage {
 		if own(r, s) {
-			return w.replace(ctx, r, s, sent) // there is one at most
+			closed := func(err error) bool { return errors.Is(err, nats.ErrConnectionClosed) }
+			return retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second}, closed, func() error {
+				return w.replace(ctx, r, s, sent) // there is one at most
+			})
 		}
 	}
 	return nil

@@ -20,6 +20,7 @@ var (
 	errLost      = errors.New("lost")
 	errStorage   = errors.New("full")
 	errFull      = errors.New("the stream is full")
+	errAway      = errors.New("no answer")
 )
 
 // fake is a ledger in memory.
@@ -27,6 +28,7 @@ type fake struct {
 	stored    map[string]usage.Record
 	corrected map[string]usage.Record // by the ID of the estimate
 	err       error                   // of each write
+	unread    int                     // so many times Find fails
 }
 
 var _ Ledger = (*fake)(nil)
@@ -59,6 +61,10 @@ func (f *fake) Correct(_ context.Context, estimate, r usage.Record) error {
 }
 
 func (f *fake) Find(_ context.Context, r usage.Record, _ time.Time) (estimate, exactly *usage.Record, err error) {
+	if f.unread > 0 {
+		f.unread--
+		return nil, nil, errAway
+	}
 	found, ok := f.find(r)
 	switch {
 	case !ok:
@@ -319,10 +325,25 @@ func TestAnEstimateIsCorrectedWhereverItIs(t *testing.T) {
 	}
 }
 
+// A worker that was frozen may wake up while NATS is away.
+func TestACorrectionIsTriedUntilTheLedgerAnswers(t *testing.T) {
+	d := newDesk()
+	d.ledger.stored["J.run1.s1"] = d.record(lost(1), lost(1).Usage[0])
+	d.ledger.unread = 2
+	if err := d.Correct(context.Background(), closed(1), new(Sent)); err != nil {
+		t.Fatal(err)
+	}
+	if correction, ok := d.ledger.corrected["J.run1.s1"]; !ok || correction.ConnectedMS != 7000 {
+		t.Errorf("corrected: %+v", d.ledger.corrected)
+	}
+}
+
 func TestACorrectionThatFailsIsSaid(t *testing.T) {
 	d := newDesk()
 	d.ledger.err = errFull
-	if err := d.Correct(context.Background(), closed(1), new(Sent)); !errors.Is(err, errFull) || d.used != 0 {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	if err := d.Correct(ctx, closed(1), new(Sent)); !errors.Is(err, errFull) || d.used != 0 {
 		t.Errorf("%v; reported %d times", err, d.used)
 	}
 	if err := d.Correct(context.Background(), running(1), new(Sent)); err != nil {
