@@ -266,7 +266,9 @@ func TestABudgetEndsWhereItIsSpentAndRaisedItsJobsGoOn(t *testing.T) {
 		t.Errorf("%d warnings, want 1", n)
 	}
 	f.setBudget("label.customer", "month", 1000)
-	f.counted(ctx, lifecycle.StateCompleted, jobs+1)
+	goOn, end := context.WithTimeout(f.ctx, 2*patience)
+	defer end()
+	f.counted(goOn, lifecycle.StateCompleted, jobs+1)
 	f.balancedWithin(time.Second, "customer")
 }
 

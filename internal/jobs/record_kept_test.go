@@ -21,7 +21,7 @@ func (h *env) forgetful(ttl time.Duration) {
 }
 
 const (
-	forgets    = 3 * time.Second
+	forgets    = 5 * time.Second // a record is written again after half of it; a busy machine needs the rest
 	longEnough = 5 * forgets / 2
 )
 

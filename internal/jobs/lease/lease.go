@@ -243,11 +243,38 @@ func (l *activeLease) acquire(ctx context.Context) error {
 func (l *activeLease) put(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	revision, err := l.m.o.Store.PutTTL(ctx, key(l.id), entry{WorkerID: l.id, Renewal: l.renewal + 1}, l.revision, l.m.o.Window)
-	if err == nil {
-		l.revision, l.renewal = revision, l.renewal+1
+	next := entry{WorkerID: l.id, Renewal: l.renewal + 1}
+	for {
+		revision, err := l.m.o.Store.PutTTL(ctx, key(l.id), next, l.revision, l.m.o.Window)
+		if errors.Is(err, kv.ErrConflict) {
+			revision, err = l.refused(ctx, next, err)
+		}
+		if err != nil {
+			return err
+		}
+		if revision != 0 {
+			l.revision, l.renewal = revision, next.Renewal
+			return nil
+		}
+		if err := retry.Pause(ctx, kv.RetryPause, kv.ErrConflict); err != nil {
+			return err
+		}
 	}
-	return err
+}
+
+// refused returns the revision of a renewal that was refused and landed, 0 if it is to
+// be tried again, or err if the key has another value. When a cluster that was divided
+// is whole again, the leader of before may refuse what the leader of now takes.
+func (l *activeLease) refused(ctx context.Context, next entry, err error) (uint64, error) {
+	var stored entry
+	revision, readErr := l.m.o.Store.Get(ctx, key(l.id), &stored)
+	switch {
+	case readErr == nil && stored == next: // nobody else writes under this ID
+		return revision, nil
+	case readErr == nil && revision != 0 && revision <= l.revision:
+		return 0, nil
+	}
+	return 0, err
 }
 
 // maintain renews the lease until it is lost or ctx ends. In the latter case it

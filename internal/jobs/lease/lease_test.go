@@ -61,6 +61,8 @@ type proxy struct {
 	requests bool // dropped
 	replies  int  // how many replies to writes are still to be dropped
 	lost     int  // replies dropped
+	refusals int  // how many writes are still to be refused, as by a leader of before
+	landing  bool // they are stored all the same
 }
 
 func (p *proxy) drop(requests bool) {
@@ -73,6 +75,24 @@ func (p *proxy) loseReplies(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.replies = n
+}
+
+func (p *proxy) refuse(n int, landing bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refusals, p.landing = n, landing
+}
+
+// refused reports whether a write is refused by the proxy, and whether it is forwarded
+// then.
+func (p *proxy) refused(subject string) (refused, on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.refusals == 0 || !strings.HasPrefix(subject, "$KV.STATE."+Prefix) {
+		return false, true
+	}
+	p.refusals--
+	return true, p.landing
 }
 
 func (p *proxy) lostReplies() int {
@@ -109,6 +129,13 @@ func (e *env) worker(id string, with ...func(*Options)) *worker {
 			subject = jetstream.DefaultAPIPrefix + subject
 		}
 		reply, on := w.proxy.carry(subject, m.Reply)
+		if refused, stored := w.proxy.refused(subject); on && refused {
+			const conflict = `{"stream":"KV_STATE","seq":0,"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 1"}}`
+			if err := m.Respond([]byte(conflict)); err != nil {
+				e.t.Error(err)
+			}
+			reply, on = nats.NewInbox(), stored
+		}
 		if !on {
 			return
 		}
@@ -284,6 +311,29 @@ func TestFirstWriteWhoseReplyIsLostIsTheLease(t *testing.T) {
 		t.Errorf("got %+v", h)
 	}
 	w.renewals(t, 1)
+}
+
+func TestALeaseOutlivesARefusalByALeaderOfBefore(t *testing.T) {
+	t.Parallel()
+	for name, landing := range map[string]bool{"that the leader of now has taken": true, "that no leader has taken": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newEnv(t)
+			w := e.worker("w")
+			first := e.start(w)
+			w.renewals(t, 1)
+			w.proxy.refuse(2, landing)
+			natstest.Eventually(t, "two renewals were refused", func() bool {
+				w.proxy.mu.Lock()
+				defer w.proxy.mu.Unlock()
+				return w.proxy.refusals == 0
+			})
+			w.renewals(t, 3)
+			if first.Context().Err() != nil || w.Current() != first {
+				t.Error("the lease was lost")
+			}
+		})
+	}
 }
 
 func TestLostLeaseBeginsAgainUnderAnotherID(t *testing.T) {
