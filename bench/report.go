@@ -76,8 +76,11 @@ func targets(list []measurement, all results) []target {
 	ratio("no-op jobs/s with 16 jobs in hand, worker to bare loop", jobsPerSecond, ours16, bareQueue, 0.92, true)
 	ratio("no-op jobs/s, worker to asyncjobs", jobsPerSecond, "queue/our worker", "queue/choria-io/asyncjobs", 3.5, true)
 	ratio("no-op jobs/s, worker with ledger to worker without", jobsPerSecond, "queue/our worker, with ledger", "queue/our worker", 0.97, true)
+	// A usage record is one message more for each job: 7.3 to NATS instead of 6.3. If it
+	// costs what the others cost on average, the ratio is 0.86. The limit is a little
+	// lower: the record is stored, and of the others only 4 are.
 	ratio("jobs/s with confirmed sessions, worker with ledger to worker without", jobsPerSecond,
-		"queue/our worker, sessions confirmed, with ledger", "queue/our worker, sessions confirmed, no ledger", 0.97, true)
+		"queue/our worker, sessions confirmed, with ledger", "queue/our worker, sessions confirmed, no ledger", 0.85, true)
 	ratio("no-op jobs/s, watched worker to worker", jobsPerSecond, "queue/our worker, watched", "queue/our worker", 0.95, true)
 	most("CPU a frame, session client to bare reader", cpuPerFrame, "relay/our session client", "relay/bare reader", 1.3)
 	most("CPU a frame, worker to discard to bare reader", cpuPerFrame, "relay/our worker to discard", "relay/bare reader", 1.6)
