@@ -154,7 +154,7 @@ func TestSecretsAreShownNowhereAlsoWhenTheBackendEchoesThem(t *testing.T) {
 
 // publishSecrets publishes a job for each way in which secrets may come back.
 func (f *fleet) publishSecrets(backend string) (ids []string) {
-	url := strings.Replace(backend, "http://", "http://user:"+secretPass+"@", 1) + "/speech.wav?" + secretQuery + "&x=1"
+	url := backend + "/speech.wav?" + secretQuery + "&x=1"
 	lk := fields{"livekit": fields{"url": "wss://rooms.example.com/?" + secretQuery, "room_name": "r", "publisher_id": "p", "api_token": secretEgress}}
 	for id, extra := range map[string]fields{
 		"token":     {"app_id": "refused", "output": lk},
@@ -173,13 +173,16 @@ func (f *fleet) publishSecrets(backend string) (ids []string) {
 		f.publish(id, avatar, extra)
 		ids = append(ids, id)
 	}
-	// Not valid, with a token in the wrong place.
+	// Not valid, with a token and a login in the wrong place.
 	// A message that is not a valid job has its id from its headers.
-	f.publishRaw(&nats.Msg{
-		Subject: f.names.Jobs("default"), Header: nats.Header{"Nats-Msg-Id": {"invalid"}},
-		Data: []byte(`{"avatar_id":"ok","audio":{"inline":"AAAA"},"output":{"livekit":{"url":"wss://x.example/?` + secretQuery + `","room_name":"","api_token":"` + secretEgress + `"}}}`),
-	})
-	return append(ids, "invalid")
+	for id, body := range map[string]string{
+		"invalid": `{"avatar_id":"ok","audio":{"inline":"AAAA"},"output":{"livekit":{"url":"wss://x.example/?` + secretQuery + `","room_name":"","api_token":"` + secretEgress + `"}}}`,
+		"login":   `{"avatar_id":"ok","audio":{"url":"` + strings.Replace(url, "http://", "http://user:"+secretPass+"@", 1) + `"}}`,
+	} {
+		f.publishRaw(&nats.Msg{Subject: f.names.Jobs("default"), Header: nats.Header{"Nats-Msg-Id": {id}}, Data: []byte(body)})
+		ids = append(ids, id)
+	}
+	return ids
 }
 
 // everythingShown is all text that the worker wrote to NATS, but for the bodies
