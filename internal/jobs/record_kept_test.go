@@ -35,17 +35,17 @@ func TestRecordOfAJobThatIsHeldForLongIsKept(t *testing.T) {
 	h.submit("default", job("held"))
 	first := h.state("held", lifecycle.StateHeld)
 	time.Sleep(longEnough) //nolint:forbidigo // what the bucket forgets by its own clock
-	r := h.record("held")
-	if r == nil || !r.CreatedAt.Equal(first.CreatedAt) || r.State != lifecycle.StateHeld {
+	r := h.record("held")  // it may be the probe just now
+	if r == nil || !r.CreatedAt.Equal(first.CreatedAt) || r.State.Final() {
 		t.Fatalf("%+v after %s, want the record made at %s", r, longEnough, first.CreatedAt)
 	}
-	if n := h.count("held", "held"); n != r.Holds {
-		t.Errorf("%d events of %d holds", n, r.Holds)
-	}
 	b.set("")
-	h.outcome("held", lifecycle.StateCompleted)
+	done := h.outcome("held", lifecycle.StateCompleted)
 	h.outcome("probe", lifecycle.StateCompleted)
 	h.settled()
+	if n := h.count("held", "held"); n != done.Holds {
+		t.Errorf("%d events of %d holds", n, done.Holds)
+	}
 }
 
 func (h *env) count(id, kind string) (n int) {

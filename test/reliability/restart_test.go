@@ -3,6 +3,7 @@ package reliability
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -81,15 +82,25 @@ func TestAJobWhoseWorkerDiesIsResumedAfterItsLastWholeUtterance(t *testing.T) {
 	}
 	f.settle(30 * time.Second)
 	report, seen := f.check()
-	want := map[string]string{"1": "1", "2": "1", "3": "2", "4": "2", "5": "2"}
+	resumed := 3
+	if ends["3"] == "1" { // on a busy machine the kill may come after its last frame
+		resumed = 4
+	}
+	want := map[string]string{}
+	for n := 1; n <= 5; n++ {
+		want[strconv.Itoa(n)] = "1"
+		if n >= resumed {
+			want[strconv.Itoa(n)] = "2"
+		}
+	}
 	if fmt.Sprint(ends) != fmt.Sprint(want) {
 		t.Errorf("utterances by session %v, want %v", ends, want)
 	}
 	if r := f.record("five"); r.UtterancesDone != 5 || r.Checkpoint != 5 || len(r.ConnectionIDs) == 0 {
 		t.Errorf("record %+v", r)
 	}
-	if report.Sessions != 2 || report.Crashes != 1 || len(seen.Sessions) != 2 || seen.Sessions[1].Utterances != 3 {
-		t.Errorf("want two sessions, three utterances in the second: %s; %+v", report, seen.Sessions)
+	if report.Sessions != 2 || report.Crashes != 1 || len(seen.Sessions) != 2 || seen.Sessions[1].Utterances != 6-resumed {
+		t.Errorf("want two sessions, %d utterances in the second: %s; %+v", 6-resumed, report, seen.Sessions)
 	}
 }
 
