@@ -222,6 +222,8 @@ func (c *Circuits) update(key string, e entry, announce bool) {
 	switch {
 	case e.revision < before.revision || e.revision == before.revision && !announce:
 	case before.local && e.revision == before.base: // listed again
+		before.revision = e.revision
+		c.known[key] = before
 	default:
 		c.store(key, e, announce)
 	}
