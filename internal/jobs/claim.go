@@ -215,7 +215,7 @@ func (c claim) settleOrStart(ctx context.Context, from *lifecycle.Record, now ti
 	}
 	if from != nil && from.Unsettled >= lifecycle.MaxUnsettled {
 		return false, c.settlement().hold(ctx, from, holdFor{reason: lifecycle.HeldUnsettled, wait: unsettledPause, why: fmt.Sprintf(
-			"its last %d sessions settled nothing and finished no utterance, so no more of them are paid for; find out why they end (the worker's log), then cancel the job or publish it again", from.Unsettled)})
+			"its last %d sessions settled nothing and finished no utterance, so no more of them are paid for; find out why they end (the worker's log), then retry the job (avatarworker retry) or cancel it", from.Unsettled)})
 	}
 	if refusal := c.w.circuits.Peek(draft.AppID, draft.Region, c.id.ID); refusal != nil {
 		return false, c.settlement().hold(ctx, from, heldByCircuit(refusal))

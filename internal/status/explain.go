@@ -33,7 +33,7 @@ func HeldBecause(r *lifecycle.Record) (why, remedy string) {
 			"Wait until the period ends, or raise the budget (avatarworker cost budget). The job goes on by itself, and is never given up for this."
 	case lifecycle.HeldUnsettled:
 		return r.HeldWhy,
-			"Find out why its sessions end (its history below, and the workers' logs). Then cancel it and publish it again under another id."
+			"Find out why its sessions end (its history below, and the workers' logs). Then retry it (avatarworker retry), which allows five more, or cancel it."
 	case lifecycle.HeldCircuit, "":
 	default: // written by a later version
 		return r.HeldText(), ""

@@ -149,7 +149,7 @@ func (m *Metrics) histograms(r registrar) {
 
 func outcomes() []string { return []string{"completed", "dead_lettered", "expired", "cancelled"} }
 func reasons() []string  { return []string{"new", "retry", "held", "crash", "released"} }
-func results() []string  { return []string{"ok", "failed", "lost"} }
+func results() []string  { return []string{"ok", "lost"} }
 func kinds() []string {
 	return []string{"recurring", "circuit_opened", "circuit_closed", "storage", "worker_key", "unsettled", "budget"}
 }
@@ -228,8 +228,8 @@ func (m *Metrics) SetStorage(store string, bytes, limit int64) {
 	}
 }
 
-// LeaseExtension counts a renewal of the worker's lease; result is ok, failed or
-// lost. The worker holds its lease after ok, and does not after lost.
+// LeaseExtension counts a renewal of the worker's lease; result is ok or lost. The
+// worker holds its lease after ok, and does not after lost.
 func (m *Metrics) LeaseExtension(result string) {
 	m.leaseExtensions.WithLabelValues(known(result, results())).Inc()
 	switch result {
@@ -246,7 +246,7 @@ func (m *Metrics) DeadLetter(code errors.Code) {
 }
 
 // Alert counts an alert published. kind is recurring, circuit_opened,
-// circuit_closed, storage, worker_key or unsettled. about is the last token of its
+// circuit_closed, storage, worker_key, unsettled or budget. about is the last token of its
 // subject: an error code, with storage the kind of an output, with unsettled
 // "sessions".
 func (m *Metrics) Alert(kind, about string) {
@@ -256,6 +256,8 @@ func (m *Metrics) Alert(kind, about string) {
 		label = known(about, m.labels.Outputs)
 	case "unsettled":
 		label = known(about, []string{"sessions"})
+	case "budget":
+		label = known(about, []string{"warning", "spent"})
 	}
 	m.alerts.WithLabelValues(known(kind, kinds()), label).Inc()
 }

@@ -34,6 +34,7 @@ func use(m *Metrics) {
 	m.Alert("storage", "object")
 	m.Alert("worker_key", string(errors.CodeSessionTokenExpired))
 	m.Alert("unsettled", "sessions")
+	m.Alert("budget", "spent")
 	m.Frames("frames", 1, 49868)
 	m.SessionStarted("a")
 	m.SessionStarted("a")
@@ -72,6 +73,8 @@ func TestEveryMethodMovesItsMetric(t *testing.T) {
 		`lease_extensions_total{result="ok"}`:                                           1,
 		`dead_letters_total{code="avatarNotFound"}`:                                     1,
 		`alerts_total{code="serverError",kind="recurring"}`:                             1,
+		`alerts_total{code="sessions",kind="unsettled"}`:                                1,
+		`alerts_total{code="spent",kind="budget"}`:                                      1,
 		`frames_total{output="frames"}`:                                                 1,
 		`frame_bytes_total{output="frames"}`:                                            49868,
 		`sessions_running{app="a"}`:                                                     1,
@@ -139,6 +142,7 @@ func TestNoLabelTakesAnUnboundedValue(t *testing.T) {
 		m.Alert(outside, outside)
 		m.Alert("storage", outside)
 		m.Alert("unsettled", outside)
+		m.Alert("budget", outside)
 		m.Frames(outside, 1, 1)
 		m.SessionStarted(outside)
 		m.SetQueue(outside, QueueState{})

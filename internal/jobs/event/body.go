@@ -50,7 +50,7 @@ type Held struct {
 	JobFields
 	Code    errors.Code `json:"code,omitempty"` // of what holds it; absent: not for a code
 	RetryAt time.Time   `json:"retry_at"`       // looked at again no later than this
-	Reason  string      `json:"reason"`         // circuit, refused, policy, storage, budget or unsettled
+	Reason  string      `json:"reason"`         // circuit, refused, policy, storage, proxy, budget or unsettled
 	Message string      `json:"message"`        // the same for people
 }
 
