@@ -256,3 +256,13 @@ func TestPeerThatStopsReadingCantHoldASpeaker(t *testing.T) {
 	}
 	close(b.release)
 }
+
+// A backend may close right after its confirm, and both times are rounded.
+func TestConnectedTimeIsNeverNegative(t *testing.T) {
+	s := &Session{closed: make(chan struct{}), confirmedAt: time.Now()}
+	s.closedAt = s.confirmedAt.Add(-time.Millisecond)
+	close(s.closed)
+	if got := s.Connected(); got != 0 {
+		t.Errorf("connected for %s", got)
+	}
+}

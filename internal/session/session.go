@@ -82,7 +82,7 @@ func (s *Session) Region() string { return s.red.region }
 func (s *Session) Connected() time.Duration {
 	select {
 	case <-s.closed:
-		return s.closedAt.Sub(s.confirmedAt)
+		return max(0, s.closedAt.Sub(s.confirmedAt)) // the system tells both to the millisecond
 	default:
 		return time.Since(s.confirmedAt)
 	}
