@@ -42,7 +42,8 @@ func (s settlement) settle() {
 		s.abortProbe(false)
 		s.superseded(next)
 	case err != nil:
-		// Not a conflict to look at again: the attempt is over.
+		// The record could not be written: the attempt is over. Or it was written and
+		// an effect failed: then there is no session to give up.
 		s.giveUpSession("unrecorded")
 		s.nakWithBackoff(err)
 	}
