@@ -133,7 +133,7 @@ func (c *cli) complete(doc *document, s *submission, given func(flag string) boo
 	}
 	if doc.id = doc.textOf("id"); doc.id == "" {
 		if string(doc.fields["id"]) == `""` && !s.noCheck {
-			return fmt.Errorf(`id is "": want a job id, or leave it out`)
+			return errors.New(`id is "": want a job id, or leave it out`)
 		}
 		doc.id = client.NewJobID()
 		doc.set("id", doc.id)
@@ -396,8 +396,8 @@ func (d *document) job(noCheck bool) (*jobspec.Job, error) {
 	return nil, jobPart{where: d.where}.located(fmt.Errorf("not a valid job: %s", invalid.Message))
 }
 
-// checkSpeech finds what every worker would refuse of a job's speech, without
-// reading objects and URLs.
+// checkSpeech returns what every worker would refuse about a job's speech. It reads
+// no objects or URLs.
 func checkSpeech(job *jobspec.Job) error {
 	if live := job.GetLive(); live != nil {
 		format := audio.PCM

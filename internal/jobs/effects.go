@@ -37,7 +37,7 @@ const finishTimeout = 5 * time.Minute
 // faultyTimeout bounds an effect that has failed before: each delivery tries again.
 const faultyTimeout = 5 * time.Second
 
-// slotTimeout bounds an effect of a job that has its slot: longer than an election.
+// slotTimeout bounds an effect while the job keeps its slot. An election takes less.
 const slotTimeout = 10 * time.Second
 
 // effects are what follows from the state of an execution's job.

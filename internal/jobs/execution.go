@@ -34,7 +34,7 @@ const (
 	// resultTimeout bounds writing what a session has reached: it was paid for,
 	// and the node that keeps the record may be away for minutes.
 	resultTimeout = 10 * time.Minute
-	// handBackTimeout bounds all this after the drain time; 30 s after it comes SIGKILL.
+	// handBackTimeout bounds all work once the drain time is up: at 30 s comes SIGKILL.
 	handBackTimeout = 12 * time.Second
 	// nakPause is how far apart naks are at first, after a fault of worker or queue.
 	nakPause = 2 * time.Second

@@ -352,14 +352,24 @@ func (s settlement) release(ctx context.Context, next *lifecycle.Record, reason 
 	return nil
 }
 
-// superseded drops the result of a session that another worker has replaced.
+// superseded drops the result of a session that another worker has replaced. What is
+// left to write, the job's slot does not wait for.
 func (s settlement) superseded(r *lifecycle.Record) {
 	s.log().Warn().Int("session", r.Session).Str("connection_id", r.ConnectionID).
 		Msg("another worker has taken the job over: the session is closed and its result dropped")
+	s.ackWait.Release()
+	s.w.background.Go(func() {
+		ctx, cancel := context.WithTimeout(s.w.base, s.w.o.SettleTimeout)
+		defer cancel()
+		s.correctUsage(ctx, r)
+		s.sayReplaced(r)
+	})
+}
+
+// sayReplaced publishes that the job was released to the worker that took it over.
+func (s settlement) sayReplaced(r *lifecycle.Record) {
 	ctx, cancel := context.WithTimeout(s.w.base, s.w.o.SettleTimeout)
 	defer cancel()
-	s.ackWait.Release()
-	s.correctUsage(ctx, r)
 	events := s.events()
 	body := event.Released{JobFields: events.Fields(r), Reason: "superseded", Checkpoint: r.Checkpoint}
 	if err := s.w.publisher.Publish(ctx, events.Event(event.TypeReleased, r, body)); err != nil {

@@ -269,7 +269,7 @@ func (l *activeLease) refused(ctx context.Context, next entry, err error) (uint6
 	var stored entry
 	revision, readErr := l.m.o.Store.Get(ctx, key(l.id), &stored)
 	switch {
-	case readErr == nil && stored == next: // nobody else writes under this ID
+	case readErr == nil && stored == next: // only this worker writes under its ID
 		return revision, nil
 	case readErr == nil && revision != 0 && revision <= l.revision:
 		return 0, nil

@@ -206,8 +206,8 @@ func (w *Writer) StoreLost(ctx context.Context, r *lifecycle.Record, update func
 
 // Correct is for a session whose job was taken from it: r is the record as this worker
 // would have left it. Where the ledger has an estimate of it, or will have one, what it
-// really used replaces that. Nobody else knows it, so it is tried until ctx ends. An
-// error: the ledger keeps the estimate, which is too low if the worker was frozen.
+// really used replaces that. No other worker knows it, so Correct tries until ctx ends.
+// After an error the ledger keeps the estimate, too low if the worker was frozen.
 func (w *Writer) Correct(ctx context.Context, r *lifecycle.Record, sent *Sent) error {
 	if w.o.Ledger == nil {
 		return nil

@@ -76,8 +76,8 @@ func (h *Handle) Put(ctx context.Context, next *Record) error {
 	return h.write(ctx, next)
 }
 
-// HeldBecause writes the text of a hold that goes on, if its cause is another now. That
-// only the numbers in it differ is no other cause: they do each time.
+// HeldBecause writes the text of a hold that goes on, if its cause has changed. Numbers
+// are not compared: how much room is left differs each time.
 func (h *Handle) HeldBecause(ctx context.Context, r *Record, why string) error {
 	digits := func(c rune) rune {
 		if c >= '0' && c <= '9' {

@@ -10,7 +10,7 @@ import (
 	"avatarworker/internal/natsserver/natstest"
 )
 
-func TestOtherNumbersAreNoOtherCauseOfAHold(t *testing.T) {
+func TestAHoldIsNotWrittenAgainWhereOnlyNumbersInItsTextDiffer(t *testing.T) {
 	t.Parallel()
 	js := natstest.JetStream(t)
 	bucket, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "STATE"})

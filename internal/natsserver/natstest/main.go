@@ -21,9 +21,9 @@ func Main(m *testing.M) {
 	goleak.VerifyTestMain(m, LibraryLeak())
 }
 
-// LibraryLeak lets goleak overlook a goroutine of nats.go's: the one for an
-// object's chunks waits for ever if the object was stored before that goroutine
-// first ran (nats.go 1.55, jetStream.cleanupReplySub sets its channel to nil).
+// LibraryLeak makes goleak ignore a goroutine that nats.go 1.55 leaves behind: if an
+// object is stored before the goroutine first runs, cleanupReplySub has set its channel
+// to nil, and it never ends.
 func LibraryLeak() goleak.Option {
 	return goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect")
 }
