@@ -249,8 +249,8 @@ func newCostRebuildCommand(c *cli, with ledgerFunc) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rebuild", Short: "Correct the counters of each day by the records, and compare them again", Args: noArgs,
 		Long: `Adds the records that are not in the counters yet, sums all records by day, app,
-queue and the labels of cost.labels, and corrects the counters that differ. Use it if the counters are in doubt. Workers may
-go on meanwhile. Exit code 1 if counters
+queue and the labels of cost.labels, and corrects the counters that differ. Use it
+if the counters are in doubt. Workers may go on meanwhile. Exit code 1 if counters
 still differ.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return with(cmd.Context(), "cost rebuild", func(_ *link, s *cost.Store) error {

@@ -71,3 +71,27 @@ func TestACommandWithoutPermissionNamesTheSubject(t *testing.T) {
 		expect(t, exitFailed, []string{`This NATS user is not permitted to: Publish to "` + denied + `"`, "docs/permissions.md"}, append(args, "--nats-url", strings.Replace(url, "nats://", "nats://me:p@", 1))...)
 	}
 }
+
+func TestACommandOfAnAccountThatDoesNotImportJetStreamSaysSo(t *testing.T) {
+	t.Parallel()
+	url := natstest.Configured(t, `
+		listen: 127.0.0.1:-1
+		jetstream: enabled
+		accounts {
+			FLEET { jetstream: enabled, users: [{user: admin, password: p}] }
+			OTHERS { users: [{user: me, password: p}], mappings { "$JS.API.>": "FLEET.API.>" } }
+		}
+		no_auth_user: me`)
+	for _, args := range [][]string{
+		{"status"}, {"status", "J"}, {"jobs", "ls"}, {"jobs", "show", "J"}, {"dlq", "ls"}, {"cost"}, {"cost", "budget"},
+		{"events", "--since", "1h"}, {"queue", "ls"}, {"circuit", "ls"}, {"retry", "J"}, {"cancel", "-y", "--all"}, {"drain", "W"},
+		{"recording", "ls"}, {"setup"}, {"setup", "--dry-run"}, {"submit", "--avatar", "a", "--audio", helloWAV, "--wait"},
+	} {
+		out, errs := newScreen(), newScreen()
+		code := run(append(args, "--nats-url", url), strings.NewReader(""), out, errs)
+		said := out.String() + errs.String()
+		if code != exitFailed || !strings.Contains(said, "does not answer this NATS user") || !strings.Contains(said, "docs/permissions.md") || strings.Contains(said, "everything is") {
+			t.Errorf("%v: exit %d: %s", args, code, said)
+		}
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
 	"avatarworker/internal/errors"
@@ -92,10 +91,10 @@ func (c *cli) listRecordings(ctx context.Context, limit int, limited, asJSON boo
 // recordings lists the complete recordings, newest first.
 func (l *link) recordings(ctx context.Context) ([]output.Stored, error) {
 	list, err := output.ListRecordings(ctx, l.js, l.names)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
+	if err != nil {
 		return nil, l.names.Unavailable("bucket "+l.names.RecordingsBucket(), err)
 	}
-	return list, err
+	return list, nil
 }
 
 func newRecordingGetCommand(c *cli) *cobra.Command {

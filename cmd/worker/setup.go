@@ -38,6 +38,9 @@ func (c *cli) setUp(ctx context.Context, o topology.SetupOptions, asJSON bool) e
 	}
 	defer l.close()
 	steps, err := topology.Setup(ctx, l.js, l.names, app.Settings(l.cfg), o)
+	if err != nil && len(steps) == 0 {
+		return err
+	}
 	return errors.Join(c.printSteps(steps, o, asJSON), err)
 }
 

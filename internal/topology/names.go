@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
@@ -314,13 +315,18 @@ func (n Names) RecordingsBucket() string { return n.kept("RECORDINGS") }
 
 // Unavailable explains err, the failure to open what: "stream AVATAR_JOBS" or
 // "bucket AVATAR_STATE". The error says what to do where it is missing, or
-// JetStream is.
+// JetStream is, or where the user does not reach it.
 func (n Names) Unavailable(what string, err error) error {
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrBucketNotFound):
 		return fmt.Errorf("%s not found: no worker has run here with nats.prefix %q yet ('avatarworker run' makes it)", what, n.prefix())
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return fmt.Errorf("%s: JetStream is not enabled on this NATS server, or not for this account", what)
+	case errors.Is(err, nats.ErrNoResponders):
+		return fmt.Errorf("%s: JetStream does not answer this NATS user: its account has to import it (docs/permissions.md says what each command needs)", what)
+	}
+	if strings.HasPrefix(err.Error(), what+": ") {
+		return err
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }

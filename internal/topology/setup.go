@@ -61,7 +61,7 @@ func Setup(ctx context.Context, js jetstream.JetStream, n Names, s Settings, o S
 		found, err := part.look(ctx, js, o)
 		steps = append(steps, found...)
 		if err != nil {
-			return steps, err
+			return steps, n.Unavailable(part.object, err)
 		}
 	}
 	consumers, err := s.lookAtConsumers(ctx, js, n)

@@ -9,12 +9,16 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"avatarworker/internal/config"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/telemetry"
 )
 
 var update = flag.Bool("update", false, "write the generated parts of the documents")
@@ -108,6 +112,69 @@ func TestTheTableOfKeysIsTheConfigurations(t *testing.T) {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", k.Path, code(k.Default), k.Type, code(k.Env...))
 	}
 	upToDate(t, "docs/configuration.md", b.String())
+}
+
+func TestTheTableOfMetricsIsTheWorkers(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	telemetry.NewMetrics(reg, telemetry.Labels{Queues: []string{"default"}, Apps: []string{"app"}}, telemetry.Readings{})
+	var b strings.Builder
+	b.WriteString("| metric | type | labels | what it is |\n|---|---|---|---|\n")
+	for _, m := range metrics(t, reg) {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.name, m.kind, code(m.labels...), cell(m.help))
+	}
+	upToDate(t, "docs/metrics.md", b.String())
+}
+
+type metric struct {
+	name, kind, help string
+	labels           []string
+}
+
+// metricDesc is what a Desc of Prometheus says of itself: its name, its help, quoted,
+// and the names of its labels.
+var metricDesc = regexp.MustCompile(`^Desc\{fqName: "([^"]*)", help: ("(?:[^"\\]|\\.)*"), .*variableLabels: \{([^}]*)\}\}$`)
+
+// metrics are the worker's own of a registry, by name.
+func metrics(t *testing.T, reg *prometheus.Registry) []metric {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	histograms := map[string]bool{}
+	for _, f := range families {
+		histograms[f.GetName()] = f.GetMetric()[0].GetHistogram() != nil
+	}
+	descs := make(chan *prometheus.Desc)
+	go func() {
+		reg.Describe(descs)
+		close(descs)
+	}()
+	var list []metric
+	for d := range descs {
+		parts := metricDesc.FindStringSubmatch(d.String())
+		if parts == nil {
+			t.Errorf("can't read %s", d)
+			continue
+		}
+		if !strings.HasPrefix(parts[1], "avatar_worker_") {
+			continue
+		}
+		help, err := strconv.Unquote(parts[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := metric{name: parts[1], kind: "gauge", help: help, labels: strings.FieldsFunc(parts[3], func(r rune) bool { return r == ',' })}
+		switch {
+		case histograms[m.name]:
+			m.kind = "histogram"
+		case strings.HasSuffix(m.name, "_total"):
+			m.kind = "counter"
+		}
+		list = append(list, m)
+	}
+	slices.SortFunc(list, func(a, b metric) int { return strings.Compare(a.name, b.name) })
+	return list
 }
 
 func action(r errors.Row) string { return string(r.Action) }
