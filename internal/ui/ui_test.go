@@ -81,6 +81,21 @@ func TestEveryPageIsShownWithNothingAndWithAll(t *testing.T) {
 	}
 }
 
+// A page that is added is to be tested as the others are.
+func TestEveryPageOfTheNavigationIsTested(t *testing.T) {
+	_, nav, _ := strings.Cut(text(t, open(t, busy(), nil).do(http.MethodGet, "/", "", nil)), `<nav aria-label="Pages">`)
+	nav, _, _ = strings.Cut(nav, "</nav>")
+	links := regexp.MustCompile(`href="([^"]*)"`).FindAllStringSubmatch(nav, -1)
+	if len(links) < 6 {
+		t.Fatalf("%d links in the navigation: is it still read right?", len(links))
+	}
+	for _, link := range links {
+		if !slices.Contains(everyPage(), link[1]) {
+			t.Errorf("everyPage lacks %s", link[1])
+		}
+	}
+}
+
 func TestEachQuestionOfTheWalkHasItsAnswerOnAPage(t *testing.T) {
 	s := open(t, busy(), nil).visit()
 	for _, q := range []struct {

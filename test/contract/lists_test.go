@@ -126,10 +126,13 @@ func TestDocumentsNameEachReasonOfAHold(t *testing.T) {
 }
 
 func TestDocumentsNameEachOutput(t *testing.T) {
-	text := read(t, filepath.Join(root, "docs/job.md"))
+	job, publishing := read(t, filepath.Join(root, "docs/job.md")), read(t, filepath.Join(root, "docs/publishing.md"))
 	for _, kind := range jobspec.Outputs() {
-		if !strings.Contains(text, kind) {
-			t.Errorf("docs/job.md does not name the output %s", kind)
+		if !regexp.MustCompile("\n\\| `" + kind + "`[^|]*\\|").MatchString(job) {
+			t.Errorf("docs/job.md has no row for the output %s", kind)
+		}
+		if !strings.Contains(publishing, "`"+kind+"`") {
+			t.Errorf("docs/publishing.md does not name the output %s", kind)
 		}
 	}
 }
