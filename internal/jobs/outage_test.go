@@ -92,7 +92,7 @@ func TestSessionsOutliveABucketOfTheFleetThatIsFullOrGone(t *testing.T) {
 			renewed := newRenewals()
 			s := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 				connect(a)
-				if err := renewed.outlive(ctx, 12); err != nil { // three leases
+				if err := renewed.outlive(ctx, 8); err != nil { // the two share them: four leases
 					return err
 				}
 				return speak(ctx, a, 1)

@@ -153,9 +153,10 @@ func TestServerLogsGoToOurLogger(t *testing.T) {
 	}
 }
 
-func TestClusterKeepsAcknowledgedMessagesWhenItsStreamLeaderIsKilled(t *testing.T) { // alone: elections need the processor in time
+func TestClusterKeepsAcknowledgedMessagesWhenItsStreamLeaderIsKilled(t *testing.T) {
+	t.Parallel()
 	c := natstest.Cluster(t, 3)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	nc, err := nats.Connect(c.ClientURLs(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
 	if err != nil {

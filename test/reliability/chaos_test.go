@@ -125,7 +125,7 @@ func chaosLength(t *testing.T) (time.Duration, int) {
 	t.Helper()
 	text := os.Getenv("AVATAR_CHAOS")
 	if text == "" {
-		return 20 * time.Second, 300
+		return 16 * time.Second, 240
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d < time.Minute {

@@ -24,7 +24,7 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 		t.Skip("a minute with a cluster: not with -short")
 	}
 	t.Parallel()
-	window, away := 7*time.Second, 10*time.Second
+	window, away := 6*time.Second, 8*time.Second
 	if long() {
 		window, away = 30*time.Second, 45*time.Second
 	}

@@ -23,7 +23,7 @@ func TestAClusterThatIsDividedHoldsNoTwoSessionsOfAJob(t *testing.T) {
 		t.Skip("clusters that are divided: not with -short")
 	}
 	t.Parallel()
-	const window, lasts = 6 * time.Second, 14 * time.Second
+	const window, lasts = 6 * time.Second, 11 * time.Second
 	for name, c := range map[string]struct {
 		replicas int
 		// cut names the workers that can't write records meanwhile: behind is

@@ -89,7 +89,7 @@ func TestAFleetOfThisBuildAndTheOneBeforeKeepsThePromisesThroughAnUpgrade(t *tes
 	seed := chaosSeed(t)
 	t.Logf("seed %d: replay with AVATAR_CHAOS_SEED=%d", seed, seed)
 	c := newChaos(t, 10*time.Second, 0, before, after, before, after)
-	c.run(seed, 20*time.Second, 200)
+	c.run(seed, 16*time.Second, 160)
 	for _, w := range c.workers {
 		if w.binary != before {
 			continue
