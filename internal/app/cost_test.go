@@ -272,6 +272,67 @@ func TestABudgetEndsWhereItIsSpentAndRaisedItsJobsGoOn(t *testing.T) {
 	f.balancedWithin(time.Second, "customer")
 }
 
+// A worker may die between the session that spends a budget and the alert.
+func TestAnAlertOfABudgetThatWasNotPublishedIsPublishedByTheNextWorkerOnce(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, func(o *simulator.Options) { o.Speed = 0 })
+	limited := worker{config: func(c *config.Config) { c.Budgets = []config.Budget{{Key: "app_id", Credits: 1, Per: "month"}} }}
+	w := f.worker(limited)
+	f.publish("spends", "ok", nil)
+	f.outcome("spends")
+	spent := f.names.Alerts("budget", "spent")
+	first := f.alert("budget")
+	w.stop()
+	f.forgetAlerts(spent)
+	for range 2 { // the second of them has nothing to say
+		w = f.worker(limited)
+		if again := f.alert("budget"); again["message"] != first["message"] {
+			t.Errorf("%v, want %v", again, first)
+		}
+		f.publish("held", "ok", nil)
+		f.event("held", "held")
+		w.stop()
+	}
+	if n := len(f.all(f.names.EventsStream(), spent)); n != 1 {
+		t.Errorf("%d alerts, want 1", n)
+	}
+}
+
+// forgetAlerts has the stream of events be as if an alert had never been published.
+func (f *fleet) forgetAlerts(subject string) {
+	f.t.Helper()
+	stream, err := f.js.Stream(f.ctx, f.names.EventsStream())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	c := stream.CachedInfo().Config
+	c.Duplicates = 100 * time.Millisecond
+	if _, err := f.js.UpdateStream(f.ctx, c); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := stream.Purge(f.ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+		f.t.Fatal(err)
+	}
+	fleet, err := f.js.KeyValue(f.ctx, f.names.FleetBucket())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	keys, err := fleet.ListKeysFiltered(f.ctx, "alert.budget.>")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	n := 0
+	for key := range keys.Keys() {
+		n++
+		if err := fleet.Purge(f.ctx, key); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	if n != 1 {
+		f.t.Errorf("%d alerts of budgets are noted, want 1", n)
+	}
+}
+
 func TestAHeldJobNamesTheBudgetThatHoldsItNow(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, func(o *simulator.Options) { o.Speed = 0 })

@@ -44,12 +44,12 @@ func (w *Worker) alarmStorage(output string, fault error) {
 	}, output)
 }
 
-// alarmBudget alerts when a share of a budget is spent. Every worker sees it; the id
-// makes it one alert.
+// alarmBudget alerts when a share of a budget is spent. Every worker sees it, also one
+// that starts later; the id makes it one alert.
 func (w *Worker) alarmBudget(b budget.Warning) {
 	alert := event.WorkerAlert{Kind: event.AlertBudget, What: b.What(), Message: b.String()}
 	if b.Key == "app_id" {
 		alert.AppID = b.Value
 	}
-	w.outbox.AlertOnce(event.AlertID(alert.Kind, b.Since, b.What(), topology.Token(b.Key), topology.Token(b.Value), b.Per, strconv.FormatInt(b.Credits, 10)), alert)
+	w.outbox.AlertOnce(event.AlertID(alert.Kind, b.Since, b.What(), topology.Token(b.Key), topology.Token(b.Value), b.Per, strconv.FormatInt(b.Credits, 10)), b.Until, alert)
 }

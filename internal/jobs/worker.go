@@ -170,7 +170,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	})
 	w.outbox = alert.NewOutbox(alert.OutboxOptions{
 		Stored: w.kept.Has, Publish: w.publisher.PublishNew, Raised: o.Observer.Alerted,
-		Worker: o.Name, WorkerID: w.lastWorkerID, Now: w.now, Log: o.Logger,
+		Store: shared, Worker: o.Name, WorkerID: w.lastWorkerID, Now: w.now, Log: o.Logger,
 	})
 	w.pull = fetch.New(fetch.Options{
 		JS: o.JS, Stream: o.Names.JobsStream(), Queues: o.Queues, Slots: o.Concurrency, Window: o.AckWait,

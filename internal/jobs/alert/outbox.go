@@ -9,6 +9,7 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/kv"
 	"avatarworker/internal/retry"
 	"avatarworker/internal/topology"
 )
@@ -31,6 +32,7 @@ type OutboxOptions struct {
 	Stored   func(ctx context.Context, ev event.Event, since time.Time) (bool, error)
 	Publish  func(ctx context.Context, ev event.Event) (fresh bool, err error)
 	Raised   func(kind string, code errors.Code)
+	Store    *kv.Store // AVATAR_FLEET
 	Worker   string
 	WorkerID func() string
 	Now      func() time.Time
@@ -40,16 +42,22 @@ type OutboxOptions struct {
 // Outbox publishes the worker's own alerts.
 type Outbox struct {
 	o       OutboxOptions
-	waiting chan event.Event
+	waiting chan queued
 
 	mu     sync.Mutex // guards what follows
 	window time.Time
 	given  map[string]bool // ids of the alerts given in the window
 }
 
+// queued is an alert that waits to be published.
+type queued struct {
+	event.Event
+	until time.Time // until then it is one over the whole fleet; zero: its id sees to that
+}
+
 // NewOutbox returns an Outbox; Run makes it publish.
 func NewOutbox(o OutboxOptions) *Outbox {
-	return &Outbox{o: o, waiting: make(chan event.Event, maxWaiting)}
+	return &Outbox{o: o, waiting: make(chan queued, maxWaiting)}
 }
 
 // Alert publishes an alert; about distinguishes it from others of its kind. The same again
@@ -57,21 +65,23 @@ func NewOutbox(o OutboxOptions) *Outbox {
 func (b *Outbox) Alert(alert event.WorkerAlert, about string) {
 	window := b.o.Now().Truncate(sameWindow)
 	if id := event.AlertID(alert.Kind, window, topology.Token(about)); !b.known(window, id) {
-		b.AlertOnce(id, alert)
+		b.AlertOnce(id, time.Time{}, alert)
 	}
 }
 
-// AlertOnce publishes an alert that is one over the whole fleet by its id.
-func (b *Outbox) AlertOnce(id string, alert event.WorkerAlert) {
+// AlertOnce publishes an alert that is one over the whole fleet by its id. Its
+// publication is noted in AVATAR_FLEET until then, so that a worker that starts later
+// may give the alert again: the one that gave it may have died before it was published.
+func (b *Outbox) AlertOnce(id string, until time.Time, alert event.WorkerAlert) {
 	alert.Worker, alert.WorkerID, alert.Time = b.o.Worker, b.o.WorkerID(), b.o.Now()
-	b.add(event.Event{ID: id, Time: alert.Time, Body: alert})
+	b.add(queued{event.Event{ID: id, Time: alert.Time, Body: alert}, until})
 }
 
-func (b *Outbox) add(ev event.Event) {
+func (b *Outbox) add(a queued) {
 	select {
-	case b.waiting <- ev:
+	case b.waiting <- a:
 	default:
-		alert, _ := ev.Body.(event.WorkerAlert)
+		alert, _ := a.Body.(event.WorkerAlert)
 		b.o.Log.Error().Str("kind", alert.Kind).Str("what", alert.What).Msg("too many alerts wait to be published: this one is dropped. " + alert.Message)
 	}
 }
@@ -96,29 +106,41 @@ func (b *Outbox) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case ev := <-b.waiting:
-			err := b.publish(ctx, timeout, ev)
+		case a := <-b.waiting:
+			err := b.publish(ctx, timeout, a)
 			if timeout = publishTimeout; err == nil || ctx.Err() != nil {
 				continue
 			}
 			timeout = againTimeout
-			b.o.Log.Error().Err(err).Str("alert", ev.ID).Msg("could not publish an alert")
+			b.o.Log.Error().Err(err).Str("alert", a.ID).Msg("could not publish an alert")
 			_ = retry.Pause(ctx, time.Second, nil) // the loop looks at ctx
-			b.add(ev)
+			b.add(a)
 		}
 	}
 }
 
-func (b *Outbox) publish(ctx context.Context, timeout time.Duration, ev event.Event) error {
+func (b *Outbox) publish(ctx context.Context, timeout time.Duration, a queued) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	noted := !a.until.IsZero()
+	if noted {
+		if at, err := b.o.Store.Stored(ctx, a.ID); err == nil && !at.IsZero() {
+			return nil
+		}
+	}
 	// The stream drops the same message again for two minutes only.
-	if stored, err := b.o.Stored(ctx, ev, time.Time{}); err == nil && stored {
+	if stored, err := b.o.Stored(ctx, a.Event, time.Time{}); err == nil && stored {
 		return nil
 	}
-	fresh, err := b.o.Publish(ctx, ev)
-	if alert, ok := ev.Body.(event.WorkerAlert); ok && fresh {
+	fresh, err := b.o.Publish(ctx, a.Event)
+	if alert, ok := a.Body.(event.WorkerAlert); ok && fresh {
 		b.o.Raised(alert.Kind, errors.Code(alert.What))
+	}
+	if life := a.until.Sub(b.o.Now()); err == nil && noted && life > 0 {
+		_, noteErr := b.o.Store.PutTTL(ctx, a.ID, claim{At: b.o.Now(), WorkerID: b.o.WorkerID()}, 0, life)
+		if noteErr != nil && !errors.Is(noteErr, kv.ErrConflict) {
+			b.o.Log.Debug().Err(noteErr).Str("alert", a.ID).Msg("could not note that an alert was published: it may come again")
+		}
 	}
 	return err
 }

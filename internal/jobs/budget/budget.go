@@ -41,7 +41,7 @@ type Options struct {
 	Labels  []string
 	Written func() uint64    // the sequence of the newest usage record that this worker wrote
 	Now     func() time.Time // by the server's clock
-	Warned  func(Warning)    // may be called by every worker for the same
+	Warned  func(Warning)    // may be called by every worker for the same, and again by one that starts later
 	Log     zerolog.Logger
 }
 
@@ -58,17 +58,16 @@ type Budgets struct {
 	spent    map[account]int64
 	upto     map[string]uint64   // the record up to which a counter that was read is complete, by subject
 	warned   map[account]float64 // the share last warned of
-	settings map[string]int64    // credits set at run time, by key
+	settings map[string]int64    // credits set at run time, by key; nil: not read yet
 	seq      uint64              // of the newest usage record that was followed
 	listed   bool                // what there was has been read
-	warns    bool                // it has been read before, and what came since is warned of
 	fault    error               // why what is spent is not known; nil: it is, or soon will be
 	changed  chan struct{}       // closed and replaced when something changes
 }
 
 // New returns Budgets that know of nothing spent yet.
 func New(o Options) *Budgets {
-	b := &Budgets{o: o, settings: make(map[string]int64)}
+	b := &Budgets{o: o}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.forget()
 	return b
@@ -82,7 +81,7 @@ func (b *Budgets) Peek(job Job) *Refusal {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.listed && b.fault == nil {
+	if !b.known() && b.fault == nil {
 		return nil // Reserve waits for it
 	}
 	return b.refusal(job, "", 0)
@@ -137,7 +136,7 @@ const endTimeout = 5 * time.Second
 func (b *Budgets) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { b.repeat(ctx, "what is spent of budgets", b.follow, b.unknown) })
-	wg.Go(func() { b.repeat(ctx, "the settings of budgets", b.followSettings, func(error) {}) })
+	wg.Go(func() { b.repeat(ctx, "the settings of budgets", b.followSettings, b.unset) })
 	wg.Wait()
 	stop := time.AfterFunc(endTimeout, b.end)
 	b.wg.Wait()

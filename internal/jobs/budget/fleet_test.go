@@ -250,6 +250,72 @@ func TestItWarnsOnceAtItsShareAndOnceAtItsEnd(t *testing.T) {
 	}
 }
 
+// The worker that saw it may have died before its alert was published.
+func TestAWorkerThatStartsWarnsOfWhatIsSpentAsItWasSet(t *testing.T) {
+	e := newEnv(t)
+	for customer, credits := range map[string]int64{"raised": 15, "spent": 40, "little": 7} {
+		e.spend("app", customer, credits)
+	}
+	key := budget.SettingKey("label.customer", budget.Month)
+	if _, err := e.h.Fleet.PutString(t.Context(), key, `{"credits":20}`); err != nil {
+		t.Fatal(err)
+	}
+	warned := make(chan budget.Warning, 16)
+	e.budgets("w", alive, warned, budget.Rule{Key: "label.customer", Credits: 5, Per: budget.Month, Warn: 0.7})
+	got := map[string]budget.Warning{}
+	for range 2 {
+		select {
+		case w := <-warned:
+			got[w.Value] = w
+		case <-time.After(natstest.Patience):
+			t.Fatalf("only %v", got)
+		}
+	}
+	if w := got["raised"]; w.Over || w.Credits != 20 || w.Spent != 15 {
+		t.Errorf("raised: %+v", w)
+	}
+	if w := got["spent"]; !w.Over || w.Credits != 20 {
+		t.Errorf("spent: %+v", w)
+	}
+	// Lowered below what is spent: it is spent now.
+	if _, err := e.h.Fleet.PutString(t.Context(), key, `{"credits":6}`); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if w := <-warned; w.Value == "spent" || !w.Over || w.Credits != 6 {
+			t.Errorf("lowered: %+v", w)
+		}
+	}
+}
+
+// What was set lower holds from the first session on.
+func TestNoSessionStartsBeforeWhatWasSetIsKnown(t *testing.T) {
+	e := newEnv(t)
+	e.spend("app", "", 3)
+	if _, err := e.h.Fleet.PutString(t.Context(), budget.SettingKey("app_id", budget.Month), `{"credits":3}`); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		b := e.budgets("w", alive, nil, budget.Rule{Key: "app_id", Credits: 1000, Per: budget.Month})
+		if e.reserve(b, "app", "") != nil {
+			t.Fatal("a session of a budget that is spent")
+		}
+	}
+}
+
+// Circuits and settings are in that bucket; sessions go on without it.
+func TestWithoutTheBucketOfTheFleetBudgetsAreAsConfigured(t *testing.T) {
+	e := newEnv(t)
+	e.spend("app", "", 3)
+	if err := e.js.DeleteKeyValue(t.Context(), names.FleetBucket()); err != nil {
+		t.Fatal(err)
+	}
+	b := e.budgets("w", alive, nil, budget.Rule{Key: "app_id", Credits: 5, Per: budget.Month})
+	if n := e.counts(b, "app", ""); n != 2 {
+		t.Errorf("%d sessions, want 2", n)
+	}
+}
+
 func TestBudgetsAreKeptWithoutCounters(t *testing.T) {
 	e := newEnv(t)
 	if err := e.js.DeleteStream(t.Context(), names.TotalsStream()); err != nil {

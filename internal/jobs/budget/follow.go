@@ -215,8 +215,8 @@ func (b *Budgets) followedTo(seq uint64) {
 func (b *Budgets) warning(a account) []Warning {
 	r := b.o.Rules[a.rule]
 	begin, end := r.bounds(b.o.Now())
-	if !b.listed || a.period != usage.Day(begin) {
-		return nil // what was there has been warned of
+	if !b.known() || a.period != usage.Day(begin) {
+		return nil
 	}
 	credits := b.credits(r)
 	share := 0.0
@@ -249,15 +249,23 @@ func (b *Budgets) learned(seq uint64) (warnings []Warning) {
 	defer b.mu.Unlock()
 	if !b.listed {
 		b.listed, b.fault = true, nil
-		for a := range b.spent {
-			warnings = append(warnings, b.warning(a)...)
-		}
-		if !b.warns { // those that were over their limit when this worker started are not new
-			b.warns, warnings = true, nil
-		}
+		warnings = b.review()
 	}
 	b.seq = max(b.seq, seq)
 	b.notify()
+	return warnings
+}
+
+// known reports whether both what is spent and what was set has been read. The caller
+// holds b.mu.
+func (b *Budgets) known() bool { return b.listed && b.settings != nil }
+
+// review returns what is to be warned of now that all of it is known, or that budgets
+// were set. The caller holds b.mu.
+func (b *Budgets) review() (warnings []Warning) {
+	for a := range b.spent {
+		warnings = append(warnings, b.warning(a)...)
+	}
 	return warnings
 }
 
@@ -300,7 +308,21 @@ func (b *Budgets) followSettings(ctx context.Context) error {
 
 func (b *Budgets) set(settings map[string]int64) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.settings = maps.Clone(settings)
+	warnings := b.review()
 	b.notify()
+	b.mu.Unlock()
+	for _, w := range warnings {
+		b.o.Warned(w)
+	}
+}
+
+// unset has budgets be as configured, as long as what was set has never been read.
+func (b *Budgets) unset(error) {
+	b.mu.Lock()
+	never := b.settings == nil
+	b.mu.Unlock()
+	if never {
+		b.set(map[string]int64{})
+	}
 }

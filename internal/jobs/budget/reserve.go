@@ -136,7 +136,8 @@ func (b *Budgets) dropLost(ctx context.Context, r *reservations) error {
 	return nil
 }
 
-// followed waits until the usage records have been followed to a sequence.
+// followed waits until what was set is known, and the usage records have been followed
+// to a sequence.
 func (b *Budgets) followed(ctx context.Context, seq uint64) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, followTimeout, errBehind)
 	defer cancel()
@@ -144,10 +145,10 @@ func (b *Budgets) followed(ctx context.Context, seq uint64) error {
 	defer look.Stop()
 	for {
 		b.mu.Lock()
-		listed, upto, changed, fault := b.listed, b.seq, b.changed, b.fault
+		known, upto, changed, fault := b.known(), b.seq, b.changed, b.fault
 		b.mu.Unlock()
 		switch {
-		case listed && upto >= seq:
+		case known && upto >= seq:
 			return nil
 		case fault != nil:
 			return fault
@@ -155,7 +156,7 @@ func (b *Budgets) followed(ctx context.Context, seq uint64) error {
 		select {
 		case <-changed:
 		case <-look.C:
-			if listed && b.remade(ctx, seq) {
+			if known && b.remade(ctx, seq) {
 				return nil
 			}
 			look.Reset(followPause)
