@@ -106,7 +106,7 @@ func (s *Store) PutTTL(ctx context.Context, key string, v any, revision uint64, 
 	ttl = (ttl + time.Second - 1).Truncate(time.Second)
 	stale := 0
 	for first := true; ; first = false {
-		next, err := s.write(ctx, key, data, revision, ttl)
+		next, err := s.write(ctx, key, data, revision, ttl, !first)
 		switch {
 		case err == nil:
 			return next, nil
@@ -167,8 +167,13 @@ func lasting(err error) bool {
 	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, jetstream.ErrInvalidKey) || errors.Is(err, nats.ErrConnectionClosed) || hasCode(err, codeTTLDisabled, codeTTLInvalid)
 }
 
-func (s *Store) write(ctx context.Context, key string, data []byte, revision uint64, ttl time.Duration) (uint64, error) {
-	next, err := s.publish(ctx, key, data, revision, ttl)
+// write writes once; with insist, until there is an answer.
+func (s *Store) write(ctx context.Context, key string, data []byte, revision uint64, ttl time.Duration, insist bool) (uint64, error) {
+	publish := s.publish
+	if insist {
+		publish = s.insist
+	}
+	next, err := publish(ctx, s.message(key, data, revision, ttl))
 	if revision != 0 || !conflicts(err) {
 		return next, err
 	}
@@ -177,18 +182,51 @@ func (s *Store) write(ctx context.Context, key string, data []byte, revision uin
 	if readErr != nil || msg == nil || !removed(msg) {
 		return 0, err
 	}
-	return s.publish(ctx, key, data, msg.Sequence, ttl)
+	return publish(ctx, s.message(key, data, msg.Sequence, ttl))
 }
 
-func (s *Store) publish(ctx context.Context, key string, data []byte, revision uint64, ttl time.Duration) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
+func (s *Store) message(key string, data []byte, revision uint64, ttl time.Duration) *nats.Msg {
 	header := nats.Header{jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(revision, 10)}}
 	if ttl > 0 {
 		header[jetstream.MsgTTLHeader] = []string{ttl.String()}
 	}
-	stored, err := ack.Publish(ctx, s.js.Conn(), &nats.Msg{Subject: s.prefix + key, Data: data, Header: header})
+	return &nats.Msg{Subject: s.prefix + key, Data: data, Header: header}
+}
+
+func (s *Store) publish(ctx context.Context, msg *nats.Msg) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	stored, err := ack.Publish(ctx, s.js.Conn(), msg)
 	return stored.Sequence, err
+}
+
+// insist publishes msg again after each timeout, and takes the first answer to any of
+// them: on a slow way each answer may take longer than that.
+func (s *Store) insist(ctx context.Context, msg *nats.Msg) (uint64, error) {
+	nc := s.js.Conn()
+	msg.Reply = nc.NewInbox()
+	answers, err := nc.SubscribeSync(msg.Reply)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = answers.Unsubscribe() }() // fails only without a connection
+	for {
+		if err := nc.PublishMsg(msg); err != nil {
+			return 0, err
+		}
+		soon, cancel := context.WithTimeout(ctx, s.timeout)
+		answer, err := answers.NextMsgWithContext(soon)
+		cancel()
+		switch {
+		case err == nil:
+			stored, err := ack.Parse(answer.Data)
+			return stored.Sequence, err
+		case errors.Is(err, nats.ErrNoResponders):
+			return 0, jetstream.ErrNoStreamResponse
+		case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+			return 0, err
+		}
+	}
 }
 
 // Remove removes key if its revision is still the given one. It returns

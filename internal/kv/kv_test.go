@@ -103,38 +103,90 @@ func TestAValueWithATTLExpires(t *testing.T) {
 	put(t, s, "b", 0)
 }
 
+// behind is a bucket behind a way on which pass publishes what is written, or does not.
+func behind(t *testing.T, timeout time.Duration, pass func(write bool, m *nats.Msg, publish func(*nats.Msg))) *kv.Store {
+	t.Helper()
+	nc := natstest.Connect(t, natstest.Start(t))
+	publish := func(m *nats.Msg) {
+		if err := nc.PublishMsg(m); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+			t.Error(err)
+		}
+	}
+	if _, err := nc.Subscribe("way.>", func(m *nats.Msg) {
+		subject := strings.TrimPrefix(m.Subject, "way.")
+		write := strings.HasPrefix(subject, "$KV.")
+		if !write {
+			subject = jetstream.DefaultAPIPrefix + subject
+		}
+		pass(write, &nats.Msg{Subject: subject, Reply: m.Reply, Header: m.Header, Data: m.Data}, publish)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.NewWithAPIPrefix(nc, "way")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kv.NewStore(js, newBucket(t, js), timeout)
+}
+
 // A write whose acknowledgement got lost has landed: repeating it conflicts with
 // itself, which is not a conflict.
 func TestAWriteThatLandedWithoutAnAnswerIsRecognised(t *testing.T) {
 	t.Parallel()
-	nc := natstest.Connect(t, natstest.Start(t))
 	var writes atomic.Int32
-	if _, err := nc.Subscribe("lost.>", func(m *nats.Msg) {
-		subject, reply := strings.TrimPrefix(m.Subject, "lost."), m.Reply
-		if strings.HasPrefix(subject, "$KV.") {
-			if writes.Add(1) == 1 {
-				reply = ""
-			}
-		} else {
-			subject = jetstream.DefaultAPIPrefix + subject
+	s := behind(t, 300*time.Millisecond, func(write bool, m *nats.Msg, publish func(*nats.Msg)) {
+		if write && writes.Add(1) == 1 {
+			m.Reply = ""
 		}
-		if err := nc.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Header: m.Header, Data: m.Data}); err != nil {
-			t.Error(err)
-		}
-	}); err != nil {
-		t.Fatal(err)
-	}
-	js, err := jetstream.NewWithAPIPrefix(nc, "lost")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := kv.NewStore(js, newBucket(t, js), 300*time.Millisecond)
+		publish(m)
+	})
 	revision := put(t, s, "a", 0)
 	if n := writes.Load(); n < 2 {
 		t.Errorf("%d writes: none was lost", n)
 	}
 	put(t, s, "b", revision)
 	holds(t, s, "b")
+}
+
+// On a slow way every answer comes after the timeout of its own request.
+func TestAWriteIsRecognisedThoughEachAnswerIsLate(t *testing.T) {
+	t.Parallel()
+	s := behind(t, 100*time.Millisecond, func(write bool, m *nats.Msg, publish func(*nats.Msg)) {
+		if write {
+			time.AfterFunc(250*time.Millisecond, func() { publish(m) })
+		} else {
+			publish(m)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
+	defer cancel()
+	var revision uint64
+	for _, v := range []string{"a", "b", "c"} {
+		next, err := s.Put(ctx, "k", v, revision)
+		if err != nil {
+			t.Fatalf("put %s at %d: %v", v, revision, err)
+		}
+		revision = next
+	}
+	holds(t, s, "c")
+	if _, err := s.Put(ctx, "k", "d", revision-1); !errors.Is(err, kv.ErrConflict) {
+		t.Errorf("put at an old revision: %v", err)
+	}
+	holds(t, s, "c")
+}
+
+// Nothing answers, then the bucket is there.
+func TestAWriteWaitsForABucketThatNothingAnswersFor(t *testing.T) {
+	t.Parallel()
+	var refused atomic.Int32
+	s := behind(t, 100*time.Millisecond, func(write bool, m *nats.Msg, publish func(*nats.Msg)) {
+		if write && refused.Add(1) <= 3 {
+			m.Subject = "nobody.listens"
+		}
+		publish(m)
+	})
+	put(t, s, "a", 0)
+	holds(t, s, "a")
 }
 
 func TestWhatIsNotOursIsAnErrorThatNamesKeyAndBucket(t *testing.T) {
