@@ -37,7 +37,7 @@ func (f *fleet) published(id string) (outcome, usage time.Time) {
 func TestWhileTheUsageStreamIsAwayNoOutcomeIsPublishedAndNothingIsLost(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
-	w := f.worker(worker{config: func(c *config.Config) {
+	w := f.worker(worker{checkEvery: time.Hour, config: func(c *config.Config) { // it is not made again
 		fourAtATime(c)
 		c.Backend.StallTimeout = 2 * time.Second
 	}})
