@@ -143,7 +143,6 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 		}); err != nil {
 			return err
 		}
-		f.w.o.Observer.DeadLettered(r.LastError.Code)
 		failpoint.Here("dead_letter")
 	}
 	if r.State == lifecycle.StateHeld && r.HeldReason == lifecycle.HeldUnsettled {

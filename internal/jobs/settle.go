@@ -119,6 +119,9 @@ func (s settlement) conclude(ctx context.Context, next *lifecycle.Record, outcom
 // afterOutcome does what follows from an outcome that this worker has written.
 func (s settlement) afterOutcome(next *lifecycle.Record) error {
 	s.w.o.Observer.JobDone(s.id.Queue, next.Outcome)
+	if next.Outcome == lifecycle.StateDeadLettered {
+		s.w.o.Observer.DeadLettered(next.LastError.Code)
+	}
 	s.logOutcome(next)
 	if err := s.effects().emit(next); err != nil {
 		return err

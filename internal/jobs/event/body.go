@@ -128,7 +128,7 @@ type Cancelled struct {
 // failure.
 type Released struct {
 	JobFields
-	Reason     string `json:"reason"`     // "drain"
+	Reason     string `json:"reason"`     // the schema lists them
 	Checkpoint int    `json:"checkpoint"` // utterances delivered
 }
 
