@@ -22,6 +22,8 @@ const (
 	publishTimeout = 10 * time.Second
 	// againTimeout is the same after one that could not be published.
 	againTimeout = 2 * time.Second
+	// noteTimeout bounds reading and writing that an alert was published.
+	noteTimeout = 2 * time.Second
 	// maxWaiting is how many alerts wait to be published.
 	maxWaiting = 1024
 )
@@ -69,9 +71,9 @@ func (b *Outbox) Alert(alert event.WorkerAlert, about string) {
 	}
 }
 
-// AlertOnce publishes an alert that is one over the whole fleet by its id. Its
-// publication is noted in AVATAR_FLEET until then, so that a worker that starts later
-// may give the alert again: the one that gave it may have died before it was published.
+// AlertOnce publishes an alert that is one over the whole fleet by its id. That it was
+// published is noted in AVATAR_FLEET until the given time, so that a worker that starts
+// later may give it again: the one that gave it may have died before.
 func (b *Outbox) AlertOnce(id string, until time.Time, alert event.WorkerAlert) {
 	alert.Worker, alert.WorkerID, alert.Time = b.o.Worker, b.o.WorkerID(), b.o.Now()
 	b.add(queued{event.Event{ID: id, Time: alert.Time, Body: alert}, until})
@@ -122,11 +124,8 @@ func (b *Outbox) Run(ctx context.Context) {
 func (b *Outbox) publish(ctx context.Context, timeout time.Duration, a queued) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	noted := !a.until.IsZero()
-	if noted {
-		if at, err := b.o.Store.Stored(ctx, a.ID); err == nil && !at.IsZero() {
-			return nil
-		}
+	if b.noted(ctx, a) {
+		return nil
 	}
 	// The stream drops the same message again for two minutes only.
 	if stored, err := b.o.Stored(ctx, a.Event, time.Time{}); err == nil && stored {
@@ -136,11 +135,34 @@ func (b *Outbox) publish(ctx context.Context, timeout time.Duration, a queued) e
 	if alert, ok := a.Body.(event.WorkerAlert); ok && fresh {
 		b.o.Raised(alert.Kind, errors.Code(alert.What))
 	}
-	if life := a.until.Sub(b.o.Now()); err == nil && noted && life > 0 {
-		_, noteErr := b.o.Store.PutTTL(ctx, a.ID, claim{At: b.o.Now(), WorkerID: b.o.WorkerID()}, 0, life)
-		if noteErr != nil && !errors.Is(noteErr, kv.ErrConflict) {
-			b.o.Log.Debug().Err(noteErr).Str("alert", a.ID).Msg("could not note that an alert was published: it may come again")
-		}
+	if err == nil {
+		b.note(ctx, a)
 	}
 	return err
+}
+
+// noted reports whether an alert was published before, as far as that can be read.
+func (b *Outbox) noted(ctx context.Context, a queued) bool {
+	if a.until.IsZero() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, noteTimeout)
+	defer cancel()
+	at, err := b.o.Store.Stored(ctx, a.ID)
+	return err == nil && !at.IsZero()
+}
+
+// note has later workers know that an alert was published. If it fails they publish it
+// again.
+func (b *Outbox) note(ctx context.Context, a queued) {
+	life := a.until.Sub(b.o.Now())
+	if life <= 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, noteTimeout)
+	defer cancel()
+	_, err := b.o.Store.PutTTL(ctx, a.ID, claim{At: b.o.Now(), WorkerID: b.o.WorkerID()}, 0, life)
+	if err != nil && !errors.Is(err, kv.ErrConflict) {
+		b.o.Log.Debug().Err(err).Str("alert", a.ID).Msg("could not note that an alert was published: it may come again")
+	}
 }
