@@ -169,11 +169,7 @@ func lasting(err error) bool {
 
 // write writes once; with insist, until there is an answer.
 func (s *Store) write(ctx context.Context, key string, data []byte, revision uint64, ttl time.Duration, insist bool) (uint64, error) {
-	publish := s.publish
-	if insist {
-		publish = s.insist
-	}
-	next, err := publish(ctx, s.message(key, data, revision, ttl))
+	next, err := s.publish(ctx, s.message(key, data, revision, ttl), insist)
 	if revision != 0 || !conflicts(err) {
 		return next, err
 	}
@@ -182,27 +178,30 @@ func (s *Store) write(ctx context.Context, key string, data []byte, revision uin
 	if readErr != nil || msg == nil || !removed(msg) {
 		return 0, err
 	}
-	return publish(ctx, s.message(key, data, msg.Sequence, ttl))
+	return s.publish(ctx, s.message(key, data, msg.Sequence, ttl), insist)
 }
 
-func (s *Store) message(key string, data []byte, revision uint64, ttl time.Duration) *nats.Msg {
+func (s *Store) message(key string, data []byte, revision uint64, ttl time.Duration) nats.Msg {
 	header := nats.Header{jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(revision, 10)}}
 	if ttl > 0 {
 		header[jetstream.MsgTTLHeader] = []string{ttl.String()}
 	}
-	return &nats.Msg{Subject: s.prefix + key, Data: data, Header: header}
+	return nats.Msg{Subject: s.prefix + key, Data: data, Header: header}
 }
 
-func (s *Store) publish(ctx context.Context, msg *nats.Msg) (uint64, error) {
+func (s *Store) publish(ctx context.Context, msg nats.Msg, insist bool) (uint64, error) {
+	if insist {
+		return s.insist(ctx, msg)
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	stored, err := ack.Publish(ctx, s.js.Conn(), msg)
+	stored, err := ack.Publish(ctx, s.js.Conn(), &msg)
 	return stored.Sequence, err
 }
 
 // insist publishes msg again after each timeout, and takes the first answer to any of
 // them: on a slow way each answer may take longer than that.
-func (s *Store) insist(ctx context.Context, msg *nats.Msg) (uint64, error) {
+func (s *Store) insist(ctx context.Context, msg nats.Msg) (uint64, error) {
 	nc := s.js.Conn()
 	msg.Reply = nc.NewInbox()
 	answers, err := nc.SubscribeSync(msg.Reply)
@@ -211,7 +210,7 @@ func (s *Store) insist(ctx context.Context, msg *nats.Msg) (uint64, error) {
 	}
 	defer func() { _ = answers.Unsubscribe() }() // fails only without a connection
 	for {
-		if err := nc.PublishMsg(msg); err != nil {
+		if err := nc.PublishMsg(&msg); err != nil {
 			return 0, err
 		}
 		soon, cancel := context.WithTimeout(ctx, s.timeout)
