@@ -54,7 +54,8 @@ func TestEgressWithoutAnEndIsDoneWhenTheSpeechHasHadTimeToBePlayed(t *testing.T)
 		t.Errorf("the checkpoint of the first utterance came with state %s", r.State)
 	}
 	done := f.completed("room")
-	if len(done.Utterances) != 2 || done.Utterances[0].DurationMS < 800 || done.Utterances[1].DurationMS < 1300 || done.SessionMS < 2100 || done.SessionMS > 8000 {
+	const tick = 20 // the kernel's clock, by which a session is measured, goes by milliseconds
+	if len(done.Utterances) != 2 || done.Utterances[0].DurationMS < 800 || done.Utterances[1].DurationMS < 1300 || done.SessionMS < 2100-tick || done.SessionMS > 8000 {
 		t.Errorf("%+v", done)
 	}
 	if r := f.record("room"); r.Checkpoint != 2 {
