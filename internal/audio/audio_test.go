@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	goleak.VerifyTestMain(m, natstest.LibraryLeak())
+	goleak.VerifyTestMain(m, natstest.LibraryLeaks()...)
 }
 
 // wavSpec describes a WAV to build; zero values give one of 16-bit mono.

@@ -52,7 +52,7 @@ func testAll(m *testing.M) int {
 	}
 	natstest.Parallel(8)
 	code := m.Run()
-	if err := goleak.Find(natstest.LibraryLeak()); code == 0 && err != nil {
+	if err := goleak.Find(natstest.LibraryLeaks()...); code == 0 && err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

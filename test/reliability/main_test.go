@@ -34,12 +34,12 @@ func TestMain(m *testing.M) {
 	// cut while they are taken off it.
 	toxic := goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run")
 	reader := goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).read")
-	goleak.VerifyTestMain(m, natstest.LibraryLeak(), toxic, reader, goleak.Cleanup(func(code int) {
+	goleak.VerifyTestMain(m, append(natstest.LibraryLeaks(), toxic, reader, goleak.Cleanup(func(code int) {
 		if err := os.RemoveAll(binary.dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 		os.Exit(code)
-	}))
+	}))...)
 }
 
 // workerBinary builds the worker once for all tests.
