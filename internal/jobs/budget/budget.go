@@ -97,7 +97,7 @@ func (b *Budgets) Err() error {
 	if b.fault == nil {
 		return nil
 	}
-	return fmt.Errorf("jobs of budgets are held, because what is spent of them is not known: %w", b.fault)
+	return fmt.Errorf("jobs of budgets are held, because what is left of them is not known: %w", b.fault)
 }
 
 // refusal is the first budget that has no room for one more session beside those

@@ -3,9 +3,12 @@ package budget_test
 import (
 	"context"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
@@ -301,6 +304,38 @@ func TestNoSessionStartsBeforeWhatWasSetIsKnown(t *testing.T) {
 			t.Fatal("a session of a budget that is spent")
 		}
 	}
+}
+
+// An election of the bucket's leader is no reason to spend by the configured credits.
+func TestWhereWhatWasSetCanNotBeReadNoSessionStarts(t *testing.T) {
+	e := newEnv(t)
+	var away atomic.Bool
+	away.Store(true)
+	e.h.Fleet = unwatched{e.h.Fleet, &away}
+	b := e.budgets("w", alive, nil, budget.Rule{Key: "app_id", Credits: 5, Per: budget.Month})
+	job := budget.Job{App: "app"}
+	natstest.Eventually(t, "it says why", func() bool {
+		return b.Peek(job) != nil && b.Err() != nil && strings.Contains(b.Err().Error(), "cost budget")
+	})
+	if release, _, _ := b.Reserve(t.Context(), job); release != nil {
+		t.Error("a session was started")
+	}
+	away.Store(false)
+	natstest.Eventually(t, "it goes on", func() bool { return b.Err() == nil && b.Peek(job) == nil })
+	e.reserve(b, "app", "")()
+}
+
+// unwatched is a bucket that can't be watched while it is away.
+type unwatched struct {
+	jetstream.KeyValue
+	away *atomic.Bool
+}
+
+func (u unwatched) Watch(ctx context.Context, keys string, o ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+	if u.away.Load() {
+		return nil, nats.ErrTimeout
+	}
+	return u.KeyValue.Watch(ctx, keys, o...)
 }
 
 // Circuits and settings are in that bucket; sessions go on without it.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
@@ -29,7 +30,7 @@ func (b *Budgets) forget() {
 func (b *Budgets) unknown(why error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.listed { // else it was, until now
+	if !b.known() { // else it was, until now
 		b.fault = why
 	}
 }
@@ -248,7 +249,7 @@ func (b *Budgets) learned(seq uint64) (warnings []Warning) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.listed {
-		b.listed, b.fault = true, nil
+		b.listed = true
 		warnings = b.review()
 	}
 	b.seq = max(b.seq, seq)
@@ -263,6 +264,9 @@ func (b *Budgets) known() bool { return b.listed && b.settings != nil }
 // review returns what is to be warned of now that all of it is known, or that budgets
 // were set. The caller holds b.mu.
 func (b *Budgets) review() (warnings []Warning) {
+	if b.known() {
+		b.fault = nil
+	}
 	for a := range b.spent {
 		warnings = append(warnings, b.warning(a)...)
 	}
@@ -317,12 +321,17 @@ func (b *Budgets) set(settings map[string]int64) {
 	}
 }
 
-// unset has budgets be as configured, as long as what was set has never been read.
-func (b *Budgets) unset(error) {
+// unset notes why what was set could not be read. Without a bucket nothing was set;
+// otherwise a budget may be lower than configured, and its jobs are held.
+func (b *Budgets) unset(why error) {
 	b.mu.Lock()
 	never := b.settings == nil
 	b.mu.Unlock()
-	if never {
+	switch {
+	case !never:
+	case errors.Is(why, nats.ErrStreamNotFound): // the client watches by its older package
 		b.set(map[string]int64{})
+	default:
+		b.unknown(fmt.Errorf("what was set with 'cost budget' can't be read: %w", why))
 	}
 }

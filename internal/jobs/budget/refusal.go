@@ -21,7 +21,7 @@ type Refusal struct {
 // holds jobs: they keep it as the reason of one hold.
 func (r Refusal) String() string {
 	if r.Unknown != nil {
-		return fmt.Sprintf("what is left of the budget of %d credits per %s for %s %q is not known: the ledger can't be read, and the worker's readiness says why", r.Credits, r.Per, r.Key, r.Value)
+		return fmt.Sprintf("what is left of the budget of %d credits per %s for %s %q is not known: the ledger, or what was set, can't be read, and the worker's readiness says why", r.Credits, r.Per, r.Key, r.Value)
 	}
 	return fmt.Sprintf("the budget of %d credits per %s for %s %q is spent, or reserved for running sessions; its jobs wait until %s or until it is raised (avatarworker cost budget)",
 		r.Credits, r.Per, r.Key, r.Value, r.Until.Format(time.RFC3339))
