@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,43 +29,53 @@ const (
 	cutOff     = "cut off" // with their worker from NATS, past its lease
 )
 
-// crashPoints are the named points between pulling a job and acknowledging it,
-// with the kinds of jobs that pass each.
-func crashPoints() map[string][]string {
+// crashPoint is a named point between pulling a job and acknowledging it.
+type crashPoint struct {
+	name     string
+	happened string   // just before it, as docs/reliability.md says it
+	kinds    []string // of the jobs that pass it
+}
+
+// crashPoints are the named points, in the order in which a worker and its jobs pass
+// them.
+func crashPoints() []crashPoint {
 	both := []string{completing, dying}
-	return map[string][]string{
-		"delivered":        both,
-		"before_takeover":  both,
-		"takeover":         both,
-		"connected":        both,
-		"first_frame":      both,
-		"delivered_frames": {completing, recorded},
-		"checkpoint":       {completing, recorded},
-		"session_closed":   {completing, dying, retried, recorded},
-		"before_failure":   {retried},
-		"failure":          {retried},
-		"before_nak":       {retried},
-		"before_outcome":   {completing, dying, recorded},
-		"outcome":          {completing, dying, recorded},
-		"usage_record":     {completing, dying, retried, recorded},
-		"usage":            {completing, dying, retried, recorded},
-		"totals":           {completing, dying},
-		"error_event":      {dying, retried},
-		"dead_letter":      {dying},
-		"event":            {completing, dying, retried},
-		"before_ack":       both,
-		"released":         {drained},
+	recordings := []string{recorded}
+	settled := []string{completing, dying, recorded}
+	ended := []string{completing, dying, retried, recorded}
+	return []crashPoint{
+		{"lease_acquired", "the worker has its lease, and no job yet", []string{completing}},
+		{"delivered", "the message is here; its record is not read", both},
+		{"limit_taken", "a key of a session limit is the job's", []string{limited}},
+		{"before_takeover", "the job is admitted; nothing of that is written", both},
+		{"takeover", "the record says `running`; there is no connection", both},
+		{"connected", "the backend has confirmed the session; the record does not say so", both},
+		{"first_frame", "the first frame has come, and the circuit knows that a session works", both},
+		{"recording_chunk", "a chunk of the recording is stored", recordings},
+		{"recording_overtaken", "the first chunk of a later session is stored; those of the session before, past its checkpoint, are still there", recordings},
+		{"delivered_frames", "all frames of an utterance are out; the checkpoint has not moved", []string{completing, recorded}},
+		{"checkpoint", "the checkpoint has moved", []string{completing, recorded}},
+		{"session_closed", "the session is closed; nothing of that is written", ended},
+		{"usage_record", "the same; the usage record is about to be sent", ended},
 
-		"lease_acquired": {completing},
-		"lease_removal":  {drained},
-		"limit_taken":    {limited},
-		"limit_removal":  {limited},
-		"giving_up":      {cutOff},
-		"given_up":       {cutOff},
+		{"before_outcome", "the usage record is sent, perhaps not stored; the outcome is not written", settled},
+		{"outcome", "the outcome is written; nothing that follows is done", settled},
+		{"before_failure", "as `before_outcome`, of a failed attempt that will be retried", []string{retried}},
+		{"failure", "`retrying` is written; nothing that follows is done", []string{retried}},
+		{"released", "`released` is written, as the drain time was up; nothing that follows is done", []string{drained}},
+		{"giving_up", "the lease was lost, so the session is closed; nothing is written", []string{cutOff}},
+		{"given_up", "the same, and what the session had reached was to be written", []string{cutOff}},
+		{"limit_removal", "the outcome is written; the key of the session limit is still the job's", []string{limited}},
 
-		"recording_chunk":     {recorded},
-		"recording_overtaken": {recorded},
-		"recording_visible":   {recorded},
+		{"usage", "the usage record is stored", ended},
+		{"totals", "the counters of the ledger have it, in the background", both},
+		{"recording_visible", "the recording can be read under its name; what it replaces is still there", recordings},
+		{"error_event", "the error event is stored", []string{dying, retried}},
+		{"dead_letter", "the dead letter is stored", []string{dying}},
+		{"event", "the job event is stored: nothing is left to be done", []string{completing, dying, retried}},
+		{"before_nak", "the same; the message is not handed back for its wait", []string{retried}},
+		{"before_ack", "the same; the message is not acknowledged", both},
+		{"lease_removal", "a worker that stops has settled its jobs; its lease is still there", []string{drained}},
 	}
 }
 
@@ -94,41 +103,41 @@ func crashJob(kind, id string) map[string]any {
 	}
 }
 
-// crashRow is what was found at one point.
-type crashRow struct {
-	point, kind string
-	report      invariant.Report
-}
-
 func TestAWorkerKilledAtAnyNamedPointLosesNothingAndSettlesNothingTwice(t *testing.T) {
 	if testing.Short() {
 		t.Skip("kills a worker process at each of the named points: not with -short")
 	}
 	t.Parallel()
 	workerBinary(t)
-	var mu sync.Mutex
-	var rows []crashRow
+	points := crashPoints()
+	again := make([][]int, len(points)) // by point and kind
 	t.Run("points", func(t *testing.T) {
-		for point, kinds := range crashPoints() {
-			for _, kind := range kinds {
-				t.Run(point+"/"+kind, func(t *testing.T) {
+		for i, p := range points {
+			again[i] = make([]int, len(p.kinds))
+			for k, kind := range p.kinds {
+				t.Run(p.name+"/"+kind, func(t *testing.T) {
 					t.Parallel()
-					row := crashRow{point, kind, crashAt(t, point, kind)}
-					mu.Lock()
-					defer mu.Unlock()
-					rows = append(rows, row)
+					again[i][k] = crashAt(t, p.name, kind).Again
 				})
 			}
 		}
 	})
-	slices.SortFunc(rows, func(a, b crashRow) int { return strings.Compare(a.point+a.kind, b.point+b.kind) })
 	var table strings.Builder
-	for _, r := range rows {
-		fmt.Fprintf(&table, "| `%s` | %s | %d | %d | %d | %d | %d | %d |\n", r.point, r.kind, r.report.Jobs,
-			r.report.Sessions, r.report.Again, r.report.Crashes, r.report.Repeated, len(r.report.Violations))
+	for i, p := range points {
+		fmt.Fprintf(&table, "%s ", p.row())
+		for k, kind := range p.kinds {
+			if k > 0 {
+				table.WriteString(", ")
+			}
+			fmt.Fprintf(&table, "%d %s", again[i][k], kind)
+		}
+		table.WriteString(" |\n")
 	}
-	t.Logf("point, jobs killed, jobs, sessions, run again, crashes counted, events repeated, violations:\n%s", table.String())
+	t.Logf("point, what has just happened, jobs run again:\n%s", table.String())
 }
+
+// row is the beginning of the point's row in docs/reliability.md.
+func (p crashPoint) row() string { return fmt.Sprintf("| `%s` | %s |", p.name, p.happened) }
 
 // crashAt kills a worker with jobs of one kind at a point, and lets another
 // one finish.
@@ -180,6 +189,9 @@ func crashAt(t *testing.T, point, kind string) invariant.Report {
 		f.fault(invariant.Fault{Kind: "lease lost on a busy machine", WorkerID: heir.workerID(), Start: at.Add(-f.lease), End: at})
 	}
 	report, _ := f.check()
+	if report.Repeated != 0 {
+		t.Errorf("%d events are stored twice under one id", report.Repeated)
+	}
 	want := map[lifecycle.State]int{lifecycle.StateCompleted: 5, lifecycle.StateDeadLettered: 1}
 	if kind == dying {
 		want = map[lifecycle.State]int{lifecycle.StateCompleted: 2, lifecycle.StateDeadLettered: 4}
@@ -192,7 +204,7 @@ func crashAt(t *testing.T, point, kind string) invariant.Report {
 	return report
 }
 
-func TestEveryNamedPointOfTheSourceIsInTheCrashTest(t *testing.T) {
+func TestEveryNamedPointOfTheSourceIsTriedAndExplained(t *testing.T) {
 	call := regexp.MustCompile(`failpoint\.Here\("([^"]*)"\)`)
 	var found []string
 	root := filepath.Join("..", "..", "internal")
@@ -209,15 +221,29 @@ func TestEveryNamedPointOfTheSourceIsInTheCrashTest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	points := crashPoints()
+	var names, rows []string
+	for _, p := range crashPoints() {
+		names, rows = append(names, p.name), append(rows, p.row())
+	}
 	for _, name := range found {
-		if points[name] == nil {
+		if !slices.Contains(names, name) {
 			t.Errorf("failpoint %q is not in the crash test's table: add it with the kinds of jobs that pass it", name)
 		}
 	}
-	for name := range points {
+	for _, name := range names {
 		if !slices.Contains(found, name) {
 			t.Errorf("the crash test's table names failpoint %q, which is not in the source", name)
 		}
+	}
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "reliability.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var documented []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `[a-z_]+` \\| [^|]* \\|").FindAll(page, -1) {
+		documented = append(documented, string(m))
+	}
+	if !slices.Equal(documented, rows) {
+		t.Errorf("docs/reliability.md has other points, or in another order, than the crash test's table:\n%s\nwant\n%s", strings.Join(documented, "\n"), strings.Join(rows, "\n"))
 	}
 }
