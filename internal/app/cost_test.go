@@ -249,9 +249,9 @@ func TestABudgetEndsWhereItIsSpentAndRaisedItsJobsGoOn(t *testing.T) {
 	}
 	f.publish("other", "ok", fields{"labels": fields{"customer": "b"}})
 	f.outcome("other") // another customer's is not held
+	f.counted(lifecycle.StateHeld, jobs-100)
 	ctx, cancel := context.WithTimeout(f.ctx, patience)
 	defer cancel()
-	f.counted(ctx, lifecycle.StateHeld, jobs-100)
 	if err := f.backend.WaitOpen(ctx, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -266,9 +266,7 @@ func TestABudgetEndsWhereItIsSpentAndRaisedItsJobsGoOn(t *testing.T) {
 		t.Errorf("%d warnings, want 1", n)
 	}
 	f.setBudget("label.customer", "month", 1000)
-	goOn, end := context.WithTimeout(f.ctx, 2*patience)
-	defer end()
-	f.counted(goOn, lifecycle.StateCompleted, jobs+1)
+	f.counted(lifecycle.StateCompleted, jobs+1)
 	f.balancedWithin(time.Second, "customer")
 }
 
@@ -369,15 +367,24 @@ func (f *fleet) cancel(id string) {
 	}
 }
 
-// counted waits until so many jobs stand so.
-func (f *fleet) counted(ctx context.Context, state lifecycle.State, want int) {
+// counted waits until so many jobs are in a state, as long as they become more.
+func (f *fleet) counted(state lifecycle.State, want int) {
 	f.t.Helper()
+	ctx, cancel := context.WithCancel(f.ctx)
+	defer cancel()
+	stuck := time.AfterFunc(patience, cancel)
+	defer stuck.Stop()
+	most := 0
 	f.records(ctx, func(records map[string]lifecycle.Record) bool {
 		n := 0
 		for _, r := range records {
 			if r.State == state {
 				n++
 			}
+		}
+		if n > most {
+			most = n
+			stuck.Reset(patience)
 		}
 		return n >= want
 	}, fmt.Sprintf("%d jobs %s", want, state))
