@@ -137,15 +137,16 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Now: o.Now, Changed: w.leaseChanged, Renewed: o.Observer.LeaseExtended, Log: o.Logger,
 	})
 	w.limits = limit.New(limit.Options{
-		Store: w.store, Bucket: o.State, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
+		Store: w.store, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
 		Apps: o.MaxSessions, Rules: o.Limits, MaxWaiting: max(1, o.Concurrency/2), Log: o.Logger,
 	})
 	w.ledger = ledger.New(ledger.Options{
 		Ledger: o.Ledger, Bucket: w.store, Causes: sessionCauses, Used: o.Observer.Used, Failed: o.Storage.DistrustLedger,
 	})
+	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	if len(o.Budgets) > 0 && o.Ledger != nil {
 		w.budgets = budget.New(budget.Options{
-			Rules: o.Budgets, JS: o.JS, Names: o.Names, State: w.store, Fleet: o.Fleet, Least: o.CostLeast,
+			Rules: o.Budgets, JS: o.JS, Names: o.Names, State: w.store, Fleet: shared, Least: o.CostLeast,
 			Labels: o.TotalLabels, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Written: o.Ledger.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
 		})
 	}
@@ -155,10 +156,9 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 			Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Added: o.Observer.TotalsAdded, Log: o.Logger,
 		})
 	}
-	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
-	w.fleet = fleet.New(fleet.Options{Store: shared, Bucket: o.Fleet, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
+	w.fleet = fleet.New(fleet.Options{Store: shared, Self: w.presence(), Fill: w.fillPresence, Now: w.lease.Now, Log: o.Logger})
 	w.circuits = circuit.New(circuit.Options{
-		Store: shared, Bucket: o.Fleet, Config: o.Circuit, PerApp: o.PerApp, Leases: w.lease, Window: o.AckWait, Worker: w.currentWorkerID,
+		Store: shared, Config: o.Circuit, PerApp: o.PerApp, Leases: w.lease, Window: o.AckWait, Worker: w.currentWorkerID,
 		Now: w.now, Random: o.Random, Timeout: o.Patience, Publish: w.announceCircuit, Changed: w.circuitChanged, Log: o.Logger,
 	})
 	w.pace = pace.New(o.Concurrency, func() int { return 1 + len(w.fleet.Others()) }, o.Random)
@@ -356,7 +356,7 @@ func (w *Worker) Ready() error {
 	if err := w.fetchFault(); err != nil {
 		return err
 	}
-	return errors.Join(w.lease.Ready(), w.keys.Err(), w.budgets.Err(), w.faults.Err(), w.o.Storage.Err())
+	return errors.Join(w.lease.Ready(), w.keys.Err(), w.budgets.Err(), w.limits.Err(), w.faults.Err(), w.o.Storage.Err())
 }
 
 func (w *Worker) fetchFault() error {

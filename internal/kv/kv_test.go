@@ -106,26 +106,9 @@ func TestAValueWithATTLExpires(t *testing.T) {
 // behind is a bucket behind a way on which pass publishes what is written, or does not.
 func behind(t *testing.T, timeout time.Duration, pass func(write bool, m *nats.Msg, publish func(*nats.Msg))) *kv.Store {
 	t.Helper()
-	nc := natstest.Connect(t, natstest.Start(t))
-	publish := func(m *nats.Msg) {
-		if err := nc.PublishMsg(m); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
-			t.Error(err)
-		}
-	}
-	if _, err := nc.Subscribe("way.>", func(m *nats.Msg) {
-		subject := strings.TrimPrefix(m.Subject, "way.")
-		write := strings.HasPrefix(subject, "$KV.")
-		if !write {
-			subject = jetstream.DefaultAPIPrefix + subject
-		}
-		pass(write, &nats.Msg{Subject: subject, Reply: m.Reply, Header: m.Header, Data: m.Data}, publish)
-	}); err != nil {
-		t.Fatal(err)
-	}
-	js, err := jetstream.NewWithAPIPrefix(nc, "way")
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := natstest.Way(t, natstest.Connect(t, natstest.Start(t)), func(m *nats.Msg, publish func(*nats.Msg)) {
+		pass(strings.HasPrefix(m.Subject, "$KV."), m, publish)
+	})
 	return kv.NewStore(js, newBucket(t, js), timeout)
 }
 
@@ -218,5 +201,37 @@ func TestEntriesAreThoseOfTheFilters(t *testing.T) {
 	entries, err := kv.Entries(t.Context(), bucket, "a.*")
 	if err != nil || len(entries) != 1 || entries[0].Key() != "a.1" {
 		t.Errorf("got %v; %v", entries, err)
+	}
+}
+
+func TestAWatchEndsWhenItsBucketIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	js := natstest.JetStream(t)
+	s := kv.NewStore(js, newBucket(t, js), 50*time.Millisecond)
+	put(t, s, "b", put(t, s, "a", 0)) // the new bucket has not as many revisions
+	ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
+	defer cancel()
+	old, err := s.Watch(ctx, "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteKeyValue(ctx, "B"); err != nil {
+		t.Fatal(err)
+	}
+	newBucket(t, js)
+	for range old.Updates() {
+	}
+	if ctx.Err() != nil {
+		t.Fatal("the watch goes on")
+	}
+	old.Stop()
+	put(t, s, "c", 0)
+	w, err := s.Watch(ctx, "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	if e := <-w.Updates(); e == nil || string(e.Value()) != `"c"` || w.Created.Equal(old.Created) {
+		t.Errorf("%v in a bucket of %s; the other was of %s", e, w.Created, old.Created)
 	}
 }

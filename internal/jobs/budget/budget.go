@@ -32,10 +32,10 @@ type Options struct {
 	Rules      []Rule
 	JS         jetstream.JetStream
 	Names      topology.Names
-	State      *kv.Store          // the bucket of job records
-	Fleet      jetstream.KeyValue // the settings
-	Least      int64              // credits that a session costs at least
-	Worker     func() string      // the id of the worker's lease; "" while it has none
+	State      *kv.Store     // the bucket of job records
+	Fleet      *kv.Store     // the settings
+	Least      int64         // credits that a session costs at least
+	Worker     func() string // the id of the worker's lease; "" while it has none
 	LeaseValid func(ctx context.Context, workerID string) (bool, error)
 	// Labels are those by which the counters add up, sorted.
 	Labels  []string
@@ -48,11 +48,12 @@ type Options struct {
 // Budgets is one worker's view of what is spent, kept current by following the usage
 // records. A nil *Budgets has no rules: Peek and Reserve refuse nothing.
 type Budgets struct {
-	o       Options
-	life    context.Context // of the writes that give reservations back
-	end     context.CancelFunc
-	wg      sync.WaitGroup
-	writing sync.Mutex // held while a key of reservations is changed here
+	o        Options
+	life     context.Context // of the writes that give reservations back
+	end      context.CancelFunc
+	wg       sync.WaitGroup
+	writing  sync.Mutex          // held while a key of reservations is changed here
+	reserved map[reservation]int // sessions that run; guarded by writing
 
 	mu       sync.Mutex
 	spent    map[account]int64
@@ -67,7 +68,7 @@ type Budgets struct {
 
 // New returns Budgets that know of nothing spent yet.
 func New(o Options) *Budgets {
-	b := &Budgets{o: o}
+	b := &Budgets{o: o, reserved: make(map[reservation]int)}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.forget()
 	return b

@@ -2,6 +2,7 @@ package budget_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -71,8 +72,14 @@ func (e *env) catchUp() {
 // budgets runs those of a worker until the test ends. leaseValid reports whether a worker's lease is valid.
 func (e *env) budgets(worker string, leaseValid func(string) bool, warned chan<- budget.Warning, rules ...budget.Rule) *budget.Budgets {
 	e.t.Helper()
+	return e.budgetsIn(kv.NewStore(e.js, e.h.State, 2*time.Second), worker, leaseValid, warned, rules...)
+}
+
+// budgetsIn is budgets with another way to the bucket of reservations.
+func (e *env) budgetsIn(state *kv.Store, worker string, leaseValid func(string) bool, warned chan<- budget.Warning, rules ...budget.Rule) *budget.Budgets {
+	e.t.Helper()
 	b := budget.New(budget.Options{
-		Rules: rules, JS: e.js, Names: names, State: kv.NewStore(e.js, e.h.State, 2*time.Second), Fleet: e.h.Fleet, Least: 1, Labels: []string{"customer"},
+		Rules: rules, JS: e.js, Names: names, State: state, Fleet: kv.NewStore(e.js, e.h.Fleet, 100*time.Millisecond), Least: 1, Labels: []string{"customer"},
 		Worker: func() string { return worker }, LeaseValid: func(_ context.Context, id string) (bool, error) { return leaseValid(id), nil },
 		Written: e.ledger.Sequence, Now: func() time.Time { return e.now }, Log: zerolog.Nop(),
 		Warned: func(w budget.Warning) {
@@ -311,7 +318,7 @@ func TestWhereWhatWasSetCanNotBeReadNoSessionStarts(t *testing.T) {
 	e := newEnv(t)
 	var away atomic.Bool
 	away.Store(true)
-	e.h.Fleet = unwatched{e.h.Fleet, &away}
+	e.h.Fleet = &natstest.UnwatchedBucket{KeyValue: e.h.Fleet, Away: &away}
 	b := e.budgets("w", alive, nil, budget.Rule{Key: "app_id", Credits: 5, Per: budget.Month})
 	job := budget.Job{App: "app"}
 	natstest.Eventually(t, "it says why", func() bool {
@@ -325,17 +332,112 @@ func TestWhereWhatWasSetCanNotBeReadNoSessionStarts(t *testing.T) {
 	e.reserve(b, "app", "")()
 }
 
-// unwatched is a bucket that can't be watched while it is away.
-type unwatched struct {
-	jetstream.KeyValue
-	away *atomic.Bool
+// Its revisions are below those that the worker has seen.
+func TestABudgetIsSetInABucketThatWasMadeAgain(t *testing.T) {
+	e := newEnv(t)
+	e.spend("app", "", 1)
+	b := e.budgets("w", alive, nil, budget.Rule{Key: "app_id", Credits: 100, Per: budget.Day})
+	set := func(credits int) {
+		t.Helper()
+		if _, err := e.h.Fleet.PutString(t.Context(), budget.SettingKey("app_id", budget.Day), fmt.Sprintf(`{"credits":%d}`, credits)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 20 {
+		set(50 + n)
+	}
+	e.reserve(b, "app", "")()
+	if err := e.js.DeleteKeyValue(t.Context(), names.FleetBucket()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := topology.Ensure(t.Context(), e.js, names, topology.DefaultSettings()); err != nil {
+		t.Fatal(err)
+	}
+	set(1)
+	natstest.Eventually(t, "nothing is left", func() bool { return b.Peek(budget.Job{App: "app"}) != nil })
 }
 
-func (u unwatched) Watch(ctx context.Context, keys string, o ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
-	if u.away.Load() {
-		return nil, nats.ErrTimeout
+// running is how many sessions each worker has reserved under the budget of the app.
+func (e *env) running() map[string]int {
+	e.t.Helper()
+	entry, err := e.h.State.Get(e.t.Context(), "budget.app_id.app")
+	if err != nil {
+		e.t.Fatal(err)
 	}
-	return u.KeyValue.Watch(ctx, keys, o...)
+	var r struct {
+		Running map[string]int `json:"running"`
+	}
+	if err := json.Unmarshal(entry.Value(), &r); err != nil {
+		e.t.Fatal(err)
+	}
+	return r.Running
+}
+
+// overwritten runs budgets whose next write, once it is armed, lands, is not answered,
+// and is overwritten by another worker, which reserves a session.
+func (e *env) overwritten(worker string, rule budget.Rule) (b *budget.Budgets, arm func(landed func() bool), reserved <-chan func(), writes *atomic.Int32) {
+	e.t.Helper()
+	other := e.budgets("other", alive, nil, rule)
+	releases := make(chan func(), 1)
+	var armed atomic.Pointer[func() bool]
+	writes = new(atomic.Int32)
+	js := natstest.Way(e.t, e.js.Conn(), func(m *nats.Msg, publish func(*nats.Msg)) {
+		landed := (*func() bool)(nil)
+		if strings.HasPrefix(m.Subject, "$KV.") {
+			landed = armed.Swap(nil)
+			defer writes.Add(1)
+		}
+		if landed == nil {
+			publish(m)
+			return
+		}
+		m.Reply = ""
+		publish(m)
+		natstest.Eventually(e.t, "it landed", *landed)
+		releases <- e.reserve(other, "app", "")
+	})
+	state, err := js.KeyValue(e.t.Context(), e.h.State.Bucket())
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	b = e.budgetsIn(kv.NewStore(js, state, 200*time.Millisecond), worker, alive, nil, rule)
+	return b, func(landed func() bool) { armed.Store(&landed) }, releases, writes
+}
+
+func TestAReservationIsMadeOnceThoughItsAnswerIsLost(t *testing.T) {
+	e := newEnv(t)
+	rule := budget.Rule{Key: "app_id", Credits: 4, Per: budget.Day}
+	b, arm, reserved, _ := e.overwritten("slow", rule)
+	e.reserve(b, "app", "")() // there is a key
+	natstest.Eventually(t, "it is given back", func() bool { return len(e.running()) == 0 })
+	arm(func() bool { return e.running()["slow"] == 1 })
+	release := e.reserve(b, "app", "")
+	if got := e.running(); got["slow"] != 1 || got["other"] != 1 {
+		t.Errorf("one session of each worker: %v", got)
+	}
+	release()
+	(<-reserved)()
+	natstest.Eventually(t, "both are given back", func() bool { return len(e.running()) == 0 })
+}
+
+func TestAReservationIsGivenBackOnceThoughTheAnswerIsLost(t *testing.T) {
+	e := newEnv(t)
+	rule := budget.Rule{Key: "app_id", Credits: 4, Per: budget.Day}
+	b, arm, reserved, writes := e.overwritten("slow", rule)
+	first, second := e.reserve(b, "app", ""), e.reserve(b, "app", "")
+	arm(func() bool { return e.running()["slow"] == 1 })
+	first()
+	release := <-reserved
+	natstest.Eventually(t, "it is written again", func() bool { return writes.Load() == 5 }) // two reservations; lost, refused, stored
+	if _, err := e.h.State.PutString(t.Context(), "after", ""); err != nil { // what was written before is stored now
+		t.Fatal(err)
+	}
+	if got := e.running(); got["slow"] != 1 || got["other"] != 1 {
+		t.Errorf("one session of each worker: %v", got)
+	}
+	second()
+	release()
+	natstest.Eventually(t, "both are given back", func() bool { return len(e.running()) == 0 })
 }
 
 // Circuits and settings are in that bucket; sessions go on without it.

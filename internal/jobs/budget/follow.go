@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
@@ -284,7 +283,7 @@ func (b *Budgets) followSettings(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = watch.Stop() }() // it may have ended by itself
+	defer watch.Stop()
 	found, listing := make(map[string]int64), true
 	for {
 		select {
@@ -329,7 +328,7 @@ func (b *Budgets) unset(why error) {
 	b.mu.Unlock()
 	switch {
 	case !never:
-	case errors.Is(why, nats.ErrStreamNotFound): // the client watches by its older package
+	case errors.Is(why, jetstream.ErrStreamNotFound):
 		b.set(map[string]int64{})
 	default:
 		b.unknown(fmt.Errorf("what was set with 'cost budget' can't be read: %w", why))

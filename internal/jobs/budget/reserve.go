@@ -20,6 +20,21 @@ type reservations struct {
 	Upto uint64 `json:"upto"`
 }
 
+// set sets how many sessions a worker runs.
+func (r *reservations) set(worker string, n int) {
+	switch {
+	case n == 0:
+		delete(r.Running, worker)
+	case r.Running == nil:
+		r.Running = map[string]int{worker: n}
+	default:
+		r.Running[worker] = n
+	}
+}
+
+// reservation is what a worker has reserved under a key.
+type reservation struct{ key, worker string }
+
 func (r reservations) all() (n int64) {
 	for _, running := range r.Running {
 		n += int64(running)
@@ -77,43 +92,54 @@ const followTimeout = 5 * time.Second
 // followPause is the wait after which it is looked whether there are such records at all.
 const followPause = 200 * time.Millisecond
 
-func (b *Budgets) reserve(ctx context.Context, name, key string, job Job, worker string) (*Refusal, error) {
+func (b *Budgets) reserve(ctx context.Context, name, key string, job Job, worker string) (refusal *Refusal, err error) {
+	written := false
 	for {
-		refusal, err := b.tryReserve(ctx, name, key, job, worker)
+		var wrote bool
+		refusal, wrote, err = b.tryReserve(ctx, name, key, job, worker)
+		written = written || wrote
 		if !errors.Is(err, kv.ErrConflict) {
-			return refusal, err
+			break
 		}
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			err = context.Cause(ctx)
+			break
 		}
 	}
+	if written && (refusal != nil || err != nil) { // what was written may have landed
+		b.wg.Go(func() { b.correct(name, worker, 0) })
+	}
+	return refusal, err
 }
 
-func (b *Budgets) tryReserve(ctx context.Context, name, key string, job Job, worker string) (*Refusal, error) {
+// tryReserve writes how many sessions of this worker run under a key, with one more. A
+// write whose answer was lost may be a conflict, so it never counts up what it reads.
+func (b *Budgets) tryReserve(ctx context.Context, name, key string, job Job, worker string) (refusal *Refusal, wrote bool, err error) {
 	b.writing.Lock()
 	defer b.writing.Unlock()
 	var r reservations
 	revision, err := b.o.State.Get(ctx, name, &r)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if err := b.followed(ctx, r.Upto); err != nil {
-		return nil, err
+		return nil, false, err
 	}
+	own := reservation{name, worker}
+	r.set(worker, b.reserved[own])
 	if b.refused(job, key, r) != nil && len(r.Running) > 0 {
 		if err := b.dropLost(ctx, &r); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	if refusal := b.refused(job, key, r); refusal != nil {
-		return refusal, nil
+		return refusal, false, nil
 	}
-	if r.Running == nil {
-		r.Running = make(map[string]int)
+	r.set(worker, b.reserved[own]+1)
+	if _, err = b.o.State.Put(ctx, name, r, revision); err == nil {
+		b.reserved[own]++
 	}
-	r.Running[worker]++
-	_, err = b.o.State.Put(ctx, name, r, revision)
-	return nil, err
+	return nil, true, err
 }
 
 func (b *Budgets) refused(job Job, key string, r reservations) *Refusal {
@@ -182,27 +208,43 @@ func (b *Budgets) remade(ctx context.Context, seq uint64) bool {
 
 var errBehind = errors.New("what budgets have left is not known: the usage records could not be read in time")
 
-// giveBack takes a session's reservations back. What is left of one that can't be
-// written goes with the worker's lease.
+// giveBack takes a session's reservations back.
 func (b *Budgets) giveBack(names []string, worker string) {
 	for _, name := range names {
-		err := retry.Until(b.life, retry.Backoff{Initial: kv.RetryPause / 10, Max: time.Second}, nil, func() error {
-			b.writing.Lock()
-			defer b.writing.Unlock()
-			var r reservations
-			revision, err := b.o.State.Get(b.life, name, &r)
-			if err != nil || r.Running[worker] == 0 { // its lease was lost meanwhile
-				return err
-			}
-			if r.Running[worker]--; r.Running[worker] == 0 {
-				delete(r.Running, worker)
-			}
-			r.Upto = max(r.Upto, b.o.Written())
-			_, err = b.o.State.Put(b.life, name, r, revision)
+		b.correct(name, worker, 1)
+	}
+}
+
+// correct writes how many sessions this worker runs under a key, after so many of them
+// have ended. What can't be written goes with the worker's lease.
+func (b *Budgets) correct(name, worker string, ended int) {
+	err := retry.Until(b.life, retry.Backoff{Initial: kv.RetryPause / 10, Max: time.Second}, nil, func() error {
+		return b.tryCorrect(reservation{name, worker}, ended)
+	})
+	if err != nil {
+		b.o.Log.Warn().Err(err).Str("key", name).Msg("could not give a budget's reservation back; it ends with this worker's lease")
+	}
+}
+
+func (b *Budgets) tryCorrect(own reservation, ended int) error {
+	b.writing.Lock()
+	defer b.writing.Unlock()
+	var r reservations
+	revision, err := b.o.State.Get(b.life, own.key, &r)
+	if err != nil {
+		return err
+	}
+	left := b.reserved[own] - ended
+	// Without any its lease was lost meanwhile.
+	if now := r.Running[own.worker]; now != 0 && (now != left || ended > 0) {
+		r.set(own.worker, left)
+		r.Upto = max(r.Upto, b.o.Written())
+		if _, err := b.o.State.Put(b.life, own.key, r, revision); err != nil {
 			return err
-		})
-		if err != nil {
-			b.o.Log.Warn().Err(err).Str("key", name).Msg("could not give a budget's reservation back; it ends with this worker's lease")
 		}
 	}
+	if b.reserved[own] = left; left == 0 {
+		delete(b.reserved, own)
+	}
+	return nil
 }

@@ -124,7 +124,7 @@ func (e *env) worker(id string, change ...func(*Options)) *Circuits {
 	e.t.Helper()
 	e.lease(id, true)
 	o := Options{
-		Store: kv.NewStore(e.js, e.bucket, time.Second), Bucket: e.bucket,
+		Store:  kv.NewStore(e.js, e.bucket, time.Second),
 		Config: Config{Failures: 5, Cooldown: 10 * time.Second, MaxCooldown: 30 * time.Second},
 		Leases: e, Window: window, Worker: func() string { return id },
 		Now: e.clock, Random: func() float64 { return 1 }, Timeout: 10 * time.Second,

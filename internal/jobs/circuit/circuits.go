@@ -5,7 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/errors"
@@ -20,8 +19,7 @@ type Leases interface {
 
 // Options configure Circuits. All fields but PerApp are required.
 type Options struct {
-	Store  *kv.Store          // AVATAR_FLEET
-	Bucket jetstream.KeyValue // the same, for watching
+	Store  *kv.Store // AVATAR_FLEET
 	Config Config
 	PerApp bool // one circuit for all regions of an app: they share one backend
 	Leases Leases

@@ -19,9 +19,6 @@ const (
 	// also how long, at least, other workers leave an alert to the worker that
 	// changed the circuit.
 	publishPause = 5 * time.Second
-	// bucketCheckInterval is how often the watch checks that the bucket is still
-	// the same.
-	bucketCheckInterval = 10 * time.Second
 	// stopTimeout bounds writing the ends of probes when the worker stops.
 	stopTimeout = 2 * time.Second
 )
@@ -133,12 +130,7 @@ func (c *Circuits) due() []entry {
 func (c *Circuits) watch(ctx context.Context) {
 	var listed time.Time // when the bucket that was read last was created
 	for {
-		made, err := c.created(ctx)
-		if err == nil {
-			remade := !listed.IsZero() && !made.Equal(listed)
-			err = c.follow(ctx, made, remade, func() { listed = made })
-		}
-		if err != nil && ctx.Err() == nil {
+		if err := c.follow(ctx, &listed); err != nil && ctx.Err() == nil {
 			c.o.Log.Debug().Err(err).Msg("could not follow the circuits; trying again")
 		}
 		if retry.Pause(ctx, pause, nil) != nil {
@@ -147,33 +139,16 @@ func (c *Circuits) watch(ctx context.Context) {
 	}
 }
 
-// created returns when the bucket was created.
-func (c *Circuits) created(ctx context.Context) (time.Time, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.o.Timeout)
-	defer cancel()
-	status, err := c.o.Bucket.Status(ctx)
-	if bucket, ok := status.(*jetstream.KeyValueBucketStatus); ok {
-		return bucket.StreamInfo().Created, nil
-	}
-	return time.Time{}, err
-}
-
-// follow reads all entries, calls listed, and then follows the changes. It
-// returns when it has to start again.
-func (c *Circuits) follow(ctx context.Context, made time.Time, remade bool, listed func()) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// follow reads all entries, and then follows the changes. It returns when it has to
+// start again. listed is when the bucket was created whose entries were read last.
+func (c *Circuits) follow(ctx context.Context, listed *time.Time) error {
 	c.clearRevisions()
-	// The client waits forever for the reply to a lost request.
-	stuck := time.AfterFunc(c.o.Timeout, cancel)
-	watcher, err := c.o.Bucket.Watch(ctx, Prefix+">")
-	stuck.Stop()
+	watch, err := c.o.Store.Watch(ctx, Prefix+">")
 	if err != nil {
 		return err
 	}
-	defer watcher.Stop() //nolint:errcheck // the watch has ended, or the connection
-	look := time.NewTicker(c.jitter(bucketCheckInterval / 2))
-	defer look.Stop()
+	defer watch.Stop()
+	remade := !listed.IsZero() && !watch.Created.Equal(*listed)
 	reread := time.After(closedLife) // an outage may have hidden that a circuit expired
 	for {
 		select {
@@ -183,11 +158,7 @@ func (c *Circuits) follow(ctx context.Context, made time.Time, remade bool, list
 			return nil
 		case <-reread:
 			return nil
-		case <-look.C:
-			if now, err := c.created(ctx); err == nil && !now.Equal(made) {
-				return nil
-			}
-		case e, open := <-watcher.Updates():
+		case e, open := <-watch.Updates():
 			switch {
 			case !open:
 				return nil
@@ -198,7 +169,7 @@ func (c *Circuits) follow(ctx context.Context, made time.Time, remade bool, list
 			if err := c.compare(ctx, remade); err != nil {
 				return err
 			}
-			listed()
+			*listed = watch.Created
 		}
 	}
 }

@@ -67,9 +67,8 @@ func Fresh(stored, now time.Time) bool { return now.Sub(stored) < freshFor }
 
 // Options configure a Fleet. All fields are required.
 type Options struct {
-	Store  *kv.Store          // AVATAR_FLEET
-	Bucket jetstream.KeyValue // the same, for watching
-	Self   Presence           // the constant fields and the initial values
+	Store *kv.Store // AVATAR_FLEET
+	Self  Presence  // the constant fields and the initial values
 	// Fill completes a presence before it is published.
 	Fill func(*Presence)
 	// Now is the time by the server's clock.
@@ -280,7 +279,7 @@ func (f *Fleet) remove(ctx context.Context) {
 }
 
 // watch follows the bucket. It starts a new watch if one ends, for example
-// because the bucket was deleted.
+// because the bucket was made again.
 func (f *Fleet) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := f.follow(ctx); err != nil && ctx.Err() == nil {
@@ -293,16 +292,16 @@ func (f *Fleet) watch(ctx context.Context) {
 }
 
 func (f *Fleet) follow(ctx context.Context) error {
-	watcher, err := f.o.Bucket.Watch(ctx, Prefix+">")
+	watch, err := f.o.Store.Watch(ctx, Prefix+">")
 	if err != nil {
 		return err
 	}
-	defer watcher.Stop() //nolint:errcheck // the watch has ended, or the connection
+	defer watch.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case entry, open := <-watcher.Updates():
+		case entry, open := <-watch.Updates():
 			if !open {
 				return nil
 			}

@@ -60,7 +60,7 @@ func (e *env) store() *kv.Store { return kv.NewStore(e.js, e.bucket, 2*time.Seco
 func (e *env) fleet(id string, with ...func(*Options)) (f *Fleet, stop func()) {
 	e.t.Helper()
 	o := Options{
-		Store: e.store(), Bucket: e.bucket, Self: Presence{Worker: "host", WorkerID: id, Slots: 4},
+		Store: e.store(), Self: Presence{Worker: "host", WorkerID: id, Slots: 4},
 		Fill: func(*Presence) {}, Now: e.now, Log: zerolog.New(zerolog.NewTestWriter(e.t)),
 	}
 	for _, f := range with {
@@ -242,12 +242,33 @@ func TestWatchThatEndsIsStartedAgain(t *testing.T) {
 	t.Parallel()
 	e := newEnv(t)
 	watched := &natstest.EndingBucket{KeyValue: e.bucket, Watchers: make(chan jetstream.KeyWatcher, 10)}
-	f, _ := e.fleet("w1", func(o *Options) { o.Bucket = watched })
+	f, _ := e.fleet("w1", func(o *Options) { o.Store = kv.NewStore(e.js, watched, time.Second) })
 	if err := (<-watched.Watchers).Stop(); err != nil {
 		t.Fatal(err)
 	}
 	e.put(Presence{WorkerID: "w2"}) // while nothing watches
 	e.sees(f, 1)
+}
+
+// Its revisions are below those that the workers have seen.
+func TestWorkersSeeEachOtherInABucketThatWasMadeAgain(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	quick := func(o *Options) { o.Store = kv.NewStore(e.js, e.bucket, 100*time.Millisecond) }
+	a, _ := e.fleet("a", quick)
+	e.put(Presence{WorkerID: "b"})
+	e.sees(a, 1)
+	for range 50 {
+		if _, err := e.bucket.PutString(t.Context(), "x", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.js.DeleteKeyValue(t.Context(), "FLEET"); err != nil {
+		t.Fatal(err)
+	}
+	e.makeBucket()
+	e.put(Presence{WorkerID: "c"})
+	e.sees(a, 2)
 }
 
 func TestValueThatIsNoPresenceIsIgnored(t *testing.T) {

@@ -84,17 +84,18 @@ func (l *Limits) acquireOne(ctx context.Context, b jobLimit, job Job) (limitKey,
 			return limitKey{}, false
 		}
 		revision, err := l.o.Store.Put(ctx, p.key(), h, before.revision)
-		if err == nil {
+		switch {
+		case err == nil:
 			h.revision = revision
 			failpoint.Here("limit_taken")
 			l.setHeld(p, h)
 			return p, true
-		}
-		l.set(p, before)
-		if !errors.Is(err, kv.ErrConflict) {
+		case !errors.Is(err, kv.ErrConflict):
+			l.wg.Go(func() { l.undo(p, h, before.revision) })
 			return limitKey{}, false
 		}
-		l.refresh(ctx, p)
+		l.set(p, before)
+		l.refresh(ctx, p, before.revision)
 	}
 	return limitKey{}, false
 }
@@ -113,7 +114,7 @@ func (l *Limits) reserve(b jobLimit, h holder) (p limitKey, before holder, ok bo
 	for i := range b.max {
 		n := (first+i)%b.max + 1
 		if before = keys.holders[n]; before.WorkerID == "" {
-			h.revision = before.revision
+			h.revision, h.writing = before.revision, true
 			keys.set(n, h)
 			return limitKey{b.name, n}, before, true
 		}
@@ -121,13 +122,35 @@ func (l *Limits) reserve(b jobLimit, h holder) (p limitKey, before holder, ok bo
 	return limitKey{}, holder{}, false
 }
 
-// refresh reads a key that another worker has taken.
-func (l *Limits) refresh(ctx context.Context, p limitKey) {
+// refresh reads a key that is no longer as it was at a revision: another worker has
+// taken or removed it.
+func (l *Limits) refresh(ctx context.Context, p limitKey, before uint64) {
 	var h holder
-	if revision, err := l.o.Store.Get(ctx, p.key(), &h); err == nil && revision != 0 {
+	switch revision, err := l.o.Store.Get(ctx, p.key(), &h); {
+	case err != nil:
+	case revision == 0:
+		l.setRemoved(p, before)
+	default:
 		h.revision = revision
 		l.update(p, h)
 	}
+}
+
+// undo removes a key whose write was not answered in time. It may have landed, or may
+// still land: then the key would be this worker's for as long as its lease is valid.
+func (l *Limits) undo(p limitKey, h holder, before uint64) {
+	revision, err := l.o.Store.Put(l.releaseCtx, p.key(), h, before)
+	switch {
+	case err == nil:
+		h.revision = revision
+	case errors.Is(err, kv.ErrConflict): // remove finds out whose it is
+		h.revision = before
+	default:
+		l.warnTaken(p, err)
+		return
+	}
+	l.setHeld(p, h)
+	l.remove(p)
 }
 
 // release frees keys after the given delay.
@@ -153,14 +176,34 @@ func (l *Limits) remove(p limitKey) {
 	l.mu.Unlock()
 	l.writing.Unlock()
 	failpoint.Here("limit_removal")
-	gone := func(err error) bool { return errors.Is(err, kv.ErrConflict) }
-	err := retry.Until(l.releaseCtx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second}, gone,
-		func() error { return l.o.Store.Remove(l.releaseCtx, p.key(), h.revision) })
-	if err != nil && !gone(err) {
-		l.o.Log.Warn().Err(err).Str("key", p.key()).Msg("could not remove the key of a session limit; it is free once this worker's lease ends")
+	err := retry.Until(l.releaseCtx, retry.Backoff{Initial: kv.RetryPause / 10, Max: time.Second}, nil, func() error {
+		err := l.o.Store.Remove(l.releaseCtx, p.key(), h.revision)
+		if !errors.Is(err, kv.ErrConflict) {
+			return err
+		}
+		// It is removed, another worker's, or written later than this worker knows.
+		var now holder
+		revision, readErr := l.o.Store.Get(l.releaseCtx, p.key(), &now)
+		if readErr != nil {
+			return readErr
+		}
+		if now.WorkerID != h.WorkerID || now.JobID != h.JobID {
+			now.revision = revision
+			l.set(p, now)
+			return nil
+		}
+		h.revision = revision
+		return err
+	})
+	if err != nil {
+		l.warnTaken(p, err)
 		return
 	}
 	l.setRemoved(p, h.revision)
+}
+
+func (l *Limits) warnTaken(p limitKey, err error) {
+	l.o.Log.Warn().Err(err).Str("key", p.key()).Msg("could not remove the key of a session limit; it is free once this worker's lease ends")
 }
 
 // enqueue counts one more waiting job, and returns false if there are too many. A

@@ -31,6 +31,9 @@ func (l *Limits) Run(ctx context.Context) {
 func (l *Limits) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := l.follow(ctx); err != nil && ctx.Err() == nil {
+			l.mu.Lock()
+			l.fault = err
+			l.mu.Unlock()
 			l.o.Log.Warn().Err(err).Msg("could not follow the session limits; trying again")
 		}
 		if retry.Pause(ctx, time.Second, nil) != nil {
@@ -40,17 +43,18 @@ func (l *Limits) watch(ctx context.Context) {
 }
 
 func (l *Limits) follow(ctx context.Context) error {
-	watcher, err := l.o.Bucket.Watch(ctx, Prefix+">")
+	watch, err := l.o.Store.Watch(ctx, Prefix+">")
 	if err != nil {
 		return err
 	}
-	defer watcher.Stop() //nolint:errcheck // the watch has ended, or the connection
+	defer watch.Stop()
+	l.begin(watch.Created)
 	found := make(map[limitKey]bool)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case e, open := <-watcher.Updates():
+		case e, open := <-watch.Updates():
 			if !open {
 				return nil
 			}
@@ -77,16 +81,33 @@ func (l *Limits) follow(ctx context.Context) error {
 	}
 }
 
+// begin forgets the keys of others if the bucket was made again: in the new one
+// revisions begin again.
+func (l *Limits) begin(created time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !created.Equal(l.created) {
+		for limit, keys := range l.pools {
+			for n, h := range keys.holders {
+				if _, ours := l.held[limitKey{limit, n}]; !ours && !h.writing {
+					keys.set(n, holder{})
+				}
+			}
+		}
+	}
+	l.created = created
+}
+
 // finishListing frees the keys that the watch did not list: they were removed
 // while nothing watched.
 func (l *Limits) finishListing(found map[limitKey]bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.listed = true
+	l.listed, l.fault = true, nil
 	for limit, keys := range l.pools {
 		for n, h := range keys.holders {
 			p := limitKey{limit, n}
-			if _, ours := l.held[p]; !ours && !found[p] && h.revision != 0 {
+			if _, ours := l.held[p]; !ours && !h.writing && !found[p] {
 				keys.set(n, holder{})
 			}
 		}

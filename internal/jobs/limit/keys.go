@@ -34,4 +34,5 @@ type holder struct {
 	JobID    string `json:"job_id"`
 
 	revision uint64
+	writing  bool // this worker is writing it
 }

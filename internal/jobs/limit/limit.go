@@ -9,12 +9,12 @@ package limit
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"avatarworker/internal/kv"
@@ -24,9 +24,8 @@ import (
 // Options configure Limits. All fields are required, except where stated
 // otherwise.
 type Options struct {
-	Store  *kv.Store          // the bucket of job records
-	Bucket jetstream.KeyValue // the same, for watching
-	Worker func() string      // the id of the worker's lease; "" while it has none
+	Store  *kv.Store     // the bucket of job records
+	Worker func() string // the id of the worker's lease; "" while it has none
 	// LeaseValid reports whether the lease of the worker with this id is valid.
 	LeaseValid func(ctx context.Context, workerID string) (bool, error)
 	// CheckInterval is how often waiting jobs check whether the leases of the
@@ -53,7 +52,9 @@ type Limits struct {
 	pools   map[string]*pool    // by limit
 	held    map[limitKey]holder // keys that this worker holds
 	waiting int                 // waiting jobs
+	created time.Time           // when the bucket was created
 	listed  bool                // the watch has listed all keys
+	fault   error               // why it could not
 }
 
 // New returns Limits without any keys; Run keeps them current.
@@ -61,6 +62,16 @@ func New(o Options) *Limits {
 	l := &Limits{o: o, pools: make(map[string]*pool), held: make(map[limitKey]holder)}
 	l.releaseCtx, l.stopReleasing = context.WithCancel(context.Background())
 	return l
+}
+
+// Err returns why no job under a session limit is started; nil: they are.
+func (l *Limits) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.listed || l.fault == nil {
+		return nil
+	}
+	return fmt.Errorf("jobs under session limits are not started, because the sessions that run can't be listed: %w", l.fault)
 }
 
 // jobLimit is one limit that applies to a job.

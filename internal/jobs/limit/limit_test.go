@@ -3,11 +3,13 @@ package limit
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
@@ -35,12 +37,17 @@ type env struct {
 func newEnv(t *testing.T) *env {
 	t.Helper()
 	e := &env{t: t, js: natstest.JetStream(t), gone: make(map[string]bool)}
-	bucket, err := e.js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "STATE", History: 1, LimitMarkerTTL: time.Minute, Storage: jetstream.MemoryStorage})
+	e.makeBucket()
+	return e
+}
+
+func (e *env) makeBucket() {
+	e.t.Helper()
+	bucket, err := e.js.CreateKeyValue(e.t.Context(), jetstream.KeyValueConfig{Bucket: "STATE", History: 1, LimitMarkerTTL: time.Minute, Storage: jetstream.MemoryStorage})
 	if err != nil {
-		t.Fatal(err)
+		e.t.Fatal(err)
 	}
 	e.bucket = bucket
-	return e
 }
 
 func (e *env) leaseValid(_ context.Context, worker string) (bool, error) {
@@ -63,7 +70,7 @@ func (e *env) store() *kv.Store { return kv.NewStore(e.js, e.bucket, 2*time.Seco
 func (e *env) limits(worker string, with ...func(*Options)) (l *Limits, stop func()) {
 	e.t.Helper()
 	o := Options{
-		Store: e.store(), Bucket: e.bucket, Worker: func() string { return worker }, LeaseValid: e.leaseValid,
+		Store: e.store(), Worker: func() string { return worker }, LeaseValid: e.leaseValid,
 		CheckInterval: time.Hour, Apps: map[string]int{"app": 1}, MaxWaiting: 100, Log: zerolog.New(zerolog.NewTestWriter(e.t)),
 	}
 	for _, f := range with {
@@ -368,7 +375,7 @@ func TestWatchThatEndsIsStartedAgain(t *testing.T) {
 	other, _ := e.limits("other")
 	release := e.acquire(other, job("j1"))
 	watched := &natstest.EndingBucket{KeyValue: e.bucket, Watchers: make(chan jetstream.KeyWatcher, 10)}
-	l, _ := e.limits("w", func(o *Options) { o.Bucket = watched })
+	l, _ := e.limits("w", func(o *Options) { o.Store = kv.NewStore(e.js, watched, time.Second) })
 	got := e.waiting(l, job("j2"))
 	if err := (<-watched.Watchers).Stop(); err != nil {
 		t.Fatal(err)
@@ -376,6 +383,113 @@ func TestWatchThatEndsIsStartedAgain(t *testing.T) {
 	release() // while nothing watches
 	e.eventually("the key is removed", func() bool { return e.keys() == 0 })
 	e.receive(got)()
+}
+
+// Its revisions are below those that the worker has seen.
+func TestKeysAreFreeAgainInABucketThatWasMadeAgain(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	for range 50 {
+		if _, err := e.bucket.Put(t.Context(), "x", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other, _ := e.limits("other")
+	release := e.acquire(other, job("j1"))
+	l, _ := e.limits("w", func(o *Options) { o.Store = kv.NewStore(e.js, e.bucket, 100*time.Millisecond) })
+	got := e.waiting(l, job("j2"))
+	if err := e.js.DeleteKeyValue(t.Context(), "STATE"); err != nil {
+		t.Fatal(err)
+	}
+	e.makeBucket()
+	third, _ := e.limits("third")
+	thirds := e.acquire(third, job("j3"))
+	before := l.lastCreated()
+	e.eventually("it is listed", func() bool { return !l.lastCreated().Equal(before) })
+	thirds()
+	e.receive(got)()
+	release()
+}
+
+func (l *Limits) lastCreated() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.created
+}
+
+// landsUnanswered is a store whose writes land while unanswered is set, and are answered
+// after it only.
+func (e *env) landsUnanswered(unanswered *atomic.Bool) *kv.Store {
+	e.t.Helper()
+	js := natstest.Way(e.t, e.js.Conn(), func(m *nats.Msg, publish func(*nats.Msg)) {
+		if strings.HasPrefix(m.Subject, "$KV.") && unanswered.Load() {
+			m.Reply = ""
+		}
+		publish(m)
+	})
+	bucket, err := js.KeyValue(e.t.Context(), "STATE")
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return kv.NewStore(js, bucket, 100*time.Millisecond)
+}
+
+func TestAKeyWhoseWriteWasNotAnsweredInTimeIsFreeAgain(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	var unanswered atomic.Bool
+	l, _ := e.limits("w", func(o *Options) { o.Store = e.landsUnanswered(&unanswered) })
+	unanswered.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := l.Acquire(ctx, job("j1")); err == nil {
+		t.Fatal("acquired by a write that was not answered")
+	}
+	if e.keys() != 1 {
+		t.Fatal("the write did not land")
+	}
+	unanswered.Store(false)
+	e.eventually("the key is removed", func() bool { return e.keys() == 0 })
+	e.acquire(l, job("j1"))()
+}
+
+func TestAKeyIsRemovedThoughItWasWrittenAgainWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	var unanswered atomic.Bool
+	l, _ := e.limits("w", func(o *Options) { o.Store = e.landsUnanswered(&unanswered) })
+	release := e.acquire(l, job("j1"))
+	unanswered.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	l.rewrite(ctx, limitKey{"app_id/app", 1})
+	unanswered.Store(false)
+	release()
+	e.eventually("the key is removed", func() bool { return e.keys() == 0 })
+}
+
+func TestWhereTheKeysCanNotBeListedTheWorkerSaysWhy(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	var away atomic.Bool
+	away.Store(true)
+	l := New(Options{
+		Store:  kv.NewStore(e.js, &natstest.UnwatchedBucket{KeyValue: e.bucket, Away: &away}, time.Second),
+		Worker: func() string { return "w" }, LeaseValid: e.leaseValid, CheckInterval: time.Hour,
+		Apps: map[string]int{"app": 1}, MaxWaiting: 1, Log: zerolog.Nop(),
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { l.Run(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	e.eventually("it says why", func() bool { return l.Err() != nil })
+	if !strings.Contains(l.Err().Error(), "session limits") {
+		t.Error(l.Err())
+	}
+	away.Store(false)
+	e.eventually("it goes on", func() bool { return l.Err() == nil })
+	e.acquire(l, job("j1"))()
 }
 
 func TestTooManyThatWaitAreTurnedAway(t *testing.T) {

@@ -29,6 +29,7 @@ func (l *Limits) markFree(p limitKey, revision uint64) {
 func (l *Limits) setHeld(p limitKey, h holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	h.writing = false
 	l.pool(p.limit).set(p.n, h)
 	l.held[p] = h
 }
@@ -43,7 +44,7 @@ func (l *Limits) set(p limitKey, h holder) {
 func (l *Limits) update(p limitKey, h holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if keys := l.pool(p.limit); h.revision > keys.holders[p.n].revision {
+	if keys := l.pool(p.limit); h.revision > keys.holders[p.n].revision && !keys.holders[p.n].writing {
 		keys.set(p.n, h)
 	}
 }
@@ -53,7 +54,7 @@ func (l *Limits) setRemoved(p limitKey, revision uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	keys := l.pool(p.limit)
-	if h, ok := keys.holders[p.n]; ok && h.revision <= revision {
+	if h, ok := keys.holders[p.n]; ok && h.revision <= revision && !h.writing {
 		keys.set(p.n, holder{})
 		keys.notify()
 	}

@@ -3,9 +3,11 @@ package natstest
 import (
 	"context"
 	"encoding/json"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -66,6 +68,20 @@ func Value[V any](t testing.TB, bucket jetstream.KeyValue, key string, wanted fu
 			t.Fatalf("%s does not become what it should; its value: %s", key, last)
 		}
 	}
+}
+
+// UnwatchedBucket can't be watched while it is away.
+type UnwatchedBucket struct {
+	jetstream.KeyValue
+	Away *atomic.Bool
+}
+
+// Watch opens a watcher.
+func (b *UnwatchedBucket) Watch(ctx context.Context, keys string, opts ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+	if b.Away.Load() {
+		return nil, nats.ErrTimeout
+	}
+	return b.KeyValue.Watch(ctx, keys, opts...)
 }
 
 // EndingBucket sends the watchers it opens to Watchers, for the test to end.
