@@ -74,7 +74,7 @@ func (b *Budgets) keys() []string {
 // followTimeout bounds the wait for the usage records that others have written.
 const followTimeout = 5 * time.Second
 
-// followPause is the wait after which it is looked whether there are such records at all.
+// followPause is the wait after which it is checked whether such records exist.
 const followPause = 200 * time.Millisecond
 
 func (b *Budgets) reserve(ctx context.Context, name, key string, job Job, worker string) (*Refusal, error) {
@@ -182,8 +182,8 @@ func (b *Budgets) remade(ctx context.Context, seq uint64) bool {
 
 var errBehind = errors.New("what budgets have left is not known: the usage records could not be read in time")
 
-// giveBack takes a session's reservations back. What is left of one that can't be
-// written goes with the worker's lease.
+// giveBack removes a session's reservations. If that can't be written, they count until
+// the worker's lease is gone.
 func (b *Budgets) giveBack(names []string, worker string) {
 	for _, name := range names {
 		err := retry.Until(b.life, retry.Backoff{Initial: kv.RetryPause / 10, Max: time.Second}, nil, func() error {

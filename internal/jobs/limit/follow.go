@@ -83,7 +83,7 @@ func (l *Limits) finishListing(found map[limitKey]bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.listed = true
-	for limit, keys := range l.pools {
+	for limit, keys := range l.keys {
 		for n, h := range keys.holders {
 			p := limitKey{limit, n}
 			if _, ours := l.held[p]; !ours && !found[p] && h.revision != 0 {
@@ -96,7 +96,7 @@ func (l *Limits) finishListing(found map[limitKey]bool) {
 }
 
 // rewriteHeld writes held keys again before the bucket expires them: a session
-// may live longer than records are kept.
+// may be open for longer than records are kept.
 func (l *Limits) rewriteHeld(ctx context.Context) {
 	if l.o.RewriteInterval == 0 {
 		return
