@@ -28,9 +28,10 @@ func newCircuitCommand(c *cli) *cobra.Command {
 holds. If the job succeeds the circuit closes; if not, it stays open for its next
 cooldown. Without a REGION this applies to all circuits of the app.`, "Probe", c.probeCircuit),
 		c.circuitChange("close APP [REGION]", "Close an open circuit",
-			`Closes an open circuit: its jobs are started again, the held ones within a minute
-('retry' delivers them at once). If sessions still fail it opens again. Without a
-REGION this applies to all circuits of the app.`, "Close", c.closeCircuit))
+			`Closes an open circuit: its jobs are started again, the held ones as their waits end:
+within a minute if few wait, within half an hour if very many do ('retry' delivers
+them at once). If sessions still fail it opens again. Without a REGION this applies
+to all circuits of the app.`, "Close", c.closeCircuit))
 	return cmd
 }
 

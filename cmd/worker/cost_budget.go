@@ -28,7 +28,8 @@ func newCostBudgetCommand(c *cli, with ledgerFunc) *cobra.Command {
 		Long: `Without a KEY: what is spent of the budgets of this configuration in the current
 period. With a KEY as in budgets (app_id or label.NAME) and --credits: sets the budget
 of every app or value under it, for all workers at once, whatever their configuration
-says; --reset takes that back. Jobs that were held go on within seconds.`,
+says; --reset takes that back. Jobs that were held go on as
+their waits end: within seconds if few wait.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			set := cmd.Flags().Changed("credits")
 			switch {

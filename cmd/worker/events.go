@@ -63,7 +63,7 @@ func newEventsCommand(c *cli) *cobra.Command {
 	fl.DurationVar(&f.since, "since", 0, "begin this long `AGO` (default: now; with --no-follow: the beginning)")
 	filterVar(fl, &f.job, "job", "events of the job with this `ID` only")
 	filterVar(fl, &f.code, "code", "events with this error `CODE` only")
-	fl.BoolVar(&errs, "errors", false, "error events, one for each failed attempt")
+	fl.BoolVar(&errs, "errors", false, "error events: one for each failed attempt, and one for each job given up without an attempt")
 	fl.BoolVar(&alerts, "alerts", false, "alerts")
 	fl.BoolVar(&jobs, "jobs", false, "job events: started, completed, …")
 	fl.BoolVar(&f.once, "no-follow", false, "print past events and end")

@@ -249,7 +249,7 @@ func (c *cli) drain(ctx context.Context, ids []string, wait, yes, asJSON bool) e
 		case d.Error != "":
 			text += ": " + d.Error
 		case d.Status == statusDraining:
-			text += ", " + terminal.Count(d.Running, "job") + " in hand"
+			text += ", " + terminal.Count(d.Running, "slot") + " in use"
 		}
 		_, err := fmt.Fprintln(c.stdout, terminal.Plain(text))
 		return err

@@ -132,10 +132,10 @@ func (c *cli) getRecording(ctx context.Context, name, out string) error {
 	if out == "" {
 		// A name may look like a path. It must not lead out of this directory.
 		if out = filepath.Base(name); out != name || out == "." || out == ".." {
-			return usagef("recording %s: its name can't be a file's here: say --out FILE", name)
+			return usagef("recording %s: its name can't be used as a file name; use --out FILE", name)
 		}
 		if _, err := os.Lstat(out); err == nil {
-			return fmt.Errorf("there is a file %s already: say --out FILE to write it, or another one", out)
+			return fmt.Errorf("there is a file %s already; use --out FILE to overwrite it, or to write another one", out)
 		}
 	}
 	body, err := l.client.Recording(ctx, name)

@@ -13,7 +13,7 @@ and settle it.
 
 SIGTERM, SIGINT or SIGHUP drains the worker: it takes no new jobs, lets sessions
 finish within worker.drain_timeout, and hands the other jobs back. A second signal
-ends the process at once, and no job is lost by that either.
+ends the process at once; even then no job is lost.
 
 With --embedded the page for operators is served too, at ui.addr.`
 

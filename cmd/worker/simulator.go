@@ -23,7 +23,7 @@ func newSimulatorCommand(c *cli) *cobra.Command {
 		Use: "simulator", Short: "Run the simulated backend alone", Long: simulator.Help(), Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.Speed < 0 {
-				return usagef("--speed %v: want 0 (as fast as it can), 1 (real time) or more", o.Speed)
+				return usagef("--speed %v: want 0 (as fast as possible) or a positive factor", o.Speed)
 			}
 			if o.ReplayPatch && replay == "" {
 				return usagef("--replay-patch needs --replay FILE")

@@ -62,13 +62,13 @@ that only what is new.`,
 		ValidArgsFunction: c.completeJobs(nil),
 	}
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it again and again until interrupted; on a terminal it is redrawn")
-	cmd.Flags().DurationVar(&every, "every", 2*time.Second, "with --watch: the `TIME` between two looks")
+	cmd.Flags().DurationVar(&every, "every", 2*time.Second, "with --watch: the `TIME` between updates")
 	jsonFlag(cmd, &asJSON)
 	cmd.Flags().DurationVar(&countFor, "count-for", status.DefaultCountFor, "longest `TIME` for reading records or error events")
 	return cmd
 }
 
-// minEvery is the shortest time between two looks.
+// minEvery is the shortest time between updates.
 const minEvery = 200 * time.Millisecond
 
 // watch shows something again and again until ctx ends. On a terminal each time
@@ -108,7 +108,7 @@ func (c *cli) watch(ctx context.Context, every time.Duration, asJSON bool, show 
 	}
 }
 
-// watchFleet shows the fleet from memory: with each look only what is new is read.
+// watchFleet shows the fleet from memory: each update reads only what is new.
 func (c *cli) watchFleet(ctx context.Context, l *link, store *status.Store, every time.Duration, asJSON bool) error {
 	model := status.NewModel(store, every)
 	ctx, cancel := context.WithCancel(ctx)

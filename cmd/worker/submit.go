@@ -85,7 +85,7 @@ func (s *submission) check() error {
 	case s.live != "" && len(s.speech) > 0:
 		return usagef("give --live, or --audio and --audio-url: not both")
 	case s.live == "-" && s.file == "-":
-		return usagef("--live - and FILE - both want stdin")
+		return usagef("--live - and FILE - both read stdin; use one of them")
 	case s.timeout < 0:
 		return usagef("--timeout %s: want a positive duration", s.timeout)
 	case s.timeout > 0 && !s.wait && s.out == "":

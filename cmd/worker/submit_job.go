@@ -230,7 +230,7 @@ func (d *document) speech(s *submission) error {
 			if info, err := os.Stat(sp.file); err != nil {
 				return err
 			} else if !info.Mode().IsRegular() {
-				return fmt.Errorf("%s is not a file; --live publishes speech from elsewhere", sp.file)
+				return fmt.Errorf("%s is not a regular file; to publish speech from stdin use --live -", sp.file)
 			}
 			up := client.NewUpload(sp.file)
 			d.uploads = append(d.uploads, up)

@@ -163,7 +163,7 @@ func (a *App) Run(ctx context.Context) (err error) {
 	working, drain := context.WithCancel(ctx)
 	defer drain()
 	if err := a.serveDrain(nc, drain); err != nil {
-		a.log.Warn().Err(err).Msg("requests to drain are not answered; the worker works without")
+		a.log.Warn().Err(err).Msg("could not subscribe to requests to drain; the worker runs, but can't be drained by request")
 	}
 	beside, stopBeside := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup

@@ -15,7 +15,7 @@ import (
 // worker that dies after storing that frame and before moving the checkpoint has
 // delivered it.
 func (r *Runner) catchUp(ctx context.Context, a *jobs.Attempt) error {
-	if a.PreviousSession == 0 || a.Job.OutputKind() != jobspec.OutputFrames || a.Job.Resume() == jobspec.OnRedeliveryRestart {
+	if a.PreviousSession == 0 || a.Job.OutputKind() != jobspec.OutputFrames || a.Job.RedeliveryPolicy() == jobspec.OnRedeliveryRestart {
 		return nil
 	}
 	last, found, err := r.finished(ctx, a)

@@ -177,7 +177,7 @@ func (p *run) begin() error {
 		return p.a.Progress.Speaking(p.ctx, p.number, 0)
 	}
 	number, first := p.number, p.utterance.liveBegun
-	if p.a.Job.Resume() == jobspec.OnRedeliveryGiveUp {
+	if p.a.Job.RedeliveryPolicy() == jobspec.OnRedeliveryGiveUp {
 		return p.a.Progress.Speaking(p.ctx, number, first)
 	}
 	p.begun = newBegun(func() error { return p.a.Progress.Speaking(p.ctx, number, first) })

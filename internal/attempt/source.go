@@ -195,7 +195,7 @@ func (c *clips) next(ctx context.Context) (*utterance, error) {
 	}, nil
 }
 
-// spoken releases speech that was sent or given up: the session may live on for
+// spoken releases speech that was sent or given up: the session may stay open for
 // long.
 func (c *clips) spoken(speech *audio.Speech) {
 	_ = speech.Close() // nothing more is read from it
@@ -204,7 +204,7 @@ func (c *clips) spoken(speech *audio.Speech) {
 	if len(c.specs) == 0 {
 		c.specs = nil
 		c.cancel()
-		c.ctx, c.cancel = nil, func() {} // the session may live on without them
+		c.ctx, c.cancel = nil, func() {} // the session may stay open without them
 	}
 }
 

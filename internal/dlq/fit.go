@@ -28,7 +28,7 @@ func (r room) takes(m *nats.Msg) bool {
 	return h <= r.headers && h+len(m.Data) <= r.total
 }
 
-// fit makes the letter small enough for the server, giving up first what is
+// fit makes the letter small enough for the server, removing first what is
 // needed least: the job's own headers (the largest first, its content type
 // last), details of the error, the plain form of its bytes, and only then its
 // bytes. Where the jobs stream has the size limit that the worker gives it,

@@ -27,8 +27,8 @@ const (
 	cleanupTime  = 2 * time.Second
 )
 
-// lister reads headers through its own consumers, which the server filters
-// and forgets.
+// lister reads headers through consumers of its own. The server filters for them, and
+// removes those that are left behind.
 type lister struct {
 	js     jetstream.JetStream
 	stream jetstream.Stream

@@ -87,8 +87,7 @@ func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result
 	case err != nil:
 		return r, err
 	case done:
-		// What was published already is finished first: the deadline has no say
-		// in it any more.
+		// What was published already is finished first, whatever the deadline.
 		r.Status = StatusAlready
 	case r.Deadline != nil && !s.now().Before(*r.Deadline) && !o.IgnoreDeadline:
 		r.Status = StatusDeadlinePassed

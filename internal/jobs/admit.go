@@ -24,7 +24,7 @@ const soleWait = 500 * time.Millisecond
 
 const (
 	// minReturn is about the least time after which a job that waits for others
-	// comes back.
+	// is redelivered.
 	minReturn = 2 * time.Second
 	// keyPause is about how long a job of an app whose key is refused to this
 	// worker stays away.
@@ -34,8 +34,8 @@ const (
 // errSuspect: the job, or one that runs here, may be what crashes its workers.
 var errSuspect = errors.New("a job that may have crashed its workers does not run alongside one that was running when a worker died")
 
-// permits are what a job holds while its session may live: its keys of session
-// limits, and its place among those that were there when a worker died.
+// permits are what a job holds while its session may be open: its keys of session
+// limits, and its entry in suspect.Jobs.
 type permits struct {
 	release func() // nil: there are none
 }
@@ -84,7 +84,7 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 	a.prepareSession(from, draft, holder)
 	defer func() {
 		if !taken {
-			a.leave()
+			a.endSession()
 		}
 	}()
 	if err := a.acquire(draft); err != nil {
@@ -108,7 +108,7 @@ func (a admission) notStored(from *lifecycle.Record, fault error) error {
 	ctx, cancel := a.settling()
 	defer cancel()
 	if err := errors.Of(fault); err.Code == errors.CodeInvalidJob {
-		return a.settlement().giveUp(ctx, from, err, lifecycle.ReasonInvalidJob)
+		return a.settlement().deadLetterUnattempted(ctx, from, err, lifecycle.ReasonInvalidJob)
 	}
 	return a.settlement().holdForStorage(ctx, from, fault)
 }
@@ -133,8 +133,8 @@ func (e *execution) unstartedRecord(from *lifecycle.Record) *lifecycle.Record {
 	return lifecycle.UnstartedRecord(from, e.id, e.job, e.w.defaults(), e.w.now())
 }
 
-// acquire waits for the permits. Its place among those with crashes comes first: it
-// never waits for that, so that no key of a limit lies idle meanwhile.
+// acquire waits for the permits. The entry in suspect.Jobs comes first: a job never
+// waits for that, so that it holds no key of a limit without using it.
 func (a admission) acquire(draft *lifecycle.Record) error {
 	if a.w.fetching.Err() != nil {
 		return errDrained
@@ -178,8 +178,10 @@ func limited(r *lifecycle.Record) limit.Job {
 	return limit.Job{ID: r.JobID, App: r.AppID, Avatar: r.AvatarID, Region: r.Region, Queue: r.Queue, Labels: r.Labels}
 }
 
-// leave is for a job that this worker no longer runs, or never ran.
-func (e *execution) leave() {
+// endSession is called when this worker no longer runs the job, or never ran it. It
+// cancels the session's context, and returns the permits and what is reserved. It does
+// nothing if there is no session, or the second time.
+func (e *execution) endSession() {
 	if e.session.cancel == nil {
 		return
 	}
@@ -203,9 +205,9 @@ func (e *execution) releasePermits() {
 	e.session.release = nil
 }
 
-// freeSlot lets the next job start: the session is closed and its result is
-// written, so any worker could do what is left. No more jobs are left so than the
-// worker runs sessions; it reports false for one too many, which keeps its slot.
+// freeSlot lets the next job start: the session is closed and its result is written,
+// so any worker could do what is left. At most InHand minus Concurrency jobs may be at
+// that step; it returns false for one more, which keeps its slot.
 func (e *execution) freeSlot() bool {
 	return e.freed != nil || e.freeSlotFor(e.w.finalizing)
 }
@@ -277,7 +279,7 @@ func budgeted(r *lifecycle.Record) budget.Job { return budget.Job{App: r.AppID, 
 // allowed asks the circuit; false: that is open, and the job is held.
 func (a admission) allowed(from, draft *lifecycle.Record) (bool, error) {
 	if lifecycle.Past(a.notAfter(), a.w.now()) { // while it waited
-		return false, kv.ErrConflict // look again, and find it expired
+		return false, kv.ErrConflict // the record is read again, and the job found expired
 	}
 	permit, refusal, err := a.w.circuits.Allow(a.session.ctx, draft.AppID, draft.Region, a.id.ID)
 	if err != nil {

@@ -28,17 +28,16 @@ func (c claim) claim() bool {
 		c.nak(0)
 		return false
 	}
-	// Another worker may change the record between a look at it and the
-	// compare-and-set; then the new record decides. A first delivery is taken for
-	// a new job's without a look: writing its record shows, because that fails
-	// where there is one.
-	look := c.deliveries != 1 || c.id.Run != 1
+	// Another worker may change the record between reading it and the
+	// compare-and-set; then the new record decides. A first delivery is assumed to
+	// be a new job's, and no record is read: if there is one, writing fails.
+	read := c.deliveries != 1 || c.id.Run != 1
 	for range maxClaims {
-		from, starts, err := c.dispatch(look)
+		from, starts, err := c.dispatch(read)
 		if starts {
 			starts, err = admission(c).admit(from)
 		}
-		look = true
+		read = true
 		if err == nil {
 			return starts
 		}
@@ -54,12 +53,12 @@ func (c claim) claim() bool {
 
 // dispatch does what the record says. starts: the job is to be started, from the
 // record returned (nil: a run's first delivery); else it is brought to its end.
-// kv.ErrConflict: the record has changed, look again.
-func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err error) {
+// kv.ErrConflict: the record has changed, read it again.
+func (c claim) dispatch(read bool) (from *lifecycle.Record, starts bool, err error) {
 	ctx, cancel := c.settling()
 	defer cancel()
 	var record *lifecycle.Record
-	if look {
+	if read {
 		if record, err = c.record.Load(ctx); err != nil {
 			return nil, false, err
 		}
@@ -84,7 +83,7 @@ func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err err
 		if !free || err != nil {
 			return nil, false, err
 		}
-		from = lifecycle.Resume(record, c.id, crashed, now)
+		from = lifecycle.ContinueFrom(record, c.id, crashed, now)
 		if crashed && from != nil && c.w.o.Ledger != nil {
 			from.Lost(c.w.lease.Ended(ctx, record.WorkerID))
 		}
@@ -92,7 +91,7 @@ func (c claim) dispatch(look bool) (from *lifecycle.Record, starts bool, err err
 		if err := c.finishRunBefore(ctx, record); err != nil {
 			return nil, false, err
 		}
-		from = lifecycle.Resume(record, c.id, false, now)
+		from = lifecycle.ContinueFrom(record, c.id, false, now)
 	}
 	starts, err = c.settleOrStart(ctx, from, now)
 	return from, starts, err
@@ -113,7 +112,7 @@ func (c claim) refresh(ctx context.Context, record *lifecycle.Record) error {
 	}
 }
 
-// decide returns what lifecycle.Decide says, and looks further where the record
+// decide returns what lifecycle.Decide says, and checks the stream where the record
 // has no outcome and belongs to another message of the job. If that message was
 // purged it will not be delivered, and this one takes its place. If it was
 // acknowledged, its outcome was written before that: the record has a later
@@ -176,7 +175,7 @@ func (c claim) wait(ctx context.Context, record *lifecycle.Record, wait time.Dur
 	return nil
 }
 
-// ownerGone looks whether the worker that the record names still runs the job:
+// ownerGone checks whether the worker that the record names still runs the job:
 // then the message, which can be delivered a second time meanwhile, is handed
 // back. free: it does not. crashed: that worker's lease is gone.
 func (c claim) ownerGone(ctx context.Context, record *lifecycle.Record) (crashed, free bool, err error) {
@@ -204,18 +203,18 @@ func (c claim) settleOrStart(ctx context.Context, from *lifecycle.Record, now ti
 		return false, c.settlement().finish(ctx, c.unstartedRecord(from), lifecycle.StateCancelled)
 	}
 	if c.invalid != nil {
-		return false, c.settlement().giveUp(ctx, from, c.invalid, lifecycle.ReasonInvalidJob)
+		return false, c.settlement().deadLetterUnattempted(ctx, from, c.invalid, lifecycle.ReasonInvalidJob)
 	}
 	draft := c.draft(from, "")
 	if err, reason := c.hopeless(from, draft, now); err != nil {
-		return false, c.settlement().giveUp(ctx, from, err, reason)
+		return false, c.settlement().deadLetterUnattempted(ctx, from, err, reason)
 	}
 	if lifecycle.Past(c.notAfter(), now) {
 		return false, c.settlement().finish(ctx, c.unstartedRecord(from), lifecycle.StateExpired)
 	}
 	if from != nil && from.Unsettled >= lifecycle.MaxUnsettled {
 		return false, c.settlement().hold(ctx, from, holdFor{reason: lifecycle.HeldUnsettled, wait: unsettledPause, why: fmt.Sprintf(
-			"its last %d sessions settled nothing and finished no utterance, so no more of them are paid for; find out why they end (the worker's log), then retry the job (avatarworker retry) or cancel it", from.Unsettled)})
+			"its last %d sessions settled nothing and finished no utterance, so no further session is started; find out why they end (the worker's log), then retry the job (avatarworker retry) or cancel it", from.Unsettled)})
 	}
 	if refusal := c.w.circuits.Peek(draft.AppID, draft.Region, c.id.ID); refusal != nil {
 		return false, c.settlement().hold(ctx, from, heldByCircuit(refusal))
@@ -237,7 +236,7 @@ func (c claim) hopeless(from, draft *lifecycle.Record, now time.Time) (*errors.E
 		return nil, ""
 	case from.Crashes >= lifecycle.CrashLimit(draft.MaxAttempts):
 		return lifecycle.LostError(from), lifecycle.ReasonWorkerLost
-	case c.job.Resume() == jobspec.OnRedeliveryGiveUp && from.Speaking > from.Checkpoint:
+	case c.job.RedeliveryPolicy() == jobspec.OnRedeliveryGiveUp && from.Speaking > from.Checkpoint:
 		return lifecycle.SpokenError(from), lifecycle.ReasonPermanent
 	case from.HeldTotal(now) > c.w.o.MaxHold:
 		return lifecycle.HeldError(from, now), lifecycle.ReasonHeldTooLong

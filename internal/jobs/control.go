@@ -15,7 +15,7 @@ type Control struct {
 	interrupt func(ctx context.Context) (Interrupted, error)
 }
 
-// OnInterrupt sets what an interrupt does while the session lives; nil when
+// OnInterrupt sets what an interrupt does while the session is open; nil when
 // there is nothing to interrupt any more.
 func (c *Control) OnInterrupt(f func(ctx context.Context) (Interrupted, error)) {
 	c.mu.Lock()

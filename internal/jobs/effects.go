@@ -11,7 +11,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// What may fail of what follows from the state of a record, in the words of readiness.
+// The effects that may fail, as /readyz names them.
 const (
 	effectUsage      = "usage records can't be written"
 	effectRecording  = "recordings can't be written"
@@ -22,8 +22,8 @@ const (
 	effectLook       = "job events can't be read"
 )
 
-// outputEffect names what completes an output of that kind. Each kind has a name of
-// its own: one that works says nothing of another that does not.
+// outputEffect names what completes an output of that kind. Each kind has its own name,
+// because one may fail while another works.
 func outputEffect(kind string) string {
 	if kind == jobspec.OutputObject {
 		return effectRecording
@@ -156,8 +156,8 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 	return err
 }
 
-// publishApart is publish of what follows from no record that this delivery has written. The
-// job keeps its slot unless something is known to fail.
+// publishApart publishes an event for a record this delivery did not write. The job
+// keeps its slot unless something is known to fail.
 func (f effects) publishApart(ev event.Event) error {
 	if f.w.faults.Any() {
 		if err := f.leaveSlot(); err != nil {

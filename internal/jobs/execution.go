@@ -83,8 +83,8 @@ type execution struct {
 	fault   error           // the failure, without secrets
 }
 
-// log is for lines about this job. It is made when there is something to say: a
-// session that lives for hours says little.
+// log returns the logger for lines about this job. It is made for each line, because a
+// session that is open for hours logs little.
 func (e *execution) log() *zerolog.Logger {
 	with := e.w.log.With().Str("job_id", e.id.ID).Int("run", e.id.Run).Str("queue", e.id.Queue).Uint64("stream_seq", e.id.StreamSeq)
 	// By these ids traces and log lines find each other.
@@ -97,13 +97,13 @@ func (e *execution) log() *zerolog.Logger {
 
 // process brings the delivery to its end. What goes wrong in it concerns this
 // job alone. What is on the stack from here to the wait for frames stays there as
-// long as the session lives, so each step has returned before the next.
+// long as the session is open, so each step returns before the next begins.
 func (e *execution) process() {
 	e.ctx, e.begun = e.w.base, time.Now()
 	e.ackWait = e.w.lease.Track(e.msg.Reply())
 	defer e.close()
 	defer e.recoverPanic()
-	defer e.leave()
+	defer e.endSession()
 	if c := (claim{e}); c.claim() {
 		e.run()
 		e.settlement().settle()
@@ -139,7 +139,7 @@ func (e *execution) refused() (open bool) {
 		return false
 	}
 	var err error
-	defer errors.Recover(&err, errors.PhaseJob) // it comes again where it is processed
+	defer errors.Recover(&err, errors.PhaseJob) // the same panic is handled where the job is processed
 	e.read()
 	if e.job == nil {
 		return false
@@ -162,22 +162,22 @@ func (e *execution) recoverPanic() {
 		e.fault = fmt.Errorf("fault of the worker: %v", v)
 		e.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker: the job is handed back")
 		e.abortProbe(false)
-		e.giveUpSession("fault")
+		e.releaseSession("fault")
 		e.nak(e.w.o.AckWait)
 	}
 }
 
-// giveUpSession says in the record that this worker no longer runs the job.
-// Other workers believe the record as long as the lease is valid, so it goes on
-// trying until that is written, the job is another's, or the worker stops.
-func (e *execution) giveUpSession(reason string) {
+// releaseSession writes in the record that this worker no longer runs the job. Other
+// workers rely on the record as long as the lease is valid, so it tries until that is
+// written, another worker has the job, or the worker stops.
+func (e *execution) releaseSession(reason string) {
 	r := e.record.Current()
 	if r == nil || r.State != lifecycle.StateRunning || !e.w.lease.Own(r.WorkerID) {
 		return
 	}
 	failpoint.Here("giving_up")
 	next := r.Clone()
-	e.closeSession(next)
+	e.recordClosed(next)
 	next.Release(reason)
 	record := e.record
 	e.w.background.Go(func() {
@@ -193,7 +193,7 @@ func (e *execution) giveUpSession(reason string) {
 		}
 		failpoint.Here("given_up")
 		if err != nil && !errors.Is(err, lifecycle.ErrSuperseded) {
-			e.log().Warn().Err(err).Msg("could not write that the job was given up; it is taken over once this worker's lease ends")
+			e.log().Warn().Err(err).Msg("could not write that the job was released; it is taken over once this worker's lease ends")
 		}
 	})
 }

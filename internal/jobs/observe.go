@@ -14,7 +14,8 @@ type Observer interface {
 	JobDone(queue string, outcome lifecycle.State)
 	// AttemptDone is called after every attempt; code is "" if it succeeded.
 	AttemptDone(code errors.Code, class errors.Class, phase errors.Phase)
-	// TakenOver: why: new, retry, held, released or crash.
+	// TakenOver is called when this worker takes a job over; why is new, retry, held,
+	// released or crash.
 	TakenOver(why string)
 	// FirstStarted is called when a job's first session starts; wait is the time since
 	// the job was published.

@@ -20,8 +20,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// Options are what a Worker is made of. All fields are required but where they
-// say otherwise.
+// Options configure a Worker. All fields are required, except where stated otherwise.
 type Options struct {
 	Stores
 	Profile
@@ -40,7 +39,7 @@ type Stores struct {
 	Events jetstream.Stream   // the events stream
 	State  jetstream.KeyValue // job records
 	Fleet  jetstream.KeyValue // what workers share
-	// Consumer looks that the consumer of a queue is there, and makes it again if
+	// Consumer checks that the consumer of a queue exists, and creates it again if
 	// it was deleted.
 	Consumer func(ctx context.Context, queue string) error
 }
@@ -76,7 +75,7 @@ type Accounts struct {
 	Budgets       []budget.Rule         // may be nil; they need a Ledger
 	CostLeast     int64                 // credits that a session costs at least
 	// CheckKey mints a token with this worker's own key of an app; nil: the keys
-	// are not looked at.
+	// are not checked.
 	CheckKey func(ctx context.Context, app string) error
 	// Ledger keeps what each session used; nil: nothing does.
 	Ledger ledger.Ledger
@@ -84,8 +83,8 @@ type Accounts struct {
 	// too, which are sorted.
 	Totals      bool
 	TotalLabels []string
-	// Storage looks after our own streams and buckets; nil: they always take what
-	// jobs make.
+	// Storage checks our own streams and buckets; nil: they always take what jobs
+	// make.
 	Storage Storage
 }
 

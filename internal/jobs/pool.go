@@ -16,7 +16,7 @@ type pool struct {
 	idle       atomic.Int32
 	noMore     chan struct{}       // closed when there is nothing more to process
 	finalizing *semaphore.Weighted // executions that gave up their slot
-	waiting    *semaphore.Weighted // executions that look at a job only to hold it
+	waiting    *semaphore.Weighted // executions that only check a job and hold it
 }
 
 // newPool returns a pool with places for jobs that are finished beside those in slots.
@@ -34,10 +34,10 @@ func (w *Worker) handle(d fetch.Delivery) {
 	w.executions.Add(1)
 	e := &execution{w: w, msg: d, done: make(chan struct{})}
 	if e.refused() {
-		e.freeSlotFor(w.waiting) // it only waits on: the next message may be a job that can run
+		e.freeSlotFor(w.waiting) // it will be held: the next message may be a job that can run
 	}
 	select {
-	case w.next <- e: // a goroutine waits, its stack grown already
+	case w.next <- e: // an idle goroutine waits, with its stack grown already
 	default:
 		w.working.Add(1)
 		go w.work(e)
@@ -52,7 +52,7 @@ func (w *Worker) work(e *execution) {
 	defer w.working.Done()
 	for e != nil {
 		e.process()
-		w.leave(e)
+		w.returnPlace(e)
 		e = w.another()
 	}
 }
@@ -73,8 +73,8 @@ func (w *Worker) another() *execution {
 	}
 }
 
-// leave gives back what the execution still has.
-func (w *Worker) leave(e *execution) {
+// returnPlace gives back the execution's slot, or the place that it took instead.
+func (w *Worker) returnPlace(e *execution) {
 	defer w.executions.Done()
 	if e.freed != nil {
 		e.freed.Release(1)

@@ -15,9 +15,9 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// saveAfter is how long a session lives before it is written that the backend
-// confirmed it. Shorter ones are over by then; of one whose worker dies before, the
-// ledger takes the time from its start.
+// saveAfter is how long a session is open before the record says that the backend
+// confirmed it. Shorter sessions have ended by then. If the worker dies before, the
+// ledger counts from the session's start.
 const saveAfter = 100 * time.Millisecond
 
 // run runs the job against the backend, until its session is closed.
@@ -56,8 +56,8 @@ func (e *execution) storeLost(r *lifecycle.Record) {
 	})
 }
 
-// closeSession notes in the record to write that the session is closed.
-func (e *execution) closeSession(next *lifecycle.Record) {
+// recordClosed sets in next, which is written later, that the session is closed.
+func (e *execution) recordClosed(next *lifecycle.Record) {
 	next.Closed(e.session.report.Connected, e.w.ledger.Code(e.session.err, e.session.cause))
 }
 
@@ -122,7 +122,7 @@ type progress struct {
 	e      *execution
 	ctx    context.Context
 	worked bool      // the first frame came
-	closed func()    // the session counts no more as one that lives
+	closed func()    // marks the session as closed in the presence
 	opened time.Time // when the backend confirmed the session
 
 	saving sync.Mutex  // held while the record is written down, and guards what follows
@@ -150,8 +150,8 @@ func (p *progress) Connected(connectionID, region string) {
 	failpoint.Here("connected")
 }
 
-// again is the time until the record is written the next time: a session may
-// live longer than the bucket remembers.
+// again is the time until the record is written the next time: a session may be open
+// for longer than the bucket keeps a record.
 func (p *progress) again() time.Duration {
 	if p.e.w.refresh == 0 {
 		return math.MaxInt64
@@ -198,7 +198,7 @@ func (p *progress) FirstFrame() {
 // Speaking implements Progress. Only give_up and live speech need to know later
 // that an utterance was begun; for all others it would be a write for nothing.
 func (p *progress) Speaking(ctx context.Context, utterance int, liveBegun uint64) error {
-	if p.e.job.Resume() != jobspec.OnRedeliveryGiveUp && liveBegun == 0 {
+	if p.e.job.RedeliveryPolicy() != jobspec.OnRedeliveryGiveUp && liveBegun == 0 {
 		return nil
 	}
 	return p.record(ctx, func(r *lifecycle.Record) { r.Speak(utterance, liveBegun) })
@@ -210,7 +210,7 @@ func (p *progress) Delivered(ctx context.Context, u event.Utterance) error {
 	failpoint.Here("delivered_frames")
 	e.w.o.Observer.Utterance(u)
 	e.w.o.Observer.FramesOut(e.job.OutputKind(), u.Frames, u.Bytes)
-	keeps := e.job.Resume() != jobspec.OnRedeliveryRestart
+	keeps := e.job.RedeliveryPolicy() != jobspec.OnRedeliveryRestart
 	if e.outcomeFollows() {
 		// The outcome, which comes next, says the same.
 		e.record.UpdateLocal(func(r *lifecycle.Record) { r.Delivered(u, keeps) })
@@ -225,9 +225,9 @@ func (p *progress) Delivered(ctx context.Context, u event.Utterance) error {
 	return err
 }
 
-// record writes what the session may not go on without. If it can't be written
-// in time the session is closed, and the job goes on from what is written in the
-// end.
+// record writes a change that must be stored before the session continues. If it
+// can't be written in time the session is closed, and the job continues from what is
+// stored then.
 func (p *progress) record(ctx context.Context, f func(*lifecycle.Record)) error {
 	ctx, cancel := context.WithTimeout(ctx, p.e.w.o.SettleTimeout)
 	defer cancel()
@@ -245,7 +245,7 @@ func (p *progress) record(ctx context.Context, f func(*lifecycle.Record)) error 
 // and may come twice if the worker dies right now: frames have session numbers
 // to tell them apart, but in egress it would be spoken twice.
 func (e *execution) outcomeFollows() bool {
-	if e.job.Resume() == jobspec.OnRedeliveryGiveUp {
+	if e.job.RedeliveryPolicy() == jobspec.OnRedeliveryGiveUp {
 		return false
 	}
 	switch e.job.OutputKind() {

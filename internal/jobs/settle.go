@@ -33,7 +33,7 @@ func (s settlement) settle() {
 	defer cancel()
 	ctx, span := s.w.o.Tracer.Start(ctx, "settle")
 	next := s.record.Current().Clone()
-	s.closeSession(next)
+	s.recordClosed(next)
 	s.session.sent = s.w.ledger.Send(s.ctx, next, s.session.cause)
 	err := s.verdict(ctx, next)
 	endSpan(span, err)
@@ -43,8 +43,8 @@ func (s settlement) settle() {
 		s.superseded(next)
 	case err != nil:
 		// The record could not be written: the attempt is over. Or it was written and
-		// an effect failed: then there is no session to give up.
-		s.giveUpSession("unrecorded")
+		// an effect failed: then there is no session to release.
+		s.releaseSession("unrecorded")
 		s.nakWithBackoff(err)
 	}
 }
@@ -74,7 +74,7 @@ func (s settlement) verdict(ctx context.Context, next *lifecycle.Record) error {
 		return s.release(ctx, next, "unrecorded", 0)
 	case errors.Is(s.session.err, ErrStorage):
 		s.abortProbe(true)
-		s.begun = time.Now() // the look at the job ends here; what follows is another
+		s.begun = time.Now() // restart the clock that measures how long a check takes
 		return s.holdForStorage(ctx, next, s.session.err)
 	default:
 		return s.failed(ctx, next, errors.Of(s.session.err))
@@ -87,7 +87,7 @@ func (s settlement) leaseLost(r *lifecycle.Record) {
 	s.abortProbe(false)
 	s.log().Warn().Str("connection_id", r.ConnectionID).Int("session", r.Session).
 		Msg("the worker's lease was lost: the session is closed and nothing is settled")
-	s.giveUpSession("lease_lost")
+	s.releaseSession("lease_lost")
 	s.nak(nakPause)
 }
 
@@ -130,9 +130,8 @@ func (s settlement) afterOutcome(next *lifecycle.Record) error {
 	return nil
 }
 
-// lettersBefore is the newest dead letter there is. The outcome waits but briefly
-// for it: where it can't be read every letter may be another job's, and at worst
-// this one is written twice.
+// lettersBefore returns the sequence of the newest dead letter. It waits only briefly;
+// if that can't be read, the letter may be written twice.
 func (s settlement) lettersBefore(ctx context.Context) uint64 {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -224,11 +223,11 @@ func (s settlement) logOutcome(r *lifecycle.Record) {
 // has to wait for it.
 func (s settlement) consultCircuit(ctx context.Context, f *lifecycle.Failure, r *lifecycle.Record, fault *errors.Error) {
 	switch app := r.AppID; {
-	case fault.Code == errors.CodeBillingRequired && f.Decision.OpensCircuit && s.w.fleet.Lives(app):
+	case fault.Code == errors.CodeBillingRequired && f.Decision.OpensCircuit && s.w.fleet.HasOpenSession(app):
 		f.Refused = true
 		s.abortProbe(true)
 		s.log().Warn().Str("app_id", app).
-			Msg("the backend refused a session while others of the app live: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
+			Msg("the backend refused a session while other sessions of the app are open: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
 	case f.Decision.OpensCircuit || f.Decision.AppWide:
 		wait, open, err := s.session.permit.Fail(ctx, f.Decision)
 		if err != nil {
@@ -275,8 +274,8 @@ func (s settlement) nakIfDueNow(ctx context.Context, written *lifecycle.Record) 
 	}
 }
 
-// holdFor says why a job has to wait that may not start, and how long at least
-// before it is looked at again.
+// holdFor says why a job that may not start has to wait, and how long at least before
+// it is checked again.
 type holdFor struct {
 	reason string
 	code   errors.Code // of what opened the circuit; "": it is not for a circuit
@@ -303,7 +302,7 @@ func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor)
 	}
 	wait = s.inTime(wait)
 	if from != nil && from.StaysHeld(h.reason, h.why) {
-		if err := s.record.HeldBecause(ctx, from, h.why); err != nil {
+		if err := s.record.UpdateHeldText(ctx, from, h.why); err != nil {
 			return err
 		}
 		s.w.o.Observer.Postponed(s.id.ID, lifecycle.StateHeld, wait)
@@ -320,11 +319,11 @@ func (s settlement) holdForStorage(ctx context.Context, from *lifecycle.Record, 
 	return s.hold(ctx, from, holdFor{reason: lifecycle.HeldStorage, wait: s.w.pace.Spread(storagePause), why: fault.Error()})
 }
 
-// storagePause is about how long a job waits before storage is looked at again.
+// storagePause is about how long a job waits before storage is checked again.
 const storagePause = 5 * time.Second
 
 // unsettledPause is how long a job whose sessions end without a result is left
-// before it is looked at again: it does not change by itself.
+// before it is checked again: it does not change by itself.
 const unsettledPause = time.Minute
 
 // untilGivenUp bounds the wait of a held job by what is left of circuit.max_hold.
@@ -355,8 +354,8 @@ func (s settlement) release(ctx context.Context, next *lifecycle.Record, reason 
 	return nil
 }
 
-// superseded drops the result of a session that another worker has replaced. What is
-// left to write, the job's slot does not wait for.
+// superseded drops the result of a session that another worker has replaced. The slot
+// becomes free without waiting for what is left to write.
 func (s settlement) superseded(r *lifecycle.Record) {
 	s.log().Warn().Int("session", r.Session).Str("connection_id", r.ConnectionID).
 		Msg("another worker has taken the job over: the session is closed and its result dropped")
@@ -365,12 +364,12 @@ func (s settlement) superseded(r *lifecycle.Record) {
 		ctx, cancel := context.WithTimeout(s.w.base, s.w.o.SettleTimeout)
 		defer cancel()
 		s.correctUsage(ctx, r)
-		s.sayReplaced(r)
+		s.publishReplaced(r)
 	})
 }
 
-// sayReplaced publishes that the job was released to the worker that took it over.
-func (s settlement) sayReplaced(r *lifecycle.Record) {
+// publishReplaced publishes that the job was released to the worker that took it over.
+func (s settlement) publishReplaced(r *lifecycle.Record) {
 	ctx, cancel := context.WithTimeout(s.w.base, s.w.o.SettleTimeout)
 	defer cancel()
 	events := s.events()
@@ -380,8 +379,8 @@ func (s settlement) sayReplaced(r *lifecycle.Record) {
 	}
 }
 
-// correctUsage has the ledger know exactly what a session used whose job was taken
-// from it.
+// correctUsage replaces the ledger's estimate of a session whose job was taken over by
+// what it really used.
 func (s settlement) correctUsage(ctx context.Context, r *lifecycle.Record) {
 	if err := s.w.ledger.Correct(ctx, r, &s.session.sent); err != nil {
 		s.log().Warn().Err(err).Int("session", r.Session).Str("connection_id", r.ConnectionID).
@@ -389,13 +388,13 @@ func (s settlement) correctUsage(ctx context.Context, r *lifecycle.Record) {
 	}
 }
 
-// giveUp dead-letters a job without an attempt. It counts and logs only
+// deadLetterUnattempted dead-letters a job without an attempt. It counts and logs only
 // after the write: a first delivery may be a duplicate, and then the write fails.
-func (s settlement) giveUp(ctx context.Context, from *lifecycle.Record, fault *errors.Error, reason string) error {
+func (s settlement) deadLetterUnattempted(ctx context.Context, from *lifecycle.Record, fault *errors.Error, reason string) error {
 	next := s.unstartedRecord(from)
 	decision := s.w.o.Table.Decide(fault, false)
 	plan := lifecycle.Plan{Action: errors.ActionDeadLetter, Reason: reason}
-	next.GiveUp(reason, s.events().Error(next, fault, decision, plan, s.w.now(), time.Time{}))
+	next.DeadLetterUnattempted(reason, s.events().Error(next, fault, decision, plan, s.w.now(), time.Time{}))
 	if err := s.conclude(ctx, next, lifecycle.StateDeadLettered); err != nil {
 		return err
 	}

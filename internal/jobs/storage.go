@@ -11,7 +11,7 @@ import (
 // the backend, kept the session from going on. It does not count as a failure of the job.
 var ErrStorage = errors.New("the worker's own storage failed")
 
-// Storage looks after the streams and buckets that jobs read from and write to.
+// Storage checks the streams and buckets that jobs read from and write to.
 // Its methods may be called from several goroutines.
 type Storage interface {
 	// Reserve keeps space for what the job has left to store. An error says why a
@@ -23,9 +23,9 @@ type Storage interface {
 	// err is the Runner's.
 	Started(job *jobspec.Job)
 	Ended(job *jobspec.Job, err error)
-	// DistrustLedger has the next Reserve look at the stream of usage records again:
+	// InvalidateLedger makes the next Reserve check the stream of usage records again:
 	// one could not be written.
-	DistrustLedger()
+	InvalidateLedger()
 	// Err returns what the worker can't do at the moment because a store fails;
 	// nil: nothing.
 	Err() error
@@ -37,5 +37,5 @@ type endless struct{}
 func (endless) Reserve(context.Context, *jobspec.Job, int) error { return nil }
 func (endless) Started(*jobspec.Job)                             {}
 func (endless) Ended(*jobspec.Job, error)                        {}
-func (endless) DistrustLedger()                                  {}
+func (endless) InvalidateLedger()                                {}
 func (endless) Err() error                                       { return nil }

@@ -51,7 +51,7 @@ type Worker struct {
 	busy    int
 	running map[string]*execution
 	health  map[string]error // by queue
-	paused  bool             // fetching rests: see pauseFetching
+	paused  bool             // fetching is paused: see pauseFetching
 }
 
 // parts are what a worker is joined from.
@@ -94,9 +94,8 @@ const storeTimeout = 2 * time.Second
 // patience is Policy.Patience where it is not set.
 const patience = 10 * time.Second
 
-// minWaiting is the least number of jobs outside its slots that a worker looks at,
-// only to hold them: each waits for a few round trips, and NATS may be
-// far.
+// minWaiting is the least number of jobs outside its slots that a worker may check at a
+// time only to hold them: each takes a few round trips to NATS.
 const minWaiting = 16
 
 // errDrained is the cause with which sessions end that outlive the drain time.
@@ -141,7 +140,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Apps: o.MaxSessions, Rules: o.Limits, MaxWaiting: max(1, o.Concurrency/2), Log: o.Logger,
 	})
 	w.ledger = ledger.New(ledger.Options{
-		Ledger: o.Ledger, Bucket: w.store, Causes: sessionCauses, Used: o.Observer.Used, Failed: o.Storage.DistrustLedger,
+		Ledger: o.Ledger, Bucket: w.store, Causes: sessionCauses, Used: o.Observer.Used, Failed: o.Storage.InvalidateLedger,
 	})
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	if len(o.Budgets) > 0 && o.Ledger != nil {
@@ -284,8 +283,8 @@ func (w *Worker) started() {
 	}
 }
 
-// leaseChanged begins a new presence with each lease, and rests while there is
-// none.
+// leaseChanged begins a new presence with each lease, and pauses fetching while there
+// is none.
 func (w *Worker) leaseChanged(holder *lease.Lease) {
 	if holder != nil {
 		w.fleet.Rename(w.base, holder.ID)
@@ -311,7 +310,7 @@ func (w *Worker) keyChanged(app string, refused error) {
 	}, app)
 }
 
-// pauseFetching has the fetcher rest while no session could be started.
+// pauseFetching pauses the fetcher while no session could be started.
 func (w *Worker) pauseFetching() {
 	pause := w.lease.Current() == nil || w.keys.NoneLeft()
 	w.mu.Lock()
@@ -373,7 +372,8 @@ func (w *Worker) fetchFault() error {
 	return nil
 }
 
-// Running is how many jobs are in hand.
+// Running returns how many slots are in use. A job that has given up its slot is not
+// counted.
 func (w *Worker) Running() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -17,7 +17,7 @@ import (
 // Draining is a worker's reply to a request to drain.
 type Draining struct {
 	WorkerID string `json:"worker_id"`
-	Running  int    `json:"running"` // jobs in hand
+	Running  int    `json:"running"` // slots in use
 }
 
 // ErrNoWorker is in the chain of an error about a worker that did not reply.

@@ -95,7 +95,7 @@ func (o *Operator) insist(ctx context.Context, record *lifecycle.Record) error {
 			return err
 		}
 	}
-	return nil // it comes by itself, within a minute
+	return nil // it comes by itself when its wait ends
 }
 
 // findWaiting looks for a job without a record in the queues.

@@ -244,4 +244,4 @@ func (w *chunkWriter) tryPut(ctx context.Context, msg *nats.Msg, behind uint64) 
 
 // ErrReplaced is in the chain of an error if a later session of the job has
 // continued its recording.
-var ErrReplaced = errors.New("a later session of the job has gone on with the recording")
+var ErrReplaced = errors.New("a later session of the job has continued the recording")

@@ -237,7 +237,7 @@ func (o *opening) dial(parent context.Context, region string, u *url.URL, token 
 		return dialled{}, o.red.clean(o.refusal(ctx, parent, x, resp, err), "", "")
 	}
 	if t, ok := raw.(*tls.Conn); ok {
-		raw = t.NetConn() // closing the TLS layer may wait for its farewell
+		raw = t.NetConn() // closing the TLS layer may wait for close_notify
 	}
 	conn.SetReadLimit(readLimit)
 	d = dialled{conn: conn, stream: x.stream, raw: raw}

@@ -119,7 +119,7 @@ func (p *pinger) send(s *Session, now time.Time) {
 func (p *pinger) check(s *Session, now time.Time) {
 	select {
 	case err := <-s.ping.answered:
-		// An error while the session lives means that the ping could not be
+		// An error while the session is open means that the ping could not be
 		// written during a long message; the next one will be.
 		_ = err
 		s.ping.sentAt = time.Time{}

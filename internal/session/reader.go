@@ -25,7 +25,7 @@ func (s *Session) readLoop() {
 func (s *Session) read() (err error) {
 	defer errors.Recover(&err, errors.PhaseRuntime)
 	for hint := classOf(0); err == nil; {
-		// This may take as long as the session lives, so the stack is kept small
+		// This may take as long as the session is open, so the stack is kept small
 		// here: everything that needs more has returned.
 		s.in.wait()
 		hint, err = s.next(hint)

@@ -59,7 +59,7 @@ type Session struct {
 }
 
 func newSession(o *opening, region string, d dialled) *Session {
-	// Not o.p itself: it leads to the job's speech, for as long as the session lives.
+	// Not o.p itself: it leads to the job's speech, for as long as the session is open.
 	s := &Session{
 		c: o.c, tc: traceContext{o.p.TraceParent, o.p.TraceState}, egress: o.p.egress(),
 		conn: d.conn, in: d.stream, raw: d.raw, replay: d.replay,
@@ -185,7 +185,7 @@ func (s *Session) watch(ctx context.Context) {
 	s.unwatch = context.AfterFunc(ctx, func() { s.cancel(cancelled(ctx, "the session was cancelled")) })
 }
 
-// failure returns why the session ended, without secrets, or nil while it lives.
+// failure returns why the session ended, without secrets, or nil while it is open.
 func (s *Session) failure(reqID string) error {
 	select {
 	case <-s.ended:

@@ -63,7 +63,7 @@ func (s *Session) newUtterance(in Utterance) *utterance {
 }
 
 // stopSource ends the wait for the source, and drops its context: the backend may
-// be waited for as long as the session lives.
+// be waited for as long as the session is open.
 func (u *utterance) stopSource() {
 	if cancel := u.cancel.Swap(nil); cancel != nil {
 		(*cancel)()

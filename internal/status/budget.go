@@ -122,7 +122,7 @@ const (
 	budgetsShare = 20
 )
 
-// followBudgets reads the budgets now and then until ctx ends. It is beside the looks:
+// followBudgets reads the budgets now and then until ctx ends. It does not hold up the polls:
 // sums of many sessions may take a while.
 func (m *Model) followBudgets(ctx context.Context) {
 	for {

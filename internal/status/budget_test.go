@@ -46,7 +46,7 @@ func TestSpentBudgetsAreNamedWithTheJobsThatTheyHold(t *testing.T) {
 		"model": func(budgets status.Budgets) *status.Fleet {
 			m := status.NewModel(status.NewStore(js, names, nil, 0).WithBudgets(budgets), time.Hour)
 			running(t, m)
-			for { // they are read beside the looks
+			for { // they are read beside the polls
 				refresh(t, m)
 				f, err := m.Fleet(t.Context())
 				if err != nil {
@@ -80,7 +80,7 @@ func TestSpentBudgetsAreNamedWithTheJobsThatTheyHold(t *testing.T) {
 	}
 }
 
-// A budget that is raised is seen at once, not at the next look at all of them.
+// A budget that is raised is seen at once, not when all of them are read next.
 func TestAModelReadsBudgetsAgainWhenOneIsSet(t *testing.T) {
 	js, h := setup(t)
 	read := make(chan struct{}, 10)

@@ -17,7 +17,7 @@ func HeldBecause(r *lifecycle.Record) (why, remedy string) {
 	}
 	switch r.HeldReason {
 	case lifecycle.HeldRefused:
-		return "the backend refuses one more session of app " + r.AppID + " while others live",
+		return "the backend refuses one more session of app " + r.AppID + " while other sessions of the app are open",
 			"Set max_sessions of the app to what its plan allows. The job is tried again by itself."
 	case lifecycle.HeldProxy:
 		return "a proxy on the way to the backend lets nothing through",

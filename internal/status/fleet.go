@@ -133,7 +133,7 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	return f, nil
 }
 
-// Queue returns how a queue stands, without how many of its jobs are in each state: to
+// Queue returns the state of a queue, without how many of its jobs are in each state: to
 // count them every record may have to be read. It returns nil if there is no such queue.
 func (s *Store) Queue(ctx context.Context, name string) (*Queue, error) {
 	stream, err := s.js.Stream(ctx, s.names.JobsStream())

@@ -127,7 +127,7 @@ func (j *Job) queueItWaitsIn() string {
 }
 
 // pausedUntil is when the pause of a queue ends; zero: it is not paused, or that can't be
-// read, which keeps nobody from seeing the job. A user who may not look gets no answer.
+// read, which keeps nobody from seeing the job. A user without the permission gets no answer.
 func (s *Store) pausedUntil(ctx context.Context, queue string) (until time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, storageTime)
 	defer cancel()

@@ -58,7 +58,7 @@ type List struct {
 	Rows   []Row
 	Groups []Group // of a Query with By, those with the most jobs first
 	More   bool    // there are more than Limit
-	// Waiting says how far it looked among the jobs that only wait.
+	// Waiting says how many of the jobs that only wait were read.
 	Waiting Search
 }
 

@@ -18,9 +18,9 @@ import (
 )
 
 const (
-	// defaultEvery is how often a Model looks for what is new.
+	// defaultEvery is how often a Model polls NATS for what is new.
 	defaultEvery = time.Second
-	// storageEvery is how often it looks how full the streams are.
+	// storageEvery is how often it reads how full the streams are.
 	storageEvery = 5 * time.Second
 	// oddLimit is how often in a row the number of waiting jobs may differ from the
 	// server's before they are all read again.
@@ -33,8 +33,8 @@ const (
 )
 
 // Model answers the questions that a Store answers, from memory. It holds a row of
-// about 250 bytes for each job, and follows what changes: each look costs NATS about
-// a dozen small requests, and what was overwritten between two looks is not read. It
+// about 250 bytes for each job, and follows what changes: each poll costs NATS about
+// a dozen small requests, and what was overwritten between two polls is not read. It
 // has no consumer while nothing is new, and none on the jobs stream at all.
 //
 // While NATS is away it answers with what it knew; Freshness says so. It goes on
@@ -44,12 +44,12 @@ type Model struct {
 	store *Store
 	every time.Duration
 
-	poke       chan struct{} // a look is wanted now
+	poke       chan struct{} // a poll is wanted now
 	budgetsDue chan struct{} // a budget was set, so they are to be read now
 	stopped    chan struct{} // closed when Run has ended: nothing more is read
 	stopOnce   sync.Once
 
-	// Used by the look under way only.
+	// Used by the poll under way only.
 	state, fleetBucket, events streams.Tail
 	waitingReader              *streams.Reader
 	jobsCreated                time.Time // when the jobs stream was made
@@ -69,27 +69,27 @@ type Model struct {
 	spent    []budget.Spending // budgets that are spent
 	unread   error             // why the budgets are not known
 	fresh    Freshness
-	failed   error         // of the last look
+	failed   error         // of the last poll
 	offset   time.Duration // of the server's clock to this one's
 	changed  chan struct{} // closed when the version rises
-	looked   chan struct{} // closed when a look ends
-	begun    uint64        // number of the last look that began
-	done     uint64        // number of the last look that ended
+	polled   chan struct{} // closed when a poll ends
+	begun    uint64        // number of the last poll that began
+	done     uint64        // number of the last poll that ended
 }
 
 // Freshness says how current a Model is.
 type Freshness struct {
 	// Version rises with each change. It begins at another number in each process.
 	Version uint64    `json:"version"`
-	At      time.Time `json:"at"`     // of the last look that succeeded, by the server's clock
+	At      time.Time `json:"at"`     // of the last poll that succeeded, by the server's clock
 	Loaded  bool      `json:"loaded"` // everything was read once
-	// Error is why the last look failed; "": it did not. What is shown is then as old
+	// Error is why the last poll failed; "": it did not. What is shown is then as old
 	// as At says.
 	Error string `json:"error,omitempty"`
 }
 
 // NewModel returns a Model that knows nothing until it runs. every is the time between
-// two looks; 0 is defaultEvery.
+// two polls; 0 is defaultEvery.
 func NewModel(store *Store, every time.Duration) *Model {
 	if every <= 0 {
 		every = defaultEvery
@@ -101,7 +101,7 @@ func NewModel(store *Store, every time.Duration) *Model {
 		fleetBucket: streams.Tail{JS: store.js, Stream: "KV_" + names.FleetBucket(), Subject: "$KV." + names.FleetBucket() + ".>"},
 		events:      streams.Tail{JS: store.js, Stream: names.EventsStream(), Subject: names.AllErrors(), HeadersOnly: true, Sparse: true},
 		records:     newRecordTable(), waiting: make(map[string]*waitingTable), limits: newLimitKeys(), shared: make(map[string]sharedEntry),
-		failures: newFailureCounts(names), behind: make(map[string]bool), changed: make(chan struct{}), looked: make(chan struct{}),
+		failures: newFailureCounts(names), behind: make(map[string]bool), changed: make(chan struct{}), polled: make(chan struct{}),
 	}
 	m.events.Since = func() time.Time { return beginOfDay(m.serverNow()) }
 	m.waitingReader = streams.NewReader(store.js, names.JobsStream())
@@ -120,7 +120,7 @@ func (m *Model) Run(ctx context.Context) {
 	ticker := time.NewTicker(m.every)
 	defer ticker.Stop()
 	for {
-		m.look(ctx)
+		m.poll(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -130,7 +130,7 @@ func (m *Model) Run(ctx context.Context) {
 	}
 }
 
-// Refresh returns after a look that began after the call, with its error. It is for
+// Refresh returns after a poll that began after the call, with its error. It is for
 // callers that changed something and want to see it. Run must be running.
 func (m *Model) Refresh(ctx context.Context) error {
 	m.mu.RLock()
@@ -138,11 +138,11 @@ func (m *Model) Refresh(ctx context.Context) error {
 	m.mu.RUnlock()
 	select {
 	case m.poke <- struct{}{}:
-	default: // a look is wanted already
+	default: // a poll is wanted already
 	}
 	for {
 		m.mu.RLock()
-		looked, ended, failed := m.looked, m.done >= wanted, m.failed
+		polled, ended, failed := m.polled, m.done >= wanted, m.failed
 		m.mu.RUnlock()
 		if ended {
 			return failed
@@ -150,7 +150,7 @@ func (m *Model) Refresh(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-looked:
+		case <-polled:
 		}
 	}
 }
@@ -163,7 +163,7 @@ func (m *Model) Freshness() Freshness {
 }
 
 // Changed returns a channel that is closed once the version is higher than the given
-// one. Several changes between two looks are one.
+// one. Several changes between two polls are one.
 func (m *Model) Changed(version uint64) <-chan struct{} {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -184,22 +184,22 @@ func (m *Model) serverNow() time.Time {
 
 func (m *Model) now() time.Time { return m.store.now().Add(m.offset).UTC() }
 
-// look reads what is new. The jobs that wait come before the records: a job on its way
+// poll reads what is new. The jobs that wait come before the records: a job on its way
 // from its queue to its record is seen twice at worst.
-func (m *Model) look(ctx context.Context) {
+func (m *Model) poll(ctx context.Context) {
 	m.mu.Lock()
 	m.begun++
 	m.mu.Unlock()
 	changed := false
-	at, err := m.lookAtAll(ctx, &changed)
+	at, err := m.pollUntilLost(ctx, &changed)
 	if ctx.Err() == nil {
 		m.ended(at, changed, err)
 	}
 }
 
-// lookAtAll reads what is new until the connection is lost: a request that is under way
+// pollUntilLost reads what is new until the connection is lost: a request that is under way
 // then is never answered.
-func (m *Model) lookAtAll(ctx context.Context, changed *bool) (time.Time, error) {
+func (m *Model) pollUntilLost(ctx context.Context, changed *bool) (time.Time, error) {
 	nc := m.store.js.Conn()
 	lost := nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
 	defer nc.RemoveStatusListener(lost)
@@ -219,7 +219,7 @@ func (m *Model) lookAtAll(ctx context.Context, changed *bool) (time.Time, error)
 		case <-done:
 		}
 	})
-	at, err := m.lookAtEach(ctx, changed)
+	at, err := m.pollParts(ctx, changed)
 	if err != nil && errors.Is(context.Cause(ctx), errNotConnected) {
 		err = errNotConnected
 	}
@@ -231,9 +231,9 @@ var errStopped = errors.New("the state of the fleet is not read any more: this p
 
 var errNotConnected = errors.New("there is no connection to NATS")
 
-// lookAtEach reads what is new, part by part.
-func (m *Model) lookAtEach(ctx context.Context, changed *bool) (time.Time, error) {
-	at, err := m.lookAtJobs(ctx, changed)
+// pollParts reads what is new, part by part.
+func (m *Model) pollParts(ctx context.Context, changed *bool) (time.Time, error) {
+	at, err := m.pollJobs(ctx, changed)
 	for _, part := range []struct {
 		tail *streams.Tail
 		f    streams.Follower
@@ -256,12 +256,12 @@ func (m *Model) lookAtEach(ctx context.Context, changed *bool) (time.Time, error
 		m.mu.Unlock()
 	}
 	if err == nil {
-		err = m.lookAtRest(ctx, changed)
+		err = m.pollRest(ctx, changed)
 	}
 	return at, err
 }
 
-// ended notes how a look ended and wakes those who wait for that.
+// ended notes how a poll ended and wakes those who wait for that.
 func (m *Model) ended(at time.Time, changed bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -280,15 +280,15 @@ func (m *Model) ended(at time.Time, changed bool, err error) {
 		close(m.changed)
 		m.changed = make(chan struct{})
 	}
-	close(m.looked)
-	m.looked = make(chan struct{})
+	close(m.polled)
+	m.polled = make(chan struct{})
 }
 
 // loaded waits until everything was read once.
 func (m *Model) loaded(ctx context.Context) error {
 	for {
 		m.mu.RLock()
-		loaded, failed, looked := m.fresh.Loaded, m.failed, m.looked
+		loaded, failed, polled := m.fresh.Loaded, m.failed, m.polled
 		m.mu.RUnlock()
 		switch {
 		case loaded:
@@ -301,13 +301,13 @@ func (m *Model) loaded(ctx context.Context) error {
 			return fmt.Errorf("the state of the fleet is still being read: %w", ctx.Err())
 		case <-m.stopped:
 			return errStopped
-		case <-looked:
+		case <-polled:
 		}
 	}
 }
 
-// lookAtRest counts the dead letters, and looks now and then how full the streams are.
-func (m *Model) lookAtRest(ctx context.Context, changed *bool) error {
+// pollRest counts the dead letters, and reads now and then how full the streams are.
+func (m *Model) pollRest(ctx context.Context, changed *bool) error {
 	letters, err := dlq.NewStore(m.store.js, m.store.names, m.store.now).CountByCode(ctx)
 	if err != nil {
 		return err

@@ -25,7 +25,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// follow runs a model until the test ends. It looks only when it is asked to.
+// follow runs a model until the test ends. It polls only when it is asked to.
 func follow(t testing.TB, js jetstream.JetStream, names topology.Names, every time.Duration) *status.Model {
 	t.Helper()
 	m := status.NewModel(status.NewStore(js, names, nil, time.Minute), every)
@@ -316,7 +316,7 @@ func TestModelAnswersAsTheStoreDoes(t *testing.T) {
 		for i, a := range actions.Example(run) {
 			w.do(a)
 			done = append(done, a)
-			// A message removed from the middle of a queue is missed after some looks.
+			// A message removed from the middle of a queue is missed after some polls.
 			if a.Kind%13 == 12 {
 				refresh(t, m)
 				refresh(t, m)

@@ -11,8 +11,8 @@ import (
 	"avatarworker/internal/streams"
 )
 
-// lookAtJobs reads the queues, and the jobs in them that no worker has been given.
-func (m *Model) lookAtJobs(ctx context.Context, changed *bool) (at time.Time, err error) {
+// pollJobs reads the queues, and the jobs in them that no worker has been given.
+func (m *Model) pollJobs(ctx context.Context, changed *bool) (at time.Time, err error) {
 	name := m.store.names.JobsStream()
 	stream, err := m.store.js.Stream(ctx, name)
 	if err != nil {
@@ -37,7 +37,7 @@ func (m *Model) lookAtJobs(ctx context.Context, changed *bool) (at time.Time, er
 }
 
 // takeQueues takes what the server says of the queues, and forgets the jobs that were
-// delivered since the last look.
+// delivered since the last poll.
 func (m *Model) takeQueues(state queueState, changed *bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -11,7 +11,8 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// storageTime bounds the look at one of them: a user who may not look gets no answer.
+// storageTime bounds the reading of one of them: a user without the permission gets no
+// answer.
 const storageTime = 1500 * time.Millisecond
 
 // FullAt is the fill from which a stream or bucket is warned of.

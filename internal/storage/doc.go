@@ -1,4 +1,4 @@
-// Package storage looks, before a session is paid for, whether the streams and
+// Package storage checks, before a session is opened, whether the streams and
 // buckets that a job reads and writes can serve it, and keeps space in them for
 // the jobs that were admitted. It implements jobs.Storage, and so it learns when a
 // session has failed for a store.

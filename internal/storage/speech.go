@@ -15,14 +15,14 @@ const unknownSpeech = 30 * time.Second
 
 // estimate is about how many bytes the job still stores, and how many it makes in
 // all. Of speech whose length is not known, all counts nothing.
-func (s *Storage) estimate(ctx context.Context, job *jobspec.Job, done int, plenty bool) (left, all int64) {
+func (s *Storage) estimate(ctx context.Context, job *jobspec.Job, done int, ampleSpace bool) (left, all int64) {
 	var leftTime, allTime time.Duration
 	specs := job.AudioSpecs()
 	if len(specs) == 0 { // live
 		leftTime = unknownSpeech
 	}
 	for i, spec := range specs {
-		length, known := s.length(ctx, spec, plenty)
+		length, known := s.length(ctx, spec, ampleSpace)
 		if known {
 			allTime += length
 		}
@@ -35,11 +35,11 @@ func (s *Storage) estimate(ctx context.Context, job *jobspec.Job, done int, plen
 
 // length is that of one utterance's speech, where that can be found out without
 // fetching it.
-func (s *Storage) length(ctx context.Context, spec jobspec.AudioSpec, plenty bool) (length time.Duration, known bool) {
-	if spec.URL != "" || plenty && !spec.HasInline {
+func (s *Storage) length(ctx context.Context, spec jobspec.AudioSpec, ampleSpace bool) (length time.Duration, known bool) {
+	if spec.URL != "" || ampleSpace && !spec.HasInline {
 		return unknownSpeech, false
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	speech, err := s.speech.Open(ctx, audio.Spec{
 		Inline: spec.Inline, HasInline: spec.HasInline, Object: spec.Object, Format: spec.Format, SampleRate: spec.SampleRate, Field: spec.Field,

@@ -21,24 +21,25 @@ import (
 type Store interface {
 	// Name names the store for people.
 	Name() string
-	// Look returns why no job that needs the store should start; nil: it serves
+	// Check returns why no job that needs the store should start; nil: it serves
 	// them. It may take a round trip.
-	Look(ctx context.Context) error
-	// Fault returns what Look found last, without a round trip.
+	Check(ctx context.Context) error
+	// Fault returns what Check found last, without a round trip.
 	Fault() error
-	// Retry looks again at a store that is at fault.
+	// Retry rechecks a store that failed.
 	Retry(ctx context.Context)
-	// Distrust makes the next Look ask again: something pointed at a fault.
-	Distrust()
-	// Plenty reports whether there is space for any job, so that its size does
-	// not matter.
-	Plenty() bool
+	// Invalidate makes the next Check ask the server: a session or a write has
+	// failed for this store.
+	Invalidate()
+	// HasAmpleSpace reports whether there is so much space that the size of a job
+	// need not be known exactly.
+	HasAmpleSpace() bool
 	// Reserve keeps space for the bytes that a job has left to store, or returns
 	// why there is none. all is what the whole job makes. The error is an
 	// *errors.Error with code invalidJob if it can never be stored.
 	Reserve(jobID string, left, all int64) error
-	// Begin says that the job's session begins, End how it went. A store that made
-	// it fail is at fault from then on.
+	// Begin is called when the job's session begins, End when it has ended. A store
+	// that made the session fail counts as failed until Retry finds otherwise.
 	Begin(jobID string)
 	End(jobID string, err error)
 }
@@ -50,7 +51,7 @@ type Options struct {
 	Speech *audio.Opener // for the length of speech
 }
 
-// Storage looks after the stores of a worker.
+// Storage checks the stores of a worker, and reserves space in them.
 type Storage struct {
 	names  topology.Names
 	speech *audio.Opener
@@ -63,8 +64,8 @@ type Storage struct {
 
 var _ jobs.Storage = (*Storage)(nil)
 
-// New returns a Storage of the worker's own streams and buckets. Run looks after
-// those at fault.
+// New returns a Storage of the worker's own streams and buckets. Watch rechecks
+// stores that failed.
 func New(o Options) *Storage {
 	recordings := "$O." + o.Names.RecordingsBucket()
 	usage := newStream(o.JS, o.Names.UsageStream(), o.Names.Usage(probeToken, probeToken))
@@ -78,7 +79,7 @@ func New(o Options) *Storage {
 	}
 }
 
-// writes returns the store that outputs of this kind fill; nil: none of ours.
+// writes returns the store that outputs of this kind are written to; nil: none of ours.
 func (s *Storage) writes(kind string) (Store, error) {
 	switch kind {
 	case jobspec.OutputFrames:
@@ -111,11 +112,11 @@ func (s *Storage) all() []Store { return []Store{s.usage, s.live, s.frames, s.up
 
 // Reserve implements jobs.Storage.
 func (s *Storage) Reserve(ctx context.Context, job *jobspec.Job, done int) error {
-	if err := s.usage.lookFor(ctx, largestUsage); err != nil {
+	if err := s.usage.checkSpace(ctx, largestUsage); err != nil {
 		return err
 	}
 	if source := s.reads(job); source != nil {
-		if err := source.Look(ctx); err != nil {
+		if err := source.Check(ctx); err != nil {
 			return err
 		}
 	}
@@ -123,15 +124,15 @@ func (s *Storage) Reserve(ctx context.Context, job *jobspec.Job, done int) error
 	if target == nil || err != nil {
 		return err
 	}
-	if err := target.Look(ctx); err != nil {
+	if err := target.Check(ctx); err != nil {
 		return err
 	}
-	left, all := s.estimate(ctx, job, done, target.Plenty())
+	left, all := s.estimate(ctx, job, done, target.HasAmpleSpace())
 	return target.Reserve(job.ID, left, all)
 }
 
-// DistrustLedger implements jobs.Storage.
-func (s *Storage) DistrustLedger() { s.usage.Distrust() }
+// InvalidateLedger implements jobs.Storage.
+func (s *Storage) InvalidateLedger() { s.usage.Invalidate() }
 
 // Err implements jobs.Storage.
 func (s *Storage) Err() error {
@@ -144,9 +145,9 @@ func (s *Storage) Err() error {
 	return errors.Join(faults...)
 }
 
-// Watch looks again at the stores that are at fault, until ctx ends.
+// Watch rechecks stores that failed, until ctx ends.
 func (s *Storage) Watch(ctx context.Context) {
-	ticker := time.NewTicker(lookLife / 2)
+	ticker := time.NewTicker(checkLife / 2)
 	defer ticker.Stop()
 	for {
 		select {
@@ -176,7 +177,7 @@ func (s *Storage) Ended(job *jobspec.Job, err error) {
 	}
 	if e := errors.Of(err); e != nil && e.Code == errors.CodeAudioUnavailable {
 		if source := s.reads(job); source != nil {
-			source.Distrust()
+			source.Invalidate()
 		}
 	}
 }

@@ -16,10 +16,10 @@ import (
 )
 
 const (
-	// lookLife is how long what is known of a stream counts.
-	lookLife = 5 * time.Second
-	// lookTimeout bounds one look: a stream without a leader does not answer.
-	lookTimeout = 4 * time.Second
+	// checkLife is how long the result of a check is used.
+	checkLife = 5 * time.Second
+	// checkTimeout bounds one check: a stream without a leader does not answer.
+	checkTimeout = 4 * time.Second
 	// firstPause is how long a stream that failed a session is left alone; each
 	// further failure doubles it, up to maxPause.
 	firstPause = 5 * time.Second
@@ -33,8 +33,8 @@ const (
 	largestFrame = 64 << 10
 	// largestUsage is that of a usage record: its labels may have 8 KiB as JSON.
 	largestUsage = 16 << 10
-	// plenty is so much space that the length of speech in objects is not looked up.
-	plenty = 256 << 20
+	// ampleSpace is so much space that the length of speech in objects is not looked up.
+	ampleSpace = 256 << 20
 )
 
 // probeToken takes the place of a job's id, or an object's name, in the
@@ -49,16 +49,16 @@ type stream struct {
 	// largest is the size of the largest messages that it is to take.
 	largest int
 
-	looking sync.Mutex // held during a look
+	checking sync.Mutex // held during a check
 
 	mu       sync.Mutex
-	at       time.Time // of the last look; zero: not looked at, or not to be believed any more
+	at       time.Time // of the last check; zero: not checked yet, or invalidated
 	space    output.Space
 	err      error     // why no job that needs it is started; nil: they are
 	need     int64     // space that must be there before err is over
 	proven   bool      // it takes what is written, as far as a probe can say
 	failed   int       // sessions in a row that it has failed
-	rest     time.Time // it is not tried before
+	rest     time.Time // not checked before this time
 	reserved map[string]*reservation
 }
 
@@ -86,37 +86,37 @@ func (s *stream) Fault() error {
 	return s.err
 }
 
-// Distrust implements Store.
-func (s *stream) Distrust() {
+// Invalidate implements Store.
+func (s *stream) Invalidate() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.at, s.proven = time.Time{}, false
 }
 
-// Plenty implements Store.
-func (s *stream) Plenty() bool {
+// HasAmpleSpace implements Store.
+func (s *stream) HasAmpleSpace() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.space.Max == 0 || s.space.Free > plenty
+	return s.space.Max == 0 || s.space.Free > ampleSpace
 }
 
-// Look implements Store. It looks at the stream unless that was done just now. One
-// that is at fault is looked at by Retry alone.
-func (s *stream) Look(ctx context.Context) error {
+// Check implements Store. It asks the server unless it did so within checkLife. A
+// stream that failed is checked by Retry alone.
+func (s *stream) Check(ctx context.Context) error {
 	if known, err := s.known(); known {
 		return err
 	}
-	s.looking.Lock()
-	defer s.looking.Unlock()
+	s.checking.Lock()
+	defer s.checking.Unlock()
 	if known, err := s.known(); known {
 		return err
 	}
 	return s.ask(ctx, 0)
 }
 
-// lookFor is Look, and wants so much space.
-func (s *stream) lookFor(ctx context.Context, need int64) error {
-	if err := s.Look(ctx); err != nil {
+// checkSpace is Check, and also returns an error if there is less space than need.
+func (s *stream) checkSpace(ctx context.Context, need int64) error {
+	if err := s.Check(ctx); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -132,22 +132,22 @@ func (s *stream) lookFor(ctx context.Context, need int64) error {
 func (s *stream) known() (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.err != nil || time.Since(s.at) < lookLife, s.err
+	return s.err != nil || time.Since(s.at) < checkLife, s.err
 }
 
 // Retry implements Store.
 func (s *stream) Retry(ctx context.Context) {
-	s.looking.Lock()
-	defer s.looking.Unlock()
+	s.checking.Lock()
+	defer s.checking.Unlock()
 	s.mu.Lock()
 	rests, need := time.Now().Before(s.rest), s.need
 	s.mu.Unlock()
 	if !rests {
-		_ = s.ask(ctx, need) // kept for those who ask
+		_ = s.ask(ctx, need) // stored for Check and Fault
 	}
 }
 
-// ask looks at the store, and whether it has so much space.
+// ask asks the server about the stream, and stores whether it has that much space.
 func (s *stream) ask(ctx context.Context, need int64) error {
 	since := time.Now()
 	space, err := s.inspect(ctx)
@@ -177,7 +177,7 @@ func (s *stream) ask(ctx context.Context, need int64) error {
 }
 
 func (s *stream) inspect(ctx context.Context) (output.Space, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	space, err := output.ReadSpace(ctx, s.js, s.name)
 	if err != nil || len(s.probes) == 0 {
@@ -200,8 +200,9 @@ func (s *stream) inspect(ctx context.Context) (output.Space, error) {
 	return space, nil
 }
 
-// probe writes to the stream what that refuses, for a sequence that it can't be
-// at: so it is there, takes what is written, and this worker may write.
+// probe publishes a message that the stream refuses, because it expects a sequence
+// that the stream can't be at. That refusal shows that the stream exists, accepts
+// messages, and that this worker may publish to it.
 func (s *stream) probe(ctx context.Context, subject string) error {
 	_, err := s.js.PublishMsg(ctx, nats.NewMsg(subject), jetstream.WithExpectLastSequence(1<<62))
 	var api *jetstream.APIError

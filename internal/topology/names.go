@@ -154,8 +154,8 @@ func (n Names) Errors(class, code string) string {
 // AllErrors matches every error event.
 func (n Names) AllErrors() string { return n.subject("errors", ">") }
 
-// Alerts is where an alert goes: kind is recurring, circuit_opened or
-// circuit_closed.
+// Alerts is where an alert goes: kind is recurring, circuit_opened, circuit_closed,
+// storage, worker_key, unsettled or budget.
 func (n Names) Alerts(kind, code string) string { return n.subject("alerts", Token(kind), Token(code)) }
 
 // AllAlerts matches every alert.

@@ -188,7 +188,7 @@ func (s Settings) state(n Names) jetstream.KeyValueConfig {
 // it.
 func (s Settings) fleet(n Names) jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{
-		Bucket: n.FleetBucket(), Description: "What workers share: circuits, live sessions, alerts",
+		Bucket: n.FleetBucket(), Description: "What workers share: circuits, workers' presence, budget settings, alerts",
 		History: 1, LimitMarkerTTL: markerLife, MaxBytes: unlimited(s.FleetMaxBytes), Storage: s.Storage, Replicas: s.replicas(), Placement: s.Placement,
 	}
 }

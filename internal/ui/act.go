@@ -186,7 +186,7 @@ func (s *Store) Drain(ctx context.Context, workerID string) (_ int, err error) {
 	return d.Running, err
 }
 
-// refresh has the next look at the fleet show what was changed.
+// refresh makes the next read of the fleet show what was changed.
 func (s *Store) refresh(ctx context.Context) {
 	if s.o.Refresh != nil {
 		if err := s.o.Refresh(ctx); err != nil {

@@ -71,7 +71,7 @@ func (s *Server) changeCircuit(q *request) {
 	if closing && !q.sure() {
 		q.confirm(confirmData{
 			Question: "Close the circuit of app " + app + "?", Button: "Close the circuit",
-			Warning: "Its jobs are started again at once, the held ones within a minute. If what opened it is not solved, they fail again, and it opens again. To try one job first, probe it.",
+			Warning: "Its jobs are started again: new ones at once, the held ones as their waits end, which takes up to half an hour if very many wait. If what opened it is not solved, they fail again, and it opens again. To try one job first, probe it.",
 			Fields:  []hiddenField{{"app", app}, {"region", region}},
 		})
 		return
@@ -116,7 +116,7 @@ func (s *Server) drain(q *request) {
 	if errors.Is(err, operate.ErrNoWorker) {
 		err = fmt.Errorf("it does not answer: it has ended, or can't reach NATS")
 	}
-	r.add(rowOf("Worker "+id, "", Done{Status: "draining", Message: count(running, "job") + " in hand", OK: true}, err))
+	r.add(rowOf("Worker "+id, "", Done{Status: "draining", Message: count(running, "slot") + " in use", OK: true}, err))
 	r.Title = single(r)
 	q.finish(r)
 }

@@ -63,7 +63,8 @@ func (f *failures) add(code errors.Code, at time.Time) {
 	f.counts[code][minute%int64(minutes)]++
 }
 
-// advance forgets the minutes that the ring has left behind.
+// advance clears the counts of the minutes after newest up to minute, so that those of a
+// day before are not taken for theirs.
 func (f *failures) advance(minute int64) {
 	for ; f.newest < minute; f.newest++ {
 		if minute-f.newest > int64(minutes) {

@@ -144,7 +144,7 @@ func sortWorkers(list []status.Worker) (first, others []status.Worker) {
 		}
 	}
 	n := min(len(up), mostWorkers)
-	if len(up) <= mostWorkers+2 { // not worth a click
+	if len(up) <= mostWorkers+2 { // too few to hide
 		n = len(up)
 	}
 	return append(first, up[:n]...), up[n:]
@@ -211,7 +211,7 @@ func troubles(f *status.Fleet) []trouble {
 		switch {
 		case w.Lost:
 			add(warn, fmt.Sprintf("Worker %s was lost, or can't reach NATS: nothing from it for %s.", w.WorkerID, ago(f.At, w.At)),
-				"Its jobs are taken over by others. Look whether its process lives.", pageLink{"Workers", "#workers"})
+				"Its jobs are taken over by others. Check whether its process still runs.", pageLink{"Workers", "#workers"})
 		case w.NotReady != "" && !w.Draining:
 			add(warn, fmt.Sprintf("Worker %s takes no jobs, or not all.", w.WorkerID), sentence(errors.RedactText(w.NotReady)), pageLink{"Workers", "#workers"})
 		}

@@ -101,7 +101,7 @@ type Actor interface {
 	// "": its next one.
 	Probe(ctx context.Context, app, region string) (jobID string, err error)
 	CloseCircuit(ctx context.Context, app, region string) error
-	// Drain returns how many jobs the worker has in hand.
+	// Drain returns how many of the worker's slots are in use.
 	Drain(ctx context.Context, workerID string) (running int, err error)
 }
 

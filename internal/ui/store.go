@@ -44,7 +44,7 @@ type StoreOptions struct {
 	Names topology.Names
 	// Statuses answers for jobs and the fleet; nil: a status.Store.
 	Statuses Statuses
-	// Refresh has Statuses look again, after a change; may be nil.
+	// Refresh makes Statuses read again, after a change; may be nil.
 	Refresh func(ctx context.Context) error
 	// Costs reads the ledger; nil: what today costs is added up from job records.
 	Costs      *cost.Store
@@ -86,7 +86,7 @@ const (
 	// limitsAge and spendAge are longer, for what costs more or matters less.
 	limitsAge = 3 * time.Second
 	spendAge  = time.Minute
-	// countFor bounds one look at records or waiting jobs.
+	// countFor bounds one reading of records or waiting jobs.
 	countFor = 3 * time.Second
 )
 
@@ -262,7 +262,7 @@ func (s *Store) Recordings(ctx context.Context, limit int) ([]Recording, bool, e
 const recordingsBatch = 1000
 
 // StoredRecordings lists all complete recordings, newest first. It makes no consumer,
-// unlike output.ListRecordings: who only looks may not.
+// unlike output.ListRecordings: a user who may only read may make none.
 func (s *Store) StoredRecordings(ctx context.Context) ([]output.Stored, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()

@@ -1,5 +1,5 @@
 // Package alert counts error events over the whole fleet and raises one alert for
-// each code that recurs, and publishes what a worker itself has to alert of. It owns
+// each code that recurs, and publishes the worker's own alerts. It owns
 // the counts, the keys by which workers agree on who publishes an alert, and the alerts
 // that wait to be published. It must not know about jobs, sessions or circuits.
 package alert

@@ -16,11 +16,11 @@ import (
 
 const (
 	// sameWindow is the time within which the same alert of several workers, or of
-	// several jobs, is one.
+	// several jobs, is published once.
 	sameWindow = 5 * time.Minute
 	// publishTimeout bounds one attempt to publish an alert.
 	publishTimeout = 10 * time.Second
-	// againTimeout is the same after one that could not be published.
+	// againTimeout is the same after an attempt that failed.
 	againTimeout = 2 * time.Second
 	// noteTimeout bounds reading and writing that an alert was published.
 	noteTimeout = 2 * time.Second
@@ -54,7 +54,7 @@ type Outbox struct {
 // queued is an alert that waits to be published.
 type queued struct {
 	event.Event
-	until time.Time // until then it is one over the whole fleet; zero: its id sees to that
+	until time.Time // until then the fleet publishes it once; zero: the stream drops a second one by its id
 }
 
 // NewOutbox returns an Outbox; Run makes it publish.
@@ -71,9 +71,9 @@ func (b *Outbox) Alert(alert event.WorkerAlert, about string) {
 	}
 }
 
-// AlertOnce publishes an alert that is one over the whole fleet by its id. That it was
-// published is noted in AVATAR_FLEET until the given time, so that a worker that starts
-// later may give it again: the one that gave it may have died before.
+// AlertOnce publishes an alert once over the whole fleet, by its id. AVATAR_FLEET keeps
+// until the given time that it was published. So a worker that starts later may call
+// AlertOnce again, in case the first one died before it published the alert.
 func (b *Outbox) AlertOnce(id string, until time.Time, alert event.WorkerAlert) {
 	alert.Worker, alert.WorkerID, alert.Time = b.o.Worker, b.o.WorkerID(), b.o.Now()
 	b.add(queued{event.Event{ID: id, Time: alert.Time, Body: alert}, until})
@@ -100,8 +100,8 @@ func (b *Outbox) known(window time.Time, id string) bool {
 	return known
 }
 
-// Run publishes the alerts until ctx ends, each until the stream has it. One that can't
-// be published lets those behind it go first.
+// Run publishes the alerts until ctx ends, each until the stream has it. An alert that
+// can't be published is tried again after the others.
 func (b *Outbox) Run(ctx context.Context) {
 	timeout := publishTimeout
 	for {
@@ -115,7 +115,7 @@ func (b *Outbox) Run(ctx context.Context) {
 			}
 			timeout = againTimeout
 			b.o.Log.Error().Err(err).Str("alert", a.ID).Msg("could not publish an alert")
-			_ = retry.Pause(ctx, time.Second, nil) // the loop looks at ctx
+			_ = retry.Pause(ctx, time.Second, nil) // the loop checks ctx
 			b.add(a)
 		}
 	}
@@ -152,8 +152,8 @@ func (b *Outbox) noted(ctx context.Context, a queued) bool {
 	return err == nil && !at.IsZero()
 }
 
-// note has later workers know that an alert was published. If it fails they publish it
-// again.
+// note stores that an alert was published, for workers that start later. If that fails
+// they publish it again.
 func (b *Outbox) note(ctx context.Context, a queued) {
 	life := a.until.Sub(b.o.Now())
 	if life <= 0 {

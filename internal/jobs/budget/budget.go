@@ -61,7 +61,7 @@ type Budgets struct {
 	warned   map[account]float64 // the share last warned of
 	settings map[string]int64    // credits set at run time, by key; nil: not read yet
 	seq      uint64              // of the newest usage record that was followed
-	listed   bool                // what there was has been read
+	listed   bool                // what was spent before is read
 	fault    error               // why what is spent is not known; nil: it is, or soon will be
 	changed  chan struct{}       // closed and replaced when something changes
 }
@@ -101,8 +101,8 @@ func (b *Budgets) Err() error {
 	return fmt.Errorf("jobs of budgets are held, because what is left of them is not known: %w", b.fault)
 }
 
-// refusal is the first budget that has no room for one more session beside those
-// reserved under key; "": under any. The caller holds b.mu.
+// refusal returns the first budget that has less left than one more session costs,
+// besides those reserved under key; "": under any. The caller holds b.mu.
 func (b *Budgets) refusal(job Job, key string, reserved int64) *Refusal {
 	now := b.o.Now()
 	for i, r := range b.o.Rules {

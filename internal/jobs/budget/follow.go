@@ -42,7 +42,7 @@ func (b *Budgets) repeat(ctx context.Context, what string, follow func(context.C
 		}
 		failed(err)
 		b.o.Log.Warn().Err(err).Msg("can't follow " + what + "; beginning again")
-		_ = retry.Pause(ctx, time.Second, nil) // the loop looks at ctx
+		_ = retry.Pause(ctx, time.Second, nil) // the loop checks ctx
 	}
 }
 
@@ -169,7 +169,7 @@ func (b *Budgets) filters() []string {
 	return slices.Sorted(slices.Values(filters))
 }
 
-// learn takes a usage record in.
+// learn adds a usage record to what is spent.
 func (b *Budgets) learn(s *usage.Stored) {
 	b.mu.Lock()
 	var warnings []Warning

@@ -29,13 +29,14 @@ func (r Refusal) String() string {
 
 const (
 	// spentPause is about how long a job of a budget that is spent waits before it is
-	// looked at again: the budget may have been raised.
+	// checked again: the budget may have been raised.
 	spentPause = 5 * time.Second
-	// reservedPause is for a budget that others may leave something of.
+	// reservedPause is for a budget fully reserved, but not fully spent: a session may
+	// use less than is reserved for it.
 	reservedPause = time.Second
 )
 
-// Pause is about how long the job waits before it is looked at again.
+// Pause is about how long the job waits before it is checked again.
 func (r Refusal) Pause() time.Duration {
 	if r.Spent < r.Credits && r.Unknown == nil {
 		return reservedPause
@@ -60,9 +61,9 @@ func (w Warning) What() string {
 
 // String is the warning for people.
 func (w Warning) String() string {
-	text := "jobs of it are held once it is"
+	text := "its jobs are held once all of it is spent"
 	if w.Over {
-		text = "jobs of it are held until then or until it is raised (avatarworker cost budget)"
+		text = "its jobs are held until then or until it is raised (avatarworker cost budget)"
 	}
 	return fmt.Sprintf("%d of the %d credits per %s for %s %q are spent, with the period ending at %s: %s",
 		w.Spent, w.Credits, w.Per, w.Key, w.Value, w.Until.Format(time.RFC3339), text)

@@ -89,7 +89,7 @@ func (b *Budgets) keys() []string {
 // followTimeout bounds the wait for the usage records that others have written.
 const followTimeout = 5 * time.Second
 
-// followPause is the wait after which it is looked whether there are such records at all.
+// followPause is the wait after which it is checked whether such records exist.
 const followPause = 200 * time.Millisecond
 
 func (b *Budgets) reserve(ctx context.Context, name, key string, job Job, worker string) (refusal *Refusal, err error) {
@@ -208,7 +208,7 @@ func (b *Budgets) remade(ctx context.Context, seq uint64) bool {
 
 var errBehind = errors.New("what budgets have left is not known: the usage records could not be read in time")
 
-// giveBack takes a session's reservations back.
+// giveBack removes a session's reservations.
 func (b *Budgets) giveBack(names []string, worker string) {
 	for _, name := range names {
 		b.correct(name, worker, 1)
@@ -216,7 +216,7 @@ func (b *Budgets) giveBack(names []string, worker string) {
 }
 
 // correct writes how many sessions this worker runs under a key, after so many of them
-// have ended. What can't be written goes with the worker's lease.
+// have ended. If that can't be written, they count until the worker's lease is gone.
 func (b *Budgets) correct(name, worker string, ended int) {
 	err := retry.Until(b.life, retry.Backoff{Initial: kv.RetryPause / 10, Max: time.Second}, nil, func() error {
 		return b.tryCorrect(reservation{name, worker}, ended)
@@ -235,9 +235,10 @@ func (b *Budgets) tryCorrect(own reservation, ended int) error {
 		return err
 	}
 	left := b.reserved[own] - ended
-	// Without any its lease was lost meanwhile.
-	if now := r.Running[own.worker]; now != 0 && (now != left || ended > 0) {
-		r.set(own.worker, left)
+	// Without any its lease was lost meanwhile. A write that is on its way conflicts
+	// with this one.
+	if now := r.Running[own.worker]; now != 0 || ended == 0 {
+		r.set(own.worker, min(left, now))
 		r.Upto = max(r.Upto, b.o.Written())
 		if _, err := b.o.State.Put(b.life, own.key, r, revision); err != nil {
 			return err

@@ -49,7 +49,7 @@ type Rule struct {
 	Warn    float64 // share of Credits at which Warned is called; 0: none
 }
 
-// Job is what a budget looks at.
+// Job is the part of a job that budgets depend on.
 type Job struct {
 	App    string
 	Labels map[string]string

@@ -65,19 +65,19 @@ func (c Config) longer(cooldown time.Duration) time.Duration {
 
 // Circuit is the state of sessions of one app in one region.
 type Circuit struct {
-	App         string        `json:"app_id"`
-	Region      string        `json:"region"` // empty where circuits are per app
-	State       string        `json:"state"`
-	Code        errors.Code   `json:"code,omitempty"`     // what opened it
-	Failures    []string      `json:"failures,omitempty"` // jobs that failed in a row
-	Cooldown    time.Duration `json:"cooldown_ns"`
-	OpenedAt    time.Time     `json:"opened_at,omitzero"`
-	RetryAt     time.Time     `json:"retry_at,omitzero"` // when a probe may start
-	ProbeJob    string        `json:"probe_job,omitempty"`
-	ProbeWorker string        `json:"probe_worker,omitempty"` // the id of its lease
-	Probes      int           `json:"probes,omitempty"`       // begun so far: names each of them
-	LastProbe   string        `json:"last_probe,omitempty"`   // job whose probe did not close it
-	Good        int           `json:"good,omitempty"`         // sessions since it closed
+	App             string        `json:"app_id"`
+	Region          string        `json:"region"` // empty where circuits are per app
+	State           string        `json:"state"`
+	Code            errors.Code   `json:"code,omitempty"`     // what opened it
+	Failures        []string      `json:"failures,omitempty"` // jobs that failed in a row
+	Cooldown        time.Duration `json:"cooldown_ns"`
+	OpenedAt        time.Time     `json:"opened_at,omitzero"`
+	RetryAt         time.Time     `json:"retry_at,omitzero"` // when a probe may start
+	ProbeJob        string        `json:"probe_job,omitempty"`
+	ProbeWorker     string        `json:"probe_worker,omitempty"` // the id of its lease
+	Probes          int           `json:"probes,omitempty"`       // begun so far: names each of them
+	LastProbe       string        `json:"last_probe,omitempty"`   // job whose probe did not close it
+	WorkingSessions int           `json:"good,omitempty"`         // sessions since it closed
 }
 
 // Alert reports that a circuit opened or closed.
@@ -173,7 +173,7 @@ func (e *entry) fail(job string, d errors.Decision, config Config, now time.Time
 
 // reopen ends a probe, if there is one, and starts a cooldown.
 func (e *entry) reopen(now time.Time, cooldown time.Duration) {
-	e.State, e.Cooldown, e.RetryAt, e.Good = Open, cooldown, now.Add(cooldown), 0
+	e.State, e.Cooldown, e.RetryAt, e.WorkingSessions = Open, cooldown, now.Add(cooldown), 0
 	e.LastProbe, e.ProbeJob, e.ProbeWorker = e.ProbeJob, "", ""
 }
 
@@ -198,8 +198,8 @@ func (e *entry) remembers() bool { return len(e.Failures) > 0 || e.Cooldown > 0 
 // succeed counts a working session.
 func (e *entry) succeed() {
 	e.Failures = nil
-	if e.Good++; e.Good >= goodSessions {
-		e.Good, e.Cooldown = 0, 0
+	if e.WorkingSessions++; e.WorkingSessions >= goodSessions {
+		e.WorkingSessions, e.Cooldown = 0, 0
 	}
 }
 

@@ -401,7 +401,7 @@ func TestPermitEndsAProbeOnce(t *testing.T) {
 	before := e.stored(app, region)
 	e.success(p)
 	e.abort(p, true)
-	if after := e.stored(app, region); p.Probe() || after.State != Closed || after.Good != 1 || after.revision != before.revision {
+	if after := e.stored(app, region); p.Probe() || after.State != Closed || after.WorkingSessions != 1 || after.revision != before.revision {
 		t.Errorf("probe %v, %+v", p.Probe(), after)
 	}
 	e.fail(p, refused, false, 0) // while it was spoken

@@ -200,7 +200,7 @@ func (c *Circuits) update(key string, e entry, announce bool) {
 	}
 }
 
-// store is update without a look at revisions. The caller holds c.mu.
+// store is update without comparing revisions. The caller holds c.mu.
 func (c *Circuits) store(key string, e entry, announce bool) {
 	before, now := c.known[key], c.o.Now()
 	next := known{entry: e, checkedAt: now, publishAt: before.publishAt}

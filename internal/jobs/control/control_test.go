@@ -26,7 +26,7 @@ const waitLimit = 20 * time.Second
 // fakeJobs is a worker's view of its jobs and of the records of the fleet.
 type fakeJobs struct {
 	records *records
-	look    func(jobID string) // called by Look; nil: nothing
+	look    func(jobID string) // called by Lookup; nil: nothing
 
 	mu  sync.Mutex
 	own map[string]control.Running

@@ -17,7 +17,7 @@ type Set struct {
 	now map[string]error
 }
 
-// Note records how what is named went the last time; nil: it works.
+// Note records the last error of the operation with that name; nil: it succeeded.
 func (s *Set) Note(name string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -31,7 +31,7 @@ func (s *Set) Note(name string, err error) {
 	s.now[name] = err
 }
 
-// Has reports whether that failed the last time.
+// Has reports whether the operation failed the last time.
 func (s *Set) Has(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

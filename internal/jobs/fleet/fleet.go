@@ -1,6 +1,6 @@
 // Package fleet publishes a worker's presence and follows the presence of other
 // workers: who is there, and what they do. It serves people and hints only; it
-// must not decide whether a session may live. It owns the keys of presences in
+// must not decide whether a session may run. It owns the keys of presences in
 // AVATAR_FLEET.
 package fleet
 
@@ -54,7 +54,7 @@ type Presence struct {
 	AudioMaxBytes int64 `json:"audio_max_bytes,omitempty"`
 	// NotReady is why the worker takes no jobs, or not all.
 	NotReady string `json:"not_ready,omitempty"`
-	// Keys are the apps whose API key the backend has accepted from this worker.
+	// Keys are the apps whose API key the backend has not refused from this worker.
 	Keys []string `json:"keys,omitempty"`
 	// RefusedKeys are the apps whose API key the backend refuses from this
 	// worker.
@@ -186,14 +186,15 @@ func (f *Fleet) each(add func(Presence)) {
 	}
 }
 
-// Lives reports whether a session of the app is known to be connected anywhere.
-func (f *Fleet) Lives(app string) bool {
+// HasOpenSession reports whether this worker or another one has a connected session
+// of the app, as far as is known.
+func (f *Fleet) HasOpenSession(app string) bool {
 	f.mu.Lock()
 	here := f.self.Apps[app]
 	f.mu.Unlock()
-	lives := here > 0
-	f.each(func(p Presence) { lives = lives || p.Apps[app] > 0 })
-	return lives
+	open := here > 0
+	f.each(func(p Presence) { open = open || p.Apps[app] > 0 })
+	return open
 }
 
 // InHand returns how many of the queue's jobs the other workers held when they

@@ -119,15 +119,15 @@ func TestPresenceIsPublishedAsItIsThen(t *testing.T) {
 		p, _ := e.stored("w1")
 		return p.Draining && p.Running == 1 && p.Apps["app"] == 1 && p.NotReady == "no lease" && p.Slots == 4
 	})
-	if !f.Lives("app") || f.Lives("other") {
-		t.Error("Lives does not count this worker's sessions")
+	if !f.HasOpenSession("app") || f.HasOpenSession("other") {
+		t.Error("HasOpenSession does not count this worker's sessions")
 	}
 	closed()
 	e.eventually("the end is published", func() bool {
 		p, _ := e.stored("w1")
 		return p.Running == 0 && len(p.Apps) == 0
 	})
-	if f.Lives("app") {
+	if f.HasOpenSession("app") {
 		t.Error("a closed session lives")
 	}
 	msg, err := e.js.Stream(t.Context(), "KV_FLEET")
@@ -157,11 +157,11 @@ func TestOtherWorkersAreSeenWhileTheirPresenceIsFresh(t *testing.T) {
 	if n := f.InHand("none"); n != 0 {
 		t.Errorf("%d in hand of a queue that is not there", n)
 	}
-	if !f.Lives("app") {
+	if !f.HasOpenSession("app") {
 		t.Error("a session of another worker is not known")
 	}
 	e.pass(freshFor)
-	if list := f.Others(); len(list) != 0 || f.InHand("default") != 0 || f.Lives("app") {
+	if list := f.Others(); len(list) != 0 || f.InHand("default") != 0 || f.HasOpenSession("app") {
 		t.Errorf("%+v: they have not published for %s", list, freshFor)
 	}
 }

@@ -290,8 +290,8 @@ func checkWholeJob(t *testing.T, job *Job) {
 		specs[1].HasInline || specs[1].Object != "bucket/dir/name.wav" || specs[2].Format != FormatOggOpus || specs[2].Field != "utterances[2]" {
 		t.Errorf("got %+v", specs)
 	}
-	if job.OutputKind() != OutputLiveKit || job.Resume() != OnRedeliveryGiveUp || job.RecordingName() != "" {
-		t.Errorf("got %s, %s, %q", job.OutputKind(), job.Resume(), job.RecordingName())
+	if job.OutputKind() != OutputLiveKit || job.RedeliveryPolicy() != OnRedeliveryGiveUp || job.RecordingName() != "" {
+		t.Errorf("got %s, %s, %q", job.OutputKind(), job.RedeliveryPolicy(), job.RecordingName())
 	}
 	if want := time.Date(2026, 1, 31, 10, 0, 0, 5e8, time.UTC); !job.NotAfter().Equal(want) {
 		t.Errorf("deadline %s", job.NotAfter())
@@ -313,9 +313,9 @@ func TestDefaultsOfAJob(t *testing.T) {
 		t.Fatal(err)
 	}
 	job := &Job{Job: body, ID: "J"}
-	if job.OutputKind() != OutputFrames || job.Resume() != OnRedeliveryResume || job.MaxSilence() != 30*time.Second ||
+	if job.OutputKind() != OutputFrames || job.RedeliveryPolicy() != OnRedeliveryResume || job.MaxSilence() != 30*time.Second ||
 		job.LiveFormat() != FormatPCM || !job.NotAfter().IsZero() || len(job.AudioSpecs()) != 0 || len(job.Secrets()) != 0 {
-		t.Errorf("got %s, %s, %s", job.OutputKind(), job.Resume(), job.MaxSilence())
+		t.Errorf("got %s, %s, %s", job.OutputKind(), job.RedeliveryPolicy(), job.MaxSilence())
 	}
 	for text, want := range map[string]time.Duration{"1.5s": 1500 * time.Millisecond, "45": 45 * time.Second, "10m": 10 * time.Minute, "1m30s": 90 * time.Second} {
 		body.Live.MaxSilence = text

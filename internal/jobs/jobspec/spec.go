@@ -139,9 +139,9 @@ func (j *Job) RecordingName() string {
 	return j.ID
 }
 
-// Resume is what a later session does about utterances already spoken:
-// "resume", "restart" or "give_up".
-func (j *Job) Resume() string {
+// RedeliveryPolicy is what a later session does about utterances already spoken:
+// "resume" (the default), "restart" or "give_up".
+func (j *Job) RedeliveryPolicy() string {
 	if r := j.GetOnRedelivery(); r != "" {
 		return r
 	}
@@ -226,7 +226,7 @@ func (j *Job) Secrets() []string {
 type Job struct {
 	*jobpb.Job
 
-	ID        string // never changes; see Identify
+	ID        string // never changes; see identify
 	Run       int    // 1, and one more for each replay
 	Queue     string // the last token of Subject
 	Subject   string

@@ -46,7 +46,7 @@ func (w *Writer) NewAdder(o AdderOptions) *usage.Adder {
 	return usage.NewAdder(usage.AdderOptions{
 		JS: o.JS, Names: o.Names, Labels: o.Labels, Every: addEvery, TurnEvery: o.Window / 2, Own: w.o.Ledger.Own,
 		Turn: func(ctx context.Context) (bool, error) { return takeTurn(ctx, w.o.Bucket, o.Worker(), o.LeaseValid) },
-		Failed: func(err error) {
+		Result: func(err error) {
 			o.Added(err == nil)
 			if err != nil {
 				o.Log.Warn().Err(err).Msg("can't add usage records to the counters; trying again. Sums are right all the same: they read what is missing from the records")

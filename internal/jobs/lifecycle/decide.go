@@ -64,9 +64,9 @@ func Decide(r *Record, id jobspec.Identity, now time.Time) (Step, time.Duration)
 // WaitForOutcome is how long a replay waits for the previous run.
 const WaitForOutcome = 5 * time.Second
 
-// Resume returns the record that this run of the job continues from, or nil if
+// ContinueFrom returns the record that this run of the job continues from, or nil if
 // there is none. crashed means that the job's previous worker is gone.
-func Resume(r *Record, id jobspec.Identity, crashed bool, now time.Time) *Record {
+func ContinueFrom(r *Record, id jobspec.Identity, crashed bool, now time.Time) *Record {
 	if r == nil || r.StreamSeq != 0 && r.Run != id.Run {
 		return nil
 	}
@@ -82,7 +82,7 @@ func Resume(r *Record, id jobspec.Identity, crashed bool, now time.Time) *Record
 }
 
 // Start returns the record of a job that this worker takes. from is the result of
-// Resume.
+// ContinueFrom.
 func Start(from *Record, job *jobspec.Job, worker string, defaults Defaults, now time.Time) *Record {
 	next := &Record{CreatedAt: now}
 	if from != nil {
@@ -103,7 +103,7 @@ func Start(from *Record, job *jobspec.Job, worker string, defaults Defaults, now
 	next.ConnectionID, next.Reason = "", ""
 	next.ConfirmedAt = time.Time{}
 	next.HeldCode, next.HeldReason, next.HeldWhy = "", "", ""
-	if job.Resume() == jobspec.OnRedeliveryRestart {
+	if job.RedeliveryPolicy() == jobspec.OnRedeliveryRestart {
 		next.Checkpoint, next.LiveSeq, next.LiveBegun, next.UtterancesDone, next.Utterances, next.Recorded = 0, 0, 0, 0, nil, nil
 	}
 	return next
@@ -131,7 +131,7 @@ func (r *Record) identify(job *jobspec.Job, d Defaults) {
 }
 
 // StartedAs returns why the job had no running session. was is its record as it
-// was found, from the result of Resume.
+// was found, from the result of ContinueFrom.
 func StartedAs(was, from *Record) string {
 	switch {
 	case from == nil || from.Session == 0:

@@ -182,7 +182,7 @@ func TestTakeOverKeepsWhatCounts(t *testing.T) {
 		"given up": {&Record{Run: 1, StreamSeq: 7, State: StateRunning, Session: 1, Attempt: 1}, false, "2 1 0"},
 		"replay":   {&Record{Run: 0, StreamSeq: 5, State: StateDeadLettered, Session: 9, Attempt: 5, Crashes: 2}, false, "1 1 0"},
 	} {
-		r := Start(Resume(c.from, id, c.crashed, now), job, "w", l, now)
+		r := Start(ContinueFrom(c.from, id, c.crashed, now), job, "w", l, now)
 		if got := fmt.Sprint(r.Session, r.Attempt, r.Crashes); got != c.want || r.State != StateRunning || r.WorkerID != "w" || r.Run != 1 {
 			t.Errorf("%s: %s, want %s (%+v)", name, got, c.want, r)
 		}
@@ -210,7 +210,7 @@ func TestATakeOverIsCountedByWhatItFollowed(t *testing.T) {
 		if tc.was != nil {
 			tc.was.Run, tc.was.StreamSeq = id.Run, id.StreamSeq
 		}
-		if got := StartedAs(tc.was, Resume(tc.was, id, tc.crashed, now)); got != tc.want {
+		if got := StartedAs(tc.was, ContinueFrom(tc.was, id, tc.crashed, now)); got != tc.want {
 			t.Errorf("%s: %s, want %s", name, got, tc.want)
 		}
 	}

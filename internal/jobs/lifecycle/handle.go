@@ -63,7 +63,7 @@ func (h *Handle) Load(ctx context.Context) (*Record, error) {
 	if revision == 0 {
 		record = nil
 	} else if err := record.check(); err != nil {
-		return nil, fmt.Errorf("record of job %s: %w: correct or remove it", h.o.JobID, err)
+		return nil, fmt.Errorf("record of job %s: %w: correct this record, or delete its key in the bucket", h.o.JobID, err)
 	}
 	h.set(record, revision)
 	return record, nil
@@ -76,9 +76,9 @@ func (h *Handle) Put(ctx context.Context, next *Record) error {
 	return h.write(ctx, next)
 }
 
-// HeldBecause writes the text of a hold that goes on, if its cause has changed. Numbers
-// are not compared: how much room is left differs each time.
-func (h *Handle) HeldBecause(ctx context.Context, r *Record, why string) error {
+// UpdateHeldText writes why the job is still held, if the text has changed. Digits are
+// not compared: how much space is left differs each time.
+func (h *Handle) UpdateHeldText(ctx context.Context, r *Record, why string) error {
 	digits := func(c rune) rune {
 		if c >= '0' && c <= '9' {
 			return -1

@@ -27,7 +27,7 @@ func TestAHoldIsNotWrittenAgainWhereOnlyNumbersInItsTextDiffer(t *testing.T) {
 		{"8 bytes left of 1000", "12 bytes left of 1000"},
 		{"the stream is gone", "the stream is gone"},
 	} {
-		if err := h.HeldBecause(t.Context(), h.Current(), c.why); err != nil {
+		if err := h.UpdateHeldText(t.Context(), h.Current(), c.why); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := h.Load(t.Context()); err != nil || got.HeldWhy != c.want {

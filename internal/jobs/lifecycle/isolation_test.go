@@ -12,7 +12,7 @@ import (
 )
 
 // isolation is a fleet in which some jobs kill their worker every time. One step is
-// a lease. The rules are those of the core: Resume counts crashes, a suspect runs
+// a lease. The rules are those of the core: ContinueFrom counts crashes, a suspect runs
 // with no other suspect and stays away for a while after each crash, and a job is
 // given up after CrashLimit crashes.
 type isolation struct {
@@ -107,7 +107,7 @@ func (f *isolation) kill(w *isolated) {
 		if j.done {
 			continue
 		}
-		j.record = Resume(j.record, id, true, time.Time{})
+		j.record = ContinueFrom(j.record, id, true, time.Time{})
 		j.away = 1
 		if j.record.Crashes >= CrashLimit(j.record.MaxAttempts) {
 			j.lost = true

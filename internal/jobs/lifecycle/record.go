@@ -213,7 +213,7 @@ func (r *Record) holdCode() errors.Code {
 func (r *Record) HeldText() string {
 	switch r.HeldReason {
 	case HeldRefused:
-		return "the backend refuses one more session of the app while others live; set max_sessions"
+		return "the backend refuses one more session of the app while other sessions of it are open; set max_sessions"
 	case HeldProxy:
 		return "a proxy on the way to the backend lets nothing through; it is tried again from time to time, and no attempt is counted"
 	case HeldPolicy:

@@ -30,7 +30,7 @@ func TestTheRecordKeepsHowFarTheRecordingIsStoredAsLongAsItsUtterancesCount(t *t
 			t.Errorf("%s: %+v at %d", resume, got.Recorded, got.Checkpoint)
 		}
 	}
-	if Resume(&read, jobspec.Identity{ID: "j", Run: 2, StreamSeq: 2}, false, time.Now()) != nil {
+	if ContinueFrom(&read, jobspec.Identity{ID: "j", Run: 2, StreamSeq: 2}, false, time.Now()) != nil {
 		t.Error("a replay goes on with the recording of the run before")
 	}
 }

@@ -86,8 +86,9 @@ func (p RetryPolicy) plan(f Failure, rnd func() float64) (Plan, error) {
 	}
 }
 
-// hold waits for the circuit. If none is open (a session too many, a proxy that
-// refuses, or a policy that holds), the wait grows with the number of holds.
+// hold waits for the circuit. If none is open the wait grows: with the number of
+// refusals in a row if the backend refused one session too many, otherwise (a proxy
+// that refuses, or a policy that holds) with the number of holds.
 func (p RetryPolicy) hold(f Failure, rnd func() float64) Plan {
 	delay := f.Wait
 	switch {
@@ -115,7 +116,8 @@ func (p RetryPolicy) again(f Failure, rnd func() float64) Plan {
 }
 
 // maxAttempts returns how many attempts the job has without progress. A policy may
-// raise the number for its code, but not above what the job itself sets.
+// raise the number for its code, unless the job itself sets a lower one than
+// retry.max_attempts.
 func (p RetryPolicy) maxAttempts(f Failure) int {
 	if f.Decision.Raises && f.Record.MaxAttempts == p.MaxAttempts {
 		return max(f.Record.MaxAttempts, f.Decision.Attempts)

@@ -222,8 +222,8 @@ func (r *Record) ReleaseUnopened(reason string) {
 	r.Release(reason)
 }
 
-// GiveUp records the verdict on a job that is given up without an attempt.
-func (r *Record) GiveUp(reason string, e *event.Error) {
+// DeadLetterUnattempted records the dead letter of a job that ends without an attempt.
+func (r *Record) DeadLetterUnattempted(reason string, e *event.Error) {
 	r.Reason, r.NoAttempt, r.LastError = reason, true, e
 }
 

@@ -23,8 +23,8 @@ func SpokenError(r *Record) *errors.Error {
 	return e
 }
 
-// HeldError is the verdict on a job that waited too long for its circuit. What
-// the backend said when it was last asked is still what is wrong.
+// HeldError is the verdict on a job that was held longer than circuit.max_hold in all.
+// It has the details of the last failure if that is what holds the job.
 func HeldError(r *Record, now time.Time) *errors.Error {
 	why := "held for " + r.HeldTotal(now).Round(time.Second).String() + " in all, longer than circuit.max_hold"
 	last := r.LastError

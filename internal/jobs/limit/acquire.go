@@ -106,7 +106,7 @@ func (l *Limits) acquireOne(ctx context.Context, b jobLimit, job Job) (limitKey,
 func (l *Limits) reserve(b jobLimit, h holder) (p limitKey, before holder, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	keys := l.pool(b.name)
+	keys := l.keysOf(b.name)
 	if !l.listed || keys.busy >= b.max {
 		return limitKey{}, holder{}, false
 	}
@@ -216,13 +216,13 @@ func (l *Limits) enqueue(bounds []jobLimit) bool {
 		return false
 	}
 	for _, b := range bounds {
-		if keys := l.pools[b.name]; keys != nil && keys.waiting >= max(1, min(b.max, l.o.MaxWaiting/2)) {
+		if keys := l.keys[b.name]; keys != nil && keys.waiting >= max(1, min(b.max, l.o.MaxWaiting/2)) {
 			return false
 		}
 	}
 	l.waiting++
 	for _, b := range bounds {
-		l.pool(b.name).waiting++
+		l.keysOf(b.name).waiting++
 	}
 	return true
 }
@@ -232,7 +232,7 @@ func (l *Limits) dequeue(bounds []jobLimit) {
 	defer l.mu.Unlock()
 	l.waiting--
 	for _, b := range bounds {
-		l.pool(b.name).waiting--
+		l.keysOf(b.name).waiting--
 		l.dropUnused(b.name)
 	}
 }
@@ -260,7 +260,7 @@ func (l *Limits) freeExpired(ctx context.Context, limit string) {
 func (l *Limits) heldByOthers(limit string) map[int]holder {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	keys := l.pool(limit)
+	keys := l.keysOf(limit)
 	if time.Since(keys.checkedAt) < l.o.CheckInterval/2 {
 		return nil
 	}

@@ -87,7 +87,7 @@ func (l *Limits) begin(created time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !created.Equal(l.created) {
-		for limit, keys := range l.pools {
+		for limit, keys := range l.keys {
 			for n, h := range keys.holders {
 				if _, ours := l.held[limitKey{limit, n}]; !ours && !h.writing {
 					keys.set(n, holder{})
@@ -104,7 +104,7 @@ func (l *Limits) finishListing(found map[limitKey]bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.listed, l.fault = true, nil
-	for limit, keys := range l.pools {
+	for limit, keys := range l.keys {
 		for n, h := range keys.holders {
 			p := limitKey{limit, n}
 			if _, ours := l.held[p]; !ours && !h.writing && !found[p] {
@@ -117,7 +117,7 @@ func (l *Limits) finishListing(found map[limitKey]bool) {
 }
 
 // rewriteHeld writes held keys again before the bucket expires them: a session
-// may live longer than records are kept.
+// may be open for longer than records are kept.
 func (l *Limits) rewriteHeld(ctx context.Context) {
 	if l.o.RewriteInterval == 0 {
 		return

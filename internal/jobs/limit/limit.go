@@ -29,7 +29,7 @@ type Options struct {
 	// LeaseValid reports whether the lease of the worker with this id is valid.
 	LeaseValid func(ctx context.Context, workerID string) (bool, error)
 	// CheckInterval is how often waiting jobs check whether the leases of the
-	// keys' holders stand.
+	// keys' holders are valid.
 	CheckInterval   time.Duration
 	RewriteInterval time.Duration  // how often a held key is written again; 0: the bucket has no expiry
 	Apps            map[string]int // max_sessions by app; may be nil
@@ -49,17 +49,17 @@ type Limits struct {
 	writing       sync.Mutex // held while a key of this worker is written again or removed
 
 	mu      sync.Mutex
-	pools   map[string]*pool    // by limit
-	held    map[limitKey]holder // keys that this worker holds
-	waiting int                 // waiting jobs
-	created time.Time           // when the bucket was created
-	listed  bool                // the watch has listed all keys
-	fault   error               // why it could not
+	keys    map[string]*limitKeys // by limit
+	held    map[limitKey]holder   // keys that this worker holds
+	waiting int                   // waiting jobs
+	created time.Time             // when the bucket was created
+	listed  bool                  // the watch has listed all keys
+	fault   error                 // why it could not
 }
 
 // New returns Limits without any keys; Run keeps them current.
 func New(o Options) *Limits {
-	l := &Limits{o: o, pools: make(map[string]*pool), held: make(map[limitKey]holder)}
+	l := &Limits{o: o, keys: make(map[string]*limitKeys), held: make(map[limitKey]holder)}
 	l.releaseCtx, l.stopReleasing = context.WithCancel(context.Background())
 	return l
 }

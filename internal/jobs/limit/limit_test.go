@@ -290,7 +290,7 @@ func TestReleasedKeyGoesToTheNextJob(t *testing.T) {
 			e.eventually("the other worker sees it", func() bool {
 				next.mu.Lock()
 				defer next.mu.Unlock()
-				return next.pool("app_id/app").busy == 1
+				return next.keysOf("app_id/app").busy == 1
 			})
 			got := e.waiting(next, job("j2"))
 			if len(got) > 0 {
@@ -301,7 +301,7 @@ func TestReleasedKeyGoesToTheNextJob(t *testing.T) {
 			e.eventually("the limit is forgotten", func() bool {
 				next.mu.Lock()
 				defer next.mu.Unlock()
-				return len(next.pools) == 0
+				return len(next.keys) == 0
 			})
 		})
 	}

@@ -80,8 +80,8 @@ func (p *Pace) rate(peers int) float64 {
 	return max(1, min(own, share, maxReturns/float64(peers)))
 }
 
-// dropReturned removes the jobs whose redelivery is due. It looks at all crowds, so once
-// a second has to do.
+// dropReturned removes the jobs whose redelivery is due. It goes through all waiters,
+// so it runs at most once a second.
 func (p *Pace) dropReturned(now time.Time) {
 	if p.dropped == now.Unix() {
 		return

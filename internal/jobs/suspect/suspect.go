@@ -1,7 +1,7 @@
 // Package suspect keeps jobs apart that may have crashed their workers. A suspect
-// runs only alongside jobs that were never running when a worker died, so that
-// innocent jobs can be distinguished from guilty ones. It counts the jobs in hand by their crashes,
-// and must not know what a job or a record is.
+// runs only alongside jobs that were never running when a worker died, so that the
+// job that causes the crashes can be found. It counts the jobs in hand by their
+// crashes, and must not know what a job or a record is.
 package suspect
 
 import "sync"
@@ -41,7 +41,7 @@ func (j *Jobs) Enter(crashes int) bool {
 	return true
 }
 
-// Leave is for a job that Enter took in, with the same number of crashes.
+// Leave removes a job that Enter has added, with the same number of crashes.
 func (j *Jobs) Leave(crashes int) {
 	if crashes == 0 {
 		return

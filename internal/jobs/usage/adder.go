@@ -24,12 +24,12 @@ type AdderOptions struct {
 	// all and still knows them: then they are not read.
 	Own func(from, upto uint64) ([]Stored, bool)
 	// Turn reports whether it is this worker that adds. It is asked every TurnEvery;
-	// after ErrNotYet, which costs no look at a bucket, after Every.
+	// after ErrNotYet, which takes no request to a bucket, after Every.
 	Turn      func(ctx context.Context) (bool, error)
 	TurnEvery time.Duration
-	// Failed is called when records could not be added, which is tried again; nil: that
-	// they were.
-	Failed func(error)
+	// Result is called with the error if records could not be added, which is tried
+	// again, and with nil if they were.
+	Result func(err error)
 	// Foreign is called for a message that is not a usage record.
 	Foreign func(error)
 }
@@ -75,7 +75,7 @@ func (a *Adder) Run(ctx context.Context) {
 			continue
 		}
 		if err != nil || mine {
-			a.o.Failed(err)
+			a.o.Result(err)
 		}
 		pause(ctx, a.o.TurnEvery)
 	}
@@ -89,7 +89,7 @@ func (a *Adder) Run(ctx context.Context) {
 		err = counters.CatchUp(last, a.o.Foreign)
 	}
 	if err != nil {
-		a.o.Failed(err)
+		a.o.Result(err)
 	}
 }
 
@@ -118,7 +118,7 @@ func (a *Adder) follow(ctx context.Context) error {
 			return err
 		}
 		if upto > before {
-			a.o.Failed(nil)
+			a.o.Result(nil)
 		}
 		pause(ctx, a.o.Every)
 		if time.Since(asked) < a.o.TurnEvery {

@@ -271,11 +271,12 @@ func (c *Counters) Add(ctx context.Context, records []Stored, from, upto uint64)
 	return c.add(ctx, map[string][]part{c.names.TotalsUpto(setOf(c.labels)): {{upto, Totals{}}}})
 }
 
-// maxLooks bounds how often a counter is looked at again that others add to as well.
-const maxLooks = 10
+// maxTries bounds how often an addition is tried again because other workers add to the
+// same counter.
+const maxTries = 10
 
 func (c *Counters) add(ctx context.Context, parts map[string][]part) error {
-	for range maxLooks {
+	for range maxTries {
 		missed, err := c.tryAdd(ctx, parts)
 		if err != nil {
 			clear(c.upto) // some may be stored

@@ -394,7 +394,7 @@ func TestAnAdderAddsWhileItIsItsTurnAndAtItsEnd(t *testing.T) {
 				return true, nil
 			}
 		},
-		Failed: func(err error) { added <- err }, Foreign: func(err error) { t.Error(err) },
+		Result: func(err error) { added <- err }, Foreign: func(err error) { t.Error(err) },
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -434,7 +434,7 @@ func TestAnAdderWithoutALeaseAsksAgainSoon(t *testing.T) {
 			}
 			return true, nil
 		},
-		Failed: func(err error) { added <- err }, Foreign: func(err error) { t.Error(err) },
+		Result: func(err error) { added <- err }, Foreign: func(err error) { t.Error(err) },
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})

@@ -47,7 +47,7 @@ func (*stub) Fleet(context.Context) (*status.Fleet, error) {
 		Workers: workers,
 		Circuits: []circuit.Circuit{{
 			App: "a1", Region: "us-west", State: circuit.Open, Code: errors.CodeCreditsExhausted, Failures: []string{"j1"}, Cooldown: 10 * time.Second, OpenedAt: at,
-			RetryAt: at.Add(time.Minute), ProbeJob: "j1", ProbeWorker: "w-1", Probes: 1, LastProbe: "j0", Good: 1,
+			RetryAt: at.Add(time.Minute), ProbeJob: "j1", ProbeWorker: "w-1", Probes: 1, LastProbe: "j0", WorkingSessions: 1,
 		}},
 		DeadLetters: []dlq.Count{{Class: errors.ClassConfig, Code: errors.CodeAvatarNotFound, Letters: 3}},
 		Storage:     storage, Budgets: []status.Budget{{Spending: budget.Spending{Key: "app_id", Value: "a1", Per: budget.Day, Credits: 5, Spent: 6, Until: at.Add(time.Hour)}, Held: 1}}, HeldBudget: 1, BudgetsUnread: "stream AVATAR_TOTALS is away", Warnings: []string{"queue default is paused until 2026-03-01T13:00:00Z: its jobs wait"}, CountedAll: true,

@@ -4,8 +4,8 @@ import (
 	"time"
 )
 
-// pool is the keys of one limit.
-type pool struct {
+// limitKeys are the keys of one limit.
+type limitKeys struct {
 	holders   map[int]holder // by number; a key without a worker is free
 	busy      int            // keys with a worker
 	waiting   int            // waiting jobs
@@ -18,7 +18,7 @@ type pool struct {
 func (l *Limits) markFree(p limitKey, revision uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	keys := l.pool(p.limit)
+	keys := l.keysOf(p.limit)
 	if keys.holders[p.n].revision == revision {
 		keys.set(p.n, holder{revision: revision})
 		keys.notify()
@@ -30,21 +30,21 @@ func (l *Limits) setHeld(p limitKey, h holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h.writing = false
-	l.pool(p.limit).set(p.n, h)
+	l.keysOf(p.limit).set(p.n, h)
 	l.held[p] = h
 }
 
 func (l *Limits) set(p limitKey, h holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pool(p.limit).set(p.n, h)
+	l.keysOf(p.limit).set(p.n, h)
 }
 
 // update records what another worker wrote.
 func (l *Limits) update(p limitKey, h holder) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if keys := l.pool(p.limit); h.revision > keys.holders[p.n].revision && !keys.holders[p.n].writing {
+	if keys := l.keysOf(p.limit); h.revision > keys.holders[p.n].revision && !keys.holders[p.n].writing {
 		keys.set(p.n, h)
 	}
 }
@@ -53,7 +53,7 @@ func (l *Limits) update(p limitKey, h holder) {
 func (l *Limits) setRemoved(p limitKey, revision uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	keys := l.pool(p.limit)
+	keys := l.keysOf(p.limit)
 	if h, ok := keys.holders[p.n]; ok && h.revision <= revision && !h.writing {
 		keys.set(p.n, holder{})
 		keys.notify()
@@ -61,12 +61,12 @@ func (l *Limits) setRemoved(p limitKey, revision uint64) {
 	l.dropUnused(p.limit)
 }
 
-// pool returns the keys of a limit. Callers hold l.mu, here and below.
-func (l *Limits) pool(limit string) *pool {
-	keys := l.pools[limit]
+// keysOf returns the keys of a limit. Callers hold l.mu, here and below.
+func (l *Limits) keysOf(limit string) *limitKeys {
+	keys := l.keys[limit]
 	if keys == nil {
-		keys = &pool{holders: make(map[int]holder), changed: make(chan struct{})}
-		l.pools[limit] = keys
+		keys = &limitKeys{holders: make(map[int]holder), changed: make(chan struct{})}
+		l.keys[limit] = keys
 	}
 	return keys
 }
@@ -74,13 +74,13 @@ func (l *Limits) pool(limit string) *pool {
 // dropUnused removes a limit without holders and waiting jobs: there may be one
 // for each room that ever existed.
 func (l *Limits) dropUnused(limit string) {
-	if keys := l.pools[limit]; keys != nil && len(keys.holders) == 0 && keys.waiting == 0 {
-		delete(l.pools, limit)
+	if keys := l.keys[limit]; keys != nil && len(keys.holders) == 0 && keys.waiting == 0 {
+		delete(l.keys, limit)
 	}
 }
 
 // set stores the holder of a key; the zero holder means that the key is absent.
-func (k *pool) set(n int, h holder) {
+func (k *limitKeys) set(n int, h holder) {
 	if k.holders[n].WorkerID != "" {
 		k.busy--
 	}
@@ -94,7 +94,7 @@ func (k *pool) set(n int, h holder) {
 	k.holders[n] = h
 }
 
-func (k *pool) notify() {
+func (k *limitKeys) notify() {
 	close(k.changed)
 	k.changed = make(chan struct{})
 }
@@ -102,5 +102,5 @@ func (k *pool) notify() {
 func (l *Limits) change(limit string) <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.pool(limit).changed
+	return l.keysOf(limit).changed
 }
