@@ -161,7 +161,10 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	row("published", terminal.When(c.now(), r.PublishedAt))
 	row("last change", terminal.When(c.now(), r.UpdatedAt))
 	row("next attempt", nextAttempt(c.now(), r))
-	if r.CancelRequested && !r.State.Final() {
+	switch {
+	case r.CancelThrough > r.Run:
+		row("cancel", fmt.Sprintf("requested for run %d", r.CancelThrough))
+	case r.CancelRequested && !r.State.Final():
 		row("cancel", "requested")
 	}
 	why, remedy := status.HeldBecause(r)

@@ -13,6 +13,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/dlq"
+	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/kv"
 	"avatarworker/internal/leader"
 )
 
@@ -254,6 +256,45 @@ func TestALetterWaitsForTheReplayOfAnotherThatWasInterrupted(t *testing.T) {
 	}
 	if r := replay(t, b, 2, dlq.ReplayOptions{}); r.Status != dlq.StatusReplayed || r.Run != 3 {
 		t.Fatalf("got %+v", r)
+	}
+}
+
+// A cancel ends the run that was claimed, also if it was not published. Who replays the
+// letter after that wants the job to run.
+func TestAReplayThatWasCancelledBeforeItWasPublishedIsALaterRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	twins(t, b, 1)
+	cfg := b.h.Jobs.CachedInfo().Config
+	full := cfg
+	full.MaxMsgs = 1
+	if _, err := b.js.UpdateStream(t.Context(), full); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.js.Publish(t.Context(), "avatar.jobs.default", nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.store.Replay(t.Context(), 1, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "is full") {
+		t.Fatal(err)
+	}
+	if _, err := b.js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	records := kv.NewStore(b.js, b.h.State, time.Minute)
+	for range 2 {
+		if state, err := lifecycle.NoteCancel(t.Context(), records, "greeting"); err != nil || state != lifecycle.StateReleased {
+			t.Fatalf("%s, %v", state, err)
+		}
+	}
+	if r := replay(t, b, 1, dlq.ReplayOptions{DryRun: true}); r.Status != dlq.StatusWouldReplay || r.Run != 3 {
+		t.Fatalf("got %+v", r)
+	}
+	if r := replay(t, b, 1, dlq.ReplayOptions{}); r.Status != dlq.StatusReplayed || r.Run != 3 {
+		t.Fatalf("got %+v", r)
+	}
+	var claims lifecycle.Claims
+	if _, err := records.Get(t.Context(), lifecycle.ClaimPrefix+"greeting", &claims); err != nil || len(claims.Claims) != 1 || claims.Claims[0].Run != 3 || claims.Claims[0].StreamSeq == 0 {
+		t.Errorf("%+v, %v", claims, err)
 	}
 }
 

@@ -28,7 +28,8 @@ const (
 )
 
 // lister reads headers through consumers of its own. The server filters for them, and
-// removes those that are left behind.
+// removes those that are left behind. None is open while the caller works on a letter,
+// which may take longer than the server keeps an idle consumer.
 type lister struct {
 	js     jetstream.JetStream
 	stream jetstream.Stream
@@ -37,14 +38,32 @@ type lister struct {
 	limit  int
 }
 
-// oldest walks from the oldest letter until keep returns false.
+// oldest walks from the oldest letter until keep returns false, a batch at a time.
 func (l lister) oldest(ctx context.Context, keep func(Entry) bool) error {
 	cfg := jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}
 	if !l.filter.After.IsZero() {
 		from := l.filter.After.Add(-clockSlack)
 		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &from
 	}
-	return l.read(ctx, cfg, l.batch(), keep)
+	batch := l.batch()
+	for {
+		var found []Entry
+		if err := l.read(ctx, cfg, batch, func(e Entry) bool {
+			found = append(found, e)
+			return len(found) < batch
+		}); err != nil {
+			return err
+		}
+		for _, e := range found {
+			if !keep(e) {
+				return nil
+			}
+		}
+		if len(found) < batch {
+			return nil
+		}
+		cfg = jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: found[batch-1].Seq + 1}
+	}
 }
 
 func (l lister) batch() int {

@@ -163,14 +163,14 @@ func (s *Store) publish(ctx context.Context, runs *runs, l replayed, o ReplayOpt
 		case err != nil:
 			return own.Run, "", err
 		case !ack.Duplicate:
-			return own.Run, StatusReplayed, runs.published(ctx, ack.Sequence)
+			return own.Run, StatusReplayed, runs.published(ctx, own.Run, ack.Sequence)
 		}
 		mine, err := s.isOwn(ctx, ack.Sequence, l, own.Run, runs)
 		switch {
 		case err != nil:
 			return own.Run, "", err
 		case mine:
-			return own.Run, StatusAlready, runs.published(ctx, ack.Sequence)
+			return own.Run, StatusAlready, runs.published(ctx, own.Run, ack.Sequence)
 		}
 		after = own.Run
 	}
@@ -207,7 +207,7 @@ func (s *Store) isOwn(ctx context.Context, seq uint64, l replayed, run int, runs
 		// It was taken. A worker writes the record before it acknowledges, and
 		// only this letter has claimed the run.
 		recorded, err := runs.recorded(ctx)
-		return recorded >= run, err
+		return recorded.Run >= run, err
 	}
 	if err != nil {
 		return false, fmt.Errorf("replaying job %s: %w", l.JobID, err)

@@ -10,14 +10,12 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/leader"
 )
 
 const (
-	// claimPrefix precedes a job id in the bucket of records. No job id has
-	// a dot.
-	claimPrefix = "replay."
 	// maxClaims bounds what is kept for one job id.
 	maxClaims = 128
 	// claimTime bounds the reading and writing of a claim; the server does not
@@ -26,24 +24,6 @@ const (
 	claimTry  = 2 * time.Second
 )
 
-// claim says which dead letter a run of a job is replayed from. It is written
-// before the job is published. So a replay that is repeated finds its own run,
-// also when its message has been run and is gone, and another letter of the same
-// job takes another run.
-type claim struct {
-	Run      int       `json:"run"`
-	Letter   uint64    `json:"dead_letter"`
-	StoredAt time.Time `json:"stored_at"` // of the letter
-	// StreamSeq is the sequence of the published job in the jobs stream; 0: it
-	// may not have been published.
-	StreamSeq uint64 `json:"stream_seq,omitempty"`
-}
-
-// claims are those of one job id, oldest first.
-type claims struct {
-	Claims []claim `json:"claims"`
-}
-
 // runs decides which run a letter is replayed as.
 type runs struct {
 	s      *Store
@@ -51,7 +31,7 @@ type runs struct {
 	store  *kv.Store
 	life   time.Duration // how long the bucket keeps a claim; 0: for ever
 
-	state    claims
+	state    lifecycle.Claims
 	revision uint64
 }
 
@@ -71,43 +51,46 @@ func (s *Store) openRuns(ctx context.Context, l Letter) (*runs, error) {
 	return &runs{s: s, letter: l, store: kv.NewStore(s.js, bucket, claimTry), life: status.TTL()}, nil
 }
 
-func (r *runs) key() string { return claimPrefix + r.letter.JobID }
+func (r *runs) key() string { return lifecycle.ClaimPrefix + r.letter.JobID }
 
-func (r *runs) isOwn(c claim) bool {
+func (r *runs) isOwn(c lifecycle.Claim) bool {
 	return c.Letter == r.letter.Seq && c.StoredAt.Equal(r.letter.StoredAt)
 }
 
-// recorded returns the run that the job's record is at, 0 if it has none (any
-// more).
-func (r *runs) recorded(ctx context.Context) (int, error) {
-	var record struct {
-		Run int `json:"run"`
-	}
+// recorded is what counts of the job's record.
+type recorded struct {
+	Run           int `json:"run"`            // 0: the job has no record (any more)
+	CancelThrough int `json:"cancel_through"` // see lifecycle.Record
+}
+
+func (r *runs) recorded(ctx context.Context) (record recorded, err error) {
 	if _, err := r.store.Get(ctx, r.letter.JobID, &record); err != nil {
-		return 0, fmt.Errorf("record of job %s: %w", r.letter.JobID, err)
+		return record, fmt.Errorf("record of job %s: %w", r.letter.JobID, err)
 	}
-	return record.Run, nil
+	return record, nil
 }
 
 // look returns the letter's claim, or the one that it would make, and reports
 // whether the job was published by it.
-func (r *runs) look(ctx context.Context) (own claim, done bool, err error) {
+func (r *runs) look(ctx context.Context) (own lifecycle.Claim, done bool, err error) {
 	l := r.letter
-	own = claim{Run: l.Run + 1, Letter: l.Seq, StoredAt: l.StoredAt}
+	own = lifecycle.Claim{Run: l.Run + 1, Letter: l.Seq, StoredAt: l.StoredAt}
 	recorded, err := r.recorded(ctx)
 	if err != nil {
 		return own, false, err
 	}
-	r.state = claims{}
+	r.state = lifecycle.Claims{}
 	if r.revision, err = r.store.Get(ctx, r.key(), &r.state); err != nil {
 		return own, false, fmt.Errorf("replays of job %s: %w", l.JobID, err)
 	}
-	highest := max(l.Run, recorded)
+	highest := max(l.Run, recorded.Run)
 	first := false // reports whether the letter's first choice is another's
 	for _, c := range r.state.Claims {
 		switch {
+		case r.isOwn(c) && c.StreamSeq == 0 && c.Run > recorded.Run && c.Run <= recorded.CancelThrough:
+			// Cancelled since it was claimed: who replays the letter again means another run.
 		case r.isOwn(c):
-			return c, c.StreamSeq != 0 || recorded >= c.Run, nil
+			return c, c.StreamSeq != 0 || recorded.Run >= c.Run, nil
 		case c.Run == own.Run:
 			first = true
 		}
@@ -116,11 +99,11 @@ func (r *runs) look(ctx context.Context) (own claim, done bool, err error) {
 	if err := r.waitForOthers(ctx); err != nil {
 		return own, false, err
 	}
-	if recorded > l.Run && !first {
+	if recorded.Run > l.Run && !first {
 		// Replayed by a build that made no claims, or published by hand.
 		if r.life > 0 && r.s.now().Sub(l.StoredAt) > r.life {
 			return own, false, fmt.Errorf("dead letter %d: job %s is at run %d already, and whether that came from this letter is not known any more: remove the letter, or publish its job under another id",
-				l.Seq, l.JobID, recorded)
+				l.Seq, l.JobID, recorded.Run)
 		}
 		return own, true, nil
 	}
@@ -135,7 +118,7 @@ func (r *runs) look(ctx context.Context) (own claim, done bool, err error) {
 // under way: a later run must not be published before an earlier one.
 func (r *runs) waitForOthers(ctx context.Context) error {
 	for _, c := range r.state.Claims {
-		if c.StreamSeq != 0 {
+		if c.StreamSeq != 0 || r.isOwn(c) {
 			continue
 		}
 		msg, err := leader.Message(ctx, r.s.js, r.s.names.DLQStream(), c.Letter)
@@ -153,7 +136,7 @@ func (r *runs) waitForOthers(ctx context.Context) error {
 
 // claim writes down the run that the letter is replayed as, one after the run
 // given (0: any).
-func (r *runs) claim(ctx context.Context, after int) (own claim, done bool, err error) {
+func (r *runs) claim(ctx context.Context, after int) (own lifecycle.Claim, done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
 	for {
@@ -162,7 +145,7 @@ func (r *runs) claim(ctx context.Context, after int) (own claim, done bool, err 
 			return own, done, err
 		}
 		i := slices.IndexFunc(r.state.Claims, r.isOwn)
-		if i >= 0 && own.Run > after {
+		if i >= 0 && own.Run == r.state.Claims[i].Run && own.Run > after {
 			return own, false, nil
 		}
 		if i >= 0 {
@@ -184,8 +167,8 @@ func (r *runs) claim(ctx context.Context, after int) (own claim, done bool, err 
 
 // before returns the sequence of the run before own's that was replayed from
 // another letter and is still in the jobs stream, 0 if there is none.
-func (r *runs) before(ctx context.Context, own claim) (uint64, error) {
-	var last claim
+func (r *runs) before(ctx context.Context, own lifecycle.Claim) (uint64, error) {
+	var last lifecycle.Claim
 	for _, c := range r.state.Claims {
 		if c.Run < own.Run && c.Run > last.Run && c.StreamSeq != 0 {
 			last = c
@@ -206,13 +189,13 @@ func (r *runs) before(ctx context.Context, own claim) (uint64, error) {
 	return last.StreamSeq, nil
 }
 
-// published notes where in the jobs stream the letter's job is.
-func (r *runs) published(ctx context.Context, seq uint64) error {
+// published notes where in the jobs stream the letter's job is, as that run.
+func (r *runs) published(ctx context.Context, run int, seq uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
 	for {
 		i := slices.IndexFunc(r.state.Claims, r.isOwn)
-		if i < 0 || r.state.Claims[i].StreamSeq != 0 {
+		if i < 0 || r.state.Claims[i].Run != run || r.state.Claims[i].StreamSeq != 0 {
 			return nil
 		}
 		r.state.Claims[i].StreamSeq = seq
@@ -220,7 +203,7 @@ func (r *runs) published(ctx context.Context, seq uint64) error {
 		if !errors.Is(err, kv.ErrConflict) {
 			return err
 		}
-		r.state = claims{}
+		r.state = lifecycle.Claims{}
 		if r.revision, err = r.store.Get(ctx, r.key(), &r.state); err != nil {
 			return fmt.Errorf("replays of job %s: %w", r.letter.JobID, err)
 		}
@@ -234,7 +217,7 @@ func (r *runs) write(ctx context.Context) error {
 	revision, err := r.store.Put(ctx, r.key(), r.state, r.revision)
 	if err != nil {
 		return fmt.Errorf("note the replay of job %s (it needs the permission to publish to $KV.%s.%s*): %w",
-			r.letter.JobID, r.s.names.StateBucket(), claimPrefix, err)
+			r.letter.JobID, r.s.names.StateBucket(), lifecycle.ClaimPrefix, err)
 	}
 	r.revision = revision
 	return nil

@@ -330,6 +330,42 @@ func TestReplayingWhileListingReachesEveryLetter(t *testing.T) {
 	}
 }
 
+// The server forgets an idle consumer after a while: what is done with one letter may
+// take that long.
+func TestAListGoesOnAfterTheServerForgotItsConsumers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const n = 600 // more than a batch
+	fill(t, b, n)
+	for name, f := range map[string]dlq.Filter{"oldest first": {}, "newest first": {Newest: true}} {
+		seen := 0
+		for _, err := range b.store.List(t.Context(), f, 0) {
+			if err != nil {
+				t.Fatalf("%s: after %d of %d letters: %v", name, seen, n, err)
+			}
+			if seen++; seen%100 == 1 {
+				forgetConsumers(t, b.h.DLQ)
+			}
+		}
+		if seen != n {
+			t.Errorf("%s: saw %d of %d", name, seen, n)
+		}
+	}
+}
+
+func forgetConsumers(t *testing.T, stream jetstream.Stream) {
+	t.Helper()
+	list := stream.ConsumerNames(t.Context())
+	for name := range list.Name() {
+		if err := stream.DeleteConsumer(t.Context(), name); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := list.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
 // fill writes n letters with a 2 kB job each, as fast as the server takes them.
 func fill(t testing.TB, b bench, n int) {
 	t.Helper()

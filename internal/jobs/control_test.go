@@ -10,6 +10,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
 )
 
@@ -100,6 +101,36 @@ func TestCancelBeforeAReplayEndsTheReplay(t *testing.T) {
 		t.Errorf("run %d", r.Run)
 	}
 	h.settled()
+}
+
+// Both replays were claimed, and neither was published when the cancel came.
+func TestACancelEndsEachReplayThatHasNotBegun(t *testing.T) {
+	h := newEnv(t)
+	runner := &script{}
+	h.start(runner)
+	h.put(&lifecycle.Record{
+		JobID: "j1", Run: 1, StreamSeq: 99, Session: 1, Attempt: 1, State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered,
+		UpdatedAt: time.Now().UTC(), LastError: &event.Error{JobID: "j1", Run: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig},
+	})
+	if r := h.wantStatus("j1", "cancel", control.StatusFinished); r.Outcome != string(lifecycle.StateDeadLettered) {
+		t.Errorf("without a replay: %+v", r)
+	}
+	if _, err := h.handles.State.Put(t.Context(), lifecycle.ClaimPrefix+"j1", []byte(`{"claims":[{"run":2,"dead_letter":1},{"run":3,"dead_letter":2}]}`)); err != nil {
+		t.Fatal(err)
+	}
+	h.wantStatus("j1", "cancel", control.StatusRequested)
+	for run := 2; run <= 3; run++ {
+		h.submit("default", job("j1"), "Avatar-Run", fmt.Sprint(run))
+		if r := h.until("j1", func(r *lifecycle.Record) bool { return r.Run == run && r.State.Final() }); r.Outcome != lifecycle.StateCancelled {
+			t.Fatalf("run %d: %s", run, r.Outcome)
+		}
+		h.settled()
+	}
+	h.wantTypes("j1", "dead_lettered", "cancelled", "cancelled")
+	if ran := runner.ran(); len(ran) != 0 {
+		t.Errorf("sessions %v", ran)
+	}
+	h.wantStatus("j1", "cancel", control.StatusCancelled)
 }
 
 func TestCancelWrittenByAnybodyReachesTheSessionAtItsNextCheckpoint(t *testing.T) {

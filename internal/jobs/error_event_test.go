@@ -2,6 +2,7 @@ package jobs_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -9,6 +10,8 @@ import (
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
 )
 
@@ -57,6 +60,53 @@ func TestFailureIsPublishedOnceThoughItsRecordIsWrittenAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// fullFrom is a store that can take nothing from some time on.
+type fullFrom struct {
+	fullStore
+	full *atomic.Bool
+}
+
+func (s fullFrom) Reserve(ctx context.Context, job *jobspec.Job, n int) error {
+	if s.full.Load() {
+		return s.fullStore.Reserve(ctx, job, n)
+	}
+	return nil
+}
+
+func TestAFailureIsPublishedOnceThoughWhatHoldsItsJobChanges(t *testing.T) {
+	h := newEnv(t)
+	config := h.handles.Events.CachedInfo().Config
+	config.Duplicates = 100 * time.Millisecond // so that the stream does not drop a repetition
+	if _, err := h.js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	var full atomic.Bool
+	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {
+		full.Store(true)
+		return failure(errors.CodeCreditsExhausted, errors.PhaseConnect)
+	}), func(o *options) { o.Storage = fullFrom{full: &full} })
+	h.submit("default", job("j"))
+	h.until("j", func(r *lifecycle.Record) bool { return r.HeldReason == lifecycle.HeldStorage })
+	h.wantTypes("j", "started", "error", "held", "held")
+}
+
+func TestAFailureThatHoldsItsJobIsPublishedByTheNextWorkerIfItsOwnDied(t *testing.T) {
+	h := newEnv(t)
+	now, later := time.Now().UTC(), time.Now().Add(time.Hour).UTC()
+	r := &lifecycle.Record{
+		JobID: "j", Run: 1, StreamSeq: h.submit("default", job("j")), Session: 1, State: lifecycle.StateRunning,
+		Queue: "default", AppID: "app1", Attempt: 1, CreatedAt: now, UpdatedAt: now,
+	}
+	r.Fail(&event.Error{
+		JobID: "j", Run: 1, Session: 1, Attempt: 1, Code: errors.CodeCreditsExhausted, Class: errors.ClassBilling,
+		Phase: errors.PhaseConnect, Action: errors.ActionHold, Time: now,
+	}, false)
+	r.Hold(now, later, lifecycle.HeldCircuit, "", errors.CodeCreditsExhausted)
+	h.put(r)
+	h.start(&script{})
+	h.wantTypes("j", "error", "held")
 }
 
 // failedOnce leaves the record of a job that has failed and was reported, and

@@ -176,7 +176,7 @@ func (s settlement) failed(ctx context.Context, next *lifecycle.Record, fault *e
 		plan.Delay = s.untilGivenUp(next, now, plan.Delay)
 	}
 	at := now.Add(plan.Delay)
-	next.Fail(s.events().Error(next, fault, decision, plan, s.w.now(), at), failure.Refused)
+	next.Fail(s.events().Error(next, fault, decision, plan, now, at), failure.Refused)
 	s.logFailure(next, fault, plan)
 	switch plan.Action {
 	case errors.ActionRetry:

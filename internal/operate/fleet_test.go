@@ -151,9 +151,11 @@ func (f *fleet) start(id string, s session) (stop func()) {
 	return stop
 }
 
+const jobBody = `{"avatar_id":"a","audio":{"inline":"AAAA","format":"pcm_s16le","sample_rate":16000},"output":{"discard":{}}}`
+
 func (f *fleet) submit(id string) {
 	f.t.Helper()
-	msg := &nats.Msg{Subject: f.names.Jobs("default"), Header: nats.Header{"Avatar-Job-Id": {id}}, Data: []byte(`{"avatar_id":"a","audio":{"inline":"AAAA","format":"pcm_s16le","sample_rate":16000},"output":{"discard":{}}}`)}
+	msg := &nats.Msg{Subject: f.names.Jobs("default"), Header: nats.Header{"Avatar-Job-Id": {id}}, Data: []byte(jobBody)}
 	if _, err := f.js.PublishMsg(f.t.Context(), msg); err != nil {
 		f.t.Fatal(err)
 	}

@@ -3,13 +3,17 @@ package operate_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/event"
@@ -133,6 +137,113 @@ func TestCancelOfAnUnknownJobIsNotNotedUnlessAskedFor(t *testing.T) {
 	}
 	if r, err := o.Cancel(t.Context(), "waits", false); err != nil || r.Status != control.StatusCancelled {
 		t.Errorf("repeated: %+v, %v", r, err)
+	}
+}
+
+// deadLetter makes a job a dead letter, and returns the sequence of that.
+func (f *fleet) deadLetter(id string) uint64 {
+	f.t.Helper()
+	stop := f.start("w-"+id, func(context.Context, *jobs.Attempt) error {
+		return errors.Newf(errors.CodeAvatarNotFound, errors.PhaseConnect, "scripted")
+	})
+	f.submit(id)
+	f.oneOutcomeEach([]string{id})
+	stop()
+	info, err := f.h.DLQ.Info(f.t.Context())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return info.State.LastSeq
+}
+
+func (f *fleet) replay(letter uint64) {
+	f.t.Helper()
+	if r, err := dlq.NewStore(f.js, f.names, nil).Replay(f.t.Context(), letter, dlq.ReplayOptions{}); err != nil || r.Status != dlq.StatusReplayed {
+		f.t.Fatalf("%+v, %v", r, err)
+	}
+}
+
+func (f *fleet) revision(id string) uint64 {
+	f.t.Helper()
+	entry, err := f.h.State.Get(f.t.Context(), id)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return entry.Revision()
+}
+
+func TestAReplayedJobThatWaitsIsCancelledAndOpensNoSession(t *testing.T) {
+	f := newFleet(t)
+	o := f.operator()
+	letter := f.deadLetter("j")
+	before := f.revision("j")
+	if r, err := o.Cancel(t.Context(), "j", true); err != nil || r.Status != control.StatusFinished || f.revision("j") != before {
+		t.Fatalf("before its replay: %+v, %v", r, err)
+	}
+	f.replay(letter)
+	if r, err := o.Retry(t.Context(), "j", false); err != nil || r.Status != operate.StatusWaiting || !strings.Contains(r.Message, "run 2") {
+		t.Errorf("retry: %+v, %v", r, err)
+	}
+	for range 2 {
+		if r, err := o.Cancel(t.Context(), "j", false); err != nil || r.Status != control.StatusRequested {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	}
+	if r := f.outcome("j"); r.Run != 1 || r.Outcome != lifecycle.StateDeadLettered || r.CancelThrough != 2 {
+		t.Errorf("the record of the run before: %+v", r)
+	}
+	f.start("w-2", works)
+	r := f.until("j", func(r lifecycle.Record) bool { return r.Run == 2 && r.State.Final() })
+	if r.Outcome != lifecycle.StateCancelled || r.Session != 0 || r.AvatarID != "a" {
+		t.Fatalf("%s after %d sessions: %+v", r.Outcome, r.Session, r)
+	}
+	f.eventOfRun("j", 2, "cancelled")
+	if r, err := o.Cancel(t.Context(), "j", false); err != nil || r.Status != control.StatusCancelled {
+		t.Errorf("at its end: %+v, %v", r, err)
+	}
+}
+
+// eventOfRun waits for an event of that run of a job.
+func (f *fleet) eventOfRun(id string, run int, kind string) {
+	f.t.Helper()
+	natstest.Eventually(f.t, kind, func() bool {
+		msg, err := f.h.Events.GetLastMsgForSubject(f.t.Context(), f.names.EventsFilter(kind, id))
+		return err == nil && strings.HasPrefix(msg.Header.Get("ce-id"), fmt.Sprintf("%s.run%d.", id, run))
+	})
+}
+
+func TestAReplayedJobThatRunsIsCancelled(t *testing.T) {
+	f := newFleet(t)
+	o := f.operator()
+	f.replay(f.deadLetter("j"))
+	begun := make(chan struct{})
+	f.start("w-2", func(ctx context.Context, _ *jobs.Attempt) error {
+		close(begun)
+		<-ctx.Done()
+		return errors.Wrap(errors.CodeConnectionClosed, errors.PhaseRuntime, context.Cause(ctx), "ended")
+	})
+	<-begun
+	if r, err := o.Cancel(t.Context(), "j", false); err != nil || r.Status != control.StatusCancelled {
+		t.Errorf("%+v, %v", r, err)
+	}
+	f.eventOfRun("j", 2, "cancelled")
+}
+
+// What is cancelled ends with the run that was the last one then.
+func TestALaterReplayOfACancelledJobRuns(t *testing.T) {
+	f := newFleet(t)
+	o := f.operator()
+	f.replay(f.deadLetter("j"))
+	if r, err := o.Cancel(t.Context(), "j", false); err != nil || r.Status != control.StatusRequested {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	msg := &nats.Msg{Subject: f.names.Jobs("default"), Header: nats.Header{"Avatar-Job-Id": {"j"}, "Avatar-Run": {"3"}}, Data: []byte(jobBody)}
+	if _, err := f.js.PublishMsg(t.Context(), msg); err != nil {
+		t.Fatal(err)
+	}
+	f.start("w-2", works)
+	if r := f.until("j", func(r lifecycle.Record) bool { return r.Run == 3 && r.State.Final() }); r.Outcome != lifecycle.StateCompleted {
+		t.Errorf("%s", r.Outcome)
 	}
 }
 

@@ -131,6 +131,10 @@ func (o *Operator) makeDue(ctx context.Context, jobID string, probe bool) (*life
 		result.State = record.State
 		switch {
 		case record.State.Final():
+			if run, err := o.replayed(ctx, record); run != 0 || err != nil {
+				result.Status, result.Message = StatusWaiting, fmt.Sprintf("run %d waits in its queue", run)
+				return nil, result, err
+			}
 			result.Status, result.Message = StatusFinished, "its outcome is "+string(record.Outcome)
 			if record.Outcome == lifecycle.StateDeadLettered {
 				result.Message += ": avatarworker dlq replay --job " + jobID
@@ -172,6 +176,19 @@ func (o *Operator) makeDue(ctx context.Context, jobID string, probe bool) (*life
 			return record, result, err
 		}
 	}
+}
+
+// replayed returns the later run of a job with an outcome whose message is in the jobs
+// stream, or 0.
+func (o *Operator) replayed(ctx context.Context, record *lifecycle.Record) (int, error) {
+	later, err := record.LaterRun(ctx, o.records)
+	if err != nil || later.StreamSeq == 0 {
+		return 0, err
+	}
+	if exists, err := o.messageExists(ctx, later.StreamSeq); !exists {
+		return 0, err
+	}
+	return later.Run, nil
 }
 
 // circuitHolds returns the circuit that would hold the job, or nil if none does or it

@@ -239,7 +239,7 @@ func (s *Server) describeWaiting(q *request, d *jobData) {
 
 func (s *Server) describeRecord(q *request, d *jobData, r *lifecycle.Record) {
 	now := q.view.Now
-	d.CanCancel = !r.State.Final()
+	d.CanCancel = !r.State.Final() || d.Job.NextRun != nil
 	d.CanRetry = r.State == lifecycle.StateRetrying || r.State == lifecycle.StateHeld
 	if e := r.LastError; e != nil {
 		d.Explain, d.Cause = errors.Explain(e.Code), status.Cause(e.Message, e.ServerTitle, e.ServerDetail)

@@ -67,8 +67,15 @@ const WaitForOutcome = 5 * time.Second
 // ContinueFrom returns the record that this run of the job continues from, or nil if
 // there is none. crashed means that the job's previous worker is gone.
 func ContinueFrom(r *Record, id jobspec.Identity, crashed bool, now time.Time) *Record {
-	if r == nil || r.StreamSeq != 0 && r.Run != id.Run {
+	if r == nil {
 		return nil
+	}
+	if r.StreamSeq != 0 && r.Run != id.Run {
+		if id.Run > r.CancelThrough {
+			return nil
+		}
+		// As a cancel leaves the record of a job that no worker has seen.
+		return &Record{JobID: id.ID, Run: id.Run, StreamSeq: id.StreamSeq, State: StateReleased, CancelRequested: true, CancelThrough: r.CancelThrough, CreatedAt: now}
 	}
 	next := r.Clone()
 	next.Run, next.StreamSeq = id.Run, id.StreamSeq

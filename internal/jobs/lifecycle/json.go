@@ -82,5 +82,6 @@ func (r *Record) AppendJSON(b []byte) ([]byte, error) {
 		jsontext.List(&o, "usage", r.Usage)
 	}
 	o.OptUint("letters_before", r.LettersBefore)
+	o.OptInt("cancel_through", int64(r.CancelThrough))
 	return o.End()
 }

@@ -114,10 +114,14 @@ type Record struct {
 	// distinguishes this job's dead letter from that of an earlier job with the
 	// same ID.
 	LettersBefore uint64 `json:"letters_before,omitempty"`
+	// CancelThrough is the last of the later runs that are to be cancelled: the job was
+	// replayed, and cancelled before that run began. 0: none.
+	CancelThrough int `json:"cancel_through,omitempty"`
 }
 
 // EmittedAfter returns the time before which no event can belong to this record.
-// For an outcome it is exact, since nothing changes the record after it. A
+// For an outcome it is exact, since nothing but a cancel of the next run changes the
+// record after it, and that keeps its time. A
 // waiting record is written again meanwhile, to be held or cancelled, so for it
 // the time is that of the record's creation. Another worker may have created it
 // and read the server's clock slightly differently, or somebody whose own clock is

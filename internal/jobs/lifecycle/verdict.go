@@ -37,7 +37,8 @@ func HeldError(r *Record, now time.Time) *errors.Error {
 	}
 }
 
-// HasOwnError reports whether the state came with a failed attempt, which has an error event.
+// HasOwnError reports whether the state came with a failed attempt, which has an error
+// event. A hold came with it if it began then: what holds the job may change later.
 func (r *Record) HasOwnError() bool {
 	if r.LastError == nil {
 		return false
@@ -46,7 +47,8 @@ func (r *Record) HasOwnError() bool {
 	case StateDeadLettered, StateRetrying:
 		return true
 	case StateHeld:
-		return r.LastError.Session == r.Session && r.LastError.Action == errors.ActionHold
+		later := r.HeldSince != nil && r.LastError.Time.Before(*r.HeldSince)
+		return !later && r.LastError.Session == r.Session && r.LastError.Action == errors.ActionHold
 	case StateExpired:
 		return r.LastError.Session == r.Session && r.LastError.Action == errors.ActionExpire
 	default:
