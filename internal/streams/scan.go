@@ -7,6 +7,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/topology"
 )
 
@@ -18,7 +19,8 @@ const (
 
 // Scan calls keep for each message of a stream that the configuration selects, in
 // the stream's order. It returns when keep returns false, or after the message
-// that was the last one when Scan began. It acknowledges nothing.
+// that was the last one when Scan began. It acknowledges nothing. keep may take its
+// time: a consumer that the server has removed meanwhile is replaced.
 func Scan(ctx context.Context, stream jetstream.Stream, cfg jetstream.ConsumerConfig, keep func(jetstream.Msg, *jetstream.MsgMetadata) bool) error {
 	cfg.AckPolicy = jetstream.AckNonePolicy
 	cfg.MemoryStorage, cfg.Replicas, cfg.InactiveThreshold = true, 1, scanLife
@@ -31,19 +33,34 @@ func Scan(ctx context.Context, stream jetstream.Stream, cfg jetstream.ConsumerCo
 		defer cancel()
 		_ = stream.DeleteConsumer(short, c.CachedInfo().Name) // else the server does it after scanLife
 	}()
-	received := uint64(0)
+	received, last := uint64(0), uint64(0)
 	for left := c.CachedInfo().NumPending; left > 0; {
-		n, more, err := batch(ctx, c, topology.AtMost(int(min(left, scanBatch)), c.CachedInfo().Config), received, keep)
-		if err != nil || !more {
-			return err
-		}
+		n, more, err := batch(ctx, c, topology.AtMost(int(min(left, scanBatch)), c.CachedInfo().Config), received, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+			last = meta.Sequence.Stream
+			return keep(msg, meta)
+		})
 		received += uint64(n)
 		left -= min(left, uint64(n))
-		if n == 0 {
-			info, err := c.Info(ctx)
-			if err != nil {
+		if n > 0 || ctx.Err() != nil {
+			if err != nil || !more {
 				return err
 			}
+			continue
+		}
+		info, infoErr := c.Info(ctx)
+		switch {
+		case errors.Is(infoErr, jetstream.ErrConsumerNotFound):
+			if last > 0 {
+				cfg.DeliverPolicy, cfg.OptStartSeq, cfg.OptStartTime = jetstream.DeliverByStartSequencePolicy, last+1, nil
+			}
+			if c, err = stream.CreateConsumer(ctx, cfg); err != nil {
+				return err
+			}
+			received = 0
+			left = min(left, c.CachedInfo().NumPending)
+		case err != nil || infoErr != nil:
+			return errors.Join(err, infoErr)
+		default:
 			left = min(left, info.NumPending) // the rest aged out, or was removed
 		}
 	}

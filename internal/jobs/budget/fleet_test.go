@@ -429,7 +429,7 @@ func TestAReservationIsGivenBackOnceThoughTheAnswerIsLost(t *testing.T) {
 	first()
 	release := <-reserved
 	natstest.Eventually(t, "it is written again", func() bool { return writes.Load() == 5 }) // two reservations; lost, refused, stored
-	if _, err := e.h.State.PutString(t.Context(), "after", ""); err != nil { // what was written before is stored now
+	if _, err := e.h.State.PutString(t.Context(), "after", ""); err != nil {                 // what was written before is stored now
 		t.Fatal(err)
 	}
 	if got := e.running(); got["slow"] != 1 || got["other"] != 1 {
