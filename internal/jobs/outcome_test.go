@@ -163,6 +163,19 @@ func TestDeadlineExpiresAJobUnlessItIsIgnored(t *testing.T) {
 	}
 }
 
+// As NTP does it after a virtual machine was paused.
+func TestAWorkersClockThatIsSetForwardExpiresNoJob(t *testing.T) {
+	h := newEnv(t)
+	var ahead atomic.Int64
+	w := h.start(&script{}, func(o *options) {
+		o.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	h.eventually("ready", func() bool { return w.Ready() == nil })
+	ahead.Store(int64(time.Hour))
+	h.submit("default", job("j1", fmt.Sprintf(`"deadline":%q`, time.Now().Add(30*time.Minute).UTC().Format(time.RFC3339))))
+	h.state("j1", lifecycle.StateCompleted)
+}
+
 func TestRetryAfterPastTheDeadlineExpiresAtOnce(t *testing.T) {
 	h := newEnv(t)
 	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {

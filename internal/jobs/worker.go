@@ -248,7 +248,10 @@ func (w *Worker) Run(ctx context.Context) error {
 	others.Go(func() { w.limits.Run(background) })
 	others.Go(func() { w.circuits.Run(background) })
 	if w.budgets != nil {
-		others.Go(func() { w.budgets.Run(background) })
+		others.Go(func() {
+			w.lease.AwaitClock(background) // it reads what is spent in the periods of today
+			w.budgets.Run(background)
+		})
 	}
 	if w.totals != nil {
 		others.Go(func() { w.totals.Run(background) })
