@@ -140,16 +140,20 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Store: w.store, Bucket: o.State, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
 		Apps: o.MaxSessions, Rules: o.Limits, MaxWaiting: max(1, o.Concurrency/2), Log: o.Logger,
 	})
+	var book ledger.Ledger
+	if o.Ledger != nil {
+		book = o.Ledger(w.lease.Now)
+	}
 	w.ledger = ledger.New(ledger.Options{
-		Ledger: o.Ledger, Bucket: w.store, Causes: sessionCauses, Used: o.Observer.Used, Failed: o.Storage.DistrustLedger,
+		Ledger: book, Bucket: w.store, Causes: sessionCauses, Used: o.Observer.Used, Failed: o.Storage.DistrustLedger,
 	})
-	if len(o.Budgets) > 0 && o.Ledger != nil {
+	if len(o.Budgets) > 0 && book != nil {
 		w.budgets = budget.New(budget.Options{
 			Rules: o.Budgets, JS: o.JS, Names: o.Names, State: w.store, Fleet: o.Fleet, Least: o.CostLeast,
-			Labels: o.TotalLabels, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Written: o.Ledger.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
+			Labels: o.TotalLabels, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Written: book.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
 		})
 	}
-	if o.Totals && o.Ledger != nil {
+	if o.Totals && book != nil {
 		w.totals = w.ledger.NewAdder(ledger.AdderOptions{
 			JS: o.JS, Names: o.Names, Labels: o.TotalLabels, Window: o.AckWait,
 			Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Added: o.Observer.TotalsAdded, Log: o.Logger,
