@@ -169,7 +169,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	w.keys = key.New(key.Options{Check: o.CheckKey, Apps: o.Apps, Others: w.othersHaveKey, Changed: w.keyChanged})
 	w.alerts = alert.New(alert.Options{
 		JS: o.JS, Stream: o.Events.CachedInfo().Config.Name, Errors: o.Names.AllErrors(), Config: o.Alerts, Codes: w.alerting(),
-		Store: shared, Stored: w.kept.Has, Publish: w.publisher.PublishNew, Worker: o.Name, Log: o.Logger,
+		Store: shared, Stored: w.kept.Has, Publish: w.publisher.PublishNew, Worker: o.Name, Now: w.now, Log: o.Logger,
 		Raised: func(code errors.Code) { o.Observer.Alerted(event.AlertRecurring, code) },
 	})
 	w.outbox = alert.NewOutbox(alert.OutboxOptions{
@@ -251,16 +251,14 @@ func (w *Worker) Run(ctx context.Context) error {
 	others.Go(func() { w.fleet.Run(background) })
 	others.Go(func() { w.limits.Run(background) })
 	others.Go(func() { w.circuits.Run(background) })
+	// These read what was stored since a time.
+	others.Go(func() { w.lease.AwaitClock(background); w.alerts.Run(background) })
 	if w.budgets != nil {
-		others.Go(func() {
-			w.lease.AwaitClock(background) // it reads what is spent in the periods of today
-			w.budgets.Run(background)
-		})
+		others.Go(func() { w.lease.AwaitClock(background); w.budgets.Run(background) })
 	}
 	if w.totals != nil {
 		others.Go(func() { w.totals.Run(background) })
 	}
-	others.Go(func() { w.alerts.Run(background) })
 	others.Go(func() { w.outbox.Run(background) })
 	if w.o.CheckKey != nil {
 		w.keys.Start(ctx)

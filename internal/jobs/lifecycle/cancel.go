@@ -10,10 +10,9 @@ import (
 
 // NoteCancel records that a job is to be cancelled, and returns the job's state. It
 // leaves the record of a job that has an outcome as it is, and creates one for a job that
-// no worker has seen yet.
-func NoteCancel(ctx context.Context, store *kv.Store, jobID string) (State, error) {
+// no worker has seen yet. now is the time by the server's clock.
+func NoteCancel(ctx context.Context, store *kv.Store, jobID string, now time.Time) (State, error) {
 	for {
-		now := time.Now().UTC()
 		record := &Record{JobID: jobID, Run: 1, State: StateReleased, CreatedAt: now}
 		revision, err := store.Get(ctx, jobID, record)
 		if err != nil || record.State.Final() || record.CancelRequested {
