@@ -133,11 +133,13 @@ func emptied(ctx context.Context, stream jetstream.Stream) error {
 }
 
 // ledger is the worker's, where the measurement asks for one.
-func (p params) ledger(js jetstream.JetStream, names topology.Names) ledger.Ledger {
+func (p params) ledger(js jetstream.JetStream, names topology.Names) func(func() time.Time) ledger.Ledger {
 	if p.Ledger == "" {
 		return nil
 	}
-	return usage.NewLedger(usage.Options{JS: js, Names: names, Tariff: usage.Tariff{Minimum: 1}, Window: topology.UsageDuplicates, Now: time.Now})
+	return func(now func() time.Time) ledger.Ledger {
+		return usage.NewLedger(usage.Options{JS: js, Names: names, Tariff: usage.Tariff{Minimum: 1}, Window: topology.UsageDuplicates, Now: now})
+	}
 }
 
 // runner is a session that is over at once; where the ledger is compared, one that

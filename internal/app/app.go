@@ -32,6 +32,7 @@ import (
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/key"
+	"avatarworker/internal/jobs/ledger"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/natsconn"
@@ -436,7 +437,10 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		Accounts: jobs.Accounts{
 			DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c), Limits: sessionLimits(c),
 			Storage: stores, Budgets: Budgets(c), CostLeast: int64(c.Cost.Minimum),
-			Ledger: usage.NewLedger(ledgerOptions(c, js, a.names, h)), Totals: h.Totals != nil, TotalLabels: c.TotalLabels(),
+			Ledger: func(now func() time.Time) ledger.Ledger {
+				return usage.NewLedger(ledgerOptions(c, js, a.names, h, now))
+			},
+			Totals: h.Totals != nil, TotalLabels: c.TotalLabels(),
 			CheckKey: func(ctx context.Context, app string) error {
 				err := sessions.CheckKey(ctx, app, func() (string, error) { return a.apiKey(app) })
 				if err != nil && !key.Refuses(err) {

@@ -270,7 +270,7 @@ func (s *Store) compare(ctx context.Context, counters *usage.Counters) (Compared
 		return c, fmt.Errorf("stream %s: %w", s.names.TotalsStream(), err)
 	}
 	left := func(info *jetstream.StreamInfo) {
-		if begin := completeSince(info, totals.CachedInfo().Created, time.Now()); !begin.IsZero() {
+		if begin := completeSince(info, totals.CachedInfo().Created); !begin.IsZero() {
 			// Of this day some records may be gone, of those before all are.
 			c.Before = max(c.Before, usage.Day(begin.Add(24*time.Hour)))
 		}
@@ -331,10 +331,10 @@ func (s *Store) compare(ctx context.Context, counters *usage.Counters) (Compared
 // completeSince is the time since which all records are there. Zero: all are that
 // there ever were. Older ones aged out, were removed, or went with the stream, which
 // was made again after the counters.
-func completeSince(records *jetstream.StreamInfo, countersMade, now time.Time) time.Time {
+func completeSince(records *jetstream.StreamInfo, countersMade time.Time) time.Time {
 	oldest := records.State.FirstTime
 	if records.State.Msgs == 0 {
-		oldest = now
+		oldest = records.TimeStamp
 	}
 	switch {
 	case records.State.FirstSeq > 1:

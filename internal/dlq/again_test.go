@@ -282,7 +282,7 @@ func TestAReplayThatWasCancelledBeforeItWasPublishedIsALaterRun(t *testing.T) {
 	}
 	records := kv.NewStore(b.js, b.h.State, time.Minute)
 	for range 2 {
-		if state, err := lifecycle.NoteCancel(t.Context(), records, "greeting"); err != nil || state != lifecycle.StateReleased {
+		if state, err := lifecycle.NoteCancel(t.Context(), records, "greeting", time.Now()); err != nil || state != lifecycle.StateReleased {
 			t.Fatalf("%s, %v", state, err)
 		}
 	}

@@ -60,7 +60,7 @@ func (c controlled) Lookup(ctx context.Context, jobID string) (control.JobState,
 
 // NoteCancel implements control.Jobs.
 func (c controlled) NoteCancel(ctx context.Context, jobID string) (control.Reply, error) {
-	state, err := lifecycle.NoteCancel(ctx, c.w.store, jobID)
+	state, err := lifecycle.NoteCancel(ctx, c.w.store, jobID, c.w.now())
 	return control.CancelReply(string(state), state.Final()), err
 }
 

@@ -109,6 +109,24 @@ func TestWorkerWhoseClockIsAheadSeesTheOthers(t *testing.T) {
 	}
 }
 
+func TestWorkerWhoseClockIsAheadCountsFailuresFromBeforeItStarted(t *testing.T) {
+	h := newEnv(t)
+	failing := runnerFunc(func(context.Context, *jobs.Attempt) error {
+		return failure(errors.CodeServerError, errors.PhaseRuntime)
+	})
+	first := h.start(failing, func(o *options) { o.Alerts.Threshold, o.Retry.MaxAttempts = 100, 1 })
+	for _, id := range []string{"j1", "j2", "j3"} {
+		h.submit("default", job(id))
+		h.state(id, lifecycle.StateDeadLettered)
+	}
+	first.end()
+	h.start(failing, func(o *options) {
+		o.Alerts.Threshold = 3
+		o.Now = func() time.Time { return time.Now().Add(24 * time.Hour) }
+	})
+	h.eventually("it is reported", func() bool { return h.countUnder("avatar.alerts.recurring.>") == 1 })
+}
+
 // purgedWorkers watches the list; the function returned says who was taken off
 // it since.
 func (h *env) purgedWorkers() func() []string {

@@ -77,8 +77,9 @@ type Accounts struct {
 	// CheckKey mints a token with this worker's own key of an app; nil: the keys
 	// are not checked.
 	CheckKey func(ctx context.Context, app string) error
-	// Ledger keeps what each session used; nil: nothing does.
-	Ledger ledger.Ledger
+	// Ledger makes what keeps what each session used, by the server's clock; nil:
+	// nothing does.
+	Ledger func(now func() time.Time) ledger.Ledger
 	// Totals: there are counters to which usage records are added, by TotalLabels
 	// too, which are sorted.
 	Totals      bool

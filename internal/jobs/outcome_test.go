@@ -12,7 +12,9 @@ import (
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/jobs/ledger"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 )
 
 func TestCompletedJobIsPublishedAndAcknowledged(t *testing.T) {
@@ -160,6 +162,35 @@ func TestDeadlineExpiresAJobUnlessItIsIgnored(t *testing.T) {
 	h.wantTypes("late", "expired")
 	if got := fmt.Sprint(runner.ran()); got != "[anyway/s1/a1]" {
 		t.Errorf("ran %s", got)
+	}
+}
+
+// As NTP does it after a virtual machine was paused.
+func TestAWorkersClockThatIsSetForwardExpiresNoJob(t *testing.T) {
+	h := newEnv(t)
+	var ahead atomic.Int64
+	w := h.start(&script{}, func(o *options) {
+		o.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	h.eventually("ready", func() bool { return w.Ready() == nil })
+	ahead.Store(int64(time.Hour))
+	h.submit("default", job("j1", fmt.Sprintf(`"deadline":%q`, time.Now().Add(30*time.Minute).UTC().Format(time.RFC3339))))
+	h.state("j1", lifecycle.StateCompleted)
+}
+
+func TestTheLedgerGoesByTheServersClock(t *testing.T) {
+	h := newEnv(t)
+	var now func() time.Time
+	w := h.start(&script{}, func(o *options) {
+		o.Now = func() time.Time { return time.Now().Add(-30 * time.Minute) }
+		o.Ledger = func(clock func() time.Time) ledger.Ledger {
+			now = clock
+			return usage.NewLedger(usage.Options{JS: h.js, Names: h.names, Now: clock, Window: time.Minute})
+		}
+	})
+	h.eventually("ready", func() bool { return w.Ready() == nil })
+	if off := time.Until(now()).Abs(); off > time.Minute {
+		t.Errorf("off by %s", off)
 	}
 }
 

@@ -34,7 +34,7 @@ func (s settlement) settle() {
 	ctx, span := s.w.o.Tracer.Start(ctx, "settle")
 	next := s.record.Current().Clone()
 	s.recordClosed(next)
-	s.session.sent = s.w.ledger.Send(s.ctx, next, s.session.cause)
+	s.session.sent = s.w.ledger.Send(next, s.session.cause)
 	err := s.verdict(ctx, next)
 	endSpan(span, err)
 	switch {

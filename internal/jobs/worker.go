@@ -139,17 +139,21 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		Store: w.store, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, CheckInterval: o.AckWait / 4, RewriteInterval: w.refresh,
 		Apps: o.MaxSessions, Rules: o.Limits, MaxWaiting: max(1, o.Concurrency/2), Log: o.Logger,
 	})
+	var records ledger.Ledger
+	if o.Ledger != nil {
+		records = o.Ledger(w.lease.Now)
+	}
 	w.ledger = ledger.New(ledger.Options{
-		Ledger: o.Ledger, Bucket: w.store, Causes: sessionCauses, Used: o.Observer.Used, Failed: o.Storage.InvalidateLedger,
+		Ledger: records, Bucket: w.store, Causes: sessionCauses, Used: o.Observer.Used, Failed: o.Storage.InvalidateLedger,
 	})
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
-	if len(o.Budgets) > 0 && o.Ledger != nil {
+	if len(o.Budgets) > 0 && records != nil {
 		w.budgets = budget.New(budget.Options{
 			Rules: o.Budgets, JS: o.JS, Names: o.Names, State: w.store, Fleet: shared, Least: o.CostLeast,
-			Labels: o.TotalLabels, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Written: o.Ledger.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
+			Labels: o.TotalLabels, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Written: records.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
 		})
 	}
-	if o.Totals && o.Ledger != nil {
+	if o.Totals && records != nil {
 		w.totals = w.ledger.NewAdder(ledger.AdderOptions{
 			JS: o.JS, Names: o.Names, Labels: o.TotalLabels, Window: o.AckWait,
 			Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Added: o.Observer.TotalsAdded, Log: o.Logger,
@@ -164,7 +168,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	w.keys = key.New(key.Options{Check: o.CheckKey, Apps: o.Apps, Others: w.othersHaveKey, Changed: w.keyChanged})
 	w.alerts = alert.New(alert.Options{
 		JS: o.JS, Stream: o.Events.CachedInfo().Config.Name, Errors: o.Names.AllErrors(), Config: o.Alerts, Codes: w.alerting(),
-		Store: shared, Stored: w.kept.Has, Publish: w.publisher.PublishNew, Worker: o.Name, Log: o.Logger,
+		Store: shared, Stored: w.kept.Has, Publish: w.publisher.PublishNew, Worker: o.Name, Now: w.now, Log: o.Logger,
 		Raised: func(code errors.Code) { o.Observer.Alerted(event.AlertRecurring, code) },
 	})
 	w.outbox = alert.NewOutbox(alert.OutboxOptions{
@@ -246,13 +250,14 @@ func (w *Worker) Run(ctx context.Context) error {
 	others.Go(func() { w.fleet.Run(background) })
 	others.Go(func() { w.limits.Run(background) })
 	others.Go(func() { w.circuits.Run(background) })
+	// These read what was stored since a time.
+	others.Go(func() { w.lease.AwaitClock(background); w.alerts.Run(background) })
 	if w.budgets != nil {
-		others.Go(func() { w.budgets.Run(background) })
+		others.Go(func() { w.lease.AwaitClock(background); w.budgets.Run(background) })
 	}
 	if w.totals != nil {
 		others.Go(func() { w.totals.Run(background) })
 	}
-	others.Go(func() { w.alerts.Run(background) })
 	others.Go(func() { w.outbox.Run(background) })
 	if w.o.CheckKey != nil {
 		w.keys.Start(ctx)

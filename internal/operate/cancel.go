@@ -19,7 +19,7 @@ func (o *Operator) Cancel(ctx context.Context, jobID string, ifUnknown bool) (co
 			return control.Reply{JobID: jobID, Status: StatusUnknown, Message: "no record and no waiting job has this id"}, err
 		}
 	}
-	state, err := lifecycle.NoteCancel(ctx, o.records, jobID)
+	state, err := lifecycle.NoteCancel(ctx, o.records, jobID, o.now())
 	if err != nil {
 		return control.Reply{}, fmt.Errorf("cancelling job %s: %w", jobID, err)
 	}

@@ -26,6 +26,9 @@ const (
 	maxPause   = 5 * time.Minute
 	// reserveLife is how long space is kept for a job whose session has not started.
 	reserveLife = time.Minute
+	// trialLife is how long a job that tries a stream again holds the others: its session
+	// may last for hours.
+	trialLife = time.Minute
 	// leastFrames is the speech of the longest frame. A stream that does not take
 	// as much is of no use to any job.
 	leastFrames = 4 * time.Second
@@ -58,6 +61,7 @@ type stream struct {
 	need     int64     // space that must be there before err is over
 	proven   bool      // it takes what is written, as far as a probe can say
 	failed   int       // sessions in a row that it has failed
+	failedAt time.Time // when it failed the last one
 	rest     time.Time // not checked before this time
 	reserved map[string]*reservation
 }
@@ -250,10 +254,11 @@ func (s *stream) usable() bool {
 	return !least.Never()
 }
 
-// tried reports whether another job writes to the store, or is about to.
+// tried reports whether another job tries the stream at the moment. Those that were
+// running when it failed do not: they may have nothing to write for hours.
 func (s *stream) tried(jobID string) bool {
 	for id, r := range s.reserved {
-		if id != jobID && !r.over && (r.running || time.Since(r.since) < reserveLife) {
+		if id != jobID && !r.over && r.since.After(s.failedAt) && time.Since(r.since) < trialLife {
 			return true
 		}
 	}
@@ -293,6 +298,7 @@ func (s *stream) End(jobID string, err error) {
 		return
 	}
 	s.err, s.proven = err, false
-	s.rest = time.Now().Add(min(firstPause<<min(s.failed, 8), maxPause))
+	s.failedAt = time.Now()
+	s.rest = s.failedAt.Add(min(firstPause<<min(s.failed, 8), maxPause))
 	s.failed++
 }

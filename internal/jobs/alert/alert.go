@@ -63,6 +63,7 @@ type Options struct {
 	Publish func(ctx context.Context, ev event.Event) (fresh bool, err error)
 	Raised  func(code errors.Code)
 	Worker  string
+	Now     func() time.Time // by the server's clock
 	Log     zerolog.Logger
 }
 
@@ -111,7 +112,7 @@ const readBatch = 500
 // the client's ordered consumer: after the stream is created again, that one
 // waits for the sequence it had reached in the old stream.
 func (a *Counter) follow(ctx context.Context) error {
-	from := time.Now().Add(-a.o.Config.Window)
+	from := a.o.Now().Add(-a.o.Config.Window)
 	consumer, err := a.o.JS.CreateConsumer(ctx, a.o.Stream, jetstream.ConsumerConfig{
 		Name: nuid.Next(), FilterSubject: a.o.Errors,
 		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from,

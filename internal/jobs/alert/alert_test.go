@@ -63,7 +63,7 @@ func (e *env) makeStream() {
 
 func (e *env) counter(worker string) *Counter {
 	return New(Options{
-		JS: e.js, Stream: "EVENTS", Errors: "errors.>",
+		JS: e.js, Stream: "EVENTS", Errors: "errors.>", Now: time.Now,
 		Config: Config{Threshold: threshold, Window: window},
 		Codes:  func(c errors.Code) bool { return c != errors.CodeInvalidJob },
 		Store:  e.store,

@@ -57,7 +57,7 @@ type Options struct {
 	Store  *kv.Store // the bucket of job records; its timeout is at most an eighth of Window
 	ID     string    // of the first lease; later ones add a number
 	Window time.Duration
-	Now    func() time.Time
+	Now    func() time.Time // this process's clock, used until the server's was read
 	// Changed is called when the worker gets a lease, and with nil when it has
 	// lost it. Calls do not overlap.
 	Changed func(*Lease)
@@ -71,12 +71,19 @@ type Manager struct {
 	margin  time.Duration
 	current atomic.Pointer[Lease]
 	fault   atomic.Pointer[error]     // why the worker has no lease
-	offset  atomic.Int64              // server clock minus this process's clock, ns
+	clock   atomic.Pointer[reading]   // nil: the server's clock was not read yet
+	known   chan struct{}             // closed once it was
 	grace   atomic.Pointer[time.Time] // leases of others count as valid until then; nil: no longer
 	acks    *ackExtender
 	wg      sync.WaitGroup
 	stop    context.CancelFunc
 	working context.Context // Start's
+}
+
+// reading is a time of the server, and this process's when it was that.
+type reading struct {
+	server time.Time
+	local  time.Time // monotonic
 }
 
 // Lease is one lease of the worker, from its first write to its loss.
@@ -103,7 +110,7 @@ func Margin(window time.Duration) time.Duration { return min(window/3, 3*time.Se
 
 // New returns a Manager that has no lease yet.
 func New(o Options) *Manager {
-	m := &Manager{o: o, margin: Margin(o.Window), acks: newAckExtender(o.NC, o.Window)}
+	m := &Manager{o: o, margin: Margin(o.Window), acks: newAckExtender(o.NC, o.Window), known: make(chan struct{})}
 	m.fault.Store(&errNoLease)
 	return m
 }
@@ -143,8 +150,28 @@ func (m *Manager) Ready() error {
 }
 
 // Now returns the time of the server that keeps the bucket. Workers compare the
-// times in their records by it, whatever their own clocks show.
-func (m *Manager) Now() time.Time { return m.o.Now().Add(time.Duration(m.offset.Load())) }
+// times in their records by it, whatever their own clocks show: a lease begins with a
+// reading of the server's clock, and from then on the monotonic clock counts, which
+// nobody sets.
+//
+// That clock may stand still while the machine is suspended or paused. Now is late by
+// that time until the clock is read again: with the next lease, as this one has expired
+// if it was longer than the window, and otherwise within renewalsPerClockCheck renewals.
+// So it is late by less than a window, except in the time before the loss is noticed.
+func (m *Manager) Now() time.Time {
+	if c := m.clock.Load(); c != nil {
+		return c.server.Add(time.Since(c.local))
+	}
+	return m.o.Now()
+}
+
+// AwaitClock returns when Now is the server's time, or ctx has ended.
+func (m *Manager) AwaitClock(ctx context.Context) {
+	select {
+	case <-m.known:
+	case <-ctx.Done():
+	}
+}
 
 // Valid reports whether the lease of the worker with this ID is valid. What takes
 // this worker's lease away, such as a server that restarts, takes others' away with
@@ -213,28 +240,32 @@ type activeLease struct {
 }
 
 // acquire creates the key and renews it once: a bucket that takes new keys and refuses
-// to change them can't keep a lease, nor the record of a session. It returns an error
-// only if ctx has ended.
+// to change them can't keep a lease, nor the record of a session. Then it reads the
+// server's clock, by which the worker's jobs are decided. It returns an error only if
+// ctx has ended.
 func (l *activeLease) acquire(ctx context.Context) error {
 	m := l.m
 	b := retry.Backoff{Initial: kv.RetryPause, Max: acquireMax}
 	return retry.Until(ctx, b, nil, func() error {
 		l.sent = time.Now()
-		wall := m.o.Now()
+		second := l.sent
 		err := l.put(ctx, m.o.Window)
 		if err == nil {
-			wall = m.o.Now()
+			second = time.Now()
 			err = l.put(ctx, m.o.Window)
 		}
-		if err == nil {
-			m.o.Store.Note(seenPrefix+topology.Token(l.id), entry{WorkerID: l.id, Renewal: l.renewal})
-			failpoint.Here("lease_acquired")
-			m.measureOffset(ctx, l.id, wall)
-			return nil
+		if err != nil {
+			l.revision, l.renewal = 0, 0 // by then the key may have expired
+			m.setFault(fmt.Errorf("the worker's lease can't be written, so it starts no session: %w", err))
+			return err
 		}
-		l.revision, l.renewal = 0, 0 // by then the key may have expired
-		m.setFault(fmt.Errorf("the worker's lease can't be written, so it starts no session: %w", err))
-		return err
+		if err := m.readClock(ctx, l.id, second); err != nil {
+			m.setFault(fmt.Errorf("the worker's lease can't be read, so it starts no session: %w", err))
+			return err
+		}
+		m.o.Store.Note(seenPrefix+topology.Token(l.id), entry{WorkerID: l.id, Renewal: l.renewal})
+		failpoint.Here("lease_acquired")
+		return nil
 	})
 }
 
@@ -320,7 +351,7 @@ func (l *activeLease) renew(stopping, lease context.Context) error {
 	lease, cancel := context.WithCancel(lease)
 	defer cancel()
 	defer context.AfterFunc(stopping, cancel)()
-	sent, wall := time.Now(), m.o.Now()
+	sent := time.Now()
 	if err := l.put(lease, m.o.Window); err != nil {
 		return err
 	}
@@ -331,21 +362,27 @@ func (l *activeLease) renew(stopping, lease context.Context) error {
 	m.o.Renewed(true)
 	m.o.Store.Note(seenPrefix+topology.Token(l.id), entry{WorkerID: l.id, Renewal: l.renewal})
 	if l.renewal%renewalsPerClockCheck == 0 {
-		m.measureOffset(lease, l.id, wall)
+		_ = m.readClock(lease, l.id, sent) // the last reading counts on
 	}
 	return nil
 }
 
-// measureOffset compares the server's clock with this process's, using the time
-// at which the lease's key was stored. wall is this process's time just before.
-func (m *Manager) measureOffset(ctx context.Context, id string, wall time.Time) {
+// readClock reads when the server stored the lease's key. local is the time just before
+// that.
+func (m *Manager) readClock(ctx context.Context, id string, local time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, m.o.Window/renewalsPerWindow)
 	defer cancel()
 	stored, err := m.o.Store.Stored(ctx, key(id))
-	if err != nil || stored.IsZero() {
-		return // keep the last offset
+	if err != nil {
+		return err
 	}
-	m.offset.Store(int64(stored.Sub(wall)))
+	if stored.IsZero() {
+		return errors.New("its key has expired")
+	}
+	if m.clock.Swap(&reading{server: stored, local: local}) == nil {
+		close(m.known)
+	}
+	return nil
 }
 
 func (m *Manager) setFault(err error) {

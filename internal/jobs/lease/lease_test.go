@@ -59,6 +59,7 @@ type worker struct {
 type proxy struct {
 	mu       sync.Mutex
 	requests bool // dropped
+	reads    bool // only requests that read are dropped
 	replies  int  // how many replies to writes are still to be dropped
 	lost     int  // replies dropped
 	refusals int  // how many writes are still to be refused, as by a leader of before
@@ -69,6 +70,12 @@ func (p *proxy) drop(requests bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.requests = requests
+}
+
+func (p *proxy) dropReads(reads bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.reads = reads
 }
 
 func (p *proxy) loseReplies(n int) {
@@ -106,7 +113,7 @@ func (p *proxy) carry(subject, reply string) (string, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
-	case p.requests:
+	case p.requests, p.reads && !strings.HasPrefix(subject, "$KV."):
 		return "", false
 	case p.replies > 0 && strings.HasPrefix(subject, "$KV."):
 		p.replies--
@@ -452,14 +459,71 @@ func TestNowIsTheServersTimeWhateverTheWorkersClock(t *testing.T) {
 	w := e.worker("w", func(o *Options) {
 		o.Now = func() time.Time { return time.Now().Add(time.Duration(skew.Load())) }
 	})
-	h := e.start(w)
-	if off := time.Until(w.Now()).Abs(); off > time.Second {
-		t.Errorf("off by %s", off)
+	off := func() time.Duration { return time.Until(w.Now()).Abs() }
+	if off() < 59*time.Minute {
+		t.Errorf("off by %s before the server's clock was read", off())
 	}
-	skew.Store(int64(time.Hour)) // the clock was set
+	h := e.start(w)
+	w.AwaitClock(t.Context())
+	if off() > window {
+		t.Errorf("off by %s", off())
+	}
+	skew.Store(int64(time.Hour)) // the clock is set
+	if off() > window {
+		t.Errorf("off by %s when the clock was set", off())
+	}
 	w.renewals(t, renewalsPerClockCheck)
-	if off := time.Until(w.Now()).Abs(); off > time.Second || h.Context().Err() != nil {
-		t.Errorf("off by %s after the clock was set, lease: %v", off, h.Context().Err())
+	if off() > window || h.Context().Err() != nil {
+		t.Errorf("off by %s after the clock was set, lease: %v", off(), h.Context().Err())
+	}
+}
+
+func TestAMonotonicClockThatStoodStillIsCorrected(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	w := e.worker("w")
+	e.start(w)
+	late := func() bool { return time.Until(w.Now()) < -window }
+	for name, reads := range map[string]func(){
+		"a short stop": func() { w.renewals(t, renewalsPerClockCheck+1) },
+		"a long stop": func() { // the lease has expired meanwhile
+			w.proxy.drop(true)
+			if e.next(w) != nil {
+				t.Fatal("the loss was not reported")
+			}
+			w.proxy.drop(false)
+			e.next(w)
+		},
+	} {
+		c := *w.clock.Load()
+		c.local = c.local.Add(time.Hour)
+		w.clock.Store(&c)
+		if !late() {
+			t.Fatalf("%s: the clock is not late", name)
+		}
+		for len(w.renewed) > 0 {
+			<-w.renewed
+		}
+		if reads(); late() {
+			t.Errorf("%s: late by %s", name, -time.Until(w.Now()))
+		}
+	}
+}
+
+func TestThereIsNoLeaseBeforeTheServersClockIsRead(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	w := e.worker("w")
+	w.proxy.dropReads(true)
+	w.Start(t.Context())
+	t.Cleanup(w.Stop)
+	natstest.Eventually(t, "a clock that can't be read is reported", func() bool {
+		err := w.Ready()
+		return err != nil && strings.Contains(err.Error(), "can't be read")
+	})
+	w.proxy.dropReads(false)
+	if h := e.next(w); h == nil || h.ID != "w" {
+		t.Errorf("got %+v", h)
 	}
 }
 

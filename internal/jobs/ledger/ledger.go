@@ -30,7 +30,7 @@ type Ledger interface {
 	// Store writes a session's record, and reports whether it is new.
 	Store(ctx context.Context, r usage.Record) (fresh bool, err error)
 	// Send is Store that does not wait: wait does, at most as long as limit.
-	Send(ctx context.Context, r usage.Record) (wait func(ctx context.Context, limit time.Duration) (fresh bool, err error))
+	Send(r usage.Record) (wait func(ctx context.Context, limit time.Duration) (fresh bool, err error))
 	// Own returns the records after from up to upto, if this worker has stored them
 	// all and still knows them.
 	Own(from, upto uint64) (records []usage.Stored, all bool)
@@ -114,7 +114,7 @@ type Sent struct {
 // Send sends the record of the session of r, which was closed, so that it is on its
 // way while the job's record is written. A worker whose lease is lost leaves that to
 // Correct.
-func (w *Writer) Send(ctx context.Context, r *lifecycle.Record, cause error) Sent {
+func (w *Writer) Send(r *lifecycle.Record, cause error) Sent {
 	if w.o.Ledger == nil || len(r.Usage) == 0 || w.lost(cause) {
 		return Sent{}
 	}
@@ -122,7 +122,7 @@ func (w *Writer) Send(ctx context.Context, r *lifecycle.Record, cause error) Sen
 	if !own(r, s) {
 		return Sent{}
 	}
-	return Sent{w.o.Ledger.Send(ctx, w.record(r, s))}
+	return Sent{w.o.Ledger.Send(w.record(r, s))}
 }
 
 // own reports whether s is what the session of r used, as it is known exactly.

@@ -38,10 +38,10 @@ func (f *fake) Credits(connected time.Duration) int64    { return usage.Tariff{}
 func (f *fake) Own(_, _ uint64) ([]usage.Stored, bool)   { return nil, false }
 func (f *fake) find(r usage.Record) (usage.Record, bool) { s, ok := f.stored[r.ID()]; return s, ok }
 func (f *fake) Store(ctx context.Context, r usage.Record) (bool, error) {
-	return f.Send(ctx, r)(ctx, time.Second)
+	return f.Send(r)(ctx, time.Second)
 }
 
-func (f *fake) Send(_ context.Context, r usage.Record) func(context.Context, time.Duration) (bool, error) {
+func (f *fake) Send(r usage.Record) func(context.Context, time.Duration) (bool, error) {
 	if f.err != nil {
 		return func(context.Context, time.Duration) (bool, error) { return false, f.err }
 	}
@@ -187,7 +187,7 @@ func TestASessionHasTheCodeOfItsEnd(t *testing.T) {
 func TestASessionIsReportedOnceHoweverOftenItIsWritten(t *testing.T) {
 	d := newDesk()
 	r := closed(1)
-	sent := d.Send(context.Background(), r, nil)
+	sent := d.Send(r, nil)
 	for range 2 { // what follows from the record is repeated
 		if err := d.store(r, &sent); err != nil {
 			t.Fatal(err)
@@ -219,7 +219,7 @@ func TestARecordThatCannotBeWrittenIsSaidAndWrittenAgain(t *testing.T) {
 	d := newDesk()
 	d.ledger.err = errFull
 	r := closed(1)
-	sent := d.Send(context.Background(), r, nil)
+	sent := d.Send(r, nil)
 	if err := d.store(r, &sent); !errors.Is(err, errFull) || d.failed != 1 || d.used != 0 {
 		t.Fatalf("%v; failed %d times, reported %d times", err, d.failed, d.used)
 	}
@@ -243,7 +243,7 @@ func TestASessionIsSentAtItsEndUnlessItsJobMayBeAnothers(t *testing.T) {
 		"an estimate":     {lost(1), nil, 0},
 	} {
 		d := newDesk()
-		if d.Send(context.Background(), c.r, c.cause); len(d.ledger.stored) != c.want {
+		if d.Send(c.r, c.cause); len(d.ledger.stored) != c.want {
 			t.Errorf("%s: %+v", name, d.ledger.stored)
 		}
 	}
@@ -251,7 +251,7 @@ func TestASessionIsSentAtItsEndUnlessItsJobMayBeAnothers(t *testing.T) {
 
 func TestWithoutALedgerNothingIsWritten(t *testing.T) {
 	w := New(Options{})
-	sent := w.Send(context.Background(), closed(1), nil)
+	sent := w.Send(closed(1), nil)
 	err := w.Store(closed(1), &sent, func(func(context.Context, time.Duration) error) error { t.Error("a write"); return nil })
 	if err != nil || w.Correct(context.Background(), closed(1), &sent) != nil || w.Owed(lost(1)) {
 		t.Error(err)
@@ -311,7 +311,7 @@ func TestAnEstimateIsCorrectedWhereverItIs(t *testing.T) {
 		c.before(d)
 		var sent Sent
 		if c.sent {
-			sent = d.Send(context.Background(), closed(1), nil)
+			sent = d.Send(closed(1), nil)
 		}
 		if err := d.Correct(context.Background(), closed(1), &sent); err != nil {
 			t.Errorf("%s: %v", name, err)

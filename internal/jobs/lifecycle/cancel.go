@@ -11,10 +11,10 @@ import (
 // NoteCancel records that a job is to be cancelled, and returns the job's state. It
 // creates the record of a job that no worker has seen yet. If the job has an outcome
 // and was replayed, the record says that the run that waits is to be cancelled, and the
-// state is StateReleased; without such a run the record is left as it is.
-func NoteCancel(ctx context.Context, store *kv.Store, jobID string) (State, error) {
+// state is StateReleased; without such a run the record is left as it is. now is the time
+// by the server's clock.
+func NoteCancel(ctx context.Context, store *kv.Store, jobID string, now time.Time) (State, error) {
 	for {
-		now := time.Now().UTC()
 		record := &Record{JobID: jobID, Run: 1, State: StateReleased, CreatedAt: now}
 		revision, err := store.Get(ctx, jobID, record)
 		if err != nil {

@@ -39,7 +39,7 @@ type Options struct {
 	Names  topology.Names
 	Tariff Tariff
 	Window time.Duration    // how long the stream recognises an id: its duplicate window
-	Now    func() time.Time // about the server's clock
+	Now    func() time.Time // by the server's clock
 }
 
 // Ledger writes usage records, each session once.
@@ -112,25 +112,34 @@ func (l *Ledger) keep(s Stored) {
 // days later: within the duplicate window the server knows its id, and after it the
 // stream is searched for it.
 func (l *Ledger) Store(ctx context.Context, r Record) (fresh bool, err error) {
-	return l.Send(ctx, r)(ctx, 0)
+	return l.Send(r)(ctx, 0)
 }
 
-// Send is Store that does not wait: wait does, at most for limit; 0: until ctx ends.
-func (l *Ledger) Send(ctx context.Context, r Record) (wait func(ctx context.Context, limit time.Duration) (fresh bool, err error)) {
+// Send is Store that does not wait: wait does, at most for limit; 0: until ctx ends. A
+// record for which the stream has to be searched is sent by wait too.
+func (l *Ledger) Send(r Record) (wait func(ctx context.Context, limit time.Duration) (fresh bool, err error)) {
 	// The record of a session that ended in good order can't be stored before its
 	// end. An estimate's end is after that, and the worker may have written the truth.
 	since := r.ended()
 	if r.Estimated {
 		since = r.ConfirmedAt
 	}
-	if l.o.Now().Sub(since) > l.o.Window/2 {
-		stored, err := l.search(ctx, r, r.ID(), since)
-		if err != nil || stored {
-			return func(context.Context, time.Duration) (bool, error) { return false, err }
-		}
+	if l.o.Now().Sub(since) <= l.o.Window/2 {
+		failpoint.Here("usage_record")
+		return l.send(r, r.ID(), nil).wait
 	}
-	failpoint.Here("usage_record")
-	return l.send(r, r.ID(), nil).wait
+	return func(ctx context.Context, limit time.Duration) (fresh bool, err error) {
+		if limit > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, limit)
+			defer cancel()
+		}
+		if stored, err := l.search(ctx, r, r.ID(), since); err != nil || stored {
+			return false, err
+		}
+		failpoint.Here("usage_record")
+		return l.send(r, r.ID(), nil).wait(ctx, 0)
+	}
 }
 
 // Correct replaces an estimate by what the session actually used: a second record of

@@ -242,6 +242,21 @@ func TestASessionWrittenAgainLongAfterTheDuplicateWindowCountsOnce(t *testing.T)
 	l.expect(1, record(1).Totals())
 }
 
+func TestSearchingForASessionOfLongAgoTakesNoLongerThanItMay(t *testing.T) {
+	l := newLedger(t, 0) // everything is searched for
+	wait := l.Send(record(1))
+	if fresh, err := wait(t.Context(), time.Nanosecond); fresh || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%t, %v", fresh, err)
+	}
+	for i := range 2 {
+		fresh, err := wait(t.Context(), time.Minute)
+		if err != nil || fresh != (i == 0) {
+			t.Errorf("%t, %v", fresh, err)
+		}
+		l.forgotten()
+	}
+}
+
 func TestRecordsAreAddedOnceHoweverManyWorkersAddThem(t *testing.T) {
 	l := newLedger(t, time.Hour)
 	const each, workers = 40, 4
