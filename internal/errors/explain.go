@@ -24,19 +24,19 @@ func explainSession(code Code) (Explanation, bool) {
 	switch code {
 	case CodeConnectionFailed:
 		return Explanation{"The backend could not be reached, or never confirmed the session.", "network",
-			"Nothing if it passes. If it stays: check DNS, TLS, proxy and firewall from the worker to the backend's URLs, and backend.region."}, true
+			"Nothing, if it stops by itself. If it stays: check DNS, TLS, proxy and firewall from the worker to the backend's URLs, and backend.region."}, true
 	case CodeConnectionClosed:
 		return Explanation{"The session's connection ended while speech was still owed.", "backend",
-			"Nothing if it passes; close_code and close_reason say more. If it stays: check idle limits of proxies on the way, and backend.stall_timeout."}, true
+			"Nothing, if it stops by itself; close_code and close_reason say more. If it stays: check idle limits of proxies on the way, and backend.stall_timeout."}, true
 	case CodeIdleTimeout:
 		return Explanation{"The backend closed a session that got no audio for too long.", "publisher",
 			"Send live speech without long pauses, or set max_silence below the backend's limit."}, true
 	case CodeEgressUnavailable:
 		return Explanation{"The backend could not publish into the LiveKit or Agora room.", "backend",
-			"Nothing if it passes. Where the text says \"not configured\", the backend does not offer this egress: choose another output or ask the backend's support."}, true
+			"Nothing, if it stops by itself. Where the text says \"not configured\", the backend does not offer this egress: choose another output or ask the backend's support."}, true
 	case CodeUpstreamError:
 		return Explanation{"The backend's own animation server failed.", "backend",
-			"Nothing if it passes. If the alert recurs, report it to the backend's support with the connection_id."}, true
+			"Nothing, if it stops by itself. If the alert recurs, report it to the backend's support with the connection_id."}, true
 	case CodeServerError:
 		return Explanation{"The backend failed in a way that it does not name further.", "backend",
 			"Look at server_code and server_detail. If the alert recurs, report it to the backend's support with the connection_id."}, true
@@ -54,31 +54,31 @@ func explainSession(code Code) (Explanation, bool) {
 func explainSetup(code Code) (Explanation, bool) {
 	switch code {
 	case CodeSessionTokenExpired:
-		return Explanation{"The credentials were refused: in phase session_token the API key (HTTP 401), at the WebSocket a fresh session token too.", "configuration",
+		return Explanation{"The credentials were refused. In phase session_token, the API key was refused (HTTP 401). At the WebSocket, a newly issued session token was refused as well.", "configuration",
 			"Check app.api_key and the worker's clock; then replay the dead letters."}, true
 	case CodeSessionTokenInvalid:
-		return Explanation{"The backend took the session token for invalid, also a fresh one.", "configuration",
+		return Explanation{"The backend rejected the session token, and then a newly issued one.", "configuration",
 			"Check that API key, app id and region belong together; then replay the dead letters."}, true
 	case CodeAppIDMismatch:
-		return Explanation{"The session token was made for another app id.", "configuration",
+		return Explanation{"The session token was issued for another app id.", "configuration",
 			"Give the app id the API key of the same app; then replay the dead letters."}, true
 	case CodeAppIDUnrecognized:
 		return Explanation{"The backend does not know the app id, or the URL's path is wrong (any bare HTTP 404).", "configuration",
 			"Check app.id, backend.region and the backend's URLs; then replay the dead letters."}, true
 	case CodeAvatarNotFound:
 		return Explanation{"There is no avatar with the job's avatar_id in this app and region.", "publisher",
-			"Correct avatar_id in what publishes the jobs, or make the avatar; then replay the dead letters."}, true
+			"Correct avatar_id in what publishes the jobs, or create the avatar; then replay the dead letters."}, true
 	case CodeUnsupportedSampleRate:
-		return Explanation{"The backend does not take the speech's sample rate.", "publisher",
+		return Explanation{"The backend does not accept the speech's sample rate.", "publisher",
 			"Send PCM at 8000, 16000, 22050, 24000, 32000, 44100 or 48000 Hz, or Ogg Opus at 8000, 12000, 16000, 24000 or 48000 Hz."}, true
 	case CodeInvalidEgressConfig:
 		return Explanation{"The LiveKit or Agora settings of the job were refused; any text with \"unauthorized\" ends here too.", "publisher",
-			"Check url, room or channel and that the token is fresh and may publish; in phase session_token check app.api_key."}, true
+			"Check url, room or channel and that the token has not expired and may publish; in phase session_token check app.api_key."}, true
 	case CodeInvalidRequest:
-		return Explanation{"The backend took the request for wrong.", "publisher",
+		return Explanation{"The backend rejected the request as invalid.", "publisher",
 			"Look at server_detail; correct the job or the configuration; then replay the dead letters."}, true
 	case CodeBillingRequired:
-		return Explanation{"The account may not start a session: unpaid, or as many sessions at once as the plan sells.", "account",
+		return Explanation{"The account may not start a session: it is unpaid, or the plan's limit of simultaneous sessions is reached.", "account",
 			"Pay, or set app.max_sessions to the plan's limit. The jobs wait, and go on by themselves."}, true
 	case CodeCreditsExhausted:
 		return Explanation{"The account's credits are used up.", "account",
@@ -94,7 +94,7 @@ func explainSetup(code Code) (Explanation, bool) {
 func explainOwn(code Code) Explanation {
 	switch code {
 	case CodeInvalidJob:
-		return Explanation{"The message is not a valid job; the error text names the field. Its id is that of its headers (`Avatar-Job-Id`, `Nats-Msg-Id`), or is made by the worker: never that of its body, where the corrected job will have it.", "publisher",
+		return Explanation{"The message is not a valid job; the error text names the field. Its id comes from its headers (`Avatar-Job-Id`, `Nats-Msg-Id`), or is made by the worker. The id in the body is not used, so that the corrected job can use it.", "publisher",
 			"Correct what publishes the jobs and publish again: a replay of the same bytes fails the same way."}
 	case CodeAudioUnavailable:
 		return Explanation{"The speech could not be fetched.", "publisher",
@@ -103,11 +103,11 @@ func explainOwn(code Code) Explanation {
 		return Explanation{"The job's deadline passed before it could be done.", "publisher",
 			"Give later deadlines, or run more workers. Nothing is kept to be replayed."}
 	case CodeWorkerLost:
-		return Explanation{"Each worker that ran the job vanished while it did.", "worker",
+		return Explanation{"Every worker that ran the job died while running it.", "worker",
 			"Look at the workers' logs and memory limits at the times of the crashes; report a crash that the job causes."}
 	case CodeInternal:
 		return Explanation{"The worker itself failed.", "worker",
-			"Look at the worker's log at that time and report it; NATS being away or full is the usual cause."}
+			"Look at the worker's log at that time and report it; the usual cause is that NATS is unavailable or full."}
 	}
 	return Explanation{}
 }

@@ -89,15 +89,15 @@ func NewMetrics(reg *prometheus.Registry, labels Labels, readings Readings) *Met
 func (m *Metrics) counters(r registrar) {
 	m.jobs = r.counters("jobs_total", "Jobs that ended, by queue and outcome.", "queue", "outcome")
 	m.attempts = r.counters("attempts_total", `Attempts that ended; code "ok" where nothing failed.`, "code", "class", "phase")
-	m.takeovers = r.counters("takeovers_total", "Sessions started, by why the job had none: new, retry, held, crash (its worker vanished), released (handed back).", "reason")
+	m.takeovers = r.counters("takeovers_total", "Sessions started, by why the job had none: new, retry, held, crash (its worker died), released (handed back).", "reason")
 	m.leaseExtensions = r.counters("lease_extensions_total", "Renewals of the worker's lease, by result: ok, lost.", "result")
 	m.deadLetters = r.counters("dead_letters_total", "Jobs given up, by error code.", "code")
 	for _, code := range errors.Codes() {
 		m.deadLetters.WithLabelValues(string(code)) // from 0, so that the first ones count as an increase
 	}
-	m.connected = r.counters("connected_seconds_total", "Connected time of sessions that the ledger has taken: what is billed.", "app", "queue")
-	m.credits = r.counters("credits_total", "Credits of sessions that the ledger has taken.", "app", "queue")
-	m.totals = r.counters("totals_updates_total", "Times that usage records were added to the counters of what it costs, by result: ok, failed (it is tried again).", "result")
+	m.connected = r.counters("connected_seconds_total", "Connected time of sessions that are in the ledger: what is billed.", "app", "queue")
+	m.credits = r.counters("credits_total", "Credits of sessions that are in the ledger.", "app", "queue")
+	m.totals = r.counters("totals_updates_total", "Times that usage records were added to the cost counters, by result: ok, failed (it is tried again).", "result")
 	m.alerts = r.counters("alerts_total", "Alerts published, by kind and by error code (kind storage: by output; unsettled: sessions; budget: warning or spent).", "kind", "code")
 	frames := r.counters("frames_total", "Frame envelopes received, by the kind of output they went to.", "output")
 	frameBytes := r.counters("frame_bytes_total", "Bytes of frame envelopes received, by the kind of output they went to.", "output")
@@ -116,7 +116,7 @@ func (m *Metrics) gauges(r registrar) {
 	m.paused = r.gauges("queue_paused", "1 while an operator has paused the queue, in the whole fleet.", "queue")
 	m.storageBytes = r.gauges("storage_bytes", "Bytes that a stream or bucket holds.", "store")
 	m.storageLimit = r.gauges("storage_limit_bytes", "Bytes that a stream or bucket may hold; absent where it has no limit.", "store")
-	m.circuit = r.gauges("circuit_open", "1 while starting sessions for the app in the region is pointless.", "app", "region")
+	m.circuit = r.gauges("circuit_open", "1 while the circuit of the app in the region is open.", "app", "region")
 	m.natsConnected = r.gauge("nats_connected", "1 while connected to NATS.")
 	m.leaseHeld = r.gauge("lease_held", "1 while the worker renews its lease, without which it starts no session. A new lease counts from its first renewal, a quarter of lease.ack_wait later.")
 }
