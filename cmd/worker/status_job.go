@@ -112,17 +112,31 @@ func advise(r *lifecycle.Record) []string {
 	return nil
 }
 
-// printWaiting shows a job that no worker has taken yet, and what it waits for.
+// printWaiting shows a job that has no record, and what it waits for.
 func (c *cli) printWaiting(ctx context.Context, store *status.Store, id string, w *status.Waiting) error {
 	t := terminal.NewTable(c.stdout)
 	t.Row("job", id)
-	t.Row("state", "waiting: not delivered to a worker yet")
+	if w.Delivered {
+		t.Row("state", "waiting: delivered, and handed back without a session")
+		t.Row("waits for", w.WaitsFor)
+	} else {
+		t.Row("state", "waiting: not delivered to a worker yet")
+	}
 	t.Row("queue", w.Queue)
+	if w.AppID != "" {
+		t.Row("app", w.AppID)
+	}
+	if w.AvatarID != "" {
+		t.Row("avatar", w.AvatarID)
+	}
 	t.Row("published", terminal.When(c.now(), w.Published))
+	for _, name := range slices.Sorted(maps.Keys(w.Labels)) {
+		t.Row("label "+name, w.Labels[name])
+	}
 	if q, err := store.Queue(ctx, w.Queue); err != nil {
 		c.note("the state of its queue could not be read: %s", terminal.Plain(err.Error()))
 	} else if q != nil {
-		t.Row("waiting in the queue", q.Waiting)
+		t.Row("open jobs of the queue", q.Open())
 		t.Row("workers of the queue", q.Served)
 		switch {
 		case !q.PausedUntil.IsZero():

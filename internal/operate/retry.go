@@ -21,7 +21,7 @@ const (
 	StatusDelivered = "delivered" // it is delivered now
 	StatusHeld      = "held"      // its circuit is open; nothing was changed
 	StatusRunning   = "running"   // a worker runs it; there is nothing to do
-	StatusWaiting   = "waiting"   // it is in its queue and was never delivered
+	StatusWaiting   = "waiting"   // it is in its queue and has no record
 	StatusFinished  = "finished"  // too late: it has an outcome
 	StatusLost      = "lost"      // it has a record, but its message is gone
 	StatusUnknown   = "unknown"   // it has no record and is in no queue
@@ -106,6 +106,9 @@ func (o *Operator) findWaiting(ctx context.Context, result Retried) (Retried, er
 		return result, err
 	case found != nil:
 		result.Status, result.Message = StatusWaiting, "no worker has had it yet"
+		if found.Delivered {
+			result.Message = "it was delivered and handed back, and comes again by itself; it waits for " + found.WaitsFor
+		}
 	case looked.All:
 		result.Message = "no record and no waiting job has this id"
 	default:

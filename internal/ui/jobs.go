@@ -218,6 +218,9 @@ func (s *Server) describeWaiting(q *request, d *jobData) {
 	w := d.Job.Waiting
 	d.State, d.CanCancel = status.StateWaiting, true
 	d.Verdict = "It has waited in queue " + w.Queue + " for " + ago(q.view.Now, w.Published) + ": no worker has had it yet."
+	if w.Delivered {
+		d.Verdict = "It has waited in queue " + w.Queue + " for " + ago(q.view.Now, w.Published) + ": it was delivered, and handed back without a session. " + sentence("It waits for "+w.WaitsFor)
+	}
 	f, err := s.o.Reader.Fleet(q.ctx)
 	if err != nil {
 		return
@@ -230,6 +233,8 @@ func (s *Server) describeWaiting(q *request, d *jobData) {
 				d.Remedy = "The queue is paused " + paused(f.At, queue.PausedUntil) + ". Resume it on the overview."
 			case queue.Served == 0:
 				d.Remedy = "No worker serves the queue: start one with worker.queues " + queue.Name + "."
+			case w.Delivered:
+				d.Remedy = "It is delivered again by itself, and starts once it gets what it waits for."
 			default:
 				d.Remedy = sentence(waits(queue.Waiting)) + " " + sentence(count(queue.Served, "worker")+" of the queue") + " It starts by itself when a slot is free."
 			}
