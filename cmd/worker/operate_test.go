@@ -153,6 +153,7 @@ func TestStatusOfAHeldJobSaysWhyAndWhatToDo(t *testing.T) {
 		{lifecycle.Record{HeldReason: lifecycle.HeldRefused, HeldCode: errors.CodeBillingRequired}, []string{"one more session of app shop", "Set max_sessions"}},
 		{lifecycle.Record{HeldReason: lifecycle.HeldPolicy, HeldCode: errors.CodeServerError}, []string{"policy holds jobs that fail with serverError", errors.Explain(errors.CodeServerError).Remedy[:20]}},
 		{lifecycle.Record{HeldReason: lifecycle.HeldStorage, HeldWhy: "bucket AVATAR_RECORDINGS is full"}, []string{"can't take what the job makes: bucket AVATAR_RECORDINGS is full", "Make room"}},
+		{lifecycle.Record{HeldReason: lifecycle.HeldBudget, HeldWhy: "the budget is spent"}, []string{"raise the budget", "To run it at once when the budget is raised: avatarworker retry held"}},
 		{lifecycle.Record{HeldReason: lifecycle.HeldUnsettled, HeldWhy: "its last 5 sessions settled nothing", Unsettled: 5}, []string{"its last 5 sessions settled nothing", "cancel it", "5 in a row"}},
 	} {
 		r := c.record

@@ -101,6 +101,9 @@ func advise(r *lifecycle.Record) []string {
 		if r.State == lifecycle.StateHeld && r.HeldReason == lifecycle.HeldCircuit {
 			advice[0] += " --probe (its circuit is open: avatarworker circuit ls)"
 		}
+		if r.State == lifecycle.StateHeld && r.HeldReason == lifecycle.HeldBudget {
+			advice[0] = "To run it at once when the budget is raised: avatarworker retry " + id
+		}
 		return append(advice, "To end it: avatarworker cancel "+id)
 	case lifecycle.StateRunning:
 		return []string{"To end it: avatarworker cancel " + id}
