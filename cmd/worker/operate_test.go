@@ -223,6 +223,12 @@ func TestAJobThatOnlyWaitsIsKnown(t *testing.T) {
 		t.Errorf("got %+v", j)
 	}
 	expect(t, 0, []string{"requested"}, b.args("cancel", "waits")...)
+	expect(t, 0, []string{"waiting: not delivered", "requested", "vip"}, b.args("jobs", "show", "waits")...)
+	if j := decode[status.Job](t, expect(t, 0, nil, b.args("jobs", "show", "waits", "--json")...)); j.Record != nil || j.Waiting == nil || !j.Waiting.CancelRequested || j.Waiting.StreamSeq != 21 {
+		t.Errorf("cancelled while it waits: %+v", j)
+	}
+	expect(t, 0, []string{"requested"}, b.args("cancel", "later", "--if-unknown")...)
+	expect(t, 0, []string{"not published yet: its cancel is noted"}, b.args("jobs", "show", "later")...)
 	expect(t, 1, []string{"unknown"}, b.args("cancel", "before")...)
 }
 

@@ -125,6 +125,9 @@ func (c *cli) printWaiting(ctx context.Context, store *status.Store, id string, 
 	} else {
 		t.Row("state", "waiting: not delivered to a worker yet")
 	}
+	if w.CancelRequested {
+		t.Row("cancel", "requested: it ends when a worker has it next")
+	}
 	t.Row("queue", w.Queue)
 	if w.AppID != "" {
 		t.Row("app", w.AppID)
@@ -159,7 +162,11 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 		}
 	}
 	row("job", r.JobID)
-	row("state", r.State)
+	if r.StreamSeq == 0 {
+		row("state", "not published yet: its cancel is noted, and ends it when a worker has it")
+	} else {
+		row("state", r.State)
+	}
 	row("run", r.Run)
 	row("queue", r.Queue)
 	row("app", r.AppID)

@@ -32,6 +32,9 @@ type Waiting struct {
 	// WaitsFor is what such a job waits for, as far as workers publish it.
 	WaitsFor string `json:"waits_for,omitempty"`
 
+	// CancelRequested is set for a job that ends when a worker has it next.
+	CancelRequested bool `json:"cancel_requested,omitempty"`
+
 	region string
 }
 

@@ -221,6 +221,9 @@ func (s *Server) describeWaiting(q *request, d *jobData) {
 	if w.Delivered {
 		d.Verdict = "It has waited in queue " + w.Queue + " for " + ago(q.view.Now, w.Published) + ": it was delivered, and handed back without a session. " + sentence("It waits for "+w.WaitsFor)
 	}
+	if w.CancelRequested {
+		d.Verdict += " Its cancel is noted: it ends when a worker has it next."
+	}
 	f, err := s.o.Reader.Fleet(q.ctx)
 	if err != nil {
 		return
@@ -265,6 +268,10 @@ func (s *Server) describeRecord(q *request, d *jobData, r *lifecycle.Record) {
 		d.Verdict, d.Remedy = "It is held: "+sentence(why), remedy
 		d.Held = r.HeldReason == lifecycle.HeldCircuit || r.HeldReason == ""
 	case lifecycle.StateReleased:
+		if r.StreamSeq == 0 {
+			d.Verdict = "No job with this id is in a queue yet. Its cancel is noted, and ends it when a worker has it."
+			return
+		}
 		d.Verdict = "It was handed back, and is taken over by itself: " + sentence(status.ReleasedBecause(r))
 	case lifecycle.StateCompleted:
 		d.Verdict = "It completed after " + count(max(r.Attempt, 1), "attempt") + "."
