@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"avatarworker/internal/app"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/lifecycle"
@@ -170,7 +171,8 @@ func newRetryCommand(c *cli) *cobra.Command {
 		Use: "retry [JOB…]", Short: "Deliver jobs at once that are in backoff or held",
 		Long: `Delivers jobs at once that wait for a retry or are held. Give job ids,
 filters, or --all; filters choose among those that are retrying or held. A job
-whose circuit is open stays held, unless --probe lets the next one of it through.
+whose budget is spent stays held. One whose circuit is open does, too, unless --probe
+lets the next one of it through.
 A job that is held because its sessions settled nothing gets as many sessions again.
 The command may be repeated.
 
@@ -197,7 +199,7 @@ func (l *link) operator(ctx context.Context) (*operate.Operator, error) {
 		if err != nil {
 			return nil, l.names.Unavailable(fleetStreams, err)
 		}
-		l.ops = o
+		l.ops = o.WithBudgets(fleetBudgets(l.cfg, l.js, l.names, time.Now), app.Tariff(l.cfg))
 	}
 	return l.ops, nil
 }

@@ -153,6 +153,7 @@ func TestStatusOfAHeldJobSaysWhyAndWhatToDo(t *testing.T) {
 		{lifecycle.Record{HeldReason: lifecycle.HeldRefused, HeldCode: errors.CodeBillingRequired}, []string{"one more session of app shop", "Set max_sessions"}},
 		{lifecycle.Record{HeldReason: lifecycle.HeldPolicy, HeldCode: errors.CodeServerError}, []string{"policy holds jobs that fail with serverError", errors.Explain(errors.CodeServerError).Remedy[:20]}},
 		{lifecycle.Record{HeldReason: lifecycle.HeldStorage, HeldWhy: "bucket AVATAR_RECORDINGS is full"}, []string{"can't take what the job makes: bucket AVATAR_RECORDINGS is full", "Make room"}},
+		{lifecycle.Record{HeldReason: lifecycle.HeldBudget, HeldWhy: "the budget is spent"}, []string{"raise the budget", "To run it at once when the budget is raised: avatarworker retry held"}},
 		{lifecycle.Record{HeldReason: lifecycle.HeldUnsettled, HeldWhy: "its last 5 sessions settled nothing", Unsettled: 5}, []string{"its last 5 sessions settled nothing", "cancel it", "5 in a row"}},
 	} {
 		r := c.record
@@ -222,6 +223,12 @@ func TestAJobThatOnlyWaitsIsKnown(t *testing.T) {
 		t.Errorf("got %+v", j)
 	}
 	expect(t, 0, []string{"requested"}, b.args("cancel", "waits")...)
+	expect(t, 0, []string{"waiting: not delivered", "requested", "vip"}, b.args("jobs", "show", "waits")...)
+	if j := decode[status.Job](t, expect(t, 0, nil, b.args("jobs", "show", "waits", "--json")...)); j.Record != nil || j.Waiting == nil || !j.Waiting.CancelRequested || j.Waiting.StreamSeq != 21 {
+		t.Errorf("cancelled while it waits: %+v", j)
+	}
+	expect(t, 0, []string{"requested"}, b.args("cancel", "later", "--if-unknown")...)
+	expect(t, 0, []string{"not published yet: its cancel is noted"}, b.args("jobs", "show", "later")...)
 	expect(t, 1, []string{"unknown"}, b.args("cancel", "before")...)
 }
 

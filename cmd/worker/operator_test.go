@@ -15,6 +15,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/event"
+	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/operate"
 	"avatarworker/internal/output"
@@ -168,6 +169,45 @@ func TestJobsAreRetriedByNameAndByFilter(t *testing.T) {
 	expect(t, 0, []string{"waiting"}, b.args("retry", "w1")...)
 	expect(t, 1, []string{"unknown", "no record and no waiting job"}, b.args("retry", "none")...)
 	expect(t, 1, []string{"none  unknown", "r1  delivered", "1 of which not as asked"}, b.args("retry", "r1", "none")...)
+}
+
+// Jobs behind a full session limit, and those of an app whose key is refused, were
+// delivered and have no record: nothing that is done to open jobs may pass them over.
+func TestJobsHandedBackAreListedExplainedAndCancelled(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for _, id := range []string{"lim1", "lim2", "key1"} {
+		body := fmt.Sprintf(`{"app_id":%q,"avatar_id":"x","audio":{"url":"https://h/a.wav"},"labels":{"batch":"17"}}`, id[:3])
+		b.publish(&nats.Msg{Subject: names.Jobs("default"), Header: nats.Header{"Nats-Msg-Id": {id}}, Data: []byte(body)})
+	}
+	b.take(3)
+	for key, value := range map[string]string{"lease.w-1": `{}`, "limit.app_id/lim.0": `{"worker_id":"w-1","job_id":"l0"}`} {
+		if _, err := b.h.State.Put(t.Context(), key, []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	presence, err := json.Marshal(fleet.Presence{WorkerID: "w-1", At: time.Now(), Queues: map[string]int{"default": 1}, RefusedKeys: []string{"key"}})
+	if err == nil {
+		_, err = b.h.Fleet.Put(t.Context(), fleet.Key("w-1"), presence)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rows := decodeLines[status.Row](t, expect(t, 0, nil, b.args("jobs", "ls", "--label", "batch=17", "--state", "waiting", "--json")...)); len(rows) != 3 {
+		t.Errorf("listed: %+v", rows)
+	}
+	f := decode[status.Fleet](t, expect(t, 0, nil, b.args("status", "--json")...))
+	if q := f.Queues[0]; q.Waiting != 3 || q.OldestWaiting.IsZero() {
+		t.Errorf("%+v", q)
+	}
+	expect(t, 0, []string{"handed back", "a free session of limit app_id/lim (1 in use)", "batch"}, b.args("jobs", "show", "lim2")...)
+	expect(t, 0, []string{"handed back", "API key of app key", "w-1"}, b.args("jobs", "show", "key1")...)
+	expect(t, 0, []string{"waiting", "handed back", "app_id/lim"}, b.args("retry", "lim2")...)
+	expect(t, 0, []string{"lim1", "lim2", "2 jobs"}, b.args("cancel", "--app", "lim", "-y", "--dry-run")...)
+	expect(t, 0, []string{"lim1  requested", "lim2  requested", "2 jobs"}, b.args("cancel", "--app", "lim", "-y")...)
+	if !b.get("lim1").CancelRequested || !b.get("lim2").CancelRequested {
+		t.Error("a cancel is not noted")
+	}
 }
 
 func TestJobsAreCancelledByFilter(t *testing.T) {

@@ -25,13 +25,13 @@ func newStatusCommand(c *cli) *cobra.Command {
 		Long: `With a JOB: its record, and its events and errors in order.
 
 Without: the queues, workers, circuits, and dead letters by code.
-  queues    WAITING: jobs never delivered. DELIVERED: jobs delivered and without an
-            outcome; the next columns say in which state they are. A queue with
-            jobs but no worker is listed too.
+  queues    How many jobs are in each state. WAITING: never delivered, or handed back
+            without a record, as those behind a full session limit are. A queue
+            with jobs but no worker is listed too.
   workers   SESSIONS: open now. SLOTS: jobs at a time.
 Job records are read newest first, for --count-for at most. Where that was too
-short, the numbers begin with "≥". With --watch all records are read once, and after
-that only what is new.`,
+short, WAITING begins with "≤", the others with "≥". With --watch all records are
+read once, and after that only what is new.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if err := checkJobID(args[0]); err != nil {

@@ -53,18 +53,18 @@ func (c *cli) printQueues(f *status.Fleet) error {
 		_, err := fmt.Fprintln(c.stdout, "none")
 		return err
 	}
-	atLeast := ""
+	atLeast, atMost := "", ""
 	if !f.CountedAll {
-		atLeast = "≥"
+		atLeast, atMost = "≥", "≤"
 	}
-	t := terminal.NewTable(c.stdout, "QUEUE", "WORKERS", "WAITING", "OLDEST WAITS", "DELIVERED", "RUNNING", "RETRYING", "HELD", "RELEASED", "PAUSED")
+	t := terminal.NewTable(c.stdout, "QUEUE", "WORKERS", "WAITING", "OLDEST WAITS", "RUNNING", "RETRYING", "HELD", "RELEASED", "PAUSED")
 	for _, q := range f.Queues {
 		paused := "-"
 		if !q.PausedUntil.IsZero() {
 			paused = pausedText(f.At, q.PausedUntil)
 		}
 		n := func(count int) string { return fmt.Sprintf("%s%d", atLeast, count) }
-		t.Row(q.Name, q.Served, q.Waiting, terminal.Ago(f.At, q.OldestWaiting), q.Taken, n(q.Running), n(q.Retrying), n(q.Held), n(q.Released), paused)
+		t.Row(q.Name, q.Served, fmt.Sprintf("%s%d", atMost, q.Waiting), terminal.Ago(f.At, q.OldestWaiting), n(q.Running), n(q.Retrying), n(q.Held), n(q.Released), paused)
 	}
 	return t.Flush()
 }

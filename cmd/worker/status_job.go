@@ -101,6 +101,9 @@ func advise(r *lifecycle.Record) []string {
 		if r.State == lifecycle.StateHeld && r.HeldReason == lifecycle.HeldCircuit {
 			advice[0] += " --probe (its circuit is open: avatarworker circuit ls)"
 		}
+		if r.State == lifecycle.StateHeld && r.HeldReason == lifecycle.HeldBudget {
+			advice[0] = "To run it at once when the budget is raised: avatarworker retry " + id
+		}
 		return append(advice, "To end it: avatarworker cancel "+id)
 	case lifecycle.StateRunning:
 		return []string{"To end it: avatarworker cancel " + id}
@@ -112,17 +115,34 @@ func advise(r *lifecycle.Record) []string {
 	return nil
 }
 
-// printWaiting shows a job that no worker has taken yet, and what it waits for.
+// printWaiting shows a job that has no record, and what it waits for.
 func (c *cli) printWaiting(ctx context.Context, store *status.Store, id string, w *status.Waiting) error {
 	t := terminal.NewTable(c.stdout)
 	t.Row("job", id)
-	t.Row("state", "waiting: not delivered to a worker yet")
+	if w.Delivered {
+		t.Row("state", "waiting: delivered, and handed back without a session")
+		t.Row("waits for", w.WaitsFor)
+	} else {
+		t.Row("state", "waiting: not delivered to a worker yet")
+	}
+	if w.CancelRequested {
+		t.Row("cancel", "requested: it ends when a worker has it next")
+	}
 	t.Row("queue", w.Queue)
+	if w.AppID != "" {
+		t.Row("app", w.AppID)
+	}
+	if w.AvatarID != "" {
+		t.Row("avatar", w.AvatarID)
+	}
 	t.Row("published", terminal.When(c.now(), w.Published))
+	for _, name := range slices.Sorted(maps.Keys(w.Labels)) {
+		t.Row("label "+name, w.Labels[name])
+	}
 	if q, err := store.Queue(ctx, w.Queue); err != nil {
 		c.note("the state of its queue could not be read: %s", terminal.Plain(err.Error()))
 	} else if q != nil {
-		t.Row("waiting in the queue", q.Waiting)
+		t.Row("open jobs of the queue", q.Open())
 		t.Row("workers of the queue", q.Served)
 		switch {
 		case !q.PausedUntil.IsZero():
@@ -142,7 +162,11 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 		}
 	}
 	row("job", r.JobID)
-	row("state", r.State)
+	if r.StreamSeq == 0 {
+		row("state", "not published yet: its cancel is noted, and ends it when a worker has it")
+	} else {
+		row("state", r.State)
+	}
 	row("run", r.Run)
 	row("queue", r.Queue)
 	row("app", r.AppID)

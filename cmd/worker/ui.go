@@ -146,7 +146,7 @@ func (c *cli) startPage(ctx context.Context, cfg *config.Config, log zerolog.Log
 	model := status.NewModel(status.NewStore(js, names, c.now, 0).WithTariff(app.Tariff(cfg)).WithBudgets(fleetBudgets(cfg, js, names, c.now)), 0)
 	store := ui.NewStore(ui.StoreOptions{
 		NC: nc, JS: js, Names: names, Statuses: model, Refresh: model.Refresh, DefaultApp: cfg.App.ID, Limits: sessionLimits(cfg), Now: c.now, Log: log,
-		Costs: cost.NewStore(js, names, cfg.TotalLabels()), Tariff: app.Tariff(cfg),
+		Costs: cost.NewStore(js, names, cfg.TotalLabels()), Tariff: app.Tariff(cfg), Budgets: fleetBudgets(cfg, js, names, c.now),
 	})
 	handler, err := api.New(api.Options{
 		Permitted: store.Permitted,

@@ -8,13 +8,16 @@ package operate
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
@@ -52,6 +55,41 @@ func Open(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, names topo
 		o.offset = time.Until(at)
 	}
 	return o, nil
+}
+
+// WithBudgets sets what reads the budgets and how connected time is counted in credits, and
+// returns the Operator. Without it no budget keeps a job from being delivered.
+func (o *Operator) WithBudgets(b status.Budgets, t usage.Tariff) *Operator {
+	o.status.WithTariff(t)
+	if b != nil {
+		o.status.WithBudgets(kept(b))
+	}
+	return o
+}
+
+// budgetsFor is how long budgets that were read are good for: a command that retries many
+// jobs asks for each of them.
+const budgetsFor = time.Second
+
+// kept keeps what was read for budgetsFor.
+func kept(read status.Budgets) status.Budgets {
+	var (
+		mu   sync.Mutex
+		list []budget.Spending
+		at   time.Time
+	)
+	return func(ctx context.Context) (_ []budget.Spending, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if at.IsZero() || time.Since(at) > budgetsFor {
+			if list, err = read(ctx); err != nil {
+				at = time.Time{}
+				return nil, err
+			}
+			at = time.Now()
+		}
+		return list, nil
+	}
 }
 
 // now is the time by the server's clock.

@@ -14,10 +14,12 @@ import (
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/operate"
 	"avatarworker/internal/topology"
@@ -98,6 +100,52 @@ func TestRetryAnswersByState(t *testing.T) {
 	_, _ = o.Retry(t.Context(), "due", false)
 	if r := f.state("due", lifecycle.StateRetrying); r.NextAttemptAt == nil || r.NextAttemptAt.After(time.Now().Add(time.Minute)) {
 		t.Errorf("its next attempt is at %v", r.NextAttemptAt)
+	}
+}
+
+func TestRetryLeavesAJobHeldWhileItsBudgetIsSpent(t *testing.T) {
+	f := newFleet(t)
+	f.submit("j1")
+	f.put(lifecycle.Record{
+		JobID: "j1", Run: 1, StreamSeq: 1, Queue: "default", AppID: "a1", Labels: map[string]string{"customer": "acme"}, State: lifecycle.StateHeld,
+		HeldReason: lifecycle.HeldBudget, HeldWhy: "the budget is spent", HeldCode: errors.CodeCreditsExhausted,
+	})
+	batch, err := f.h.Consumers["default"].Fetch(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for msg := range batch.Messages() {
+		if err := msg.NakWithDelay(time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spending := budget.Spending{Key: "label.customer", Value: "acme", Per: budget.Day, Credits: 10, Spent: 10, Until: time.Now().Add(time.Hour)}
+	retry := func(credits int64, failed error) operate.Retried {
+		t.Helper()
+		spending.Credits = credits
+		o := f.operator().WithBudgets(func(context.Context) ([]budget.Spending, error) { return []budget.Spending{spending}, failed }, usage.Tariff{Minimum: 1})
+		r, err := o.Retry(t.Context(), "j1", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	before, err := f.h.State.Get(t.Context(), "j1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := retry(10, nil); r.Status != operate.StatusHeld || !strings.Contains(r.Message, `label.customer "acme" is spent`) {
+		t.Errorf("spent: %+v", r)
+	}
+	if after, err := f.h.State.Get(t.Context(), "j1"); err != nil || after.Revision() != before.Revision() {
+		t.Errorf("its record was changed: %v", err)
+	}
+	if r := retry(20, nil); r.Status != operate.StatusDelivered || r.Message != "" {
+		t.Errorf("raised: %+v", r)
+	}
+	spending.Spent = 0
+	if r := retry(20, errors.New("no ledger")); r.Status != operate.StatusDelivered || !strings.Contains(r.Message, "no ledger") {
+		t.Errorf("not known: %+v", r)
 	}
 }
 

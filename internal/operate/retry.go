@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
@@ -19,9 +20,9 @@ import (
 // Statuses of a Retry.
 const (
 	StatusDelivered = "delivered" // it is delivered now
-	StatusHeld      = "held"      // its circuit is open; nothing was changed
+	StatusHeld      = "held"      // its circuit is open, or its budget is spent; nothing was changed
 	StatusRunning   = "running"   // a worker runs it; there is nothing to do
-	StatusWaiting   = "waiting"   // it is in its queue and was never delivered
+	StatusWaiting   = "waiting"   // it is in its queue and has no record
 	StatusFinished  = "finished"  // too late: it has an outcome
 	StatusLost      = "lost"      // it has a record, but its message is gone
 	StatusUnknown   = "unknown"   // it has no record and is in no queue
@@ -47,7 +48,7 @@ func (r Retried) Done() bool {
 // is delivered when its backoff ends. A delivery too many does no harm: the record decides
 // who runs the job.
 //
-// A job whose circuit is open stays held. With probe, the circuit lets its next job
+// A job whose budget is spent or whose circuit is open stays held. With probe, the circuit lets its next job
 // through first.
 func (o *Operator) Retry(ctx context.Context, jobID string, probe bool) (Retried, error) {
 	record, result, err := o.makeDue(ctx, jobID, probe)
@@ -106,6 +107,9 @@ func (o *Operator) findWaiting(ctx context.Context, result Retried) (Retried, er
 		return result, err
 	case found != nil:
 		result.Status, result.Message = StatusWaiting, "no worker has had it yet"
+		if found.Delivered {
+			result.Message = "it was delivered and handed back, and comes again by itself; it waits for " + found.WaitsFor
+		}
 	case looked.All:
 		result.Message = "no record and no waiting job has this id"
 	default:
@@ -143,6 +147,16 @@ func (o *Operator) makeDue(ctx context.Context, jobID string, probe bool) (*life
 		case record.State == lifecycle.StateRunning:
 			result.Status = StatusRunning
 			return nil, result, nil
+		}
+		if record.HeldReason == lifecycle.HeldBudget && record.State == lifecycle.StateHeld {
+			refused, err := o.status.Refused(ctx, budget.Job{App: record.AppID, Labels: record.Labels})
+			switch {
+			case refused != nil:
+				result.Status, result.Message = StatusHeld, refused.String()
+				return nil, result, nil
+			case err != nil:
+				result.Message = "whether its budget is still spent is not known: " + errors.RedactText(err.Error())
+			}
 		}
 		if held, err := o.circuitHolds(ctx, record, probe); held != nil || err != nil {
 			result.Status = StatusHeld

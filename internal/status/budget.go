@@ -49,6 +49,21 @@ func (s *Store) spent(ctx context.Context) (list []budget.Spending, unread error
 	return list, err
 }
 
+// Refused returns the refusal of a job of which a budget is spent; nil: none is. An error
+// says why that is not known. What is reserved for sessions that run is not looked at.
+func (s *Store) Refused(ctx context.Context, job budget.Job) (*budget.Refusal, error) {
+	if s.budgets == nil {
+		return nil, errors.New("this configuration has no budgets: give it the workers'")
+	}
+	spent, err := s.spent(ctx)
+	for _, b := range spent {
+		if value, ok := job.Value(b.Key); ok && value == b.Value {
+			return &budget.Refusal{Key: b.Key, Value: b.Value, Per: b.Per, Credits: b.Credits, Spent: b.Spent, Until: b.Until}, nil
+		}
+	}
+	return nil, err
+}
+
 // heldBy counts the jobs that are held by budgets.
 type heldBy struct {
 	budgets []Budget

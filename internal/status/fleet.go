@@ -23,6 +23,7 @@ import (
 	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/leader"
+	"avatarworker/internal/streams"
 	"avatarworker/internal/topology"
 )
 
@@ -49,11 +50,14 @@ type Fleet struct {
 
 // Queue is the state of a queue in the whole fleet.
 type Queue struct {
-	Name    string `json:"name"`
-	Served  int    `json:"workers"` // live workers that serve it
-	Waiting uint64 `json:"waiting"` // never delivered yet
-	// Taken is how many jobs were delivered and have no outcome yet. It is
-	// exact; the next four say in which state they are.
+	Name   string `json:"name"`
+	Served int    `json:"workers"` // live workers that serve it
+	// Waiting is how many have no record: they were never delivered, or were handed back
+	// at once, as those behind a full session limit are. It counts the jobs that are in
+	// none of the four states below, so it is "at most" where they are "at least".
+	Waiting uint64 `json:"waiting"`
+	// Taken is how many jobs were delivered and have no outcome yet, in whatever state.
+	// It is exact.
 	Taken         int       `json:"taken"`
 	Running       int       `json:"running"`
 	Retrying      int       `json:"retrying"`
@@ -62,6 +66,18 @@ type Queue struct {
 	OldestWaiting time.Time `json:"oldest_waiting,omitzero"` // when it was published
 	PausedUntil   time.Time `json:"paused_until,omitzero"`   // an operator has paused its consumer
 }
+
+// Open is how many jobs of the queue have no outcome yet.
+func (q *Queue) Open() uint64 { return q.Waiting + q.placed() }
+
+// place takes the jobs whose state was counted from those that wait.
+func (q *Queue) place() { q.Waiting -= q.placed() }
+
+// placed is how many jobs have a record. There may be more records: of jobs whose message
+// is gone.
+func (q *Queue) placed() uint64 { return uint64(max(min(q.Taken, q.recorded()), 0)) } // #nosec G115 -- a count
+
+func (q *Queue) recorded() int { return q.Running + q.Retrying + q.Held + q.Released }
 
 // Worker is one worker as it published itself.
 type Worker struct {
@@ -108,10 +124,12 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	if err := s.shared(ctx, f); err != nil {
 		return nil, err
 	}
-	queues, err := s.queues(ctx, stream, f.Workers)
+	state, err := s.queueState(ctx, stream)
 	if err != nil {
 		return nil, err
 	}
+	queues := state.queues
+	addWorkers(queues, f.Workers)
 	spent, unread := s.spent(ctx)
 	held := newHeldBy(spent)
 	if f.CountedAll, err = s.countStates(ctx, &tally{queues: queues, held: held.add}); err != nil {
@@ -119,6 +137,10 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 	}
 	held.fill(f)
 	for _, name := range slices.Sorted(maps.Keys(queues)) {
+		queues[name].place()
+		if err := s.oldest(ctx, queues[name], state.spans[s.names.Jobs(name)]); err != nil {
+			return nil, err
+		}
 		f.Queues = append(f.Queues, *queues[name])
 	}
 	if f.DeadLetters, err = dlq.NewStore(s.js, s.names, s.now).CountByCode(ctx); err != nil {
@@ -134,7 +156,8 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 }
 
 // Queue returns the state of a queue, without how many of its jobs are in each state: to
-// count them every record may have to be read. It returns nil if there is no such queue.
+// count them every record may have to be read. Waiting is then all of them. It returns nil
+// if there is no such queue.
 func (s *Store) Queue(ctx context.Context, name string) (*Queue, error) {
 	stream, err := s.js.Stream(ctx, s.names.JobsStream())
 	if err != nil {
@@ -144,8 +167,9 @@ func (s *Store) Queue(ctx context.Context, name string) (*Queue, error) {
 	if err := s.shared(ctx, f); err != nil {
 		return nil, err
 	}
-	queues, err := s.queues(ctx, stream, f.Workers)
-	return queues[name], err
+	state, err := s.queueState(ctx, stream)
+	addWorkers(state.queues, f.Workers)
+	return state.queues[name], err
 }
 
 // Workers lists the workers, by id.
@@ -204,16 +228,6 @@ func (f *Fleet) learn(key string, value []byte, stored time.Time) {
 	}
 }
 
-// queues finds every queue that has a consumer, a job or a worker.
-func (s *Store) queues(ctx context.Context, stream jetstream.Stream, workers []Worker) (map[string]*Queue, error) {
-	state, err := s.queueState(ctx, stream)
-	if err != nil {
-		return nil, err
-	}
-	addWorkers(state.queues, workers)
-	return state.queues, s.oldest(ctx, state.queues, state.delivered)
-}
-
 // addWorkers counts the workers that serve each queue.
 func addWorkers(queues map[string]*Queue, workers []Worker) {
 	for _, w := range workers {
@@ -230,13 +244,12 @@ func addWorkers(queues map[string]*Queue, workers []Worker) {
 
 // queueState is what the jobs stream and its consumers say of the queues.
 type queueState struct {
-	queues    map[string]*Queue
-	spans     map[string]span   // of the jobs that no worker has been given, by subject
-	delivered map[string]uint64 // by queue: sequence of the last message delivered
+	queues map[string]*Queue // Waiting counts all their jobs
+	spans  map[string]span   // by subject
 }
 
 func (s *Store) queueState(ctx context.Context, stream jetstream.Stream) (queueState, error) {
-	state := queueState{queues: make(map[string]*Queue), spans: make(map[string]span), delivered: make(map[string]uint64)}
+	state := queueState{queues: make(map[string]*Queue), spans: make(map[string]span)}
 	queue := func(name string) *Queue {
 		if state.queues[name] == nil {
 			state.queues[name] = &Queue{Name: name}
@@ -248,22 +261,24 @@ func (s *Store) queueState(ctx context.Context, stream jetstream.Stream) (queueS
 		return state, fmt.Errorf("stream %s: %w", s.names.JobsStream(), err)
 	}
 	for subject, n := range info.State.Subjects {
-		state.spans[subject] = span{subject: subject, first: max(info.State.FirstSeq, 1), end: info.State.LastSeq + 1, jobs: n}
+		state.spans[subject] = span{subject: subject, first: max(info.State.FirstSeq, 1), end: info.State.LastSeq + 1, jobs: n, never: n, stored: n}
 		if name, ok := s.names.QueueOf(subject); ok {
 			queue(name).Waiting = n
 		}
 	}
 	list := stream.ListConsumers(ctx)
 	for consumer := range list.Info() {
+		jobs := consumer.NumPending + uint64(max(consumer.NumAckPending, 0)) // #nosec G115 -- a count
 		if part, ok := state.spans[consumer.Config.FilterSubject]; ok {
-			state.spans[part.subject] = part.after(consumer)
+			part.first, part.delivered = max(part.first, consumer.AckFloor.Stream+1), consumer.Delivered.Stream
+			part.jobs, part.never = jobs, consumer.NumPending
+			state.spans[part.subject] = part
 		}
 		if _, ok := s.names.QueueOf(consumer.Config.FilterSubject); !ok {
 			continue
 		}
 		q := queue(consumer.Name)
-		q.Waiting, q.Taken = consumer.NumPending, consumer.NumAckPending
-		state.delivered[q.Name] = consumer.Delivered.Stream
+		q.Waiting, q.Taken = jobs, consumer.NumAckPending
 		if at := consumer.Config.PauseUntil; consumer.Paused && at != nil {
 			q.PausedUntil = at.UTC()
 		}
@@ -274,20 +289,34 @@ func (s *Store) queueState(ctx context.Context, stream jetstream.Stream) (queueS
 	return state, nil
 }
 
-// oldest finds when the job was published that waits longest in each queue.
-func (s *Store) oldest(ctx context.Context, queues map[string]*Queue, last map[string]uint64) error {
-	for name, q := range queues {
-		if q.Waiting == 0 {
-			continue
+// oldest finds when the job was published that waits longest in the queue, as far as
+// those that were handed back can be read in the time for counting.
+func (s *Store) oldest(ctx context.Context, q *Queue, part span) error {
+	if q.Waiting == 0 {
+		return nil
+	}
+	if q.Taken > q.recorded() {
+		short, cancel := context.WithTimeout(ctx, s.countFor)
+		defer cancel()
+		w := waitingReader{
+			Store: s, messages: streams.NewReader(s.js, s.names.JobsStream()), looked: new(uint64),
+			keep: func(raw *jetstream.RawStreamMsg) (Row, bool) { return waitingRow(raw, time.Time{}), true },
 		}
-		msg, err := leader.Next(ctx, s.js, s.names.JobsStream(), last[name]+1, s.names.Jobs(name))
-		switch {
-		case errors.Is(err, jetstream.ErrMsgNotFound): // it was taken meanwhile
-		case err != nil:
-			return fmt.Errorf("oldest job of queue %s: %w", name, err)
-		default:
-			q.OldestWaiting = msg.Time
+		err := w.handedBack(short, part, func(row Row) bool {
+			q.OldestWaiting = row.published
+			return false
+		})
+		if !q.OldestWaiting.IsZero() || err != nil && (ctx.Err() != nil || short.Err() == nil) {
+			return err
 		}
+	}
+	msg, err := leader.Next(ctx, s.js, s.names.JobsStream(), part.delivered+1, s.names.Jobs(q.Name))
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound): // it was taken meanwhile
+	case err != nil:
+		return fmt.Errorf("oldest job of queue %s: %w", q.Name, err)
+	default:
+		q.OldestWaiting = msg.Time
 	}
 	return nil
 }
@@ -296,7 +325,7 @@ func (s *Store) oldest(ctx context.Context, queues map[string]*Queue, last map[s
 func (f *Fleet) warn() {
 	add := func(format string, args ...any) { f.Warnings = append(f.Warnings, fmt.Sprintf(format, args...)) }
 	for _, q := range f.Queues {
-		if left := q.Waiting + uint64(max(q.Taken, 0)); q.Served == 0 && left > 0 {
+		if left := q.Open(); q.Served == 0 && left > 0 {
 			add("no worker serves queue %s (jobs waiting: %d): start one with worker.queues %s, or publish to another queue", q.Name, left, q.Name)
 		}
 	}

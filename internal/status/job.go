@@ -27,7 +27,7 @@ const clockSlack = 5 * time.Minute
 
 // Job is one job's record and history.
 type Job struct {
-	Record  *lifecycle.Record `json:"record"`  // nil: it has none (any more)
+	Record  *lifecycle.Record `json:"record"`  // nil: it has none (any more), or only a cancel is noted
 	History []Event           `json:"history"` // oldest first
 	// Whole is false where looking for error events took too long.
 	Whole bool `json:"history_whole"`
@@ -93,12 +93,16 @@ func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 	if err := s.history(ctx, stream, j, id); err != nil {
 		return nil, fmt.Errorf("events of job %s: %w", id, err)
 	}
-	if record == nil && len(j.History) == 0 {
-		if j.Waiting, err = s.waiting(ctx, id); err != nil {
-			return nil, err
-		}
+	switch {
+	case record == nil && len(j.History) == 0:
+		j.Waiting, err = s.waiting(ctx, id)
+	case record != nil && record.StreamSeq == 0:
+		err = s.noted(ctx, j, id)
 	}
-	if record != nil && record.State == lifecycle.StateDeadLettered {
+	if err != nil {
+		return nil, err
+	}
+	if j.Record != nil && j.Record.State == lifecycle.StateDeadLettered {
 		s.afterLetter(ctx, j, id)
 	}
 	if queue := j.queueItWaitsIn(); queue != "" {
@@ -162,6 +166,17 @@ func (s *Store) afterLetter(ctx context.Context, j *Job, id string) {
 	defer stop()
 	_, err, more := first()
 	j.LetterGone = !more && err == nil && short.Err() == nil // else it is not known
+}
+
+// noted finds the job that a record without a message was made for: a cancel that was noted
+// before a worker took the job. Until then the job waits as others do.
+func (s *Store) noted(ctx context.Context, j *Job, id string) error {
+	found, _, err := s.Waiting(ctx, id)
+	if err == nil && found != nil {
+		found.CancelRequested = j.Record.CancelRequested
+		j.Waiting, j.Record = found, nil
+	}
+	return err
 }
 
 // waiting finds a job of which nothing else is known.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -212,8 +213,9 @@ func mayMatch(data []byte, hints hints) bool {
 	return true
 }
 
-// listWaiting adds the jobs that were never delivered, of each queue the newest
-// first, as long as the time for counting lasts.
+// listWaiting adds the jobs without a record: of each queue first those that were never
+// delivered, the newest first, then those that were handed back; as long as the time for
+// counting lasts.
 func (s *Store) listWaiting(ctx context.Context, q *Query, top *topRows, now time.Time) (Search, error) {
 	stream, err := s.js.Stream(ctx, s.names.JobsStream())
 	if err != nil {
@@ -221,21 +223,26 @@ func (s *Store) listWaiting(ctx context.Context, q *Query, top *topRows, now tim
 	}
 	short, cancel := context.WithTimeout(ctx, s.countFor)
 	defer cancel()
-	spans, err := s.undelivered(short, stream)
+	state, err := s.queueState(short, stream)
 	search := Search{All: true}
-	for _, span := range spans {
-		search.Of += span.jobs
-	}
-	r := streams.NewReader(s.js, s.names.JobsStream())
-	for _, span := range spans {
-		if err != nil {
-			break
+	w := waitingReader{Store: s, messages: streams.NewReader(s.js, s.names.JobsStream()), looked: &search.Looked}
+	hints := q.bodyHints()
+	w.keep = func(raw *jetstream.RawStreamMsg) (Row, bool) {
+		if len(hints) > 0 && !jobspec.IsProtobuf(raw.Header) && bytes.IndexByte(raw.Data, '\\') < 0 && !mayMatch(raw.Data, hints) {
+			return Row{}, false
 		}
-		if queue, _ := s.names.QueueOf(span.subject); !chosen(q.Queues, queue) {
-			search.Of -= span.jobs
+		row := waitingRow(raw, now)
+		row.AppID = cmp.Or(row.AppID, q.DefaultApp)
+		return row, q.keeps(&row)
+	}
+	for _, part := range state.unsettled() {
+		if queue, _ := s.names.QueueOf(part.subject); !chosen(q.Queues, queue) {
 			continue
 		}
-		err = s.waitingIn(short, r, span, q, top, now, &search.Looked)
+		search.Of += part.jobs
+		if err == nil {
+			err = w.list(short, part, q, top)
+		}
 	}
 	if err != nil && ctx.Err() == nil && short.Err() != nil {
 		search.All, err = false, nil
@@ -247,61 +254,44 @@ func (s *Store) listWaiting(ctx context.Context, q *Query, top *topRows, now tim
 	return search, nil
 }
 
-// span is the part of a subject's messages that no worker has been given.
+// span is the part of a subject's messages in which there are jobs without an outcome.
 type span struct {
 	subject    string
 	first, end uint64 // sequences: from first, before end
-	jobs       uint64 // as the server counts them
-	more       bool   // there are jobs that it has not counted yet
+	delivered  uint64 // the last one that was delivered; those after it never were
+	// As the server counts them: all of them, those that were never delivered, and, a
+	// moment earlier, the messages.
+	jobs, never, stored uint64
 }
 
-// after is what a consumer of the whole span leaves of it. The server acknowledges
-// a job before it tells the consumer, whose count is behind for a moment.
-func (p span) after(consumer *jetstream.ConsumerInfo) span {
-	stored, taken := p.jobs, uint64(max(consumer.NumAckPending, 0))
-	p.first, p.jobs = max(p.first, consumer.Delivered.Stream+1), consumer.NumPending
-	p.more = stored > taken+p.jobs
-	return p
-}
-
-// empty reports whether the span has no job to be read.
-func (p span) empty() bool { return p.first >= p.end || p.jobs == 0 && !p.more }
-
-// undelivered finds the jobs that no worker has been given, by subject.
-func (s *Store) undelivered(ctx context.Context, stream jetstream.Stream) ([]span, error) {
-	state, err := s.queueState(ctx, stream)
-	if err != nil {
-		return nil, err
-	}
-	return state.undelivered(), nil
-}
-
-func (state queueState) undelivered() []span {
-	var list []span
-	for _, part := range state.spans {
-		if !part.empty() {
-			list = append(list, part)
-		}
-	}
-	slices.SortFunc(list, func(a, b span) int { return cmp.Compare(a.subject, b.subject) })
-	return list
+// unsettled lists the spans by subject.
+func (state queueState) unsettled() []span {
+	return slices.SortedFunc(maps.Values(state.spans), func(a, b span) int { return cmp.Compare(a.subject, b.subject) })
 }
 
 // waitingWindow is how many sequences are read at a time at first.
 const waitingWindow = 64
 
-// waitingIn walks a subject's jobs from the newest window on.
-func (s *Store) waitingIn(ctx context.Context, r *streams.Reader, part span, q *Query, top *topRows, now time.Time, looked *uint64) error {
-	end := part.end
-	hints := q.bodyHints()
-	for window := uint64(waitingWindow); end > part.first; window = min(window*2, mostWindow) {
-		start := part.first
+// waitingReader reads the jobs that have no record.
+type waitingReader struct {
+	*Store
+
+	messages *streams.Reader
+	keep     func(*jetstream.RawStreamMsg) (Row, bool) // false: it is not wanted
+	looked   *uint64
+}
+
+// list adds the jobs of a span that wait, until older ones can't be among the first rows.
+func (w *waitingReader) list(ctx context.Context, part span, q *Query, top *topRows) error {
+	first, end := max(part.first, part.delivered+1), part.end
+	for window := uint64(waitingWindow); end > first; window = min(window*2, mostWindow) {
+		start := first
 		if end-start > window {
 			start = end - window
 		}
 		var oldest time.Time
 		for seq := start; seq < end; {
-			found, err := r.Next(ctx, part.subject, seq, int(min(end-seq, streams.Batch)))
+			found, err := w.messages.Next(ctx, part.subject, seq, int(min(end-seq, streams.Batch)))
 			if err != nil {
 				return err
 			}
@@ -315,13 +305,8 @@ func (s *Store) waitingIn(ctx context.Context, r *streams.Reader, part span, q *
 				if oldest.IsZero() {
 					oldest = raw.Time
 				}
-				*looked++
-				if len(hints) > 0 && !jobspec.IsProtobuf(raw.Header) && bytes.IndexByte(raw.Data, '\\') < 0 && !mayMatch(raw.Data, hints) {
-					continue
-				}
-				row := waitingRow(raw, now)
-				row.AppID = cmp.Or(row.AppID, q.DefaultApp)
-				if q.keeps(&row) {
+				*w.looked++
+				if row, ok := w.keep(raw); ok {
 					top.add(row)
 				}
 			}
@@ -332,7 +317,64 @@ func (s *Store) waitingIn(ctx context.Context, r *streams.Reader, part span, q *
 		}
 		end = start
 	}
+	return w.handedBack(ctx, part, func(row Row) bool {
+		top.add(row)
+		return true
+	})
+}
+
+// handedBack calls take for the jobs of a span that were delivered and have no record,
+// the first one first, until it returns false. They are few among many that have one, far
+// apart, so they are not read window by window.
+func (w *waitingReader) handedBack(ctx context.Context, part span, take func(Row) bool) error {
+	records := streams.NewReader(w.js, "KV_"+w.names.StateBucket())
+	for seq := part.first; seq <= part.delivered; {
+		found, err := w.messages.Next(ctx, part.subject, seq, streams.Batch)
+		if err != nil || len(found) == 0 {
+			return err
+		}
+		var rows []Row
+		for _, raw := range found {
+			if seq = raw.Sequence + 1; raw.Sequence > part.delivered {
+				break
+			}
+			*w.looked++
+			if row, ok := w.keep(raw); ok {
+				rows = append(rows, row)
+			}
+		}
+		runs, err := w.runs(ctx, records, rows)
+		if err != nil {
+			return err
+		}
+		for _, row := range rows {
+			if runs[row.ID] < max(row.Run, 1) && !take(row) {
+				return nil
+			}
+		}
+	}
 	return nil
+}
+
+// runs returns the run of the record of each job that has one.
+func (w *waitingReader) runs(ctx context.Context, records *streams.Reader, rows []Row) (map[string]int, error) {
+	var keys []string
+	for _, row := range rows {
+		if jobspec.ValidID(row.ID) {
+			keys = append(keys, "$KV."+w.names.StateBucket()+"."+row.ID)
+		}
+	}
+	found, err := records.Last(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	runs := make(map[string]int, len(found))
+	for _, raw := range found {
+		if row, ok := readRow(raw.Data, time.Time{}); ok {
+			runs[row.ID] = max(row.Run, 1)
+		}
+	}
+	return runs, nil
 }
 
 // waitingRow makes a row of a stored job. One that is not valid has what can be
@@ -355,7 +397,7 @@ func waitingRow(raw *jetstream.RawStreamMsg, now time.Time) Row {
 		row.AppID, row.AvatarID = partial.AppID, partial.AvatarID
 		return row
 	}
-	row.AppID, row.AvatarID = body.GetAppId(), body.GetAvatarId()
+	row.AppID, row.AvatarID, row.region = body.GetAppId(), body.GetAvatarId(), body.GetRegion()
 	if labels := body.GetLabels(); labels != nil {
 		row.Labels = labels
 	}

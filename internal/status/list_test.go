@@ -247,7 +247,6 @@ func TestAJobIsListedOnceAsItsLatestRun(t *testing.T) {
 func TestWaitingJobsAreListedWithoutBeingConsumed(t *testing.T) {
 	t.Parallel()
 	js, h := setup(t)
-	deliver(t, js, h, 3)
 	const all = 700
 	for i := range all {
 		header := nats.Header{}
@@ -276,9 +275,81 @@ func TestWaitingJobsAreListedWithoutBeingConsumed(t *testing.T) {
 		}
 	}
 	info, err := h.Consumers["default"].Info(t.Context())
-	if err != nil || info.NumPending != all || info.NumAckPending != 3 {
+	if err != nil || info.NumPending != all || info.NumAckPending != 0 {
 		t.Errorf("pending %d, unacknowledged %d, %v", info.NumPending, info.NumAckPending, err)
 	}
+}
+
+// handBack has n jobs of the queue delivered and handed back.
+func handBack(t *testing.T, h topology.Handles, n int) {
+	t.Helper()
+	for n > 0 {
+		batch, err := h.Consumers["default"].Fetch(min(n, 1000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := n
+		for msg := range batch.Messages() {
+			if err := msg.NakWithDelay(time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			n--
+		}
+		if err := batch.Error(); err != nil || n == before {
+			t.Fatalf("%d were not delivered: %v", n, err)
+		}
+	}
+}
+
+// A job behind a full session limit was delivered and has no record. It is open like any
+// other: a command that lists, counts or cancels jobs must not miss it.
+func TestJobsHandedBackWithoutARecordWaitAndAreCountedOnce(t *testing.T) {
+	t.Parallel()
+	js, h := setup(t)
+	body := `{"app_id":"lim","avatar_id":"x","audio":{"url":"https://h/a.wav"},"labels":{"batch":"1"}}`
+	for _, id := range []string{"runs", "back1", "ended", "noted", "back2"} {
+		submit(t, js, "default", id, body, nil)
+	}
+	submit(t, js, "default", "again", body, nats.Header{"Avatar-Run": {"2"}})
+	m := follow(t, js, names, time.Hour)
+	refresh(t, m)
+	handBack(t, h, 6)
+	submit(t, js, "default", "new", body, nil)
+	put(t, h, lifecycle.Record{JobID: "runs", Run: 1, StreamSeq: 1, Queue: "default", AppID: "lim", State: lifecycle.StateRunning, PublishedAt: ago(0)})
+	put(t, h, lifecycle.Record{JobID: "ended", Run: 1, StreamSeq: 3, Queue: "default", AppID: "lim", State: lifecycle.StateCompleted, Outcome: lifecycle.StateCompleted, PublishedAt: ago(0)})
+	put(t, h, lifecycle.Record{JobID: "noted", Run: 1, State: lifecycle.StateReleased, CancelRequested: true})
+	put(t, h, lifecycle.Record{JobID: "again", Run: 1, StreamSeq: 6, Queue: "default", AppID: "lim", State: lifecycle.StateDeadLettered, Outcome: lifecycle.StateDeadLettered, PublishedAt: ago(0)})
+	if err := h.Jobs.DeleteMsg(t.Context(), 3); err != nil { // acknowledged
+		t.Fatal(err)
+	}
+	refresh(t, m)
+	store := status.NewStore(js, names, nil, time.Minute)
+	for from, r := range map[string]reader{"store": store, "model": m} {
+		waiting, err := r.Jobs(t.Context(), status.Query{Filter: status.Filter{States: []lifecycle.State{status.StateWaiting}, Labels: map[string]string{"batch": "1"}}})
+		if err != nil || ids(waiting.Rows) != "new again back2 noted back1" {
+			t.Errorf("the %s has waiting %q, %v", from, ids(waiting.Rows), err)
+		}
+		all, err := r.Jobs(t.Context(), status.Query{By: "app"})
+		if err != nil || len(all.Groups) != 1 || all.Groups[0].Jobs != 7 {
+			t.Errorf("the %s counts %+v, %v", from, all.Groups, err)
+		}
+		f, err := r.Fleet(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if q := f.Queues[0]; q.Waiting != 5 || q.Running != 1 || q.Open() != 6 || q.Taken != 5 || !q.OldestWaiting.Equal(published(t, h, 2)) {
+			t.Errorf("the %s says of the queue %+v", from, q)
+		}
+	}
+}
+
+func published(t *testing.T, h topology.Handles, seq uint64) time.Time {
+	t.Helper()
+	msg, err := h.Jobs.GetMsg(t.Context(), seq)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return msg.Time
 }
 
 // A publisher has its acknowledgement before the server counts the job for the

@@ -123,9 +123,10 @@ func loadedRecord(i, of int, begin time.Time) lifecycle.Record {
 func TestListsOfManyJobs(t *testing.T) {
 	t.Parallel()
 	load, full := chosenLoad()
-	js, _ := setup(t)
+	js, h := setup(t)
 	begun := time.Now()
 	fill(t, js, load)
+	handBack(t, h, load.waiting/2) // all of one queue wait for a session limit
 	t.Logf("the load was written in %s", time.Since(begun))
 	store := status.NewStore(js, names, nil, time.Minute)
 	before := heap()
@@ -171,13 +172,20 @@ func TestListsOfManyJobs(t *testing.T) {
 			t.Errorf("%s: %d jobs from the store, %d from the model", name, len(fromStore.Rows), len(fromModel.Rows))
 		}
 	}
+	timed("the overview from the store", 2*time.Second, func() error {
+		f, err := store.Fleet(t.Context())
+		if err == nil && f.Queues[0].Open() != uint64(load.waiting/2) {
+			t.Errorf("%+v", f.Queues)
+		}
+		return err
+	})
 	timed("a look without a change", 300*time.Millisecond, func() error { return m.Refresh(t.Context()) })
 	timed("the overview", 300*time.Millisecond, func() error {
 		f, err := m.Fleet(t.Context())
 		if err != nil {
 			return err
 		}
-		if len(f.Queues) != 2 || f.Queues[0].Waiting != uint64(load.waiting/2) || len(f.DeadLetters) != 3 {
+		if len(f.Queues) != 2 || f.Queues[0].Open() != uint64(load.waiting/2) || len(f.DeadLetters) != 3 {
 			t.Errorf("%+v", f)
 		}
 		failures, err := m.Failures(t.Context())

@@ -63,7 +63,7 @@ type Model struct {
 	failures *failureCounts
 	behind   map[string]bool // what is still to be read, by stream
 	queues   map[string]Queue
-	pending  map[string]uint64 // jobs that wait, by subject, as the server counts them
+	spans    map[string]span // what the server says of the jobs, by subject
 	letters  []dlq.Count
 	storage  []Storage
 	spent    []budget.Spending // budgets that are spent
@@ -233,7 +233,7 @@ var errNotConnected = errors.New("there is no connection to NATS")
 
 // pollParts reads what is new, part by part.
 func (m *Model) pollParts(ctx context.Context, changed *bool) (time.Time, error) {
-	at, err := m.pollJobs(ctx, changed)
+	at, jobs, err := m.pollJobs(ctx, changed)
 	for _, part := range []struct {
 		tail *streams.Tail
 		f    streams.Follower
@@ -254,6 +254,9 @@ func (m *Model) pollParts(ctx context.Context, changed *bool) (time.Time, error)
 		*changed = *changed || m.behind[part.tail.Stream] != more
 		m.behind[part.tail.Stream] = more
 		m.mu.Unlock()
+		if err == nil && part.tail == &m.state {
+			err = m.settleWaiting(ctx, jobs, changed)
+		}
 	}
 	if err == nil {
 		err = m.pollRest(ctx, changed)

@@ -116,8 +116,11 @@ func (w *world) do(a action) {
 			if msg.Headers().Get("Avatar-Run") != "" {
 				run = 2
 			}
-			record(w.record(id, run, queue, meta, lifecycle.StateRunning, a))
 			w.taken = append(w.taken, msg)
+			if a.A%5 < 2 {
+				continue // it waits for a session limit
+			}
+			record(w.record(id, run, queue, meta, lifecycle.StateRunning, a))
 			if run == 1 {
 				w.records = append(w.records, id)
 			}

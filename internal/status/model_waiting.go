@@ -1,7 +1,6 @@
 package status
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"reflect"
@@ -11,12 +10,12 @@ import (
 	"avatarworker/internal/streams"
 )
 
-// pollJobs reads the queues, and the jobs in them that no worker has been given.
-func (m *Model) pollJobs(ctx context.Context, changed *bool) (at time.Time, err error) {
+// pollJobs reads the queues, and the jobs in them.
+func (m *Model) pollJobs(ctx context.Context, changed *bool) (at time.Time, state queueState, err error) {
 	name := m.store.names.JobsStream()
 	stream, err := m.store.js.Stream(ctx, name)
 	if err != nil {
-		return at, fmt.Errorf("stream %s: %w", name, err)
+		return at, state, fmt.Errorf("stream %s: %w", name, err)
 	}
 	info := stream.CachedInfo()
 	at = info.TimeStamp.UTC()
@@ -28,16 +27,15 @@ func (m *Model) pollJobs(ctx context.Context, changed *bool) (at time.Time, err 
 		m.waitingReader = streams.NewReader(m.store.js, name)
 	}
 	m.mu.Unlock()
-	state, err := m.store.queueState(ctx, stream)
-	if err != nil {
-		return at, err
+	if state, err = m.store.queueState(ctx, stream); err != nil {
+		return at, state, err
 	}
 	m.takeQueues(state, changed)
-	return at, m.readWaiting(ctx, state, changed)
+	return at, state, m.readWaiting(ctx, state, changed)
 }
 
-// takeQueues takes what the server says of the queues, and forgets the jobs that were
-// delivered since the last poll.
+// takeQueues takes what the server says of the queues, and forgets the jobs before the
+// first one without an outcome.
 func (m *Model) takeQueues(state queueState, changed *bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -48,13 +46,10 @@ func (m *Model) takeQueues(state queueState, changed *bool) {
 	if !reflect.DeepEqual(queues, m.queues) {
 		m.queues, *changed = queues, true
 	}
-	m.pending = make(map[string]uint64, len(state.spans))
-	for subject, span := range state.spans {
-		m.pending[subject] = span.jobs
-	}
+	m.spans = state.spans
 	for subject, table := range m.waiting {
 		span, ok := state.spans[subject]
-		if !ok || span.empty() {
+		if !ok {
 			delete(m.waiting, subject)
 			*changed = *changed || len(table.rows) > 0
 			continue
@@ -63,7 +58,7 @@ func (m *Model) takeQueues(state queueState, changed *bool) {
 	}
 }
 
-// readWaiting reads the jobs that wait and were not read yet.
+// readWaiting reads the jobs that were not read yet.
 func (m *Model) readWaiting(ctx context.Context, state queueState, changed *bool) error {
 	budget := streams.TailBudget
 	switch {
@@ -72,19 +67,9 @@ func (m *Model) readWaiting(ctx context.Context, state queueState, changed *bool
 	case m.waitingReader.Single():
 		budget = singleBudget
 	}
-	for _, span := range state.undelivered() {
-		table := m.waitingTable(span)
-		if err := m.readSpan(ctx, span, table, &budget, changed); err != nil {
+	for _, span := range state.unsettled() {
+		if err := m.readSpan(ctx, span, m.waitingTable(span), &budget, changed); err != nil {
 			return fmt.Errorf("jobs in stream %s: %w", m.store.names.JobsStream(), err)
-		}
-		if budget > 0 && m.odd(span, table) {
-			again := &waitingTable{}
-			if err := m.readSpan(ctx, span, again, &budget, changed); err != nil {
-				return fmt.Errorf("jobs in stream %s: %w", m.store.names.JobsStream(), err)
-			}
-			m.mu.Lock()
-			m.waiting[span.subject] = again
-			m.mu.Unlock()
 		}
 	}
 	m.mu.Lock()
@@ -93,6 +78,44 @@ func (m *Model) readWaiting(ctx context.Context, state queueState, changed *bool
 	*changed = *changed || m.behind[name] != more
 	m.behind[name] = more
 	return nil
+}
+
+// settleWaiting forgets the jobs whose record, read after them, has an outcome, and reads
+// those of a queue again if for a while they have not been the server's.
+func (m *Model) settleWaiting(ctx context.Context, state queueState, changed *bool) error {
+	for _, span := range state.unsettled() {
+		table := m.waitingTable(span)
+		m.mu.Lock()
+		table.rows = slices.DeleteFunc(table.rows, func(r compactRow) bool {
+			return !m.waits(&r, span.delivered) && m.records.get(r.id).state.Final()
+		})
+		odd := m.odd(span, table)
+		m.mu.Unlock()
+		if !odd {
+			continue
+		}
+		budget, again := streams.TailBudget, &waitingTable{}
+		if m.waitingReader.Single() {
+			budget = singleBudget
+		}
+		if err := m.readSpan(ctx, span, again, &budget, changed); err != nil {
+			return fmt.Errorf("jobs in stream %s: %w", m.store.names.JobsStream(), err)
+		}
+		m.mu.Lock()
+		m.waiting[span.subject] = again
+		m.mu.Unlock()
+	}
+	return nil
+}
+
+// waits reports whether a job that was read has no record of its run. One that was never
+// delivered waits in any case.
+func (m *Model) waits(r *compactRow, delivered uint64) bool {
+	if r.seq > delivered {
+		return true
+	}
+	record := m.records.get(r.id)
+	return record == nil || record.run < r.run
 }
 
 // readSpan reads the jobs of a span that are not in the table, as far as the budget
@@ -128,11 +151,20 @@ func (m *Model) waitingTable(span span) *waitingTable {
 	return table
 }
 
-// odd reports whether the jobs of a queue have to be read again: for a while their
-// number has not been the server's, so some were removed from its middle.
+// odd reports whether the jobs of a queue have to be read again: for a while those that
+// were never delivered have not been as many as the server counts, or all of them more than
+// it stores, so some were removed from its middle.
 func (m *Model) odd(span span, table *waitingTable) bool {
-	inSpan, _ := slices.BinarySearchFunc(table.rows, span.end, func(r compactRow, end uint64) int { return cmp.Compare(r.seq, end) })
-	if uint64(inSpan) == span.jobs { // #nosec G115 -- a count
+	var all, never uint64
+	for i := range table.rows {
+		if seq := table.rows[i].seq; seq < span.end {
+			all++
+			if seq > span.delivered {
+				never++
+			}
+		}
+	}
+	if never == span.never && all <= span.stored {
 		table.odd = 0
 		return false
 	}

@@ -69,10 +69,11 @@ func (m *Model) selectWaiting(q *Query, f *compactFilter, add func(*compactRow),
 			continue
 		}
 		search.Looked += uint64(len(table.rows))
-		search.Of += m.pending[subject]
+		span := m.spans[subject]
+		search.Of += span.jobs
 		for i := range table.rows {
 			r := &table.rows[i]
-			if !f.keeps(r) {
+			if !f.keeps(r) || !m.waits(r, span.delivered) {
 				continue
 			}
 			if other := byID[r.id]; other == nil || r.run > other.run || r.run == other.run && r.seq < other.seq {
@@ -195,11 +196,14 @@ func (m *Model) Fleet(ctx context.Context) (*Fleet, error) {
 	f.Storage = append(f.Storage, m.storage...)
 	queues := make(map[string]*Queue, len(m.queues))
 	for name, q := range m.queues {
-		states := m.records.counts[unique.Make(name)]
-		q.Running, q.Retrying = states[lifecycle.StateRunning], states[lifecycle.StateRetrying]
-		q.Held, q.Released = states[lifecycle.StateHeld], states[lifecycle.StateReleased]
-		if table := m.waiting[m.store.names.Jobs(name)]; table != nil && len(table.rows) > 0 {
-			q.OldestWaiting = timeOf(table.rows[0].published)
+		m.countStates(&q)
+		q.place()
+		subject := m.store.names.Jobs(name)
+		if table := m.waiting[subject]; table != nil && q.Waiting > 0 {
+			waits := func(r compactRow) bool { return m.waits(&r, m.spans[subject].delivered) }
+			if i := slices.IndexFunc(table.rows, waits); i >= 0 {
+				q.OldestWaiting = timeOf(table.rows[i].published)
+			}
 		}
 		queues[name] = &q
 	}
@@ -220,6 +224,13 @@ func (m *Model) Fleet(ctx context.Context) (*Fleet, error) {
 	f.unread(m.unread)
 	f.warn()
 	return f, nil
+}
+
+// countStates counts the queue's jobs by the state in their record.
+func (m *Model) countStates(q *Queue) {
+	states := m.records.counts[unique.Make(q.Name)]
+	q.Running, q.Retrying = states[lifecycle.StateRunning], states[lifecycle.StateRetrying]
+	q.Held, q.Released = states[lifecycle.StateHeld], states[lifecycle.StateReleased]
 }
 
 // sharedNow is the part of the fleet's state that workers share.
@@ -304,7 +315,8 @@ func (m *Model) Counts(ctx context.Context) (map[string]map[lifecycle.State]int,
 		}
 	}
 	for name, q := range m.queues {
-		if q.Waiting > 0 {
+		m.countStates(&q)
+		if q.place(); q.Waiting > 0 {
 			of(name)[StateWaiting] = int(q.Waiting) // #nosec G115 -- a count
 		}
 	}

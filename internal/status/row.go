@@ -8,7 +8,8 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 )
 
-// StateWaiting is the state of a job that was never delivered and has no record.
+// StateWaiting is the state of a job that has no record: it was never delivered, or was
+// handed back at once.
 const StateWaiting lifecycle.State = "waiting"
 
 // States lists every state of a job in the order of its life.

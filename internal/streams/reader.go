@@ -27,8 +27,8 @@ const (
 // errNoDirect: the stream does not allow direct gets.
 var errNoDirect = errors.New("the stream does not allow direct gets")
 
-// Reader reads the messages of a work queue without consuming them: many with one
-// request if the stream allows direct gets, else one by one.
+// Reader reads the messages of a stream without consuming them: many with one request
+// if the stream allows direct gets, else one by one.
 type Reader struct {
 	js     jetstream.JetStream
 	stream string
@@ -71,9 +71,61 @@ func (r *Reader) Next(ctx context.Context, subject string, seq uint64, n int) ([
 	return []*jetstream.RawStreamMsg{msg}, nil
 }
 
+// Last returns the last message of each subject that has one, at most Batch of them.
+func (r *Reader) Last(ctx context.Context, subjects []string) (found []*jetstream.RawStreamMsg, err error) {
+	if len(subjects) == 0 {
+		return nil, nil
+	}
+	if r.single {
+		return r.lastEach(ctx, subjects)
+	}
+	for seq, left := uint64(1), true; left; {
+		part, err := r.request(ctx, map[string]any{"seq": seq, "multi_last": subjects, "batch": Batch, "max_bytes": directBytes})
+		if errors.Is(err, errNoDirect) {
+			r.single, r.since = true, time.Now()
+			return r.lastEach(ctx, subjects)
+		}
+		if err != nil {
+			return nil, err
+		}
+		found, left = append(found, part...), false
+		if len(part) > 0 { // they are in the stream's order
+			end := part[len(part)-1]
+			seq, left = end.Sequence+1, lastValue(end.Header, numPending) != "0"
+		}
+	}
+	return found, nil
+}
+
+// numPending is how many messages the server has left after one.
+const numPending = "Nats-Num-Pending"
+
+func (r *Reader) lastEach(ctx context.Context, subjects []string) (found []*jetstream.RawStreamMsg, err error) {
+	stream, err := r.js.Stream(ctx, r.stream)
+	if err != nil {
+		return nil, err
+	}
+	for _, subject := range subjects {
+		msg, err := stream.GetLastMsgForSubject(ctx, subject)
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+		case err != nil:
+			return nil, fmt.Errorf("read stream %s: %w", r.stream, err)
+		default:
+			found = append(found, msg)
+		}
+	}
+	return found, nil
+}
+
 // batch makes one batched direct get.
 func (r *Reader) batch(ctx context.Context, subject string, seq uint64, n int) ([]*jetstream.RawStreamMsg, error) {
-	body, err := json.Marshal(map[string]any{"seq": max(seq, 1), "next_by_subj": subject, "batch": n, "max_bytes": directBytes})
+	return r.request(ctx, map[string]any{"seq": max(seq, 1), "next_by_subj": subject, "batch": n, "max_bytes": directBytes})
+}
+
+// request makes a direct get that is answered by several messages.
+func (r *Reader) request(ctx context.Context, query map[string]any) ([]*jetstream.RawStreamMsg, error) {
+	body, err := json.Marshal(query)
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,9 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/control"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/operate"
+	"avatarworker/internal/status"
 	"avatarworker/internal/topology"
 )
 
@@ -29,6 +31,9 @@ type opener struct {
 	js    jetstream.JetStream
 	names topology.Names
 
+	budgets status.Budgets
+	tariff  usage.Tariff
+
 	mu       sync.Mutex
 	operator *operate.Operator
 }
@@ -43,8 +48,8 @@ func (o *opener) open(ctx context.Context) (*operate.Operator, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.operator = operator
-	return operator, nil
+	o.operator = operator.WithBudgets(o.budgets, o.tariff)
+	return o.operator, nil
 }
 
 // Operator opens what changes things, for the API.

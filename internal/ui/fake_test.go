@@ -261,6 +261,9 @@ func busy() *world {
 	w.jobs["j2"] = &status.Job{Record: &lifecycle.Record{JobID: "j2", Run: 1, State: lifecycle.StateRunning, WorkerID: "host-1", StartedAt: now.Add(-time.Second), UpdatedAt: now}}
 	held := now.Add(time.Minute)
 	w.jobs["j3"] = &status.Job{Record: &lifecycle.Record{JobID: "j3", Run: 1, State: lifecycle.StateHeld, HeldReason: lifecycle.HeldCircuit, HeldCode: errors.CodeCreditsExhausted, AppID: "shop", NextAttemptAt: &held, UpdatedAt: now}}
+	w.jobs["back"] = &status.Job{Waiting: &status.Waiting{Queue: "default", StreamSeq: 8, Published: now.Add(-time.Hour), Run: 1, AppID: "lim", Labels: map[string]string{"batch": "17"}, Delivered: true, WaitsFor: "a free session of limit app_id/lim (1 in use)"}}
+	w.jobs["noted"] = &status.Job{Waiting: &status.Waiting{Queue: "nobody", StreamSeq: 9, Published: now.Add(-time.Hour), Run: 1, CancelRequested: true}}
+	w.jobs["early"] = &status.Job{Record: &lifecycle.Record{JobID: "early", Run: 1, State: lifecycle.StateReleased, CancelRequested: true, CreatedAt: now, UpdatedAt: now}}
 	w.jobs["w1"] = &status.Job{Waiting: &status.Waiting{Queue: "nobody", StreamSeq: 7, Published: now.Add(-time.Hour), Run: 1}}
 	for i := range 2 {
 		w.letters = append(w.letters, dlq.Letter{

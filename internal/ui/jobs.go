@@ -218,6 +218,12 @@ func (s *Server) describeWaiting(q *request, d *jobData) {
 	w := d.Job.Waiting
 	d.State, d.CanCancel = status.StateWaiting, true
 	d.Verdict = "It has waited in queue " + w.Queue + " for " + ago(q.view.Now, w.Published) + ": no worker has had it yet."
+	if w.Delivered {
+		d.Verdict = "It has waited in queue " + w.Queue + " for " + ago(q.view.Now, w.Published) + ": it was delivered, and handed back without a session. " + sentence("It waits for "+w.WaitsFor)
+	}
+	if w.CancelRequested {
+		d.Verdict += " Its cancel is noted: it ends when a worker has it next."
+	}
 	f, err := s.o.Reader.Fleet(q.ctx)
 	if err != nil {
 		return
@@ -230,6 +236,8 @@ func (s *Server) describeWaiting(q *request, d *jobData) {
 				d.Remedy = "The queue is paused " + paused(f.At, queue.PausedUntil) + ". Resume it on the overview."
 			case queue.Served == 0:
 				d.Remedy = "No worker serves the queue: start one with worker.queues " + queue.Name + "."
+			case w.Delivered:
+				d.Remedy = "It is delivered again by itself, and starts once it gets what it waits for."
 			default:
 				d.Remedy = sentence(waits(queue.Waiting)) + " " + sentence(count(queue.Served, "worker")+" of the queue") + " It starts by itself when a slot is free."
 			}
@@ -260,6 +268,10 @@ func (s *Server) describeRecord(q *request, d *jobData, r *lifecycle.Record) {
 		d.Verdict, d.Remedy = "It is held: "+sentence(why), remedy
 		d.Held = r.HeldReason == lifecycle.HeldCircuit || r.HeldReason == ""
 	case lifecycle.StateReleased:
+		if r.StreamSeq == 0 {
+			d.Verdict = "No job with this id is in a queue yet. Its cancel is noted, and ends it when a worker has it."
+			return
+		}
 		d.Verdict = "It was handed back, and is taken over by itself: " + sentence(status.ReleasedBecause(r))
 	case lifecycle.StateCompleted:
 		d.Verdict = "It completed after " + count(max(r.Attempt, 1), "attempt") + "."

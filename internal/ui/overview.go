@@ -196,7 +196,7 @@ func troubles(f *status.Fleet) []trouble {
 	}
 	list = append(list, spentBudgets(f)...)
 	for _, q := range f.Queues {
-		left := q.Waiting + uint64(max(q.Taken, 0))
+		left := q.Open()
 		switch {
 		case q.Served == 0 && left > 0:
 			add(bad, fmt.Sprintf("No worker serves queue %s, and %s for one.", q.Name, waits(left)),

@@ -49,6 +49,7 @@ type StoreOptions struct {
 	// Costs reads the ledger; nil: what today costs is added up from job records.
 	Costs      *cost.Store
 	Tariff     usage.Tariff   // credits of connected time
+	Budgets    status.Budgets // may be nil
 	DefaultApp string         // of jobs that name none
 	Limits     map[string]int // most sessions, by the name of a limit's rule: "app_id a1", "label.room"
 	Now        func() time.Time
@@ -101,7 +102,7 @@ func NewStore(o StoreOptions) *Store {
 	}
 	s.changes.wait = make(chan struct{})
 	s.refused = newRefusals(o.NC)
-	s.operator = opener{nc: o.NC, js: o.JS, names: o.Names}
+	s.operator = opener{nc: o.NC, js: o.JS, names: o.Names, budgets: o.Budgets, tariff: o.Tariff}
 	return s
 }
 

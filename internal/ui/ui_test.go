@@ -103,6 +103,9 @@ func TestEachQuestionOfTheWalkHasItsAnswerOnAPage(t *testing.T) {
 		answers        []string
 	}{
 		{"where is my job while it waits", "/jobs/w1", []string{"has waited in queue nobody", "No worker serves the queue"}},
+		{"is my cancel noted", "/jobs/noted", []string{"no worker has had it yet. Its cancel is noted"}},
+		{"is the cancel of a job noted that is still to come", "/jobs/early", []string{"No job with this id is in a queue yet. Its cancel is noted"}},
+		{"what does a job that was handed back wait for", "/jobs/back", []string{"handed back without a session. It waits for a free session of limit app_id/lim", "delivered again by itself", ">batch=17<"}},
 		{"what ran longest", "/jobs?state=running&sort=running", []string{"j2", "5.0 s"}},
 		{"which customer's jobs fail", "/jobs?by=label%3Acustomer&state=dead_lettered", []string{"label:customer</th>", "dead lettered</th>", `</th><td class="num">1</td><td class="num">1</td>`}},
 		{"what is this list of", "/jobs?state=dead_lettered,held&label=a%3D1&label=b%3D2&newer=24h", []string{"<summary>Filter: label a=1 and b=2, newer 24h, state dead lettered or held</summary>"}},

@@ -89,6 +89,14 @@ func (l *Limits) Names(job Job) []string {
 	return names
 }
 
+// Name is the name of the limit of all jobs with that value under a rule's key.
+func Name(key, value string) string {
+	if label, ok := strings.CutPrefix(key, labels); ok {
+		return "label/" + topology.Token(label) + "/" + topology.Token(value)
+	}
+	return key + "/" + topology.Token(value)
+}
+
 // limitsOf lists the limits that apply to the job, in the same order on all
 // workers.
 func (l *Limits) limitsOf(job Job) []jobLimit {
@@ -97,10 +105,7 @@ func (l *Limits) limitsOf(job Job) []jobLimit {
 		if most <= 0 || value == "" {
 			return
 		}
-		name := key + "/" + topology.Token(value)
-		if label, ok := strings.CutPrefix(key, labels); ok {
-			name = "label/" + topology.Token(label) + "/" + topology.Token(value)
-		}
+		name := Name(key, value)
 		for i := range list {
 			if list[i].name == name {
 				list[i].max = min(list[i].max, most)

@@ -79,7 +79,7 @@ func (*stub) Job(_ context.Context, id string) (*status.Job, error) {
 		},
 		History: []status.Event{{Subject: "avatar.events.started.j1", ID: "j1.run1.started", Type: "avatar.job.started", Time: at, JobID: "j1", Data: json.RawMessage(`{"job_id":"j1","api_token":"` + secret + `"}`)}},
 		Whole:   true, Cost: status.Cost{Sessions: 1, SessionMS: 12_000, Credits: 2},
-		Waiting: &status.Waiting{Queue: "default", StreamSeq: 7, Published: at, Run: 1},
+		Waiting: &status.Waiting{Queue: "default", StreamSeq: 7, Published: at, Run: 1, AppID: "a1", Labels: map[string]string{}, Delivered: true, WaitsFor: "a session limit"},
 	}, nil
 }
 
