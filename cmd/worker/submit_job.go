@@ -200,7 +200,7 @@ func (d *document) deadline(text string) error {
 		d.set("deadline", d.now.Add(after).UTC().Format(time.RFC3339Nano))
 		return nil
 	}
-	if _, err := time.Parse(time.RFC3339, text); err != nil {
+	if _, err := time.Parse(time.RFC3339, strings.ToUpper(text)); err != nil {
 		return usagef("--deadline %q: want a time such as 2026-03-01T12:00:00Z, or from now such as 10m", text)
 	}
 	d.set("deadline", text)

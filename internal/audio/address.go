@@ -31,7 +31,7 @@ func (e *forbiddenError) Error() string {
 	if e.host == e.addr.String() {
 		return e.host + " is a private or special address"
 	}
-	return e.host + " leads to " + e.addr.String() + ", a private or special address"
+	return e.host + " leads to " + e.addr.Unmap().String() + ", a private or special address"
 }
 
 // guardedDial returns a dial function that looks the host up once, drops the

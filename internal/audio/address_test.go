@@ -28,6 +28,12 @@ func TestOnlyGlobalUnicastThatIsNoSpecialPurposeIsPublic(t *testing.T) {
 			t.Errorf("%s: public is %t, want %t", addr, got, want)
 		}
 	}
+	for host, addr := range map[string]string{"localhost": "::ffff:127.0.0.1", "myhost": "127.0.0.1"} {
+		want := host + " leads to 127.0.0.1, a private or special address"
+		if _, err := public(host, []netip.Addr{netip.MustParseAddr(addr)}); err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
 	if isPublic(netip.Addr{}) {
 		t.Error("no address is public")
 	}

@@ -22,7 +22,7 @@ type pcmDecoder struct {
 	rate    int
 	samples int64 // given out so far
 	inside  sniff.WAVHeaders
-	after   int64 // bytes that follow the samples; 0: none, or not known
+	after   func() error // checks what follows the samples: io.EOF if nothing is wrong with it; nil: it is not known
 
 	buf []byte // one chunk as it comes in
 	out []byte // one chunk as it goes out; nil where nothing is converted
@@ -34,7 +34,7 @@ func pcmSpeech(in *input, src *source, r *bufio.Reader, chunk time.Duration) (*S
 		return nil, err
 	}
 	if src.size >= 0 && src.size%2 != 0 {
-		return nil, in.oddBytes("PCM", src.size, 2)
+		return nil, in.oddSize("PCM", r, src.size, 2)
 	}
 	d := &pcmDecoder{in: in, what: "PCM", r: r, left: -1, frame: 2, rate: in.SampleRate}
 	d.allocate(chunk)
@@ -58,10 +58,22 @@ func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
 	if d.left >= 0 {
 		want = want[:min(int64(len(want)), d.left)]
 	}
+	if d.open != nil && (d.left < 0 || d.open(0)) {
+		var err error
+		if want, err = d.upToTag(want); err != nil {
+			return nil, 0, err
+		}
+	}
 	if len(want) == 0 {
-		return nil, 0, d.afterSamples()
+		if d.after == nil {
+			return nil, 0, io.EOF
+		}
+		return nil, 0, d.after()
 	}
 	n, err := io.ReadFull(d.r, want)
+	if at := d.inside.Find(want[:n]); at >= 0 {
+		return nil, 0, d.in.joined(d.what, at)
+	}
 	if err != nil {
 		if err = d.end(n, err); err != nil {
 			return nil, 0, err
@@ -70,36 +82,65 @@ func (d *pcmDecoder) next() ([]byte, time.Duration, error) {
 	if d.left >= 0 {
 		d.left -= int64(n)
 	}
-	// If a header gives the number of samples, they may have any value.
-	if d.left < 0 || d.open != nil && d.open(0) {
-		if at := d.inside.Find(want[:n]); at >= 0 {
-			return nil, 0, d.joined(at)
-		}
-	}
 	return d.chunk(want[:n])
 }
 
-// afterSamples checks what follows the samples of a WAV. It returns io.EOF unless
-// that is another WAV, which would not be played.
-func (d *pcmDecoder) afterSamples() error {
-	if d.after < sniff.WAVHeaderSize {
-		return io.EOF
+// upToTag shortens want to the samples before a tag, if one begins there. Where a
+// header leaves the length open, the tag would be played.
+func (d *pcmDecoder) upToTag(want []byte) ([]byte, error) {
+	if most := d.r.Size() - sniff.TagSize; len(want) > most {
+		want = want[:most/d.frame*d.frame]
 	}
-	next, err := d.r.Peek(sniff.WAVHeaderSize + 1)
+	ahead, err := d.r.Peek(len(want) + sniff.TagSize)
 	if err != nil && !endOfFile(err) {
-		return err
+		return want, nil // reading meets the same error behind the last samples
 	}
-	if sniff.WAVHeader(next) >= 0 {
-		return d.joined(d.size)
+	at := sniff.Tag(ahead, err != nil)
+	if at < 0 || at > len(want) {
+		return want, nil
 	}
-	return io.EOF
+	switch {
+	case at == 0 && d.samples == 0:
+		return nil, d.in.broken("%s has no samples, only a tag", d.what)
+	case at%d.frame != 0:
+		return nil, d.in.oddBytes(d.what, d.samples*int64(d.frame)+int64(at), d.frame)
+	}
+	d.open, d.left, d.after = nil, int64(at), nil
+	return want[:at], nil
 }
 
-func (d *pcmDecoder) joined(at int64) error {
-	if at == 0 && d.size == 0 { // NewPCM does not look at the beginning
-		return d.in.broken("%s is a WAV file: send its samples alone", d.what)
+func (in *input) joined(what string, at int64) error {
+	switch {
+	case at == 0 && what == "WAV":
+		return in.broken("WAV holds another WAV file in place of samples: send that one alone")
+	case at == 0: // NewPCM does not look at the beginning
+		return in.broken("%s is a WAV file: send its samples alone", what)
 	}
-	return d.in.broken("%s has the header of another WAV file in it, after %d bytes of samples: join the samples and not the files, or send each as its own utterance", d.what, at)
+	return in.broken("%s has the header of another WAV file in it, after %d bytes of samples: join the samples and not the files, or send each as its own utterance", what, at)
+}
+
+// oddSize is the error of a file whose size does not fit. It reads the file to its
+// end to find out why.
+func (in *input) oddSize(what string, r *bufio.Reader, size int64, frame int) error {
+	for at := int64(0); ; {
+		part, err := r.Peek(r.Size())
+		if at == 0 && what != "WAV" {
+			if kind, found := sniff.Text(part); found {
+				return in.broken("is %s; %s", kind.Name, kind.Hint(in.SampleRate))
+			}
+		}
+		if i := sniff.WAVHeader(part); i >= 0 {
+			return in.joined(what, at+int64(i))
+		}
+		if i := sniff.Tag(part, err != nil); i >= 0 {
+			return in.broken("%s has a tag behind %d bytes of samples: remove it, or send a WAV whose header says how long they are", what, at+int64(i))
+		}
+		if err != nil {
+			return in.oddBytes(what, size, frame)
+		}
+		n, _ := r.Discard(len(part) - sniff.TagSize) // all of it is in the buffer
+		at += int64(n)
+	}
 }
 
 // end handles a file that ended after n more bytes. It returns nil if these are a

@@ -3,6 +3,7 @@ package audio
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/base64"
 	"encoding/binary"
 	"math/rand/v2"
 	"os"
@@ -74,17 +75,44 @@ func filesOfOtherKinds(t testing.TB) map[string][]byte {
 		"transport stream": framed(40, 188, func(i int) []byte {
 			return []byte{0x47, 0x01, 0x00, 0x10 | byte(i&0x0f)}
 		}),
-		"MP4":                     field(t, "x.m4a"),
-		"QuickTime":               append([]byte("\x00\x00\x00\x08wide\x00\x00\x10\x00mdat"), noise(500, 1)...),
-		"AIFF":                    field(t, "x.aiff"),
-		"AU file":                 field(t, "x.au"),
-		"XML":                     field(t, "s3.xml"),
-		"JSON":                    field(t, "tts.json"),
-		"JSON ":                   []byte("\n [ {\"code\": 429, \"message\": \"zu viele Anfragen für heute\"} ]"),
-		"web page":                []byte("<!DOCTYPE html><html><body>502 Bad Gateway</body></html>"),
-		"XML document":            []byte("<ListBucketResult><Name>bucket</Name></ListBucketResult>"),
-		"text":                    []byte("upstream connect error or disconnect/reset before headers"),
-		"data: URL":               []byte("data:audio/wav;base64,UklGRiQAAABXQVZFZm10IBAAAAABAAEA"),
+		"MP4":                   field(t, "x.m4a"),
+		"QuickTime":             append([]byte("\x00\x00\x00\x08wide\x00\x00\x10\x00mdat"), noise(500, 1)...),
+		"AIFF":                  field(t, "x.aiff"),
+		"AU file":               field(t, "x.au"),
+		"XML":                   field(t, "s3.xml"),
+		"JSON":                  field(t, "tts.json"),
+		"JSON ":                 []byte("\n [ {\"code\": 429, \"message\": \"zu viele Anfragen für heute\"} ]"),
+		"web page":              []byte("<!DOCTYPE html><html><body>502 Bad Gateway</body></html>"),
+		"XML document":          []byte("<ListBucketResult><Name>bucket</Name></ListBucketResult>"),
+		"text":                  []byte("upstream connect error or disconnect/reset before headers"),
+		"decode the base64":     []byte("data:audio/wav;base64,UklGRiQAAABXQVZFZm10IBAAAAABAAEA"),
+		"a WAV file in base64":  []byte(base64.StdEncoding.EncodeToString(clip.WAV[:6000])),
+		"an Ogg file in base64": []byte(base64.URLEncoding.EncodeToString(clip.Opus[:600])),
+		"server-sent events":    []byte("data: {\"error\":{\"message\":\"the quota is used up\"}}\n\n"),
+		"server-sent events ":   []byte("event: error\ndata: {\"message\":\"rate limited\"}\n\n"),
+		"server-sent events  ":  []byte("data:{\"a\":1}\n\n"),
+		"text    ":              []byte("Internal Server Error."),
+		"text     ":             []byte("Not Found\n"),
+		"text      ":            []byte("Внутренняя ошибка сервера. Повторите запрос позже"),
+		"text       ":           []byte("サーバー内部でエラーが発生しました。しばらくしてからお試しください。"),
+		"text        ":          []byte("内部エラー。"),
+		"text         ":         []byte("Le serveur a rencontr\xe9 une erreur interne, r\xe9essayez plus tard\r\n"),
+		"text          ":        []byte("\x83\x54\x81\x5b\x83\x6f\x81\x5b\x82\xc5\x83\x47\x83\x89\x81\x5b\x82\xaa\x94\xad\x90\xb6\x82\xb5\x82\xdc\x82\xb5\x82\xbd\x81\x42"), // Shift-JIS
+		"text           ":       []byte("Accès refusé"),
+		"JSON  ":                []byte("\"rate limited\"  "),
+		"JSON   ":               []byte("{\"a\":1}\n{\"b\":2}\n"),
+		"JSON    ":              []byte("null"),
+		"JSON     ":             []byte("{\"ошибка\":\"сервер недоступен\"}"),
+		"JSONP":                 []byte("cb({\"error\":429});"),
+		"XML document ":         []byte("<Error>x</Error>"),
+		"little-endian AU file": append([]byte("dns.\x18\x00\x00\x00\x00\x00\x10\x00\x03\x00\x00\x00\x80\x3e\x00\x00"), noise(600, 21)...),
+		"MP4 ":                  append([]byte("\x00\x00\x00\x2csidx\x00\x00\x00\x00"), noise(600, 22)...),
+		"MP4  ":                 append([]byte("\x00\x00\x02\x1cmoov\x00\x00\x00\x6cmvhd"), noise(600, 23)...),
+		"MP4   ":                append([]byte("\x00\x00\x00\x01mdat\x00\x00\x00\x00\x00\x00\x10\x00"), noise(600, 24)...),
+		"begins with 2 bytes before its header (RIFF)": append([]byte("\n\n"), clip.WAV[:4000]...),
+		"begins with 3 bytes before its header (RIFF)": append([]byte("\xef\xbb\xbf"), clip.WAV[:4001]...),
+		"begins with 2 bytes before its header (OggS)": append([]byte("\r\n"), clip.Opus...),
+		"FLAC ":                   append([]byte("\r\nfLaC\x00\x00\x00\x22"), noise(600, 2)...),
 		"playlist":                []byte("#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:2.0,\nsegment0.ts\n"),
 		"gzip":                    zipped(t, clip.WAV)[:20000],
 		"gzip ":                   zipped(t, []byte("short")),
@@ -150,9 +178,50 @@ func TestAFileThatIsNoPCMIsRefusedAndSaysWhatItSeemsToBe(t *testing.T) {
 				continue
 			}
 			e := wantError(t, o.Check(spec), errors.CodeInvalidJob, errors.PhaseJob, "audio.inline", strings.TrimSpace(strings.TrimSuffix(what, " with a tag")))
+			if strings.HasPrefix(what, "server-sent") && strings.Contains(e.Message, "data: URL") {
+				t.Error(e.Message)
+			}
 			if format == "" && strings.Contains(what, "MP3") && !strings.Contains(e.Message, "ffmpeg -i FILE -ac 1 -ar 24000 -c:a pcm_s16le") {
 				t.Errorf("no line that says how to convert it: %s", e.Message)
 			}
+		}
+	}
+}
+
+func TestAFileOfAnOddSizeSaysWhatItSeemsToBe(t *testing.T) {
+	o := newOpener(t, Options{})
+	tone := clip.WAV[44 : 44+9601]
+	streamed := plainWAV(tone)
+	streamed.dataSize, streamed.riffSize = 0, 0
+	tagged := plainWAV(tone[:9600])
+	tagged.dataSize, tagged.riffSize = 0, 0
+	for name, c := range map[string]struct {
+		data []byte
+		want string
+	}{
+		"English":         {[]byte("Internal Server Error"), "is text; send a WAV"},
+		"a word":          {[]byte("error"), "is text"},
+		"Russian":         {[]byte("Не найдено"), "is text"},
+		"Russian, long":   {[]byte("Внутренняя ошибка сервера. Повторите запрос позже."), "is text"},
+		"Latin-1":         {[]byte("Acc\xe8s refus\xe9!"), "is text (not UTF-8)"},
+		"Japanese":        {[]byte("サーバーエラー"), "is text"},
+		"Shift-JIS":       {[]byte("\x83\x54\x81\x5b\x83\x6f\x81\x5b!"), "is text (not UTF-8)"},
+		"XML":             {[]byte("<e>a</e>\n"), "is an XML document"},
+		"JSONP":           {[]byte("cb({\"a\":1});\n"), "is JSON in a call (JSONP)"},
+		"JSON":            {[]byte("{\"a\":1}"), "is JSON"},
+		"joined":          {slices.Concat(tone, clip.WAV[:4000]), "header of another WAV file in it, after 9601 bytes"},
+		"joined, open":    {slices.Concat(streamed.bytes(), plainWAV(tone[:4000]).bytes()), "header of another WAV file in it, after 9601 bytes"},
+		"a tag":           {append(tagged.bytes(), tagOf(101)...), "WAV has a tag behind 9600 bytes of samples"},
+		"nothing else":    {tone, "PCM has an odd number of bytes (9601)"},
+		"noise":           {noise(31, 1), "PCM has an odd number of bytes (31)"},
+		"one byte":        {[]byte("a"), "PCM has an odd number of bytes (1)"},
+		"open, no reason": {streamed.bytes(), "WAV has an odd number of bytes (9601)"},
+	} {
+		spec := inline(c.data)
+		spec.SampleRate = 16000
+		e := wantError(t, o.Check(spec), errors.CodeInvalidJob, errors.PhaseJob, c.want)
+		if strings.Contains(e.Message, "odd") != strings.Contains(c.want, "odd") {
+			t.Errorf("%s: %s", name, e.Message)
 		}
 	}
 }
@@ -167,6 +236,16 @@ func FuzzWhatIs(f *testing.F) {
 			t.Errorf("%t %+v", found, kind)
 		}
 		kind.Hint(0)
+		if kind, found := sniff.Short(data); found == (kind.Name == "") {
+			t.Errorf("short: %t %+v", found, kind)
+		}
+		if kind, found := sniff.Text(data); found == (kind.Name == "") {
+			t.Errorf("text: %t %+v", found, kind)
+		}
+		if at := sniff.Tag(data, true); at >= len(data) {
+			t.Errorf("a tag at %d of %d", at, len(data))
+		}
+		sniff.Before(data)
 		var c liveCheck
 		for piece := range slices.Chunk(data, 700) {
 			if c.pcm(LiveSpec{SampleRate: 16000}, piece, func(string, ...any) error { return errClosed }) != nil {

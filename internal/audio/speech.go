@@ -127,7 +127,7 @@ func (o *Opener) parse(in *input, src *source) (*Speech, error) {
 	if err != nil && !endOfFile(err) {
 		return nil, err
 	}
-	format, err := in.detect(head)
+	format, err := in.detect(head, err != nil)
 	if err != nil {
 		return nil, err
 	}
@@ -142,8 +142,9 @@ func (o *Opener) parse(in *input, src *source) (*Speech, error) {
 }
 
 // detect returns the format of the bytes: the detected one if the job names none,
-// and otherwise the job's, unless the bytes contradict it.
-func (in *input) detect(head []byte) (string, error) {
+// and otherwise the job's, unless the bytes contradict it. They are the beginning of
+// the file, or all of it.
+func (in *input) detect(head []byte, all bool) (string, error) {
 	if len(head) == 0 {
 		return "", in.broken("is empty")
 	}
@@ -152,11 +153,17 @@ func (in *input) detect(head []byte) (string, error) {
 		return found, nil
 	}
 	kind, known := sniff.Detect(head)
+	if !known && all {
+		kind, known = sniff.Short(head)
+	}
 	if !known && in.Format == "" {
 		kind, known = sniff.Guess(head)
 	}
 	raw := in.Format == "" || in.Format == formatPCM
+	before, what := sniff.Before(head)
 	switch {
+	case before > 0:
+		return "", in.broken("begins with %d bytes before its header (%s): send the file from there on", before, what)
 	case known && in.Format == "":
 		return "", in.broken("is %s; %s", kind.Name, kind.Hint(in.SampleRate))
 	case known:

@@ -27,6 +27,9 @@ const (
 	wavTooMuch = defaultMaxBytes
 	wavTooLong = 2 * time.Hour
 	wavPart    = 4
+
+	// wavAfter is how many bytes behind the samples are looked at.
+	wavAfter = 1 << 20
 )
 
 // guidTail ends the GUIDs of WAVE_FORMAT_EXTENSIBLE whose first two bytes are a
@@ -81,12 +84,13 @@ func wavSpeech(in *input, src *source, r *bufio.Reader, opts Options) (*Speech, 
 	}
 	d := &pcmDecoder{in: in, what: "WAV", r: r, left: h.data, size: h.data, open: open, frame: h.frame, convert: convert, rate: h.rate}
 	if h.data >= 0 && w.size >= 0 {
-		d.after = w.size - w.pos - h.data
+		d.after = func() error { return w.afterSamples(h.data) }
 	}
 	d.allocate(opts.Chunk)
 	s := &Speech{src: src, decoder: d, format: PCM, rate: h.rate, converted: converted}
 	if n := w.samples(h); n >= 0 && (w.size >= 0 || !open(0)) {
-		s.total, s.known = pcmLength(n/int64(h.frame), h.rate), true
+		// A tag behind samples of open length is no speech: see openInline.
+		s.total, s.known = pcmLength(n/int64(h.frame), h.rate), h.data >= 0 || in.kind != kindInline
 	}
 	return s, nil
 }
@@ -134,9 +138,54 @@ func (w *wavReader) checkSamples(h *wavHeader, open func(there int64) bool) erro
 	case w.size >= 0 && w.pos+n > w.size:
 		return w.in.cutShort(n, w.size-w.pos)
 	case n%int64(h.frame) != 0 && (w.size >= 0 || !open(0)):
-		return w.in.oddBytes("WAV", n, h.frame)
+		return w.in.oddSize("WAV", w.r, n, h.frame)
 	}
 	return nil
+}
+
+// afterSamples checks the chunks behind n bytes of samples. It returns io.EOF unless
+// one of them is another WAV, or more samples: they would not be played. Other
+// chunks, and whatever is no chunk, may follow.
+func (w *wavReader) afterSamples(n int64) error {
+	w.pos += n
+	begin := w.pos
+	skip := 0
+	if n%2 != 0 && w.padded() {
+		skip = 1
+	}
+	for {
+		done, err := w.r.Discard(skip)
+		w.pos += int64(done)
+		if err != nil {
+			return ignoreEnd(err)
+		}
+		head, err := w.r.Peek(sniff.WAVHeaderSize)
+		if len(head) < 8 {
+			return ignoreEnd(err)
+		}
+		size := int64(binary.LittleEndian.Uint32(head[4:]))
+		end := w.pos + 8 + size
+		switch {
+		case sniff.WAVHeader(head) == 0:
+			return w.in.joined("WAV", n)
+		case string(head[:4]) == "data" && (size > 0 || len(head) > 8 && !sniff.Printable(head[8:min(len(head), 12)])):
+			return w.in.broken("WAV has a second data chunk, after %d bytes of samples: write all samples into one", n)
+		case !sniff.Printable(head[:4]), end > w.size, end > begin+wavAfter:
+			return io.EOF
+		}
+		skip = int(8 + size)
+		if size%2 != 0 && end < w.size {
+			skip++ // some writers forget it: what follows is no chunk then
+		}
+	}
+}
+
+// ignoreEnd turns the end of the file, wherever it is, into io.EOF.
+func ignoreEnd(err error) error {
+	if endOfFile(err) {
+		return io.EOF
+	}
+	return err
 }
 
 // header leaves r at the first sample.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"avatarworker/internal/audio/clip"
+	"avatarworker/internal/audio/sniff"
 	"avatarworker/internal/errors"
 )
 
@@ -86,6 +87,52 @@ func TestWAVsAsWritersMakeThemAreUnderstood(t *testing.T) {
 				t.Errorf("%d bytes, want %d as they were", len(h.data), len(samples))
 			}
 		})
+	}
+}
+
+// samplesLike are n bytes of speech of each kind that could be mistaken.
+func samplesLike(n int) map[string][]byte {
+	tone := make([]byte, 0, n)
+	quiet := make([]byte, 0, n)
+	square := make([]byte, 0, n)
+	for i := range n / 2 {
+		at := math.Sin(2 * math.Pi * float64(i) / 37)
+		tone = binary.LittleEndian.AppendUint16(tone, uint16(int16(32767*at)))
+		quiet = binary.LittleEndian.AppendUint16(quiet, uint16(int16(3*at)))
+		square = binary.LittleEndian.AppendUint16(square, uint16(int16(math.Copysign(0x6161, at))))
+	}
+	return map[string][]byte{
+		"noise": noise(n, uint64(n)), "loud": tone, "quiet": quiet, "square": square, "silence": make([]byte, n),
+		"as loud as it goes": bytes.Repeat([]byte{0xff, 0x7f}, n/2), "full and empty": bytes.Repeat([]byte{0xff, 0xff, 0, 0x80}, n/4),
+	}
+}
+
+func TestSpeechOfAnyKindIsTakenAtEachRate(t *testing.T) {
+	o := newOpener(t, Options{Convert: true})
+	for _, rate := range PCM.rates() {
+		for _, n := range []int{8, 32, 128, 512, 9600, 40000} {
+			for name, samples := range samplesLike(n) {
+				spec := inline(samples)
+				spec.SampleRate = rate
+				if h, _ := mustRead(t, o, spec); !bytes.Equal(h.data, samples) {
+					t.Errorf("%s, %d bytes raw at %d Hz: %d", name, n, rate, len(h.data))
+				}
+				for _, open := range []bool{false, true} {
+					w := plainWAV(samples)
+					w.rate = rate
+					if open {
+						w.dataSize, w.riffSize = 0xFFFFFFFF, 0xFFFFFFFF
+					}
+					if h, _ := mustRead(t, o, inline(w.bytes())); !bytes.Equal(h.data, samples) {
+						t.Errorf("%s, %d bytes in a WAV at %d Hz, open %t: %d", name, n, rate, open, len(h.data))
+					}
+					w.bits = 8
+					if h, _ := mustRead(t, o, inline(w.bytes())); len(h.data) != 2*len(samples) {
+						t.Errorf("%s, %d bytes in an 8-bit WAV at %d Hz, open %t: %d", name, n, rate, open, len(h.data))
+					}
+				}
+			}
+		}
 	}
 }
 
@@ -229,22 +276,107 @@ func TestASecondWAVInAFileIsRefused(t *testing.T) {
 	one := plainWAV(clip.WAV[44 : 44+9600]).bytes()
 	streamed := plainWAV(clip.WAV[44 : 44+9600])
 	streamed.dataSize, streamed.riffSize = 0, 0
+	listed := plainWAV(clip.WAV[44 : 44+9600])
+	listed.after = chunkOf("LIST", "INFOabcd")
 	for name, data := range map[string][]byte{
 		"open":           field(t, "joined_open.wav"),
 		"both streamed":  append(streamed.bytes(), streamed.bytes()...),
 		"after a closed": append(slices.Clone(one), one...),
+		"after a list":   slices.Concat(listed.bytes(), one),
+		"inside":         plainWAV(slices.Concat(clip.WAV[44:44+9600], one, clip.WAV[44:44+9600])).bytes(),
+		"wrapped":        plainWAV(one).bytes(),
 	} {
 		fromEverywhere(t, data, Options{}, func(t *testing.T, o *Opener, spec Spec) {
-			if err := openAndRead(t, o, spec); err == nil && spec.URL == "http://example.com/chunked" && name == "after a closed" {
+			if err := openAndRead(t, o, spec); err == nil && spec.URL == "http://example.com/chunked" && strings.HasPrefix(name, "after") {
 				return // what follows is not waited for
 			}
 			phase := errors.PhaseAudio
 			if spec.HasInline {
 				phase = errors.PhaseJob
 			}
-			wantError(t, openAndRead(t, o, spec), errors.CodeInvalidJob, phase, "another WAV file")
+			wantError(t, openAndRead(t, o, spec), errors.CodeInvalidJob, phase, "another WAV")
 		})
 	}
+}
+
+func TestASecondDataChunkIsRefused(t *testing.T) {
+	samples := clip.WAV[44 : 44+9600]
+	second := chunkOf("data", string(samples[:400]))
+	for name, c := range map[string]struct {
+		bits  int
+		data  []byte
+		after []byte
+		taken bool
+	}{
+		"at once":                {16, samples, second, false},
+		"behind a list":          {16, samples, slices.Concat(chunkOf("LIST", "INFOabcd"), second), false},
+		"behind an odd list":     {16, samples, slices.Concat(chunkOf("LIST", "INFOabc"), []byte{0}, second), false},
+		"of open length":         {16, samples, []byte("data\x00\x00\x00\x00\x01\x02\x03\x04"), false},
+		"cut short":              {16, samples, second[:100], false},
+		"odd samples, padded":    {8, samples[:9599], slices.Concat([]byte{0}, second), false},
+		"odd samples, unpadded":  {8, samples[:9599], second, false},
+		"empty":                  {16, samples, chunkOf("data", ""), true},
+		"empty, with a list":     {16, samples, slices.Concat(chunkOf("data", ""), chunkOf("LIST", "INFOabcd")), true},
+		"lists":                  {16, samples, slices.Concat(chunkOf("LIST", "INFOabcd"), chunkOf("id3 ", "ID3")), true},
+		"a list that is cut off": {16, samples, chunkOf("LIST", "INFOabcd")[:14], true},
+		"no chunk":               {16, samples, noise(5000, 1), true},
+		"zeros":                  {16, samples, make([]byte, 5000), true},
+		"a tag":                  {16, samples, tagOf(100), true},
+		"another tag":            {16, samples, tag1(), true},
+	} {
+		w := plainWAV(c.data)
+		w.bits, w.after = c.bits, c.after
+		fromEverywhere(t, w.bytes(), Options{Convert: true}, func(t *testing.T, o *Opener, spec Spec) {
+			err := openAndRead(t, o, spec)
+			if c.taken || spec.URL == "http://example.com/chunked" { // there, what follows is not waited for
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				return
+			}
+			phase := errors.PhaseAudio
+			if spec.HasInline {
+				phase = errors.PhaseJob
+			}
+			wantError(t, err, errors.CodeInvalidJob, phase, "second data chunk")
+		})
+	}
+}
+
+// tagOf is an ID3v2 tag of n bytes.
+func tagOf(n int) []byte {
+	tag := append([]byte("ID3\x04\x00\x00\x00\x00\x00\x00TIT2\x00\x00\x00\x08\x00\x00\x03a title"), make([]byte, n)...)[:n]
+	tag[9] = byte(n - 10)
+	return tag
+}
+
+// tag1 is an ID3v1 tag.
+func tag1() []byte { return append([]byte("TAGa title"), make([]byte, 118)...) }
+
+func TestATagBehindAWAVOfOpenLengthIsNotPlayed(t *testing.T) {
+	for _, n := range []int{9600, 3200, 3198, 3190, 3072, 2, 20000} {
+		samples := clip.WAV[44 : 44+n]
+		for name, tag := range map[string][]byte{
+			"ID3v2":       tagOf(100),
+			"ID3v1":       tag1(),
+			"both":        append(tagOf(100), tag1()...),
+			"a list":      chunkOf("LIST", "INFOINAM\x04\x00\x00\x00abcd"),
+			"an ID3 list": chunkOf("id3 ", string(tagOf(100))),
+			"APE":         append([]byte("APETAGEX\xd0\x07\x00\x00"), make([]byte, 20)...),
+		} {
+			w := plainWAV(append(slices.Clone(samples), tag...))
+			w.rate, w.dataSize, w.riffSize = 16000, 0xFFFFFFFF, 0xFFFFFFFF
+			fromEverywhere(t, w.bytes(), Options{}, func(t *testing.T, o *Opener, spec Spec) {
+				h, s := mustRead(t, o, spec)
+				if total, known := s.Total(); !bytes.Equal(h.data, samples) || !known || total != time.Duration(n/2)*time.Second/16000 {
+					t.Errorf("%s behind %d bytes: %d bytes, %s", name, n, len(h.data), total)
+				}
+			})
+		}
+	}
+	w := plainWAV(tag1())
+	w.dataSize, w.riffSize = 0xFFFFFFFF, 0xFFFFFFFF
+	wantError(t, newOpener(t, Options{}).Check(inline(w.bytes())), errors.CodeInvalidJob, errors.PhaseJob, "no samples")
 }
 
 func TestTheByteThatPadsAnOddChunkMayHaveAnyValue(t *testing.T) {
@@ -368,7 +500,7 @@ func FuzzWAV(f *testing.F) {
 			}
 		}
 		samples := data[:len(data)&^1]
-		if len(samples) == 0 {
+		if len(samples) == 0 || sniff.WAVHeader(samples) >= 0 {
 			return
 		}
 		h, _ := mustRead(t, o, inline(plainWAV(samples).bytes()))

@@ -143,6 +143,7 @@ func validJobs() []jobCase {
 		{"agora with its channel only", speak(`,"output":{"agora":{"channel_name":"c","token":""}}`)},
 		{"ids of any text", `{"avatar_id":"avatar/123 \\ é","app_id":"app & id/.","audio":{"object":"a"}}`},
 		{"a number with a point", speak(`,"max_attempts":2.0`)},
+		{"a deadline in small letters", speak(`,"deadline":"2026-12-31t23:59:59.5z"`)},
 		{"an avatar in Japanese", `{"avatar_id":"\u30a2\u30d0","audio":{"object":"a"}}`},
 	}
 }
@@ -215,6 +216,7 @@ func brokenJobs() []jobCase {
 		{"a deadline that was never set", speak(`,"deadline":"0001-01-01T00:00:00Z"`)},
 		{"a deadline with an offset of a day", speak(`,"deadline":"2026-12-31T23:59:59+24:00"`)},
 		{"a deadline with an offset of 60 minutes", speak(`,"deadline":"2026-12-31T23:59:59+01:60"`)},
+		{"a deadline in a leap second", speak(`,"deadline":"2026-12-31T23:59:60Z"`)},
 		{"a deadline on no day", speak(`,"deadline":"2026-13-31T23:59:59Z"`)},
 		{"a deadline in seconds", speak(`,"deadline":1798761599`)},
 		{"attempts below zero", speak(`,"max_attempts":-1`)},

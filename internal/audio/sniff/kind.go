@@ -5,6 +5,7 @@
 package sniff
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 )
@@ -20,6 +21,7 @@ const (
 	remedyConvert remedy = iota // ffmpeg reads it
 	remedyUnpack                // an archive or a compressed file
 	remedyText                  // likely the error message of another service
+	remedyDecode                // speech, but encoded as text
 	remedyBody                  // what was sent over HTTP, and not only the file
 	remedyNone                  // no speech is in it
 )
@@ -43,6 +45,8 @@ func (k Kind) Hint(rate int) string {
 		return "unpack it and send the WAV, raw PCM or Ogg Opus that is in it"
 	case remedyText:
 		return "send a WAV, raw PCM or Ogg Opus; it may be the error message of the service that should have made the speech"
+	case remedyDecode:
+		return "decode the base64 and send the bytes: a WAV, raw PCM or Ogg Opus"
 	case remedyBody:
 		return "send only the WAV, raw PCM or Ogg Opus that is in it"
 	default:
@@ -62,12 +66,8 @@ func (k Kind) LiveHint(rate int) string {
 // for what may be raw PCM: a file is only called something else where far more
 // than its first few bytes say so, for samples may have any value.
 func Detect(head []byte) (Kind, bool) {
-	if len(head) > 0 && strings.IndexByte(signatureStarts, head[0]) >= 0 {
-		for _, s := range signatures() {
-			if s.is(head) {
-				return s.Kind, true
-			}
-		}
+	if kind, found := signed(afterLines(head)); found {
+		return kind, true
 	}
 	if name := boxes(head); name != "" {
 		return Kind{name, remedyConvert}, true
@@ -78,13 +78,30 @@ func Detect(head []byte) (Kind, bool) {
 	if len(head) >= tarMagic+5 && string(head[tarMagic:tarMagic+5]) == "ustar" && head[0] != 0 {
 		return Kind{"a tar archive", remedyUnpack}, true
 	}
-	if name := text(head); name != "" {
-		return Kind{name, remedyText}, true
+	if kind, found := text(head); found {
+		return kind, true
 	}
-	if name := wideText(head); name != "" {
-		return Kind{name, remedyText}, true
+	if kind, found := wideText(head); found {
+		return kind, true
+	}
+	return legacyText(head)
+}
+
+// signed finds the signature that head begins with.
+func signed(head []byte) (Kind, bool) {
+	if len(head) > 0 && strings.IndexByte(signatureStarts, head[0]) >= 0 {
+		for _, s := range signatures() {
+			if s.is(head) {
+				return s.Kind, true
+			}
+		}
 	}
 	return Kind{}, false
+}
+
+// afterLines returns what follows a byte order mark and line breaks.
+func afterLines(head []byte) []byte {
+	return bytes.TrimLeft(bytes.TrimPrefix(head, []byte(utf8Mark)), "\r\n")
 }
 
 // tarMagic is where a tar archive says that it is one.

@@ -21,7 +21,7 @@ func (s signature) is(head []byte) bool {
 
 // signatureStarts are the first bytes of all signatures: most speech begins with
 // none of them.
-const signatureStarts = "RBrOfIF.c\x1a\x30#\x02wMTACND\x1f\xfd\x287P%\x89\xffG<H-"
+const signatureStarts = "RBrOfIF.dc\x1a\x30#\x02wMTACND\x1f\xfd\x287P%\x89\xffG<H-"
 
 // signatures lists the files that begin with fixed bytes.
 func signatures() []signature {
@@ -50,9 +50,8 @@ func signatures() []signature {
 		convert("an MP3 file (with an ID3 tag)", "ID3", isID3),
 		convert("an AIFF file", "FORM", func(h []byte) bool { return formIs(h, "AIFF", "AIFC") }),
 		convert("an IFF file (8SVX)", "FORM", func(h []byte) bool { return formIs(h, "8SVX", "16SV", "MAUD") }),
-		convert("an AU file", ".snd", func(h []byte) bool {
-			return len(h) >= 16 && between(binary.BigEndian.Uint32(h[4:]), 24, 1<<20) && between(binary.BigEndian.Uint32(h[12:]), 1, 64)
-		}),
+		convert("an AU file", ".snd", isAU(binary.BigEndian)),
+		convert("a little-endian AU file", "dns.", isAU(binary.LittleEndian)),
 		convert("a CAF file", "caff\x00\x01", nil),
 		convert("a WebM or Matroska file", "\x1aE\xdf\xa3", func(h []byte) bool {
 			start := h[:min(len(h), 128)]
@@ -92,7 +91,7 @@ func signatures() []signature {
 		other("a GIF image", "GIF87a", nil),
 		other("a GIF image", "GIF89a", nil),
 		{Kind{"an XML document", remedyText}, "<?xml", nil},
-		{Kind{"an HTTP answer with its headers", remedyBody}, "HTTP/", func(h []byte) bool { return len(h) >= 12 && Printable(h[5:12]) }},
+		{Kind{"an HTTP answer with its headers", remedyBody}, "HTTP/", func(h []byte) bool { return len(h) >= 12 && h[5] >= '0' && h[5] <= '9' && Printable(h[5:12]) }},
 		{Kind{"the body of a form (multipart)", remedyBody}, "--", isMultipart},
 	}
 }
@@ -108,6 +107,13 @@ func waveFollows(h []byte) bool { return len(h) >= 12 && string(h[8:12]) == "WAV
 
 func formIs(h []byte, types ...string) bool {
 	return len(h) >= 12 && slices.Contains(types, string(h[8:12]))
+}
+
+// isAU looks at where the samples begin and at their encoding.
+func isAU(order binary.ByteOrder) func(h []byte) bool {
+	return func(h []byte) bool {
+		return len(h) >= 16 && between(order.Uint32(h[4:]), 24, 1<<20) && between(order.Uint32(h[12:]), 1, 64)
+	}
 }
 
 // oggHeader is the size of a page's header without its segments.
@@ -183,7 +189,8 @@ func isZstd(h []byte) bool {
 	return block>>1&3 != 3 && block>>3 <= 128<<10
 }
 
-// boxes names a file that is made of MP4's boxes: size, four letters, content.
+// boxes names a file that is made of MP4's boxes: size, four letters, content. A size
+// of 1 means one of 64 bits behind the letters, 0 the rest of the file.
 func boxes(h []byte) string {
 	if len(h) < 16 {
 		return ""
@@ -194,9 +201,9 @@ func boxes(h []byte) string {
 		if between(size, 12, 1024) && size%4 == 0 && Printable(h[8:12]) {
 			return "an MP4 or M4A file"
 		}
-	case "moov", "moof", "mdat", "free", "skip", "wide", "sidx", "pnot":
+	case "moov", "moof", "mdat", "free", "skip", "wide", "sidx", "pnot", "ssix", "prft", "emsg", "uuid", "pdin":
 		next := uint64(size)
-		if size >= 8 && (next+8 > uint64(len(h)) || Printable(h[next+4:next+8])) {
+		if size <= 1 || between(size, 8, 1<<24) || next+8 > uint64(len(h)) || Printable(h[next+4:next+8]) {
 			return "a QuickTime or MP4 file"
 		}
 	}

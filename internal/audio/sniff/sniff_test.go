@@ -98,6 +98,15 @@ func TestPCMIsNeverTakenForAnythingElse(t *testing.T) {
 		if kind, found := Detect(head); found {
 			t.Fatalf("seed %d: %d bytes %x… are taken for %s", seed, len(b), b[:min(len(b), 24)], kind.Name)
 		}
+		if kind, found := Short(b); found {
+			t.Fatalf("seed %d: %d bytes %x… are taken for %s as a whole", seed, len(b), b[:min(len(b), 24)], kind.Name)
+		}
+		if at := Tag(b, true); at >= 0 {
+			t.Fatalf("seed %d: a tag at %d", seed, at)
+		}
+		if at, what := Before(head); at > 0 {
+			t.Fatalf("seed %d: %s at %d", seed, what, at)
+		}
 		var w WAVHeaders
 		for piece := range slices.Chunk(b, 1+r.IntN(3000)) {
 			if at := w.Find(piece); at >= 0 {
@@ -120,5 +129,20 @@ func TestAHeaderInsideIsFoundHoweverTheSamplesAreCut(t *testing.T) {
 		if found != 100 {
 			t.Errorf("in pieces of %d bytes: %d", size, found)
 		}
+	}
+}
+
+// BenchmarkDetect is what each utterance of raw PCM, and each live message, costs.
+func BenchmarkDetect(b *testing.B) {
+	for name, head := range map[string][]byte{
+		"speech": clip.WAV[44 : 44+Size], "noise": noise(Size, 1), "silence": make([]byte, Size), "short": clip.WAV[4000:4030],
+		"text": []byte(strings.Repeat("upstream connect error or disconnect/reset before headers. ", 100)),
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				Detect(head)
+			}
+		})
 	}
 }

@@ -53,3 +53,17 @@ func WAVHeader(b []byte) int {
 		from = i + 1
 	}
 }
+
+// Before returns how many bytes come before the header of a WAV or Ogg file, and how
+// that begins, if there are only a few of them; 0: there is no such file.
+func Before(head []byte) (n int, magic string) {
+	const most = 64
+	b := head[:min(len(head), most+WAVHeaderSize)]
+	if at := WAVHeader(b); at > 0 {
+		return at, string(b[at : at+4])
+	}
+	if at := bytes.Index(b, []byte("OggS\x00\x02")); at > 0 {
+		return at, "OggS"
+	}
+	return 0, ""
+}

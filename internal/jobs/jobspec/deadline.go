@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"regexp"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -16,6 +17,14 @@ var rfc3339 = regexp.MustCompile(`^` + rfc3339Text + `$`)
 
 const rfc3339Text = `[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])`
 
+// rfc3339Shape matches also times that no clock shows. Its groups are the second and
+// the offset.
+var rfc3339Shape = regexp.MustCompile(`^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:([0-9]{2})(?:\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})$`)
+
+// upperTime returns an RFC 3339 time with the capital T and Z that time.Parse and
+// protojson want. Both may be small letters (section 5.6).
+func upperTime(text string) string { return strings.ToUpper(text) }
+
 func (p *problems) timestamp(raw json.RawMessage, path string) {
 	const want = `want an RFC 3339 time such as "2026-01-31T12:00:00Z"`
 	text, ok := jsonString(raw)
@@ -23,9 +32,15 @@ func (p *problems) timestamp(raw json.RawMessage, path string) {
 		p.add(path, want+", got %s", jsonKind(raw))
 		return
 	}
-	parts := rfc3339.FindStringSubmatch(text)
-	at, err := time.Parse(time.RFC3339Nano, text)
+	upper := upperTime(text)
+	parts := rfc3339.FindStringSubmatch(upper)
+	at, err := time.Parse(time.RFC3339Nano, upper)
+	shape := rfc3339Shape.FindStringSubmatch(upper)
 	switch {
+	case shape != nil && shape[1] == "60":
+		p.add(path, "a leap second (:60) is not taken: give the second before or after it, got %s", quote(text))
+	case shape != nil && parts == nil:
+		p.add(path, "the offset %s is none: want -23:59 to +23:59, with minutes up to 59, got %s", shape[2], quote(text))
 	case err != nil || parts == nil:
 		p.add(path, want+", got %s", quote(text))
 	case len(parts[1]) > len(".999999999"):

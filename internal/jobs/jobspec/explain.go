@@ -234,12 +234,16 @@ func withoutSpace(text string) string {
 	}, text)
 }
 
-// unwrapInline returns a job in which explainJSON found no fault, with white
-// space removed from inline speech: protojson accepts only some of it.
-func unwrapInline(data []byte) ([]byte, error) {
+// forProtojson returns a job in which explainJSON found no fault, with white space
+// removed from inline speech and the deadline in capitals: protojson accepts only
+// some of the one and nothing else of the other.
+func forProtojson(data []byte) ([]byte, error) {
 	var job map[string]json.RawMessage
 	if err := json.Unmarshal(data, &job); err != nil {
 		return nil, err
+	}
+	if text, ok := jsonString(job["deadline"]); ok {
+		job["deadline"] = fmt.Appendf(nil, "%q", upperTime(text))
 	}
 	for _, field := range []string{"audio", "utterances"} {
 		if job[field] == nil {

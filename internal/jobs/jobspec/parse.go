@@ -1,10 +1,12 @@
 package jobspec
 
 import (
+	"encoding/json"
 	"fmt"
 	"mime"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -62,10 +64,40 @@ func Decode(header nats.Header, data []byte) (*jobpb.Job, *errors.Error) {
 	if len(problems) > 0 {
 		return nil, invalidJob(problems)
 	}
-	if err := Validate(job); err != nil {
+	if err := validate(job, sync.OnceValue(func() map[string]bool { return emptySources(header, data) })); err != nil {
 		return nil, err
 	}
 	return job, nil
+}
+
+// emptySources returns the fields of a job in JSON that name an object or a URL and
+// are empty: in the job itself they look as if they were not given.
+func emptySources(header nats.Header, data []byte) map[string]bool {
+	type audio struct {
+		Object *string `json:"object"`
+		URL    *string `json:"url"`
+	}
+	var job struct {
+		Audio      audio   `json:"audio"`
+		Utterances []audio `json:"utterances"`
+	}
+	if IsProtobuf(header) || json.Unmarshal(data, &job) != nil {
+		return nil
+	}
+	empty := make(map[string]bool)
+	note := func(a audio, path string) {
+		if a.Object != nil && *a.Object == "" {
+			empty[path+".object"] = true
+		}
+		if a.URL != nil && *a.URL == "" {
+			empty[path+".url"] = true
+		}
+	}
+	note(job.Audio, "audio")
+	for i, a := range job.Utterances[:min(len(job.Utterances), maxUtterances)] {
+		note(a, fmt.Sprintf("utterances[%d]", i))
+	}
+	return empty
 }
 
 // CheckJSON checks a job that may still lack fields: that it is JSON, with line
@@ -116,16 +148,17 @@ func decodeJSON(data []byte) (*jobpb.Job, problems) {
 	}
 	// protojson stops at the first fault and says little about it, so the body is
 	// read a second time to explain it. protojson also accepts deadlines that are
-	// not RFC 3339, and only some kinds of base64 with line breaks.
+	// not RFC 3339, and refuses small letters in others and some kinds of base64 with
+	// line breaks.
 	if p := explainJSON(data); len(p) > 0 {
 		return nil, p
 	}
 	if err == nil {
 		return job, nil
 	}
-	if unwrapped, unwrapErr := unwrapInline(data); unwrapErr == nil {
+	if plain, plainErr := forProtojson(data); plainErr == nil {
 		job = &jobpb.Job{}
-		if protojson.Unmarshal(unwrapped, job) == nil {
+		if protojson.Unmarshal(plain, job) == nil {
 			return job, nil
 		}
 	}

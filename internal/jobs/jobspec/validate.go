@@ -47,10 +47,14 @@ var (
 
 // Validate checks what the schema alone can't express. The error is nil or names
 // every wrong field, with code invalidJob and phase job.
-func Validate(job *jobpb.Job) *errors.Error {
+func Validate(job *jobpb.Job) *errors.Error { return validate(job, nil) }
+
+// validate is Validate. empty returns the fields that are given and empty; nil: that
+// is not known.
+func validate(job *jobpb.Job, empty func() map[string]bool) *errors.Error {
 	var p problems
 	p.names(job)
-	p.speech(job)
+	p.speech(job, empty)
 	p.output(job.GetOutput())
 	p.bounds(job)
 	if len(p) > 0 {
@@ -88,11 +92,11 @@ func (p *problems) backendName(id, path string, most int) {
 }
 
 // speech checks that the job has exactly one source of speech.
-func (p *problems) speech(job *jobpb.Job) {
+func (p *problems) speech(job *jobpb.Job, empty func() map[string]bool) {
 	var given []string
 	if job.GetAudio() != nil {
 		given = append(given, "audio")
-		p.audio(job.GetAudio(), "audio")
+		p.audio(job.GetAudio(), "audio", empty)
 	}
 	if n := len(job.GetUtterances()); n > 0 {
 		given = append(given, "utterances")
@@ -100,7 +104,7 @@ func (p *problems) speech(job *jobpb.Job) {
 			p.add("utterances", "at most %d, got %d; split the job", maxUtterances, n)
 		}
 		for i, a := range job.GetUtterances()[:min(n, maxUtterances)] {
-			p.audio(a, fmt.Sprintf("utterances[%d]", i))
+			p.audio(a, fmt.Sprintf("utterances[%d]", i), empty)
 		}
 	}
 	if job.GetLive() != nil {
@@ -121,7 +125,7 @@ func (p *problems) exactlyOne(path string, given []string, choices string) {
 	}
 }
 
-func (p *problems) audio(a *jobpb.Audio, path string) {
+func (p *problems) audio(a *jobpb.Audio, path string, empty func() map[string]bool) {
 	var given []string
 	if a.Inline != nil {
 		given = append(given, "inline")
@@ -137,6 +141,15 @@ func (p *problems) audio(a *jobpb.Audio, path string) {
 		given = append(given, "url")
 		if u := p.url(a.GetUrl(), path+".url", "http", "https"); u != nil && u.User != nil {
 			p.add(path+".url", "the URL carries a user name or password: none is sent. Use a URL that is signed in its query")
+		}
+	}
+	if len(given) == 0 && empty != nil {
+		fields := empty()
+		for _, field := range []string{"object", "url"} {
+			if fields[path+"."+field] {
+				given = append(given, field)
+				p.add(path+"."+field, "is empty")
+			}
 		}
 	}
 	p.exactlyOne(path, given, "inline, object, url")
