@@ -1,12 +1,13 @@
 package natstest
 
 import (
-	"errors"
 	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"avatarworker/internal/errors"
 )
 
 // Way returns a JetStream context whose requests and writes go through pass. It gets
