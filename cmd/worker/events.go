@@ -147,12 +147,15 @@ func (c *cli) followEvents(ctx context.Context, stream jetstream.Stream, f event
 
 // printEvent writes an event as one line for people.
 func (c *cli) printEvent(e status.Event) error {
-	_, err := fmt.Fprintln(c.stdout, c.eventLine(c.stdout, e))
+	_, err := fmt.Fprintln(c.stdout, c.eventLine(c.stdout, e, ""))
 	return err
 }
 
-// eventLine is an event as one line, for w.
-func (c *cli) eventLine(w io.Writer, e status.Event) string {
+// eventTime is how the time of an event is shown.
+const eventTime = "2006-01-02T15:04:05.000Z"
+
+// eventLine is an event as one line, for w; about comes before what it says.
+func (c *cli) eventLine(w io.Writer, e status.Event, about string) string {
 	name := terminal.Plain(e.Type)
 	for _, prefix := range []string{"avatar.job.", "avatar.session.", "avatar."} {
 		if rest, ok := strings.CutPrefix(name, prefix); ok {
@@ -170,7 +173,7 @@ func (c *cli) eventLine(w io.Writer, e status.Event) string {
 	if colour != "" {
 		label = c.colour(w, colour, label)
 	}
-	return fmt.Sprintf("%s  %s %s  %s", e.Time.Format("2006-01-02T15:04:05.000Z"), label, terminal.OrDash(terminal.Plain(e.JobID)), terminal.Plain(describeEvent(e)))
+	return fmt.Sprintf("%s  %s %s  %s", e.Time.Format(eventTime), label, terminal.OrDash(terminal.Plain(e.JobID)), about+terminal.Plain(describeEvent(e)))
 }
 
 // eventFields are the fields that a line shows, of any event that has them.
@@ -198,6 +201,22 @@ type eventFields struct {
 	DeadLetter string     `json:"dead_letter"`
 	Count      int        `json:"count"`
 	Window     string     `json:"window"`
+	StreamSeq  uint64     `json:"stream_seq"` // of a duplicate
+	KeptSeq    uint64     `json:"kept_seq"`
+	Run        int        `json:"run"`
+	CurrentRun int        `json:"current_run"`
+}
+
+// describeDuplicate says which message was dropped, and which one counts.
+func describeDuplicate(f eventFields) string {
+	text := fmt.Sprintf("dropped message %d of run %d", f.StreamSeq, f.Run)
+	if f.KeptSeq > 0 {
+		text += fmt.Sprintf(", kept message %d", f.KeptSeq)
+		if f.CurrentRun > 0 {
+			text += fmt.Sprintf(" of run %d", f.CurrentRun)
+		}
+	}
+	return text
 }
 
 // maxMessage is how much of an error's text a line shows.
@@ -209,6 +228,9 @@ func describeEvent(e status.Event) string {
 		return terminal.Short(string(e.Data), maxMessage)
 	}
 	var parts []string
+	if strings.HasSuffix(e.Type, "."+event.TypeDuplicate) {
+		parts = append(parts, describeDuplicate(f))
+	}
 	add := func(on bool, format string, args ...any) {
 		if on {
 			parts = append(parts, fmt.Sprintf(format, args...))

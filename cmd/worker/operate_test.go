@@ -560,3 +560,47 @@ func TestSignalEndsTheContext(t *testing.T) {
 	}
 	stop()
 }
+
+func TestAJobThatWasCorrectedShowsItsRunsAndTheWayToItsOriginal(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	original := `{"avatar_id":"gone","audio":{"url":"https://h/x.wav?sig=hush"},"output":{"livekit":{"url":"wss://lk","room_name":"r","publisher_id":"p","api_token":"lk-secret"}}}` + "\n"
+	b.letter("j1", errors.CodeAvatarNotFound, original, time.Now())
+	fields := event.JobFields{JobID: "j1", Run: 1, Queue: "default", Worker: "host", Time: time.Now()}
+	b.event("j1.run1.dead_lettered", event.DeadLettered{JobFields: fields, Attempts: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "gone"})
+	b.record(lifecycle.Record{JobID: "j1", Run: 1, StreamSeq: 1, State: lifecycle.StateDeadLettered, Queue: "default", CreatedAt: time.Now()})
+	expect(t, exitFailed, []string{"it was not corrected"}, b.args("dlq", "show", "--original", "j1")...)
+
+	expect(t, exitDone, []string{"run 2 on avatar.jobs.default, corrected"}, b.args("dlq", "replay", "1", "--set", "avatar_id=ok")...)
+	b.record(lifecycle.Record{JobID: "j1", Run: 2, StreamSeq: 2, State: lifecycle.StateCompleted, Queue: "default", CreatedAt: time.Now()})
+	fields.Run = 2
+	b.event("j1.run2.duplicate", event.Duplicate{JobFields: fields, StreamSeq: 9, KeptSeq: 2, CurrentRun: 2})
+	b.event("j1.run2.completed", event.NewCompleted(fields, 1, nil, nil, 1, time.Second, ""))
+	shown := expect(t, exitDone, nil, b.args("jobs", "show", "j1")...)
+	at := 0
+	for _, text := range []string{
+		"dead_lettered          j1  run 1: avatarNotFound", "corrected              j1  run 2: from dead letter 1; the original: avatarworker dlq show --original j1 --run 2 (sha256:",
+		"duplicate              j1  run 2: dropped message 9 of run 2, kept message 2 of run 2", "completed              j1  run 2: ",
+	} {
+		next := strings.Index(shown[at:], text)
+		if next < 0 {
+			t.Fatalf("no %q in its place in\n%s", text, shown)
+		}
+		at += next
+	}
+	if j := decode[status.Job](t, expect(t, exitDone, nil, b.args("jobs", "show", "j1", "--json")...)); len(j.Replays) != 1 || j.Replays[0].Corrected == "" || j.Replays[0].Run != 2 {
+		t.Errorf("%+v", j.Replays)
+	}
+	if raw := expect(t, exitDone, nil, b.args("dlq", "show", "--original", "j1", "--raw")...); raw != original {
+		t.Errorf("the original's bytes: %q", raw)
+	}
+	for _, args := range [][]string{{"--run", "2"}, {"--json"}} {
+		masked := expect(t, exitDone, []string{"[hidden]", `"gone"`}, b.args(append([]string{"dlq", "show", "--original", "j1"}, args...)...)...)
+		if strings.Contains(masked, "lk-secret") || strings.Contains(masked, "hush") {
+			t.Errorf("a secret is shown:\n%s", masked)
+		}
+	}
+	expect(t, exitFailed, []string{"run 3: it was not corrected"}, b.args("dlq", "show", "--original", "j1", "--run", "3")...)
+	expect(t, exitUsage, []string{"--original JOB, or a SEQ"}, b.args("dlq", "show", "1", "--original", "j1")...)
+	expect(t, exitUsage, []string{"--run 2"}, b.args("dlq", "show", "--run", "2", "1")...)
+}

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 
+	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
@@ -33,12 +35,10 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 	if err := c.heading("\nHistory"); err != nil {
 		return err
 	}
-	for _, e := range j.History {
-		if err := c.printEvent(e); err != nil {
-			return err
-		}
+	if err := c.printHistory(j, id); err != nil {
+		return err
 	}
-	if len(j.History) == 0 {
+	if len(j.History)+len(j.Replays) == 0 {
 		if _, err := fmt.Fprintln(c.stdout, "none is kept"); err != nil {
 			return err
 		}
@@ -75,6 +75,59 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 		}
 	}
 	return nil
+}
+
+// printHistory shows a job's events and its replays in the order of time. Where it had
+// several runs, each line says which one it is about.
+func (c *cli) printHistory(j *status.Job, id string) error {
+	several := len(j.Replays) > 0
+	runs := make([]int, len(j.History))
+	for i, e := range j.History {
+		var body struct {
+			Run int `json:"run"`
+		}
+		_ = json.Unmarshal(e.Data, &body) // another's message has none
+		runs[i] = body.Run
+		several = several || body.Run > 1
+	}
+	replays := slices.Clone(j.Replays)
+	for i, e := range j.History {
+		for len(replays) > 0 && (runs[i] >= replays[0].Run || replays[0].At.Before(e.Time) && runs[i] == 0) {
+			if err := c.printReplay(replays[0], id); err != nil {
+				return err
+			}
+			replays = replays[1:]
+		}
+		run := ""
+		if several && runs[i] > 0 {
+			run = fmt.Sprintf("run %d: ", runs[i])
+		}
+		if _, err := fmt.Fprintln(c.stdout, c.eventLine(c.stdout, e, run)); err != nil {
+			return err
+		}
+	}
+	for _, r := range replays {
+		if err := c.printReplay(r, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printReplay shows a replay as a line of the history.
+func (c *cli) printReplay(r dlq.ReplayedRun, id string) error {
+	text := fmt.Sprintf("run %d: from dead letter %d", r.Run, r.DeadLetter)
+	name := "replayed"
+	if r.Corrected != "" {
+		name = "corrected"
+		text += fmt.Sprintf("; the original: avatarworker dlq show --original %s --run %d (%s)", id, r.Run, r.Corrected)
+	}
+	at := "-"
+	if !r.At.IsZero() {
+		at = r.At.UTC().Format(eventTime)
+	}
+	_, err := fmt.Fprintf(c.stdout, "%-*s  %-22s %s  %s\n", len(eventTime), at, name, id, text)
+	return err
 }
 
 // printCost shows what a job's sessions cost so far.

@@ -113,7 +113,7 @@ func (w *waiter) run(ctx context.Context, live *liveSpeech) (client.Outcome, err
 	})
 	options := client.WaitOptions{
 		From:    w.from,
-		OnEvent: func(e status.Event) { w.log.line(w.c.eventLine(w.c.stderr, e)) },
+		OnEvent: func(e status.Event) { w.log.line(w.c.eventLine(w.c.stderr, e, "")) },
 		OnFrame: w.log.count,
 	}
 	if w.file != nil {

@@ -36,6 +36,9 @@ type Job struct {
 	// NextRun is set for a dead-lettered job that was replayed: the run that waits in
 	// its queue.
 	NextRun *Waiting `json:"next_run,omitempty"`
+	// Replays are its runs that came from dead letters, by run; none if the job was never
+	// replayed, or that can't be read.
+	Replays []dlq.ReplayedRun `json:"replays,omitempty"`
 	// LetterGone is set for a dead-lettered job whose dead letter was removed or has
 	// aged out.
 	LetterGone bool `json:"letter_gone,omitempty"`
@@ -101,6 +104,7 @@ func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 	if record != nil && record.State == lifecycle.StateDeadLettered {
 		s.afterLetter(ctx, j, id)
 	}
+	j.Replays = s.replays(ctx, id)
 	if queue := j.queueItWaitsIn(); queue != "" {
 		j.PausedUntil = s.pausedUntil(ctx, queue)
 	}
@@ -124,6 +128,17 @@ func (j *Job) queueItWaitsIn() string {
 	default:
 		return ""
 	}
+}
+
+// replays are those of the job. That they can't be read keeps nobody from seeing the job.
+func (s *Store) replays(ctx context.Context, id string) []dlq.ReplayedRun {
+	ctx, cancel := context.WithTimeout(ctx, storageTime)
+	defer cancel()
+	list, err := dlq.NewStore(s.js, s.names, s.now).Replays(ctx, id)
+	if err != nil {
+		return nil
+	}
+	return list
 }
 
 // pausedUntil is when the pause of a queue ends; zero: it is not paused, or that can't be

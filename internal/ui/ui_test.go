@@ -122,6 +122,7 @@ func TestEachQuestionOfTheWalkHasItsAnswerOnAPage(t *testing.T) {
 		{"what does this code mean", "/codes/creditsExhausted", []string{"Buy credits"}},
 		{"which budget is spent", "/", []string{"The budget of 20 credits per month for label.customer acme is spent: 1,234 of 20, 1,000 jobs of it are held until 1 Apr 00:00 UTC", "cost budget label.customer --per month --credits N", "/jobs?label=customer%3Dacme&amp;state=held"}},
 		{"which sessions are used up", "/", []string{"All 2 sessions of app_id shop are in use"}},
+		{"what was corrected", "/jobs/j1", []string{">corrected</span> <small>run 2</small>", "From dead letter 9. The original (sha256:12): avatarworker dlq show --original j1 --run 2"}},
 		{"where is its dead letter", "/jobs/j1", []string{"/letters/1"}},
 	} {
 		page := text(t, s.do(http.MethodGet, q.path, "", nil))
