@@ -604,3 +604,18 @@ func TestAJobThatWasCorrectedShowsItsRunsAndTheWayToItsOriginal(t *testing.T) {
 	expect(t, exitUsage, []string{"--original JOB, or a SEQ"}, b.args("dlq", "show", "1", "--original", "j1")...)
 	expect(t, exitUsage, []string{"--run 2"}, b.args("dlq", "show", "--run", "2", "1")...)
 }
+
+func TestADeadLetterForAHoldThatLastedTooLongSaysToReplayIt(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.letter("j1", errors.CodeCreditsExhausted, `{"avatar_id":"a"}`, time.Now())
+	b.record(lifecycle.Record{
+		JobID: "j1", Run: 1, StreamSeq: 1, State: lifecycle.StateDeadLettered, Queue: "default", CreatedAt: time.Now(), Reason: lifecycle.ReasonHeldTooLong,
+		LastError: &event.Error{JobID: "j1", Code: errors.CodeCreditsExhausted, Class: errors.ClassBilling, Message: "used up"},
+	})
+	for _, args := range [][]string{{"dlq", "show", "1"}, {"dlq", "show", "1", "--json"}, {"jobs", "show", "j1"}} {
+		if out := expect(t, exitDone, []string{"Buy credits.", "replay its dead letter"}, b.args(args...)...); strings.Contains(out, "go on by themselves") {
+			t.Errorf("%s:\n%s", args, out)
+		}
+	}
+}

@@ -132,11 +132,19 @@ func (c *cli) printReplay(r dlq.ReplayedRun, id string) error {
 
 // printCost shows what a job's sessions cost so far.
 func (c *cli) printCost(cost status.Cost) error {
-	if cost.Sessions == 0 && cost.SessionMS == 0 {
+	if cost.Sessions == 0 && cost.SessionMS == 0 && cost.Estimated == 0 {
 		return nil
 	}
-	_, err := fmt.Fprintf(c.stdout, "\nCost: %s, %s connected, at least %s\n",
-		terminal.Count(cost.Sessions, "session"), (time.Duration(cost.SessionMS) * time.Millisecond).Round(100*time.Millisecond), terminal.Count(int(cost.Credits), "credit"))
+	connected := func(ms int64) time.Duration {
+		return (time.Duration(ms) * time.Millisecond).Round(100 * time.Millisecond)
+	}
+	text := fmt.Sprintf("\nCost: %s, %s connected, at least %s",
+		terminal.Count(cost.Sessions, "session"), connected(cost.SessionMS), terminal.Count(int(cost.Credits), "credit"))
+	if cost.Estimated > 0 {
+		text += fmt.Sprintf("; and %s lost with its worker, at most %s and %s",
+			terminal.Count(cost.Estimated, "session"), connected(cost.EstimatedMS), terminal.Count(int(cost.EstimatedCredits), "credit"))
+	}
+	_, err := fmt.Fprintln(c.stdout, text)
 	return err
 }
 
@@ -233,6 +241,9 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	if e := r.LastError; e != nil {
 		row("last error", fmt.Sprintf("%s (%s) in %s: %s", e.Code, e.Class, e.Phase, status.Cause(e.Message, e.ServerTitle, e.ServerDetail)))
 		x := errors.Explain(e.Code)
+		if r.State == lifecycle.StateDeadLettered {
+			x = errors.ExplainGivenUp(e.Code)
+		}
 		row("  meaning", x.Meaning)
 		row("  what to do", x.Remedy)
 	}

@@ -287,6 +287,9 @@ func (s *Server) describeRecord(q *request, d *jobData, r *lifecycle.Record) {
 	case lifecycle.StateCompleted:
 		d.Verdict = "It completed after " + count(max(r.Attempt, 1), "attempt") + "."
 	case lifecycle.StateDeadLettered:
+		if r.LastError != nil {
+			d.Explain = errors.ExplainGivenUp(r.LastError.Code)
+		}
 		d.Verdict, d.Remedy = "It was given up.", d.Explain.Remedy
 		if r.LastError != nil {
 			d.Verdict = "It was given up because of " + string(r.LastError.Code) + ": " + sentence(d.Explain.Meaning)
