@@ -201,10 +201,17 @@ type eventFields struct {
 	DeadLetter string     `json:"dead_letter"`
 	Count      int        `json:"count"`
 	Window     string     `json:"window"`
-	StreamSeq  uint64     `json:"stream_seq"` // of a duplicate
-	KeptSeq    uint64     `json:"kept_seq"`
-	Run        int        `json:"run"`
-	CurrentRun int        `json:"current_run"`
+	Deadline   *time.Time `json:"deadline"`
+	LastError  *struct {
+		Code    string `json:"code"`
+		Message string `json:"message"`
+		Title   string `json:"server_title"`
+		Detail  string `json:"server_detail"`
+	} `json:"last_error"` // of an outcome
+	StreamSeq  uint64 `json:"stream_seq"` // of a duplicate
+	KeptSeq    uint64 `json:"kept_seq"`
+	Run        int    `json:"run"`
+	CurrentRun int    `json:"current_run"`
 }
 
 // describeDuplicate says which message was dropped, and which one counts.
@@ -217,6 +224,14 @@ func describeDuplicate(f eventFields) string {
 		}
 	}
 	return text
+}
+
+// whole is a time to the second; "" if there is none.
+func whole(at *time.Time) string {
+	if at == nil {
+		return ""
+	}
+	return at.UTC().Format(time.RFC3339)
 }
 
 // maxMessage is how much of an error's text a line shows.
@@ -252,13 +267,17 @@ func describeEvent(e status.Event) string {
 	add(f.SessionMS > 0, "connected %s", (time.Duration(f.SessionMS) * time.Millisecond).String())
 	add(f.Recording != "", "recording %s", f.Recording)
 	add(f.Reason != "", "%s", f.Reason)
+	add(f.Deadline != nil && !f.Deadline.IsZero(), "deadline %s", whole(f.Deadline))
 	add(f.Worker != "", "on %s", f.Worker)
 	text := strings.Join(parts, ", ")
 	if f.Message != "" {
 		text += ": " + terminal.Short(status.Cause(f.Message, f.Title, f.Detail), maxMessage)
 	}
+	if e := f.LastError; e != nil {
+		text += fmt.Sprintf("; the last failure was %s: %s", e.Code, terminal.Short(status.Cause(e.Message, e.Title, e.Detail), maxMessage))
+	}
 	if f.RetryAt != nil {
-		text += "; again by " + f.RetryAt.UTC().Format("15:04:05")
+		text += "; again by " + f.RetryAt.UTC().Format("15:04:05Z")
 	}
 	return text
 }

@@ -619,3 +619,17 @@ func TestADeadLetterForAHoldThatLastedTooLongSaysToReplayIt(t *testing.T) {
 		}
 	}
 }
+
+func TestAnExpiredJobShowsItsDeadlineAndWhy(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	now := time.Now()
+	deadline := time.Date(2026, 3, 1, 13, 2, 31, 0, time.UTC)
+	why := &event.Error{JobID: "j1", Code: errors.CodeServerError, Class: errors.ClassServer, Message: "busy; the backend asks to wait 30m0s, until after the deadline 2026-03-01T13:02:31Z"}
+	for id, last := range map[string]*event.Error{"j1": why, "j2": nil} {
+		b.event(id+".run1.expired", event.Expired{JobFields: event.JobFields{JobID: id, Run: 1, Queue: "default", Time: now}, Code: errors.CodeDeadlineExceeded, Deadline: deadline, LastError: last})
+		b.record(lifecycle.Record{JobID: id, Run: 1, StreamSeq: 1, State: lifecycle.StateExpired, Queue: "default", CreatedAt: now, LastError: last})
+	}
+	expect(t, exitDone, []string{"deadline      2026-03-01T13:02:31Z", ", deadline 2026-03-01T13:02:31Z", "; the last failure was serverError: busy; the backend asks to wait 30m0s"}, b.args("jobs", "show", "j1")...)
+	expect(t, exitDone, []string{"deadline  2026-03-01T13:02:31Z"}, b.args("jobs", "show", "j2")...)
+}

@@ -28,7 +28,7 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 		return c.printWaiting(ctx, store, id, j.Waiting)
 	}
 	if j.Record != nil {
-		if err := c.printRecord(j.Record); err != nil {
+		if err := c.printRecord(j.Record, j.Deadline()); err != nil {
 			return err
 		}
 	}
@@ -195,7 +195,7 @@ func (c *cli) printWaiting(ctx context.Context, store *status.Store, id string, 
 	return t.Flush()
 }
 
-func (c *cli) printRecord(r *lifecycle.Record) error {
+func (c *cli) printRecord(r *lifecycle.Record, deadline *time.Time) error {
 	t := terminal.NewTable(c.stdout)
 	row := func(name string, value any) {
 		if text := fmt.Sprint(value); text != "" && text != "0" {
@@ -220,6 +220,7 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	row("connection", r.ConnectionID)
 	row("recording", r.Recording)
 	row("published", terminal.When(c.now(), r.PublishedAt))
+	row("deadline", whole(deadline))
 	row("last change", terminal.When(c.now(), r.UpdatedAt))
 	row("next attempt", nextAttempt(c.now(), r))
 	if r.CancelRequested && !r.State.Final() {

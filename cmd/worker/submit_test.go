@@ -419,9 +419,12 @@ func TestWaitFailsUnlessTheJobCompleted(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "out.rec")
 	c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out, "--json")...)
 	c.stderr.await(t, "no worker serves")
-	b.event("d", event.DeadLettered{JobFields: event.JobFields{JobID: "j1", Run: 1}, Code: "avatarNotFound", Class: "config", Message: "no such avatar"})
+	b.event("d", event.DeadLettered{JobFields: event.JobFields{JobID: "j1", Run: 1}, Code: "avatarNotFound", Class: "config", Message: "no such avatar", ServerDetail: "it was deleted"})
 	if code := c.wait(); code != 1 {
 		t.Errorf("exit %d, want 1", code)
+	}
+	if said := c.stderr.String(); !strings.Contains(said, "j1: dead_lettered: avatarNotFound (config): no such avatar: it was deleted\n") {
+		t.Errorf("the final line lacks what the backend said:\n%s", said)
 	}
 	if p := decode[published](t, c.out.String()); p.Outcome != lifecycle.StateDeadLettered || !strings.Contains(string(p.Event), "no such avatar") || p.Saved != nil {
 		t.Errorf("got %+v", p)

@@ -89,7 +89,7 @@ func outcomeText(end client.Outcome) string {
 	case end.Event != nil:
 		return ": " + describeEvent(*end.Event)
 	case e != nil:
-		return fmt.Sprintf(": %s (%s): %s", e.Code, e.Class, errors.RedactText(e.Message))
+		return fmt.Sprintf(": %s (%s): %s", e.Code, e.Class, status.Cause(e.Message, e.ServerTitle, e.ServerDetail))
 	}
 	return ""
 }

@@ -13,6 +13,7 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/streams"
 	"avatarworker/internal/topology"
@@ -270,6 +271,23 @@ func (j *Job) ended() uint64 {
 		return 0
 	}
 	return last.Seq
+}
+
+// Deadline is the one that passed, of a job that expired; nil: it did not, or its event
+// is gone.
+func (j *Job) Deadline() *time.Time {
+	if j.Record == nil || j.Record.State != lifecycle.StateExpired {
+		return nil
+	}
+	for _, e := range slices.Backward(j.History) {
+		var body struct {
+			Deadline *time.Time `json:"deadline"`
+		}
+		if strings.HasSuffix(e.Type, "."+event.TypeExpired) && json.Unmarshal(e.Data, &body) == nil {
+			return body.Deadline
+		}
+	}
+	return nil
 }
 
 func (s *Store) errorEvents(ctx context.Context, stream jetstream.Stream, j *Job, id string, from time.Time) error {

@@ -296,6 +296,9 @@ func (s *Server) describeRecord(q *request, d *jobData, r *lifecycle.Record) {
 		}
 	case lifecycle.StateExpired:
 		d.Verdict = "Its deadline passed before it was done. Its publisher wished it so."
+		if at := d.Job.Deadline(); at != nil {
+			d.Verdict = "Its deadline, " + at.UTC().Format(time.RFC3339) + ", passed before it was done, or would have before its next attempt. Its publisher wished it so."
+		}
 	case lifecycle.StateCancelled:
 		d.Verdict = "It was cancelled."
 	}
