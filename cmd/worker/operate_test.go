@@ -134,6 +134,10 @@ func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 		t.Errorf("history %q, record %v", got, j.Record)
 	}
 	expect(t, 1, []string{"unknown job absent", "mistyped"}, b.args("status", "absent")...)
+	if err := b.js.DeleteObjectStore(t.Context(), names.RecordingsBucket()); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, 1, []string{"bucket AVATAR_RECORDINGS not found: ", "or it was deleted; 'avatarworker setup' makes it"}, b.args("recording", "ls")...)
 	expect(t, 1, []string{"no worker has run here"}, b.args("status", "--prefix", "other")...)
 	for _, command := range [][]string{{"jobs", "ls"}, {"retry", "j1"}, {"cancel", "j1"}, {"drain", "w1"}, {"queue", "pause", "default"}, {"circuit", "ls"}} {
 		expect(t, 1, []string{`streams of the fleet not found: no worker has run here with nats.prefix "other"`}, b.args(append(command, "--prefix", "other")...)...)
