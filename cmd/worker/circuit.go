@@ -30,9 +30,12 @@ cooldown. Without a REGION this applies to all circuits of the app.`, "Probe", c
 		c.circuitChange("close APP [REGION]", "Close an open circuit",
 			`Closes an open circuit: its jobs are started again, the held ones within a minute
 ('retry' delivers them at once). If sessions still fail it opens again. Without a
-REGION this applies to all circuits of the app.`, "Close", c.closeCircuit))
+REGION this applies to all circuits of the app. If none is open it says so.`, verbClose, c.closeCircuit))
 	return cmd
 }
+
+// verbClose is the verb of closing circuits, which may be repeated.
+const verbClose = "Close"
 
 func (c *cli) listCircuits(ctx context.Context, asJSON bool) error {
 	l, o, err := c.operator(ctx, "circuit ls")
@@ -128,6 +131,14 @@ func (c *cli) changeCircuits(ctx context.Context, verb string, args []string, ye
 	list, err := openCircuits(ctx, l, o, args[0], region)
 	if err != nil {
 		return err
+	}
+	if len(list) == 0 && verb == verbClose { // by a probe, by another operator, or before
+		c.note("no circuit of app %s is open: 'avatarworker circuit ls' lists the open ones", terminal.Plain(args[0]))
+		done := changedCircuit{App: args[0], Status: statusNotOpen}
+		if region != nil {
+			done.Region = *region
+		}
+		return c.printCircuit(done, asJSON)
 	}
 	if len(list) == 0 {
 		return fmt.Errorf("app %s: %w: 'avatarworker circuit ls' lists the open ones", args[0], circuit.ErrNone)
