@@ -31,9 +31,12 @@ cooldown. Without a REGION this applies to all circuits of the app.`, "Probe", c
 			`Closes an open circuit: its jobs are started again, the held ones as their waits end:
 within a minute if few wait, within half an hour if very many do ('retry' delivers
 them at once). If sessions still fail it opens again. Without a REGION this applies
-to all circuits of the app.`, "Close", c.closeCircuit))
+to all circuits of the app. If none is open it says so.`, verbClose, c.closeCircuit))
 	return cmd
 }
+
+// verbClose is the verb of closing circuits, which may be repeated.
+const verbClose = "Close"
 
 func (c *cli) listCircuits(ctx context.Context, asJSON bool) error {
 	l, o, err := c.operator(ctx, "circuit ls")
@@ -129,6 +132,14 @@ func (c *cli) changeCircuits(ctx context.Context, verb string, args []string, ye
 	list, err := openCircuits(ctx, l, o, args[0], region)
 	if err != nil {
 		return err
+	}
+	if len(list) == 0 && verb == verbClose { // by a probe, by another operator, or before
+		c.note("no circuit of app %s is open: 'avatarworker circuit ls' lists the open ones", terminal.Plain(args[0]))
+		done := changedCircuit{App: args[0], Status: statusNotOpen}
+		if region != nil {
+			done.Region = *region
+		}
+		return c.printCircuit(done, asJSON)
 	}
 	if len(list) == 0 {
 		return fmt.Errorf("app %s: %w: 'avatarworker circuit ls' lists the open ones", args[0], circuit.ErrNone)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -58,6 +59,18 @@ func newCLI(stdin io.Reader, stdout, stderr io.Writer, environ []string) *cli {
 // keyFlag gives a command a flag that sets a key of the configuration.
 func (c *cli) keyFlag(cmd *cobra.Command, flag, key, usage string) {
 	cmd.Flags().Func(flag, usage+" ("+key+")", c.override(flag, key))
+}
+
+// boolKeyFlag is keyFlag for a key that is true or false. Without a value the flag
+// means true; either value takes precedence over the file's.
+func (c *cli) boolKeyFlag(cmd *cobra.Command, flag, key, usage string) {
+	cmd.Flags().BoolFunc(flag, usage+" ("+key+")", func(value string) error {
+		on, err := strconv.ParseBool(value)
+		if err != nil {
+			return errors.New("want true or false")
+		}
+		return c.override(flag, key)(strconv.FormatBool(on))
+	})
 }
 
 func (c *cli) override(flag, key string) func(string) error {

@@ -20,20 +20,64 @@ import (
 
 func newDLQShowCommand(c *cli) *cobra.Command {
 	var (
-		lf  letterFlags
-		raw bool
+		lf       letterFlags
+		raw      bool
+		original string
+		run      int
 	)
 	cmd := &cobra.Command{
 		Use: "show [SEQ]", Short: "Show a dead letter, and explain its error", Args: argCount(0, 1),
 		Long: `Shows a dead letter: what its error means, who can correct it and how; then its
 headers, the error and the job. Without SEQ it shows the first letter that matches
 the filters. Egress tokens and the queries of URLs are hidden; --raw writes the job's
-own bytes to stdout as they are.`,
-		RunE: func(cmd *cobra.Command, args []string) error { return c.showLetter(cmd, args, &lf, raw) },
+own bytes to stdout as they are.
+
+--original JOB shows the letter that the job was corrected from when it was replayed.
+The letter itself is gone; its bytes are kept as long as the job's record
+(nats.state_ttl). --run chooses among several corrections.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case original != "" && (len(args) > 0 || lf.chooses()):
+				return usagef("give --original JOB, or a SEQ or filters: not both")
+			case cmd.Flags().Changed("run") && (original == "" || run < 2):
+				return usagef("--run %d: want a run from 2, with --original JOB", run)
+			case original != "":
+				return c.showOriginal(cmd.Context(), original, run, raw, lf.asJSON)
+			}
+			return c.showLetter(cmd, args, &lf, raw)
+		},
 	}
 	lf.register(cmd, 0)
 	cmd.Flags().BoolVar(&raw, "raw", false, "write the job's own bytes, tokens included, and nothing else")
+	filterVar(cmd.Flags(), &original, "original", "what the `JOB` was corrected from when it was replayed")
+	cmd.Flags().IntVar(&run, "run", 0, "with --original: as the job's run `N` was (default: the last one that was corrected)")
 	return cmd
+}
+
+// showOriginal shows the letter that a job was corrected from.
+func (c *cli) showOriginal(ctx context.Context, job string, run int, raw, asJSON bool) error {
+	if err := checkJobID(job); err != nil {
+		return err
+	}
+	l, err := c.connect(ctx, "dlq show")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	letter, of, err := dlq.NewStore(l.js, l.names, c.now).Original(ctx, job, run)
+	switch {
+	case err != nil:
+		return err
+	case raw:
+		_, err = c.raw().Write(letter.Data)
+		return err
+	case asJSON:
+		return c.printJSON(letter.Masked())
+	}
+	t := terminal.NewTable(c.stdout)
+	t.Row("original of", fmt.Sprintf("job %s, run %d, corrected %s", job, of.Run, terminal.When(c.now(), of.At)))
+	t.Row("digest", of.Corrected)
+	return errors.Join(t.Flush(), c.printLetter(letter))
 }
 
 func (c *cli) showLetter(cmd *cobra.Command, args []string, lf *letterFlags, raw bool) error {
@@ -66,7 +110,7 @@ func (c *cli) showLetter(cmd *cobra.Command, args []string, lf *letterFlags, raw
 	case lf.asJSON:
 		return c.printJSON(letter.Masked())
 	}
-	return c.printLetter(letter)
+	return errors.Join(c.printLetter(letter), c.printNext(letter.Masked()))
 }
 
 func firstLetter(ctx context.Context, store *dlq.Store, filter dlq.Filter) ([]uint64, error) {
@@ -92,7 +136,7 @@ func (c *cli) printLetter(l dlq.Letter) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	return errors.Join(c.printHeaders(v.Headers), c.printBlock("Error", v.Error), c.printBlock("Job", v.Body), c.printNext(v))
+	return errors.Join(c.printHeaders(v.Headers), c.printBlock("Error", v.Error), c.printBlock("Job", v.Body))
 }
 
 func crashes(n int) string {

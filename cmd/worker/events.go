@@ -147,12 +147,15 @@ func (c *cli) followEvents(ctx context.Context, stream jetstream.Stream, f event
 
 // printEvent writes an event as one line for people.
 func (c *cli) printEvent(e status.Event) error {
-	_, err := fmt.Fprintln(c.stdout, c.eventLine(c.stdout, e))
+	_, err := fmt.Fprintln(c.stdout, c.eventLine(c.stdout, e, ""))
 	return err
 }
 
-// eventLine is an event as one line, for w.
-func (c *cli) eventLine(w io.Writer, e status.Event) string {
+// eventTime is how the time of an event is shown.
+const eventTime = "2006-01-02T15:04:05.000Z"
+
+// eventLine is an event as one line, for w; about comes before what it says.
+func (c *cli) eventLine(w io.Writer, e status.Event, about string) string {
 	name := terminal.Plain(e.Type)
 	for _, prefix := range []string{"avatar.job.", "avatar.session.", "avatar."} {
 		if rest, ok := strings.CutPrefix(name, prefix); ok {
@@ -170,7 +173,7 @@ func (c *cli) eventLine(w io.Writer, e status.Event) string {
 	if colour != "" {
 		label = c.colour(w, colour, label)
 	}
-	return fmt.Sprintf("%s  %s %s  %s", e.Time.Format("2006-01-02T15:04:05.000Z"), label, terminal.OrDash(terminal.Plain(e.JobID)), terminal.Plain(describeEvent(e)))
+	return fmt.Sprintf("%s  %s %s  %s", e.Time.Format(eventTime), label, terminal.OrDash(terminal.Plain(e.JobID)), about+terminal.Plain(describeEvent(e)))
 }
 
 // eventFields are the fields that a line shows, of any event that has them.
@@ -198,6 +201,37 @@ type eventFields struct {
 	DeadLetter string     `json:"dead_letter"`
 	Count      int        `json:"count"`
 	Window     string     `json:"window"`
+	Deadline   *time.Time `json:"deadline"`
+	LastError  *struct {
+		Code    string `json:"code"`
+		Message string `json:"message"`
+		Title   string `json:"server_title"`
+		Detail  string `json:"server_detail"`
+	} `json:"last_error"` // of an outcome
+	StreamSeq  uint64 `json:"stream_seq"` // of a duplicate
+	KeptSeq    uint64 `json:"kept_seq"`
+	Run        int    `json:"run"`
+	CurrentRun int    `json:"current_run"`
+}
+
+// describeDuplicate says which message was dropped, and which one counts.
+func describeDuplicate(f eventFields) string {
+	text := fmt.Sprintf("dropped message %d of run %d", f.StreamSeq, f.Run)
+	if f.KeptSeq > 0 {
+		text += fmt.Sprintf(", kept message %d", f.KeptSeq)
+		if f.CurrentRun > 0 {
+			text += fmt.Sprintf(" of run %d", f.CurrentRun)
+		}
+	}
+	return text
+}
+
+// whole is a time to the second; "" if there is none.
+func whole(at *time.Time) string {
+	if at == nil {
+		return ""
+	}
+	return at.UTC().Format(time.RFC3339)
 }
 
 // maxMessage is how much of an error's text a line shows.
@@ -209,6 +243,9 @@ func describeEvent(e status.Event) string {
 		return terminal.Short(string(e.Data), maxMessage)
 	}
 	var parts []string
+	if strings.HasSuffix(e.Type, "."+event.TypeDuplicate) {
+		parts = append(parts, describeDuplicate(f))
+	}
 	add := func(on bool, format string, args ...any) {
 		if on {
 			parts = append(parts, fmt.Sprintf(format, args...))
@@ -230,13 +267,17 @@ func describeEvent(e status.Event) string {
 	add(f.SessionMS > 0, "connected %s", (time.Duration(f.SessionMS) * time.Millisecond).String())
 	add(f.Recording != "", "recording %s", f.Recording)
 	add(f.Reason != "", "%s", f.Reason)
+	add(f.Deadline != nil && !f.Deadline.IsZero(), "deadline %s", whole(f.Deadline))
 	add(f.Worker != "", "on %s", f.Worker)
 	text := strings.Join(parts, ", ")
 	if f.Message != "" {
 		text += ": " + terminal.Short(status.Cause(f.Message, f.Title, f.Detail), maxMessage)
 	}
+	if e := f.LastError; e != nil {
+		text += fmt.Sprintf("; the last failure was %s: %s", e.Code, terminal.Short(status.Cause(e.Message, e.Title, e.Detail), maxMessage))
+	}
 	if f.RetryAt != nil {
-		text += "; again by " + f.RetryAt.UTC().Format("15:04:05")
+		text += "; again by " + f.RetryAt.UTC().Format("15:04:05Z")
 	}
 	return text
 }

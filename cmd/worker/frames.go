@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -25,9 +26,31 @@ func newFrameFile(path string) (*frameFile, error) {
 	}
 	frames, err := client.NewFrames(filepath.Dir(path), partName(path), 1)
 	if err != nil {
-		return nil, fmt.Errorf("--out: %w", err)
+		return nil, cantWrite(path, err)
 	}
 	return &frameFile{Frames: frames, path: path}, nil
+}
+
+// cantWrite is the error of a file that can't be made. It does not name the unfinished
+// one beside it, which err is about.
+func cantWrite(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("--out %s: there is no directory %s", path, filepath.Dir(path))
+	}
+	return fmt.Errorf("--out %s: no file can be made in %s: %w", path, filepath.Dir(path), plainFile(err))
+}
+
+// plainFile is what went wrong with a file, without the system's call and the file's
+// name.
+func plainFile(err error) error {
+	var path *fs.PathError
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errors.New("there is no such file")
+	case errors.As(err, &path):
+		return path.Err
+	}
+	return err
 }
 
 // partName is the pattern for the names of unfinished files of path.
@@ -62,7 +85,7 @@ type savedRecording struct {
 func saveFile(path string, write func(io.Writer) error) (_ *savedRecording, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), partName(path))
 	if err != nil {
-		return nil, fmt.Errorf("--out: %w", err)
+		return nil, cantWrite(path, err)
 	}
 	defer func() {
 		if err != nil {

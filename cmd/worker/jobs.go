@@ -34,7 +34,7 @@ func (ff *filterFlags) register(c *cli, cmd *cobra.Command, limit int) {
 	filtersVar(f, &ff.apps, "app", "of the app with this `ID`")
 	filtersVar(f, &ff.avatars, "avatar", "of the avatar with this `ID`")
 	f.StringArrayVar(&ff.labels, "label", nil, "with the label `KEY=VALUE`; if repeated, with all of them")
-	filtersVar(f, &ff.codes, "code", "whose last failure, or the failure that holds them, has this error `CODE`")
+	filtersVar(f, &ff.codes, "code", "whose last failure, or the failure that holds them, has this error `CODE`; expired jobs have deadlineExceeded")
 	filterVar(f, &ff.older, "older", "published before this `TIME` (2026-03-01 (UTC), RFC 3339, or a duration ago such as 2h)")
 	filterVar(f, &ff.newer, "newer", "published at this `TIME` or later")
 	f.IntVar(&ff.limit, "limit", limit, "at most `N` (0: no limit)")

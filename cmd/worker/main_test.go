@@ -264,6 +264,10 @@ func TestExitCodesDistinguishUsageConfigurationAndFailure(t *testing.T) {
 		{1, "warning: --code bogus is not known here;", []string{"--nats-url", "nats://127.0.0.1:1", "dlq", "ls", "--code", "bogus"}},
 		{2, "give --avatar", []string{"submit"}},
 		{2, "no speech", []string{"submit", "--avatar", "a"}},
+		{2, "no avatar: give --avatar ID", []string{"submit", "--audio-url", "http://h/a.wav"}},
+		{2, "--addr nonsense: want HOST:PORT, such as 127.0.0.1:9090", []string{"simulator", "--addr", "nonsense"}},
+		{2, "--addr 127.0.0.1:99999: want HOST:PORT", []string{"simulator", "--addr", "127.0.0.1:99999"}},
+		{2, "--addr 192.0.2.1:9090: this machine has no such address", []string{"simulator", "--addr", "192.0.2.1:9090"}},
 		{2, "not both", []string{"submit", "a.json", "-f", "b.json"}},
 		{2, `unexpected argument "b.json"`, []string{"submit", "a.json", "b.json"}},
 		{2, "unknown command", []string{"completion", "tcsh"}},
@@ -298,10 +302,10 @@ func TestALoginToNATSThatCannotBeReadIsABadConfiguration(t *testing.T) {
 		environ map[string]string
 		text    string
 	}{
-		{map[string]string{"NATS_CREDS": "/no/such/creds"}, "nats.creds: open /no/such/creds"},
+		{map[string]string{"NATS_CREDS": "/no/such/creds"}, "nats.creds (NATS_CREDS): there is no file /no/such/creds"},
 		{map[string]string{"NATS_CREDS": junk}, "nats.creds " + junk},
-		{map[string]string{"NATS_NKEY": "/no/such/seed"}, "nats.nkey /no/such/seed"},
-		{map[string]string{"NATS_CA": "/no/such/ca"}, "nats.tls.ca: open /no/such/ca"},
+		{map[string]string{"NATS_NKEY": "/no/such/seed"}, "nats.nkey (NATS_NKEY): there is no file /no/such/seed"},
+		{map[string]string{"NATS_CA": "/no/such/ca"}, "nats.tls.ca (NATS_CA): there is no file /no/such/ca"},
 		{map[string]string{"NATS_CERT": junk, "NATS_KEY": junk}, "nats.tls.cert " + junk},
 		{map[string]string{"NATS_CONTEXT": "unknown-context"}, "nats.context unknown-context"},
 	} {

@@ -134,6 +134,10 @@ func TestJobStatusShowsRecordEventsAndErrorsInOrder(t *testing.T) {
 		t.Errorf("history %q, record %v", got, j.Record)
 	}
 	expect(t, 1, []string{"unknown job absent", "mistyped"}, b.args("status", "absent")...)
+	if err := b.js.DeleteObjectStore(t.Context(), names.RecordingsBucket()); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, 1, []string{"bucket AVATAR_RECORDINGS not found: ", "or it was deleted; 'avatarworker setup' makes it"}, b.args("recording", "ls")...)
 	expect(t, 1, []string{"no worker has run here"}, b.args("status", "--prefix", "other")...)
 	for _, command := range [][]string{{"jobs", "ls"}, {"retry", "j1"}, {"cancel", "j1"}, {"drain", "w1"}, {"queue", "pause", "default"}, {"circuit", "ls"}} {
 		expect(t, 1, []string{`streams of the fleet not found: no worker has run here with nats.prefix "other"`}, b.args(append(command, "--prefix", "other")...)...)
@@ -566,4 +570,77 @@ func TestSignalEndsTheContext(t *testing.T) {
 		t.Fatal("the signal did not end it")
 	}
 	stop()
+}
+
+func TestAJobThatWasCorrectedShowsItsRunsAndTheWayToItsOriginal(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	original := `{"avatar_id":"gone","audio":{"url":"https://h/x.wav?sig=hush"},"output":{"livekit":{"url":"wss://lk","room_name":"r","publisher_id":"p","api_token":"lk-secret"}}}` + "\n"
+	b.letter("j1", errors.CodeAvatarNotFound, original, time.Now())
+	fields := event.JobFields{JobID: "j1", Run: 1, Queue: "default", Worker: "host", Time: time.Now()}
+	b.event("j1.run1.dead_lettered", event.DeadLettered{JobFields: fields, Attempts: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Message: "gone"})
+	b.record(lifecycle.Record{JobID: "j1", Run: 1, StreamSeq: 1, State: lifecycle.StateDeadLettered, Queue: "default", CreatedAt: time.Now()})
+	expect(t, exitFailed, []string{"it was not corrected"}, b.args("dlq", "show", "--original", "j1")...)
+
+	expect(t, exitDone, []string{"run 2 on avatar.jobs.default, corrected"}, b.args("dlq", "replay", "1", "--set", "avatar_id=ok")...)
+	b.record(lifecycle.Record{JobID: "j1", Run: 2, StreamSeq: 2, State: lifecycle.StateCompleted, Queue: "default", CreatedAt: time.Now()})
+	fields.Run = 2
+	b.event("j1.run2.duplicate", event.Duplicate{JobFields: fields, StreamSeq: 9, KeptSeq: 2, CurrentRun: 2})
+	b.event("j1.run2.completed", event.NewCompleted(fields, 1, nil, nil, 1, time.Second, ""))
+	shown := expect(t, exitDone, nil, b.args("jobs", "show", "j1")...)
+	at := 0
+	for _, text := range []string{
+		"dead_lettered          j1  run 1: avatarNotFound", "corrected              j1  run 2: from dead letter 1; the original: avatarworker dlq show --original j1 --run 2 (sha256:",
+		"duplicate              j1  run 2: dropped message 9 of run 2, kept message 2 of run 2", "completed              j1  run 2: ",
+	} {
+		next := strings.Index(shown[at:], text)
+		if next < 0 {
+			t.Fatalf("no %q in its place in\n%s", text, shown)
+		}
+		at += next
+	}
+	if j := decode[status.Job](t, expect(t, exitDone, nil, b.args("jobs", "show", "j1", "--json")...)); len(j.Replays) != 1 || j.Replays[0].Corrected == "" || j.Replays[0].Run != 2 {
+		t.Errorf("%+v", j.Replays)
+	}
+	if raw := expect(t, exitDone, nil, b.args("dlq", "show", "--original", "j1", "--raw")...); raw != original {
+		t.Errorf("the original's bytes: %q", raw)
+	}
+	for _, args := range [][]string{{"--run", "2"}, {"--json"}} {
+		masked := expect(t, exitDone, []string{"[hidden]", `"gone"`}, b.args(append([]string{"dlq", "show", "--original", "j1"}, args...)...)...)
+		if strings.Contains(masked, "lk-secret") || strings.Contains(masked, "hush") {
+			t.Errorf("a secret is shown:\n%s", masked)
+		}
+	}
+	expect(t, exitFailed, []string{"run 3: it was not corrected"}, b.args("dlq", "show", "--original", "j1", "--run", "3")...)
+	expect(t, exitUsage, []string{"--original JOB, or a SEQ"}, b.args("dlq", "show", "1", "--original", "j1")...)
+	expect(t, exitUsage, []string{"--run 2"}, b.args("dlq", "show", "--run", "2", "1")...)
+}
+
+func TestADeadLetterForAHoldThatLastedTooLongSaysToReplayIt(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.letter("j1", errors.CodeCreditsExhausted, `{"avatar_id":"a"}`, time.Now())
+	b.record(lifecycle.Record{
+		JobID: "j1", Run: 1, StreamSeq: 1, State: lifecycle.StateDeadLettered, Queue: "default", CreatedAt: time.Now(), Reason: lifecycle.ReasonHeldTooLong,
+		LastError: &event.Error{JobID: "j1", Code: errors.CodeCreditsExhausted, Class: errors.ClassBilling, Message: "used up"},
+	})
+	for _, args := range [][]string{{"dlq", "show", "1"}, {"dlq", "show", "1", "--json"}, {"jobs", "show", "j1"}} {
+		if out := expect(t, exitDone, []string{"Buy credits.", "replay its dead letter"}, b.args(args...)...); strings.Contains(out, "go on by themselves") {
+			t.Errorf("%s:\n%s", args, out)
+		}
+	}
+}
+
+func TestAnExpiredJobShowsItsDeadlineAndWhy(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	now := time.Now()
+	deadline := time.Date(2026, 3, 1, 13, 2, 31, 0, time.UTC)
+	why := &event.Error{JobID: "j1", Code: errors.CodeServerError, Class: errors.ClassServer, Message: "busy; the backend asks to wait 30m0s, until after the deadline 2026-03-01T13:02:31Z"}
+	for id, last := range map[string]*event.Error{"j1": why, "j2": nil} {
+		b.event(id+".run1.expired", event.Expired{JobFields: event.JobFields{JobID: id, Run: 1, Queue: "default", Time: now}, Code: errors.CodeDeadlineExceeded, Deadline: deadline, LastError: last})
+		b.record(lifecycle.Record{JobID: id, Run: 1, StreamSeq: 1, State: lifecycle.StateExpired, Queue: "default", CreatedAt: now, LastError: last})
+	}
+	expect(t, exitDone, []string{"deadline      2026-03-01T13:02:31Z", ", deadline 2026-03-01T13:02:31Z", "; the last failure was serverError: busy; the backend asks to wait 30m0s"}, b.args("jobs", "show", "j1")...)
+	expect(t, exitDone, []string{"deadline  2026-03-01T13:02:31Z"}, b.args("jobs", "show", "j2")...)
 }

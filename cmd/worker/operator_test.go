@@ -286,13 +286,50 @@ func TestCircuitsAreProbedAndClosed(t *testing.T) {
 	expect(t, 0, []string{"app app in eu-west  probing with its next job"}, b.args("circuit", "probe", "app", "eu-west")...)
 	expect(t, 0, []string{"app app in eu-west  closed", "app app in us-west  closed"}, b.args("circuit", "close", "app")...)
 	expect(t, 0, []string{"no circuit is open"}, b.args("circuit", "ls")...)
-	expect(t, 1, []string{"app app: no circuit of this app is open"}, b.args("circuit", "close", "app")...)
+	expect(t, 0, []string{"no circuit of app app is open", "app app in all regions  not_open"}, b.args("circuit", "close", "app")...)
+	expect(t, 0, []string{`"region":"eu-west","status":"not_open"`}, b.args("circuit", "close", "app", "eu-west", "--json")...)
+	expect(t, 1, []string{"app app: no circuit of this app is open"}, b.args("circuit", "probe", "app")...)
 }
 
 func TestAWorkerThatIsNotThereCanNotDrain(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	expect(t, 1, []string{"w-1  failed", "no worker with this id answers: 'avatarworker status' lists the workers\n"}, b.args("drain", "w-1")...)
+	expect(t, 1, []string{"w-1  failed", "no worker of this id or name answers: 'avatarworker status' lists the workers\n"}, b.args("drain", "w-1")...)
+}
+
+func TestAWorkerDrainsByItsNameIfOnlyOneHasIt(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for id, name := range map[string]string{"host-1": "host", "twin-1": "twin", "twin-2": "twin"} {
+		presence, err := json.Marshal(fleet.Presence{Worker: name, WorkerID: id, At: time.Now(), Queues: map[string]int{"default": 1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.h.Fleet.Put(t.Context(), fleet.Key(id), presence); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.nc.Subscribe(names.WorkerDrain(id), func(m *nats.Msg) {
+			_ = m.Respond([]byte(`{"worker_id":"` + id + `","running":2}`)) // the command says if it did not
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, 0, []string{"host-1  draining, 2 jobs in hand"}, b.args("drain", "host")...)
+	expect(t, 0, []string{"twin-2  draining"}, b.args("drain", "twin-2")...)
+	expect(t, exitUsage, []string{"2 workers have the name twin: give an id, one of twin-1, twin-2"}, b.args("drain", "twin")...)
+}
+
+func TestAPauseWithoutAnEndHasNoneInJSON(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	if out := expect(t, 0, nil, b.args("queue", "pause", "default", "--json")...); strings.Contains(out, "until") {
+		t.Error(out)
+	}
+	expect(t, 0, []string{"default  paused until it is resumed"}, b.args("queue", "pause", "default")...)
+	expect(t, 0, []string{`"until":"2`}, b.args("queue", "pause", "default", "--for", "1h", "--json")...)
 }
 
 func TestACodeIsExplainedWithTheCommandsThatHelp(t *testing.T) {

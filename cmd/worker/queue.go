@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,6 +21,7 @@ const (
 	statusNotPaused = "not_paused"
 	statusProbing   = "probing"
 	statusClosed    = "closed"
+	statusNotOpen   = "not_open"
 	statusDraining  = "draining"
 	statusEmpty     = "empty"
 )
@@ -65,7 +67,7 @@ func (c *cli) listQueues(ctx context.Context, asJSON bool) error {
 type changedQueue struct {
 	Queue  string    `json:"queue"`
 	Status string    `json:"status"`
-	Until  time.Time `json:"until,omitzero"`
+	Until  time.Time `json:"until,omitzero"` // zero: until it is resumed
 	Error  string    `json:"error,omitempty"`
 }
 
@@ -78,7 +80,8 @@ func newQueuePauseCommand(c *cli) *cobra.Command {
 		Use: "pause NAME…", Short: "Stop the deliveries of queues", Args: argCount(1, -1),
 		Long: `Stops the deliveries of queues: none of their jobs is started or tried again until
 the pause ends or 'queue resume' ends it. Running jobs go on. Workers stay ready.
-If a queue is paused already, the new time replaces the old one.`,
+If a queue is paused already, the new time replaces the old one. --json has "until"
+only with --for.`,
 		ValidArgsFunction: c.completeQueues,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("for") && length <= 0 {
@@ -89,7 +92,11 @@ If a queue is paused already, the new time replaces the old one.`,
 			}
 			return c.changeQueues(cmd.Context(), "Pause", args, yes, asJSON, func(ctx context.Context, o *operate.Operator, queue string) (changedQueue, error) {
 				until, err := o.Pause(ctx, queue, length)
-				return changedQueue{Queue: queue, Status: statusPaused, Until: until.Truncate(time.Second)}, err
+				q := changedQueue{Queue: queue, Status: statusPaused}
+				if length != operate.Forever {
+					q.Until = until.Truncate(time.Second)
+				}
+				return q, err
 			})
 		},
 	}
@@ -168,7 +175,7 @@ func (c *cli) printQueue(q changedQueue, asJSON bool) error {
 
 // pausedText says until when a queue is paused.
 func pausedText(now, until time.Time) string {
-	if until.Sub(now) > operate.Forever/2 {
+	if until.IsZero() || until.Sub(now) > operate.Forever/2 {
 		return "until it is resumed"
 	}
 	return "until " + until.UTC().Format(time.RFC3339)
@@ -192,7 +199,8 @@ func newDrainCommand(c *cli) *cobra.Command {
 	var wait, yes, asJSON bool
 	cmd := &cobra.Command{
 		Use: "drain WORKER…", Short: "Have workers end as after SIGTERM", Args: argCount(1, -1),
-		Long: `Asks workers, by their ids as 'avatarworker status' lists them, to drain: they take
+		Long: `Asks workers, by their ids as 'avatarworker status' lists them, to drain. The name
+of a worker (worker.name) will do where only one of that name runs. They take
 no new jobs, let sessions finish within worker.drain_timeout, hand back the rest, and
 end with exit code 0. A supervisor may start them again.`,
 		ValidArgsFunction: c.completeWorkers,
@@ -220,6 +228,37 @@ func (c *cli) completeWorkers(cmd *cobra.Command, _ []string, _ string) ([]strin
 	return ids, cobra.ShellCompDirectiveNoFileComp
 }
 
+// workerIDs are the ids of the workers that were named, by id or by a name that only one
+// running worker has. What is neither is left as it is.
+func (l *link) workerIDs(ctx context.Context, c *cli, named []string) ([]string, error) {
+	workers, err := status.NewStore(l.js, l.names, c.now, 0).Workers(ctx)
+	if err != nil {
+		return named, nil //nolint:nilerr // ids need no list
+	}
+	ids := make([]string, len(named))
+	for i, name := range named {
+		var list []string
+		for _, w := range workers {
+			if w.WorkerID == name {
+				list = []string{name}
+				break
+			}
+			if w.Presence.Worker == name && !w.Lost {
+				list = append(list, w.WorkerID)
+			}
+		}
+		switch len(list) {
+		case 0:
+			ids[i] = name
+		case 1:
+			ids[i] = list[0]
+		default:
+			return nil, usagef("%d workers have the name %s: give an id, one of %s", len(list), name, strings.Join(list, ", "))
+		}
+	}
+	return ids, nil
+}
+
 // drainedWorker is what became of a worker.
 type drainedWorker struct {
 	operate.Draining
@@ -237,6 +276,9 @@ func (c *cli) drain(ctx context.Context, ids []string, wait, yes, asJSON bool) e
 		if err := c.sure(ctx, fmt.Sprintf("Drain %s?", terminal.Count(len(ids), "worker"))); err != nil {
 			return err
 		}
+	}
+	if ids, err = l.workerIDs(ctx, c, ids); err != nil {
+		return err
 	}
 	failed := false
 	report := func(d drainedWorker) error {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -27,6 +29,9 @@ func newSimulatorCommand(c *cli) *cobra.Command {
 			}
 			if o.ReplayPatch && replay == "" {
 				return usagef("--replay-patch needs --replay FILE")
+			}
+			if err := validAddr(cmd.Context(), o.Addr); err != nil {
+				return err
 			}
 			log, err := c.logger()
 			if err != nil {
@@ -66,7 +71,13 @@ func (c *cli) simulate(cmd *cobra.Command, o simulator.Options, secure, asJSON b
 		authority = file
 	}
 	s := simulator.New(o)
-	if err := s.Start(cmd.Context()); err != nil {
+	var noHost *net.DNSError
+	switch err := s.Start(cmd.Context()); {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("--addr %s: the port is in use, perhaps by another simulator: choose another one, or port 0 for a free one", o.Addr)
+	case errors.Is(err, syscall.EADDRNOTAVAIL), errors.As(err, &noHost):
+		return usagef("--addr %s: this machine has no such address: want HOST:PORT, such as %s", o.Addr, simulator.DefaultAddr)
+	case err != nil:
 		return err
 	}
 	defer s.Stop()
@@ -74,6 +85,18 @@ func (c *cli) simulate(cmd *cobra.Command, o simulator.Options, secure, asJSON b
 		return err
 	}
 	<-cmd.Context().Done()
+	return nil
+}
+
+// validAddr returns a usage error for an address that nothing can listen at.
+func validAddr(ctx context.Context, addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = net.DefaultResolver.LookupPort(ctx, "tcp", port)
+	}
+	if err != nil {
+		return usagef("--addr %s: want HOST:PORT, such as %s", addr, simulator.DefaultAddr)
+	}
 	return nil
 }
 

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 
+	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/status"
@@ -26,19 +28,17 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 		return c.printWaiting(ctx, store, id, j.Waiting)
 	}
 	if j.Record != nil {
-		if err := c.printRecord(j.Record); err != nil {
+		if err := c.printRecord(j.Record, j.Deadline()); err != nil {
 			return err
 		}
 	}
 	if err := c.heading("\nHistory"); err != nil {
 		return err
 	}
-	for _, e := range j.History {
-		if err := c.printEvent(e); err != nil {
-			return err
-		}
+	if err := c.printHistory(j, id); err != nil {
+		return err
 	}
-	if len(j.History) == 0 {
+	if len(j.History)+len(j.Replays) == 0 {
 		if _, err := fmt.Fprintln(c.stdout, "none is kept"); err != nil {
 			return err
 		}
@@ -77,13 +77,74 @@ func (c *cli) jobStatus(ctx context.Context, l *link, store *status.Store, id st
 	return nil
 }
 
+// printHistory shows a job's events and its replays in the order of time. Where it had
+// several runs, each line says which one it is about.
+func (c *cli) printHistory(j *status.Job, id string) error {
+	several := len(j.Replays) > 0
+	runs := make([]int, len(j.History))
+	for i, e := range j.History {
+		var body struct {
+			Run int `json:"run"`
+		}
+		_ = json.Unmarshal(e.Data, &body) // another's message has none
+		runs[i] = body.Run
+		several = several || body.Run > 1
+	}
+	replays := slices.Clone(j.Replays)
+	for i, e := range j.History {
+		for len(replays) > 0 && (runs[i] >= replays[0].Run || replays[0].At.Before(e.Time) && runs[i] == 0) {
+			if err := c.printReplay(replays[0], id); err != nil {
+				return err
+			}
+			replays = replays[1:]
+		}
+		run := ""
+		if several && runs[i] > 0 {
+			run = fmt.Sprintf("run %d: ", runs[i])
+		}
+		if _, err := fmt.Fprintln(c.stdout, c.eventLine(c.stdout, e, run)); err != nil {
+			return err
+		}
+	}
+	for _, r := range replays {
+		if err := c.printReplay(r, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printReplay shows a replay as a line of the history.
+func (c *cli) printReplay(r dlq.ReplayedRun, id string) error {
+	text := fmt.Sprintf("run %d: from dead letter %d", r.Run, r.DeadLetter)
+	name := "replayed"
+	if r.Corrected != "" {
+		name = "corrected"
+		text += fmt.Sprintf("; the original: avatarworker dlq show --original %s --run %d (%s)", id, r.Run, r.Corrected)
+	}
+	at := "-"
+	if !r.At.IsZero() {
+		at = r.At.UTC().Format(eventTime)
+	}
+	_, err := fmt.Fprintf(c.stdout, "%-*s  %-22s %s  %s\n", len(eventTime), at, name, id, text)
+	return err
+}
+
 // printCost shows what a job's sessions cost so far.
 func (c *cli) printCost(cost status.Cost) error {
-	if cost.Sessions == 0 && cost.SessionMS == 0 {
+	if cost.Sessions == 0 && cost.SessionMS == 0 && cost.Estimated == 0 {
 		return nil
 	}
-	_, err := fmt.Fprintf(c.stdout, "\nCost: %s, %s connected, at least %s\n",
-		terminal.Count(cost.Sessions, "session"), (time.Duration(cost.SessionMS) * time.Millisecond).Round(100*time.Millisecond), terminal.Count(int(cost.Credits), "credit"))
+	connected := func(ms int64) time.Duration {
+		return (time.Duration(ms) * time.Millisecond).Round(100 * time.Millisecond)
+	}
+	text := fmt.Sprintf("\nCost: %s, %s connected, at least %s",
+		terminal.Count(cost.Sessions, "session"), connected(cost.SessionMS), terminal.Count(int(cost.Credits), "credit"))
+	if cost.Estimated > 0 {
+		text += fmt.Sprintf("; and %s lost with its worker, at most %s and %s",
+			terminal.Count(cost.Estimated, "session"), connected(cost.EstimatedMS), terminal.Count(int(cost.EstimatedCredits), "credit"))
+	}
+	_, err := fmt.Fprintln(c.stdout, text)
 	return err
 }
 
@@ -154,7 +215,7 @@ func (c *cli) printWaiting(ctx context.Context, store *status.Store, id string, 
 	return t.Flush()
 }
 
-func (c *cli) printRecord(r *lifecycle.Record) error {
+func (c *cli) printRecord(r *lifecycle.Record, deadline *time.Time) error {
 	t := terminal.NewTable(c.stdout)
 	row := func(name string, value any) {
 		if text := fmt.Sprint(value); text != "" && text != "0" {
@@ -183,6 +244,7 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	row("connection", r.ConnectionID)
 	row("recording", r.Recording)
 	row("published", terminal.When(c.now(), r.PublishedAt))
+	row("deadline", whole(deadline))
 	row("last change", terminal.When(c.now(), r.UpdatedAt))
 	row("next attempt", nextAttempt(c.now(), r))
 	switch {
@@ -207,6 +269,9 @@ func (c *cli) printRecord(r *lifecycle.Record) error {
 	if e := r.LastError; e != nil {
 		row("last error", fmt.Sprintf("%s (%s) in %s: %s", e.Code, e.Class, e.Phase, status.Cause(e.Message, e.ServerTitle, e.ServerDetail)))
 		x := errors.Explain(e.Code)
+		if r.State == lifecycle.StateDeadLettered {
+			x = errors.ExplainGivenUp(e.Code)
+		}
 		row("  meaning", x.Meaning)
 		row("  what to do", x.Remedy)
 	}

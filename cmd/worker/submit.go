@@ -110,8 +110,10 @@ func (s *submission) whole() error {
 	switch {
 	case s.file != "" || s.noCheck:
 		return nil
-	case s.avatar == "":
+	case s.avatar == "" && len(s.speech) == 0 && s.live == "":
 		return usagef("no job: give --avatar and --audio, or a JSON FILE")
+	case s.avatar == "":
+		return usagef("no avatar: give --avatar ID")
 	case len(s.speech) == 0 && s.live == "":
 		return usagef("no speech: give --audio, --audio-url or --live")
 	}

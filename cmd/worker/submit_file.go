@@ -54,11 +54,17 @@ func (c *cli) readJobs(s *submission) ([]jobPart, error) {
 	default:
 		parts, err = splitJobs(name, data)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errNoJob): // there is nothing that --no-check could publish
+		return nil, fmt.Errorf("%s %w", name, err)
+	case err != nil:
 		return nil, unpublished(err)
 	}
 	return parts, nil
 }
+
+// errNoJob is the error of a file without anything in it.
+var errNoJob = errors.New("holds no job: want a JSON object. Nothing was published")
 
 // notAJob returns nil if err is nil.
 func notAJob(name string, err *errors.Error) error {
@@ -140,7 +146,7 @@ func splitJobs(name string, data []byte) ([]jobPart, error) {
 	case len(faults) > 0:
 		return nil, errors.Join(faults...)
 	case len(parts) == 0:
-		return nil, fmt.Errorf("%s holds no job: want a JSON object", name)
+		return nil, errNoJob
 	}
 	return parts, nil
 }

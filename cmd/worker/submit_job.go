@@ -228,7 +228,7 @@ func (d *document) speech(s *submission) error {
 				return usagef("--audio -: want a file; --live - publishes speech from stdin")
 			}
 			if info, err := os.Stat(sp.file); err != nil {
-				return err
+				return fmt.Errorf("--audio %s: %w", sp.file, plainFile(err))
 			} else if !info.Mode().IsRegular() {
 				return fmt.Errorf("%s is not a regular file; to publish speech from stdin use --live -", sp.file)
 			}

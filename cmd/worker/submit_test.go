@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -145,7 +146,8 @@ func TestWhatAWorkerWouldRefuseIsNotPublished(t *testing.T) {
 		{junk + ": --sample-rate: raw PCM needs", []string{"--avatar", "a", "--audio", junk}},
 		{"--live " + junk + ": --sample-rate: raw PCM needs", []string{"--avatar", "a", "--live", junk}},
 		{"but --format says wav", []string{"--avatar", "a", "--audio", junk, "--format", "wav"}},
-		{"no such file", []string{"--avatar", "a", "--audio-url", "http://h/a", "--out", filepath.Join(t.TempDir(), "none", "out.rec")}},
+		{"none/out.rec: there is no directory ", []string{"--avatar", "a", "--audio-url", "http://h/a", "--out", filepath.Join(t.TempDir(), "none", "out.rec")}},
+		{"--audio no-such.wav: there is no such file\n", []string{"--avatar", "a", "--audio", "no-such.wav"}},
 		{"not a regular file", []string{"--avatar", "a", "--audio-url", "http://h/a", "--out", t.TempDir()}},
 		{"avatar", []string{"--file", typo}},
 		{junk + ": not JSON: line 1, column 1:", []string{"--file", junk}},
@@ -419,9 +421,12 @@ func TestWaitFailsUnlessTheJobCompleted(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "out.rec")
 	c := start(t, "", b.args("submit", "--id", "j1", "--avatar", "a", "--audio-url", "http://h/a", "--out", out, "--json")...)
 	c.stderr.await(t, "no worker serves")
-	b.event("d", event.DeadLettered{JobFields: event.JobFields{JobID: "j1", Run: 1}, Code: "avatarNotFound", Class: "config", Message: "no such avatar"})
+	b.event("d", event.DeadLettered{JobFields: event.JobFields{JobID: "j1", Run: 1}, Code: "avatarNotFound", Class: "config", Message: "no such avatar", ServerDetail: "it was deleted"})
 	if code := c.wait(); code != 1 {
 		t.Errorf("exit %d, want 1", code)
+	}
+	if said := c.stderr.String(); !strings.Contains(said, "j1: dead_lettered: avatarNotFound (config): no such avatar: it was deleted\n") {
+		t.Errorf("the final line lacks what the backend said:\n%s", said)
 	}
 	if p := decode[published](t, c.out.String()); p.Outcome != lifecycle.StateDeadLettered || !strings.Contains(string(p.Event), "no such avatar") || p.Saved != nil {
 		t.Errorf("got %+v", p)
@@ -559,6 +564,27 @@ func TestSimulatorPrintsItsURLsAndServesUntilInterrupted(t *testing.T) {
 	c.interrupt()
 	if code := c.wait(); code != 0 {
 		t.Errorf("exit %d: %s", code, c.stderr)
+	}
+}
+
+func TestASimulatorWhosePortIsInUseSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close() // nothing was sent
+	addr := taken.Addr().String()
+	expect(t, exitFailed, []string{"--addr " + addr + ": the port is in use, perhaps by another simulator: choose another one"}, "simulator", "--addr", addr)
+}
+
+func TestAFileWithoutAJobIsNotOfferedToBePublished(t *testing.T) {
+	t.Parallel()
+	for _, stdin := range []string{"", " \n", "[]"} {
+		c := start(t, stdin, "submit", "-")
+		if code := c.wait(); code != exitFailed || !strings.Contains(c.stderr.String(), "stdin holds no job: want a JSON object. Nothing was published\n") || strings.Contains(c.stderr.String(), "--no-check") {
+			t.Errorf("%q: exit %d: %s", stdin, code, c.stderr)
+		}
 	}
 }
 

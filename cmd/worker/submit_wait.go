@@ -89,7 +89,7 @@ func outcomeText(end client.Outcome) string {
 	case end.Event != nil:
 		return ": " + describeEvent(*end.Event)
 	case e != nil:
-		return fmt.Sprintf(": %s (%s): %s", e.Code, e.Class, errors.RedactText(e.Message))
+		return fmt.Sprintf(": %s (%s): %s", e.Code, e.Class, status.Cause(e.Message, e.ServerTitle, e.ServerDetail))
 	}
 	return ""
 }
@@ -113,7 +113,7 @@ func (w *waiter) run(ctx context.Context, live *liveSpeech) (client.Outcome, err
 	})
 	options := client.WaitOptions{
 		From:    w.from,
-		OnEvent: func(e status.Event) { w.log.line(w.c.eventLine(w.c.stderr, e)) },
+		OnEvent: func(e status.Event) { w.log.line(w.c.eventLine(w.c.stderr, e, "")) },
 		OnFrame: w.log.count,
 	}
 	if w.file != nil {

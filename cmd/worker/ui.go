@@ -35,12 +35,7 @@ func newUICommand(c *cli) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.serveUI(cmd.Context()) },
 	}
 	c.keyFlag(cmd, "ui-addr", "ui.addr", "`HOST:PORT` where it listens")
-	write := cmd.Flags().Bool("write", false, "also change jobs, queues, circuits and workers (ui.write)")
-	cmd.PreRun = func(*cobra.Command, []string) {
-		if *write {
-			c.overrides["ui.write"], c.flags["ui.write"] = "true", "write"
-		}
-	}
+	c.boolKeyFlag(cmd, "write", "ui.write", "also change jobs, queues, circuits and workers; --write=false: only show")
 	return cmd
 }
 

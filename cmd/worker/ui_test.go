@@ -85,6 +85,31 @@ func TestThePageIsServedUntilASignal(t *testing.T) {
 	}
 }
 
+func TestTheFlagOfWritingTakesPrecedenceOverTheFileEitherWay(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for _, tc := range []struct {
+		file, flag string
+		writes     bool
+	}{
+		{"true", "--write=false", false}, {"false", "--write", true}, {"false", "--write=true", true}, {"true", "", true},
+	} {
+		args := []string{"ui", "--ui-addr", "127.0.0.1:0", "-c", writeFile(t, "config.yaml", []byte("ui: {write: "+tc.file+"}\n"))}
+		if tc.flag != "" {
+			args = append(args, tc.flag)
+		}
+		page := start(t, "", b.args(args...)...)
+		page.stderr.await(t, "the page is at http")
+		_, body := get(t, pageAddress.FindString(page.stderr.String()), nil)
+		if writes := !strings.Contains(body, "Look only"); writes != tc.writes {
+			t.Errorf("ui.write: %s in the file, %s: the page writes: %t", tc.file, tc.flag, writes)
+		}
+		page.interrupt()
+		page.wait()
+	}
+	expect(t, exitUsage, []string{"--write", "want true or false"}, "ui", "--write=perhaps")
+}
+
 func TestThePageIsRefusedToTheWorldWithoutALogin(t *testing.T) {
 	for _, args := range [][]string{
 		{"ui", "--ui-addr", ":0"}, {"ui", "--ui-addr", "0.0.0.0:8090"}, {"ui", "--ui-addr", "off"}, {"ui", "--set", "ui.auth.token_file=/nonexistent"},

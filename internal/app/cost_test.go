@@ -280,6 +280,10 @@ func TestAnAlertOfABudgetThatWasNotPublishedIsPublishedByTheNextWorkerOnce(t *te
 	f.outcome("spends")
 	spent := f.names.Alerts("budget", "spent")
 	first := f.alert("budget")
+	until, err := time.Parse(time.RFC3339, fmt.Sprint(first["until"]))
+	if first["key"] != "app_id" || first["value"] != first["app_id"] || first["credits"] != 1.0 || first["spent"] == nil || first["per"] != "month" || err != nil || until.Day() != 1 {
+		t.Errorf("%v", first)
+	}
 	w.stop()
 	f.forgetAlerts(spent)
 	for range 2 { // the second of them has nothing to say

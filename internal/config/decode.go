@@ -125,7 +125,7 @@ func (d *decoder) section(n *yaml.Node, v reflect.Value, path string) {
 }
 
 func suggest(name string, names []string) string {
-	if best, edits := nearest(name, names); edits <= max(2, len(name)/3) {
+	if best := near(name, names); best != "" {
 		return fmt.Sprintf(": did you mean %s?", best)
 	}
 	return ": known here are " + strings.Join(names, ", ")

@@ -217,12 +217,22 @@ func unknownVariable(name string) string {
 		names = append(names, k.Env[0])
 		path[k.Env[0]] = k.Path
 	}
-	best, _ := nearest(name, names)
-	hint := fmt.Sprintf("sets nothing; the nearest is %s (%s)", best, path[best])
-	if strings.HasPrefix(path[best], "apps.") {
-		hint += "; apps that are not in the file come in AVATAR_APPS"
+	const apps = "; apps that are not in the file come in AVATAR_APPS"
+	// What all names have in common must not make one of them look near.
+	const prefix = "AVATAR_"
+	short := make([]string, len(names))
+	for i := range names {
+		short[i] = strings.TrimPrefix(names[i], prefix)
 	}
-	return hint
+	best := near(strings.TrimPrefix(name, prefix), short)
+	switch {
+	case strings.HasPrefix(name, "AVATAR_APPS_"):
+		return "sets nothing" + apps
+	case best == "":
+		return "sets nothing: 'avatarworker check-config' prints every key, and docs/configuration.md its variable"
+	}
+	best = names[slices.Index(short, best)]
+	return fmt.Sprintf("sets nothing; the nearest is %s (%s)", best, path[best])
 }
 
 func (l *loading) flags(overrides map[string]string) {
@@ -245,9 +255,11 @@ func (l *loading) setText(path, text, source string, set map[string]origin) {
 		for i, leaf := range all {
 			names[i] = leaf.path
 		}
-		best, _ := nearest(path, names)
-		l.problems = append(l.problems, Problem{Source: source, Key: path,
-			Message: "is not a known key: the nearest is " + best})
+		message := "is not a known key: docs/configuration.md lists them"
+		if best := near(path, names); best != "" {
+			message = "is not a known key: the nearest is " + best
+		}
+		l.problems = append(l.problems, Problem{Source: source, Key: path, Message: message})
 		return
 	}
 	if all[i].isMap() {

@@ -225,7 +225,7 @@ func TestUnknownVariableIsAWarningThatNamesTheNearestKey(t *testing.T) {
 		"AVATAR_NATS_PREFIXX":       "AVATAR_NATS_PREFIX (nats.prefix)",
 		"AVATAR_WORKER_CONCURENCY":  "AVATAR_WORKER_CONCURRENCY (worker.concurrency)",
 		"AVATAR_APPS_SHOP_API_KEY":  "apps that are not in the file come in AVATAR_APPS",
-		"AVATAR_RETRY_MAX_ATTEMPTZ": "retry.max_attempts",
+		"AVATAR_RETRY_MAX_ATTEMPTZ": "the nearest is AVATAR_RETRY_MAX_ATTEMPTS (retry.max_attempts)",
 	} {
 		c, warnings, err := Load(Source{Environ: []string{name + "=5", "OTHER_NATS_PREFIX=x"}})
 		if err != nil || !same(c, Defaults()) {
@@ -234,6 +234,19 @@ func TestUnknownVariableIsAWarningThatNamesTheNearestKey(t *testing.T) {
 		if len(warnings) != 1 || warnings[0].Name != name || !strings.Contains(warnings[0].String(), want) {
 			t.Errorf("%s: warnings %v, want one with %s", name, warnings, want)
 		}
+	}
+}
+
+func TestANameThatIsNearNoneGetsNoHint(t *testing.T) {
+	for _, name := range []string{"AVATAR_NOPE", "AVATAR_X", "AVATAR_SOMETHING_ELSE_ALTOGETHER"} {
+		_, warnings, err := Load(Source{Environ: []string{name + "=5"}})
+		if err != nil || len(warnings) != 1 || strings.Contains(warnings[0].String(), "nearest") || !strings.Contains(warnings[0].String(), "docs/configuration.md") {
+			t.Errorf("%s: %v, %v", name, warnings, err)
+		}
+	}
+	_, _, err := Load(Source{Overrides: map[string]string{"bogus": "1"}, Environ: []string{`AVATAR_POLICY={"x": {}}`}})
+	if err == nil || strings.Contains(err.Error(), "nearest") || !strings.Contains(err.Error(), "bogus: is not a known key: docs/configuration.md") || !strings.Contains(err.Error(), "policy.x: is not an error code: avatarworker errors lists them") {
+		t.Error(err)
 	}
 }
 

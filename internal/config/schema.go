@@ -183,6 +183,14 @@ func nearest(name string, candidates []string) (best string, edits int) {
 	return best, edits
 }
 
+// near is the nearest candidate if it is near enough to be what was meant, else "".
+func near(name string, candidates []string) string {
+	if best, edits := nearest(name, candidates); edits <= max(2, len(name)/3) {
+		return best
+	}
+	return ""
+}
+
 // distance is Levenshtein's, over bytes: keys are ASCII.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)

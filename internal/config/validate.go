@@ -129,11 +129,13 @@ func (v *validator) retries() {
 	v.between("retry.max_attempts", r.MaxAttempts, 1, 100)
 	v.duration("retry.initial", r.Initial, time.Millisecond, day)
 	v.duration("retry.max", r.Max, time.Millisecond, day)
+	v.bounded("retry.initial", r.Initial, "retry.max", r.Max)
 	v.duration("lease.ack_wait", v.c.Lease.AckWait, time.Second, time.Hour)
 
 	v.between("circuit.failures", c.Failures, 1, 1000)
 	v.duration("circuit.cooldown", c.Cooldown, 100*time.Millisecond, day)
 	v.duration("circuit.max_cooldown", c.MaxCooldown, 100*time.Millisecond, day)
+	v.bounded("circuit.cooldown", c.Cooldown, "circuit.max_cooldown", c.MaxCooldown)
 	v.duration("circuit.max_hold", c.MaxHold, time.Second, 365*day)
 	v.outlives("retry.max", r.Max)
 
@@ -162,6 +164,14 @@ func (v *validator) outlives(key string, wait time.Duration) {
 		formatDuration(ttl), key, formatDuration(wait), formatDuration(wait+recordMargin))
 }
 
+// bounded refuses a wait that is longer than its bound. One that is set alone may be: then
+// the other's default gives way.
+func (v *validator) bounded(key string, wait time.Duration, boundKey string, bound time.Duration) {
+	if wait > bound && v.c.Source(key) != "" && v.c.Source(boundKey) != "" {
+		v.fail(key, "is %s, longer than %s (%s), which bounds every wait: lower it, or raise that", formatDuration(wait), boundKey, formatDuration(bound))
+	}
+}
+
 func (v *validator) audio() {
 	a := &v.c.Audio
 	if a.MaxBytes < kib || a.MaxBytes > 4*gib {
@@ -177,8 +187,11 @@ func (v *validator) policy() {
 	for _, code := range sortedNames(v.c.Policy) {
 		key, p := "policy."+code, v.c.Policy[code]
 		if !slices.Contains(codes(), code) {
-			best, _ := nearest(code, codes())
-			v.fail(key, "is not an error code: the nearest is %s (avatarworker errors lists them)", best)
+			message := "is not an error code: avatarworker errors lists them"
+			if best := near(code, codes()); best != "" {
+				message = "is not an error code: the nearest is " + best + " (avatarworker errors lists them)"
+			}
+			v.fail(key, "%s", message)
 		}
 		if p.Action != "" {
 			v.oneOf(key+".action", p.Action, actions()...)

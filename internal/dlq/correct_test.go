@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"avatarworker/internal/dlq"
+	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/jobpb"
 	"avatarworker/internal/jobs/jobspec"
 )
@@ -89,6 +90,106 @@ func TestACorrectionOfACorrectionKeepsBothDigests(t *testing.T) {
 	}
 	if got := fmt.Sprint(lastJob(t, b).Header[dlq.HeaderCorrected]); got != fmt.Sprint([]string{first.Corrected, second.Corrected}) {
 		t.Errorf("header %s", got)
+	}
+}
+
+func TestTheOriginalOfACorrectedReplayIsFoundFromTheJob(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	store := dlq.NewStore(b.js, names, nil)
+	bodies := []string{`{"avatar_id":"gone","audio":{"url":"https://h/a.wav?key=1"},\n "x":1}` + "\n", "\x00\xff not JSON\n\n"}
+	for i, body := range bodies {
+		run := i + 1
+		d := letter("greeting", run)
+		d.Data, d.Header, d.LettersBefore = []byte(body), nats.Header{"X-Own": {"kept"}}, uint64(i)
+		write(t, b, d)
+		record(t, b, "greeting", run, uint64(i+1), "dead_lettered")
+		r := replay(t, b, newest(t, b), dlq.ReplayOptions{Correct: func(dlq.Letter) ([]byte, error) {
+			return []byte(`{"avatar_id":"ok","audio":{"url":"https://h/a.wav"}}`), nil
+		}})
+		if r.Status != dlq.StatusReplayed || r.Run != run+1 {
+			t.Fatalf("%+v", r)
+		}
+		for _, n := range []int{0, r.Run} {
+			original, of, err := store.Original(t.Context(), "greeting", n)
+			if err != nil || string(original.Data) != body || original.Header.Get("X-Own") != "kept" || of.Run != r.Run || of.Corrected != r.Corrected || of.At.IsZero() || original.Seq != r.Seq {
+				t.Errorf("run %d: %+v of %+v, %v", n, original, of, err)
+			}
+		}
+		take(t, b)
+		record(t, b, "greeting", r.Run, uint64(i+1), "dead_lettered")
+	}
+	if first, _, err := store.Original(t.Context(), "greeting", 2); err != nil || string(first.Data) != bodies[0] {
+		t.Errorf("the first original: %q, %v", first.Data, err)
+	}
+	if list, err := store.Replays(t.Context(), "greeting"); err != nil || len(list) != 2 || list[0].Run != 2 || list[1].Run != 3 {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+func TestAReplayWithoutACorrectionKeepsNoOriginal(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	r := replay(t, b, wrong(t, b, []byte(wrongJob), nil), dlq.ReplayOptions{})
+	store := dlq.NewStore(b.js, names, nil)
+	for _, run := range []int{0, r.Run} {
+		if _, _, err := store.Original(t.Context(), "greeting", run); !errors.Is(err, dlq.ErrNoOriginal) {
+			t.Errorf("run %d: %v", run, err)
+		}
+	}
+	list, err := store.Replays(t.Context(), "greeting")
+	if err != nil || len(list) != 1 || list[0].Run != 2 || list[0].DeadLetter != r.Seq || list[0].Corrected != "" || list[0].At.IsZero() {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+func TestALetterStaysIfItsOriginalCanNotBeKept(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	seq := wrong(t, b, []byte(wrongJob), nil)
+	stream, err := b.js.Stream(t.Context(), "KV_"+names.StateBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := stream.CachedInfo().Config
+	cfg.MaxBytes = int64(stream.CachedInfo().State.Bytes) + 600
+	if _, err := b.js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	r, err := dlq.NewStore(b.js, names, nil).Replay(t.Context(), seq, sets(t, "avatar_id=ok"))
+	if err == nil || !strings.Contains(err.Error(), "streams.state.max_bytes") {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	expectCounts(t, b, 1, 0)
+	cfg.MaxBytes = -1
+	if _, err := b.js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if r := replay(t, b, seq, sets(t, "avatar_id=ok")); r.Status != dlq.StatusReplayed || r.Run != 2 {
+		t.Errorf("%+v", r)
+	}
+	expectCounts(t, b, 0, 1)
+}
+
+// The replay that published decides what the job's history says.
+func TestOfTwoReplaysTheHistoryTellsOfTheOneThatRan(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	store := dlq.NewStore(b.js, names, nil)
+	seq := wrong(t, b, []byte(wrongJob), nil)
+	correct := sets(t, "avatar_id=ok").Correct
+	inner := dlq.Status("")
+	replay(t, b, seq, dlq.ReplayOptions{Correct: func(l dlq.Letter) ([]byte, error) {
+		r, err := store.Replay(t.Context(), seq, dlq.ReplayOptions{}) // another operator, in between
+		inner = r.Status
+		if err != nil {
+			return nil, err
+		}
+		return correct(l)
+	}})
+	list, err := store.Replays(t.Context(), "greeting")
+	if err != nil || inner != dlq.StatusReplayed || len(list) != 1 || list[0].Corrected != "" {
+		t.Errorf("%s, %+v, %v", inner, list, err)
 	}
 }
 

@@ -37,7 +37,7 @@ type Masked struct {
 
 // Masked returns the letter with its secrets hidden.
 func (l Letter) Masked() Masked {
-	m := Masked{Entry: l.Entry.Masked(), Headers: make(map[string][]string), Explanation: errors.Explain(l.Code)}
+	m := Masked{Entry: l.Entry.Masked(), Headers: make(map[string][]string), Explanation: errors.ExplainGivenUp(l.Code)}
 	if len(l.Error) > 0 {
 		m.Error = maskedBody(nil, l.Error)
 	}

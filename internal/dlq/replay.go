@@ -57,8 +57,8 @@ type Result struct {
 }
 
 // Replay publishes the letter's job again on its original subject, as its next
-// run, and removes the letter once the publish is acknowledged. It may be
-// interrupted and repeated without a second run, since every repetition is the same
+// run, and removes the letter once the publish is acknowledged. A corrected job's letter
+// is stored beside the job's record first; Original returns it. It may be interrupted and repeated without a second run, since every repetition is the same
 // run of the same job. Two letters with one job id, which is free again after
 // nats.state_ttl, are two runs. If the job was published but the letter could not
 // be removed, or the claim not written, both the result (StatusReplayed) and the
@@ -147,7 +147,7 @@ const maxTaken = 100
 func (s *Store) publish(ctx context.Context, runs *runs, l replayed, o ReplayOptions) (int, Status, error) {
 	after := 0 // the run whose message id another message already has
 	for range maxTaken {
-		own, done, err := runs.claim(ctx, after)
+		own, done, err := runs.claim(ctx, after, l.corrected)
 		switch {
 		case err != nil:
 			return own.Run, "", err
@@ -158,19 +158,24 @@ func (s *Store) publish(ctx context.Context, runs *runs, l replayed, o ReplayOpt
 		if err != nil {
 			return own.Run, "", err
 		}
+		if l.corrected != "" { // first, because the letter is removed after the publish
+			if err := runs.keepOriginal(ctx, own.Run); err != nil {
+				return own.Run, "", err
+			}
+		}
 		ack, err := s.publishRun(ctx, l, own.Run, before, o)
 		switch {
 		case err != nil:
 			return own.Run, "", err
 		case !ack.Duplicate:
-			return own.Run, StatusReplayed, runs.published(ctx, own.Run, ack.Sequence)
+			return own.Run, StatusReplayed, runs.published(ctx, own.Run, ack.Sequence, l.corrected)
 		}
-		mine, err := s.isOwn(ctx, ack.Sequence, l, own.Run, runs)
+		mine, corrected, err := s.isOwn(ctx, ack.Sequence, l, own.Run, runs)
 		switch {
 		case err != nil:
 			return own.Run, "", err
 		case mine:
-			return own.Run, StatusAlready, runs.published(ctx, own.Run, ack.Sequence)
+			return own.Run, StatusAlready, runs.published(ctx, own.Run, ack.Sequence, corrected)
 		}
 		after = own.Run
 	}
@@ -200,22 +205,26 @@ func (s *Store) publishRun(ctx context.Context, l replayed, run int, before uint
 
 // isOwn reports whether the message that the jobs stream has under the id of a
 // replay is this letter's: an earlier try of the same replay. Publishers choose
-// message ids freely, so another job's message may have that id.
-func (s *Store) isOwn(ctx context.Context, seq uint64, l replayed, run int, runs *runs) (bool, error) {
+// message ids freely, so another job's message may have that id. corrected is the digest
+// that the message was corrected from.
+func (s *Store) isOwn(ctx context.Context, seq uint64, l replayed, run int, runs *runs) (own bool, corrected string, err error) {
 	msg, err := leader.Message(ctx, s.js, s.names.JobsStream(), seq)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		// It was taken. A worker writes the record before it acknowledges, and
 		// only this letter has claimed the run.
 		recorded, err := runs.recorded(ctx)
-		return recorded.Run >= run, err
+		return recorded.Run >= run, l.corrected, err
 	}
 	if err != nil {
-		return false, fmt.Errorf("replaying job %s: %w", l.JobID, err)
+		return false, "", fmt.Errorf("replaying job %s: %w", l.JobID, err)
 	}
 	h := msg.Header
 	// Another operator may have corrected the letter otherwise.
-	own := bytes.Equal(msg.Data, l.Data) || correctedFrom(h) == digest(l.Data)
-	return h.Get(HeaderJobID) == l.JobID && number(h, HeaderRun) == run && own, nil
+	if correctedFrom(h) == digest(l.Data) {
+		corrected = digest(l.Data)
+	}
+	own = bytes.Equal(msg.Data, l.Data) || corrected != ""
+	return h.Get(HeaderJobID) == l.JobID && number(h, HeaderRun) == run && own, corrected, nil
 }
 
 // codeStoreFailed is the server's error code for a publish into a full stream.

@@ -28,6 +28,7 @@ const (
 type runs struct {
 	s      *Store
 	letter Letter
+	bucket jetstream.KeyValue
 	store  *kv.Store
 	life   time.Duration // how long the bucket keeps a claim; 0: for ever
 
@@ -35,7 +36,7 @@ type runs struct {
 	revision uint64
 }
 
-func (s *Store) openRuns(ctx context.Context, l Letter) (*runs, error) {
+func (s *Store) stateBucket(ctx context.Context) (jetstream.KeyValue, error) {
 	name := s.names.StateBucket()
 	bucket, err := s.js.KeyValue(ctx, name)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
@@ -44,11 +45,19 @@ func (s *Store) openRuns(ctx context.Context, l Letter) (*runs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", name, err)
 	}
+	return bucket, nil
+}
+
+func (s *Store) openRuns(ctx context.Context, l Letter) (*runs, error) {
+	bucket, err := s.stateBucket(ctx)
+	if err != nil {
+		return nil, err
+	}
 	status, err := bucket.Status(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", name, err)
+		return nil, fmt.Errorf("bucket %s: %w", bucket.Bucket(), err)
 	}
-	return &runs{s: s, letter: l, store: kv.NewStore(s.js, bucket, claimTry), life: status.TTL()}, nil
+	return &runs{s: s, letter: l, bucket: bucket, store: kv.NewStore(s.js, bucket, claimTry), life: status.TTL()}, nil
 }
 
 func (r *runs) key() string { return lifecycle.ClaimPrefix + r.letter.JobID }
@@ -135,8 +144,8 @@ func (r *runs) waitForOthers(ctx context.Context) error {
 }
 
 // claim writes down the run that the letter is replayed as, one after the run
-// given (0: any).
-func (r *runs) claim(ctx context.Context, after int) (own lifecycle.Claim, done bool, err error) {
+// given (0: any). corrected is the digest of what is not published.
+func (r *runs) claim(ctx context.Context, after int, corrected string) (own lifecycle.Claim, done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
 	for {
@@ -158,6 +167,7 @@ func (r *runs) claim(ctx context.Context, after int) (own lifecycle.Claim, done 
 		if own.Run > jobspec.MaxRun {
 			return own, false, fmt.Errorf("dead letter %d: job %s has no run left: publish the job under another id", r.letter.Seq, r.letter.JobID)
 		}
+		own.At, own.Corrected = r.s.now().UTC(), corrected
 		r.state.Claims = append(r.state.Claims, own)
 		if err = r.write(ctx); !errors.Is(err, kv.ErrConflict) {
 			return own, false, err
@@ -189,8 +199,9 @@ func (r *runs) before(ctx context.Context, own lifecycle.Claim) (uint64, error) 
 	return last.StreamSeq, nil
 }
 
-// published notes where in the jobs stream the letter's job is, as that run.
-func (r *runs) published(ctx context.Context, run int, seq uint64) error {
+// published notes where in the jobs stream the letter's job is, as that run, and what it
+// was corrected from.
+func (r *runs) published(ctx context.Context, run int, seq uint64, corrected string) error {
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
 	for {
@@ -198,7 +209,8 @@ func (r *runs) published(ctx context.Context, run int, seq uint64) error {
 		if i < 0 || r.state.Claims[i].Run != run || r.state.Claims[i].StreamSeq != 0 {
 			return nil
 		}
-		r.state.Claims[i].StreamSeq = seq
+		c := &r.state.Claims[i]
+		c.StreamSeq, c.At, c.Corrected = seq, r.s.now().UTC(), corrected
 		err := r.write(ctx)
 		if !errors.Is(err, kv.ErrConflict) {
 			return err

@@ -267,3 +267,20 @@ func TestRowsShowThePolicy(t *testing.T) {
 		}
 	}
 }
+
+func TestNoRemedyOfAJobThatWasGivenUpSaysThatItGoesOnByItself(t *testing.T) {
+	for _, code := range Codes() {
+		e := ExplainGivenUp(code)
+		if e.Meaning != Explain(code).Meaning || e.Remedy == "" {
+			t.Errorf("%s: %+v", code, e)
+		}
+		for _, text := range []string{"by themselves", "Nothing, if", "jobs wait"} {
+			if strings.Contains(e.Remedy, text) {
+				t.Errorf("%s, given up: %q", code, e.Remedy)
+			}
+		}
+	}
+	if e := ExplainGivenUp(CodeCreditsExhausted); !strings.Contains(e.Remedy, "replay its dead letter") {
+		t.Error(e.Remedy)
+	}
+}

@@ -1,5 +1,7 @@
 package errors
 
+import "strings"
+
 // Explanation says in words what a code is.
 type Explanation struct {
 	Meaning string `json:"meaning"`
@@ -19,24 +21,38 @@ func Explain(code Code) Explanation {
 	return explainOwn(code)
 }
 
+const (
+	theyWait      = "The jobs wait, and go on by themselves."
+	stopsByItself = "Nothing, if it stops by itself"
+)
+
+// ExplainGivenUp is Explain for a job that was given up: nothing happens to it by itself
+// any more.
+func ExplainGivenUp(code Code) Explanation {
+	e := Explain(code)
+	e.Remedy = strings.Replace(e.Remedy, theyWait, "This job was given up: then replay its dead letter.", 1)
+	e.Remedy = strings.Replace(e.Remedy, stopsByItself, "If it has stopped by itself, replay the dead letter", 1)
+	return e
+}
+
 // explainSession has what goes wrong between the worker and the backend.
 func explainSession(code Code) (Explanation, bool) {
 	switch code {
 	case CodeConnectionFailed:
 		return Explanation{"The backend could not be reached, or never confirmed the session.", "network",
-			"Nothing, if it stops by itself. If it stays: check DNS, TLS, proxy and firewall from the worker to the backend's URLs, and backend.region."}, true
+			stopsByItself + ". If it stays: check DNS, TLS, proxy and firewall from the worker to the backend's URLs, and backend.region."}, true
 	case CodeConnectionClosed:
 		return Explanation{"The session's connection ended while speech was still owed.", "backend",
-			"Nothing, if it stops by itself; close_code and close_reason say more. If it stays: check idle limits of proxies on the way, and backend.stall_timeout."}, true
+			stopsByItself + "; close_code and close_reason say more. If it stays: check idle limits of proxies on the way, and backend.stall_timeout."}, true
 	case CodeIdleTimeout:
 		return Explanation{"The backend closed a session that got no audio for too long.", "publisher",
 			"Send live speech without long pauses, or set max_silence below the backend's limit."}, true
 	case CodeEgressUnavailable:
 		return Explanation{"The backend could not publish into the LiveKit or Agora room.", "backend",
-			"Nothing, if it stops by itself. Where the text says \"not configured\", the backend does not offer this egress: choose another output or ask the backend's support."}, true
+			stopsByItself + ". Where the text says \"not configured\", the backend does not offer this egress: choose another output or ask the backend's support."}, true
 	case CodeUpstreamError:
 		return Explanation{"The backend's own animation server failed.", "backend",
-			"Nothing, if it stops by itself. If the alert recurs, report it to the backend's support with the connection_id."}, true
+			stopsByItself + ". If the alert recurs, report it to the backend's support with the connection_id."}, true
 	case CodeServerError:
 		return Explanation{"The backend failed in a way that it does not name further.", "backend",
 			"Look at server_code and server_detail. If the alert recurs, report it to the backend's support with the connection_id."}, true
@@ -79,10 +95,10 @@ func explainSetup(code Code) (Explanation, bool) {
 			"Look at server_detail; correct the job or the configuration; then replay the dead letters."}, true
 	case CodeBillingRequired:
 		return Explanation{"The account may not start a session: it is unpaid, or the plan's limit of simultaneous sessions is reached.", "account",
-			"Pay, or set app.max_sessions to the plan's limit. The jobs wait, and go on by themselves."}, true
+			"Pay, or set app.max_sessions to the plan's limit. " + theyWait}, true
 	case CodeCreditsExhausted:
 		return Explanation{"The account's credits are used up.", "account",
-			"Buy credits. The jobs wait, and go on by themselves."}, true
+			"Buy credits. " + theyWait}, true
 	case CodeSessionDurationExceeded:
 		return Explanation{"The session reached the plan's longest duration.", "publisher",
 			"Split the speech into utterances: a job that gets further each time goes on where it stopped. Or take a larger plan."}, true

@@ -47,7 +47,10 @@ func (w *Worker) alarmStorage(output string, fault error) {
 // alarmBudget alerts when a share of a budget is spent. Every worker sees it, also one
 // that starts later; the id makes it one alert.
 func (w *Worker) alarmBudget(b budget.Warning) {
-	alert := event.WorkerAlert{Kind: event.AlertBudget, What: b.What(), Message: b.String()}
+	alert := event.WorkerAlert{
+		Kind: event.AlertBudget, What: b.What(), Message: b.String(),
+		Key: b.Key, Value: b.Value, Credits: b.Credits, Spent: b.Spent, Per: b.Per, Until: b.Until.UTC(),
+	}
 	if b.Key == "app_id" {
 		alert.AppID = b.Value
 	}

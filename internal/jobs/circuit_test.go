@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
@@ -157,6 +159,7 @@ func TestRefusedConcurrencyIsNoUnpaidBill(t *testing.T) {
 	h := newEnv(t)
 	began, leave := make(chan struct{}, 1), make(chan struct{})
 	var refusals atomic.Int32
+	var log logged
 	h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		if a.Job.ID == "first" {
 			connect(a)
@@ -169,7 +172,7 @@ func TestRefusedConcurrencyIsNoUnpaidBill(t *testing.T) {
 		}
 		_, err := speakAll(ctx, a)
 		return err
-	}))
+	}), func(o *options) { o.Logger = zerolog.New(&log) })
 	h.submit("default", job("first"))
 	receive(t, began, "session")
 	h.submit("default", job("second"))
@@ -179,6 +182,15 @@ func TestRefusedConcurrencyIsNoUnpaidBill(t *testing.T) {
 	h.settled()
 	if n := len(h.events("avatar.alerts.>")); n != 0 || r.Attempt != 1 || r.Holds != 3 {
 		t.Errorf("%d alerts, attempt %d, %d holds", n, r.Attempt, r.Holds)
+	}
+	warned := 0
+	for line := range strings.Lines(log.String()) {
+		if strings.Contains(line, "set max_sessions of the app") && strings.Contains(line, `"level":"warn"`) {
+			warned++
+		}
+	}
+	if warned != 1 {
+		t.Errorf("%d warnings for 3 refusals, want 1:\n%s", warned, log.String())
 	}
 }
 

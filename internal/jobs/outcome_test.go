@@ -206,8 +206,29 @@ func TestRetryAfterPastTheDeadlineExpiresAtOnce(t *testing.T) {
 	r := h.outcome("j1", lifecycle.StateExpired)
 	h.settled()
 	h.wantTypes("j1", "started", "error", "expired")
-	if r.LastError == nil || r.LastError.Code != errors.CodeServerError {
-		t.Errorf("last error %+v", r.LastError)
+	want := "busy; the backend asks to wait 30m0s, until after the deadline " + soon
+	if r.LastError == nil || r.LastError.Code != errors.CodeServerError || r.LastError.Message != want {
+		t.Errorf("last error %+v, want %q", r.LastError, want)
+	}
+	for _, e := range h.events(h.names.Events(event.TypeExpired, "j1")) {
+		last, _ := e.body["last_error"].(map[string]any)
+		if e.body["deadline"] != soon || last["message"] != want {
+			t.Errorf("%v", e.body)
+		}
+	}
+}
+
+func TestTheEventOfADeadLetterHasWhatTheBackendSaid(t *testing.T) {
+	h := newEnv(t)
+	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {
+		return errors.FromServerError(errors.PhaseHandshake, 0, "avatar not found: gone")
+	}))
+	h.submit("default", job("j1"))
+	h.outcome("j1", lifecycle.StateDeadLettered)
+	h.settled()
+	list := h.events(h.names.Events(event.TypeDeadLettered, "j1"))
+	if len(list) != 1 || list[0].body["message"] != "the backend reported error 0" || list[0].body["server_detail"] != "avatar not found: gone" {
+		t.Errorf("%+v", list)
 	}
 }
 

@@ -226,8 +226,12 @@ func (s settlement) consultCircuit(ctx context.Context, f *lifecycle.Failure, r 
 	case fault.Code == errors.CodeBillingRequired && f.Decision.OpensCircuit && s.w.fleet.HasOpenSession(app):
 		f.Refused = true
 		s.abortProbe(true)
-		s.log().Warn().Str("app_id", app).
-			Msg("the backend refused a session while other sessions of the app are open: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
+		level := zerolog.DebugLevel
+		if s.w.tooMany.First(app, s.w.now()) {
+			level = zerolog.WarnLevel
+		}
+		s.log().WithLevel(level).Str("app_id", app).
+			Msg("the backend refused a session while others of the app live: one too many, not an unpaid bill; set max_sessions of the app to what its plan allows")
 	case f.Decision.OpensCircuit || f.Decision.AppWide:
 		wait, open, err := s.session.permit.Fail(ctx, f.Decision)
 		if err != nil {

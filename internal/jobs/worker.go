@@ -68,6 +68,7 @@ type parts struct {
 	outbox    *alert.Outbox
 	ledger    *ledger.Writer
 	keys      *key.Keys
+	tooMany   circuit.TooMany
 	pace      *pace.Pace
 	pull      *fetch.Fetcher
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
+
+	"avatarworker/internal/errors"
 )
 
 // serverURLs checks each address, because the library's own errors quote
@@ -141,14 +144,23 @@ func readable(o *nats.Options) error {
 	return nil
 }
 
+// variable is the environment variable of a key that names a file.
+func variable(key string) string {
+	return "NATS_" + strings.ToUpper(strings.TrimPrefix(strings.TrimPrefix(key, "nats."), "tls."))
+}
+
 // regular refuses a path that names something other than a file. A named pipe
-// would make each connect wait for a writer. A path that does not exist is left to
-// the code that reads it, which reports it.
+// would make each connect wait for a writer. What else is wrong with a file is left to the
+// code that reads it, which reports it.
 func regular(key, path string) error {
 	if path == "" {
 		return nil
 	}
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s (%s): there is no file %s: correct the path, or put the file there", key, variable(key), path)
+	}
+	if err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("%s: %s is not a regular file (%s): name a file that can be read again at each connect", key, path, info.Mode().Type())
 	}
 	return nil

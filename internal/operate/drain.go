@@ -21,7 +21,7 @@ type Draining struct {
 }
 
 // ErrNoWorker is in the chain of an error about a worker that did not reply.
-var ErrNoWorker = errors.New("no worker with this id answers")
+var ErrNoWorker = errors.New("no worker of this id or name answers")
 
 // drainTimeout bounds the wait for the worker's reply.
 const drainTimeout = 5 * time.Second

@@ -764,8 +764,15 @@ func TestRoom(t *testing.T) {
 		}
 	}
 	var room *output.NoSpaceError
-	if _, err := output.ReadSpace(b.ctx, b.js, "none"); err == nil || errors.As(err, &room) {
-		t.Errorf("a stream that is not there: %v", err)
+	for stream, object := range map[string]string{"none": "stream none", "OBJ_none": "bucket none"} {
+		_, err := output.ReadSpace(b.ctx, b.js, stream)
+		if err == nil || errors.As(err, &room) || !strings.HasPrefix(err.Error(), object+" is gone: ") || !strings.Contains(err.Error(), "avatarworker setup") {
+			t.Errorf("a stream that is not there: %v", err)
+		}
+	}
+	full := &output.NoSpaceError{Stream: "OBJ_AVATAR_RECORDINGS", Need: 2, Free: 1, Max: 100}
+	if !strings.HasPrefix(full.Error(), "bucket AVATAR_RECORDINGS has 1 bytes left") {
+		t.Error(full)
 	}
 }
 

@@ -8,7 +8,9 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"avatarworker/internal/errors"
 	"avatarworker/internal/leader"
+	"avatarworker/internal/topology"
 )
 
 const (
@@ -48,9 +50,9 @@ func (e *NoSpaceError) Never() bool { return e.Need > shareOf(e.Max) }
 // Error implements error.
 func (e *NoSpaceError) Error() string {
 	if e.Never() {
-		return fmt.Sprintf("stream %s takes %d bytes (max_bytes) in all and the job needs about %d; raise max_bytes, or send the speech in several jobs", e.Stream, e.Max, e.Need)
+		return fmt.Sprintf("%s takes %d bytes (max_bytes) in all and the job needs about %d; raise max_bytes, or send the speech in several jobs", topology.Object(e.Stream), e.Max, e.Need)
 	}
-	return fmt.Sprintf("stream %s has %d bytes left of %d (max_bytes) and the job needs about %d; it waits until something has aged out or was removed, or max_bytes is raised", e.Stream, e.Free, e.Max, e.Need)
+	return fmt.Sprintf("%s has %d bytes left of %d (max_bytes) and the job needs about %d; it waits until something has aged out or was removed, or max_bytes is raised", topology.Object(e.Stream), e.Free, e.Max, e.Need)
 }
 
 // shareOf returns how much of the free bytes one job may fill. A sixteenth is left
@@ -79,8 +81,11 @@ func ReadSpace(ctx context.Context, js jetstream.JetStream, stream string) (Spac
 		}
 		return err
 	})
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return Space{}, fmt.Errorf("%s is gone: it was deleted, and 'avatarworker setup' makes it again: %w", topology.Object(stream), err)
+	}
 	if err != nil {
-		return Space{}, fmt.Errorf("look for space in stream %s: %w", stream, err)
+		return Space{}, fmt.Errorf("look for space in %s: %w", topology.Object(stream), err)
 	}
 	s := Space{
 		Stream: stream, Free: math.MaxInt64, Max: max(0, info.Config.MaxBytes),

@@ -17,10 +17,17 @@ type Cost struct {
 	// Credits is what that time costs at least, by the configuration's cost.credit
 	// and cost.minimum.
 	Credits int64 `json:"credits"`
+	// Estimated are sessions of the job's present run that were lost with their workers.
+	// They come on top; the rest of them is what they may have used at most, as the
+	// ledger has it.
+	Estimated        int   `json:"estimated_sessions,omitempty"`
+	EstimatedMS      int64 `json:"estimated_ms,omitempty"`
+	EstimatedCredits int64 `json:"estimated_credits,omitempty"`
 }
 
 // cost adds up what is known of the job's sessions.
 func (j *Job) cost(now time.Time, tariff usage.Tariff) Cost {
+	var c Cost
 	connections := make(map[string]bool)
 	runs := make(map[int]time.Duration) // connected time by run
 	for _, e := range j.History {
@@ -47,9 +54,17 @@ func (j *Job) cost(now time.Time, tariff usage.Tariff) Cost {
 			connected += max(now.Sub(r.StartedAt), 0)
 		}
 		runs[r.Run] = max(runs[r.Run], connected)
+		for _, s := range r.Usage {
+			if s.Estimated {
+				delete(connections, s.ConnectionID)
+				c.Estimated++
+				c.EstimatedMS += s.Connected.Milliseconds()
+				c.EstimatedCredits += tariff.Credits(s.Connected)
+			}
+		}
 	}
 	delete(connections, "")
-	c := Cost{Sessions: len(connections)}
+	c.Sessions = len(connections)
 	var all time.Duration
 	for _, connected := range runs {
 		all += connected

@@ -27,7 +27,7 @@ func HeldBecause(r *lifecycle.Record) (why, remedy string) {
 			errors.Explain(r.HeldCode).Remedy
 	case lifecycle.HeldStorage:
 		return "the worker's own storage can't take what the job makes: " + r.HeldWhy,
-			"Make room in the stream or bucket, or bring it back. The job goes on by itself, and is never given up for this."
+			"Make room in the stream or bucket; if it is gone, 'avatarworker setup' makes it again. The job goes on by itself, and is never given up for this."
 	case lifecycle.HeldBudget:
 		return r.HeldText(),
 			"Wait until the period ends, or raise the budget (avatarworker cost budget). The job goes on by itself, and is never given up for this."

@@ -13,6 +13,7 @@ import (
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
+	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/streams"
 	"avatarworker/internal/topology"
@@ -36,6 +37,9 @@ type Job struct {
 	// NextRun is set for a dead-lettered job that was replayed: the run that waits in
 	// its queue.
 	NextRun *Waiting `json:"next_run,omitempty"`
+	// Replays are its runs that came from dead letters, by run; none if the job was never
+	// replayed, or that can't be read.
+	Replays []dlq.ReplayedRun `json:"replays,omitempty"`
 	// LetterGone is set for a dead-lettered job whose dead letter was removed or has
 	// aged out.
 	LetterGone bool `json:"letter_gone,omitempty"`
@@ -105,6 +109,7 @@ func (s *Store) Job(ctx context.Context, id string) (*Job, error) {
 	if j.Record != nil && j.Record.State == lifecycle.StateDeadLettered {
 		s.afterLetter(ctx, j, id)
 	}
+	j.Replays = s.replays(ctx, id)
 	if queue := j.queueItWaitsIn(); queue != "" {
 		j.PausedUntil = s.pausedUntil(ctx, queue)
 	}
@@ -128,6 +133,17 @@ func (j *Job) queueItWaitsIn() string {
 	default:
 		return ""
 	}
+}
+
+// replays are those of the job. That they can't be read keeps nobody from seeing the job.
+func (s *Store) replays(ctx context.Context, id string) []dlq.ReplayedRun {
+	ctx, cancel := context.WithTimeout(ctx, storageTime)
+	defer cancel()
+	list, err := dlq.NewStore(s.js, s.names, s.now).Replays(ctx, id)
+	if err != nil {
+		return nil
+	}
+	return list
 }
 
 // pausedUntil is when the pause of a queue ends; zero: it is not paused, or that can't be
@@ -270,6 +286,23 @@ func (j *Job) ended() uint64 {
 		return 0
 	}
 	return last.Seq
+}
+
+// Deadline is the one that passed, of a job that expired; nil: it did not, or its event
+// is gone.
+func (j *Job) Deadline() *time.Time {
+	if j.Record == nil || j.Record.State != lifecycle.StateExpired {
+		return nil
+	}
+	for _, e := range slices.Backward(j.History) {
+		var body struct {
+			Deadline *time.Time `json:"deadline"`
+		}
+		if strings.HasSuffix(e.Type, "."+event.TypeExpired) && json.Unmarshal(e.Data, &body) == nil {
+			return body.Deadline
+		}
+	}
+	return nil
 }
 
 func (s *Store) errorEvents(ctx context.Context, stream jetstream.Stream, j *Job, id string, from time.Time) error {

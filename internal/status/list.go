@@ -168,7 +168,7 @@ func (f *Filter) hints() (h hints) {
 	group(&h, f.Queues)
 	group(&h, f.Apps)
 	group(&h, f.Avatars)
-	group(&h, f.Codes)
+	group(&h, f.codeTexts())
 	for _, value := range f.Labels {
 		group(&h, []string{value})
 	}

@@ -144,6 +144,21 @@ func several(t *testing.T, h topology.Handles) {
 	}
 }
 
+func TestExpiredJobsHaveTheCodeOfTheirEvent(t *testing.T) {
+	t.Parallel()
+	js, h := setup(t)
+	for i, last := range []*event.Error{nil, {Code: errors.CodeServerError}} {
+		put(t, h, lifecycle.Record{
+			JobID: fmt.Sprintf("late%d", i), Run: 1, StreamSeq: uint64(i + 1), Queue: "default", AppID: "a", AvatarID: "x",
+			State: lifecycle.StateExpired, Outcome: lifecycle.StateExpired, PublishedAt: ago(time.Hour), LastError: last,
+		})
+	}
+	rows := list(t, js, status.Query{Filter: status.Filter{Codes: []errors.Code{errors.CodeDeadlineExceeded}}}).Rows
+	if len(rows) != 2 || rows[0].Code != errors.CodeDeadlineExceeded {
+		t.Errorf("%+v", rows)
+	}
+}
+
 func TestJobsAreListedByFilterNewestFirst(t *testing.T) {
 	t.Parallel()
 	js, h := setup(t)
@@ -161,7 +176,8 @@ func TestJobsAreListedByFilterNewestFirst(t *testing.T) {
 		{"avatar", status.Query{Filter: status.Filter{Avatars: []string{"y"}}}, "dead"},
 		{"label that JSON escapes", status.Query{Filter: status.Filter{Labels: map[string]string{"customer": "c<1>"}}}, "held"},
 		{"label", status.Query{Filter: status.Filter{Labels: map[string]string{"customer": "2"}}}, "waits done"},
-		{"code of what holds, not of what completed", status.Query{Filter: status.Filter{Codes: []errors.Code{errors.CodeCreditsExhausted, errors.CodeServerError, errors.CodeAvatarNotFound}}}, "dead held"},
+		{"code of what holds", status.Query{Filter: status.Filter{Codes: []errors.Code{errors.CodeCreditsExhausted, errors.CodeAvatarNotFound}}}, "dead held"},
+		{"code of a failure before it completed", status.Query{Filter: status.Filter{Codes: []errors.Code{errors.CodeServerError}}}, "done"},
 		{"older", status.Query{Filter: status.Filter{Before: ago(150 * time.Minute)}}, "held runs"},
 		{"newer", status.Query{Filter: status.Filter{After: ago(150 * time.Minute), Apps: []string{"a"}}}, "waits done dead"},
 		{"app of the configuration", status.Query{DefaultApp: "mine", Filter: status.Filter{Apps: []string{"mine"}}}, "waits-too"},
@@ -427,6 +443,23 @@ func TestNewestJobsAreFoundWithoutReadingAllRecords(t *testing.T) {
 	}
 	if got := ids(list(t, js, status.Query{Limit: 3}).Rows); got != "r0 r1 r2" {
 		t.Errorf("got %s", got)
+	}
+}
+
+func TestTheCostOfAJobHasTheSessionsThatWereLostWithTheirWorkers(t *testing.T) {
+	t.Parallel()
+	js, h := setup(t)
+	put(t, h, lifecycle.Record{
+		JobID: "j", Run: 1, StreamSeq: 9, Queue: "default", State: lifecycle.StateCompleted, CreatedAt: ago(time.Minute),
+		SessionTime: 7 * time.Second, ConnectionIDs: []string{"lost", "c2"},
+		Usage: []usage.Session{
+			{Session: 1, Connected: 13 * time.Second, OutcomeCode: "workerLost", ConnectionID: "lost", Estimated: true, Stored: true},
+			{Session: 2, Connected: 7 * time.Second, OutcomeCode: "completed"},
+		},
+	})
+	j, err := status.NewStore(js, names, nil, 0).Job(t.Context(), "j")
+	if want := (status.Cost{Sessions: 1, SessionMS: 7000, Credits: 2, Estimated: 1, EstimatedMS: 13_000, EstimatedCredits: 3}); err != nil || j.Cost != want {
+		t.Errorf("%+v, %v, want %+v", j, err, want)
 	}
 }
 

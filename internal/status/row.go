@@ -31,8 +31,8 @@ type Row struct {
 	Labels   map[string]string `json:"labels"`
 	Attempt  int               `json:"attempt"`
 	Crashes  int               `json:"crashes"`
-	// Code is of the last failure, or of what holds the job; empty if it
-	// completed or never failed.
+	// Code is of the last failure, also of a job that then completed, or of what holds
+	// the job; deadlineExceeded if it expired; empty if it never failed.
 	Code  errors.Code `json:"code"`
 	AgeMS int64       `json:"age_ms"` // since it was published
 	// RunningMS is the time since a worker took the job over; 0 unless it runs.
@@ -81,6 +81,19 @@ func (f *Filter) keeps(r *Row) bool {
 		chosen(f.Codes, r.Code) && (f.Before.IsZero() || r.published.Before(f.Before)) && !r.published.Before(f.After)
 }
 
+// codeTexts are texts of which each record with one of the codes has one: that of an
+// expired job has its state in place of the code.
+func (f *Filter) codeTexts() []string {
+	var texts []string
+	for _, code := range f.Codes {
+		texts = append(texts, string(code))
+		if code == errors.CodeDeadlineExceeded {
+			texts = append(texts, string(lifecycle.StateExpired))
+		}
+	}
+	return texts
+}
+
 // recordRow is what a list reads of a record.
 type recordRow struct {
 	JobID         string            `json:"job_id"`
@@ -114,11 +127,12 @@ func (r *recordRow) published() time.Time {
 	return r.PublishedAt
 }
 
-// code is that of the last failure, or of what holds the job.
+// code is that of the last failure, or of what holds the job. An expired job has the
+// code of its event, whatever failed before.
 func (r *recordRow) code() errors.Code {
 	switch {
-	case r.State == lifecycle.StateCompleted:
-		return ""
+	case r.State == lifecycle.StateExpired:
+		return errors.CodeDeadlineExceeded
 	case r.State == lifecycle.StateHeld && r.HeldCode != "":
 		return r.HeldCode
 	case r.LastError != nil:

@@ -13,6 +13,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/output"
+	"avatarworker/internal/topology"
 )
 
 const (
@@ -73,7 +74,7 @@ func newStream(js jetstream.JetStream, name string, probes ...string) *stream {
 }
 
 // Name implements Store.
-func (s *stream) Name() string { return "stream " + s.name }
+func (s *stream) Name() string { return topology.Object(s.name) }
 
 // reservation is space kept for a job.
 type reservation struct {
@@ -188,7 +189,7 @@ func (s *stream) inspect(ctx context.Context) (output.Space, error) {
 		return space, err
 	}
 	if space.MaxMessage > 0 && space.MaxMessage < s.largest {
-		return space, fmt.Errorf("stream %s takes messages of %d bytes at most (max_msg_size), and what jobs store in it is larger; raise it to %d", s.name, space.MaxMessage, s.largest)
+		return space, fmt.Errorf("%s takes messages of %d bytes at most (max_msg_size), and what jobs store in it is larger; raise it to %d", topology.Object(s.name), space.MaxMessage, s.largest)
 	}
 	s.mu.Lock()
 	proven := s.proven
@@ -216,9 +217,9 @@ func (s *stream) probe(ctx context.Context, subject string) error {
 	case errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant):
 		return nil
 	case errors.As(err, &api) && api.Code < http.StatusInternalServerError, errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("stream %s does not take a message on %s; look at the stream, and at this worker's permission to publish there: %w", s.name, subject, err)
+		return fmt.Errorf("%s does not take a message on %s; look at the stream, and at this worker's permission to publish there: %w", topology.Object(s.name), subject, err)
 	default:
-		return fmt.Errorf("write to stream %s: %w", s.name, err)
+		return fmt.Errorf("write to %s: %w", topology.Object(s.name), err)
 	}
 }
 
@@ -230,7 +231,7 @@ func (s *stream) Reserve(jobID string, left, all int64) error {
 		return s.err
 	}
 	if s.failed > 0 && s.tried(jobID) {
-		return fmt.Errorf("stream %s has failed the last session that wrote to it, and another job tries it first", s.name)
+		return fmt.Errorf("%s has failed the last session that wrote to it, and another job tries it first", topology.Object(s.name))
 	}
 	whole := &output.NoSpaceError{Stream: s.name, Need: all, Free: s.space.Free, Max: s.space.Max}
 	if s.space.Max > 0 && whole.Never() && s.usable() {

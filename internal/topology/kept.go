@@ -21,6 +21,16 @@ type Kept struct {
 // Name is that of the stream or bucket, without saying which it is.
 func (k Kept) Name() string { return k.Object[strings.IndexByte(k.Object, ' ')+1:] }
 
+// Object names a stream as people know it: the bucket that it is behind, or itself.
+func Object(stream string) string {
+	for _, prefix := range []string{"KV_", "OBJ_"} {
+		if bucket, ok := strings.CutPrefix(stream, prefix); ok {
+			return "bucket " + bucket
+		}
+	}
+	return "stream " + stream
+}
+
 // Kept lists every stream and bucket of a fleet.
 func (n Names) Kept() []Kept {
 	stream := func(name string) Kept { return Kept{Stream: name, Object: "stream " + name} }

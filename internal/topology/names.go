@@ -319,7 +319,7 @@ func (n Names) RecordingsBucket() string { return n.kept("RECORDINGS") }
 func (n Names) Unavailable(what string, err error) error {
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrBucketNotFound):
-		return fmt.Errorf("%s not found: no worker has run here with nats.prefix %q yet ('avatarworker run' makes it)", what, n.prefix())
+		return fmt.Errorf("%s not found: no worker has run here with nats.prefix %q yet, or it was deleted; 'avatarworker setup' makes it", what, n.prefix())
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return fmt.Errorf("%s: JetStream is not enabled on this NATS server, or not for this account", what)
 	case errors.Is(err, nats.ErrNoResponders):

@@ -247,6 +247,7 @@ func busy() *world {
 			CreatedAt: now.Add(-time.Minute), UpdatedAt: now, LastError: last, Labels: map[string]string{"customer": "acme"}, Attempt: 1, MaxAttempts: 5,
 		},
 		Whole: true, Cost: status.Cost{Sessions: 1, SessionMS: 7000, Credits: 2},
+		Replays: []dlq.ReplayedRun{{Run: 2, DeadLetter: 9, At: now.Add(-48 * time.Second), Corrected: "sha256:12"}},
 	}
 	for i, body := range []any{
 		event.Started{JobFields: event.JobFields{JobID: "j1", Run: 1, Attempt: 1}},

@@ -3,6 +3,7 @@ package ui
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
@@ -139,6 +140,7 @@ func (s *Server) job(q *request) {
 		d.Steps = append(d.Steps, newStep(e))
 	}
 	s.describe(q, &d)
+	d.Steps = withReplays(d.Steps, j.Replays, id)
 	q.view.Title, q.view.Live, q.view.Data = "Job "+id, !d.State.Final() || d.State == "", d
 	q.render(http.StatusOK, "job")
 }
@@ -169,6 +171,27 @@ func newStep(e status.Event) step {
 		Time: e.Time, Kind: kind, Run: body.Run, Attempt: max(body.Attempt, body.Attempts), Text: text, Code: body.Code, Class: body.Class,
 		Phase: body.Phase, Worker: body.Worker, Explain: errors.Explain(body.Code), JSON: pretty(dlq.MaskJSON(e.Data)),
 	}
+}
+
+// withReplays adds the job's replays to its events, each before the first event of its
+// run.
+func withReplays(steps []step, replays []dlq.ReplayedRun, id string) []step {
+	for _, r := range replays {
+		t := step{Time: r.At, Kind: "replayed", Run: r.Run, Text: fmt.Sprintf("From dead letter %d.", r.DeadLetter)}
+		if r.Corrected != "" {
+			t.Kind = "corrected"
+			t.Text = fmt.Sprintf("From dead letter %d. The original (%s): avatarworker dlq show --original %s --run %d", r.DeadLetter, r.Corrected, id, r.Run)
+		}
+		at := slices.IndexFunc(steps, func(s step) bool { return s.Run >= r.Run })
+		if at < 0 {
+			at = len(steps)
+		}
+		if t.Time.IsZero() && at > 0 { // replayed by a version that did not note when
+			t.Time = steps[at-1].Time
+		}
+		steps = slices.Insert(steps, at, t)
+	}
+	return steps
 }
 
 // pretty is JSON with a line for each value.
@@ -276,12 +299,18 @@ func (s *Server) describeRecord(q *request, d *jobData, r *lifecycle.Record) {
 	case lifecycle.StateCompleted:
 		d.Verdict = "It completed after " + count(max(r.Attempt, 1), "attempt") + "."
 	case lifecycle.StateDeadLettered:
+		if r.LastError != nil {
+			d.Explain = errors.ExplainGivenUp(r.LastError.Code)
+		}
 		d.Verdict, d.Remedy = "It was given up.", d.Explain.Remedy
 		if r.LastError != nil {
 			d.Verdict = "It was given up because of " + string(r.LastError.Code) + ": " + sentence(d.Explain.Meaning)
 		}
 	case lifecycle.StateExpired:
 		d.Verdict = "Its deadline passed before it was done. Its publisher wished it so."
+		if at := d.Job.Deadline(); at != nil {
+			d.Verdict = "Its deadline, " + at.UTC().Format(time.RFC3339) + ", passed before it was done, or would have before its next attempt. Its publisher wished it so."
+		}
 	case lifecycle.StateCancelled:
 		d.Verdict = "It was cancelled."
 	}

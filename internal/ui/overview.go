@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"avatarworker/internal/cost"
+	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/circuit"
 	"avatarworker/internal/jobs/lifecycle"
@@ -234,7 +235,7 @@ func troubles(f *status.Fleet) []trouble {
 	}
 	if letters > 0 {
 		text := count(letters, "dead letter") + " to decide on"
-		if len(f.DeadLetters) == 1 {
+		if first := f.DeadLetters[0].Code; !slices.ContainsFunc(f.DeadLetters, func(c dlq.Count) bool { return c.Code != first }) {
 			text += ", all because of " + string(f.DeadLetters[0].Code)
 		} else {
 			text += fmt.Sprintf(", most of them because of %s", f.DeadLetters[0].Code)

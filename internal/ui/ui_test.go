@@ -96,6 +96,36 @@ func TestEveryPageOfTheNavigationIsTested(t *testing.T) {
 	}
 }
 
+func TestACodeOfTwoClassesIsShownWithItsClass(t *testing.T) {
+	w := busy()
+	w.fleet.DeadLetters = []dlq.Count{
+		{Class: errors.ClassJob, Code: errors.CodeAudioUnavailable, Letters: 6}, {Class: errors.ClassTransient, Code: errors.CodeAudioUnavailable, Letters: 1},
+	}
+	s := open(t, w, nil).visit()
+	for _, path := range []string{"/", "/letters"} {
+		page := text(t, s.do(http.MethodGet, path, "", nil))
+		for _, class := range []string{"job", "transient"} {
+			if want := `<a href="/letters?class=` + class + `&amp;code=audioUnavailable">audioUnavailable`; strings.Count(page, want) != 1 {
+				t.Errorf("%s: %q is not there once", path, want)
+			}
+		}
+	}
+	if page := text(t, s.do(http.MethodGet, "/", "", nil)); !strings.Contains(page, "all because of audioUnavailable") {
+		t.Error("that all letters have one code is not said")
+	}
+}
+
+func TestOnlyACodeThatIsRetriedHasAttempts(t *testing.T) {
+	s := open(t, busy(), nil).visit()
+	for path, want := range map[string]string{
+		"/codes/avatarNotFound": "<dd>–</dd>", "/codes/creditsExhausted": "<dd>–</dd>", "/codes/connectionClosed": "<dd>as many as the job has</dd>", "/codes/unknown": "<dd>2 with this code in all</dd>",
+	} {
+		if page := text(t, s.do(http.MethodGet, path, "", nil)); !strings.Contains(page, "<dt>Attempts</dt>"+want) {
+			t.Errorf("%s does not say %s", path, want)
+		}
+	}
+}
+
 func TestEachQuestionOfTheWalkHasItsAnswerOnAPage(t *testing.T) {
 	s := open(t, busy(), nil).visit()
 	for _, q := range []struct {
@@ -125,6 +155,7 @@ func TestEachQuestionOfTheWalkHasItsAnswerOnAPage(t *testing.T) {
 		{"what does this code mean", "/codes/creditsExhausted", []string{"Buy credits"}},
 		{"which budget is spent", "/", []string{"The budget of 20 credits per month for label.customer acme is spent: 1,234 of 20, 1,000 jobs of it are held until 1 Apr 00:00 UTC", "cost budget label.customer --per month --credits N", "/jobs?label=customer%3Dacme&amp;state=held"}},
 		{"which sessions are used up", "/", []string{"All 2 sessions of app_id shop are in use"}},
+		{"what was corrected", "/jobs/j1", []string{">corrected</span> <small>run 2</small>", "From dead letter 9. The original (sha256:12): avatarworker dlq show --original j1 --run 2"}},
 		{"where is its dead letter", "/jobs/j1", []string{"/letters/1"}},
 	} {
 		page := text(t, s.do(http.MethodGet, q.path, "", nil))

@@ -272,8 +272,14 @@ func operator(ctx context.Context, t *testing.T, url string, refused *refusals) 
 			return nil
 		},
 		func(ctx context.Context) error {
-			_, err := letters.Replay(ctx, 1, dlq.ReplayOptions{})
-			return must(err, "replay")
+			r, err := letters.Replay(ctx, 1, dlq.ReplayOptions{Correct: func(dlq.Letter) ([]byte, error) {
+				return []byte(`{"avatar_id":"corrected","audio":{"url":"https://h/a.wav"}}`), nil
+			}})
+			if err != nil {
+				return must(err, "replay")
+			}
+			_, _, err = letters.Original(ctx, r.JobID, r.Run)
+			return must(err, "read the original")
 		},
 		func(ctx context.Context) error { return must(letters.Remove(ctx, 2), "remove") },
 		func(ctx context.Context) error {

@@ -96,14 +96,19 @@ func Newest[T any](list []T, n int) []T {
 // DeadLettered is the outcome of a job that was given up.
 type DeadLettered struct {
 	JobFields
-	Attempts   int          `json:"attempts"`
-	Crashes    int          `json:"crashes,omitempty"`
-	Code       errors.Code  `json:"code"`
-	Class      errors.Class `json:"class"`
-	Phase      errors.Phase `json:"phase"`
-	Reason     string       `json:"reason"` // see DeadLetter
-	Message    string       `json:"message"`
-	DeadLetter string       `json:"dead_letter"` // the subject it is kept under
+	Attempts int          `json:"attempts"`
+	Crashes  int          `json:"crashes,omitempty"`
+	Code     errors.Code  `json:"code"`
+	Class    errors.Class `json:"class"`
+	Phase    errors.Phase `json:"phase"`
+	Reason   string       `json:"reason"` // see DeadLetter
+	Message  string       `json:"message"`
+
+	// What the backend said of it; empty: nothing.
+	ServerTitle  string `json:"server_title,omitempty"`
+	ServerDetail string `json:"server_detail,omitempty"`
+
+	DeadLetter string `json:"dead_letter"` // the subject it is kept under
 }
 
 // Expired is the outcome of a job whose deadline passed.
@@ -214,6 +219,14 @@ type WorkerAlert struct {
 	Worker   string    `json:"worker"`
 	WorkerID string    `json:"worker_id"`
 	Time     time.Time `json:"time"`
+
+	// Of AlertBudget: the budget, and how much of it was spent.
+	Key     string    `json:"key,omitempty"`   // app_id or label.NAME
+	Value   string    `json:"value,omitempty"` // the app, or the value of the label
+	Credits int64     `json:"credits,omitempty"`
+	Spent   int64     `json:"spent,omitempty"` // credits
+	Per     string    `json:"per,omitempty"`
+	Until   time.Time `json:"until,omitzero"` // when the period ends
 }
 
 func (a WorkerAlert) ceType() string            { return "avatar.alert." + a.Kind }

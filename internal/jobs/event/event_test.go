@@ -68,7 +68,7 @@ func goldenEvents() map[string]Event {
 		"completed": event(id(TypeCompleted), NewCompleted(job, 2, []string{"c1", "c2"},
 			[]Utterance{{ReqID: "r1", Frames: 6, Bytes: 252896, AudioMS: 20300, FirstFrameMS: 210, DurationMS: 4100}}, 1, 5200*time.Millisecond, "J")),
 		"completed_discard": event(id(TypeCompleted), NewCompleted(job, 1, nil, nil, 0, 0, "")),
-		"dead_lettered":     event(id(TypeDeadLettered), DeadLettered{JobFields: job, Attempts: 2, Crashes: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Phase: errors.PhaseConnect, Reason: "permanent", Message: "Avatar not found", DeadLetter: "avatar.dlq.config.avatarNotFound"}),
+		"dead_lettered":     event(id(TypeDeadLettered), DeadLettered{JobFields: job, Attempts: 2, Crashes: 1, Code: errors.CodeAvatarNotFound, Class: errors.ClassConfig, Phase: errors.PhaseConnect, Reason: "permanent", Message: "Avatar not found", ServerTitle: "Not Found", ServerDetail: "no avatar x", DeadLetter: "avatar.dlq.config.avatarNotFound"}),
 		"expired":           event(ID("J", 1, 0, TypeExpired), Expired{JobFields: job, Attempts: 1, Code: errors.CodeDeadlineExceeded, Deadline: eventTime.UTC(), LastError: &failure}),
 		"cancelled":         event(id(TypeCancelled), Cancelled{JobFields: job, Attempts: 1, UtterancesTotal: 2, SessionMS: 900}),
 		"released":          event(id(TypeReleased), Released{JobFields: job, Reason: "drain", Checkpoint: 2}),
@@ -86,7 +86,7 @@ func goldenEvents() map[string]Event {
 		"alert_unsettled": event(AlertID(AlertUnsettled, eventTime, "J"),
 			WorkerAlert{Kind: AlertUnsettled, What: "sessions", AppID: "app", JobID: "J", Message: "the job is held", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}),
 		"alert_budget": event(AlertID(AlertBudget, eventTime, "spent", "app_id", "app", "month", "1000"),
-			WorkerAlert{Kind: AlertBudget, What: "spent", AppID: "app", Message: "the budget is spent", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC()}),
+			WorkerAlert{Kind: AlertBudget, What: "spent", AppID: "app", Message: "the budget is spent", Worker: "host a", WorkerID: "host a.7f3", Time: eventTime.UTC(), Key: "app_id", Value: "app", Credits: 1000, Spent: 1004, Per: "month", Until: eventTime.Add(time.Hour).UTC()}),
 	}
 }
 

@@ -53,6 +53,7 @@ func (e Events) Last(r *Record) event.Event {
 		return e.Event(event.TypeDeadLettered, r, event.DeadLettered{
 			JobFields: fields, Attempts: r.AttemptsMade(), Crashes: r.Crashes, Code: r.LastError.Code, Class: r.LastError.Class,
 			Phase: r.LastError.Phase, Reason: r.Reason, Message: r.LastError.Message,
+			ServerTitle: r.LastError.ServerTitle, ServerDetail: r.LastError.ServerDetail,
 			DeadLetter: e.Names.DLQ(string(r.LastError.Class), string(r.LastError.Code)),
 		})
 	case StateExpired:
@@ -86,6 +87,15 @@ func (e Events) deadline() time.Time {
 	return e.Job.NotAfter()
 }
 
+// tooLate says why a job expires before its deadline.
+func tooLate(notBefore time.Duration, deadline time.Time) string {
+	why := "; the next attempt would come after the deadline"
+	if notBefore > 0 {
+		why = "; the backend asks to wait " + notBefore.Round(time.Second).String() + ", until after the deadline"
+	}
+	return why + " " + deadline.UTC().Format(time.RFC3339)
+}
+
 // Error returns the error event of a failure that happened now; at is when the job is
 // tried again, if it is.
 func (e Events) Error(r *Record, fault *errors.Error, d errors.Decision, plan Plan, now, at time.Time) *event.Error {
@@ -101,6 +111,9 @@ func (e Events) Error(r *Record, fault *errors.Error, d errors.Decision, plan Pl
 		failure.RetryAt = at
 	}
 	ev := event.NewError(fields, failure)
+	if deadline := e.deadline(); plan.Action == errors.ActionExpire && now.Before(deadline) {
+		ev.Message += tooLate(d.NotBefore, deadline)
+	}
 	if ev.ConnectionID == "" {
 		ev.ConnectionID = r.ConnectionID
 	}

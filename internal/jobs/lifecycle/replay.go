@@ -19,6 +19,11 @@ type Claim struct {
 	// StreamSeq is the sequence of the published job in the jobs stream; 0: it
 	// may not have been published.
 	StreamSeq uint64 `json:"stream_seq,omitempty"`
+	// At is when it was replayed, and Corrected the digest of the letter's own bytes
+	// where another job is published in their place. Until StreamSeq is known they say
+	// what was meant.
+	At        time.Time `json:"at,omitzero"`
+	Corrected string    `json:"corrected,omitempty"`
 }
 
 // Claims are those of one job id, oldest first.

@@ -67,7 +67,7 @@ func operations() []operation {
 	jobs := []parameter{
 		several("state", "in this state: "+join(status.States())), several("queue", "of this queue"), several("app", "of this app"), several("avatar", "of this avatar"),
 		{Name: "label", In: "query", Description: "with this label, KEY=VALUE; of several, all", Schema: map[string]any{"type": "array", "items": map[string]any{"type": "string"}}},
-		several("code", "whose last failure, or what holds them, has this code"), text("older", "published before this time"+ago), text("newer", "published at this time or later"+ago),
+		several("code", "whose last failure, or what holds them, has this code; expired jobs have deadlineExceeded"), text("older", "published before this time"+ago), text("newer", "published at this time or later"+ago),
 		{Name: "sort", In: "query", Description: "newest first, longest running first, or most connected time first", Schema: map[string]any{"type": "string", "enum": status.Orders(), "default": status.ByAge}},
 		{Name: "by", In: "query", Description: "count the jobs by queue, app, avatar, code or label:NAME instead of listing them: `groups`, those with the most jobs first", Schema: map[string]any{"type": "string"}}, limit(),
 	}
