@@ -317,7 +317,7 @@ func TestAWorkerDrainsByItsNameIfOnlyOneHasIt(t *testing.T) {
 	if err := b.nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, 0, []string{"host-1  draining, 2 jobs in hand"}, b.args("drain", "host")...)
+	expect(t, 0, []string{"host-1  draining, 2 slots in use"}, b.args("drain", "host")...)
 	expect(t, 0, []string{"twin-2  draining"}, b.args("drain", "twin-2")...)
 	expect(t, exitUsage, []string{"2 workers have the name twin: give an id, one of twin-1, twin-2"}, b.args("drain", "twin")...)
 }

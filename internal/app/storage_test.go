@@ -258,7 +258,7 @@ func TestJobsAreHeldWhileTheirSpeechCannotBeRead(t *testing.T) {
 	}
 	f.publish("upload", "ok-upload", fields{"audio": audio})
 	f.heldForStorage("upload", "ok-upload")
-	f.notReadyFor(w, data.Name)
+	f.notReadyFor(w, f.names.AudioFilesBucket()+" is gone")
 	f.discards(2)
 	if _, err := f.js.CreateStream(f.ctx, data); err != nil {
 		t.Fatal(err)
