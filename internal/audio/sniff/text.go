@@ -27,13 +27,23 @@ const (
 	utf8Mark = "\xef\xbb\xbf"
 )
 
-// text names a file that is text throughout.
+// text names a file that is text throughout, or the whole of a short JSON message.
 func text(head []byte) (Kind, bool) {
 	different, ok := printable(head)
-	if !ok || len(head) < textLeast || different < textVaries && letters(head) < wordsLeast {
+	switch {
+	case !ok:
+		return Kind{}, false
+	case len(head) < textLeast:
+		return Kind{"JSON", remedyText}, len(head) >= shortLeast && isObject(trimmed(head))
+	case different < textVaries && letters(head) < wordsLeast:
 		return Kind{}, false
 	}
 	return textKind(head), true
+}
+
+// isObject reports whether b is one JSON object or array.
+func isObject(b []byte) bool {
+	return len(b) > 0 && (b[0] == '{' || b[0] == '[') && json.Valid(b)
 }
 
 // Short names a file of a few bytes: error messages are often shorter than what it
