@@ -164,7 +164,7 @@ func (s *Session) callOnFrame(u *utterance, e envelope, b []byte) error {
 		}
 	}
 	u.stall.handled(now, e.end)
-	if e.end {
+	if e.end && (!s.egress || u.allSent.Load()) {
 		u.ended = true
 		u.endedAt = now
 		u.finish(endingComplete)

@@ -80,6 +80,7 @@ func (s *Session) Start(ctx context.Context, in Utterance) Call {
 	if u.begun {
 		u.unwatch = s.watchUtterance(u)
 		u.sent, u.err = s.send(source, u)
+		u.allSent.Store(u.sent)
 	}
 	u.stopSource()
 	u.speech = nil
@@ -194,8 +195,11 @@ func (s *Session) waitEnding(u *utterance) ending {
 	if u.playback != nil {
 		u.playback.Stop()
 	}
-	if u.err != nil || u.how != endingComplete {
+	switch {
+	case u.how != endingComplete:
 		return u.how
+	case u.err != nil: // the backend was done before the source failed
+		return endingFailure
 	}
 	if u.sent && !u.over.Swap(true) {
 		return endingComplete

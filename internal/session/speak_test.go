@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"io"
 	"os"
 	"sync"
 	"testing"
@@ -492,4 +493,60 @@ func TestCaptureIsRelayedByteForByte(t *testing.T) {
 			t.Errorf("frame %d differs", i)
 		}
 	}
+}
+
+// gapped is speech of two chunks, the second 10 s long, with a wait between them; or an
+// error in place of the second.
+type gapped struct {
+	gap  time.Duration
+	err  error
+	sent int
+}
+
+func (g *gapped) Next(context.Context) ([]byte, time.Duration, error) {
+	switch g.sent++; g.sent {
+	case 1:
+		return []byte{1, 0}, time.Second, nil
+	case 2:
+		time.Sleep(g.gap)
+		return []byte{2, 0}, 10 * time.Second, g.err
+	}
+	return nil, 0, io.EOF
+}
+
+// endsInTheGap is a backend that says after the first chunk that it is done.
+func endsInTheGap(p *peer) {
+	p.confirm()
+	p.sendRaw(frame(p.t, p.read().GetClientAudioInput().ReqId, true, "drained"))
+	p.speech()
+}
+
+// In a room, it only means that playback has caught up.
+func TestInARoomAnEndAmidSpeechDoesNotCutTheRestOff(t *testing.T) {
+	b := &backend{session: endsInTheGap}
+	inMemory(t, b, Options{}, func(c *Client) {
+		p := params()
+		p.LiveKit = &LiveKit{URL: "wss://x", RoomName: "r", PublisherID: "p", APIToken: "t"}
+		s := mustOpen(t, c, p)
+		defer s.Close()
+		begun := time.Now()
+		if _, err := s.Speak(context.Background(), Utterance{Speech: &gapped{gap: 3 * time.Second}}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); took < 13*time.Second {
+			t.Errorf("over after %s: 10 s of speech were sent after 3 s", took)
+		}
+	})
+}
+
+func TestSpeechThatFailsAfterTheBackendsEndIsAFailure(t *testing.T) {
+	b := &backend{session: endsInTheGap}
+	inMemory(t, b, Options{}, func(c *Client) {
+		s := mustOpen(t, c, params())
+		defer s.Close()
+		want := errors.New("the source failed")
+		if spoken, err := s.Speak(context.Background(), Utterance{Speech: &gapped{gap: 2 * time.Second, err: want}}); !errors.Is(err, want) {
+			t.Errorf("spoken %+v, %v", spoken, err)
+		}
+	})
 }

@@ -18,6 +18,7 @@ type utterance struct {
 	stall       stallClock
 	cancel      atomic.Pointer[context.CancelFunc] // ends the wait for the source; nil: it is over
 
+	allSent     atomic.Bool   // in egress an end before that says only that playback ran dry
 	over        atomic.Bool   // nothing more is sent, and no frame is passed on
 	interrupted chan struct{} // closed once the interrupt is sent
 	done        chan struct{} // closed when there is nothing more to wait for

@@ -235,6 +235,7 @@ type activeLease struct {
 	revision uint64
 	renewal  int
 	sent     time.Time // when the last acknowledged renewal was started
+	clockDue bool      // the server's clock is to be read with the next renewal
 	watchdog *time.Timer
 	lost     context.CancelCauseFunc
 }
@@ -248,18 +249,19 @@ func (l *activeLease) acquire(ctx context.Context) error {
 	b := retry.Backoff{Initial: kv.RetryPause, Max: acquireMax}
 	return retry.Until(ctx, b, nil, func() error {
 		l.sent = time.Now()
-		second := l.sent
 		err := l.put(ctx, m.o.Window)
+		second := time.Now()
 		if err == nil {
-			second = time.Now()
 			err = l.put(ctx, m.o.Window)
 		}
+		stored := time.Now()
+		l.clockDue = !m.quick(second)
 		if err != nil {
 			l.revision, l.renewal = 0, 0 // by then the key may have expired
 			m.setFault(fmt.Errorf("the worker's lease can't be written, so it starts no session: %w", err))
 			return err
 		}
-		if err := m.readClock(ctx, l.id, second); err != nil {
+		if err := m.readClock(ctx, l.id, stored); err != nil {
 			m.setFault(fmt.Errorf("the worker's lease can't be read, so it starts no session: %w", err))
 			return err
 		}
@@ -361,14 +363,21 @@ func (l *activeLease) renew(stopping, lease context.Context) error {
 	}
 	m.o.Renewed(true)
 	m.o.Store.Note(seenPrefix+topology.Token(l.id), entry{WorkerID: l.id, Renewal: l.renewal})
-	if l.renewal%renewalsPerClockCheck == 0 {
-		_ = m.readClock(lease, l.id, sent) // the last reading counts on
+	stored := time.Now()
+	l.clockDue = l.clockDue || l.renewal%renewalsPerClockCheck == 0
+	if l.clockDue && m.quick(sent) {
+		// Without an answer the last reading counts on.
+		l.clockDue = m.readClock(lease, l.id, stored) != nil
 	}
 	return nil
 }
 
-// readClock reads when the server stored the lease's key. local is the time just before
-// that.
+// quick reports whether a write that was begun at that time, and is answered now, was
+// answered at the first try. One that was tried again may have been stored long ago.
+func (m *Manager) quick(begun time.Time) bool { return time.Since(begun) < m.o.Window/8 }
+
+// readClock reads when the server stored the lease's key. local is the time just after
+// that: Now is late rather than early, so that no deadline passes too soon.
 func (m *Manager) readClock(ctx context.Context, id string, local time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, m.o.Window/renewalsPerWindow)
 	defer cancel()

@@ -188,8 +188,10 @@ func (l *Limits) remove(p limitKey) {
 			return readErr
 		}
 		if now.WorkerID != h.WorkerID || now.JobID != h.JobID {
-			now.revision = revision
-			l.set(p, now)
+			l.setRemoved(p, h.revision)
+			if now.revision = revision; revision != 0 {
+				l.update(p, now)
+			}
 			return nil
 		}
 		h.revision = revision
@@ -237,9 +239,12 @@ func (l *Limits) dequeue(bounds []jobLimit) {
 	}
 }
 
-// freeExpired frees the limit's keys whose holders' leases are gone.
+// freeExpired frees the limit's keys whose holders' leases are gone. One of the others
+// it reads: the watch may have reported that a key was removed before this worker took
+// note of who held it.
 func (l *Limits) freeExpired(ctx context.Context, limit string) {
 	valid := make(map[string]bool)
+	read := false
 	for n, h := range l.heldByOthers(limit) {
 		alive, asked := valid[h.WorkerID]
 		if !asked {
@@ -249,8 +254,12 @@ func (l *Limits) freeExpired(ctx context.Context, limit string) {
 			}
 			valid[h.WorkerID] = alive
 		}
-		if !alive {
-			l.markFree(limitKey{limit, n}, h.revision)
+		switch p := (limitKey{limit, n}); {
+		case !alive:
+			l.markFree(p, h.revision)
+		case !read:
+			read = true
+			l.refresh(ctx, p, h.revision)
 		}
 	}
 }

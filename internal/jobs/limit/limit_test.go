@@ -468,6 +468,15 @@ func TestAKeyIsRemovedThoughItWasWrittenAgainWithoutAnAnswer(t *testing.T) {
 	e.eventually("the key is removed", func() bool { return e.keys() == 0 })
 }
 
+// What the watch reports may come before the answer to a read from before.
+func TestAKeyThatIsFreeIsTakenThoughThisWorkerTookItForAnothers(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t)
+	l, _ := e.limits("w", look(20*time.Millisecond))
+	l.update(limitKey{"app_id/app", 1}, holder{WorkerID: "other", JobID: "j", revision: 10})
+	e.receive(e.waiting(l, job("j1")))()
+}
+
 func TestWhereTheKeysCanNotBeListedTheWorkerSaysWhy(t *testing.T) {
 	t.Parallel()
 	e := newEnv(t)
