@@ -210,8 +210,9 @@ func TestConnectedTimeEndsWithTheAnswerToOurCloseHoweverLateItIsRead(t *testing.
 
 // After a freeze the handshake's time is up although the confirm has come.
 func TestAConfirmThatIsReadAfterTheHandshakesTimeCounts(t *testing.T) {
-	c := overTCP(t, &backend{}, Options{HandshakeTimeout: 20 * time.Millisecond})
-	lateFor(c, 80*time.Millisecond)
+	t.Parallel()
+	c := overTCP(t, &backend{}, Options{HandshakeTimeout: 300 * time.Millisecond}) // more than the backend takes
+	lateFor(c, 400*time.Millisecond)
 	s, err := c.Open(context.Background(), params())
 	if err != nil {
 		t.Fatalf("the session was confirmed, and is billed: %v", err)
