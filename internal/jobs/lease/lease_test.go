@@ -522,7 +522,7 @@ func TestNowIsNeverAheadHoweverLateARenewalIsAnswered(t *testing.T) {
 		return err == nil && now.Renewal%renewalsPerClockCheck == renewalsPerClockCheck-1
 	})
 	w.proxy.drop(true) // as while a leader is elected
-	time.Sleep(850 * time.Millisecond)
+	<-time.After(850 * time.Millisecond)
 	w.proxy.drop(false)
 	w.renewals(t, 2)
 	const jitter = 20 * time.Millisecond // of the wall clock
