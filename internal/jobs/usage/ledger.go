@@ -124,10 +124,16 @@ func (l *Ledger) Send(r Record) (wait func(ctx context.Context, limit time.Durat
 	if r.Estimated {
 		since = r.ConfirmedAt
 	}
-	if l.o.Now().Sub(since) <= l.o.Window/2 {
-		failpoint.Here("usage_record")
-		return l.send(r, r.ID(), nil).wait
+	if l.o.Now().Sub(since) > l.o.Window/2 {
+		return l.searchFirst(r, since)
 	}
+	failpoint.Here("usage_record")
+	return l.send(r, r.ID(), nil).wait
+}
+
+// searchFirst is Send of a record that the stream may have had for longer than it
+// recognises the id.
+func (l *Ledger) searchFirst(r Record, since time.Time) (wait func(ctx context.Context, limit time.Duration) (fresh bool, err error)) {
 	return func(ctx context.Context, limit time.Duration) (fresh bool, err error) {
 		if limit > 0 {
 			var cancel context.CancelFunc
