@@ -64,10 +64,10 @@ func Decode(header nats.Header, data []byte) (*jobpb.Job, *errors.Error) {
 	if len(problems) > 0 {
 		return nil, invalidJob(problems)
 	}
-	if err := validate(job, sync.OnceValue(func() map[string]bool { return emptySources(header, data) })); err != nil {
-		return nil, err
+	if Validate(job) == nil {
+		return job, nil
 	}
-	return job, nil
+	return nil, validate(job, sync.OnceValue(func() map[string]bool { return emptySources(header, data) }))
 }
 
 // emptySources returns the fields of a job in JSON that name an object or a URL and
