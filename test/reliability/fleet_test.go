@@ -508,7 +508,7 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 // inStep returns an error while a replica of what the check reads lacks something:
 // the check may read from any of them.
 func (f *fleet) inStep(ctx context.Context) error {
-	for _, name := range []string{f.names.JobsStream(), "KV_" + f.names.StateBucket(), f.names.EventsStream(), f.names.DLQStream()} {
+	for _, name := range []string{f.names.JobsStream(), "KV_" + f.names.StateBucket(), f.names.EventsStream(), f.names.DLQStream(), f.names.UsageStream(), f.names.TotalsStream()} {
 		stream, err := f.js.Stream(ctx, name)
 		if err != nil {
 			return err

@@ -10,7 +10,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/cost"
+	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/retry"
 	"avatarworker/internal/simulator"
 	"avatarworker/internal/topology"
 )
@@ -46,15 +48,34 @@ func readLedger(ctx context.Context, js jetstream.JetStream, names topology.Name
 	if l.Counters, err = store.Compare(ctx); err != nil {
 		return l, err
 	}
+	begun := time.Now()
 	// What the last worker had no time for.
 	counters, err := usage.OpenCounters(ctx, js, names, nil)
 	if err == nil {
 		err = counters.CatchUp(ctx, func(error) {})
 	}
-	if err == nil {
-		l.Total, err = store.Sum(ctx, cost.Query{By: cost.ByDay})
+	if err != nil {
+		return l, err
 	}
+	// A replica that answers may not have yet what was added just now.
+	_ = retry.Until(ctx, retry.Backoff{Initial: 100 * time.Millisecond, Max: time.Second}, func(error) bool { return err != nil || time.Since(begun) > inStep }, func() error {
+		if l.Total, err = store.Sum(ctx, cost.Query{By: cost.ByDay}); err == nil && l.total() != l.Counters.Totals {
+			return errors.New("the counters are not what the records add up to")
+		}
+		return err
+	})
 	return l, err
+}
+
+// inStep is how long the replicas of the counters have to be in step.
+const inStep = 10 * time.Second
+
+// total is what the counters add up to.
+func (l *Ledger) total() (total usage.Totals) {
+	for _, row := range l.Total {
+		total = total.Plus(row.Totals)
+	}
+	return total
 }
 
 // ledger holds the ledger against the backend's session log: every session that it
@@ -66,11 +87,7 @@ func (c *check) ledger() {
 	for _, d := range c.seen.Ledger.Counters.Differences {
 		c.violate("counter %s is %+v, its records add up to %+v", d.Counter, d.Have, d.Want)
 	}
-	var total usage.Totals
-	for _, row := range c.seen.Ledger.Total {
-		total = total.Plus(row.Totals)
-	}
-	if records := c.seen.Ledger.Counters.Totals; total != records {
+	if total, records := c.seen.Ledger.total(), c.seen.Ledger.Counters.Totals; total != records {
 		c.violate("the counters add up to %+v, the records to %+v", total, records)
 	}
 	counts := c.counting()
