@@ -287,6 +287,10 @@ func (c *cells) lose(i int, away time.Duration) {
 	if err := c.federation.WaitReady(back); err != nil {
 		c.t.Fatal(err)
 	}
+	// The servers are there before the streams have leaders.
+	if err := insist(func() error { return lost.answers(back, lost.js) }); err != nil {
+		c.t.Fatal(err)
+	}
 	out.End = time.Now().Add(reconnect)
 	lost.fault(out)
 }
