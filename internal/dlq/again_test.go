@@ -227,12 +227,10 @@ func replaceStream(t *testing.T, b bench, cfg jetstream.StreamConfig) bench {
 	return b
 }
 
-// What stopped between its claim and its publish comes first: a later run that
-// is taken before it would make it a duplicate.
-func TestALetterWaitsForTheReplayOfAnotherThatWasInterrupted(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	twins(t, b, 2)
+// claimOnly replays the first letter into a queue that is full: its run is claimed, and
+// not published.
+func claimOnly(t *testing.T, b bench) {
+	t.Helper()
 	cfg := b.h.Jobs.CachedInfo().Config
 	full := cfg
 	full.MaxMsgs = 1
@@ -248,6 +246,15 @@ func TestALetterWaitsForTheReplayOfAnotherThatWasInterrupted(t *testing.T) {
 	if _, err := b.js.UpdateStream(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// What stopped between its claim and its publish comes first: a later run that
+// is taken before it would make it a duplicate.
+func TestALetterWaitsForTheReplayOfAnotherThatWasInterrupted(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	twins(t, b, 2)
+	claimOnly(t, b)
 	if _, err := b.store.Replay(t.Context(), 2, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "replay or remove that one first") {
 		t.Fatal(err)
 	}
@@ -265,21 +272,7 @@ func TestAReplayThatWasCancelledBeforeItWasPublishedIsALaterRun(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	twins(t, b, 1)
-	cfg := b.h.Jobs.CachedInfo().Config
-	full := cfg
-	full.MaxMsgs = 1
-	if _, err := b.js.UpdateStream(t.Context(), full); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := b.js.Publish(t.Context(), "avatar.jobs.default", nil); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := b.store.Replay(t.Context(), 1, dlq.ReplayOptions{}); err == nil || !strings.Contains(err.Error(), "is full") {
-		t.Fatal(err)
-	}
-	if _, err := b.js.UpdateStream(t.Context(), cfg); err != nil {
-		t.Fatal(err)
-	}
+	claimOnly(t, b)
 	records := kv.NewStore(b.js, b.h.State, time.Minute)
 	for range 2 {
 		if state, err := lifecycle.NoteCancel(t.Context(), records, "greeting", time.Now()); err != nil || state != lifecycle.StateReleased {

@@ -112,7 +112,7 @@ func trimmed(b []byte) []byte {
 	return bytes.TrimSpace(bytes.TrimPrefix(b, []byte(utf8Mark)))
 }
 
-// isJSON reports whether b is one JSON value that is no number, or several.
+// isJSON reports whether b is one JSON value other than a number, or several values.
 func isJSON(b []byte) bool {
 	if len(b) == 0 || bytes.IndexByte([]byte(`{["tfn`), b[0]) < 0 {
 		return false

@@ -55,7 +55,7 @@ func WAVHeader(b []byte) int {
 }
 
 // Before returns how many bytes come before the header of a WAV or Ogg file, and how
-// that begins, if there are only a few of them; 0: there is no such file.
+// that begins, if there are only a few of them; 0: no file begins there.
 func Before(head []byte) (n int, magic string) {
 	const most = 64
 	b := head[:min(len(head), most+WAVHeaderSize)]

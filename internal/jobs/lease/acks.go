@@ -42,7 +42,7 @@ func (m *Manager) Track(reply string) *Message {
 	m.acks.mu.Unlock()
 	// Extend at once. JetStream counts a delivery from the time the job was
 	// published, so without this a job that queued for long would be delivered
-	// again when the consumer's leader changes.
+	// again when the consumer's leader changes. If it fails, the next extension follows.
 	_ = m.acks.nc.Publish(reply, progress)
 	return x
 }
