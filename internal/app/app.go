@@ -57,6 +57,8 @@ type Options struct {
 	// Spans takes the traces, whatever the OTEL_* variables say; nil: the variables
 	// decide.
 	Spans sdktrace.SpanExporter
+	// Random draws the jitter of each wait, from [0, 1); nil: rand.Float64.
+	Random func() float64
 }
 
 // App is one worker with everything around it.
@@ -95,6 +97,9 @@ const stopTimeout = 5 * time.Second
 func New(o Options) (*App, error) {
 	if err := o.Config.RequireApp(); err != nil {
 		return nil, err
+	}
+	if o.Random == nil {
+		o.Random = rand.Float64
 	}
 	a := &App{o: o, c: o.Config, names: topology.Names{Prefix: o.Config.NATS.Prefix}, starting: errors.New("starting"), waiting: newPostponed()}
 	a.name = workerName(a.c.Worker.Name)
@@ -458,7 +463,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 		},
 		Parts: jobs.Parts{
 			Started: a.reportStarted, Runner: runner, DeadLetters: dlq.NewWriter(js, a.names),
-			Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: failpoint.Now, Random: rand.Float64,
+			Observer: observer{a.metrics, a.waiting}, Tracer: tracer, Logger: a.log, Now: failpoint.Now, Random: a.o.Random,
 		},
 	}
 	var worker *jobs.Worker

@@ -16,7 +16,7 @@ import (
 func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
-	f.worker(worker{config: func(c *config.Config) { c.Retry.Initial, c.Retry.Max = 2*time.Second, 2*time.Second }})
+	f.worker(worker{config: func(c *config.Config) { c.Retry.Initial, c.Retry.Max = 5*time.Second, 5*time.Second }})
 
 	f.publish("running", "hang", nil)
 	f.state("running", func(r lifecycle.Record) bool { return r.State == lifecycle.StateRunning })
@@ -64,7 +64,7 @@ func TestCancelAnswersTruthfullyWhateverTheJobDoes(t *testing.T) {
 func TestInterruptOfWhatDoesNotSpeakSaysSo(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, nil)
-	f.worker(worker{config: func(c *config.Config) { c.Retry.Initial, c.Retry.Max = 20*time.Second, 20*time.Second }})
+	f.worker(worker{config: func(c *config.Config) { c.Retry.Initial, c.Retry.Max = time.Hour, time.Hour }})
 	f.publish("waits", "fail-upstreamError", nil)
 	f.event("waits", "retrying")
 	f.publish("silent", "ok", live("10s"))

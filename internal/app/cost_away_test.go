@@ -107,7 +107,7 @@ func TestAnOperatorsReplayAndRetryAreInTheLedgerOnceEach(t *testing.T) {
 	f := newFleet(t, nil)
 	f.worker(worker{config: func(c *config.Config) {
 		fourAtATime(c)
-		c.Retry.Initial, c.Retry.Max = time.Minute, time.Minute // only an operator ends it
+		c.Retry.Initial, c.Retry.Max = time.Hour, time.Hour // only an operator ends it
 	}})
 	f.publish("again", "fail-serverError", fields{"max_attempts": 1})
 	f.publish("now", "flaky-upstreamError-1", nil)

@@ -235,28 +235,28 @@ func TestASessionLostWithItsWorkerIsInTheLedgerWithItsUpperBound(t *testing.T) {
 
 func TestABudgetEndsWhereItIsSpentAndRaisedItsJobsGoOn(t *testing.T) {
 	t.Parallel()
+	const jobs, budget = 200, 50
 	f := newFleet(t, func(o *simulator.Options) { o.Speed, o.SessionLogLimit = 0, 2000 })
 	limited := func(c *config.Config) {
-		c.Budgets = []config.Budget{{Key: "label.customer", Credits: 100, Per: "month", Warn: 0.8}, {Key: "app_id", Credits: 10_000, Per: "day"}}
+		c.Budgets = []config.Budget{{Key: "label.customer", Credits: budget, Per: "month", Warn: 0.8}, {Key: "app_id", Credits: 10_000, Per: "day"}}
 		c.Worker.Concurrency = 8
 	}
 	for range 3 {
 		f.worker(worker{config: limited})
 	}
-	const jobs = 400
 	for i := range jobs {
 		f.publish(fmt.Sprintf("b%d", i), "ok", fields{"labels": fields{"customer": "acme"}})
 	}
 	f.publish("other", "ok", fields{"labels": fields{"customer": "b"}})
 	f.outcome("other") // another customer's is not held
-	f.counted(lifecycle.StateHeld, jobs-100)
+	f.counted(lifecycle.StateHeld, jobs-budget)
 	ctx, cancel := context.WithTimeout(f.ctx, patience)
 	defer cancel()
 	if err := f.backend.WaitOpen(ctx, 0); err != nil {
 		t.Fatal(err)
 	}
-	if n := f.backend.Totals().Confirmed; n > 101 { // each is one credit, and one is the other's
-		t.Errorf("%d sessions for a budget of 100 credits", n)
+	if n := f.backend.Totals().Confirmed; n > budget+1 { // each is one credit, and one is the other's
+		t.Errorf("%d sessions for a budget of %d credits", n, budget)
 	}
 	held := f.firstHeld()
 	if held.HeldReason != lifecycle.HeldBudget || held.HeldText() == "" {

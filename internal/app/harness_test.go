@@ -144,7 +144,8 @@ func (f *fleet) worker(w worker) *running {
 		log = zerolog.New(w.log)
 	}
 	ready := make(chan struct{})
-	a, err := app.New(app.Options{Config: c, Logger: log, Version: "1.2.3", OnReady: func() { close(ready) }, Spans: w.spans, CheckEvery: w.checkEvery})
+	longest := func() float64 { return 0.99 } // so that a test knows how long a retry waits
+	a, err := app.New(app.Options{Config: c, Logger: log, Version: "1.2.3", OnReady: func() { close(ready) }, Spans: w.spans, CheckEvery: w.checkEvery, Random: longest})
 	if err != nil {
 		f.t.Fatal(err)
 	}

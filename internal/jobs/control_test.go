@@ -56,17 +56,15 @@ func TestControlAnswersForEveryStateOfAJob(t *testing.T) {
 		return untilDone(ctx)
 	})
 	slowly := func(o *options) {
-		o.Retry.Initial, o.Retry.Max = 2*time.Second, 2*time.Second
+		o.Retry.Initial, o.Retry.Max = 3*time.Second, 3*time.Second
 		o.Random = func() float64 { return 0.99 }
 	}
 	h.start(runner, slowly)
 	h.start(runner, slowly)
 	h.submit("default", job("quick"))
 	h.submit("default", job("runs"))
-	h.submit("default", job("waits"))
 	h.outcome("quick", lifecycle.StateCompleted)
 	receive(t, began, "session")
-	h.state("waits", lifecycle.StateRetrying)
 
 	if r := h.wantStatus("runs", "interrupt", control.StatusInterrupted); r.ReqID != "r7" || r.LastSeq != 9 {
 		t.Errorf("%+v", r)
@@ -80,6 +78,8 @@ func TestControlAnswersForEveryStateOfAJob(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	h.wantStatus("quick", "interrupt", control.StatusNotRunning)
+	h.submit("default", job("waits"))
+	h.state("waits", lifecycle.StateRetrying)
 	h.wantStatus("waits", "cancel", control.StatusRequested)
 	h.wantStatus("waits", "cancel", control.StatusRequested)
 	h.outcome("waits", lifecycle.StateCancelled)

@@ -277,7 +277,7 @@ func TestIdleQueuesCostFewRequests(t *testing.T) {
 func TestMessagesThatLookLikeTheServersDelayNoJob(t *testing.T) {
 	h := newEnv(t)
 	good, odd := 20, 600
-	if raced {
+	if natstest.Raced {
 		odd = 60
 	}
 	var ratio float64

@@ -10,13 +10,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver"
@@ -81,26 +79,20 @@ func TestNothingIsLostAndNothingSettledTwiceInChaos(t *testing.T) {
 // run breaks things for length, while so many jobs are published.
 func (c *chaos) run(seed uint64, length time.Duration, total int) {
 	t := c.t
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var wg sync.WaitGroup
 	draw := rand.New(rand.NewPCG(seed, 1000))
 	deadline := time.Now().Add(length + 15*time.Minute) // far off, but not for a clock that is wrong
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
-		c.load(ctx, total, length/time.Duration(total), func(i int) map[string]any {
+		c.load(t.Context(), total, length/time.Duration(total), func(i int) map[string]any {
 			return chaosJob(draw, fmt.Sprintf("j-%d", i), deadline)
 		})
 	}()
-	watched, stopWatching := context.WithCancel(ctx)
-	wg.Go(func() { c.measureOutages(watched, c.js) })
+	c.measureOutages(natsAway, c.answers(c.js))
 	start := time.Now()
 	c.play(schedule(seed, length, c.lease, len(c.workers)), start)
 	t.Logf("faults over after %s: %s", time.Since(start).Round(time.Second), c.states())
 	<-published
-	stopWatching()
-	wg.Wait()
 }
 
 // finish waits until everything is settled, and checks it.
@@ -357,51 +349,6 @@ func (c *chaos) toxic(proxies []*toxiproxy.Proxy, kind, attributes string) (begi
 				}
 			}
 		}
-}
-
-// queueAway is the kind of fault that measureOutages notes.
-const queueAway = "queue away"
-
-// measureOutages notes when the queue itself did not answer, as while a leader
-// is elected, or the machine was too busy. Only one that lasts explains a lost
-// lease.
-func (f *fleet) measureOutages(ctx context.Context, js jetstream.JetStream) {
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	var since time.Time
-	for {
-		asked := time.Now()
-		err := f.answers(ctx, js)
-		switch {
-		case err != nil && since.IsZero():
-			since = asked
-		case err == nil:
-			if since.IsZero() {
-				since = asked
-			}
-			if out := time.Since(since); out > min(time.Second, f.lease/5) {
-				f.t.Logf("the queue did not answer for %s", out.Round(100*time.Millisecond))
-				f.fault(invariant.Fault{Kind: queueAway, Start: since, End: time.Now().Add(reconnect), Lasting: true})
-			}
-			since = time.Time{}
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// answers asks the leaders of what the workers need.
-func (f *fleet) answers(ctx context.Context, js jetstream.JetStream) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	if _, err := js.Consumer(ctx, f.names.JobsStream(), "default"); err != nil {
-		return err
-	}
-	_, err := js.Stream(ctx, "KV_"+f.names.StateBucket())
-	return err
 }
 
 func (c *chaos) faultsByKind() string {

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -98,13 +97,10 @@ func newFleetIn(t *testing.T, c cell, urls string, lease time.Duration, replicas
 	}
 	maps.Copy(f.env, c.env())
 	f.watch()
-	watched, stop := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { f.measureDelays(watched) })
+	f.background(f.measureDelays)
 	if own { // that does not answer only where the machine is too busy
-		wg.Go(func() { f.measureOutages(watched, f.js) })
+		f.measureOutages(natsAway, f.answers(f.js))
 	}
-	t.Cleanup(func() { stop(); wg.Wait() })
 	return f
 }
 
@@ -122,61 +118,6 @@ func createStreams(ctx context.Context, t *testing.T, js jetstream.JetStream, na
 	})
 	if err != nil {
 		t.Fatal(err)
-	}
-}
-
-// delayed notes a time in which a worker or the backend may have learned late of
-// what the other did.
-func (f *fleet) delayed(since, until time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.delays = append(f.delays, invariant.Span{Start: since.Add(-time.Second), End: until.Add(time.Second)})
-}
-
-// late is how much of a time the machine was too busy to wake this process, or the
-// queue to answer.
-func (f *fleet) late(since, until time.Time) (d time.Duration) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	spans := slices.Clone(f.delays)
-	for _, fault := range f.faults {
-		if fault.Kind == queueAway {
-			spans = append(spans, invariant.Span{Start: fault.Start, End: fault.End})
-		}
-	}
-	slices.SortFunc(spans, func(a, b invariant.Span) int { return a.Start.Compare(b.Start) })
-	for _, span := range spans { // they may overlap
-		if span.Start.After(since) {
-			since = span.Start
-		}
-		end := span.End
-		if end.After(until) {
-			end = until
-		}
-		if end.After(since) {
-			d += end.Sub(since)
-			since = end
-		}
-	}
-	return d
-}
-
-// measureDelays notes when the machine was too busy to wake this process in time.
-func (f *fleet) measureDelays(ctx context.Context) {
-	const every = 20 * time.Millisecond
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	for before := time.Now(); ; {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		now := time.Now()
-		if now.Sub(before) > 4*every {
-			f.delayed(before, now)
-		}
-		before = now
 	}
 }
 

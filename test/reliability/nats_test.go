@@ -7,8 +7,10 @@ import (
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/semaphore"
 
 	"avatarworker/internal/natsserver"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // insist tries again for a while: a port that has to stay the same over a
@@ -36,15 +38,30 @@ func (f *fleet) proxy(name, target string) *toxiproxy.Proxy {
 	return p
 }
 
-// clusters bounds those at once: their elections need the processor in time.
-var clusters = make(chan struct{}, 4)
+// nodes bounds those at once: their elections need the processor in time.
+var nodes = semaphore.NewWeighted(nodesAtOnce())
+
+func nodesAtOnce() int64 {
+	if natstest.Raced {
+		return 7
+	}
+	return 19
+}
+
+// takeNodes waits until so many nodes may run, and has them until the test ends.
+func takeNodes(t *testing.T, n int64) {
+	t.Helper()
+	if err := nodes.Acquire(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nodes.Release(n) })
+}
 
 // newCluster runs a cluster of three until the test ends; its files are under
 // the directory.
 func newCluster(t *testing.T) (cluster *natsserver.Cluster, dir string) {
 	t.Helper()
-	clusters <- struct{}{}
-	t.Cleanup(func() { <-clusters })
+	takeNodes(t, chaosNodes)
 	err := insist(func() (err error) {
 		dir = t.TempDir()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -24,7 +24,7 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 		t.Skip("a minute with a cluster: not with -short")
 	}
 	t.Parallel()
-	window, away := 6*time.Second, 8*time.Second
+	window, away, every := unhurried(6*time.Second), unhurried(8*time.Second), unhurried(250*time.Millisecond)
 	if long() {
 		window, away = 30*time.Second, 45*time.Second
 	}
@@ -38,35 +38,30 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 	for i := range 3 {
 		f.worker(fmt.Sprintf("w%d", i))
 	}
-	const every = 250 * time.Millisecond
 	total := int(3 * (away + away/2) / every)
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
 		f.load(t.Context(), total, every, nodesJob)
 	}()
-	f.await("running", 20*time.Second, 5, running)
-	var written []invariant.Fault // while the bucket of the records was away
+	f.await("running", 20*time.Second, 2, running)
+	// Its output's stream a job needs all the time; the bucket of the records can be
+	// away for less than a lease.
+	f.measureOutages(natsAway, streamAnswers(f.js, "KV_"+f.names.StateBucket()))
+	f.measureOutages(invariant.Fault{Kind: "frames away", Jobs: "frames-"}, streamAnswers(f.js, f.names.FramesStream()))
+	f.measureOutages(invariant.Fault{Kind: "recordings away", Jobs: "object-"}, streamAnswers(f.js, "OBJ_"+f.names.RecordingsBucket()))
+	var written []time.Time // since when the bucket of the records was away
 	for node := range chaosNodes {
 		there := on(cluster, node, streams)
 		t.Logf("%s: node %d, which has %v, goes away", time.Now().UTC().Format(time.StampMilli), node, there)
-		out := invariant.Fault{Kind: "node away", Start: time.Now(), Lasting: true}
+		if there["KV_"+f.names.StateBucket()] {
+			written = append(written, time.Now())
+		}
 		if err := cluster.Kill(node); err != nil {
 			t.Fatal(err)
 		}
 		linger(t.Context(), away)
 		f.back(cluster, node)
-		out.End = time.Now().Add(reconnect)
-		if there["KV_"+f.names.StateBucket()] {
-			f.fault(out)
-			written = append(written, out)
-		}
-		out.Lasting = false // its stream is needed all the time
-		for stream, output := range map[string]string{f.names.FramesStream(): "frames-", "OBJ_" + f.names.RecordingsBucket(): "object-"} {
-			if out.Jobs = output; there[stream] {
-				f.fault(out)
-			}
-		}
 		f.await("outcomes since the node is back", time.Minute, f.count(final)+20, final)
 	}
 	<-published
@@ -76,8 +71,8 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 		f.failures(seen)
 		t.Errorf("want all %d completed, without a failed attempt or a crash of workers that lived: %s", total, report)
 	}
-	for _, out := range written {
-		f.writtenLater(out, seen)
+	for _, since := range written {
+		f.writtenLater(since, seen)
 	}
 }
 
@@ -155,12 +150,12 @@ func (f *fleet) back(cluster *natsserver.Cluster, node int) {
 // writtenLater looks at the sessions that had said everything before their
 // workers' leases ended, while their records could not be written: their results
 // are to be written later, and nothing is spoken again.
-func (f *fleet) writtenLater(out invariant.Fault, seen invariant.Seen) {
+func (f *fleet) writtenLater(since time.Time, seen invariant.Seen) {
 	f.t.Helper()
-	until := out.Start.Add(f.lease - f.lease/4 - lease.Margin(f.lease))
+	until := since.Add(f.lease - f.lease/4 - lease.Margin(f.lease))
 	finished := map[string]time.Time{}
 	for _, s := range seen.Sessions {
-		if s.Closed.After(out.Start) && s.Closed.Before(until) && s.CloseCode == 1000 && s.ClosedBy == "client" && s.Ends == 2 {
+		if s.Closed.After(since) && s.Closed.Before(until) && s.CloseCode == 1000 && s.ClosedBy == "client" && s.Ends == 2 {
 			finished[s.ExtraParams[invariant.JobParam]] = s.Closed
 		}
 	}

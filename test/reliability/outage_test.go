@@ -59,7 +59,7 @@ func TestWorkersOutliveNATSAndEverythingSettlesWhenItIsBack(t *testing.T) {
 		}
 	}
 	report, seen := f.check()
-	f.writtenLater(cut, seen)
+	f.writtenLater(cut.Start, seen)
 	if report.Outcomes[lifecycle.StateCompleted] != total || report.Crashes != 0 || report.Failures != 0 {
 		t.Errorf("want all completed, with no failure and no crash of workers that were alive: %s", report)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -23,7 +22,7 @@ func TestAClusterThatIsDividedHoldsNoTwoSessionsOfAJob(t *testing.T) {
 		t.Skip("clusters that are divided: not with -short")
 	}
 	t.Parallel()
-	const window, lasts = 6 * time.Second, 11 * time.Second
+	window, lasts := unhurried(6*time.Second), unhurried(11*time.Second)
 	for name, c := range map[string]struct {
 		replicas int
 		// cut names the workers that can't write records meanwhile: behind is
@@ -55,10 +54,7 @@ func TestAClusterThatIsDividedHoldsNoTwoSessionsOfAJob(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				watched, stop := context.WithCancel(t.Context())
-				var wg sync.WaitGroup
-				wg.Go(func() { f.measureOutages(watched, js) })
-				defer func() { stop(); wg.Wait() }()
+				f.measureOutages(natsAway, f.answers(js))
 			}
 			start := time.Now()
 			cluster.Isolate(node)

@@ -1,7 +1,0 @@
-//go:build race
-
-package jobs_test
-
-// raced reports whether the tests run under the race detector, which makes all
-// of the worker's own work several times slower, and the sessions no slower.
-const raced = true
