@@ -118,6 +118,33 @@ func TestJobsAreCountedByWhatTheyHaveInCommon(t *testing.T) {
 	}
 }
 
+// Jobs that were taken over within a millisecond keep their places from one look to the
+// next.
+func TestTheOrdersAreOfExactTimes(t *testing.T) {
+	t.Parallel()
+	js, h := setup(t)
+	began := ago(time.Hour).Truncate(time.Millisecond)
+	for i, id := range []string{"c", "a", "b"} { // the longest first, by either order, and otherwise the newest
+		put(t, h, lifecycle.Record{
+			JobID: id, Run: 1, StreamSeq: uint64(i + 1), Queue: "default", State: lifecycle.StateRunning, ConnectionID: "c",
+			PublishedAt: ago(time.Duration(5-i) * time.Hour), StartedAt: began.Add(time.Duration(i) * time.Microsecond),
+		})
+	}
+	m := follow(t, js, names, time.Hour)
+	for _, order := range []status.Order{status.ByRunning, status.ByCost} {
+		for range 20 {
+			q := status.Query{Order: order}
+			fromModel, err := m.Jobs(t.Context(), q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if store, model := ids(list(t, js, q).Rows), ids(fromModel.Rows); store != "c a b" || model != "c a b" {
+				t.Fatalf("by %s: the store says %q, the model %q", order, store, model)
+			}
+		}
+	}
+}
+
 // several puts one job of each kind.
 func several(t *testing.T, h topology.Handles) {
 	t.Helper()

@@ -150,9 +150,9 @@ func (s *selection) add(r *compactRow) {
 	c := candidate{row: r}
 	switch running, connected := r.times(s.now); s.order {
 	case ByRunning:
-		c.key = running.Milliseconds()
+		c.key = int64(running)
 	case ByCost:
-		c.key = connected.Milliseconds()
+		c.key = int64(connected)
 	}
 	if s.least != nil && compareCandidates(*s.least, c) < 0 {
 		return

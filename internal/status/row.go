@@ -44,8 +44,11 @@ type Row struct {
 	SessionMS int64 `json:"session_ms"`
 
 	published time.Time
-	region    string
-	held      string
+	// As RunningMS and SessionMS have them in milliseconds.
+	running, connected time.Duration
+
+	region string
+	held   string
 }
 
 // HeldReason is why the job is held, one of lifecycle.HeldReasons; "": it is not held.
@@ -169,14 +172,14 @@ func readRow(data []byte, now time.Time) (Row, bool) {
 	if !r.State.Final() {
 		row.NextAttemptAt = r.NextAttemptAt
 	}
-	connected := r.SessionTime
+	row.connected = r.SessionTime
 	if r.State == lifecycle.StateRunning && !r.StartedAt.IsZero() {
-		running := max(now.Sub(r.StartedAt), 0)
-		row.RunningMS = running.Milliseconds()
+		row.running = max(now.Sub(r.StartedAt), 0)
 		if r.ConnectionID != "" {
-			connected += running
+			row.connected += row.running
 		}
 	}
-	row.AgeMS, row.SessionMS = max(now.Sub(row.published), 0).Milliseconds(), connected.Milliseconds()
+	row.AgeMS = max(now.Sub(row.published), 0).Milliseconds()
+	row.RunningMS, row.SessionMS = row.running.Milliseconds(), row.connected.Milliseconds()
 	return row, true
 }
