@@ -48,14 +48,13 @@ type Options struct {
 // Budgets is one worker's view of what is spent, kept current by following the usage
 // records. A nil *Budgets has no rules: Peek and Reserve refuse nothing.
 type Budgets struct {
-	o        Options
-	life     context.Context // of the writes that give reservations back
-	end      context.CancelFunc
-	wg       sync.WaitGroup
-	writing  sync.Mutex          // held while a key of reservations is changed here
-	reserved map[reservation]int // sessions that run; guarded by writing
+	o    Options
+	life context.Context // of the writes that give reservations back
+	end  context.CancelFunc
+	wg   sync.WaitGroup
 
 	mu       sync.Mutex
+	reserved map[reservation]*sessions
 	spent    map[account]int64
 	upto     map[string]uint64   // the record up to which a counter that was read is complete, by subject
 	warned   map[account]float64 // the share last warned of
@@ -68,7 +67,7 @@ type Budgets struct {
 
 // New returns Budgets that know of nothing spent yet.
 func New(o Options) *Budgets {
-	b := &Budgets{o: o, reserved: make(map[reservation]int)}
+	b := &Budgets{o: o, reserved: make(map[reservation]*sessions)}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.forget()
 	return b

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"avatarworker/internal/errors"
@@ -34,6 +35,35 @@ func (r *reservations) set(worker string, n int) {
 
 // reservation is what a worker has reserved under a key.
 type reservation struct{ key, worker string }
+
+// sessions counts those that run under a reservation. It is locked while the key is
+// changed here: other keys are not kept waiting.
+type sessions struct {
+	sync.Mutex
+
+	run  int
+	used int // by so many goroutines; guarded by Budgets.mu
+}
+
+// lock locks the sessions of a reservation; unlock is to be called once.
+func (b *Budgets) lock(own reservation) (s *sessions, unlock func()) {
+	b.mu.Lock()
+	if s = b.reserved[own]; s == nil {
+		s = &sessions{}
+		b.reserved[own] = s
+	}
+	s.used++
+	b.mu.Unlock()
+	s.Lock()
+	return s, func() {
+		s.Unlock()
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if s.used--; s.used == 0 && s.run == 0 {
+			delete(b.reserved, own)
+		}
+	}
+}
 
 func (r reservations) all() (n int64) {
 	for _, running := range r.Running {
@@ -115,8 +145,8 @@ func (b *Budgets) reserve(ctx context.Context, name, key string, job Job, worker
 // tryReserve writes how many sessions of this worker run under a key, with one more. A
 // write whose answer was lost may be a conflict, so it never counts up what it reads.
 func (b *Budgets) tryReserve(ctx context.Context, name, key string, job Job, worker string) (refusal *Refusal, wrote bool, err error) {
-	b.writing.Lock()
-	defer b.writing.Unlock()
+	own, unlock := b.lock(reservation{name, worker})
+	defer unlock()
 	var r reservations
 	revision, err := b.o.State.Get(ctx, name, &r)
 	if err != nil {
@@ -125,8 +155,7 @@ func (b *Budgets) tryReserve(ctx context.Context, name, key string, job Job, wor
 	if err := b.followed(ctx, r.Upto); err != nil {
 		return nil, false, err
 	}
-	own := reservation{name, worker}
-	r.set(worker, b.reserved[own])
+	r.set(worker, own.run)
 	if b.refused(job, key, r) != nil && len(r.Running) > 0 {
 		if err := b.dropLost(ctx, &r); err != nil {
 			return nil, false, err
@@ -135,9 +164,9 @@ func (b *Budgets) tryReserve(ctx context.Context, name, key string, job Job, wor
 	if refusal := b.refused(job, key, r); refusal != nil {
 		return refusal, false, nil
 	}
-	r.set(worker, b.reserved[own]+1)
+	r.set(worker, own.run+1)
 	if _, err = b.o.State.Put(ctx, name, r, revision); err == nil {
-		b.reserved[own]++
+		own.run++
 	}
 	return nil, true, err
 }
@@ -219,33 +248,31 @@ func (b *Budgets) giveBack(names []string, worker string) {
 // have ended. If that can't be written, they count until the worker's lease is gone.
 func (b *Budgets) correct(name, worker string, ended int) {
 	err := retry.Until(b.life, retry.Backoff{Initial: kv.RetryPause / 10, Max: time.Second}, nil, func() error {
-		return b.tryCorrect(reservation{name, worker}, ended)
+		return b.tryCorrect(name, worker, ended)
 	})
 	if err != nil {
 		b.o.Log.Warn().Err(err).Str("key", name).Msg("could not give a budget's reservation back; it ends with this worker's lease")
 	}
 }
 
-func (b *Budgets) tryCorrect(own reservation, ended int) error {
-	b.writing.Lock()
-	defer b.writing.Unlock()
+func (b *Budgets) tryCorrect(name, worker string, ended int) error {
+	own, unlock := b.lock(reservation{name, worker})
+	defer unlock()
 	var r reservations
-	revision, err := b.o.State.Get(b.life, own.key, &r)
+	revision, err := b.o.State.Get(b.life, name, &r)
 	if err != nil {
 		return err
 	}
-	left := b.reserved[own] - ended
+	left := own.run - ended
 	// Without any its lease was lost meanwhile. A write that is on its way conflicts
 	// with this one.
-	if now := r.Running[own.worker]; now != 0 || ended == 0 {
-		r.set(own.worker, min(left, now))
+	if now := r.Running[worker]; now != 0 || ended == 0 {
+		r.set(worker, min(left, now))
 		r.Upto = max(r.Upto, b.o.Written())
-		if _, err := b.o.State.Put(b.life, own.key, r, revision); err != nil {
+		if _, err := b.o.State.Put(b.life, name, r, revision); err != nil {
 			return err
 		}
 	}
-	if b.reserved[own] = left; left == 0 {
-		delete(b.reserved, own)
-	}
+	own.run = left
 	return nil
 }
