@@ -150,7 +150,7 @@ func (c *cli) listLetters(cmd *cobra.Command, lf *letterFlags) error {
 	}
 	show, end := c.letterList(lf.asJSON)
 	given, more := 0, false
-	for e, listErr := range dlq.NewStore(l.js, l.names, c.now).List(cmd.Context(), filter, want) {
+	for e, listErr := range dlq.NewStore(l.js, l.names, nil).List(cmd.Context(), filter, want) {
 		if err = listErr; err != nil {
 			break
 		}

@@ -124,7 +124,7 @@ func (c *cli) changeLetters(cmd *cobra.Command, args []string, lf *letterFlags, 
 		return err
 	}
 	defer l.close()
-	store := dlq.NewStore(l.js, l.names, c.now)
+	store := dlq.NewStore(l.js, l.names, nil)
 	chosen := named(seqs)
 	if len(seqs) == 0 {
 		if chosen, err = l.lettersNow(cmd.Context(), store, filter, lf.limit); err != nil {

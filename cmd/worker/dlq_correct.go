@@ -92,7 +92,7 @@ func (f *correction) edited(ctx context.Context, c *cli, seq string) (func(dlq.L
 		return nil, err
 	}
 	defer l.close()
-	letter, err := dlq.NewStore(l.js, l.names, c.now).Show(ctx, seqs[0])
+	letter, err := dlq.NewStore(l.js, l.names, nil).Show(ctx, seqs[0])
 	if err != nil {
 		return nil, err
 	}

@@ -64,7 +64,7 @@ func (c *cli) showOriginal(ctx context.Context, job string, run int, raw, asJSON
 		return err
 	}
 	defer l.close()
-	letter, of, err := dlq.NewStore(l.js, l.names, c.now).Original(ctx, job, run)
+	letter, of, err := dlq.NewStore(l.js, l.names, nil).Original(ctx, job, run)
 	switch {
 	case err != nil:
 		return err
@@ -93,7 +93,7 @@ func (c *cli) showLetter(cmd *cobra.Command, args []string, lf *letterFlags, raw
 		return err
 	}
 	defer l.close()
-	store := dlq.NewStore(l.js, l.names, c.now)
+	store := dlq.NewStore(l.js, l.names, nil)
 	if len(seqs) == 0 {
 		if seqs, err = firstLetter(cmd.Context(), store, filter); err != nil {
 			return err

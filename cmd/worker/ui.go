@@ -146,7 +146,7 @@ func (c *cli) startPage(ctx context.Context, cfg *config.Config, log zerolog.Log
 	handler, err := api.New(api.Options{
 		Permitted: store.Permitted,
 		Costs:     cost.NewStore(js, names, cfg.TotalLabels()), Budgets: fleetBudgets(cfg, js, names, c.now),
-		Reader: model, Letters: dlq.NewStore(js, names, c.now), Write: cfg.UI.Write, Refresh: model.Refresh, DefaultApp: cfg.App.ID, Table: table, Now: c.now, Log: log,
+		Reader: model, Letters: dlq.NewStore(js, names, nil), Write: cfg.UI.Write, Refresh: model.Refresh, DefaultApp: cfg.App.ID, Table: table, Now: c.now, Log: log,
 		Recordings: store.StoredRecordings,
 		Changes:    func(ctx context.Context) (api.Changes, error) { return store.Operator(ctx) },
 	})

@@ -113,7 +113,7 @@ func TestAnOperatorsReplayAndRetryAreInTheLedgerOnceEach(t *testing.T) {
 	f.publish("now", "flaky-upstreamError-1", nil)
 	f.outcome("again")
 	f.state("now", func(r lifecycle.Record) bool { return r.State == lifecycle.StateRetrying })
-	letters := dlq.NewStore(f.js, f.names, time.Now)
+	letters := dlq.NewStore(f.js, f.names, nil)
 	for e, err := range letters.List(f.ctx, dlq.Filter{Jobs: []string{"again"}}, 1) {
 		if err != nil {
 			t.Fatal(err)

@@ -2,7 +2,6 @@ package app_test
 
 import (
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -29,7 +28,7 @@ func TestBothDeadLettersOfAnIDThatWasUsedAgainAreReplayed(t *testing.T) {
 			t.Errorf("%d sessions of %s", n, avatar)
 		}
 	}
-	store := dlq.NewStore(f.js, f.names, time.Now)
+	store := dlq.NewStore(f.js, f.names, nil)
 	var bodies []string
 	for _, letter := range f.deadLetters("greeting") {
 		meta, err := letter.Metadata()

@@ -89,7 +89,7 @@ func (s *Store) Replay(ctx context.Context, seq uint64, o ReplayOptions) (Result
 	case done:
 		// What was published already is finished first, whatever the deadline.
 		r.Status = StatusAlready
-	case r.Deadline != nil && !s.now().Before(*r.Deadline) && !o.IgnoreDeadline:
+	case r.Deadline != nil && !runs.now().Before(*r.Deadline) && !o.IgnoreDeadline:
 		r.Status = StatusDeadlinePassed
 	default:
 		r.Status = StatusWouldReplay

@@ -30,7 +30,8 @@ type runs struct {
 	letter Letter
 	bucket jetstream.KeyValue
 	store  *kv.Store
-	life   time.Duration // how long the bucket keeps a claim; 0: for ever
+	life   time.Duration    // how long the bucket keeps a claim; 0: for ever
+	now    func() time.Time // by the server's clock
 
 	state    lifecycle.Claims
 	revision uint64
@@ -57,7 +58,21 @@ func (s *Store) openRuns(ctx context.Context, l Letter) (*runs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", bucket.Bucket(), err)
 	}
-	return &runs{s: s, letter: l, bucket: bucket, store: kv.NewStore(s.js, bucket, claimTry), life: status.TTL()}, nil
+	r := &runs{s: s, letter: l, bucket: bucket, store: kv.NewStore(s.js, bucket, claimTry), life: status.TTL(), now: s.now}
+	if r.now == nil {
+		r.now = serverClock(status)
+	}
+	return r, nil
+}
+
+// serverClock goes on from the time at which the server answered.
+func serverClock(status jetstream.KeyValueStatus) func() time.Time {
+	read := time.Now()
+	at := read
+	if s, ok := status.(*jetstream.KeyValueBucketStatus); ok && !s.StreamInfo().TimeStamp.IsZero() {
+		at = s.StreamInfo().TimeStamp
+	}
+	return func() time.Time { return at.Add(time.Since(read)) }
 }
 
 func (r *runs) key() string { return lifecycle.ClaimPrefix + r.letter.JobID }
@@ -110,7 +125,7 @@ func (r *runs) look(ctx context.Context) (own lifecycle.Claim, done bool, err er
 	}
 	if recorded.Run > l.Run && !first {
 		// Replayed by a build that made no claims, or published by hand.
-		if r.life > 0 && r.s.now().Sub(l.StoredAt) > r.life {
+		if r.life > 0 && r.now().Sub(l.StoredAt) > r.life {
 			return own, false, fmt.Errorf("dead letter %d: job %s is at run %d already, and whether that came from this letter is not known any more: remove the letter, or publish its job under another id",
 				l.Seq, l.JobID, recorded.Run)
 		}
@@ -167,7 +182,7 @@ func (r *runs) claim(ctx context.Context, after int, corrected string) (own life
 		if own.Run > jobspec.MaxRun {
 			return own, false, fmt.Errorf("dead letter %d: job %s has no run left: publish the job under another id", r.letter.Seq, r.letter.JobID)
 		}
-		own.At, own.Corrected = r.s.now().UTC(), corrected
+		own.At, own.Corrected = r.now().UTC(), corrected
 		r.state.Claims = append(r.state.Claims, own)
 		if err = r.write(ctx); !errors.Is(err, kv.ErrConflict) {
 			return own, false, err
@@ -210,7 +225,7 @@ func (r *runs) published(ctx context.Context, run int, seq uint64, corrected str
 			return nil
 		}
 		c := &r.state.Claims[i]
-		c.StreamSeq, c.At, c.Corrected = seq, r.s.now().UTC(), corrected
+		c.StreamSeq, c.At, c.Corrected = seq, r.now().UTC(), corrected
 		err := r.write(ctx)
 		if !errors.Is(err, kv.ErrConflict) {
 			return err

@@ -24,14 +24,12 @@ var ErrNoLetter = errors.New("not found: it was replayed or removed, or it aged 
 type Store struct {
 	js    jetstream.JetStream
 	names topology.Names
-	now   func() time.Time
+	now   func() time.Time // nil: the server is asked
 }
 
-// NewStore opens nothing yet. A nil now is time.Now.
+// NewStore opens nothing yet. now is the time by the server's clock, by which jobs expire;
+// nil: the server is asked for it.
 func NewStore(js jetstream.JetStream, names topology.Names, now func() time.Time) *Store {
-	if now == nil {
-		now = time.Now
-	}
 	return &Store{js: js, names: names, now: now}
 }
 

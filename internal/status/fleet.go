@@ -143,7 +143,7 @@ func (s *Store) Fleet(ctx context.Context) (*Fleet, error) {
 		}
 		f.Queues = append(f.Queues, *queues[name])
 	}
-	if f.DeadLetters, err = dlq.NewStore(s.js, s.names, s.now).CountByCode(ctx); err != nil {
+	if f.DeadLetters, err = dlq.NewStore(s.js, s.names, nil).CountByCode(ctx); err != nil {
 		return nil, err
 	}
 	slices.SortStableFunc(f.DeadLetters, func(a, b dlq.Count) int { return cmp.Compare(b.Letters, a.Letters) })

@@ -139,7 +139,7 @@ func (j *Job) queueItWaitsIn() string {
 func (s *Store) replays(ctx context.Context, id string) []dlq.ReplayedRun {
 	ctx, cancel := context.WithTimeout(ctx, storageTime)
 	defer cancel()
-	list, err := dlq.NewStore(s.js, s.names, s.now).Replays(ctx, id)
+	list, err := dlq.NewStore(s.js, s.names, nil).Replays(ctx, id)
 	if err != nil {
 		return nil
 	}
@@ -178,7 +178,7 @@ func (s *Store) afterLetter(ctx context.Context, j *Job, id string) {
 	if e := j.Record.LastError; e != nil {
 		filter.Codes = append(filter.Codes, e.Code)
 	}
-	first, stop := iter.Pull2(dlq.NewStore(s.js, s.names, s.now).List(short, filter, 1))
+	first, stop := iter.Pull2(dlq.NewStore(s.js, s.names, nil).List(short, filter, 1))
 	defer stop()
 	_, err, more := first()
 	j.LetterGone = !more && err == nil && short.Err() == nil // else it is not known

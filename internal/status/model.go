@@ -311,7 +311,7 @@ func (m *Model) loaded(ctx context.Context) error {
 
 // pollRest counts the dead letters, and reads now and then how full the streams are.
 func (m *Model) pollRest(ctx context.Context, changed *bool) error {
-	letters, err := dlq.NewStore(m.store.js, m.store.names, m.store.now).CountByCode(ctx)
+	letters, err := dlq.NewStore(m.store.js, m.store.names, nil).CountByCode(ctx)
 	if err != nil {
 		return err
 	}

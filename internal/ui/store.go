@@ -96,7 +96,7 @@ func NewStore(o StoreOptions) *Store {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Store{o: o, statuses: o.Statuses, waiting: status.NewStore(o.JS, o.Names, o.Now, countFor), letters: dlq.NewStore(o.JS, o.Names, o.Now)}
+	s := &Store{o: o, statuses: o.Statuses, waiting: status.NewStore(o.JS, o.Names, o.Now, countFor), letters: dlq.NewStore(o.JS, o.Names, nil)}
 	if s.statuses == nil {
 		s.statuses = s.waiting
 	}
