@@ -63,7 +63,7 @@ deploy: ## rules, chart and unit checked by their own tools
 ci: ## everything CI runs
 	./.ci/run
 
-demo: ## a worker, NATS and a pretended backend in one process
+demo: ## a worker, NATS and a simulated backend in one process
 	go run ./cmd/worker demo
 
 clean: ## what the targets above made

@@ -62,6 +62,7 @@ const (
 	speechBytesSec = 32_000 // 16 kHz PCM
 	keysPerJob     = 3      // subjects that NATS keeps in memory: its record, two events
 	writesAtStart  = 2      // of a record: the take-over, and the confirm after 100 ms; its outcome is one more
+	writesRenewing = 2      // the lease, and when it was renewed last
 	renewEvery     = 7.5    // seconds: a quarter of lease.ack_wait
 	fileLimit      = 65_536 // LimitNOFILE of deploy/systemd
 	portsOfAHost   = 28_232 // Linux's range for outgoing connections to one address
@@ -209,7 +210,7 @@ func busiest(n, cells int, p plan) load {
 		for _, s := range row {
 			peak.starts, peak.ends = max(peak.starts, s.starts), max(peak.ends, s.ends)
 			peak.frames, peak.renewals = max(peak.frames, s.frames), max(peak.renewals, s.renewals)
-			peak.writes = max(peak.writes, writesAtStart*s.starts+s.ends+s.renewals)
+			peak.writes = max(peak.writes, writesAtStart*s.starts+s.ends+writesRenewing*s.renewals)
 		}
 	}
 	return peak

@@ -42,8 +42,9 @@ A job whose deadline has passed is skipped and reported.
 A job may be corrected before it is published: --set changes a field of it, --body
 replaces it, --edit opens it in $VISUAL or $EDITOR. The corrected job is validated
 before anything is published, keeps its id, and has the header Avatar-Corrected with
-the digest of its original bytes. 'dlq show --original JOB' shows those. Here --set does not change the program's settings: those come
-from the configuration file and AVATAR_ variables.`,
+the digest of its original bytes. 'dlq show --original JOB' shows those. Here --set
+does not change the program's settings: those come from the configuration file and
+AVATAR_ variables.`,
 		Example: `  avatarworker dlq replay 17 --set avatar_id=ok-42 --set audio.format=wav
   avatarworker dlq replay --code avatarNotFound --app a1 --set avatar_id=ok-42 --dry-run
   avatarworker dlq replay 17 --set deadline=null      # without a deadline`,

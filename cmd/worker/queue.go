@@ -198,9 +198,9 @@ func (c *cli) operator(ctx context.Context, command string) (*link, *operate.Ope
 func newDrainCommand(c *cli) *cobra.Command {
 	var wait, yes, asJSON bool
 	cmd := &cobra.Command{
-		Use: "drain WORKER…", Short: "Have workers end as after SIGTERM", Args: argCount(1, -1),
+		Use: "drain WORKER…", Short: "Drain workers, as SIGTERM does", Args: argCount(1, -1),
 		Long: `Asks workers, by their ids as 'avatarworker status' lists them, to drain. The name
-of a worker (worker.name) will do where only one of that name runs. They take
+of a worker (worker.name) also works if only one of that name runs. They take
 no new jobs, let sessions finish within worker.drain_timeout, hand back the rest, and
 end with exit code 0. A supervisor may start them again.`,
 		ValidArgsFunction: c.completeWorkers,

@@ -18,8 +18,8 @@ func newSetupCommand(c *cli) *cobra.Command {
 		asJSON bool
 	)
 	cmd := &cobra.Command{
-		Use: "setup", Short: "Make streams, buckets and consumers, and compare them with the configuration", Args: noArgs,
-		Long: `Makes what is missing in NATS, as a worker does when it starts, and shows setting
+		Use: "setup", Short: "Create streams, buckets and consumers, and compare them with the configuration", Args: noArgs,
+		Long: `Creates what is missing in NATS, as a worker does when it starts, and shows setting
 by setting what differs from the configuration. --apply changes what can be changed
 without loss; what can't is left, with the reason. Consumers are never changed. With
 --dry-run nothing is made or changed.`,

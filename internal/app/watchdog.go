@@ -106,7 +106,7 @@ func (a *App) storage(kept topology.Kept, info *jetstream.StreamInfo) {
 func (w *watchdog) found(kept topology.Kept) {
 	if _, was := w.missing[kept.Stream]; was {
 		delete(w.missing, kept.Stream)
-		w.log.Info().Msg(kept.Object + " is there again")
+		w.log.Info().Msg(kept.Object + " is back")
 	}
 }
 
@@ -127,7 +127,7 @@ func (w *watchdog) lost(ctx context.Context, kept topology.Kept) {
 	err := topology.Restore(ctx, w.js, w.names, w.settings, kept)
 	if err == nil {
 		delete(w.missing, kept.Stream)
-		w.log.Warn().Msg(kept.Object + " was made again, empty")
+		w.log.Warn().Msg(kept.Object + " was recreated, empty")
 		return
 	}
 	if ctx.Err() != nil {

@@ -85,7 +85,7 @@ func TestAWorkerIsNotReadyWithoutItsJobsOrItsRecordsUntilAnotherOneMadeThem(t *t
 			}
 			f.worker(worker{checkEvery: often, config: func(c *config.Config) { c.Worker.Name = "second" }})
 			natstest.Eventually(t, object, func() bool { return w.reason() == "" })
-			if text := log.String(); strings.Count(text, object+" is missing") != 1 || strings.Count(text, object+" is there again") != 1 {
+			if text := log.String(); strings.Count(text, object+" is missing") != 1 || strings.Count(text, object+" is back") != 1 {
 				t.Errorf("not logged once each:\n%s", text)
 			}
 			f.publish("after", "ok", nil)

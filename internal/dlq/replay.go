@@ -58,8 +58,9 @@ type Result struct {
 
 // Replay publishes the letter's job again on its original subject, as its next
 // run, and removes the letter once the publish is acknowledged. A corrected job's letter
-// is stored beside the job's record first; Original returns it. It may be interrupted and repeated without a second run, since every repetition is the same
-// run of the same job. Two letters with one job id, which is free again after
+// is stored beside the job's record first; Original returns it. It may be interrupted
+// and repeated without a second run, since every repetition is the same run of the
+// same job. Two letters with one job id, which is free again after
 // nats.state_ttl, are two runs. If the job was published but the letter could not
 // be removed, or the claim not written, both the result (StatusReplayed) and the
 // error are set.

@@ -119,7 +119,7 @@ func explainOwn(code Code) Explanation {
 		return Explanation{"The job's deadline passed before it could be done.", "publisher",
 			"Give later deadlines, or run more workers. Nothing is kept to be replayed."}
 	case CodeWorkerLost:
-		return Explanation{"Every worker that ran the job died while running it.", "worker",
+		return Explanation{"The workers that ran the job died while running it; or the session of a job that may not be spoken again (`give_up`) was cut off amid an utterance.", "worker",
 			"Look at the workers' logs and memory limits at the times of the crashes; report a crash that the job causes."}
 	case CodeInternal:
 		return Explanation{"The worker itself failed.", "worker",

@@ -19,8 +19,8 @@ type Vector struct {
 	ID    string `json:"id"`
 	Phase Phase  `json:"phase"`
 	// Kind is http (HTTPStatus, Body), server_error (ServerCode, Detail), close
-	// (CloseCode, CloseReason; without a code the connection was cut), transport (TransportError), frame (FrameHex) or
-	// text_frame.
+	// (CloseCode, CloseReason; without a code the connection was cut), transport
+	// (TransportError), frame (FrameHex) or text_frame.
 	Kind           string  `json:"kind"`
 	HTTPStatus     *int    `json:"http_status"`
 	Body           *string `json:"body"`

@@ -1,8 +1,7 @@
 //go:build failpoint
 
-// Package failpoint names the points between fetching a job and acknowledging it
-// at which a test can kill the worker, and lets a test set the worker's clock
-// wrong.
+// Package failpoint names the points at which a test can kill the worker, and lets a
+// test set the worker's clock wrong.
 package failpoint
 
 import (

@@ -177,7 +177,7 @@ func (c claim) wait(ctx context.Context, record *lifecycle.Record, wait time.Dur
 
 // ownerGone checks whether the worker that the record names still runs the job:
 // then the message, which can be delivered a second time meanwhile, is handed
-// back. free: it does not. crashed: that worker's lease is gone.
+// back. free: it does not. crashed, of a job that is free: that worker's lease is gone.
 func (c claim) ownerGone(ctx context.Context, record *lifecycle.Record) (crashed, free bool, err error) {
 	switch {
 	case c.w.execution(c.id.ID) != nil:

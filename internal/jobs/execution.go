@@ -34,7 +34,8 @@ const (
 	// resultTimeout bounds writing what a session has reached: it was paid for,
 	// and the node that keeps the record may be away for minutes.
 	resultTimeout = 10 * time.Minute
-	// handBackTimeout bounds all work once the drain time is up: at 30 s comes SIGKILL.
+	// handBackTimeout bounds all work once the drain time is up: a supervisor kills
+	// the process 30 s after that.
 	handBackTimeout = 12 * time.Second
 	// nakPause is how far apart naks are at first, after a fault of worker or queue.
 	nakPause = 2 * time.Second
@@ -95,7 +96,7 @@ func (e *execution) log() *zerolog.Logger {
 	return &log
 }
 
-// process brings the delivery to its end. What goes wrong in it concerns this
+// process processes the delivery. What goes wrong in it concerns this
 // job alone. What is on the stack from here to the wait for frames stays there as
 // long as the session is open, so each step returns before the next begins.
 func (e *execution) process() {
@@ -160,7 +161,7 @@ func (e *execution) close() {
 func (e *execution) recoverPanic() {
 	if v := recover(); v != nil {
 		e.fault = fmt.Errorf("fault of the worker: %v", v)
-		e.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker: the job is handed back")
+		e.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("panic in the worker: the job is handed back")
 		e.abortProbe(false)
 		e.releaseSession("fault")
 		e.nak(e.w.o.AckWait)

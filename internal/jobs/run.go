@@ -65,7 +65,7 @@ func (e *execution) recordClosed(next *lifecycle.Record) {
 // failure of this job alone.
 func (e *execution) closed(p *progress) {
 	if v := recover(); v != nil {
-		e.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("fault of the worker in an attempt")
+		e.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("panic in the worker during a session")
 		e.session.err = errors.Newf(errors.CodeInternal, errors.PhaseRuntime, "fault of the worker: %v", v)
 		if p.closed != nil { // the Runner's report is lost
 			e.session.report.Connected = time.Since(p.opened)

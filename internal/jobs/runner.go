@@ -48,8 +48,9 @@ type Progress interface {
 	// FirstFrame is.
 	Speaking(ctx context.Context, utterance int, liveBegun uint64) error
 	// Delivered moves the checkpoint: the utterance's frames are stored and
-	// acknowledged. An error means that the job is no longer this worker's;
-	// the Runner closes the session and returns it.
+	// acknowledged. An error means that the job is no longer this worker's, or that
+	// the checkpoint could not be written; the Runner closes the session and
+	// returns it.
 	Delivered(ctx context.Context, u event.Utterance) error
 }
 

@@ -266,9 +266,10 @@ func (s settlement) postpone(ctx context.Context, next *lifecycle.Record, delay 
 	return nil
 }
 
-// nakIfDueNow ends the delay of a nak that has just been sent, if the job was made due,
-// or was to be cancelled, after the record written was: what asked for that has sent
-// its own nak before ours. If that can't be read, the next delivery reads it, soon.
+// nakIfDueNow ends the delay of a nak that has just been sent, if an operator made the
+// job due or cancelled it after the record was written. A retry has sent its own nak
+// before ours, and a cancel sends none. If that can't be read, the next delivery reads
+// it, soon.
 func (s settlement) nakIfDueNow(ctx context.Context, written *lifecycle.Record) {
 	switch r, err := s.record.Load(ctx); {
 	case err != nil:

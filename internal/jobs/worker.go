@@ -306,7 +306,7 @@ func (w *Worker) keyChanged(app string, refused error) {
 	w.pauseFetching()
 	w.fleet.Publish()
 	if refused == nil {
-		w.log.Info().Str("app_id", app).Msg("the backend takes this worker's API key again")
+		w.log.Info().Str("app_id", app).Msg("the backend accepts this worker's API key again")
 		return
 	}
 	w.log.Error().Err(refused).Str("app_id", app).Msg("the backend refuses this worker's API key: it takes no jobs of the app")

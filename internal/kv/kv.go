@@ -1,8 +1,8 @@
-// Package kv stores JSON values in a key-value bucket and changes them only by
-// compare-and-set on their revision. It reads from the bucket's leader, because a
-// lagging replica would mislead a caller that relies on what it reads. It owns
-// the handling of conflicts and of writes whose reply was lost. It must not know
-// what the values mean.
+// Package kv stores JSON values in a key-value bucket and, except by Note, changes
+// them only by compare-and-set on their revision. It reads from the bucket's leader,
+// because a lagging replica would mislead a caller that relies on what it reads. It
+// owns the handling of conflicts and of writes whose reply was lost. It must not
+// know what the values mean.
 package kv
 
 import (

@@ -48,8 +48,8 @@ func (r Retried) Done() bool {
 // is delivered when its backoff ends. A delivery too many does no harm: the record decides
 // who runs the job.
 //
-// A job whose budget is spent or whose circuit is open stays held. With probe, the circuit lets its next job
-// through first.
+// A job whose budget is spent or whose circuit is open stays held. With probe, the
+// circuit lets its next job through first.
 func (o *Operator) Retry(ctx context.Context, jobID string, probe bool) (Retried, error) {
 	record, result, err := o.makeDue(ctx, jobID, probe)
 	if err == nil && result.Status == StatusUnknown {
@@ -106,7 +106,7 @@ func (o *Operator) findWaiting(ctx context.Context, result Retried) (Retried, er
 	case err != nil:
 		return result, err
 	case found != nil:
-		result.Status, result.Message = StatusWaiting, "no worker has had it yet"
+		result.Status, result.Message = StatusWaiting, "no worker has received it yet"
 		if found.Delivered {
 			result.Message = "it was delivered and handed back, and comes again by itself; it waits for " + found.WaitsFor
 		}

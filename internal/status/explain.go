@@ -27,10 +27,10 @@ func HeldBecause(r *lifecycle.Record) (why, remedy string) {
 			errors.Explain(r.HeldCode).Remedy
 	case lifecycle.HeldStorage:
 		return "the worker's own storage can't take what the job makes: " + r.HeldWhy,
-			"Make room in the stream or bucket; if it is gone, 'avatarworker setup' makes it again. The job goes on by itself, and is never given up for this."
+			"Make room in the stream or bucket; if it is gone, 'avatarworker setup' recreates it. The job goes on by itself, however long this lasts."
 	case lifecycle.HeldBudget:
 		return r.HeldText(),
-			"Wait until the period ends, or raise the budget (avatarworker cost budget). The job goes on by itself, and is never given up for this."
+			"Wait until the period ends, or raise the budget (avatarworker cost budget). The job goes on by itself, however long this lasts."
 	case lifecycle.HeldUnsettled:
 		return r.HeldWhy,
 			"Find out why its sessions end (its history below, and the workers' logs). Then retry it (avatarworker retry), which allows five more, or cancel it."

@@ -276,7 +276,7 @@ func answers(t *testing.T, r reader, qs []status.Query) (texts []string) {
 func sameAnswers(t *testing.T, js jetstream.JetStream, names topology.Names, m *status.Model, after any) {
 	t.Helper()
 	qs := queries()
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(natstest.Patience); ; {
 		refresh(t, m)
 		want, got := answers(t, status.NewStore(js, names, nil, time.Minute), qs), answers(t, m, qs)
 		differs := slices.IndexFunc(want, func(text string) bool { return !slices.Contains(got, text) })

@@ -79,7 +79,7 @@ func (w *Waiting) waitsFor(workers []Worker, limits []Limit) string {
 		}
 	}
 	if len(list) == 0 {
-		return "a session limit, or for the worker that has it in hand"
+		return "a session limit, or for the worker that is processing it"
 	}
 	return strings.Join(list, ", or for ")
 }

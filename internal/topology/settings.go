@@ -37,7 +37,6 @@ type Limit struct {
 }
 
 // Settings is what an operator may choose about streams, buckets and consumers.
-// Start from DefaultSettings.
 type Settings struct {
 	Replicas     int                  // of every stream and bucket; 0 is 1
 	Placement    *jetstream.Placement // of every stream and bucket; nil: as NATS chooses

@@ -240,7 +240,7 @@ func (s *Server) describe(q *request, d *jobData) {
 func (s *Server) describeWaiting(q *request, d *jobData) {
 	w := d.Job.Waiting
 	d.State, d.CanCancel = status.StateWaiting, true
-	d.Verdict = "It has waited in queue " + w.Queue + " for " + ago(q.view.Now, w.Published) + ": no worker has had it yet."
+	d.Verdict = "It has waited in queue " + w.Queue + " for " + ago(q.view.Now, w.Published) + ": no worker has received it yet."
 	if w.Delivered {
 		d.Verdict = "It has waited in queue " + w.Queue + " for " + ago(q.view.Now, w.Published) + ": it was delivered, and handed back without a session. " + sentence("It waits for "+w.WaitsFor)
 	}

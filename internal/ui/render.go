@@ -135,7 +135,9 @@ func fromElsewhere(r *http.Request) bool {
 func (s *Server) bounce(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	path := template.HTMLEscapeString(ownPath(r.URL))
-	_, _ = fmt.Fprintf(w, `<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=%s"><title>avatarworker</title><p><a href="%[1]s">Go on</a></p></html>`, path) // the caller may have left
+	// The caller may have left.
+	_, _ = fmt.Fprintf(w, `<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=%s">`+
+		`<title>avatarworker</title><p><a href="%[1]s">Go on</a></p></html>`, path)
 }
 
 // ownPath is a path of this server with its query, without the note of a result.

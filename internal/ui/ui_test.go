@@ -133,7 +133,7 @@ func TestEachQuestionOfTheWalkHasItsAnswerOnAPage(t *testing.T) {
 		answers        []string
 	}{
 		{"where is my job while it waits", "/jobs/w1", []string{"has waited in queue nobody", "No worker serves the queue"}},
-		{"is my cancel noted", "/jobs/noted", []string{"no worker has had it yet. Its cancel is noted"}},
+		{"is my cancel noted", "/jobs/noted", []string{"no worker has received it yet. Its cancel is noted"}},
 		{"is the cancel of a job noted that is still to come", "/jobs/early", []string{"No job with this id is in a queue yet. Its cancel is noted"}},
 		{"what does a job that was handed back wait for", "/jobs/back", []string{"handed back without a session. It waits for a free session of limit app_id/lim", "delivered again by itself", ">batch=17<"}},
 		{"what ran longest", "/jobs?state=running&sort=running", []string{"j2", "5.0 s"}},

@@ -33,7 +33,7 @@ const (
 const (
 	// closedLife is how long a closed circuit is kept after its last change.
 	closedLife = time.Hour
-	// openLife is the same for an open circuit: longer than any job waits.
+	// openLife is the same for an open circuit, which each probe writes again.
 	openLife = 25 * time.Hour
 	// goodSessions in a row reset the cooldown to Config.Cooldown.
 	goodSessions = 10

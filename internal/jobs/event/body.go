@@ -211,8 +211,10 @@ func (a CircuitAlert) subject(n Subjects) string { return n.Alerts(a.Kind, strin
 // storage, its key for an app, a budget, or a job whose sessions end without a
 // result.
 type WorkerAlert struct {
-	Kind     string    `json:"-"`                // AlertStorage, AlertWorkerKey, AlertUnsettled or AlertBudget
-	What     string    `json:"what"`             // the output that can't be stored, the code of the refused key, "sessions", or of a budget "warning" or "spent"
+	Kind string `json:"-"` // AlertStorage, AlertWorkerKey, AlertUnsettled or AlertBudget
+	// What is the output that can't be stored, the code of the refused key,
+	// "sessions", or of a budget "warning" or "spent".
+	What     string    `json:"what"`
 	AppID    string    `json:"app_id,omitempty"` // of AlertWorkerKey and AlertUnsettled, and of the budget of an app
 	JobID    string    `json:"job_id,omitempty"` // of AlertUnsettled
 	Message  string    `json:"message"`          // what is wrong, and what to do

@@ -186,7 +186,8 @@ func (w *Writer) Owed(r *lifecycle.Record) bool { return w.o.Ledger != nil && le
 
 // StoreLost writes the sessions that were lost with their workers at once, while the
 // next session, that of r, runs, which may take long. It notes in the record, by
-// update, that they are written. If that fails they are written with what follows from that session.
+// update, that they are written. If that fails they are written with what follows from
+// that session.
 func (w *Writer) StoreLost(ctx context.Context, r *lifecycle.Record, update func(func(*lifecycle.Record))) error {
 	for _, s := range r.Usage {
 		if s.Stored {

@@ -53,7 +53,7 @@ func (w *Writer) NewAdder(o AdderOptions) *usage.Adder {
 			}
 		},
 		Foreign: func(err error) {
-			o.Log.Warn().Err(err).Msg("a message in the stream of usage records is not one: it counts for nothing")
+			o.Log.Warn().Err(err).Msg("ignoring a message in the stream of usage records that is not one")
 		},
 	})
 }

@@ -94,8 +94,8 @@ func (r *Record) whole(s usage.Session) usage.Session {
 // maxEstimates bounds the estimates that a record keeps for a correction.
 const maxEstimates = 16
 
-// keepUsage drops the sessions that are in the ledger. What followed from a record
-// that says that no worker runs the job was done before the job goes on from it.
+// keepUsage drops the sessions that are in the ledger. If the state is not running, the
+// record's effects are done, and their usage records with them.
 func (r *Record) keepUsage() {
 	var kept []usage.Session
 	for _, s := range r.Usage {

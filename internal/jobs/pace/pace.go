@@ -1,5 +1,5 @@
-// Package pace spaces out the jobs that a worker returns to the queue to wait for
-// a circuit, a session limit or storage. The more jobs wait, the longer each
+// Package pace spaces out the jobs that a worker returns to the queue to wait, for a
+// circuit, a session limit, a budget or storage. The more jobs wait, the longer each
 // stays away, so that jobs that can run are not delayed by them. It owns the
 // count of waiting jobs, and must not know what they wait for except by name.
 package pace
