@@ -34,7 +34,20 @@ type Usage struct {
 	usage.Record
 }
 
-func readLedger(ctx context.Context, js jetstream.JetStream, names topology.Names) (*Ledger, error) {
+// readLedger reads the ledger until it is at rest: a worker that was cut off may correct
+// its sessions meanwhile, and a replica that answers may not have yet what was added.
+func readLedger(ctx context.Context, js jetstream.JetStream, names topology.Names) (l *Ledger, err error) {
+	begun := time.Now()
+	_ = retry.Until(ctx, retry.Backoff{Initial: 100 * time.Millisecond, Max: time.Second}, func(error) bool { return err != nil || time.Since(begun) > inStep }, func() error {
+		if l, err = readLedgerOnce(ctx, js, names); err == nil && l.total() != l.Counters.Totals {
+			return errors.New("the counters are not what the records add up to")
+		}
+		return err
+	})
+	return l, err
+}
+
+func readLedgerOnce(ctx context.Context, js jetstream.JetStream, names topology.Names) (*Ledger, error) {
 	l := &Ledger{}
 	err := each(ctx, js, names.UsageStream(), names.AllUsage(), func(msg jetstream.Msg, _ *jetstream.MsgMetadata) error {
 		u := Usage{ID: msg.Headers().Get(nats.MsgIdHdr)}
@@ -48,7 +61,6 @@ func readLedger(ctx context.Context, js jetstream.JetStream, names topology.Name
 	if l.Counters, err = store.Compare(ctx); err != nil {
 		return l, err
 	}
-	begun := time.Now()
 	// What the last worker had no time for.
 	counters, err := usage.OpenCounters(ctx, js, names, nil)
 	if err == nil {
@@ -57,18 +69,12 @@ func readLedger(ctx context.Context, js jetstream.JetStream, names topology.Name
 	if err != nil {
 		return l, err
 	}
-	// A replica that answers may not have yet what was added just now.
-	_ = retry.Until(ctx, retry.Backoff{Initial: 100 * time.Millisecond, Max: time.Second}, func(error) bool { return err != nil || time.Since(begun) > inStep }, func() error {
-		if l.Total, err = store.Sum(ctx, cost.Query{By: cost.ByDay}); err == nil && l.total() != l.Counters.Totals {
-			return errors.New("the counters are not what the records add up to")
-		}
-		return err
-	})
+	l.Total, err = store.Sum(ctx, cost.Query{By: cost.ByDay})
 	return l, err
 }
 
-// inStep is how long the replicas of the counters have to be in step.
-const inStep = 10 * time.Second
+// inStep is how long the ledger may take to be at rest.
+const inStep = 20 * time.Second
 
 // total is what the counters add up to.
 func (l *Ledger) total() (total usage.Totals) {
