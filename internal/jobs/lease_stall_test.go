@@ -9,6 +9,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // stall makes the link take nothing any more, until the returned function is
@@ -33,7 +34,7 @@ func (h *env) leaseOf(window time.Duration) func(*options) {
 
 func TestLinkThatTakesNothingEndsTheSessionWithinItsLease(t *testing.T) {
 	h := newEnv(t)
-	const window = 4 * time.Second
+	window := natstest.Unhurried(4 * time.Second)
 	k := newLink(t, h.url)
 	began, ended := make(chan struct{}, 4), make(chan time.Time, 4)
 	w := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {

@@ -17,6 +17,7 @@ import (
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lease"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // link forwards TCP to NATS and can be cut without telling either side.
@@ -108,7 +109,7 @@ func (k *link) drop() {
 
 func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
 	h := newEnv(t)
-	const window = 3 * time.Second
+	window := natstest.Unhurried(3 * time.Second)
 	k := newLink(t, h.url)
 	var lost time.Time
 	began, ended := make(chan struct{}, 4), make(chan time.Time, 4)

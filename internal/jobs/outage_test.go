@@ -285,7 +285,7 @@ func (h *env) through(url string) {
 }
 
 func TestSessionsOutliveTheNodeOfTheFleetsBucket(t *testing.T) {
-	const window = 2 * time.Second
+	window := natstest.Unhurried(2 * time.Second)
 	fleet := "KV_" + topology.Names{}.FleetBucket()
 	n := topology.Names{}
 	h, c, alone := newSpreadEnv(t, window, fleet, n.JobsStream(), n.EventsStream(), "KV_"+n.StateBucket())

@@ -76,15 +76,15 @@ func TestFramesComeWhileSpeechIsStillComing(t *testing.T) {
 }
 
 func TestSpeedPacesTheFramesAsTheyPlay(t *testing.T) {
-	s := start(t, simulator.Options{Speed: 40})
+	s := start(t, simulator.Options{Speed: 4})
 	c := open(t, s, "ok")
 	began := time.Now()
 	c.say(reqID, pcm(16000, 20000), true)
 	c.receive()
 	first := time.Since(began)
 	c.answerTo(reqID)
-	// The last envelope begins at 18 s of motion: 450 ms at 40 times the speed, 18 s without it.
-	if all := time.Since(began); first > all/2 || all < 440*time.Millisecond || all > 9*time.Second {
+	// The last envelope begins at 18 s of motion: 4.5 s at four times the speed, 18 s without it.
+	if all := time.Since(began); first > all/2 || all < 4400*time.Millisecond || all > 15*time.Second {
 		t.Errorf("first frame after %s, last after %s", first, all)
 	}
 }

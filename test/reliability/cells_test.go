@@ -224,7 +224,7 @@ func TestAClusterThatIsLostWholeStopsItsOwnCellOnlyAndItsJobsGoOnWhenItIsBack(t 
 		t.Skip("two clusters of three nodes: not with -short")
 	}
 	t.Parallel()
-	lease, away, every, losses := unhurried(8*time.Second), unhurried(9*time.Second), unhurried(400*time.Millisecond), 1
+	lease, away, every, losses := natstest.Unhurried(8*time.Second), natstest.Unhurried(9*time.Second), natstest.Unhurried(400*time.Millisecond), 1
 	if long() {
 		length, _ := chaosLength(t)
 		lease, away, every = 15*time.Second, 30*time.Second, 200*time.Millisecond

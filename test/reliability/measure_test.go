@@ -8,7 +8,6 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/test/reliability/invariant"
 )
 
@@ -72,15 +71,6 @@ func streamAnswers(js jetstream.JetStream, stream string) func(ctx context.Conte
 		_, err := js.Stream(ctx, stream)
 		return err
 	}
-}
-
-// unhurried makes a time of a test longer under the race detector, in which NATS,
-// the backend and the test are a process that takes several times as long.
-func unhurried(d time.Duration) time.Duration {
-	if natstest.Raced {
-		return 3 * d
-	}
-	return d
 }
 
 // measureDelays notes when the machine was too busy to wake this process in time.

@@ -24,7 +24,7 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 		t.Skip("a minute with a cluster: not with -short")
 	}
 	t.Parallel()
-	window, away, every := unhurried(6*time.Second), unhurried(8*time.Second), unhurried(250*time.Millisecond)
+	window, away, every := natstest.Unhurried(6*time.Second), natstest.Unhurried(8*time.Second), natstest.Unhurried(250*time.Millisecond)
 	if long() {
 		window, away = 30*time.Second, 45*time.Second
 	}

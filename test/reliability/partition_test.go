@@ -22,7 +22,7 @@ func TestAClusterThatIsDividedHoldsNoTwoSessionsOfAJob(t *testing.T) {
 		t.Skip("clusters that are divided: not with -short")
 	}
 	t.Parallel()
-	window, lasts := unhurried(6*time.Second), unhurried(11*time.Second)
+	window, lasts := natstest.Unhurried(6*time.Second), natstest.Unhurried(11*time.Second)
 	for name, c := range map[string]struct {
 		replicas int
 		// cut names the workers that can't write records meanwhile: behind is

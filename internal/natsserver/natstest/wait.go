@@ -15,6 +15,15 @@ import (
 // also on a busy machine.
 const Patience = 3 * time.Minute
 
+// Unhurried makes a time of a test longer under the race detector, in which NATS, the
+// backend and the test take several times as long.
+func Unhurried(d time.Duration) time.Duration {
+	if Raced {
+		return 3 * d
+	}
+	return d
+}
+
 // Eventually waits until ok returns true, and fails the test if it never does. It is
 // for what nothing signals.
 func Eventually(t testing.TB, what string, ok func() bool) {
