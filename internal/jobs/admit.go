@@ -72,7 +72,7 @@ func (a admission) admit(from *lifecycle.Record) (taken bool, err error) {
 		a.nak(nakPause)
 		return false, nil
 	}
-	if a.freed != nil { // the circuit has closed meanwhile, or it has just done its effects
+	if a.place != nil { // the circuit has closed meanwhile, or it has just done its effects
 		a.backToQueue("slot")
 		return false, nil
 	}
@@ -209,7 +209,7 @@ func (e *execution) releasePermits() {
 // so any worker could do what is left. At most InHand minus Concurrency jobs may be at
 // that step; it returns false for one more, which keeps its slot.
 func (e *execution) freeSlot() bool {
-	return e.freed != nil || e.freeSlotFor(e.w.finalizing)
+	return e.place != nil || e.freeSlotFor(e.w.finalizing)
 }
 
 // freeSlotFor gives the slot back and takes a place of another kind, if one is left.
@@ -217,7 +217,7 @@ func (e *execution) freeSlotFor(places *semaphore.Weighted) bool {
 	if !places.TryAcquire(1) {
 		return false
 	}
-	e.freed = places
+	e.place = places
 	e.releasePermits()
 	e.w.freeSlot()
 	return true

@@ -187,7 +187,7 @@ func (f effects) limit(what string, ordinary time.Duration) time.Duration {
 	switch {
 	case f.w.faults.Has(what):
 		return min(ordinary, faultyTimeout)
-	case f.freed == nil:
+	case f.place == nil:
 		return min(ordinary, slotTimeout)
 	}
 	return ordinary

@@ -73,7 +73,7 @@ type execution struct {
 
 	record  *lifecycle.Handle
 	session sessionRun          // while the job is this worker's
-	freed   *semaphore.Weighted // what it has in place of its slot, which is another job's already; nil: it has its slot
+	place   *semaphore.Weighted // what it has in place of its slot, which is another job's already; nil: it has its slot
 	done    chan struct{}
 
 	mu      sync.Mutex              // guards what follows

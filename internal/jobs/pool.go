@@ -76,8 +76,8 @@ func (w *Worker) another() *execution {
 // returnPlace gives back the execution's slot, or the place that it took instead.
 func (w *Worker) returnPlace(e *execution) {
 	defer w.executions.Done()
-	if e.freed != nil {
-		e.freed.Release(1)
+	if e.place != nil {
+		e.place.Release(1)
 		return
 	}
 	w.freeSlot()

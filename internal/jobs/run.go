@@ -29,7 +29,7 @@ func (e *execution) run() {
 
 // announceStart says that the session starts.
 func (e *execution) announceStart() *progress {
-	record := e.working(e.session.cancel)
+	record := e.setCancel(e.session.cancel)
 	e.w.o.Observer.TakenOver(e.session.startedAs)
 	if record.Session == 1 && !record.PublishedAt.IsZero() {
 		e.w.o.Observer.FirstStarted(e.id.Queue, record.StartedAt.Sub(record.PublishedAt))
@@ -77,12 +77,12 @@ func (e *execution) closed(p *progress) {
 		e.session.cause = context.Cause(e.session.ctx)
 	}
 	p.end()
-	e.working(nil)
+	e.setCancel(nil)
 }
 
-// working makes the session under way known to those that may want to end it;
+// setCancel makes the session under way known to those that may want to end it;
 // nil: there is none any more.
-func (e *execution) working(cancel context.CancelCauseFunc) *lifecycle.Record {
+func (e *execution) setCancel(cancel context.CancelCauseFunc) *lifecycle.Record {
 	e.mu.Lock()
 	ending := e.ending
 	e.cancel = cancel

@@ -282,11 +282,11 @@ func (s settlement) nakIfDueNow(ctx context.Context, written *lifecycle.Record) 
 // holdFor says why a job that may not start has to wait, and how long at least before
 // it is checked again.
 type holdFor struct {
-	reason string
-	code   errors.Code // of what opened the circuit; "": it is not for a circuit
-	wait   time.Duration
-	why    string // in words, for people; "": as the reason says
-	crowd  string // those that wait for the same; "": by reason, app and region
+	reason   string
+	code     errors.Code // of what opened the circuit; "": it is not for a circuit
+	wait     time.Duration
+	why      string // in words, for people; "": as the reason says
+	waitsFor string // those that wait for the same; "": by reason, app and region
 }
 
 func heldByCircuit(r *circuit.Refusal) holdFor {
@@ -294,14 +294,14 @@ func heldByCircuit(r *circuit.Refusal) holdFor {
 }
 
 func (w *Worker) heldByBudget(r *budget.Refusal) holdFor {
-	return holdFor{reason: lifecycle.HeldBudget, wait: w.pace.Spread(r.Pause()), why: r.String(), crowd: "budget " + r.Key + " " + r.Value}
+	return holdFor{reason: lifecycle.HeldBudget, wait: w.pace.Spread(r.Pause()), why: r.String(), waitsFor: "budget " + r.Key + " " + r.Value}
 }
 
 // hold makes a job wait that may not start. A hold that lasts is not published again.
 func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor) error {
 	now := s.w.now()
 	next := s.unstartedRecord(from)
-	wait := s.w.pace.Next(cmp.Or(h.crowd, h.reason+" "+next.AppID+" "+next.Region), s.begun, h.wait)
+	wait := s.w.pace.Next(cmp.Or(h.waitsFor, h.reason+" "+next.AppID+" "+next.Region), s.begun, h.wait)
 	if lifecycle.HoldCounts(h.reason) {
 		wait = s.untilGivenUp(from, now, wait)
 	}
@@ -320,7 +320,7 @@ func (s settlement) hold(ctx context.Context, from *lifecycle.Record, h holdFor)
 
 // holdForStorage makes a job wait for our own storage, and alerts.
 func (s settlement) holdForStorage(ctx context.Context, from *lifecycle.Record, fault error) error {
-	s.w.alarmStorage(s.job.OutputKind(), fault)
+	s.w.alertStorage(s.job.OutputKind(), fault)
 	return s.hold(ctx, from, holdFor{reason: lifecycle.HeldStorage, wait: s.w.pace.Spread(storagePause), why: fault.Error()})
 }
 

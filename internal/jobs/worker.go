@@ -92,8 +92,8 @@ type lifetime struct {
 // and is waited out by trying again.
 const storeTimeout = 2 * time.Second
 
-// patience is Policy.Patience where it is not set.
-const patience = 10 * time.Second
+// circuitTimeout is Policy.Patience where it is not set.
+const circuitTimeout = 10 * time.Second
 
 // minWaiting is the least number of jobs outside its slots that a worker may check at a
 // time only to hold them: each takes a few round trips to NATS.
@@ -104,7 +104,7 @@ var errDrained = errors.New("the worker stops and the drain time is up")
 
 // New prepares a worker; Run starts it.
 func New(ctx context.Context, o Options) (*Worker, error) {
-	o.SettleTimeout, o.Patience = cmp.Or(o.SettleTimeout, settleTimeout), cmp.Or(o.Patience, patience)
+	o.SettleTimeout, o.Patience = cmp.Or(o.SettleTimeout, settleTimeout), cmp.Or(o.Patience, circuitTimeout)
 	if o.InHand = cmp.Or(o.InHand, 2*o.Concurrency); o.InHand < o.Concurrency {
 		return nil, fmt.Errorf("jobs: InHand is %d: at least %d, which is Concurrency", o.InHand, o.Concurrency)
 	}
@@ -151,7 +151,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	if len(o.Budgets) > 0 && records != nil {
 		w.budgets = budget.New(budget.Options{
 			Rules: o.Budgets, JS: o.JS, Names: o.Names, State: w.store, Fleet: shared, Least: o.CostLeast,
-			Labels: o.TotalLabels, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Written: records.Sequence, Now: w.now, Warned: w.alarmBudget, Log: o.Logger,
+			Labels: o.TotalLabels, Worker: w.currentWorkerID, LeaseValid: w.lease.Valid, Written: records.Sequence, Now: w.now, Warned: w.alertBudget, Log: o.Logger,
 		})
 	}
 	if o.Totals && records != nil {

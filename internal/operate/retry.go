@@ -70,14 +70,14 @@ func (o *Operator) Retry(ctx context.Context, jobID string, probe bool) (Retried
 		return result, nil
 	}
 	if probe {
-		err = o.insist(ctx, record)
+		err = o.redeliverUntilProbed(ctx, record)
 	}
 	return result, err
 }
 
-// insist has a job delivered again as long as its circuit waits for a probe: a worker
+// redeliverUntilProbed has a job delivered again as long as its circuit waits for a probe: a worker
 // may get the job before it learns that the circuit takes one, and hold it once more.
-func (o *Operator) insist(ctx context.Context, record *lifecycle.Record) error {
+func (o *Operator) redeliverUntilProbed(ctx context.Context, record *lifecycle.Record) error {
 	circuits, err := o.Circuits(ctx)
 	if err != nil {
 		return err

@@ -342,7 +342,7 @@ func (c *Circuits) change(ctx context.Context, app, region string, f func(e *ent
 			e = before.clone() // not written before, or the bucket was created again, empty
 		}
 		e.revision = revision
-		untold := len(e.Unpublished)
+		waiting := len(e.Unpublished)
 		if !f(&e, c.o.Now().UTC()) {
 			c.update(key, e, false)
 			return e, nil
@@ -351,7 +351,7 @@ func (c *Circuits) change(ctx context.Context, app, region string, f func(e *ent
 		e.revision, err = c.o.Store.PutTTL(ctx, key, e, revision, e.life())
 		switch {
 		case err == nil:
-			c.update(key, e, len(e.Unpublished) > untold)
+			c.update(key, e, len(e.Unpublished) > waiting)
 			return e, nil
 		case !errors.Is(err, kv.ErrConflict):
 			return c.changeLocal(app, region, f, err)
@@ -377,14 +377,14 @@ func (c *Circuits) changeLocal(app, region string, f func(e *entry, now time.Tim
 	case !known:
 		e.Circuit = Circuit{App: app, Region: region, State: Closed}
 	}
-	untold := len(e.Unpublished)
+	waiting := len(e.Unpublished)
 	if !f(&e, c.o.Now().UTC()) {
 		return before.entry, err
 	}
 	if !before.local {
 		e.local, e.base = true, before.revision
 	}
-	c.store(key, e, len(e.Unpublished) > untold)
+	c.store(key, e, len(e.Unpublished) > waiting)
 	return e, err
 }
 

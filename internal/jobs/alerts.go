@@ -37,16 +37,16 @@ func (w *Worker) announceCircuit(ctx context.Context, a circuit.Alert) error {
 	return err
 }
 
-func (w *Worker) alarmStorage(output string, fault error) {
+func (w *Worker) alertStorage(output string, fault error) {
 	w.outbox.Alert(event.WorkerAlert{
 		Kind: event.AlertStorage, What: output,
 		Message: "jobs with output " + output + " are held, because what they make can't be stored: " + fault.Error(),
 	}, output)
 }
 
-// alarmBudget alerts when a share of a budget is spent. Every worker sees it, also one
+// alertBudget alerts when a share of a budget is spent. Every worker sees it, also one
 // that starts later; the id makes it one alert.
-func (w *Worker) alarmBudget(b budget.Warning) {
+func (w *Worker) alertBudget(b budget.Warning) {
 	alert := event.WorkerAlert{
 		Kind: event.AlertBudget, What: b.What(), Message: b.String(),
 		Key: b.Key, Value: b.Value, Credits: b.Credits, Spent: b.Spent, Per: b.Per, Until: b.Until.UTC(),
