@@ -2,6 +2,7 @@ package jobs_test
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -228,41 +229,44 @@ func streamFiles(t *testing.T, dir, stream string) string {
 	return found
 }
 
-// newSpreadEnv is an env on three nodes whose streams have one replica
-// each. The stream is on a node that has none of the others.
-func newSpreadEnv(t *testing.T, window time.Duration, stream string, others ...string) (h *env, c *natsserver.Cluster, alone int) {
+// newSpreadEnv is an env on three nodes whose streams have one replica each: the
+// stream is alone on a node, and all others are on the next one.
+func newSpreadEnv(t *testing.T, window time.Duration, stream string) (h *env, c *natsserver.Cluster, alone int) {
 	t.Helper()
 	t.Parallel()
 	c = natstest.Cluster(t, 3)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
 	h = &env{t: t, storage: jetstream.FileStorage, url: c.ClientURLs(), settings: topology.DefaultSettings()}
 	h.nc = natstest.ConnectURL(t, h.url, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
 	var err error
 	if h.js, err = jetstream.New(h.nc); err != nil {
 		t.Fatal(err)
 	}
-	h.settings.AckWait, h.settings.Storage = window, h.storage
-	h.eventually("the streams are on nodes of their own", func() bool {
-		if h.handles, _, err = topology.Ensure(ctx, h.js, h.names, h.settings); err != nil {
-			return false
-		}
-		if err := c.WaitReady(ctx); err != nil {
-			t.Fatal(err)
-		}
-		alone = c.StreamLeader(stream)
-		apart := alone >= 0
-		for _, other := range others {
-			if c.StreamLeader(other) == alone {
-				apart = false
-				if err := h.js.DeleteStream(ctx, other); err != nil {
-					return false
-				}
-			}
-		}
-		return apart
+	onNode := func(i int) *jetstream.Placement {
+		return &jetstream.Placement{Tags: []string{fmt.Sprintf("node:n%d", i)}}
+	}
+	h.settings.AckWait, h.settings.Storage, h.settings.Placement = window, h.storage, onNode(1)
+	ensure := func() bool {
+		h.handles, _, err = topology.Ensure(t.Context(), h.js, h.names, h.settings)
+		return err == nil
+	}
+	h.eventually("the streams are on a node", ensure)
+	made, err := h.js.Stream(t.Context(), stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := made.CachedInfo().Config
+	config.Placement = onNode(0)
+	if err := h.js.DeleteStream(t.Context(), stream); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("the stream is on a node of its own", func() bool {
+		_, err := h.js.CreateStream(t.Context(), config)
+		return err == nil && ensure()
 	})
-	return h, c, alone
+	if err := c.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return h, c, 0
 }
 
 // through connects the env itself to another node.
@@ -286,9 +290,7 @@ func (h *env) through(url string) {
 
 func TestSessionsOutliveTheNodeOfTheFleetsBucket(t *testing.T) {
 	window := natstest.Unhurried(2 * time.Second)
-	fleet := "KV_" + topology.Names{}.FleetBucket()
-	n := topology.Names{}
-	h, c, alone := newSpreadEnv(t, window, fleet, n.JobsStream(), n.EventsStream(), "KV_"+n.StateBucket())
+	h, c, alone := newSpreadEnv(t, window, "KV_"+topology.Names{}.FleetBucket())
 	renewed := newRenewals()
 	s := runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
 		connect(a)
@@ -328,8 +330,7 @@ func (h *env) finalWithin(id string, limit time.Duration) (r *lifecycle.Record) 
 // lost meanwhile; no other worker can take the job.
 func TestFinishedSessionIsNotThrownAwayWhileTheRecordsAreAway(t *testing.T) {
 	const window = 3 * time.Second
-	n := topology.Names{}
-	h, c, alone := newSpreadEnv(t, window, "KV_"+n.StateBucket(), n.JobsStream(), n.EventsStream())
+	h, c, alone := newSpreadEnv(t, window, "KV_"+topology.Names{}.StateBucket())
 	var spoken atomic.Int32
 	down, finished := make(chan struct{}), make(chan struct{}, 9)
 	lost := newLosses()
