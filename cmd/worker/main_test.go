@@ -54,7 +54,7 @@ func (s *screen) String() string {
 // await returns when the output contains the text.
 func (s *screen) await(t *testing.T, text string) {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(natstest.Patience)
 	for {
 		s.mu.Lock()
 		found, grown := strings.Contains(s.buffer.String(), text), s.grown
@@ -92,7 +92,7 @@ func (c *command) wait() int {
 	select {
 	case code := <-c.code:
 		return code
-	case <-time.After(60 * time.Second):
+	case <-time.After(natstest.Patience):
 		c.t.Fatalf("still running after 60 s; stdout:\n%s\nstderr:\n%s", c.out, c.stderr)
 		return -1
 	}

@@ -20,6 +20,7 @@ import (
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/status"
 )
 
@@ -566,7 +567,7 @@ func TestSignalEndsTheContext(t *testing.T) {
 	interruptSelf(t)
 	select {
 	case <-ctx.Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(natstest.Patience):
 		t.Fatal("the signal did not end it")
 	}
 	stop()

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/simulator"
 )
 
@@ -41,7 +42,7 @@ func (l *lines) String() string {
 
 func (l *lines) await(t *testing.T, want string) {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(natstest.Patience)
 	for !strings.Contains(l.String(), want) {
 		select {
 		case <-l.news:

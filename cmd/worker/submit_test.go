@@ -26,6 +26,7 @@ import (
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/output"
 	"avatarworker/internal/terminal"
 )
@@ -397,7 +398,7 @@ func TestFramesOfAJobThatDidNotCompleteAreSavedAsTheyCame(t *testing.T) {
 // awaitPart returns when the unfinished file next to out has so many bytes.
 func awaitPart(t *testing.T, out string, size int) {
 	t.Helper()
-	tick, late := time.NewTicker(5*time.Millisecond), time.After(20*time.Second)
+	tick, late := time.NewTicker(5*time.Millisecond), time.After(natstest.Patience)
 	defer tick.Stop()
 	for {
 		select {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"avatarworker/internal/errors"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // onTerminal runs the program with a terminal for its three streams, types the
@@ -49,7 +50,7 @@ func onTerminal(t *testing.T, answer string, args ...string) (code int, shown st
 	}
 	select {
 	case code = <-ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(natstest.Patience):
 		t.Fatalf("still running:\n%s", screen)
 	}
 	if err := terminal.Close(); err != nil {

@@ -127,7 +127,7 @@ func TestAnEmbeddedWorkerServesThePageAndWorksWithoutItsAddress(t *testing.T) {
 	_, stopSecond := embedded(t, t.TempDir(), "--ui-addr", addr)
 	// The page may be there before the worker has made its streams.
 	code, page := get(t, "http://"+addr+"/", nil)
-	again, end := time.NewTicker(50*time.Millisecond), time.After(20*time.Second)
+	again, end := time.NewTicker(50*time.Millisecond), time.After(natstest.Patience)
 	defer again.Stop()
 	for waits := true; waits && code == http.StatusServiceUnavailable; {
 		select {

@@ -93,7 +93,7 @@ func (h *env) publishAll(n int, msg func(i int) *nats.Msg) {
 	}
 	select {
 	case <-h.js.PublishAsyncComplete():
-	case <-time.After(30 * time.Second):
+	case <-time.After(natstest.Patience):
 		h.t.Fatal("not everything was published")
 	}
 }

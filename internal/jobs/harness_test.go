@@ -147,7 +147,7 @@ func (w *worker) end() {
 	w.stop()
 	select {
 	case <-w.done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(natstest.Patience):
 		var stacks bytes.Buffer
 		_ = pprof.Lookup("goroutine").WriteTo(&stacks, 1) // to memory
 		w.h.t.Errorf("worker %s did not stop:\n%s", w.id, stacks.String())

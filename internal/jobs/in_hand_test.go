@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"avatarworker/internal/jobs"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // places observes busy and free places only.
@@ -32,7 +33,7 @@ func TestAWorkerWithoutJobsReportsItsFreePlaces(t *testing.T) {
 		if got != [2]int{0, 7} {
 			t.Errorf("%d of %d places are busy", got[0], got[1])
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(natstest.Patience):
 		t.Error("nothing was observed")
 	}
 }

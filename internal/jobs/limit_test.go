@@ -11,6 +11,7 @@ import (
 
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/jobspec"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // maxSessions limits app1.
@@ -229,7 +230,7 @@ func TestSeveralAppsThatWaitLeaveAPlaceForTheOthers(t *testing.T) {
 		if !strings.HasPrefix(id, "free-") {
 			t.Errorf("%s has no slot", id)
 		}
-	case <-time.After(15 * time.Second):
+	case <-time.After(natstest.Patience):
 		t.Fatalf("no job of an app without a limit began in %s", time.Since(from))
 	}
 }

@@ -30,7 +30,7 @@ func (h *env) fill(queue string, n int, more ...string) {
 	}
 	select {
 	case <-h.js.PublishAsyncComplete():
-	case <-time.After(20 * time.Second):
+	case <-time.After(natstest.Patience):
 		h.t.Fatal("not published")
 	}
 }

@@ -215,7 +215,7 @@ func TestAFeedSurvivesARestartOfTheServerAndALostConnection(t *testing.T) {
 		if open || !errors.Is(f.Err(), nats.ErrConnectionClosed) {
 			t.Errorf("without a connection: %v", f.Err())
 		}
-	case <-time.After(8 * time.Second):
+	case <-time.After(natstest.Patience):
 		t.Error("a feed does not end with its connection")
 	}
 }

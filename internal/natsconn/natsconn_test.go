@@ -160,8 +160,8 @@ func expect(t *testing.T, states <-chan bool, want bool) {
 		if got != want {
 			t.Fatalf("state %t, want %t", got, want)
 		}
-	case <-time.After(20 * time.Second):
-		t.Fatalf("no state within 20 s, want %t", want)
+	case <-time.After(natstest.Patience):
+		t.Fatalf("no state, want %t", want)
 	}
 }
 

@@ -142,7 +142,7 @@ func TestTheLogNamesTLSFirstWhereTheServerSpeaksFirst(t *testing.T) {
 		if !strings.Contains(line, "nats.tls_first") {
 			t.Errorf("got %s", line)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(natstest.Patience):
 		t.Error("nothing was logged")
 	}
 }

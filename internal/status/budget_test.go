@@ -10,6 +10,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/status"
 )
 
@@ -97,7 +98,7 @@ func TestAModelReadsBudgetsAgainWhenOneIsSet(t *testing.T) {
 	refresh(t, m)
 	select {
 	case <-read:
-	case <-time.After(20 * time.Second):
+	case <-time.After(natstest.Patience):
 		t.Fatal("the budgets were not read again")
 	}
 }

@@ -401,7 +401,7 @@ func TestModelGoesOnWhereItWasOnceNATSIsBack(t *testing.T) {
 // within waits for a state of a model's freshness, as a page does.
 func within(t *testing.T, m *status.Model, what string, is func(status.Freshness) bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(natstest.Patience)
 	for {
 		f := m.Freshness()
 		if is(f) {
@@ -429,7 +429,7 @@ func TestModelSignalsEachChangeOnce(t *testing.T) {
 	put(t, h, lifecycle.Record{JobID: "j", Run: 1, StreamSeq: 1, Queue: "default", State: lifecycle.StateRunning})
 	select {
 	case <-m.Changed(quiet.Version):
-	case <-time.After(10 * time.Second):
+	case <-time.After(natstest.Patience):
 		t.Fatal("the change is not signalled")
 	}
 	if list, err := m.Jobs(t.Context(), status.Query{}); err != nil || len(list.Rows) != 1 {

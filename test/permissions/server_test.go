@@ -264,7 +264,7 @@ func withOneLess(t *testing.T, role string, without permission, run scenario) {
 	err := run(ctx, t, start(t, role, &without), refused)
 	select {
 	case <-refused.seen:
-	case <-time.After(time.Second): // the client learns it from a goroutine of its own
+	case <-time.After(20 * time.Second): // the client learns it from a goroutine of its own
 		t.Errorf("without %s %q nothing names it: is it needed? Refused: %v; the scenario ended with %v", without.kind, without.subject, refused.all(), err)
 	}
 }

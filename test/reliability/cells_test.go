@@ -250,10 +250,10 @@ func TestAClusterThatIsLostWholeStopsItsOwnCellOnlyAndItsJobsGoOnWhenItIsBack(t 
 	}()
 	for loss := range losses {
 		lost, left := c.fleets[loss%2], c.fleets[1-loss%2]
-		lost.await("running", time.Minute, 3, running)
+		lost.await("running", 3, running)
 		c.lose(loss%2, away)
-		lost.await("outcomes since the cluster is back", 2*time.Minute, lost.count(final)+5, final)
-		left.await("running", time.Minute, 1, running)
+		lost.await("outcomes since the cluster is back", lost.count(final)+5, final)
+		left.await("running", 1, running)
 	}
 	stop()
 	<-loaded
@@ -355,7 +355,7 @@ func (c *cells) finish(losses int, heard func() map[string]bool) {
 	c.t.Helper()
 	count := map[string]int{}
 	for i, f := range c.fleets {
-		f.settle(2 * time.Minute)
+		f.settle()
 		report, seen := f.check()
 		c.t.Logf("cell %s: %s", cellNames[i], report)
 		if report.Outcomes[lifecycle.StateCompleted] != report.Jobs || report.Jobs != len(f.accepted) {

@@ -98,7 +98,7 @@ func (c *chaos) run(seed uint64, length time.Duration, total int) {
 // finish waits until everything is settled, and checks it.
 func (c *chaos) finish(seed uint64) {
 	t := c.t
-	c.settle(3 * time.Minute)
+	c.settle()
 	total := len(c.accepted)
 	for _, w := range c.workers {
 		w.process.alive()

@@ -57,7 +57,7 @@ func faultyAccount(t *testing.T, fault string, before bool, total int, lasts tim
 		t.Fatal(err)
 	}
 	repaired := time.Now()
-	f.settle(time.Minute + time.Duration(total)*10*time.Millisecond)
+	f.settle()
 	t.Logf("settled %s after the account was repaired", time.Since(repaired).Round(time.Millisecond))
 	for _, w := range workers {
 		w.alive()

@@ -162,10 +162,10 @@ func crashAt(t *testing.T, point, kind string) invariant.Report {
 	}
 	switch kind {
 	case drained:
-		f.await("running", 10*time.Second, 3, running)
+		f.await("running", 3, running)
 		victim.signal(syscall.SIGTERM)
 	case cutOff:
-		f.await("running", 10*time.Second, 3, running)
+		f.await("running", 3, running)
 		way.Stop()
 		if !victim.waitEnd(f.lease + 500*time.Millisecond) {
 			if err := way.Start(); err != nil {
@@ -184,7 +184,7 @@ func crashAt(t *testing.T, point, kind string) invariant.Report {
 		way.Stop()
 	}
 	heir := f.worker("heir")
-	f.settle(30 * time.Second)
+	f.settle()
 	for _, at := range heir.leasesLost() { // the lease is short, and the machine runs many workers
 		f.fault(invariant.Fault{Kind: "lease lost on a busy machine", WorkerID: heir.workerID(), Start: at.Add(-f.lease), End: at})
 	}

@@ -18,13 +18,13 @@ func TestADrainWhoseTimeIsUpHandsSessionsBackAndExitsWithZero(t *testing.T) {
 	for i := range 8 {
 		f.publish(job(fmt.Sprintf("j-%d", i), "slow-1000", 2))
 	}
-	f.await("running", 10*time.Second, 8, running)
+	f.await("running", 8, running)
 	old.signal(syscall.SIGTERM)
 	if !old.waitEnd(10*time.Second) || !old.cmd.ProcessState.Success() {
 		t.Fatalf("worker %s did not drain in good order: %v", old.name, old.cmd.ProcessState)
 	}
 	f.worker("new")
-	f.settle(30 * time.Second)
+	f.settle()
 	report, _ := f.check()
 	if report.Released != 8 || report.Again != 0 || report.Crashes != 0 || report.Failures != 0 || report.Outcomes[lifecycle.StateCompleted] != 8 {
 		t.Errorf("want all handed back and completed, at no cost: %s", report)
@@ -41,13 +41,13 @@ func TestADrainWithoutAnyTimeCostsNoJobACrash(t *testing.T) {
 	for i := range 16 {
 		f.publish(job(fmt.Sprintf("j-%d", i), "slow-500", 1))
 	}
-	f.await("running", 10*time.Second, 1, running) // the others are on their way
+	f.await("running", 1, running) // the others are on their way
 	old.signal(syscall.SIGTERM)
 	if !old.waitEnd(10*time.Second) || !old.cmd.ProcessState.Success() {
 		t.Fatalf("worker %s did not drain in good order: %v", old.name, old.cmd.ProcessState)
 	}
 	f.worker("new")
-	f.settle(30 * time.Second)
+	f.settle()
 	if report, _ := f.check(); report.Again != 0 || report.Crashes != 0 || report.Failures != 0 || report.Outcomes[lifecycle.StateCompleted] != 16 {
 		t.Errorf("want all completed, at no cost: %s", report)
 	}
@@ -60,12 +60,12 @@ func TestASecondSignalEndsAtOnceAndLosesNothing(t *testing.T) {
 	for i := range 8 {
 		f.publish(job(fmt.Sprintf("j-%d", i), "slow-1500", 2))
 	}
-	f.await("running", 10*time.Second, 8, running)
+	f.await("running", 8, running)
 	old.signal(syscall.SIGTERM)
 	old.awaitLine("draining")
 	f.terminate(old)
 	f.worker("new")
-	f.settle(30 * time.Second)
+	f.settle()
 	if report, _ := f.check(); report.Failures != 0 || report.Outcomes[lifecycle.StateCompleted] != 8 {
 		t.Errorf("want all completed without a failed attempt: %s", report)
 	}
@@ -87,12 +87,12 @@ func TestAChangeOfLeadersRunsNoSessionAgain(t *testing.T) {
 	linger(t.Context(), f.lease)
 	f.worker("w1")
 	f.worker("w2")
-	f.await("running", 20*time.Second, 30, running)
+	f.await("running", 30, running)
 	leader := cluster.ConsumerLeader(f.names.JobsStream(), "default")
 	if err := cluster.Stop(leader); err != nil {
 		t.Fatal(err)
 	}
-	f.await("done", 60*time.Second, total/2, final)
+	f.await("done", total/2, final)
 	if err := insist(func() error { return cluster.Start(leader) }); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestAChangeOfLeadersRunsNoSessionAgain(t *testing.T) {
 	if err := cluster.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	f.settle(time.Minute)
+	f.settle()
 	report, _ := f.check()
 	if report.Sessions != total || report.Again != 0 || report.Crashes != 0 || report.Failures != 0 {
 		t.Errorf("want %d sessions, none of them twice: %s", total, report)

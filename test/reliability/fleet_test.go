@@ -336,9 +336,9 @@ func final(r lifecycle.Record) bool   { return r.State.Final() }
 func running(r lifecycle.Record) bool { return r.State == lifecycle.StateRunning }
 
 // await returns when at least n records match.
-func (f *fleet) await(what string, limit time.Duration, n int, match func(lifecycle.Record) bool) {
+func (f *fleet) await(what string, n int, match func(lifecycle.Record) bool) {
 	f.t.Helper()
-	timeout := time.After(limit)
+	timeout := time.After(natstest.Patience)
 	for {
 		f.mu.Lock()
 		changed := f.changed
@@ -350,7 +350,7 @@ func (f *fleet) await(what string, limit time.Duration, n int, match func(lifecy
 		select {
 		case <-changed:
 		case <-timeout:
-			f.t.Fatalf("%s: %d of %d jobs after %s; %s", what, got, n, limit, f.states())
+			f.t.Fatalf("%s: %d of %d jobs; %s", what, got, n, f.states())
 		}
 	}
 }
@@ -378,14 +378,13 @@ func (f *fleet) failures(seen invariant.Seen) {
 
 // settle returns when every accepted job has its outcome, the queue is empty
 // and the backend has no session open.
-func (f *fleet) settle(limit time.Duration) {
+func (f *fleet) settle() {
 	f.t.Helper()
-	deadline := time.Now().Add(limit)
 	f.mu.Lock()
 	n := len(f.accepted)
 	f.mu.Unlock()
-	f.await("outcome", limit, n, final)
-	ctx, cancel := context.WithDeadline(f.t.Context(), deadline.Add(10*time.Second))
+	f.await("outcome", n, final)
+	ctx, cancel := context.WithTimeout(f.t.Context(), natstest.Patience)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

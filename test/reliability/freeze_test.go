@@ -15,7 +15,7 @@ func TestAWorkerFrozenPastItsLeaseSettlesNothingWhenItWakes(t *testing.T) {
 	for name, wakes := range map[string]func(f *fleet, heir *process){
 		"after the outcomes": func(f *fleet, _ *process) { f.settleRecords(5) },
 		"while its heir runs the jobs": func(f *fleet, heir *process) {
-			f.await("taken over", 30*time.Second, 5, func(r lifecycle.Record) bool { return r.WorkerID == heir.workerID() })
+			f.await("taken over", 5, func(r lifecycle.Record) bool { return r.WorkerID == heir.workerID() })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -35,7 +35,7 @@ func TestAWorkerFrozenPastItsLeaseSettlesNothingWhenItWakes(t *testing.T) {
 			hang := job("hang", "hang", 1)
 			hang["max_attempts"] = 2
 			f.publish(hang)
-			f.await("running", 10*time.Second, 5, running)
+			f.await("running", 5, running)
 			stopped := time.Now()
 			frozen.signal(syscall.SIGSTOP)
 			heir := f.worker("heir")
@@ -45,7 +45,7 @@ func TestAWorkerFrozenPastItsLeaseSettlesNothingWhenItWakes(t *testing.T) {
 			frozen.signal(syscall.SIGCONT)
 			f.delayed(stopped, time.Now())
 			f.fault(invariant.Fault{Kind: "freeze", WorkerID: frozen.workerID(), Start: stopped, End: time.Now()})
-			f.settle(30 * time.Second)
+			f.settle()
 			// Draining waits for all that it had in hand when it woke.
 			frozen.signal(syscall.SIGTERM)
 			if !frozen.waitEnd(20*time.Second) || !frozen.cmd.ProcessState.Success() {
@@ -68,4 +68,4 @@ func TestAWorkerFrozenPastItsLeaseSettlesNothingWhenItWakes(t *testing.T) {
 }
 
 // settleRecords returns when n jobs have their outcome.
-func (f *fleet) settleRecords(n int) { f.await("outcome", 40*time.Second, n, final) }
+func (f *fleet) settleRecords(n int) { f.await("outcome", n, final) }

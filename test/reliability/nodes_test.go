@@ -44,7 +44,7 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 		defer close(published)
 		f.load(t.Context(), total, every, nodesJob)
 	}()
-	f.await("running", 20*time.Second, 2, running)
+	f.await("running", 2, running)
 	// Its output's stream a job needs all the time; the bucket of the records can be
 	// away for less than a lease.
 	f.measureOutages(natsAway, streamAnswers(f.js, "KV_"+f.names.StateBucket()))
@@ -62,10 +62,10 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 		}
 		linger(t.Context(), away)
 		f.back(cluster, node)
-		f.await("outcomes since the node is back", time.Minute, f.count(final)+20, final)
+		f.await("outcomes since the node is back", f.count(final)+20, final)
 	}
 	<-published
-	f.settle(2 * time.Minute)
+	f.settle()
 	report, seen := f.check()
 	if report.Outcomes[lifecycle.StateCompleted] != total || report.Failures != 0 || report.Crashes != 0 {
 		f.failures(seen)

@@ -38,7 +38,7 @@ func TestWorkersOutliveNATSAndEverythingSettlesWhenItIsBack(t *testing.T) {
 			return job(fmt.Sprintf("j-%d", i), "slow-500", 2)
 		})
 	}()
-	f.await("running", 20*time.Second, 16, running)
+	f.await("running", 16, running)
 	before := memories(t, workers)
 	cut := invariant.Fault{Kind: "NATS away", Start: time.Now(), Lasting: true}
 	if err := server.Shutdown(); err != nil {
@@ -50,7 +50,7 @@ func TestWorkersOutliveNATSAndEverythingSettlesWhenItIsBack(t *testing.T) {
 	cut.End = time.Now().Add(reconnect) // what was on its way lands when the worker is back
 	f.fault(cut)
 	<-published
-	f.settle(90 * time.Second)
+	f.settle()
 	for i, w := range workers {
 		w.alive()
 		t.Logf("worker %s: %d MiB before, %d MiB at the end of the outage", w.name, before[i]>>20, during[i]>>20)

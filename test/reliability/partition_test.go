@@ -48,7 +48,7 @@ func TestAClusterThatIsDividedHoldsNoTwoSessionsOfAJob(t *testing.T) {
 			for i := range total {
 				f.publish(job(fmt.Sprintf("j-%d", i), "slow-1500", 2))
 			}
-			f.await("running", 20*time.Second, 12, running)
+			f.await("running", 12, running)
 			if c.replicas > 1 { // the other side elects leaders first
 				js, err := jetstream.New(natstest.ConnectURL(t, cluster.ClientURL((node+1)%chaosNodes)))
 				if err != nil {
@@ -68,7 +68,7 @@ func TestAClusterThatIsDividedHoldsNoTwoSessionsOfAJob(t *testing.T) {
 			for _, name := range c.cut {
 				f.fault(invariant.Fault{Kind: "divided", WorkerID: workers[name].workerID(), Start: start, End: time.Now().Add(reconnect), Lasting: true})
 			}
-			f.settle(time.Minute)
+			f.settle()
 			report, seen := f.check()
 			if report.Outcomes[lifecycle.StateCompleted] != total || report.Failures != 0 {
 				t.Errorf("want all %d completed without a failed attempt: %s", total, report)

@@ -33,7 +33,7 @@ func TestAPoisonedJobEndsAsWorkerLostAndTheInnocentBesideItComplete(t *testing.T
 	poisoned := func(r lifecycle.Record) bool { return strings.HasPrefix(r.JobID, "poison-") }
 	kills, ended := 0, map[string]bool{}
 	for len(ended) < poisons {
-		f.await("a poisoned job runs or is given up", 60*time.Second, 1, func(r lifecycle.Record) bool {
+		f.await("a poisoned job runs or is given up", 1, func(r lifecycle.Record) bool {
 			return poisoned(r) && !ended[r.JobID] && (running(r) && workers[r.WorkerID] != nil || final(r))
 		})
 		for i := range poisons {
@@ -54,7 +54,7 @@ func TestAPoisonedJobEndsAsWorkerLostAndTheInnocentBesideItComplete(t *testing.T
 			t.Fatalf("%d kills by %d jobs that may crash %d times", kills, poisons, crashes)
 		}
 	}
-	f.settle(60 * time.Second)
+	f.settle()
 	report, seen := f.check()
 	if report.Outcomes[lifecycle.StateCompleted] != innocents || len(seen.Letters) != poisons {
 		t.Errorf("want %d completed and %d dead letters: %s; %+v", innocents, poisons, report, seen.Letters)

@@ -30,7 +30,7 @@ func TestARollingRestartUnderLoadCostsNoAttemptAndCutsNoSession(t *testing.T) {
 		})
 	}()
 	for i, old := range workers {
-		f.await("done", 30*time.Second, (i+1)*total/6, final)
+		f.await("done", (i+1)*total/6, final)
 		old.signal(syscall.SIGTERM)
 		if !old.waitEnd(20*time.Second) || !old.cmd.ProcessState.Success() {
 			t.Fatalf("worker %s did not drain in good order: %v", old.name, old.cmd.ProcessState)
@@ -38,7 +38,7 @@ func TestARollingRestartUnderLoadCostsNoAttemptAndCutsNoSession(t *testing.T) {
 		f.worker(old.name)
 	}
 	<-published
-	f.settle(30 * time.Second)
+	f.settle()
 	report, seen := f.check()
 	if report.Sessions != total || report.Failures != 0 || report.Again != 0 || report.Released != 0 || report.Outcomes[lifecycle.StateCompleted] != total {
 		t.Errorf("want %d sessions that complete, and nothing else: %s", total, report)
@@ -80,7 +80,7 @@ func TestAJobWhoseWorkerDiesIsResumedAfterItsLastWholeUtterance(t *testing.T) {
 			f.worker("heir")
 		}
 	}
-	f.settle(30 * time.Second)
+	f.settle()
 	report, seen := f.check()
 	resumed := 3
 	if ends["3"] == "1" { // on a busy machine the kill may come after its last frame
@@ -130,7 +130,7 @@ func TestTwelveFailuresOfOneKindOverTwoWorkersAreOneAlert(t *testing.T) {
 		j["max_attempts"] = 1
 		f.publish(j)
 	}
-	f.settle(30 * time.Second)
+	f.settle()
 	f.awaitAlert("recurring", "upstreamError")
 	for _, w := range workers { // each tells what it knows before it ends
 		w.signal(syscall.SIGTERM)

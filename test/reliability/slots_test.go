@@ -22,11 +22,11 @@ func TestTheFleetHoldsNoMoreSessionsThanThePlanAndWastesNoTime(t *testing.T) {
 	}
 	victim := f.launch("w0")
 	others := []*process{f.launch("w1"), f.launch("w2")}
-	f.await("running", 20*time.Second, 1, running)
+	f.await("running", 1, running)
 	start := time.Now()
-	f.await("a third of the jobs", 60*time.Second, total/3, final)
+	f.await("a third of the jobs", total/3, final)
 	f.kill(victim)
-	f.settle(2 * time.Minute)
+	f.settle()
 	took := time.Since(start)
 	for _, w := range others {
 		w.alive()

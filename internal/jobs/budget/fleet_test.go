@@ -218,7 +218,7 @@ func TestABudgetIsRaisedAndLoweredWhileItRuns(t *testing.T) {
 		t.Helper()
 		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()
-		for deadline := time.After(10 * time.Second); (b.Peek(budget.Job{App: "app"}) == nil) != free; {
+		for deadline := time.After(natstest.Patience); (b.Peek(budget.Job{App: "app"}) == nil) != free; {
 			select {
 			case <-tick.C:
 			case <-deadline:

@@ -460,7 +460,7 @@ func TestAnAdderWithoutALeaseAsksAgainSoon(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(natstest.Patience):
 		t.Error("nothing was added")
 	}
 	stop()
