@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/control"
@@ -17,10 +19,15 @@ import (
 // ask sends a control request and returns the answer.
 func (h *env) ask(id, op string) control.Reply {
 	h.t.Helper()
-	msg, err := h.nc.Request(h.names.Control(id), []byte(fmt.Sprintf(`{"op":%q}`, op)), 15*time.Second)
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	var msg *nats.Msg
+	h.eventually("a worker is there", func() bool { // one that has just started listens soon
+		var err error
+		msg, err = h.nc.Request(h.names.Control(id), []byte(fmt.Sprintf(`{"op":%q}`, op)), 15*time.Second)
+		if err != nil && !errors.Is(err, nats.ErrNoResponders) {
+			h.t.Fatal(err)
+		}
+		return err == nil
+	})
 	var reply control.Reply
 	if err := json.Unmarshal(msg.Data, &reply); err != nil {
 		h.t.Fatal(err)

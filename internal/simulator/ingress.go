@@ -103,13 +103,16 @@ func writeUpgradeError(w http.ResponseWriter, status int, message string) {
 
 // run runs the session and returns when it is closed.
 func (c *session) run(w http.ResponseWriter, r *http.Request) {
-	code, by := 1006, "server"
+	code, by, registered := 1006, "server", false
 	defer func() {
 		ended := c.srv.now()
 		if cut := c.cutAt.Load(); cut != nil {
 			ended = *cut
 		}
 		c.srv.sessionLog.closed(c.rec, ended, code, by)
+		if registered { // Stop waits until it is in the log
+			c.srv.unregister(c)
+		}
 	}()
 	nc, ok := r.Context().Value(connKey{}).(net.Conn)
 	if !ok {
@@ -127,12 +130,11 @@ func (c *session) run(w http.ResponseWriter, r *http.Request) {
 	}
 	c.conn = conn
 	conn.SetReadLimit(maxMessage)
-	if !c.srv.register(c) {
+	if registered = c.srv.register(c); !registered {
 		// Stop was called: close the connection like the listener.
 		c.cutConn()
 		return
 	}
-	defer c.srv.unregister(c)
 	c.startHeartbeat()
 	err = c.serve()
 	if n := websocket.CloseStatus(err); n != -1 {
