@@ -44,7 +44,7 @@ func TestWhatIsDeletedUnderneathAWorkerIsReportedAndMadeAgainWhereEmptyIsNoHarm(
 		"OBJ_AVATAR_AUDIO_FILES": "bucket AVATAR_AUDIO_FILES", "OBJ_AVATAR_RECORDINGS": "bucket AVATAR_RECORDINGS",
 	} {
 		f.remove(stream)
-		natstest.Eventually(t, object, func() bool { return strings.Contains(log.String(), object+" was made again") })
+		natstest.Eventually(t, object, func() bool { return strings.Contains(log.String(), object+" was recreated") })
 		natstest.Eventually(t, object, func() bool { return w.reason() == "" })
 		if _, err := f.js.Stream(f.ctx, stream); err != nil {
 			t.Errorf("%s: %v", object, err)
