@@ -60,14 +60,7 @@ func embedded(t *testing.T, dir string, more ...string) (string, func() int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(backend.Stop)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	url := "nats://" + l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	url := fmt.Sprintf("nats://127.0.0.1:%d", natstest.Port(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	logs, code := newLines(), make(chan int, 1)
 	go func() {

@@ -8,7 +8,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -331,13 +330,9 @@ func lines(text string) []map[string]any {
 	return objects
 }
 
-// freeAddr is an address of this machine where nothing listens.
+// freeAddr is an address of this machine where nothing listens, and which no outgoing
+// connection takes before the program does.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close() // it was only asked for its address
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", natstest.Port(t))
 }
