@@ -116,7 +116,7 @@ func TestWhatCannotBePublishedTakesNoJobsSlot(t *testing.T) {
 				h.submit("default", job(id))
 				h.outcome(id, lifecycle.StateCompleted)
 			}
-			if took := time.Since(from); took > 15*time.Second {
+			if took := time.Since(from); took > natstest.Unhurried(15*time.Second) { // each of the crowd would keep a slot for a second
 				t.Errorf("ten jobs waited %s", took)
 			}
 		})
