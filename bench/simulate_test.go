@@ -85,7 +85,7 @@ func TestCellsCarryWhatTheyAreGiven(t *testing.T) {
 func TestWhatIsScarceSaturatesFirst(t *testing.T) {
 	for name, change := range map[string]func(*unitCosts, *plan){
 		"NATS CPU":                         func(c *unitCosts, _ *plan) { c.R3.CPUPerJob = 1e6 },
-		"writes to AVATAR_STATE":           func(c *unitCosts, _ *plan) { c.R3.WritesPerSec = 10 },
+		"writes to AVATAR_STATE":           func(c *unitCosts, _ *plan) { c.R3.WritesPerSec = 20 },
 		"of them lease renewals":           func(c *unitCosts, p *plan) { c.R3.RenewalsPerSec, p.perWorker = 20, 10 },
 		"network of the busiest NATS node": func(_ *unitCosts, p *plan) { p.network = 0.01 },
 		"memory of a NATS node":            func(c *unitCosts, _ *plan) { c.R3.RecordMemory = 1e4 },
