@@ -121,20 +121,29 @@ func (c *check) connected() {
 
 func (c *check) paid(s simulator.Session) {
 	id, length := s.ExtraParams[JobParam], s.Closed.Sub(s.Confirmed).Round(time.Millisecond)
-	var t, before *takeOver
+	var t *takeOver
+	var before []*takeOver
 	for _, one := range c.held[id] {
 		if !one.begun.After(s.Opened) {
-			t, before = one, t
+			if t != nil {
+				before = append(before, t)
+			}
+			t = one
 		}
 	}
 	if t == nil {
 		c.violate("backend session %s: connected for %s at %s, while no worker had job %q", s.ConnectionID, length, clock(s.Opened), id)
 		return
 	}
-	if t.seen > 0 && before != nil && before.seen == 0 && before.lost && c.faulty(before.job, before.worker, s.Opened, s.Closed) {
+	if t.seen > 0 {
 		// A worker that was frozen while it opened its session woke, and went on
-		// until it saw that its lease was lost.
-		t = before
+		// until it saw that its lease was lost; others may have had several since.
+		frozen := func(o *takeOver) bool {
+			return o.seen == 0 && o.lost && c.faulty(o.job, o.worker, s.Opened, s.Closed)
+		}
+		if i := slices.IndexFunc(before, frozen); i >= 0 {
+			t = before[i]
+		}
 	}
 	if t.lost && !t.drained {
 		c.report.Wasted += s.Closed.Sub(s.Confirmed)
