@@ -191,7 +191,11 @@ func TestWeightsHoldBesideABacklogBehindMaxSessions(t *testing.T) {
 	receive(t, enough, "400 starts")
 	mu.Lock()
 	defer mu.Unlock()
-	if got := started["a"]; got < 150 || got > 250 {
+	off := 30
+	if natstest.Raced { // and takes jobs as the machine lets it
+		off = 50
+	}
+	if got := started["a"]; got < 200-off || got > 200+off {
 		t.Errorf("queue a had %d starts of 400, want about 200", got)
 	}
 }

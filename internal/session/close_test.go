@@ -234,7 +234,7 @@ func TestConnectedTimeBeginsWithTheConfirmHoweverLateItIsRead(t *testing.T) {
 	lateFor(c, time.Second)
 	s := mustOpen(t, c, params())
 	got, truth := s.Connected(), time.Since(<-confirmed)
-	if (got - truth).Abs() > 700*time.Millisecond { // what came late is off by a second
+	if (got - truth).Abs() > 250*time.Millisecond {
 		t.Errorf("connected for %s, want %s", got, truth)
 	}
 }
@@ -252,7 +252,7 @@ func TestPeerThatStopsReadingCantHoldASpeaker(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v", err)
 	}
-	if took := time.Since(<-ended); took > 10*time.Second { // the peer reads no more at all
+	if took := time.Since(<-ended); took > 1500*time.Millisecond {
 		t.Errorf("returned %s after the cancellation", took)
 	}
 	close(b.release)

@@ -256,6 +256,28 @@ func TestAWorkerFrozenWhileItOpensItsSessionMayStillOpenIt(t *testing.T) {
 	}
 }
 
+func TestAWorkerThatWakesAfterSeveralSessionsOfTheJobMayStillOpenItsOwn(t *testing.T) {
+	run, seen := good()
+	run.Faults = []Fault{{Kind: "frozen", WorkerID: "w1", Start: at(0), End: at(15), Lasting: true}}
+	history := []Revision{
+		revision(0, lifecycle.StateRunning, 1, "w1"), revision(10, lifecycle.StateRunning, 2, "w2"), revision(12, lifecycle.StateRetrying, 2, "w2"),
+		revision(13, lifecycle.StateRunning, 3, "w2"), revision(15, lifecycle.StateCompleted, 3, "w2"),
+	}
+	for i := range history[1:] {
+		history[i+1].Record.Crashes = 1
+	}
+	seen.History["a"] = history
+	seen.Events = append(seen.Events, Event{ID: "a.run1.s2.error", Type: event.TypeError, JobID: "a", Run: 1, Session: 2})
+	seen.Sessions = []simulator.Session{connected("c2", "a", 10, 12), connected("c3", "a", 13, 15), connected("c1", "a", 14, 14)}
+	if r := Check(run, seen); len(r.Violations) > 0 {
+		t.Error(r.Violations)
+	}
+	run.Faults[0].WorkerID = "w3"
+	if r := Check(run, seen); !strings.Contains(strings.Join(r.Violations, "\n"), "a second one in session 3 of job a") {
+		t.Errorf("%q", r.Violations)
+	}
+}
+
 func TestAFrozenWorkersSessionMayOutliveItsTakeOver(t *testing.T) {
 	run, seen := good()
 	run.Faults = []Fault{{Kind: "frozen", WorkerID: "w1", Start: at(1), End: at(18), Lasting: true}}
