@@ -199,6 +199,7 @@ func (c *chaos) play(faults []fault, start time.Time) {
 	for _, f := range faults {
 		c.count[f.kind]++
 		begin, end := c.timed(f)
+		c.t.Logf("%s: %s %d, for %s", start.Add(f.at).UTC().Format(time.StampMilli), f.kind, f.target, f.lasts)
 		steps = append(steps, step{f.at, begin}, step{f.at + f.lasts, end})
 	}
 	slices.SortStableFunc(steps, func(a, b step) int { return int(a.at - b.at) })

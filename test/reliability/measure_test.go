@@ -32,7 +32,7 @@ func (f *fleet) measureOutages(fault invariant.Fault, ask func(ctx context.Conte
 			}
 			if err == nil {
 				if out := time.Since(since); out > min(time.Second, f.lease/5) {
-					f.t.Logf("%s for %s", fault.Kind, out.Round(100*time.Millisecond))
+					f.t.Logf("%s: %s for %s", since.UTC().Format(time.StampMilli), fault.Kind, out.Round(100*time.Millisecond))
 					fault.Start, fault.End = since, time.Now().Add(reconnect)
 					f.fault(fault)
 				}
