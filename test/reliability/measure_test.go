@@ -55,13 +55,23 @@ func (f *fleet) background(run func(ctx context.Context)) {
 	f.t.Cleanup(func() { cancel(); wg.Wait() })
 }
 
-// answers asks, by this client, the leaders of what all workers need.
+// answers asks, by this client, the consumer's leader and the bucket of leases and
+// records.
 func (f *fleet) answers(js jetstream.JetStream) func(ctx context.Context) error {
 	return func(ctx context.Context) error {
 		if _, err := js.Consumer(ctx, f.names.JobsStream(), "default"); err != nil {
 			return err
 		}
-		return streamAnswers(js, "KV_"+f.names.StateBucket())(ctx)
+		return f.takesRecords(js)(ctx)
+	}
+}
+
+// takesRecords writes a key that no worker reads: a leader may answer while it finds no
+// quorum for what is written, and a lease is kept by writes.
+func (f *fleet) takesRecords(js jetstream.JetStream) func(ctx context.Context) error {
+	return func(ctx context.Context) error {
+		_, err := js.Publish(ctx, "$KV."+f.names.StateBucket()+".test.away", nil)
+		return err
 	}
 }
 

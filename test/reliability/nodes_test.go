@@ -47,7 +47,7 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 	f.await("running", 2, running)
 	// Its output's stream a job needs all the time; the bucket of the records can be
 	// away for less than a lease.
-	f.measureOutages(natsAway, streamAnswers(f.js, "KV_"+f.names.StateBucket()))
+	f.measureOutages(natsAway, f.takesRecords(f.js))
 	f.measureOutages(invariant.Fault{Kind: "frames away", Jobs: "frames-"}, streamAnswers(f.js, f.names.FramesStream()))
 	f.measureOutages(invariant.Fault{Kind: "recordings away", Jobs: "object-"}, streamAnswers(f.js, "OBJ_"+f.names.RecordingsBucket()))
 	var written []time.Time // since when the bucket of the records was away
