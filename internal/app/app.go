@@ -443,7 +443,7 @@ func (a *App) newWorker(ctx context.Context, nc *nats.Conn, js jetstream.JetStre
 			DefaultApp: c.App.ID, DefaultRegion: c.Backend.Region, KnownApp: a.knownApp, Apps: appIDs(c), MaxSessions: maxSessions(c), Limits: sessionLimits(c),
 			Storage: stores, Budgets: Budgets(c), CostLeast: int64(c.Cost.Minimum),
 			Ledger: func(now func() time.Time) ledger.Ledger {
-				return usage.NewLedger(ledgerOptions(c, js, a.names, h, now))
+				return usage.NewLedger(ledgerOptions(c, js, a.names, h, now, stores.InvalidateLedger))
 			},
 			Totals: h.Totals != nil, TotalLabels: c.TotalLabels(),
 			CheckKey: func(ctx context.Context, app string) error {

@@ -54,9 +54,11 @@ func TestWhileTheUsageStreamIsAwayNoOutcomeIsPublishedAndNothingIsLost(t *testin
 	for _, id := range ids { // the sessions have ended, and their records say how
 		f.state(id, func(r lifecycle.Record) bool { return r.State.Final() || r.Outcome != "" })
 	}
-	f.notReadyFor(w, f.names.UsageStream())
+	// The stream has refused their usage records: that counts at once, and not only
+	// when what the worker last heard of the stream is old.
 	f.publish("later", "ok-later", fields{"output": fields{"discard": fields{}}})
 	f.heldForStorage("later", "ok-later")
+	f.notReadyFor(w, f.names.UsageStream())
 	for _, kind := range []string{"completed", "dead_lettered"} {
 		for _, id := range ids {
 			if events := f.all(f.names.EventsStream(), f.names.Events(kind, id)); len(events) > 0 {

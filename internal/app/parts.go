@@ -111,9 +111,9 @@ func maxSessions(c *config.Config) map[string]int {
 
 // ledgerOptions are the ledger's under a configuration. A stream that existed keeps
 // its own duplicate window.
-func ledgerOptions(c *config.Config, js jetstream.JetStream, names topology.Names, h topology.Handles, now func() time.Time) usage.Options {
+func ledgerOptions(c *config.Config, js jetstream.JetStream, names topology.Names, h topology.Handles, now func() time.Time, unanswered func()) usage.Options {
 	return usage.Options{
-		JS: js, Names: names, Window: min(topology.UsageDuplicates, h.Usage.CachedInfo().Config.Duplicates), Now: now, Tariff: Tariff(c),
+		JS: js, Names: names, Window: min(topology.UsageDuplicates, h.Usage.CachedInfo().Config.Duplicates), Now: now, Tariff: Tariff(c), Unanswered: unanswered,
 	}
 }
 

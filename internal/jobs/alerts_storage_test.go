@@ -51,7 +51,6 @@ func (fullStore) Reserve(context.Context, *jobspec.Job, int) error {
 func (fullStore) Started(*jobspec.Job)      {}
 func (fullStore) Ended(*jobspec.Job, error) {}
 func (fullStore) Err() error                { return nil }
-func (fullStore) InvalidateLedger()         {}
 
 // saysStore takes nothing, and says why.
 type saysStore struct {

@@ -211,13 +211,8 @@ func (h *env) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 			}
 		}),
 	}, o.natsOpt...)
-	nc, err := nats.Connect(o.url, opts...)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	h.t.Cleanup(nc.Close)
-	w.nc = nc
-	js, err := jetstream.New(nc)
+	w.nc = natstest.ConnectURL(h.t, o.url, opts...)
+	js, err := jetstream.New(w.nc)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -227,7 +222,7 @@ func (h *env) prepare(runner jobs.Runner, change ...func(*options)) *worker {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	o.NC, o.JS = nc, js
+	o.NC, o.JS = w.nc, js
 	o.Jobs, o.Events, o.State, o.Fleet = handles.Jobs, handles.Events, handles.State, handles.Fleet
 	if o.Consumer == nil {
 		o.Consumer = func(ctx context.Context, queue string) error {

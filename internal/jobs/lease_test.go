@@ -163,7 +163,6 @@ func (s slowStore) Reserve(ctx context.Context, _ *jobspec.Job, _ int) error {
 func (slowStore) Started(*jobspec.Job)      {}
 func (slowStore) Ended(*jobspec.Job, error) {}
 func (slowStore) Err() error                { return nil }
-func (slowStore) InvalidateLedger()         {}
 
 func TestNoJobIsTakenOverUnderALeaseThatIsLost(t *testing.T) {
 	h := newEnv(t)

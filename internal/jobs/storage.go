@@ -23,9 +23,6 @@ type Storage interface {
 	// err is the Runner's.
 	Started(job *jobspec.Job)
 	Ended(job *jobspec.Job, err error)
-	// InvalidateLedger makes the next Reserve check the stream of usage records again:
-	// one could not be written.
-	InvalidateLedger()
 	// Err returns what the worker can't do at the moment because a store fails;
 	// nil: nothing.
 	Err() error
@@ -37,5 +34,4 @@ type endless struct{}
 func (endless) Reserve(context.Context, *jobspec.Job, int) error { return nil }
 func (endless) Started(*jobspec.Job)                             {}
 func (endless) Ended(*jobspec.Job, error)                        {}
-func (endless) InvalidateLedger()                                {}
 func (endless) Err() error                                       { return nil }

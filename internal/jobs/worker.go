@@ -145,7 +145,7 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 		records = o.Ledger(w.lease.Now)
 	}
 	w.ledger = ledger.New(ledger.Options{
-		Ledger: records, Bucket: w.store, Causes: sessionCauses, Used: o.Observer.Used, Failed: o.Storage.InvalidateLedger,
+		Ledger: records, Bucket: w.store, Causes: sessionCauses, Used: o.Observer.Used,
 	})
 	shared := kv.NewStore(o.JS, o.Fleet, storeTimeout)
 	if len(o.Budgets) > 0 && records != nil {

@@ -158,11 +158,7 @@ func TestClusterKeepsAcknowledgedMessagesWhenItsStreamLeaderIsKilled(t *testing.
 	c := natstest.Cluster(t, 3)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	nc, err := nats.Connect(c.ClientURLs(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
+	nc := natstest.ConnectURL(t, c.ClientURLs(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
@@ -218,11 +214,7 @@ func TestIsolatedNodeComesBackWhenHealed(t *testing.T) {
 	leader := c.Leader()
 	c.Isolate(leader)
 	other := (leader + 1) % c.Size()
-	nc, err := nats.Connect(c.ClientURL(other))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
+	nc := natstest.ConnectURL(t, c.ClientURL(other))
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)

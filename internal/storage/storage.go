@@ -131,7 +131,8 @@ func (s *Storage) Reserve(ctx context.Context, job *jobspec.Job, done int) error
 	return target.Reserve(job.ID, left, all)
 }
 
-// InvalidateLedger implements jobs.Storage.
+// InvalidateLedger makes the next Reserve check the stream of usage records again: it
+// did not take one.
 func (s *Storage) InvalidateLedger() { s.usage.Invalidate() }
 
 // Err implements jobs.Storage.

@@ -228,12 +228,8 @@ func (s *site) run(args ...string) *process {
 
 func (s *site) connect() {
 	s.t.Helper()
-	nc, err := nats.Connect(s.url, nats.MaxReconnects(0))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(nc.Close)
-	if s.js, err = jetstream.New(nc); err != nil {
+	var err error
+	if s.js, err = jetstream.New(natstest.ConnectURL(s.t, s.url, nats.MaxReconnects(0))); err != nil {
 		s.t.Fatal(err)
 	}
 }

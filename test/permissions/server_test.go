@@ -199,18 +199,14 @@ type client struct {
 
 func connect(t *testing.T, url, name string, refused *refusals) client {
 	t.Helper()
-	nc, err := nats.Connect(url, nats.UserInfo(name, password), nats.CustomInboxPrefix("_INBOX_"+name), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+	nc := natstest.ConnectURL(t, url, nats.UserInfo(name, password), nats.CustomInboxPrefix("_INBOX_"+name), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 		if refused != nil {
 			refused.learn(err.Error())
 		}
 	}))
-	if err != nil {
-		t.Fatal(err)
-	}
 	if refused != nil {
 		refused.once.Do(func() { close(refused.begun) })
 	}
-	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)

@@ -64,8 +64,6 @@ type Options struct {
 	Causes Causes
 	// Used is called for each session that was stored in the ledger.
 	Used func(app, queue string, connected time.Duration, credits int64)
-	// Failed is called when a record that has to be there could not be written.
-	Failed func()
 }
 
 // Writer writes what the sessions of jobs used.
@@ -152,7 +150,6 @@ func (w *Writer) Store(r *lifecycle.Record, sent *Sent, each func(write func(ctx
 			return w.write(ctx, w.record(r, s))
 		})
 		if err != nil {
-			w.o.Failed()
 			return err
 		}
 	}

@@ -113,7 +113,6 @@ type desk struct {
 	ledger *fake
 	bucket *bucket
 	used   int // sessions that were reported
-	failed int
 }
 
 func newDesk() *desk {
@@ -124,7 +123,7 @@ func newDesk() *desk {
 	d.Writer = New(Options{
 		Ledger: d.ledger, Bucket: d.bucket,
 		Causes: Causes{Cancelled: errCancelled, Released: []error{errDrained}, Lost: errLost, Storage: errStorage},
-		Used:   func(string, string, time.Duration, int64) { d.used++ }, Failed: func() { d.failed++ },
+		Used:   func(string, string, time.Duration, int64) { d.used++ },
 	})
 	return d
 }
@@ -196,8 +195,8 @@ func TestASessionIsReportedOnceHoweverOftenItIsWritten(t *testing.T) {
 	if err := d.store(r, new(Sent)); err != nil { // by another worker
 		t.Fatal(err)
 	}
-	if len(d.ledger.stored) != 1 || d.ledger.stored["J.run1.s1"].Credits != 2 || d.used != 1 || d.failed != 0 {
-		t.Errorf("reported %d times, failed %d times: %+v", d.used, d.failed, d.ledger.stored)
+	if len(d.ledger.stored) != 1 || d.ledger.stored["J.run1.s1"].Credits != 2 || d.used != 1 {
+		t.Errorf("reported %d times: %+v", d.used, d.ledger.stored)
 	}
 }
 
@@ -220,12 +219,12 @@ func TestARecordThatCannotBeWrittenIsSaidAndWrittenAgain(t *testing.T) {
 	d.ledger.err = errFull
 	r := closed(1)
 	sent := d.Send(r, nil)
-	if err := d.store(r, &sent); !errors.Is(err, errFull) || d.failed != 1 || d.used != 0 {
-		t.Fatalf("%v; failed %d times, reported %d times", err, d.failed, d.used)
+	if err := d.store(r, &sent); !errors.Is(err, errFull) || d.used != 0 {
+		t.Fatalf("%v; reported %d times", err, d.used)
 	}
 	d.ledger.err = nil
-	if err := d.store(r, new(Sent)); err != nil || d.used != 1 || d.failed != 1 { // the next delivery
-		t.Errorf("%v; failed %d times, reported %d times", err, d.failed, d.used)
+	if err := d.store(r, new(Sent)); err != nil || d.used != 1 { // the next delivery
+		t.Errorf("%v; reported %d times", err, d.used)
 	}
 }
 
@@ -280,8 +279,8 @@ func TestALostSessionIsWrittenWhileTheNextRuns(t *testing.T) {
 		if err := d.StoreLost(context.Background(), r, func(f func(*lifecycle.Record)) { f(now) }); !errors.Is(err, c.err) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if got := now.Usage[0].Stored; got != c.stored || d.failed != 0 {
-			t.Errorf("%s: noted as stored %t, failed %d times", name, got, d.failed)
+		if got := now.Usage[0].Stored; got != c.stored {
+			t.Errorf("%s: noted as stored %t", name, got)
 		}
 	}
 }

@@ -33,13 +33,16 @@ const (
 	clockSlack = 5 * time.Second
 )
 
-// Options configure a Ledger. All are required.
+// Options configure a Ledger. All are required but Unanswered.
 type Options struct {
 	JS     jetstream.JetStream
 	Names  topology.Names
 	Tariff Tariff
 	Window time.Duration    // how long the stream recognises an id: its duplicate window
 	Now    func() time.Time // by the server's clock
+	// Unanswered is called when the stream did not take a record at the first attempt,
+	// or could not be searched for one; nil: nothing is.
+	Unanswered func()
 }
 
 // Ledger writes usage records, each session once.
@@ -140,7 +143,11 @@ func (l *Ledger) searchFirst(r Record, since time.Time) (wait func(ctx context.C
 			ctx, cancel = context.WithTimeout(ctx, limit)
 			defer cancel()
 		}
-		if stored, err := l.search(ctx, r, r.ID(), since); err != nil || stored {
+		stored, err := l.search(ctx, r, r.ID(), since)
+		if err != nil {
+			l.unanswered()
+		}
+		if err != nil || stored {
 			return false, err
 		}
 		failpoint.Here("usage_record")
@@ -185,8 +192,14 @@ type pending struct {
 	publication
 }
 
+func (l *Ledger) unanswered() {
+	if l.o.Unanswered != nil {
+		l.o.Unanswered()
+	}
+}
+
 func (l *Ledger) send(r Record, id string, header nats.Header) *pending {
-	p := &pending{l: l, record: r, id: id}
+	p := &pending{l: l, record: r, id: id, publication: publication{unanswered: l.unanswered}}
 	data, err := r.AppendJSON(make([]byte, 0, sizeHint))
 	if err != nil {
 		p.err = fmt.Errorf("%w: usage record %s: %w", errInvalid, id, err)
@@ -227,6 +240,8 @@ type publication struct {
 	msg  *nats.Msg
 	sent ack.Sent
 	err  error // of sending it
+	// unanswered is called when the first attempt failed; nil: nothing is.
+	unanswered func()
 }
 
 // send sends the message and does not wait.
@@ -251,6 +266,9 @@ func (p *publication) stored(ctx context.Context, nc *nats.Conn, limit time.Dura
 		if stored, err = p.sent.Wait(ctx, first); err == nil {
 			return stored, nil
 		}
+	}
+	if p.unanswered != nil {
+		p.unanswered()
 	}
 	if final(err) {
 		return stored, err

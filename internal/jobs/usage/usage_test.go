@@ -552,3 +552,30 @@ func TestWhatASessionReallyUsedReplacesItsEstimate(t *testing.T) {
 		}
 	}
 }
+
+func TestARecordThatIsNotTakenIsReportedAtTheFirstAttempt(t *testing.T) {
+	t.Parallel()
+	js := natstest.JetStream(t) // without the stream
+	unanswered := make(chan struct{}, 2)
+	l := usage.NewLedger(usage.Options{
+		JS: js, Names: names, Window: time.Hour, Now: time.Now, Unanswered: func() { unanswered <- struct{}{} },
+	})
+	now := time.Now()
+	for name, ended := range map[string]time.Time{"sent": now, "searched for first": now.Add(-time.Hour)} {
+		ctx, cancel := context.WithCancel(t.Context())
+		failed := make(chan error, 1)
+		go func() {
+			_, err := l.Store(ctx, usage.Record{JobID: "j", AppID: "app", Queue: "default", Run: 1, Session: 1, ConfirmedAt: ended})
+			failed <- err
+		}()
+		select {
+		case <-unanswered: // while Store goes on
+		case <-time.After(natstest.Patience):
+			t.Errorf("%s: nothing was reported", name)
+		}
+		cancel()
+		if err := <-failed; err == nil {
+			t.Errorf("%s: stored where there is no stream", name)
+		}
+	}
+}

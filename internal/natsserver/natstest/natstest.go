@@ -62,7 +62,9 @@ func Connect(t testing.TB, s *natsserver.Server, opts ...nats.Option) *nats.Conn
 // ConnectURL connects a client to these servers until the test ends.
 func ConnectURL(t testing.TB, urls string, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(urls, opts...)
+	// A server that is there answers; the client's own limit of 2 s is too little on a
+	// busy machine.
+	nc, err := nats.Connect(urls, append([]nats.Option{nats.Timeout(Patience)}, opts...)...)
 	if err != nil {
 		t.Fatalf("connecting to NATS: %v", err)
 	}
