@@ -52,8 +52,9 @@ type sessionRun struct {
 	startedAs       string          // why the job had no session
 	// reserved gives back what is reserved of its budgets, once the ledger has what
 	// it cost; nil: nothing is.
-	reserved func()
-	sent     ledger.Sent // the session's usage record on its way to the ledger
+	reserved  func()
+	sent      ledger.Sent // the session's usage record on its way to the ledger
+	releasing bool        // it stays registered until its record says that it is closed
 
 	// What became of the attempt, once its session is closed.
 	report Report
@@ -185,7 +186,9 @@ func (e *execution) endSession() {
 	if e.session.cancel == nil {
 		return
 	}
-	e.w.deregister(e)
+	if !e.session.releasing {
+		e.w.deregister(e)
+	}
 	e.abortProbe(false)
 	e.releasePermits()
 	if e.session.reserved != nil {

@@ -108,6 +108,9 @@ func (f effects) stored(ctx context.Context, r *lifecycle.Record) (stored bool, 
 	defer cancel()
 	stored, err = f.w.kept.Has(ctx, f.events().Last(r), r.EmittedAfter())
 	f.w.faults.Note(effectLook, err)
+	if stored { // perhaps by a publish whose answer was late
+		f.w.faults.Note(effectEvent, nil)
+	}
 	return stored, err
 }
 

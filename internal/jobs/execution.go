@@ -168,29 +168,31 @@ func (e *execution) recoverPanic() {
 	}
 }
 
-// releaseSession writes in the record that this worker no longer runs the job. Other
-// workers rely on the record as long as the lease is valid, so it tries until that is
-// written, another worker has the job, or the worker stops.
+// releaseSession writes in the record that this worker no longer runs the job, and what
+// its session used. While the lease is valid no other worker starts the job before that,
+// and this one never does.
 func (e *execution) releaseSession(reason string) {
 	r := e.record.Current()
-	if r == nil || r.State != lifecycle.StateRunning || !e.w.lease.Own(r.WorkerID) {
+	if own := e.session.ctx != nil && r != nil && r.Session == e.session.previousSession+1 && e.w.lease.Own(r.WorkerID); !own || r.State != lifecycle.StateRunning {
 		return
 	}
 	failpoint.Here("giving_up")
 	next := r.Clone()
 	e.recordClosed(next)
 	next.Release(reason)
-	record := e.record
+	e.session.releasing = true
+	e.w.register(e) // it still is, except after a panic
 	e.w.background.Go(func() {
+		defer e.w.deregister(e)
 		ctx, cancel := context.WithTimeout(e.w.base, resultTimeout)
 		defer cancel()
 		err := retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second},
 			func(err error) bool {
 				return errors.Is(err, lifecycle.ErrSuperseded) || errors.Is(err, nats.ErrConnectionClosed)
 			},
-			func() error { return record.PutFenced(ctx, next.Clone()) })
-		if errors.Is(err, lifecycle.ErrSuperseded) {
-			e.settlement().correctUsage(ctx, next)
+			func() error { return e.record.PutFenced(ctx, next.Clone()) })
+		if err != nil { // no record has what the session used
+			e.settlement().correctUsage(e.w.base, next)
 		}
 		failpoint.Here("given_up")
 		if err != nil && !errors.Is(err, lifecycle.ErrSuperseded) {

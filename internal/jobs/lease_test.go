@@ -2,6 +2,7 @@ package jobs_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"strings"
@@ -16,7 +17,9 @@ import (
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/jobspec"
 	"avatarworker/internal/jobs/lease"
+	"avatarworker/internal/jobs/ledger"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/natsserver/natstest"
 )
 
@@ -143,6 +146,67 @@ func TestLostLeaseEndsTheSessionInTimeAndSettlesNothing(t *testing.T) {
 	r := h.until("j1", func(r *lifecycle.Record) bool { return r.Session == 2 })
 	if r.Crashes != 0 || r.Attempt != 1 {
 		t.Errorf("a cut counted: %d crashes, attempt %d", r.Crashes, r.Attempt)
+	}
+}
+
+func TestAJobStartsAgainOnlyOnceItsRecordHasWhatItsLastSessionUsed(t *testing.T) {
+	h := newEnv(t)
+	k := newLink(t, h.url)
+	began, ended := make(chan int, 4), make(chan struct{}, 4)
+	w := h.start(&script{run: func(ctx context.Context, a *jobs.Attempt) (jobs.Report, error) {
+		connect(a)
+		began <- a.Session
+		defer func() { ended <- struct{}{} }()
+		return jobs.Report{Connected: time.Second}, untilDone(ctx)
+	}}, h.leaseOf(natstest.Unhurried(3*time.Second)), func(o *options) {
+		o.url, o.Drain = k.url(), time.Millisecond
+		o.Ledger = func(now func() time.Time) ledger.Ledger {
+			return usage.NewLedger(usage.Options{JS: h.js, Names: h.names, Now: now, Window: time.Minute})
+		}
+	})
+	h.submit("default", job("j1"))
+	receive(t, began, "session")
+	h.until("j1", func(r *lifecycle.Record) bool { return !r.ConfirmedAt.IsZero() })
+	k.silence(true)
+	receive(t, ended, "end")
+	// A take-over fits into the bucket, and what the session used does not.
+	entry, err := h.handles.State.Get(t.Context(), "j1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.largest(int32(len(entry.Value())) + 8)
+	before := h.delivered()
+	k.silence(false)
+	h.eventually("delivered twice more, or begun", func() bool { return h.delivered() >= before+2 || len(began) > 0 })
+	select {
+	case s := <-began:
+		t.Errorf("session %d began, and what the one before it used would die with this worker", s)
+	default:
+	}
+	h.largest(-1)
+	if s := receive(t, began, "next session"); s != 2 {
+		t.Errorf("session %d", s)
+	}
+	w.end()
+	if r := h.state("j1", lifecycle.StateReleased); r.Crashes != 0 || r.Unsettled != 2 {
+		t.Errorf("%d crashes, %d sessions without a result", r.Crashes, r.Unsettled)
+	}
+	stream, err := h.js.Stream(t.Context(), h.names.UsageStream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().State.Msgs; n != 2 {
+		t.Errorf("%d usage records of 2 sessions", n)
+	}
+	for seq := range stream.CachedInfo().State.Msgs {
+		msg, err := stream.GetMsg(t.Context(), seq+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var used usage.Record
+		if err := json.Unmarshal(msg.Data, &used); err != nil || used.Estimated || used.ConnectedMS != 1000 {
+			t.Errorf("%s: %v", msg.Data, err)
+		}
 	}
 }
 

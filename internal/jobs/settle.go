@@ -384,12 +384,12 @@ func (s settlement) publishReplaced(r *lifecycle.Record) {
 	}
 }
 
-// correctUsage replaces the ledger's estimate of a session whose job was taken over by
-// what it really used.
+// correctUsage writes what a session really used that this worker can't settle: in
+// place of the ledger's estimate, where its job was taken over.
 func (s settlement) correctUsage(ctx context.Context, r *lifecycle.Record) {
 	if err := s.w.ledger.Correct(ctx, r, &s.session.sent); err != nil {
 		s.log().Warn().Err(err).Int("session", r.Session).Str("connection_id", r.ConnectionID).
-			Msg("could not write what a session used whose job was taken over: the ledger keeps the estimate")
+			Msg("could not write what a session used: if another worker has taken the job over the ledger keeps its estimate")
 	}
 }
 

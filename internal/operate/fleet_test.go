@@ -46,7 +46,7 @@ func newFleet(t *testing.T) *fleet {
 	t.Helper()
 	js := natstest.JetStream(t)
 	f := &fleet{t: t, nc: js.Conn(), js: js, set: topology.DefaultSettings()}
-	f.set.AckWait = 2 * time.Second
+	f.set.AckWait = natstest.Unhurried(2 * time.Second)
 	var err error
 	if f.h, _, err = topology.Ensure(t.Context(), js, f.names, f.set); err != nil {
 		t.Fatal(err)

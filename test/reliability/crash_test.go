@@ -185,8 +185,10 @@ func crashAt(t *testing.T, point, kind string) invariant.Report {
 	}
 	heir := f.worker("heir")
 	f.settle()
-	for _, at := range heir.leasesLost() { // the lease is short, and the machine runs many workers
-		f.fault(invariant.Fault{Kind: "lease lost on a busy machine", WorkerID: heir.workerID(), Start: at.Add(-f.lease), End: at})
+	for _, p := range []*process{victim, heir} { // the lease is short, and the machine runs many workers
+		for _, at := range p.leasesLost() {
+			f.fault(invariant.Fault{Kind: "lease lost", WorkerID: p.workerID(), Start: at.Add(-f.lease), End: at})
+		}
 	}
 	report, _ := f.check()
 	if report.Repeated != 0 {

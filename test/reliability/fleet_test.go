@@ -425,7 +425,11 @@ func (f *fleet) check() (invariant.Report, invariant.Seen) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	seen, err := invariant.Read(ctx, f.js, f.names, f.backend.SessionLog())
+	var seen invariant.Seen
+	err = insist(func() (err error) { // a stream may have no leader again
+		seen, err = invariant.Read(ctx, f.js, f.names, f.backend.SessionLog())
+		return err
+	})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -469,7 +473,11 @@ func (f *fleet) checkRecordings(ctx context.Context) {
 	f.mu.Lock()
 	records := maps.Clone(f.records)
 	f.mu.Unlock()
-	store, err := f.js.ObjectStore(ctx, f.names.RecordingsBucket())
+	var store jetstream.ObjectStore
+	err := insist(func() (err error) {
+		store, err = f.js.ObjectStore(ctx, f.names.RecordingsBucket())
+		return err
+	})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -477,7 +485,11 @@ func (f *fleet) checkRecordings(ctx context.Context) {
 		if r.Recording == "" || r.Outcome != lifecycle.StateCompleted {
 			continue
 		}
-		data, err := store.GetBytes(ctx, r.Recording)
+		var data []byte
+		err := insist(func() (err error) {
+			data, err = store.GetBytes(ctx, r.Recording)
+			return err
+		})
 		if err != nil {
 			f.t.Errorf("job %s: recording %s: %v", id, r.Recording, err)
 			continue

@@ -20,10 +20,9 @@ import (
 
 func TestMain(m *testing.M) { natstest.Main(m) }
 
-const (
-	window   = 2 * time.Second
-	waitTime = 60 * time.Second
-)
+const waitTime = 60 * time.Second
+
+var window = natstest.Unhurried(2 * time.Second)
 
 // env is a server with a bucket, and a store that other workers read it by.
 type env struct {
