@@ -14,7 +14,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/trace/noop"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/dlq"
 	"avatarworker/internal/errors"
@@ -30,7 +29,7 @@ import (
 	"avatarworker/internal/topology"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 // fleet is NATS with everything in it, and the workers of a test.
 type fleet struct {
@@ -44,6 +43,7 @@ type fleet struct {
 
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
+	t.Parallel() // they mostly wait
 	js := natstest.JetStream(t)
 	f := &fleet{t: t, nc: js.Conn(), js: js, set: topology.DefaultSettings()}
 	f.set.AckWait = natstest.Unhurried(2 * time.Second)

@@ -6,13 +6,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"avatarworker/internal/jobs/budget"
 	"avatarworker/internal/jobs/usage"
+	"avatarworker/internal/natsserver/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 func sum(day, app, customer string, credits int64) usage.Sum {
 	g := usage.Group{Family: usage.ByLabels([]string{"customer"}), Period: day, App: app, Queue: "default"}

@@ -36,6 +36,7 @@ type env struct {
 
 func newEnv(t *testing.T) *env {
 	t.Helper()
+	t.Parallel() // they mostly wait
 	js, err := jetstream.New(natstest.ConnectURL(t, natstest.Start(t).ClientURL()))
 	if err != nil {
 		t.Fatal(err)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs/usage"
@@ -31,7 +30,7 @@ func TestSumOfSessionsIsWhatWasBegunAndAtLeastTheMinimumOfEach(t *testing.T) {
 	}
 }
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 var names = topology.Names{Prefix: "avatar"}
 
@@ -119,6 +118,7 @@ type stored struct {
 // known by its id.
 func newLedger(t *testing.T, window time.Duration) stored {
 	t.Helper()
+	t.Parallel() // they mostly wait
 	js, err := jetstream.New(natstest.ConnectURL(t, natstest.Start(t).ClientURL()))
 	if err != nil {
 		t.Fatal(err)
