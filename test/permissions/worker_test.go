@@ -25,7 +25,6 @@ import (
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/usage"
-	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/simulator"
 )
 
@@ -115,7 +114,7 @@ func beWorker(url string) error {
 	c.App.ID, c.App.APIKey, c.App.MaxSessions = "app", "key-for-tests", 8
 	c.Backend.ConsoleURL, c.Backend.IngressURL = os.Getenv(envConsole), os.Getenv(envIngress)
 	c.Retry.Initial, c.Retry.Max = 50*time.Millisecond, 100*time.Millisecond
-	c.Lease.AckWait = natstest.Unhurried(2 * time.Second)
+	c.Lease.AckWait = 2 * time.Second
 	c.Alerts.Threshold = 1
 	c.Budgets = []config.Budget{{Key: "app_id", Credits: 1000, Per: "day", Warn: 0.8}}
 	c.Admin.Addr = ""
