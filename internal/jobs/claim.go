@@ -254,18 +254,21 @@ func (c claim) finishedBefore(ctx context.Context, from *lifecycle.Record) error
 	return nil
 }
 
-// finishRunBefore publishes the outcome of the run before, in case its worker died
-// between the dead letter and the event: once a later run has begun no other
-// delivery does. An event that may have aged out of its stream is not published again.
+// finishRunBefore stores what the run before used, and publishes its dead letter's event,
+// in case its worker died before that: once a later run has begun no other delivery does.
+// An event that may have aged out of its stream is not published again.
 func (c claim) finishRunBefore(ctx context.Context, r *lifecycle.Record) error {
-	if r == nil || r.Run >= c.id.Run || r.State != lifecycle.StateDeadLettered || r.LastError == nil {
+	if r == nil || r.Run >= c.id.Run || !r.State.Final() {
 		return nil
 	}
 	if age := c.w.o.Events.CachedInfo().Config.MaxAge; age != 0 && c.w.now().Sub(r.UpdatedAt) > age/2 {
 		return nil
 	}
 	stored, err := c.effects().stored(ctx, r)
-	if err == nil && !stored {
+	if err != nil || stored {
+		return err
+	}
+	if err = c.effects().storeUsage(r); err == nil && r.State == lifecycle.StateDeadLettered {
 		err = c.effects().publishApart(c.events().Last(r))
 	}
 	return err

@@ -108,9 +108,6 @@ func (f effects) stored(ctx context.Context, r *lifecycle.Record) (stored bool, 
 	defer cancel()
 	stored, err = f.w.kept.Has(ctx, f.events().Last(r), r.EmittedAfter())
 	f.w.faults.Note(effectLook, err)
-	if stored { // perhaps by a publish whose answer was late
-		f.w.faults.Note(effectEvent, nil)
-	}
 	return stored, err
 }
 
@@ -118,9 +115,7 @@ func (f effects) stored(ctx context.Context, r *lifecycle.Record) (stored bool, 
 // last: if it is stored, all else is done. It may be repeated: events have ids,
 // dead letters too.
 func (f effects) emitEffects(r *lifecycle.Record) error {
-	if err := f.w.ledger.Store(r, &f.session.sent, func(write func(context.Context, time.Duration) error) error {
-		return f.effect(effectUsage, f.w.o.SettleTimeout, write)
-	}); err != nil {
+	if err := f.storeUsage(r); err != nil {
 		return err
 	}
 	if r.State.Final() && f.job != nil {
@@ -157,6 +152,13 @@ func (f effects) emitEffects(r *lifecycle.Record) error {
 	err := f.publish(effectEvent, f.events().Last(r))
 	failpoint.Here("event")
 	return err
+}
+
+// storeUsage writes the record's sessions to the ledger.
+func (f effects) storeUsage(r *lifecycle.Record) error {
+	return f.w.ledger.Store(r, &f.session.sent, func(write func(context.Context, time.Duration) error) error {
+		return f.effect(effectUsage, f.w.o.SettleTimeout, write)
+	})
 }
 
 // publishApart publishes an event for a record this delivery did not write. The job

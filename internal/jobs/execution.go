@@ -163,17 +163,21 @@ func (e *execution) recoverPanic() {
 		e.fault = fmt.Errorf("fault of the worker: %v", v)
 		e.log().Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("panic in the worker: the job is handed back")
 		e.abortProbe(false)
-		e.releaseSession("fault")
+		e.releaseSession(lifecycle.ReleasedByFault)
 		e.nak(e.w.o.AckWait)
 	}
 }
 
 // releaseSession writes in the record that this worker no longer runs the job, and what
-// its session used. While the lease is valid no other worker starts the job before that,
-// and this one never does.
+// its session used. Other workers rely on the record as long as the lease is valid. This
+// worker starts no other session of the job before that is written, or resultTimeout has
+// passed: then what the session used is not lost if it dies.
 func (e *execution) releaseSession(reason string) {
+	if e.session.ctx == nil { // it did not get as far
+		return
+	}
 	r := e.record.Current()
-	if own := e.session.ctx != nil && r != nil && r.Session == e.session.previousSession+1 && e.w.lease.Own(r.WorkerID); !own || r.State != lifecycle.StateRunning {
+	if r == nil || r.State != lifecycle.StateRunning || r.Session != e.session.previousSession+1 || !e.w.lease.Own(r.WorkerID) {
 		return
 	}
 	failpoint.Here("giving_up")
@@ -183,7 +187,6 @@ func (e *execution) releaseSession(reason string) {
 	e.session.releasing = true
 	e.w.register(e) // it still is, except after a panic
 	e.w.background.Go(func() {
-		defer e.w.deregister(e)
 		ctx, cancel := context.WithTimeout(e.w.base, resultTimeout)
 		defer cancel()
 		err := retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second},
@@ -191,9 +194,8 @@ func (e *execution) releaseSession(reason string) {
 				return errors.Is(err, lifecycle.ErrSuperseded) || errors.Is(err, nats.ErrConnectionClosed)
 			},
 			func() error { return e.record.PutFenced(ctx, next.Clone()) })
-		if err != nil { // no record has what the session used
-			e.settlement().correctUsage(e.w.base, next)
-		}
+		e.w.deregister(e)
+		e.settlement().storeUsage(next) // a record that has it may be replaced, or age, before the next delivery
 		failpoint.Here("given_up")
 		if err != nil && !errors.Is(err, lifecycle.ErrSuperseded) {
 			e.log().Warn().Err(err).Msg("could not write that the job was released; it is taken over once this worker's lease ends")

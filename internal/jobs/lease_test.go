@@ -160,10 +160,7 @@ func TestAJobStartsAgainOnlyOnceItsRecordHasWhatItsLastSessionUsed(t *testing.T)
 		return jobs.Report{Connected: time.Second}, untilDone(ctx)
 	}}, h.leaseOf(natstest.Unhurried(3*time.Second)), func(o *options) {
 		o.url, o.Drain = k.url(), time.Millisecond
-		o.Ledger = func(now func() time.Time) ledger.Ledger {
-			return usage.NewLedger(usage.Options{JS: h.js, Names: h.names, Now: now, Window: time.Minute})
-		}
-	})
+	}, h.ledger)
 	h.submit("default", job("j1"))
 	receive(t, began, "session")
 	h.until("j1", func(r *lifecycle.Record) bool { return !r.ConfirmedAt.IsZero() })
@@ -191,23 +188,77 @@ func TestAJobStartsAgainOnlyOnceItsRecordHasWhatItsLastSessionUsed(t *testing.T)
 	if r := h.state("j1", lifecycle.StateReleased); r.Crashes != 0 || r.Unsettled != 2 {
 		t.Errorf("%d crashes, %d sessions without a result", r.Crashes, r.Unsettled)
 	}
-	stream, err := h.js.Stream(t.Context(), h.names.UsageStream())
-	if err != nil {
+	used := h.used()
+	for _, id := range []string{"j1.run1.s1", "j1.run1.s2"} {
+		if u, ok := used[id]; !ok || u.Estimated || u.ConnectedMS != 1000 {
+			t.Errorf("%s: in the ledger: %t: %+v", id, ok, u)
+		}
+	}
+}
+
+func TestAWorkerStopsInTimeThoughItsLedgerTakesNothing(t *testing.T) {
+	h := newEnv(t)
+	began, leave := make(chan struct{}, 2), make(chan struct{})
+	w := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
+		began <- struct{}{}
+		<-leave
+		_, err := speakAll(ctx, a)
+		return err
+	}), h.ledger)
+	h.submit("default", job("j1", spoken(2)))
+	receive(t, began, "session")
+	if err := h.js.DeleteStream(t.Context(), h.names.UsageStream()); err != nil {
 		t.Fatal(err)
 	}
-	if n := stream.CachedInfo().State.Msgs; n != 2 {
-		t.Errorf("%d usage records of 2 sessions", n)
+	h.leaseOfWorker("another", time.Minute) // it lives, and has the job
+	r := h.record("j1")
+	r.Session, r.WorkerID = 2, "another"
+	h.put(r)
+	close(leave)
+	h.eventually("released", func() bool { return len(h.events("avatar.events.released.j1")) == 1 })
+	w.end()
+}
+
+func TestWhatTheRunBeforeUsedIsInTheLedgerBeforeTheNextBegins(t *testing.T) {
+	h := newEnv(t)
+	at := time.Now().UTC()
+	h.put(&lifecycle.Record{ // its worker died before it had done what follows
+		JobID: "j1", Run: 1, StreamSeq: 999, Session: 1, Attempt: 1, MaxAttempts: 5, WorkerID: "gone", AppID: "app1", Queue: "default",
+		State: lifecycle.StateCompleted, Outcome: lifecycle.StateCompleted, CreatedAt: at, UpdatedAt: at, ConfirmedAt: at, ConnectionID: "c",
+		Usage: []usage.Session{{Session: 1, Connected: time.Second, OutcomeCode: usage.CodeCompleted}},
+	})
+	h.start(&script{}, h.ledger)
+	h.submit("default", job("j1"), "Avatar-Run", "2")
+	h.until("j1", func(r *lifecycle.Record) bool { return r.Run == 2 && r.Outcome == lifecycle.StateCompleted })
+	h.settled()
+	if u, ok := h.used()["j1.run1.s1"]; !ok || u.ConnectedMS != 1000 || u.ConnectionID != "c" {
+		t.Errorf("in the ledger: %t: %+v", ok, u)
 	}
-	for seq := range stream.CachedInfo().State.Msgs {
-		msg, err := stream.GetMsg(t.Context(), seq+1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var used usage.Record
-		if err := json.Unmarshal(msg.Data, &used); err != nil || used.Estimated || used.ConnectedMS != 1000 {
-			t.Errorf("%s: %v", msg.Data, err)
-		}
+}
+
+// ledger gives a worker the ledger.
+func (h *env) ledger(o *options) {
+	o.Ledger = func(now func() time.Time) ledger.Ledger {
+		return usage.NewLedger(usage.Options{JS: h.js, Names: h.names, Now: now, Window: time.Minute})
 	}
+}
+
+// used returns the usage records by their ids.
+func (h *env) used() map[string]usage.Record {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	records := make(map[string]usage.Record)
+	err := usage.Scan(ctx, h.js, h.names.UsageStream(), h.names.AllUsage(), time.Time{}, func(msg jetstream.Msg) error {
+		var r usage.Record
+		err := json.Unmarshal(msg.Data(), &r)
+		records[msg.Headers().Get(jetstream.MsgIDHeader)] = r
+		return err
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return records
 }
 
 // slowStore holds each look at the storage up until it is let go on.

@@ -137,18 +137,6 @@ func TestResultIsWrittenOnceTheBucketOfRecordsHasRoomAgain(t *testing.T) {
 	}
 }
 
-func TestAWorkerIsReadyAgainThoughTheAnswerToAnEventWasLost(t *testing.T) {
-	h := newEnv(t)
-	config := h.handles.Events.CachedInfo().Config
-	config.NoAck = true // what is published is stored, and no answer comes
-	h.update(config)
-	w := h.start(&script{}, func(o *options) { o.SettleTimeout = time.Second })
-	h.submit("default", job("j1"))
-	h.outcome("j1", lifecycle.StateCompleted)
-	h.settled()
-	h.eventually("ready again", func() bool { return w.Ready() == nil })
-}
-
 // stays watches for so long that something remains true.
 func (h *env) stays(long time.Duration, what string, holds func() bool) {
 	h.t.Helper()

@@ -342,11 +342,7 @@ func (s settlement) untilGivenUp(r *lifecycle.Record, now time.Time, wait time.D
 
 // release hands back a job whose session was closed unfinished.
 func (s settlement) release(ctx context.Context, next *lifecycle.Record, reason string, delay time.Duration) error {
-	if next.ConfirmedAt.IsZero() {
-		next.ReleaseUnopened(reason)
-	} else {
-		next.Release(reason)
-	}
+	next.Release(reason)
 	if err := s.commitAndFreeSlot(ctx, next); err != nil {
 		return err
 	}
@@ -366,10 +362,8 @@ func (s settlement) superseded(r *lifecycle.Record) {
 		Msg("another worker has taken the job over: the session is closed and its result dropped")
 	s.ackWait.Release()
 	s.w.background.Go(func() {
-		ctx, cancel := context.WithTimeout(s.w.base, s.w.o.SettleTimeout)
-		defer cancel()
-		s.correctUsage(ctx, r)
 		s.publishReplaced(r)
+		s.storeUsage(r)
 	})
 }
 
@@ -384,12 +378,14 @@ func (s settlement) publishReplaced(r *lifecycle.Record) {
 	}
 }
 
-// correctUsage writes what a session really used that this worker can't settle: in
-// place of the ledger's estimate, where its job was taken over.
-func (s settlement) correctUsage(ctx context.Context, r *lifecycle.Record) {
+// storeUsage writes to the ledger what a session used that this worker did not settle:
+// in place of the estimate, where another worker has taken the job over.
+func (s settlement) storeUsage(r *lifecycle.Record) {
+	ctx, cancel := context.WithTimeout(s.w.base, resultTimeout)
+	defer cancel()
 	if err := s.w.ledger.Correct(ctx, r, &s.session.sent); err != nil {
 		s.log().Warn().Err(err).Int("session", r.Session).Str("connection_id", r.ConnectionID).
-			Msg("could not write what a session used: if another worker has taken the job over the ledger keeps its estimate")
+			Msg("could not write to the ledger what a session used: it keeps the estimate, if there is one")
 	}
 }
 

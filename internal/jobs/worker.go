@@ -26,6 +26,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/jobs/limit"
 	"avatarworker/internal/jobs/pace"
+	"avatarworker/internal/jobs/pool"
 	"avatarworker/internal/jobs/suspect"
 	"avatarworker/internal/jobs/usage"
 	"avatarworker/internal/kv"
@@ -41,7 +42,8 @@ type Worker struct {
 	refresh time.Duration
 	parts
 	lifetime
-	pool
+	places
+	pool    *pool.Pool[*execution]
 	faults  fault.Set
 	crashed suspect.Jobs
 
@@ -122,10 +124,11 @@ func New(ctx context.Context, o Options) (*Worker, error) {
 	w := &Worker{
 		o: o, log: o.Logger,
 		parts:   parts{publisher: event.NewPublisher(o.NC, o.Names, o.Name, o.Logger), kept: event.Kept{Stream: o.Events, Names: o.Names}},
-		pool:    newPool(o.Concurrency, o.InHand-o.Concurrency),
+		places:  newPlaces(o.Concurrency, o.InHand-o.Concurrency),
 		running: make(map[string]*execution),
 		health:  make(map[string]error),
 	}
+	w.pool = pool.New(w.process)
 	status, err := o.State.Status(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", o.State.Bucket(), err)
@@ -271,8 +274,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.pull.Run(ctx)
 	<-ending
 	w.drain()
-	close(w.noMore)
-	w.working.Wait()
+	w.pool.Close()
+	defer time.AfterFunc(handBackTimeout, endWork).Stop()
 	w.background.Wait()
 
 	stop()

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"io"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -93,5 +94,8 @@ func TestALongSessionThatTriesAStreamHoldsNoJobForLong(t *testing.T) {
 		begin(t, s, "conversation")
 		time.Sleep(trialLife) //nolint:forbidigo // fake clock
 		begin(t, s, "next")
+		begin(t, s, "another")
+		s.End("conversation", io.ErrUnexpectedEOF)
+		begin(t, s, "last")
 	})
 }

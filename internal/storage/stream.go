@@ -256,14 +256,20 @@ func (s *stream) usable() bool {
 }
 
 // tried reports whether another job tries the stream at the moment. Those that were
-// running when it failed do not: they may have nothing to write for hours.
-func (s *stream) tried(jobID string) bool {
+// running when it failed do not: they may have nothing to write for hours. A session
+// that has lasted for trialLife shows that the stream is well, however it ends.
+func (s *stream) tried(jobID string) (tries bool) {
 	for id, r := range s.reserved {
-		if id != jobID && !r.over && r.since.After(s.failedAt) && time.Since(r.since) < trialLife {
-			return true
+		switch {
+		case id == jobID || r.over || !r.since.After(s.failedAt):
+		case time.Since(r.since) < trialLife:
+			tries = true
+		case r.running:
+			s.failed = 0
+			return false
 		}
 	}
-	return false
+	return tries
 }
 
 // fits reports whether there is that much space in addition to what is reserved for other jobs.

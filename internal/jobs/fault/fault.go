@@ -13,7 +13,7 @@ import (
 
 // life is how long a fault counts that is not seen again. What failed is tried again
 // sooner, unless its job went to another worker.
-const life = 2 * time.Minute
+const life = time.Minute
 
 // Set is the current faults. A worker with one is not ready, and says which. The
 // zero value has none.

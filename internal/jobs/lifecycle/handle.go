@@ -30,6 +30,8 @@ type Handle struct {
 	o HandleOptions
 
 	writing sync.Mutex // held while the record is read and written back
+	cancel  bool       // a write found that the job is to be cancelled: no later one may lose that
+	told    bool       // CancelSeen was called
 
 	mu       sync.Mutex // guards the fields below; never held while waiting
 	record   *Record    // nil: there is none
@@ -95,7 +97,7 @@ func (h *Handle) UpdateHeldText(ctx context.Context, r *Record, why string) erro
 
 // write is Put for a caller that holds h.writing.
 func (h *Handle) write(ctx context.Context, next *Record) error {
-	next.UpdatedAt = h.o.Now()
+	next.UpdatedAt, next.CancelRequested = h.o.Now(), next.CancelRequested || h.cancel
 	h.mu.Lock()
 	revision := h.revision
 	h.mu.Unlock()
@@ -138,10 +140,10 @@ func (h *Handle) Change(ctx context.Context, f func(*Record)) error {
 
 // overwrite is PutFenced for a caller that holds h.writing.
 func (h *Handle) overwrite(ctx context.Context, next *Record) error {
-	asked := next.CancelRequested
 	for stale := 0; ; {
 		err := h.write(ctx, next)
-		if err == nil && next.CancelRequested && !asked {
+		if err == nil && h.cancel && !h.told {
+			h.told = true
 			h.o.CancelSeen() // after the progress was written
 		}
 		if !errors.Is(err, kv.ErrConflict) {
@@ -155,7 +157,7 @@ func (h *Handle) overwrite(ctx context.Context, next *Record) error {
 		if now.Run != next.Run || now.Session != next.Session || now.WorkerID != next.WorkerID || now.State.Final() || now.State == StateReleased {
 			return ErrSuperseded
 		}
-		next.CancelRequested = next.CancelRequested || now.CancelRequested
+		h.cancel = h.cancel || now.CancelRequested
 		if h.newer(revision) {
 			continue
 		}

@@ -42,3 +42,17 @@ func TestOnlyAnUtteranceThatIsKeptEndsTheRowOfSessionsWithoutAResult(t *testing.
 		}
 	}
 }
+
+func TestASessionThatWasNeverOpenedCountsOnlyAfterAFaultOfTheWorker(t *testing.T) {
+	for reason, want := range map[string]int{"lease_lost": 0, "unrecorded": 0, "drain": 0, ReleasedByFault: 1} {
+		r := &Record{Unsettled: 1}
+		r.Release(reason)
+		if r.Unsettled != want || r.State != StateReleased || r.Reason != reason {
+			t.Errorf("%s, not opened: %d sessions without a result, want %d", reason, r.Unsettled, want)
+		}
+		r = &Record{Unsettled: 1, ConfirmedAt: time.Now()}
+		if r.Release(reason); r.Unsettled != 1 {
+			t.Errorf("%s, opened: %d sessions without a result, want 1", reason, r.Unsettled)
+		}
+	}
+}

@@ -212,14 +212,17 @@ func (r *Record) MakeDue(now time.Time) bool {
 	return true
 }
 
-// Release records that no worker runs the job any more, and why.
-func (r *Record) Release(reason string) { r.State, r.Reason = StateReleased, reason }
+// ReleasedByFault is the reason of a job that a fault of the worker's own code ended.
+const ReleasedByFault = "fault"
 
-// ReleaseUnopened is Release for a job whose session was never opened, so that it
-// does not count among those without a result.
-func (r *Record) ReleaseUnopened(reason string) {
-	r.Unsettled = max(r.Unsettled-1, 0)
-	r.Release(reason)
+// Release records that no worker runs the job any more, and why. A session that was
+// never opened does not count among those without a result, unless a fault ended it: a
+// job that does that each time is to be held in the end.
+func (r *Record) Release(reason string) {
+	if r.ConfirmedAt.IsZero() && reason != ReleasedByFault {
+		r.Unsettled = max(r.Unsettled-1, 0)
+	}
+	r.State, r.Reason = StateReleased, reason
 }
 
 // DeadLetterUnattempted records the dead letter of a job that ends without an attempt.
