@@ -151,8 +151,8 @@ func splitJobs(name string, data []byte) ([]jobPart, error) {
 	return parts, nil
 }
 
-// placed is a part of data behind as many lines, and on its own line as many blanks, as
-// are before it, so that what is said of lines and columns is true of the whole.
+// placed returns a part of data after as many empty lines and spaces as stand before it,
+// so that lines and columns in error messages are those of the whole file.
 func placed(data []byte, from, end int64, lines int) []byte {
 	column := int(from) - (bytes.LastIndexByte(data[:from], '\n') + 1)
 	out := make([]byte, 0, lines+column+int(end-from))

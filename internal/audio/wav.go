@@ -95,9 +95,8 @@ func wavSpeech(in *input, src *source, r *bufio.Reader, opts Options) (*Speech, 
 	return s, nil
 }
 
-// openLength gives the rule by which a length of the samples that reaches beyond
-// the end of the file is one that its writer could not know, and not that of a
-// file that was cut short. Two things have to come together. The length is not
+// openLength recognises a length of the samples that its writer could not know yet, as
+// opposed to that of a file that was cut short: both reach beyond the end of the file. Two things have to come together. The length is not
 // to be believed by itself: it is more than any speech that would be taken
 // (wavTooMuch bytes and more than is accepted, or wavTooLong of speech), or the
 // RIFF header around it is open as well. And the file holds a small part of it

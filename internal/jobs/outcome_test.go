@@ -194,6 +194,29 @@ func TestTheLedgerGoesByTheServersClock(t *testing.T) {
 	}
 }
 
+func TestEveryActionOfAPolicyIsCarriedOut(t *testing.T) {
+	for _, action := range errors.PolicyActions() {
+		t.Run(string(action), func(t *testing.T) {
+			h := newEnv(t)
+			table, err := errors.NewTable(errors.Policy{errors.CodeServerError: {Action: action}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.start(runnerFunc(func(_ context.Context, a *jobs.Attempt) error {
+				connect(a)
+				return failure(errors.CodeServerError, errors.PhaseRuntime)
+			}), func(o *options) {
+				o.Table, o.Retry.Initial, o.Retry.Max = table, time.Hour, time.Hour // as the action has left it
+			})
+			h.submit("default", job("j1"))
+			r := h.until("j1", func(r *lifecycle.Record) bool { return r.State != lifecycle.StateRunning })
+			if r.LastError == nil || r.LastError.Action != action || r.State == lifecycle.StateReleased {
+				t.Errorf("the job is %s: %+v", r.State, r.LastError)
+			}
+		})
+	}
+}
+
 func TestRetryAfterPastTheDeadlineExpiresAtOnce(t *testing.T) {
 	h := newEnv(t)
 	h.start(runnerFunc(func(context.Context, *jobs.Attempt) error {

@@ -81,7 +81,7 @@ func (s settlement) verdict(ctx context.Context, next *lifecycle.Record) error {
 	}
 }
 
-// leaseLost settles nothing. That the session is closed is written once that is
+// leaseLost writes no outcome. That the session is closed is written once that is
 // possible, unless another worker has taken the job over.
 func (s settlement) leaseLost(r *lifecycle.Record) {
 	s.abortProbe(false)

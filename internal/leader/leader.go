@@ -1,5 +1,5 @@
-// Package leader reads streams and object buckets from their leader. It must not
-// know what the messages mean.
+// Package leader reads streams and object buckets from their leader. It owns nothing
+// that is stored, and must not know what the messages mean.
 //
 // The client's own reads of a stream with direct access may be answered by any
 // replica, which may lag behind what a publisher knows is stored. "Not found"

@@ -151,9 +151,9 @@ func (m *Model) waitingTable(span span) *waitingTable {
 	return table
 }
 
-// odd reports whether the jobs of a queue have to be read again: for a while those that
-// were never delivered have not been as many as the server counts, or all of them more than
-// it stores, so some were removed from its middle.
+// odd reports whether the jobs of a queue have to be read again, because the server has
+// counted other numbers for a while: fewer or more that were never delivered, or fewer in
+// all, since some were removed from the middle of the stream.
 func (m *Model) odd(span span, table *waitingTable) bool {
 	var all, never uint64
 	for i := range table.rows {

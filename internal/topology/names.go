@@ -218,9 +218,9 @@ func (n Names) Usage(app, queue string) string { return n.subject("usage", Token
 // AllUsage matches every usage record.
 func (n Names) AllUsage() string { return n.subject("usage", "*", "*") }
 
-// Totals is the counter of a family (one token: what it adds up) for the sessions of a
-// period (YYYY-MM-DD or YYYY-MM), an app and a queue, and of those of them that have the
-// labels, each "name=value".
+// Totals names a counter. family is one token that says what it adds up. It counts the
+// sessions of a period (YYYY-MM-DD or YYYY-MM), an app and a queue; with labels, each
+// "name=value", only those that have them.
 func (n Names) Totals(family, period, app, queue string, labels ...string) string {
 	tokens := make([]string, 0, 4+len(labels))
 	tokens = append(tokens, family, period, Token(app), Token(queue))

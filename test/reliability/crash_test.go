@@ -64,7 +64,7 @@ func crashPoints() []crashPoint {
 		{"failure", "`retrying` is written; nothing that follows is done", []string{retried}},
 		{"released", "`released` is written, as the drain time was up; nothing that follows is done", []string{drained}},
 		{"giving_up", "the lease was lost, so the session is closed; nothing is written", []string{cutOff}},
-		{"given_up", "the same, and what the session had reached was to be written", []string{cutOff}},
+		{"given_up", "the same; the worker has tried to write the release and the usage record, which may or may not be stored", []string{cutOff}},
 		{"limit_removal", "the outcome is written; the key of the session limit is still the job's", []string{limited}},
 
 		{"usage", "the usage record is stored", ended},

@@ -240,9 +240,10 @@ func printable(b []byte) (different int, ok bool) {
 	return 0, false
 }
 
-// words gives points to printable text, about as many as bits that would have to
-// fall so in noise: letters that go on in the case of the word, spaces between words,
-// and letters of another script. Whatever does not occur in words takes points away.
+// words scores how much printable text looks like words, in about as many points as bits
+// that noise would have to get right. Letters in the case of their word, spaces between
+// words and letters of another script give points. What does not occur in words takes
+// points away.
 func words(b []byte) int {
 	points := letters(b)
 	before := ' '

@@ -235,8 +235,8 @@ func withoutSpace(text string) string {
 }
 
 // forProtojson returns a job in which explainJSON found no fault, with white space
-// removed from inline speech and the deadline in capitals: protojson accepts only
-// some of the one and nothing else of the other.
+// removed from inline speech and the deadline in capitals: protojson rejects some white
+// space, and deadlines in small letters.
 func forProtojson(data []byte) ([]byte, error) {
 	var job map[string]json.RawMessage
 	if err := json.Unmarshal(data, &job); err != nil {

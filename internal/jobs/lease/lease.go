@@ -4,7 +4,7 @@
 // to this worker; once it is gone, other workers may take them. The package also
 // extends the ack waits of the worker's messages.
 //
-// It must not know about jobs. See docs/decisions/0010-one-lease.md for the
+// It owns the keys "lease.<worker_id>", and must not know about jobs. See docs/decisions/0010-one-lease.md for the
 // reasons.
 package lease
 

@@ -99,7 +99,7 @@ func Start(from *Record, job *jobspec.Job, worker string, defaults Defaults, now
 			next.Attempt++
 		}
 	}
-	next.keepUsage()
+	next.dropStoredUsage()
 	next.identify(job, defaults)
 	next.Attempt = max(next.Attempt, 1)
 	next.Session++

@@ -16,7 +16,7 @@ func UnstartedRecord(from *Record, id jobspec.Identity, job *jobspec.Job, d Defa
 	next := &Record{CreatedAt: now, JobID: id.ID, Run: id.Run}
 	if from != nil {
 		next = from.Clone()
-		next.keepUsage()
+		next.dropStoredUsage()
 	}
 	if job != nil {
 		next.identify(job, d)
@@ -94,9 +94,9 @@ func (r *Record) whole(s usage.Session) usage.Session {
 // maxEstimates bounds the estimates that a record keeps for a correction.
 const maxEstimates = 16
 
-// keepUsage drops the sessions that are in the ledger. If the state is not running, the
+// dropStoredUsage drops the sessions that are in the ledger. If the state is not running, the
 // record's effects are done, and their usage records with them.
-func (r *Record) keepUsage() {
+func (r *Record) dropStoredUsage() {
 	var kept []usage.Session
 	for _, s := range r.Usage {
 		s = r.whole(s)

@@ -1,6 +1,6 @@
 // Package suspect keeps jobs apart that may have crashed their workers. A suspect
-// runs only alongside jobs that were never running when a worker died, so that the
-// job that causes the crashes can be found. It counts the jobs in hand by their
+// runs only alongside jobs without crashes, so that the job that causes the crashes can
+// be found. It counts the jobs in hand by their
 // crashes, and must not know what a job or a record is.
 package suspect
 

@@ -1,4 +1,5 @@
-// Package jsontest compares hand-written JSON with encoding/json's.
+// Package jsontest compares hand-written JSON with encoding/json's. It owns the random
+// values that it fills fields with, and must not know what the types mean.
 package jsontest
 
 import (

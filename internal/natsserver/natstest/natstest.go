@@ -1,4 +1,6 @@
-// Package natstest gives tests a real NATS server with JetStream.
+// Package natstest gives tests a real NATS server with JetStream, ways to it that lose
+// or delay messages, and waiting without a limit of its own. It owns the servers that it
+// starts, and must not know what a test stores in them.
 package natstest
 
 import (
