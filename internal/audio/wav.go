@@ -96,13 +96,13 @@ func wavSpeech(in *input, src *source, r *bufio.Reader, opts Options) (*Speech, 
 }
 
 // openLength recognises a length of the samples that its writer could not know yet, as
-// opposed to that of a file that was cut short: both reach beyond the end of the file. Two things have to come together. The length is not
-// to be believed by itself: it is more than any speech that would be taken
-// (wavTooMuch bytes and more than is accepted, or wavTooLong of speech), or the
-// RIFF header around it is open as well. And the file holds a small part of it
-// only, one of wavPart at most. What a broken transfer leaves says less or holds
-// more. A file is also whole where it ends as its RIFF header says, or where the
-// length counts the header too: some writers give the size of the file.
+// opposed to that of a file that was cut short: both reach beyond the end of the file.
+// Two things have to come together. The length is not to be believed by itself: it is
+// more than any speech that would be taken (wavTooMuch bytes and more than is accepted,
+// or wavTooLong of speech), or the RIFF header around it is open as well. And the file
+// holds a small part of it only, one of wavPart at most. What a broken transfer leaves
+// says less or holds more. A file is also whole where it ends as its RIFF header says, or
+// where the length counts the header too: some writers give the size of the file.
 func (w *wavReader) openLength(h *wavHeader) func(there int64) bool {
 	says := h.data
 	// Open, or still that of a file without samples.
