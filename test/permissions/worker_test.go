@@ -283,24 +283,27 @@ func interrupted(ctx context.Context, admin client) error {
 	if _, err := admin.js.Publish(ctx, names.Jobs("default"), []byte(job)); err != nil {
 		return err
 	}
-	if _, err := sub.NextMsgWithContext(ctx); err != nil {
-		return err
+	defer func() { _ = sub.Unsubscribe() }() // the connection is closed soon
+	for {
+		if _, err := sub.NextMsgWithContext(ctx); err != nil {
+			return err
+		}
+		msg, err := admin.nc.RequestWithContext(ctx, names.Control(id), []byte(`{"op":"interrupt"}`))
+		if err != nil {
+			return err
+		}
+		var reply control.Reply
+		if err := json.Unmarshal(msg.Data, &reply); err != nil {
+			return err
+		}
+		switch reply.Status {
+		case control.StatusInterrupted:
+			return outcome(ctx, admin, id)
+		case control.StatusNotRunning: // its worker lost its lease just then: the next session speaks on
+		default:
+			return fmt.Errorf("the answer is %s", msg.Data)
+		}
 	}
-	if err := sub.Unsubscribe(); err != nil {
-		return err
-	}
-	msg, err := admin.nc.RequestWithContext(ctx, names.Control(id), []byte(`{"op":"interrupt"}`))
-	if err != nil {
-		return err
-	}
-	var reply control.Reply
-	if err := json.Unmarshal(msg.Data, &reply); err != nil {
-		return err
-	}
-	if reply.Status != control.StatusInterrupted {
-		return fmt.Errorf("the answer is %s", msg.Data)
-	}
-	return outcome(ctx, admin, id)
 }
 
 // answered finds the worker as `nats micro` does, and asks for its state.

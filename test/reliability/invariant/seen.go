@@ -16,6 +16,7 @@ import (
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/simulator"
+	"avatarworker/internal/streams"
 	"avatarworker/internal/topology"
 )
 
@@ -93,43 +94,39 @@ func Read(ctx context.Context, js jetstream.JetStream, names topology.Names, boo
 	)
 }
 
-// each hands over every message that the stream holds under filter.
+// each hands over every message that the stream holds under filter. How many are
+// pending a message says itself, and sometimes wrongly where others expire meanwhile: so
+// the last one must have come.
 func each(ctx context.Context, js jetstream.JetStream, stream, filter string, f func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
 	s, err := js.Stream(ctx, stream)
 	if err != nil {
 		return fmt.Errorf("stream %s: %w", stream, err)
 	}
-	if s.CachedInfo().State.Msgs == 0 {
+	last, err := s.GetLastMsgForSubject(ctx, filter)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil
 	}
-	consumer, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}})
 	if err != nil {
 		return fmt.Errorf("stream %s: %w", stream, err)
 	}
-	if consumer.CachedInfo().NumPending == 0 {
-		return nil
-	}
-	messages, err := consumer.Messages()
-	if err != nil {
+	var read uint64
+	var failed error
+	err = streams.Scan(ctx, s, jetstream.ConsumerConfig{FilterSubject: filter}, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		if failed = f(msg, meta); failed != nil {
+			failed = fmt.Errorf("message %d: %w", meta.Sequence.Stream, failed)
+		}
+		read = meta.Sequence.Stream
+		return failed == nil
+	})
+	if err = errors.Join(err, failed); err != nil {
 		return fmt.Errorf("stream %s: %w", stream, err)
 	}
-	defer messages.Stop()
-	for {
-		msg, err := messages.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return fmt.Errorf("stream %s: %w", stream, err)
-		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return err
-		}
-		if err := f(msg, meta); err != nil {
-			return fmt.Errorf("stream %s, message %d: %w", stream, meta.Sequence.Stream, err)
-		}
-		if meta.NumPending == 0 {
-			return nil
+	if read < last.Sequence {
+		if _, err := s.GetMsg(ctx, last.Sequence); !errors.Is(err, jetstream.ErrMsgNotFound) { // it has not expired
+			return fmt.Errorf("stream %s: read up to message %d of %d", stream, read, last.Sequence)
 		}
 	}
+	return nil
 }
 
 func (s *Seen) record(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
