@@ -24,21 +24,6 @@ import (
 	"avatarworker/internal/topology"
 )
 
-// freePort is a port without a listener.
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // away is a worker whose NATS is not there.
 func away(t testing.TB, port int, ready func()) *app.App {
 	t.Helper()
@@ -59,7 +44,7 @@ func away(t testing.TB, port int, ready func()) *app.App {
 
 func TestAWorkerThatStartsBeforeNATSWorksOnceItIsThere(t *testing.T) {
 	t.Parallel()
-	port, ready := freePort(t), make(chan struct{})
+	port, ready := natstest.Port(t), make(chan struct{})
 	a := away(t, port, func() { close(ready) })
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -154,7 +139,7 @@ func (l lines) Write(line []byte) (int, error) {
 
 func TestAWorkerStoppedBeforeItCouldStartEndsWithoutAnError(t *testing.T) {
 	t.Parallel()
-	a := away(t, freePort(t), nil)
+	a := away(t, natstest.Port(t), nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()
@@ -226,7 +211,7 @@ func TestAWorkerSaysAtItsStartThatItCannotReachTheBackend(t *testing.T) {
 	f := newFleet(t, nil)
 	log := &buffer{}
 	f.worker(worker{log: log, config: func(c *config.Config) {
-		c.Backend.ConsoleURL = fmt.Sprintf("http://127.0.0.1:%d/v1/console", freePort(t))
+		c.Backend.ConsoleURL = fmt.Sprintf("http://127.0.0.1:%d/v1/console", natstest.Port(t))
 	}})
 	if text := log.String(); !strings.Contains(text, "the API key could not be checked") || !strings.Contains(text, "connection refused") {
 		t.Error(text)

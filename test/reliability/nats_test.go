@@ -2,6 +2,7 @@ package reliability
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -26,11 +27,12 @@ func insist(try func() error) error {
 	}
 }
 
-// proxy is a way to target that a test can cut, slow and narrow.
+// proxy is a way to target that a test can cut, slow and narrow. Its port stays free
+// while it is cut.
 func (f *fleet) proxy(name, target string) *toxiproxy.Proxy {
 	f.t.Helper()
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	p := toxiproxy.NewProxy(server, name, "127.0.0.1:0", target)
+	p := toxiproxy.NewProxy(server, name, fmt.Sprintf("127.0.0.1:%d", natstest.Port(f.t)), target)
 	if err := p.Start(); err != nil {
 		f.t.Fatal(err)
 	}
