@@ -14,6 +14,7 @@ import (
 	"avatarworker/internal/jobs/control"
 	"avatarworker/internal/jobs/event"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // ask sends a control request and returns the answer.
@@ -63,7 +64,7 @@ func TestControlAnswersForEveryStateOfAJob(t *testing.T) {
 		return untilDone(ctx)
 	})
 	slowly := func(o *options) {
-		o.Retry.Initial, o.Retry.Max = 3*time.Second, 3*time.Second
+		o.Retry.Initial, o.Retry.Max = natstest.Unhurried(3*time.Second), natstest.Unhurried(3*time.Second)
 		o.Random = func() float64 { return 0.99 }
 	}
 	h.start(runner, slowly)

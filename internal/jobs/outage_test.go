@@ -99,7 +99,7 @@ func TestSessionsOutliveABucketOfTheFleetThatIsFullOrGone(t *testing.T) {
 				}
 				return speak(ctx, a, 1)
 			})
-			h.start(s, func(o *options) { o.Observer, o.Patience = renewed, 100*time.Millisecond })
+			h.start(s, h.leaseOf(natstest.Unhurried(4*time.Second)), func(o *options) { o.Observer, o.Patience = renewed, 100*time.Millisecond })
 			h.submit("default", job("before"))
 			h.state("before", lifecycle.StateRunning)
 			breaks(h)

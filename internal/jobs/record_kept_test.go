@@ -8,6 +8,7 @@ import (
 	"avatarworker/internal/errors"
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // forgetful replaces the bucket of records by one that forgets soon.
@@ -20,8 +21,8 @@ func (h *env) forgetful(ttl time.Duration) {
 	h.ensure()
 }
 
-const (
-	forgets    = 5 * time.Second // a record is written again after half of it; a busy machine needs the rest
+var (
+	forgets    = natstest.Unhurried(5 * time.Second) // a record is written again after half of it; a busy machine needs the rest
 	longEnough = 5 * forgets / 2
 )
 

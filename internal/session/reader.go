@@ -164,6 +164,9 @@ func (s *Session) callOnFrame(u *utterance, e envelope, b []byte) error {
 		}
 	}
 	u.stall.handled(now, e.end)
+	if e.end && s.egress && u.finishing.Load() {
+		u.endSeen.Store(true) // before allSent is looked at: play sets that before it looks here
+	}
 	if e.end && (!s.egress || u.allSent.Load()) {
 		u.ended = true
 		u.endedAt = now

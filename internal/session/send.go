@@ -32,6 +32,7 @@ func (s *Session) send(ctx context.Context, u *utterance) (bool, error) {
 		if len(data) > 0 && !s.paced(ctx, u) {
 			return false, nil
 		}
+		u.finishing.Store(last)
 		if (len(data) > 0 || last) && !s.write(u, data, length, last) {
 			return false, nil
 		}

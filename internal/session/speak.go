@@ -80,7 +80,6 @@ func (s *Session) Start(ctx context.Context, in Utterance) Call {
 	if u.begun {
 		u.unwatch = s.watchUtterance(u)
 		u.sent, u.err = s.send(source, u)
-		u.allSent.Store(u.sent)
 	}
 	u.stopSource()
 	u.speech = nil
@@ -90,9 +89,21 @@ func (s *Session) Start(ctx context.Context, in Utterance) Call {
 	case u.sent && !u.started:
 		u.finish(endingComplete)
 	case u.sent && s.egress:
-		u.playback = time.AfterFunc(time.Until(u.playedUntil)+s.c.o.EgressMargin, func() { u.finish(endingComplete) })
+		s.play(u)
 	}
 	return Call{s, u}
+}
+
+// play lets speech in a room, all of which is sent, be played. An end that came while
+// its last message was written may be the answer to that, or say that playback had run
+// dry just before: then the speech is played, and no answer is waited for.
+func (s *Session) play(u *utterance) {
+	u.allSent.Store(true)
+	margin := s.c.o.EgressMargin
+	if u.endSeen.Load() {
+		margin = 0
+	}
+	u.playback = time.AfterFunc(time.Until(u.playedUntil)+margin, func() { u.finish(endingComplete) })
 }
 
 // Done is closed when the backend has answered all of the speech: at `end` or, in

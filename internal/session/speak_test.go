@@ -539,6 +539,30 @@ func TestInARoomAnEndAmidSpeechDoesNotCutTheRestOff(t *testing.T) {
 	})
 }
 
+// The sender may only get to run again after the answer to its last message was read.
+func TestInARoomAnEndThatComesAsTheLastMessageIsWrittenIsNotMissed(t *testing.T) {
+	for finishing, want := range map[bool]time.Duration{true: 2 * time.Second, false: time.Minute + 2*time.Second} {
+		inMemory(t, &backend{session: func(p *peer) { p.confirm(); p.speech() }}, Options{EgressMargin: time.Minute}, func(c *Client) {
+			p := params()
+			p.LiveKit = &LiveKit{URL: "wss://x", RoomName: "r", PublisherID: "p", APIToken: "t"}
+			s := mustOpen(t, c, p)
+			defer s.Close()
+			u := s.newUtterance(Utterance{})
+			u.finishing.Store(finishing)
+			if err := s.callOnFrame(u, envelope{end: true}, nil); err != nil {
+				t.Fatal(err)
+			}
+			u.playedUntil = time.Now().Add(2 * time.Second)
+			begun := time.Now()
+			s.play(u)
+			<-u.done
+			if took := time.Since(begun); took != want {
+				t.Errorf("finishing %t: over after %s, want %s", finishing, took, want)
+			}
+		})
+	}
+}
+
 func TestSpeechThatFailsAfterTheBackendsEndIsAFailure(t *testing.T) {
 	b := &backend{session: endsInTheGap}
 	inMemory(t, b, Options{}, func(c *Client) {

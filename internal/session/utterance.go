@@ -18,7 +18,9 @@ type utterance struct {
 	stall       stallClock
 	cancel      atomic.Pointer[context.CancelFunc] // ends the wait for the source; nil: it is over
 
-	allSent     atomic.Bool   // in egress an end before that says only that playback ran dry
+	finishing   atomic.Bool   // the last message is being written; in egress an end before that says only that playback ran dry
+	allSent     atomic.Bool   // it is written
+	endSeen     atomic.Bool   // in egress an end came between the two
 	over        atomic.Bool   // nothing more is sent, and no frame is passed on
 	interrupted chan struct{} // closed once the interrupt is sent
 	done        chan struct{} // closed when there is nothing more to wait for
