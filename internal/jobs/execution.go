@@ -191,7 +191,8 @@ func (e *execution) releaseSession(reason string) {
 		defer cancel()
 		err := retry.Until(ctx, retry.Backoff{Initial: kv.RetryPause, Max: time.Second},
 			func(err error) bool {
-				return errors.Is(err, lifecycle.ErrSuperseded) || errors.Is(err, nats.ErrConnectionClosed)
+				// A conflict: the record is older than this worker left it, as in a bucket that was restored.
+				return errors.Is(err, lifecycle.ErrSuperseded) || errors.Is(err, kv.ErrConflict) || errors.Is(err, nats.ErrConnectionClosed)
 			},
 			func() error { return e.record.PutFenced(ctx, next.Clone()) })
 		e.w.deregister(e)
