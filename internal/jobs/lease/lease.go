@@ -4,8 +4,8 @@
 // to this worker; once it is gone, other workers may take them. The package also
 // extends the ack waits of the worker's messages.
 //
-// It owns the keys "lease.<worker_id>", and must not know about jobs. See docs/decisions/0010-one-lease.md for the
-// reasons.
+// It owns the keys "lease.<worker_id>", and must not know about jobs. The reasons are in
+// docs/decisions/0010-one-lease.md.
 package lease
 
 import (

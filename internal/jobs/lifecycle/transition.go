@@ -94,8 +94,8 @@ func (r *Record) whole(s usage.Session) usage.Session {
 // maxEstimates bounds the estimates that a record keeps for a correction.
 const maxEstimates = 16
 
-// dropStoredUsage drops the sessions that are in the ledger. If the state is not running, the
-// record's effects are done, and their usage records with them.
+// dropStoredUsage drops the sessions that are in the ledger. If the state is not running,
+// the record's effects are done, and their usage records are stored with them.
 func (r *Record) dropStoredUsage() {
 	var kept []usage.Session
 	for _, s := range r.Usage {

@@ -575,7 +575,7 @@ func TestARecordThatIsNotTakenIsReportedAtTheFirstAttempt(t *testing.T) {
 		}
 		cancel()
 		if err := <-failed; err == nil {
-			t.Errorf("%s: stored where there is no stream", name)
+			t.Errorf("%s: stored without a stream", name)
 		}
 	}
 }
