@@ -196,6 +196,32 @@ func TestAJobStartsAgainOnlyOnceItsRecordHasWhatItsLastSessionUsed(t *testing.T)
 	}
 }
 
+func TestAReleaseThatFindsAnOlderRecordEnds(t *testing.T) {
+	h := newEnv(t)
+	k := newLink(t, h.url)
+	began, ended := make(chan int, 4), make(chan struct{}, 4)
+	w := h.start(runnerFunc(func(ctx context.Context, a *jobs.Attempt) error {
+		connect(a)
+		began <- a.Session
+		defer func() { ended <- struct{}{} }()
+		return untilDone(ctx)
+	}), h.leaseOf(natstest.Unhurried(3*time.Second)), func(o *options) { o.url, o.Drain = k.url(), time.Millisecond })
+	h.submit("default", job("j1"))
+	receive(t, began, "session")
+	h.until("j1", func(r *lifecycle.Record) bool { return !r.ConfirmedAt.IsZero() })
+	k.silence(true)
+	receive(t, ended, "end")
+	// The record's node comes back without what was written last.
+	r := h.record("j1")
+	h.forgetful(time.Hour)
+	h.put(r)
+	k.silence(false)
+	if s := receive(t, began, "next session"); s != 2 {
+		t.Errorf("session %d", s)
+	}
+	w.end()
+}
+
 func TestAWorkerStopsInTimeThoughItsLedgerTakesNothing(t *testing.T) {
 	h := newEnv(t)
 	began, leave := make(chan struct{}, 2), make(chan struct{})
