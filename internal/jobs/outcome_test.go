@@ -3,7 +3,9 @@ package jobs_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -330,6 +332,47 @@ func TestPanicInARunnerHitsOneJobOnly(t *testing.T) {
 	h.settled()
 	if r.LastError.Code != errors.CodeInternal || r.Attempt != 2 || !strings.Contains(r.LastError.Message, "scripted") {
 		t.Errorf("%+v", r.LastError)
+	}
+}
+
+// faulty panics at the first attempt that is done.
+type faulty struct {
+	nopObserver
+	once *sync.Once
+}
+
+func (f faulty) AttemptDone(errors.Code, errors.Class, errors.Phase) {
+	f.once.Do(func() { panic("scripted") })
+}
+
+func TestPanicInTheWorkerHandsTheJobBack(t *testing.T) {
+	h := newEnv(t)
+	s := &script{}
+	var once sync.Once
+	h.start(s, func(o *options) {
+		o.Observer = faulty{once: new(sync.Once)}
+		known := o.KnownApp
+		o.KnownApp = func(app string) bool {
+			if app == "app2" {
+				once.Do(func() { panic("scripted") })
+			}
+			return known(app)
+		}
+	})
+	h.submit("default", job("settling"))
+	r := h.outcome("settling", lifecycle.StateCompleted)
+	h.submit("default", job("claimed", `"app_id":"app2"`))
+	h.outcome("claimed", lifecycle.StateCompleted)
+	h.submit("default", job("next"))
+	h.outcome("next", lifecycle.StateCompleted)
+	h.settled()
+	if r.Session != 2 || r.Crashes != 0 || r.Attempt != 1 {
+		t.Errorf("session %d, attempt %d, %d crashes", r.Session, r.Attempt, r.Crashes)
+	}
+	h.wantTypes("settling", "started", "released", "started", "completed")
+	h.wantTypes("claimed", "started", "completed")
+	if got := s.ran(); !slices.Equal(got, []string{"settling/s1/a1", "settling/s2/a1", "claimed/s1/a1", "next/s1/a1"}) {
+		t.Errorf("sessions %v", got)
 	}
 }
 
