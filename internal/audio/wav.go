@@ -89,7 +89,7 @@ func wavSpeech(in *input, src *source, r *bufio.Reader, opts Options) (*Speech, 
 	d.allocate(opts.Chunk)
 	s := &Speech{src: src, decoder: d, format: PCM, rate: h.rate, converted: converted}
 	if n := w.samples(h); n >= 0 && (w.size >= 0 || !open(0)) {
-		// A tag behind samples of open length is no speech: see openInline.
+		// A tag behind samples of open length is not speech: see openInline.
 		s.total, s.known = pcmLength(n/int64(h.frame), h.rate), h.data >= 0 || in.kind != kindInline
 	}
 	return s, nil
@@ -144,7 +144,7 @@ func (w *wavReader) checkSamples(h *wavHeader, open func(there int64) bool) erro
 
 // afterSamples checks the chunks behind n bytes of samples. It returns io.EOF unless
 // one of them is another WAV, or more samples: they would not be played. Other
-// chunks, and whatever is no chunk, may follow.
+// chunks, and bytes that are not a chunk, may follow.
 func (w *wavReader) afterSamples(n int64) error {
 	w.pos += n
 	begin := w.pos
@@ -174,7 +174,7 @@ func (w *wavReader) afterSamples(n int64) error {
 		}
 		skip = int(8 + size)
 		if size%2 != 0 && end < w.size {
-			skip++ // some writers forget it: what follows is no chunk then
+			skip++ // some writers forget it: what follows is not a chunk then
 		}
 	}
 }

@@ -312,7 +312,7 @@ func TestReplayIsARunOfItsOwnAndWaitsForTheOneBefore(t *testing.T) {
 	h.submit("default", job("j1"), "Avatar-Run", "1")
 	h.settled()
 	if got := h.types("j1"); got[len(got)-1] != "duplicate" {
-		t.Errorf("a lower run is no duplicate: %v", got)
+		t.Errorf("a lower run was not a duplicate: %v", got)
 	}
 }
 

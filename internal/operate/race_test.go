@@ -275,7 +275,7 @@ func TestTwoOperatorsAtOnceLeaveOneOutcome(t *testing.T) {
 				_, err = one.Retry(context.Background(), id, false)
 			case 1:
 				cancelled[i], err = two.Cancel(context.Background(), id, false)
-			case 2: // somebody pauses and resumes the queue meanwhile
+			case 2: // the queue is paused and resumed meanwhile
 				switch i % 4 {
 				case 0:
 					_, err = two.Pause(context.Background(), "default", time.Minute)

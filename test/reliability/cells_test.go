@@ -165,7 +165,7 @@ func (c *cells) accepted(id, stream string) {
 			return
 		}
 	}
-	c.t.Errorf("job %s was accepted by stream %s, which is no cell's", id, stream)
+	c.t.Errorf("job %s was accepted by stream %s, which belongs to no cell", id, stream)
 }
 
 // load publishes, as often as that, a job in each region and one by its id, until

@@ -15,7 +15,7 @@ import (
 )
 
 // insist tries again for a while: a port that has to stay the same over a
-// restart may be taken for a moment by somebody's outgoing connection.
+// restart may be taken for a moment by another process's outgoing connection.
 func insist(try func() error) error {
 	deadline := time.Now().Add(time.Minute)
 	for {

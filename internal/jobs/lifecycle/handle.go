@@ -29,9 +29,9 @@ type HandleOptions struct {
 type Handle struct {
 	o HandleOptions
 
-	writing sync.Mutex // held while the record is read and written back
-	cancel  bool       // a write found that the job is to be cancelled: no later one may lose that
-	told    bool       // CancelSeen was called
+	writing   sync.Mutex // held while the record is read and written back
+	cancel    bool       // a write found that the job is to be cancelled: no later one may lose that
+	announced bool       // CancelSeen was called
 
 	mu       sync.Mutex // guards the fields below; never held while waiting
 	record   *Record    // nil: there is none
@@ -142,8 +142,8 @@ func (h *Handle) Change(ctx context.Context, f func(*Record)) error {
 func (h *Handle) overwrite(ctx context.Context, next *Record) error {
 	for stale := 0; ; {
 		err := h.write(ctx, next)
-		if err == nil && h.cancel && !h.told {
-			h.told = true
+		if err == nil && h.cancel && !h.announced {
+			h.announced = true
 			h.o.CancelSeen() // after the progress was written
 		}
 		if !errors.Is(err, kv.ErrConflict) {

@@ -59,6 +59,6 @@ func TestARequestToCancelIsKeptThoughTheWriteThatFoundItFailed(t *testing.T) {
 	}
 	r, err := h.Load(t.Context())
 	if err != nil || !r.CancelRequested || r.Unsettled != 2 || cancels != 1 {
-		t.Errorf("%+v: the session was told %d times that it is cancelled: %v", r, cancels, err)
+		t.Errorf("%+v: CancelSeen was called %d times: %v", r, cancels, err)
 	}
 }

@@ -123,9 +123,9 @@ type Record struct {
 // For an outcome it is exact, since nothing but a cancel of the next run changes the
 // record after it, and that keeps its time. A waiting record is written again
 // meanwhile, to be held or cancelled, so for it the time is that of the record's
-// creation. Another worker may have created it and read the server's clock slightly
-// differently, or somebody whose own clock is ahead: what was published since the
-// record was written last counts in any case.
+// creation. Another worker may have created it, which read the server's clock slightly
+// differently, or a command, which goes by its own: what was published since the record
+// was written last counts in any case.
 func (r *Record) EmittedAfter() time.Time {
 	if r.State.Final() || r.UpdatedAt.Before(r.CreatedAt) {
 		return r.UpdatedAt

@@ -222,7 +222,7 @@ func (c *Channel) Subject(given map[string]string, mayStayOpen bool) (string, er
 		case value == "":
 			return "", fmt.Errorf("channel %s needs a %s", c.Name, p.name)
 		case len(p.enum) > 0 && !slices.Contains(p.enum, value):
-			return "", fmt.Errorf("channel %s: %s is no %s", c.Name, value, p.name)
+			return "", fmt.Errorf("channel %s: %s is not a %s", c.Name, value, p.name)
 		}
 		subject = strings.ReplaceAll(subject, "{"+p.name+"}", value)
 	}
@@ -237,19 +237,19 @@ func (c *Channel) Subject(given map[string]string, mayStayOpen bool) (string, er
 func (c *Channel) place(r *Received) error {
 	want, got := strings.Split(c.address, "."), strings.Split(r.Subject, ".")
 	if len(want) != len(got) {
-		return fmt.Errorf("%s is no %s", r.Subject, c.address)
+		return fmt.Errorf("%s does not match %s", r.Subject, c.address)
 	}
 	for i, token := range want {
 		at := slices.IndexFunc(c.parameters, func(p parameter) bool { return token == "{"+p.name+"}" })
 		if at < 0 {
 			if token != got[i] {
-				return fmt.Errorf("%s is no %s", r.Subject, c.address)
+				return fmt.Errorf("%s does not match %s", r.Subject, c.address)
 			}
 			continue
 		}
 		p := c.parameters[at]
 		if len(p.enum) > 0 && !slices.Contains(p.enum, got[i]) {
-			return fmt.Errorf("%s: %s is no %s of the document", r.Subject, got[i], p.name)
+			return fmt.Errorf("%s: %s is not a %s of the document", r.Subject, got[i], p.name)
 		}
 		if p.location == "" {
 			continue
