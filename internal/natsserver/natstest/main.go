@@ -21,14 +21,15 @@ func Main(m *testing.M) {
 	goleak.VerifyTestMain(m, LibraryLeaks()...)
 }
 
-// LibraryLeaks makes goleak ignore two goroutines. One nats.go 1.55 leaves behind: if an
+// LibraryLeaks makes goleak ignore three goroutines. One nats.go 1.55 leaves behind: if an
 // object is stored before the goroutine first runs, cleanupReplySub has set its channel
-// to nil, and it never ends. The other is nats-server 2.15's, which waits up to half a
-// minute for the consumer of a stream's source, also when the server has ended.
+// to nil, and it never ends. The others are nats-server 2.15's, which wait up to half a
+// minute for the consumer of a stream's source or mirror, also when the server has ended.
 func LibraryLeaks() []goleak.Option {
 	return []goleak.Option{
 		goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"),
 		goleak.IgnoreTopFunction("github.com/nats-io/nats-server/v2/server.(*stream).trySetupSourceConsumer.func3"),
+		goleak.IgnoreTopFunction("github.com/nats-io/nats-server/v2/server.(*stream).setupMirrorConsumer.func3"),
 	}
 }
 
