@@ -408,7 +408,7 @@ func (f *fleet) completed(id string) event.Completed {
 // control asks on a job's control subject.
 func (f *fleet) control(id, op string) control.Reply {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.ctx, 15*time.Second)
+	ctx, cancel := context.WithTimeout(f.ctx, natstest.Patience)
 	defer cancel()
 	msg, err := f.nc.RequestWithContext(ctx, f.names.Control(id), []byte(`{"op":"`+op+`"}`))
 	if err != nil {

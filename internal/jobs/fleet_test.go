@@ -12,6 +12,7 @@ import (
 	"avatarworker/internal/jobs"
 	"avatarworker/internal/jobs/fleet"
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // announce puts the presence of a worker into the bucket, as it would itself.
@@ -131,7 +132,7 @@ func TestWorkerWhoseClockIsAheadCountsFailuresFromBeforeItStarted(t *testing.T) 
 // it since.
 func (h *env) purgedWorkers() func() []string {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	watcher, err := h.handles.Fleet.Watch(ctx, "worker.>", jetstream.UpdatesOnly())
 	if err != nil {
 		cancel()

@@ -97,7 +97,7 @@ func portOf(t testing.TB, url string) int {
 
 func (h *env) ensure() {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	defer cancel()
 	var err error
 	if h.handles, _, err = topology.Ensure(ctx, h.js, h.names, h.settings); err != nil {
@@ -384,7 +384,7 @@ func (h *env) submit(queue, body string, header ...string) uint64 {
 	for i := 0; i+1 < len(header); i += 2 {
 		msg.Header.Set(header[i], header[i+1])
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	defer cancel()
 	ack, err := h.js.PublishMsg(ctx, msg)
 	if err != nil {
@@ -396,7 +396,7 @@ func (h *env) submit(queue, body string, header ...string) uint64 {
 // record reads a job's record; nil: there is none.
 func (h *env) record(id string) *lifecycle.Record {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	defer cancel()
 	entry, err := h.handles.State.Get(ctx, id)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -415,7 +415,7 @@ func (h *env) record(id string) *lifecycle.Record {
 // put writes a record as some other worker would have.
 func (h *env) put(r *lifecycle.Record) {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	defer cancel()
 	data, err := json.Marshal(r)
 	if err == nil {
@@ -459,7 +459,7 @@ type storedEvent struct {
 // events lists the events so far whose subject matches.
 func (h *env) events(filter string) []storedEvent {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	defer cancel()
 	c, err := h.js.OrderedConsumer(ctx, h.names.EventsStream(), jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}})
 	if err != nil {
@@ -529,7 +529,7 @@ func (h *env) settled() {
 
 func (h *env) messages(stream string) uint64 {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	defer cancel()
 	s, err := h.js.Stream(ctx, stream)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 func newClusterEnv(t *testing.T, window time.Duration) (*env, *natsserver.Cluster) {
 	t.Helper()
 	c := natstest.Cluster(t, 3)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	defer cancel()
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)

@@ -193,7 +193,7 @@ func TestAFeedSurvivesARestartOfTheServerAndALostConnection(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
 	defer cancel()
 	for {
 		once, cancel := context.WithTimeout(ctx, 2*time.Second) // one that is lost with the connection is never answered

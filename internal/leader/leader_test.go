@@ -152,7 +152,7 @@ func TestAnObjectIsReadToItsEndAndItsDigestCompared(t *testing.T) {
 func TestTheLargestMessageIsReadToo(t *testing.T) {
 	t.Parallel()
 	c := natstest.Cluster(t, 3)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
 	defer cancel()
 	first, err := jetstream.New(natstest.ConnectURL(t, c.ClientURL(0)))
 	if err != nil {

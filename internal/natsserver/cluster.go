@@ -283,7 +283,7 @@ func (n *node) server() *server.Server {
 // node that runs, and these are current, for the cluster and for each stream that
 // they keep.
 func (c *Cluster) WaitReady(ctx context.Context) error {
-	return waitReady(ctx, func() bool { return c.running(c.placeable()) && c.current() })
+	return waitReady(ctx, func() string { return c.unready(c.placeable()) })
 }
 
 // placeable are the nodes that streams can be placed on, by name: those whose
@@ -300,46 +300,54 @@ func (c *Cluster) placeable() []string {
 	return s.JetStreamClusterPeers()
 }
 
-// running reports whether all nodes that run are among these.
-func (c *Cluster) running(names []string) bool {
-	return len(names) > 0 && c.find(func(s *server.Server) bool { return !slices.Contains(names, s.Name()) }) < 0
-}
-
-func waitReady(ctx context.Context, ready func() bool) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !ready() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("the NATS cluster is not ready: %w", ctx.Err())
-		}
+// unready says which running node is not ready, and why: no stream can be placed on it,
+// or it is not current, for the cluster or for a stream that it keeps. It returns "" if
+// all nodes are ready.
+func (c *Cluster) unready(placeable []string) (why string) {
+	if len(placeable) == 0 {
+		return "there is no leader"
 	}
-	return nil
+	c.find(func(s *server.Server) bool {
+		switch {
+		case !slices.Contains(placeable, s.Name()):
+			why = fmt.Sprintf("no stream can be placed on node %s", s.Name())
+		case !s.Running() || !s.JetStreamIsCurrent():
+			why = fmt.Sprintf("node %s is not current", s.Name())
+		default:
+			why = staleStream(s)
+		}
+		return why != ""
+	})
+	return why
 }
 
-// current reports whether every node that runs is current, for the cluster and
-// for each stream that it keeps.
-func (c *Cluster) current() bool {
-	return c.find(func(s *server.Server) bool {
-		health := s.JetStreamIsCurrent() && s.Running()
-		return !health || !streamsCurrent(s)
-	}) < 0
-}
-
-func streamsCurrent(s *server.Server) bool {
+// staleStream says which stream of a node is not current; "": all are.
+func staleStream(s *server.Server) string {
 	info, err := s.Jsz(&server.JSzOptions{Accounts: true, Streams: true})
 	if err != nil {
-		return false
+		return fmt.Sprintf("node %s: %v", s.Name(), err)
 	}
 	for _, account := range info.AccountDetails {
 		for _, stream := range account.Streams {
 			if !s.JetStreamIsStreamCurrent(account.Name, stream.Name) {
-				return false
+				return fmt.Sprintf("stream %s of node %s is not current", stream.Name, s.Name())
 			}
 		}
 	}
-	return true
+	return ""
+}
+
+func waitReady(ctx context.Context, unready func() string) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for why := unready(); why != ""; why = unready() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("the NATS cluster is not ready: %s: %w", why, ctx.Err())
+		}
+	}
+	return nil
 }
 
 // Shutdown stops all nodes; calling it again returns the same error.

@@ -77,17 +77,17 @@ func (f *Federation) Cluster(i int) *Cluster { return f.clusters[i] }
 // WaitReady waits until there is a leader that can place a stream on every node
 // that runs, and these are current.
 func (f *Federation) WaitReady(ctx context.Context) error {
-	return waitReady(ctx, func() bool {
+	return waitReady(ctx, func() string {
 		var placeable []string
 		for _, c := range f.clusters {
 			placeable = append(placeable, c.placeable()...)
 		}
 		for _, c := range f.clusters {
-			if !c.running(placeable) || !c.current() {
-				return false
+			if why := c.unready(placeable); why != "" {
+				return why
 			}
 		}
-		return true
+		return ""
 	})
 }
 

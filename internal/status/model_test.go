@@ -50,7 +50,7 @@ func running(t testing.TB, m *status.Model) {
 
 func refresh(t testing.TB, m *status.Model) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	defer cancel()
 	if err := m.Refresh(ctx); err != nil {
 		t.Fatal(err)

@@ -316,7 +316,7 @@ func TestTooSmallAPayloadLimitIsRefused(t *testing.T) {
 func TestReplicasAndPlacementOnACluster(t *testing.T) {
 	t.Parallel()
 	c := natstest.Cluster(t, 3)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
 	defer cancel()
 	js, err := jetstream.New(natstest.ConnectURL(t, c.ClientURLs()))
 	if err != nil {

@@ -190,7 +190,7 @@ func names(all []*follower.Received) []string {
 
 func limited(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -162,7 +162,7 @@ func TestControlRepliesAreAsTheSchemaSays(t *testing.T) {
 // ready is a server with everything that a worker makes.
 func ready(t *testing.T) (context.Context, jetstream.JetStream, topology.Handles) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	t.Cleanup(cancel)
 	js := natstest.JetStream(t)
 	handles, _, err := topology.Ensure(ctx, js, topology.Names{}, topology.DefaultSettings())

@@ -21,7 +21,7 @@ import (
 
 func TestWhatAWorkerReallyPublishesIsAsTheSchemasSay(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
 	defer cancel()
 	server := natstest.Start(t)
 	js, err := jetstream.New(natstest.Connect(t, server))

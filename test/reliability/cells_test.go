@@ -79,7 +79,7 @@ func newCells(t *testing.T, lease time.Duration) *cells {
 	takeNodes(t, 7)
 	c := &cells{t: t, ids: map[string]string{}}
 	err := insist(func() (err error) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
 		defer cancel()
 		c.federation, err = natsserver.StartFederation(ctx, filepath.Join("..", "..", "deploy", "nats", "cells.conf"), t.TempDir(), zerolog.Nop(),
 			natsserver.Member{Name: cellNames[0], Nodes: 3}, natsserver.Member{Name: cellNames[1], Nodes: 3}, natsserver.Member{Name: "arbiter", Nodes: 1})
@@ -283,7 +283,7 @@ func (c *cells) lose(i int, away time.Duration) {
 	if err := insist(func() error { return c.federation.StartCluster(i) }); err != nil {
 		c.t.Fatal(err)
 	}
-	back, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	back, cancel := context.WithTimeout(c.t.Context(), natstest.Patience)
 	defer cancel()
 	if err := c.federation.WaitReady(back); err != nil {
 		c.t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/natsserver"
+	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/simulator"
 	"avatarworker/test/reliability/invariant"
 )
@@ -265,7 +266,7 @@ func (c *chaos) workerSteps(f fault) (begin, end func()) {
 // nodeDown takes a node away, when the others are well: with two of three away
 // nothing is promised.
 func (c *chaos) nodeDown(f fault) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), natstest.Patience)
 	defer cancel()
 	if err := c.cluster.WaitReady(ctx); err != nil {
 		c.t.Errorf("before %s: %v", f.kind, err)

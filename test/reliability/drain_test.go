@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/simulator"
 )
 
@@ -96,7 +97,7 @@ func TestAChangeOfLeadersRunsNoSessionAgain(t *testing.T) {
 	if err := insist(func() error { return cluster.Start(leader) }); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
 	defer cancel()
 	if err := cluster.WaitReady(ctx); err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 // insist tries again for a while: a port that has to stay the same over a
 // restart may be taken for a moment by another process's outgoing connection.
 func insist(try func() error) error {
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(natstest.Patience)
 	for {
 		err := try()
 		if err == nil || time.Now().After(deadline) {
@@ -66,7 +66,7 @@ func newCluster(t *testing.T) (cluster *natsserver.Cluster, dir string) {
 	takeNodes(t, chaosNodes)
 	err := insist(func() (err error) {
 		dir = t.TempDir()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
 		defer cancel()
 		cluster, err = natsserver.StartCluster(ctx, chaosNodes, dir, zerolog.Nop())
 		return err

@@ -80,7 +80,7 @@ func TestANodeOfThreeThatIsAwayRunsNoSessionAgainWhoseWorkerAndRecordLive(t *tes
 // node 0.
 func spread(t *testing.T, cluster *natsserver.Cluster, window time.Duration) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
 	defer cancel()
 	names := topology.Names{Prefix: "avatar"}
 	js, err := jetstream.New(natstest.ConnectURL(t, cluster.ClientURLs()))
@@ -140,7 +140,7 @@ func (f *fleet) back(cluster *natsserver.Cluster, node int) {
 	if err := insist(func() error { return cluster.Start(node) }); err != nil {
 		f.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(f.t.Context(), natstest.Patience)
 	defer cancel()
 	if err := cluster.WaitReady(ctx); err != nil {
 		f.t.Fatal(err)

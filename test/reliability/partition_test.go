@@ -60,7 +60,7 @@ func TestAClusterThatIsDividedHoldsNoTwoSessionsOfAJob(t *testing.T) {
 			cluster.Isolate(node)
 			linger(t.Context(), lasts)
 			cluster.Heal(node)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), natstest.Patience)
 			defer cancel()
 			if err := cluster.WaitReady(ctx); err != nil {
 				t.Fatal(err)

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // process is one worker process.
@@ -159,8 +161,8 @@ func (p *process) waitReady() {
 	case <-p.ready:
 	case <-p.ended:
 		p.t.Fatalf("worker %s ended before it was ready: %v", p.name, p.err)
-	case <-time.After(30 * time.Second):
-		p.t.Fatalf("worker %s was not ready within 30 s", p.name)
+	case <-time.After(natstest.Patience):
+		p.t.Fatalf("worker %s was not ready in time", p.name)
 	}
 }
 
@@ -180,7 +182,7 @@ func (p *process) awaitLine(text string) {
 	p.mu.Unlock()
 	select {
 	case <-seen:
-	case <-time.After(20 * time.Second):
+	case <-time.After(natstest.Patience):
 		p.t.Fatalf("worker %s did not log %q", p.name, text)
 	}
 }

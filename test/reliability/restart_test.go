@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"avatarworker/internal/jobs/lifecycle"
+	"avatarworker/internal/natsserver/natstest"
 	"avatarworker/internal/output"
 )
 
@@ -170,7 +171,7 @@ func (f *fleet) awaitAlert(kind, code string) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(f.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), natstest.Patience)
 	defer cancel()
 	if _, err := consumer.Next(jetstream.FetchContext(ctx)); err != nil {
 		f.t.Fatalf("no %s alert of %s: %v", kind, code, err)

@@ -19,9 +19,6 @@ import (
 	"avatarworker/internal/natsserver"
 )
 
-// clusterTimeout is generous: a cluster forms in some 5 s on an idle machine.
-const clusterTimeout = 60 * time.Second
-
 // Start runs a server on a random port, with its files in the test's own
 // directory, until the test ends.
 func Start(t testing.TB) *natsserver.Server {
@@ -88,7 +85,7 @@ func JetStream(t testing.TB) jetstream.JetStream {
 // Cluster runs a JetStream cluster of n nodes until the test ends.
 func Cluster(t testing.TB, n int) *natsserver.Cluster {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	c, err := natsserver.StartCluster(ctx, n, t.TempDir(), zerolog.Nop())
 	if err != nil {
@@ -140,7 +137,7 @@ const lag = 500 * time.Millisecond
 // answered by the replica that lags: see UntilStale.
 func Lagging(t testing.TB, c *natsserver.Cluster, stream string) jetstream.JetStream {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), clusterTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
