@@ -314,6 +314,7 @@ func (f *fleet) forgetAlerts(subject string) {
 	if _, err := f.js.UpdateStream(f.ctx, c); err != nil {
 		f.t.Fatal(err)
 	}
+	natstest.ForgetIDs(f.t, f.js, f.names.EventsStream(), f.names.Alerts("probe", "probe"))
 	if err := stream.Purge(f.ctx, jetstream.WithPurgeSubject(subject)); err != nil {
 		f.t.Fatal(err)
 	}

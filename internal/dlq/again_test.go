@@ -16,6 +16,7 @@ import (
 	"avatarworker/internal/jobs/lifecycle"
 	"avatarworker/internal/kv"
 	"avatarworker/internal/leader"
+	"avatarworker/internal/natsserver/natstest"
 )
 
 // twins writes letters of n jobs that had the same id one after the other.
@@ -129,20 +130,7 @@ func TestALetterTakesNoRunOfOneThatWaitsPastTheDuplicateWindow(t *testing.T) {
 	}
 	twins(t, b, 2)
 	replay(t, b, 1, dlq.ReplayOptions{})
-	// The server forgets the id some time after the window.
-	probe := &nats.Msg{Subject: "avatar.jobs.default", Data: []byte("{}")}
-	if _, err := b.js.PublishMsg(t.Context(), probe, jetstream.WithMsgID("probe")); err != nil {
-		t.Fatal(err)
-	}
-	for {
-		ack, err := b.js.PublishMsg(t.Context(), probe, jetstream.WithMsgID("probe"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !ack.Duplicate {
-			break
-		}
-	}
+	natstest.ForgetIDs(t, b.js, names.JobsStream(), names.Jobs("probe"))
 	if r := replay(t, b, 2, dlq.ReplayOptions{}); r.Status != dlq.StatusReplayed || r.Run != 3 {
 		t.Errorf("got %+v", r)
 	}

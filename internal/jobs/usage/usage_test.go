@@ -209,24 +209,7 @@ func (s stored) expect(records int, want usage.Totals) {
 // forgotten returns when the server no longer knows the ids of what is stored.
 func (s stored) forgotten() {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
-	defer cancel()
-	for n := 0; ; n++ {
-		ack, err := s.js.Publish(ctx, names.Usage("probe", "p"), []byte(`{}`), jetstream.WithMsgID("probe"))
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		if n > 0 && !ack.Duplicate {
-			break
-		}
-	}
-	stream, err := s.js.Stream(ctx, names.UsageStream())
-	if err == nil {
-		err = stream.Purge(ctx, jetstream.WithPurgeSubject(names.Usage("probe", "p")))
-	}
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	natstest.ForgetIDs(s.t, s.js, names.UsageStream(), names.Usage("probe", "p"))
 }
 
 func TestASessionWrittenAgainLongAfterTheDuplicateWindowCountsOnce(t *testing.T) {

@@ -79,6 +79,33 @@ func Value[V any](t testing.TB, bucket jetstream.KeyValue, key string, wanted fu
 	}
 }
 
+// ForgetIDs waits until a stream has forgotten the message ids that it knows now: that is
+// some time after its duplicate window, in the order in which they came. It publishes to
+// subject, which no other message of the stream has, and removes what it published.
+func ForgetIDs(t testing.TB, js jetstream.JetStream, stream, subject string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	stored := 0
+	Eventually(t, "stream "+stream+" forgets an id", func() bool {
+		ack, err := js.Publish(ctx, subject, nil, jetstream.WithMsgID("probe"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ack.Duplicate {
+			stored++
+		}
+		return stored == 2
+	})
+	s, err := js.Stream(ctx, stream)
+	if err == nil {
+		err = s.Purge(ctx, jetstream.WithPurgeSubject(subject))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // UnwatchedBucket can't be watched while it is away.
 type UnwatchedBucket struct {
 	jetstream.KeyValue
