@@ -39,11 +39,11 @@ func (f *fleet) used() map[string]usage.Record {
 }
 
 // balanced holds the ledger against the backend's session log and the counters against the
-// records. The pretended backend notes an end when it is scheduled, so on a busy machine
-// its times are late too.
+// records. The simulated backend notes both ends of a session when it is scheduled: so
+// much later may each of them be.
 func (f *fleet) balanced(labels ...string) map[string]usage.Record {
 	f.t.Helper()
-	return f.balancedWithin(natstest.Unhurried(250*time.Millisecond), labels...)
+	return f.balancedWithin(250*time.Millisecond+2*f.lateness(), labels...)
 }
 
 // sessionsEnd waits until the backend has noticed that each session was closed.

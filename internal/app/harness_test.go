@@ -47,6 +47,8 @@ type fleet struct {
 	nc      *nats.Conn
 	js      jetstream.JetStream
 	names   topology.Names
+
+	lateness func() time.Duration // how late the machine has woken this process, at most
 }
 
 // newFleet starts NATS and a backend; change may be nil.
@@ -66,7 +68,7 @@ func newFleetWith(t testing.TB, o natsserver.Options, change func(*simulator.Opt
 func (f *fleet) open(url string, change func(*simulator.Options)) {
 	t := f.t
 	t.Helper()
-	f.names = topology.Names{Prefix: "avatar"}
+	f.names, f.lateness = topology.Names{Prefix: "avatar"}, natstest.Lateness(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	f.ctx = ctx

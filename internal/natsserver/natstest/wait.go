@@ -79,6 +79,27 @@ func Value[V any](t testing.TB, bucket jetstream.KeyValue, key string, wanted fu
 	}
 }
 
+// Lateness measures how late the machine wakes this process, until the test ends. The
+// function that it returns gives the longest delay so far.
+func Lateness(t testing.TB) func() time.Duration {
+	const every = 20 * time.Millisecond
+	var longest atomic.Int64
+	ended, stopped := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(ended); <-stopped })
+	go func() {
+		defer close(stopped)
+		for due := time.Now().Add(every); ; due = time.Now().Add(every) {
+			select {
+			case <-ended:
+				return
+			case <-time.After(every):
+				longest.Store(max(longest.Load(), int64(time.Since(due))))
+			}
+		}
+	}()
+	return func() time.Duration { return time.Duration(longest.Load()) }
+}
+
 // ForgetIDs waits until a stream has forgotten the message ids that it knows now: that is
 // some time after its duplicate window, in the order in which they came. It publishes to
 // subject, which no other message of the stream has, and removes what it published.
